@@ -1,0 +1,180 @@
+"""Shapes and options shared by the tests and the benchmarks: one list of what people run.
+
+A `Case` is a layer stack and one call of it, nothing more: no dtype, device or mode (the reader of
+the list chooses those). Letters as in the kernels: `T` steps, `B` batch.
+
+* `ACCEPTANCE`: the cases of the speed goal on the CPU (every one of them is always reported).
+* `USERS`: shapes taken from published programs, by field.
+* `GRID`: hidden size x batch, from decoding one token to filling a large GPU.
+* `BENCHMARK` = all of these.
+* `TILES`: small shapes whose sizes lie below, on and above the kernels' tile borders (tests).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+
+@dataclass(frozen=True)
+class Case:
+    """One LSTM and one call of it; the names are those of `nn.LSTM`.
+
+    `variable` says how sequences of different lengths reach the layer: "" (all have T steps),
+    "packed" (a PackedSequence) or "lengths" (the `lengths` argument). `resets`: a boolean [T, B]
+    tensor, true with probability 1/32, is passed.
+    """
+
+    name: str
+    T: int
+    B: int
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bidirectional: bool = False
+    proj_size: int = 0
+    bias: bool = True
+    dropout: float = 0.0
+    variable: str = ""
+    resets: bool = False
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """Features of h: the projection's size, or the hidden size."""
+        return self.proj_size or self.hidden_size
+
+    def module_kwargs(self) -> dict:
+        """Constructor arguments, for nn.LSTM and FusedLSTM alike."""
+        return {
+            "input_size": self.input_size,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "bias": self.bias,
+            "dropout": self.dropout,
+            "bidirectional": self.bidirectional,
+            "proj_size": self.proj_size,
+        }
+
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the matrix products of one forward call (all sequences full)."""
+        total, input_size = 0, self.input_size
+        for _ in range(self.num_layers):
+            per_row = 4 * self.hidden_size * (input_size + self.output_size)
+            per_row += self.proj_size * self.hidden_size
+            total += self.directions * self.T * self.B * per_row
+            input_size = self.directions * self.output_size
+        return total
+
+
+ACCEPTANCE = [
+    Case("decode-32", 1, 1, 32, 32),
+    Case("scalar-series", 40, 1, 1, 50),
+    Case("digit-rows", 28, 32, 28, 100),
+    Case("stream-128", 100, 1, 128, 128),
+    Case("batch-16", 100, 16, 128, 128),
+    Case("batch-64", 100, 64, 256, 256),
+    Case("medium-512", 100, 64, 512, 512),
+    Case("large-1024", 50, 128, 1024, 1024),
+    Case("text-bidirectional", 20, 64, 256, 128, num_layers=2, bidirectional=True),
+    Case("speech-1000", 1000, 1, 40, 512),
+    Case("short-wide-batch", 10, 256, 64, 64),
+    Case("hydrology-20", 365, 256, 5, 20),
+    Case("rollout-128", 128, 8, 64, 128),
+]
+
+USERS = [
+    # Reinforcement learning: short rollouts, few environments, episode ends inside them.
+    Case("rl-b8-h128-resets", 128, 8, 64, 128, resets=True),
+    Case("rl-b2-h128", 128, 2, 64, 128),
+    Case("rl-b2-h256", 128, 2, 128, 256),
+    Case("rl-b8-h256", 128, 8, 128, 256),
+    Case("rl-b8-h512", 128, 8, 256, 512),
+    Case("rl-act-h256", 1, 16, 128, 256),
+    # Rainfall-runoff models: a year of days, few inputs, many catchments.
+    Case("hydrology-64", 365, 256, 32, 64),
+    Case("hydrology-128", 365, 256, 32, 128),
+    Case("hydrology-256", 365, 256, 32, 256),
+    # Forecasting.
+    Case("forecast-2x40", 168, 64, 12, 40, num_layers=2, dropout=0.1),
+    Case("forecast-128", 96, 32, 7, 128),
+    Case("forecast-2x128", 96, 32, 7, 128, num_layers=2),
+    # Streaming speech recognition: the predictor of an RNN transducer, one token at a time.
+    Case("rnnt-predict-b1", 1, 1, 640, 640, num_layers=2),
+    Case("rnnt-predict-b16", 1, 16, 640, 640, num_layers=2),
+    Case("rnnt-train", 64, 16, 640, 640, num_layers=2),
+    # Audio effects: very long, very small.
+    Case("audio-100000", 100_000, 1, 1, 24, num_layers=3),
+    Case("audio-44100", 44_100, 1, 1, 16),
+    # Speech.
+    Case("speech-5x512-bidirectional", 400, 32, 80, 512, num_layers=5, bidirectional=True),
+    Case("speech-packed", 400, 32, 80, 256, bidirectional=True, variable="packed"),
+    Case("speech-lengths", 400, 32, 80, 256, bidirectional=True, variable="lengths"),
+    Case("tacotron-encoder", 150, 32, 512, 256, bidirectional=True),
+    # Suites of others.
+    Case("kernelbench-6x256", 512, 10, 128, 256, num_layers=6),
+    Case("kernelbench-6x256-bidirectional", 512, 10, 128, 256, num_layers=6, bidirectional=True),
+    Case("flashrnn-768", 1024, 16, 768, 768),
+    # Language models.
+    Case("lm-3x1024", 70, 64, 1024, 1024, num_layers=3),
+    Case("lm-3x1150", 70, 64, 1150, 1150, num_layers=3),
+    Case("lm-decode-1024", 1, 1, 1024, 1024, num_layers=2),
+    # Text of different lengths.
+    Case("text-packed", 120, 64, 128, 128, num_layers=2, bidirectional=True, variable="packed"),
+    Case("text-lengths", 120, 64, 128, 128, num_layers=2, bidirectional=True, variable="lengths"),
+    Case("crf-tagger-packed", 40, 32, 100, 100, bidirectional=True, variable="packed"),
+    # Projections (LSTMP).
+    Case("projection-512-256", 100, 64, 256, 512, proj_size=256),
+    Case("projection-2048-512", 50, 64, 512, 2048, proj_size=512),
+    Case("projection-128-32", 100, 16, 64, 128, proj_size=32),
+]
+
+GRID = [
+    Case(f"grid-h{hidden}-b{batch}", 64, batch, hidden, hidden)
+    for hidden, batch in product((64, 256, 512, 1024, 2048), (1, 16, 64, 256))
+]
+
+BENCHMARK = ACCEPTANCE + USERS + GRID
+
+# Below, on and above the tiles: 8 and 16 vector lanes, 16 matrix rows, blocks of 32 units. Every
+# value of one axis meets small values of the others; the full product would be 100 shapes.
+TILES = [
+    Case(f"t{T}-b{B}-h{H}", T, B, I, H)
+    for T, B, I, H in [
+        (1, 1, 1, 1),
+        (1, 1, 32, 32),
+        (1, 33, 5, 7),
+        (2, 2, 3, 7),
+        (2, 16, 16, 32),
+        (5, 3, 7, 33),
+        (5, 16, 33, 32),
+        (5, 33, 8, 100),
+        (40, 1, 1, 33),
+        (40, 2, 5, 100),
+        (40, 3, 9, 1),
+        (40, 33, 4, 7),
+    ]
+]
+
+_SMALL = Case("small", 5, 3, 6, 10)
+
+# Every option, alone and with others, at one small shape.
+OPTIONS = [
+    _SMALL,
+    replace(_SMALL, name="no-bias", bias=False),
+    replace(_SMALL, name="two-layers", num_layers=2),
+    replace(_SMALL, name="bidirectional", bidirectional=True),
+    replace(_SMALL, name="projection", proj_size=4),
+    replace(_SMALL, name="projection-no-bias", proj_size=4, bias=False),
+    replace(_SMALL, name="three-layers-bidirectional", num_layers=3, bidirectional=True),
+    replace(
+        _SMALL,
+        name="everything",
+        num_layers=2,
+        bidirectional=True,
+        proj_size=7,
+    ),
+]
