@@ -1,0 +1,95 @@
+"""Finds the CUDA toolkit, and turns a list of GPU architectures into compiler flags."""
+
+import os
+import re
+import shutil
+import site
+import subprocess
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+# What a release carries. 9.0a: Hopper with its architecture-specific instructions. 10.0 (not 10.0a) also runs on 10.3,
+# 12.0 also on 12.1; PTX of both lets newer GPUs compile the kernels at load time.
+RELEASE_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0+PTX;12.0+PTX"
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    nvcc: Path
+    version: str  # "13.0"
+    include_dir: Path
+    library_dir: Path  # holds libcudart_static.a
+
+
+def find_toolkit() -> Toolkit | None:
+    """The first complete CUDA toolkit of: CUDA_HOME, CUDA_PATH, /usr/local/cuda, PyPI's wheels, the one behind `nvcc`."""
+    for root in _roots():
+        nvcc, include_dir = root / "bin/nvcc", root / "include"
+        library_dir = next((d for d in (root / "lib64", root / "lib") if (d / "libcudart_static.a").is_file()), None)
+        if nvcc.is_file() and (include_dir / "cuda_runtime.h").is_file() and library_dir:
+            return Toolkit(nvcc, _release(nvcc), include_dir, library_dir)
+    return None
+
+
+def arch_list() -> str:
+    """TORCH_CUDA_ARCH_LIST, else the GPUs of this machine, else the list of a release."""
+    if chosen := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return chosen
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        found = subprocess.run(query, capture_output=True, text=True).stdout.split()
+        if found and all(re.fullmatch(r"\d+\.\d", cc) for cc in found):
+            return ";".join(sorted({"9.0a" if cc == "9.0" else cc for cc in found}, key=_number))
+    return RELEASE_ARCHS
+
+
+def parse_archs(text: str) -> list[str]:
+    """["8.0", "9.0a", "12.0+PTX"] from PyTorch's notation: entries separated by semicolons, commas or spaces."""
+    archs = [entry for entry in re.split(r"[;,\s]+", text) if entry]
+    for entry in archs:
+        if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", entry):
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected entries like 8.0, 9.0a or 12.0+PTX, got {entry!r}")
+    if not archs:
+        raise SystemExit(f"TORCH_CUDA_ARCH_LIST: expected at least one architecture, got {text!r}")
+    return archs
+
+
+def gencode_flags(archs: list[str]) -> list[str]:
+    """One -gencode per architecture; `+PTX` adds the intermediate code for GPUs that do not exist yet."""
+    flags = []
+    for entry in archs:
+        number = entry.removesuffix("+PTX").replace(".", "")
+        code = f"[sm_{number},compute_{number}]" if entry.endswith("+PTX") else f"sm_{number}"
+        flags.append(f"-gencode=arch=compute_{number},code={code}")
+    return flags
+
+
+def _number(arch: str) -> float:
+    return float(re.match(r"\d+\.\d", arch)[0])
+
+
+def _roots():
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(name):
+            yield Path(os.environ[name])
+            return  # a chosen toolkit that is incomplete must not be replaced silently by another
+    yield Path("/usr/local/cuda")
+    for folder in [sysconfig.get_path("purelib"), *site.getsitepackages()]:
+        yield from sorted(Path(folder).glob("nvidia/cu[0-9]*"), reverse=True)
+    if nvcc := shutil.which("nvcc"):
+        yield from _root_behind(nvcc)
+
+
+def _root_behind(nvcc: str):
+    """The true root of an `nvcc` that may be a wrapper script: nvcc itself tells it in a dry run."""
+    with tempfile.NamedTemporaryFile(suffix=".cu") as empty:
+        dry_run = subprocess.run([nvcc, "--dryrun", "-c", empty.name], capture_output=True, text=True)
+    if top := re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE):
+        yield Path(os.path.realpath(top[1].strip()))
+
+
+def _release(nvcc: Path) -> str:
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"release (\d+\.\d+)", text)[1]

@@ -1,0 +1,226 @@
+"""Writes the ninja file of the native libraries and runs it.
+
+Three files come out, and none of them needs the others to load:
+
+    lib/libfusedlstm_cpu.so    operator schemas and CPU kernels; no Python symbols
+    lib/libfusedlstm_cuda.so   CUDA kernels; no Python symbols, static CUDA runtime
+    _core.<abi>.so             planner and build facts for Python, by pybind11; no torch
+
+The two libraries use the LibTorch stable ABI, so that one build serves every torch from 2.10 on.
+"""
+
+import contextlib
+import fcntl
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from cuda_toolkit import Toolkit, arch_list, find_toolkit, gencode_flags, parse_archs
+from find_torch import find_torch, torch_version
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD_DIR = ROOT / "build/native"
+
+# Oldest torch whose stable ABI the libraries may use; the wheel's `torch>=2.10` says the same.
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
+
+# A file csrc/cpu/*_<name>.cpp is compiled with these flags, and only it: everything else must run on any x86-64.
+_AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
+ISA_FLAGS = {
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": _AVX512,
+    "avx512_bf16": f"{_AVX512} -mavx512bf16",
+}
+
+# Not -ffast-math: NaN and infinity must pass through as they do in nn.LSTM.
+HOST_FLAGS = [
+    "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
+    "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", f"-ffile-prefix-map={ROOT}=.",
+]  # fmt: skip
+COMMON_FLAGS = ["-std=c++20", "-O3"]
+
+RULES = """\
+ninja_required_version = 1.8
+rule cxx
+  command = $cxx $flags -MD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = C++  $in
+rule nvcc
+  command = $nvcc $flags -MD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = CUDA $in
+rule link
+  command = $cxx -shared -s -Wl,--no-as-needed -Wl,--exclude-libs,ALL $in $flags -o $out
+  description = LINK $out
+"""
+
+
+class NinjaFile:
+    """The text of a build.ninja under construction."""
+
+    def __init__(self, **variables: str):
+        self.lines = [f"{name} = {_escape(value)}" for name, value in variables.items()] + [RULES]
+        self.outputs: list[str] = []
+
+    def object(self, source: Path, flags: list[str], rule: str = "cxx", folder: str = "objects") -> str:
+        output = f"{folder}/{source.relative_to(ROOT)}.o"
+        self._build(output, rule, [str(source)], flags)
+        return output
+
+    def library(self, name: str, inputs: list[str], flags: list[str]) -> None:
+        self._build(name, "link", inputs, flags)
+        self.outputs.append(name)
+
+    def _build(self, output: str, rule: str, inputs: list[str], flags: list[str]) -> None:
+        words = " ".join(_escape(word, separators=True) for word in inputs)
+        self.lines += [f"build {_escape(output, separators=True)}: {rule} {words}", f"  flags = {_escape(shlex.join(flags))}"]
+
+    def text(self) -> str:
+        return "\n".join([*self.lines, "default " + " ".join(_escape(o, separators=True) for o in self.outputs), ""])
+
+
+def build(version: str) -> dict[str, Path]:
+    """Compiles what is out of date. Returns the built files by their place in the package, `lib/build.json` among them."""
+    torch_dir = find_torch()
+    if torch_dir is None:
+        raise SystemExit("fusedlstm: expected torch >= 2.10 to build for, found none (pip install torch, or set FUSEDLSTM_TORCH_DIR)")
+    torch, toolkit = torch_version(torch_dir), _toolkit_to_use(torch_version(torch_dir)["cuda"])
+    archs = parse_archs(arch_list()) if toolkit else []
+    cxx = os.environ.get("CXX", "g++")
+    host_flags = [*COMMON_FLAGS, *HOST_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+
+    ninja = NinjaFile(cxx=cxx, nvcc=str(toolkit.nvcc) if toolkit else "nvcc")
+    torch_flags = [*host_flags, *_torch_flags(torch_dir)]
+    _cpu_library(ninja, torch_flags, torch_dir, cxx)
+    if toolkit:
+        _cuda_library(ninja, torch_flags, torch_dir, toolkit, archs, cxx)
+    if not is_set("FUSEDLSTM_NO_PYBIND"):
+        _core_module(ninja, [*host_flags, f'-DFUSEDLSTM_VERSION="{version}"'])
+
+    facts = {
+        "version": version,
+        "torch_headers": torch["version"],
+        "compiler": subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout.split("\n")[0],
+        "cuda_toolkit": toolkit.version if toolkit else None,
+        "cuda_archs": archs,
+    }
+    with _one_build_at_a_time():
+        (BUILD_DIR / "build.ninja").write_text(ninja.text())
+        subprocess.run([_ninja_program(), "-C", str(BUILD_DIR), f"-j{_jobs()}"], check=True)
+        (BUILD_DIR / "lib/build.json").write_text(json.dumps(facts, indent=2) + "\n")
+    shipped = [name for name in ninja.outputs if not name.startswith("stand_in/")]
+    return {name: BUILD_DIR / name for name in [*shipped, "lib/build.json"]}
+
+
+def _cpu_library(ninja: NinjaFile, flags: list[str], torch_dir: Path, cxx: str) -> None:
+    isa_flags = ISA_FLAGS if _compiler_takes(cxx, ISA_FLAGS.values()) else {}
+    if not isa_flags:
+        flags = [*flags, "-DFUSEDLSTM_NO_X86"]  # tells the chooser of kernels that only the portable ones exist
+    objects = [ninja.object(ROOT / "csrc/library.cpp", flags)]
+    for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
+        isa = next((name for name in sorted(ISA_FLAGS, key=len, reverse=True) if source.stem.endswith(f"_{name}")), None)
+        if isa is None or isa in isa_flags:
+            objects.append(ninja.object(source, [*flags, *isa_flags.get(isa, "").split()]))
+    # -z defs: a forgotten source file fails here and not when a user imports the package.
+    ninja.library("lib/libfusedlstm_cpu.so", objects, [f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-Wl,-z,defs"])
+
+
+def _cuda_library(ninja: NinjaFile, flags: list[str], torch_dir: Path, toolkit: Toolkit, archs: list[str], cxx: str) -> None:
+    host_flags = [*flags, "-DUSE_CUDA", "-isystem", str(toolkit.include_dir)]
+    # No torch headers for device code: a kernel knows pointers and sizes only.
+    device_flags = [
+        *COMMON_FLAGS, "--expt-relaxed-constexpr", "-Xfatbin", "-compress-all", *gencode_flags(archs),
+        "-ccbin", shlex.split(cxx)[-1], "--threads", os.environ.get("NVCC_THREADS", "1"),
+        *(word for flag in HOST_FLAGS for word in ("-Xcompiler", flag)),
+    ]  # fmt: skip
+    folder = ROOT / "csrc/cuda"
+    objects = [ninja.object(source, host_flags) for source in sorted(folder.glob("*.cpp"))]
+    objects += [ninja.object(source, device_flags, rule="nvcc") for source in sorted(folder.glob("*.cu"))]
+    # Needs libtorch_cuda.so by name only: an empty stand-in serves, also where torch itself is a CPU build.
+    ninja.library("stand_in/libtorch_cuda.so", [], ["-x", "c++", "/dev/null", "-Wl,-soname,libtorch_cuda.so"])
+    ninja.library(
+        "lib/libfusedlstm_cuda.so",
+        [*objects, "stand_in/libtorch_cuda.so"],
+        # The static runtime: a shared one would have to be the very version that torch brings.
+        [f"-L{torch_dir / 'lib'}", "-ltorch_cpu", f"-L{toolkit.library_dir}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
+    )
+
+
+def _core_module(ninja: NinjaFile, flags: list[str]) -> None:
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    if importlib.util.find_spec("pybind11") is None:
+        raise SystemExit("fusedlstm: expected pybind11 in the build environment, found none (pip install pybind11, or set FUSEDLSTM_NO_PYBIND=1)")
+    import pybind11
+
+    flags = [*flags, "-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+    sources = [ROOT / "csrc/core_module.cpp", *sorted((ROOT / "csrc/cuda").glob("plan*.cpp"))]
+    objects = [ninja.object(source, flags, folder=f"objects{suffix}") for source in sources]
+    ninja.library(f"_core{suffix}", objects, [])
+
+
+def _torch_flags(torch_dir: Path) -> list[str]:
+    # The map: check macros in torch's headers write their own file name into the library.
+    return [TORCH_TARGET, "-isystem", str(torch_dir / "include"), f"-ffile-prefix-map={torch_dir}=torch"]
+
+
+def _toolkit_to_use(torch_cuda: str | None) -> Toolkit | None:
+    """The CUDA toolkit, or None where the CUDA library is not to be built."""
+    forced = is_set("FORCE_CUDA")
+    if is_set("FUSEDLSTM_SKIP_CUDA_BUILD") or not (torch_cuda or forced):
+        return None
+    toolkit = find_toolkit()
+    if toolkit is None and forced:
+        raise SystemExit("fusedlstm: FORCE_CUDA=1 needs a CUDA toolkit, found none (set CUDA_HOME, or pip install nvidia-cuda-nvcc and its companions)")
+    if toolkit is None:
+        print("fusedlstm: no CUDA toolkit found (CUDA_HOME), so the CUDA library is not built; FusedLSTM will use PyTorch's own kernels on GPUs")
+    return toolkit
+
+
+def _compiler_takes(cxx: str, flag_sets) -> bool:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    probe = [*shlex.split(cxx), "-fsyntax-only", "-x", "c++", "/dev/null"]
+    return all(subprocess.run([*probe, *flags.split()], capture_output=True).returncode == 0 for flags in flag_sets)
+
+
+def _ninja_program() -> str:
+    if importlib.util.find_spec("ninja"):
+        import ninja
+
+        return str(Path(ninja.BIN_DIR) / "ninja")
+    if program := shutil.which("ninja"):
+        return program
+    raise SystemExit("fusedlstm: expected ninja in the build environment, found none (pip install ninja)")
+
+
+def _jobs() -> int:
+    """MAX_JOBS, else one job a core, but no more than one for every 2 GiB of memory: nvcc is hungry."""
+    if chosen := os.environ.get("MAX_JOBS"):
+        return int(chosen)
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, min(len(os.sched_getaffinity(0)), int(memory_gib / 2)))
+
+
+@contextlib.contextmanager
+def _one_build_at_a_time():
+    BUILD_DIR.joinpath("lib").mkdir(parents=True, exist_ok=True)
+    with open(BUILD_DIR / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def is_set(name: str) -> bool:
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+def _escape(text: str, separators: bool = False) -> str:
+    text = text.replace("$", "$$")
+    return text.replace(" ", "$ ").replace(":", "$:") if separators else text
