@@ -94,7 +94,7 @@ def build(version: str) -> dict[str, Path]:
         raise SystemExit("fusedlstm: expected torch >= 2.10 to build for, found none (pip install torch, or set FUSEDLSTM_TORCH_DIR)")
     torch, toolkit = torch_version(torch_dir), _toolkit_to_use(torch_version(torch_dir)["cuda"])
     archs = parse_archs(arch_list()) if toolkit else []
-    cxx = os.environ.get("CXX", "g++")
+    cxx = _compiler()
     host_flags = [*COMMON_FLAGS, *HOST_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
 
     ninja = NinjaFile(cxx=cxx, nvcc=str(toolkit.nvcc) if toolkit else "nvcc")
@@ -160,7 +160,8 @@ def _core_module(ninja: NinjaFile, flags: list[str]) -> None:
         raise SystemExit("fusedlstm: expected pybind11 in the build environment, found none (pip install pybind11, or set FUSEDLSTM_NO_PYBIND=1)")
     import pybind11
 
-    flags = [*flags, "-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+    include_dir = pybind11.get_include()
+    flags += ["-isystem", include_dir, f"-ffile-prefix-map={include_dir}=.", "-isystem", sysconfig.get_path("include")]
     sources = [ROOT / "csrc/core_module.cpp", *sorted((ROOT / "csrc/cuda").glob("plan*.cpp"))]
     objects = [ninja.object(source, flags, folder=f"objects{suffix}") for source in sources]
     ninja.library(f"_core{suffix}", objects, [])
@@ -182,6 +183,13 @@ def _toolkit_to_use(torch_cuda: str | None) -> Toolkit | None:
     if toolkit is None:
         print("fusedlstm: no CUDA toolkit found (CUDA_HOME), so the CUDA library is not built; FusedLSTM will use PyTorch's own kernels on GPUs")
     return toolkit
+
+
+def _compiler() -> str:
+    cxx = os.environ.get("CXX", "g++")
+    if shutil.which(shlex.split(cxx)[0]) is None:
+        raise SystemExit(f"fusedlstm: expected a C++20 compiler, found no {cxx!r} (install g++ >= 11, or set CXX)")
+    return cxx
 
 
 def _compiler_takes(cxx: str, flag_sets) -> bool:

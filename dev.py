@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Everything a developer runs, from a fresh clone on; needs nothing but Python 3.10 and a C++20 compiler.
+
+    python3 dev.py bench [options of `python -m benchmarks`]
+    python3 dev.py test [options of pytest]
+    python3 dev.py build
+    python3 dev.py wheel
+    python3 dev.py check-wheel [options of tools/check_wheel.py]
+
+If this Python has torch, it is used as it is, offline too. Otherwise `.venv` is created and torch is installed into it
+(TORCH_SPEC says which, for example `torch==2.13.0`; FUSEDLSTM_VENV says where).
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+# Without a GPU the kernels are still compiled for the oldest and for a recent one, so that every path of them is seen.
+COMPILE_CHECK_ARCHS = "7.5;9.0a"
+# What each command cannot do without, where the rest of its requirements cannot be installed.
+NEEDED = {
+    "build": {"setuptools"},
+    "test": {"setuptools", "pytest"},
+    "bench": {"setuptools", "rich", "matplotlib", "scikit-learn"},
+    "wheel": {"setuptools", "build", "auditwheel"},
+    "check-wheel": {"twine"},
+}
+
+
+def main(arguments: list[str]) -> int:
+    command, *options = arguments or ["--help"]
+    if command not in NEEDED:
+        print(__doc__)
+        return 0 if command in ("-h", "--help") else 2
+    if sys.version_info < (3, 10):
+        sys.exit(f"dev.py: expected Python >= 3.10, got {sys.version.split()[0]}")
+    os.chdir(ROOT)
+    if importlib.util.find_spec("torch") is None:
+        continue_in_venv(arguments)
+    install_missing(command)
+    return {"build": build, "test": test, "bench": bench, "wheel": wheel, "check-wheel": check_wheel}[command](options)
+
+
+def build(options: list[str]) -> int:
+    return run("setup.py", "-q", "build_ext", "--inplace", *options)
+
+
+def test(options: list[str]) -> int:
+    cores = len(os.sched_getaffinity(0))
+    workers = min(cores, 4)
+    compile_cuda_where_possible()
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // workers))
+    parallel = ["-n", str(workers)] if importlib.util.find_spec("xdist") else []
+    return build([]) or run("-m", "pytest", *parallel, *options)
+
+
+def bench(options: list[str]) -> int:
+    return build([]) or run("-m", "benchmarks", *options)
+
+
+def wheel(options: list[str]) -> int:
+    return run("tools/make_wheel.py", *options)
+
+
+def check_wheel(options: list[str]) -> int:
+    return run("tools/check_wheel.py", *options)
+
+
+def run(*arguments: str) -> int:
+    return subprocess.run([sys.executable, *arguments]).returncode
+
+
+def compile_cuda_where_possible() -> None:
+    """A torch without CUDA cannot run the CUDA library, but nvcc can still compile and link it."""
+    sys.path.insert(0, str(ROOT / "_build_backend"))
+    from cuda_toolkit import find_toolkit
+    from find_torch import find_torch, torch_version
+
+    if torch_version(find_torch())["cuda"] is None and find_toolkit() is not None:
+        os.environ.setdefault("FORCE_CUDA", "1")
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", COMPILE_CHECK_ARCHS)
+
+
+def continue_in_venv(arguments: list[str]) -> None:
+    """Creates the virtual environment where there is none, installs torch, and starts over inside it."""
+    venv = Path(os.environ.get("FUSEDLSTM_VENV", ROOT / ".venv"))
+    python = venv / "bin/python"
+    if Path(sys.prefix).resolve() == venv.resolve():
+        if not install([torch_to_install()]):
+            sys.exit(f"dev.py: could not install {torch_to_install()}; TORCH_SPEC names another version or a wheel file")
+    elif not python.exists():
+        print(f"dev.py: this Python has no torch; creating {venv}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    os.execv(python, [str(python), str(ROOT / "dev.py"), *arguments])
+
+
+def torch_to_install() -> str:
+    # Plain `torch` on a machine without a GPU may resolve to gigabytes of CUDA libraries of the newest release.
+    has_gpu = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")
+    return os.environ.get("TORCH_SPEC", "torch" if has_gpu else "torch==2.13.0")
+
+
+def install_missing(command: str) -> None:
+    extra = {"bench": ["bench"], "test": ["test"], "wheel": ["wheel"], "check-wheel": ["wheel"]}.get(command, [])
+    missing = [r for r in requirements("build", *extra) if not is_installed(r)]
+    if missing and not install(missing):
+        names = [name_of(r) for r in missing]
+        print(f"dev.py: could not install {' '.join(names)}; what needs them will not run", flush=True)
+        if needed := NEEDED[command].intersection(names):
+            sys.exit(f"dev.py: `{command}` needs {' '.join(sorted(needed))}: install into {sys.prefix} and try again")
+
+
+def install(packages: list[str]) -> bool:
+    print(f"dev.py: installing {' '.join(packages)} into {sys.prefix}", flush=True)
+    return run("-m", "pip", "install", "-q", *packages) == 0
+
+
+def requirements(*groups: str) -> list[str]:
+    """The packages of pyproject.toml's build requirements and extras, the extras' own extras resolved."""
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        from pip._vendor import tomli as tomllib
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = {"build": project["build-system"]["requires"], **project["project"]["optional-dependencies"]}
+    found = []
+    for requirement in (r for group in groups for r in extras[group]):
+        inner = re.fullmatch(r"fusedlstm\[(.+)\]", requirement)
+        found += requirements(*inner[1].split(",")) if inner else [requirement]
+    return list(dict.fromkeys(found))
+
+
+def is_installed(requirement: str) -> bool:
+    try:
+        importlib.metadata.version(name_of(requirement))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def name_of(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
