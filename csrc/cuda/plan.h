@@ -1,0 +1,99 @@
+// Which kernel runs a layer, and in which shape: a value that can be computed, printed, forced and tested without a GPU.
+//
+// Level 2, plain C++: neither torch nor CUDA. Also compiled into the Python module `_core`.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../dtypes.h"
+
+namespace fusedlstm::gpu {
+
+// How the state of a step reaches the threads that need it in the next one.
+enum class Transport : uint8_t {
+  kStream,   // one matrix product and one pointwise kernel per step: anything, anywhere
+  kLocal,    // one CTA holds all of W_hh, for a tile of the batch; the state stays in its shared memory
+  kCluster,  // the CTAs of a cluster share W_hh; the state is sent into each other's shared memory (sm_90 and later)
+  kGrid,     // up to all SMs share W_hh; the state goes through global memory (cooperative launch)
+};
+
+// The arithmetic of the recurrent product. Cell and sums are float for all but kFloat64.
+enum class Arithmetic : uint8_t { kBFloat16, kFloat16, kTf32, kFloat32, kFloat64 };
+
+enum class Pass : uint8_t { kForward, kBackward };
+
+struct Problem {
+  int64_t T, B, H;
+  int64_t proj_size;  // 0: none
+  int D;              // directions
+  Dtype dtype;
+  bool allow_tf32;
+  Pass pass;
+};
+
+// What limits a launch. From cudaGetDeviceProperties and occupancy queries, or from known_devices().
+struct Device {
+  std::string name;
+  int compute_capability;    // times ten: 90 for sm_90
+  int sm_count;
+  int64_t smem_bytes;        // that one CTA may use
+  bool cooperative_launch;
+  int max_clusters_of_2, max_clusters_of_4, max_clusters_of_8, max_clusters_of_16;  // resident at once; 0: none
+  double clock_ghz;
+  double memory_bytes_per_us;
+};
+
+// The compile-time shape of a resident kernel; see recurrence.cuh. The planner and the kernels' table share the list.
+struct KernelShape {
+  Transport transport;
+  Pass pass;
+  int rows_per_lane;    // rows of the weight that a lane holds, in groups of 8 rows per warp
+  int chunks_per_warp;  // 64-byte chunks of K that a warp holds
+  int k_splits;         // warps that share one set of rows
+  int batch_tiles;      // batch rows per CTA, in tiles of 8
+
+  constexpr int units() const {  // hidden units per CTA
+    return kWarps / k_splits * 8 * rows_per_lane / (pass == Pass::kForward ? 4 : 1);
+  }
+  constexpr int batch_rows() const { return 8 * batch_tiles; }
+  constexpr int chunks() const { return chunks_per_warp * k_splits; }
+  static constexpr int kWarps = 8;
+  bool operator==(const KernelShape&) const = default;
+};
+
+struct Plan {
+  Arithmetic arithmetic;
+  KernelShape shape;       // shape.transport == kStream: the rest is 0
+  int ctas_per_tile;       // CTAs that together hold W_hh once
+  int tiles;               // tiles of the batch
+  int64_t smem_bytes;
+  double microseconds;     // of the whole pass, by the model: an estimate to choose by, never a result
+  // Why each faster-looking transport was not taken, one sentence each.
+  std::vector<std::string> rejected;
+};
+
+// The cheapest plan that fits; STREAM always does.
+Plan make_plan(const Problem& problem, const Device& device);
+
+// As make_plan, but `request` ("stream", "local", "cluster", "grid", or empty for automatic) must be kept: throws
+// std::invalid_argument with the reason if it does not fit.
+Plan make_plan(const Problem& problem, const Device& device, const std::string& request);
+
+// One line: "grid bfloat16 64 CTAs x 16 units, 2 tiles of 8 rows, 38 KiB shared memory, estimated 612 us".
+std::string to_string(const Plan& plan);
+
+Arithmetic arithmetic_of(const Problem& problem);
+const char* transport_name(Transport transport);
+const char* arithmetic_name(Arithmetic arithmetic);
+
+// Shared memory of a resident kernel.
+int64_t shape_smem_bytes(const KernelShape& shape, Arithmetic arithmetic);
+
+// Every shape that kernels are compiled for.
+const std::vector<KernelShape>& kernel_shapes();
+
+// Published limits of GPUs at hand for planning without one.
+const std::vector<Device>& known_devices();
+
+}  // namespace fusedlstm::gpu
