@@ -2,8 +2,10 @@
 
 import ctypes
 import functools
+import importlib.util
 import json
 import re
+import types
 import warnings
 from pathlib import Path
 
@@ -57,6 +59,13 @@ def build_facts() -> dict:
     """What the build wrote down: version, torch_headers, compiler, cuda_toolkit, cuda_archs. Empty where it did not run."""
     file = _LIB_DIR / "build.json"
     return json.loads(file.read_text()) if file.is_file() else {}
+
+
+@functools.cache
+def core() -> types.ModuleType | None:
+    """The module `fusedlstm._core`, or None in a build without it (FUSEDLSTM_NO_PYBIND=1)."""
+    spec = importlib.util.find_spec("fusedlstm._core")
+    return importlib.import_module("fusedlstm._core") if spec else None
 
 
 @functools.cache

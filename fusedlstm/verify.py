@@ -1,0 +1,119 @@
+"""`python -m fusedlstm verify`: FusedLSTM against torch.nn.LSTM on this machine's devices, one line a check."""
+
+import copy
+import itertools
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import fusedlstm
+from fusedlstm import _library
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One call in training: T steps, B sequences, and the arguments of the module."""
+
+    name: str
+    T: int
+    B: int
+    module: dict = field(default_factory=dict)
+    packed: bool = False
+
+
+CHECKS = (
+    Check("one step of one sequence", 1, 1, {"input_size": 32, "hidden_size": 32}),
+    Check("sizes that fill no tile", 7, 3, {"input_size": 5, "hidden_size": 33}),
+    Check("no bias", 12, 4, {"input_size": 16, "hidden_size": 24, "bias": False}),
+    Check("batch first, 2 layers", 20, 16, {"input_size": 64, "hidden_size": 64, "num_layers": 2, "batch_first": True}),
+    Check("bidirectional", 20, 8, {"input_size": 40, "hidden_size": 48, "bidirectional": True}),
+    Check("projection", 15, 8, {"input_size": 32, "hidden_size": 64, "proj_size": 16}),
+    Check("packed, bidirectional", 25, 6, {"input_size": 32, "hidden_size": 64, "bidirectional": True}, packed=True),
+    Check("long", 300, 4, {"input_size": 16, "hidden_size": 128}),
+    Check("large", 30, 64, {"input_size": 256, "hidden_size": 512}),
+)
+
+
+class Result(NamedTuple):
+    """Largest absolute errors against float64, over all outputs and gradients; each divided by its tensor's magnitude."""
+
+    error: float
+    peer_error: float  # of nn.LSTM in the same dtype
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed  # false for NaN too
+
+
+def main() -> int:
+    """Prints one line a check; returns 0 when all pass, else 1."""
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    failures = 0
+    for device in devices:
+        reason = _library.why_no_kernels(device)
+        print(f"{device}: {f'PyTorch kernels ({reason})' if reason else 'fused kernels'}")
+        for check, dtype in itertools.product(CHECKS, DTYPES):
+            result = compare(check, dtype, device)
+            failures += not result.passed
+            print(
+                f"  {'ok   ' if result.passed else 'WRONG'} {check.name:<24} {str(dtype)[6:]:<9} "
+                f"error {result.error:.1e}, nn.LSTM {result.peer_error:.1e}, allowed {result.allowed:.1e}"
+            )
+    total = len(devices) * len(CHECKS) * len(DTYPES)
+    print(f"{total - failures} of {total} checks passed")
+    return int(failures > 0)
+
+
+def compare(check: Check, dtype: torch.dtype, device: torch.device) -> Result:
+    """Runs one check with FusedLSTM and with nn.LSTM, and both against nn.LSTM in float64 on the CPU."""
+    torch.manual_seed(0)
+    peer = nn.LSTM(**check.module, device=device, dtype=dtype)
+    fused = fusedlstm.FusedLSTM(**check.module, device=device, dtype=dtype)
+    fused.load_state_dict(peer.state_dict())
+    exact = copy.deepcopy(peer).to("cpu", torch.float64)
+
+    shape = (check.B, check.T) if peer.batch_first else (check.T, check.B)
+    input = torch.randn(*shape, peer.input_size, device=device, dtype=dtype)
+    wanted = _results(exact, input.to("cpu", torch.float64), check.packed)
+    error, peer_error = (_error(_results(module, input, check.packed), wanted) for module in (fused, peer))
+    return Result(error, peer_error, allowed=2 * peer_error + _rounding(check, dtype))
+
+
+def _rounding(check: Check, dtype: torch.dtype) -> float:
+    """What is granted where nn.LSTM happens to be exact (in float64 it is the reference itself).
+
+    Two roundings of a stored value, and those of the longest sum, a weight gradient's over all rows, in the
+    accumulator's type: they grow with the square root of the number of terms.
+    """
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    terms = check.T * check.B + check.module["input_size"] + check.module["hidden_size"]
+    return 2 * torch.finfo(dtype).eps + 2 * torch.finfo(accumulator).eps * terms**0.5
+
+
+def _results(module: nn.Module, input: Tensor, packed: bool) -> list[Tensor]:
+    """Output, h_n, c_n and the gradients of input and parameters, for one random but repeatable loss."""
+    input = input.clone().requires_grad_()
+    sequence = input
+    if packed:
+        lengths = torch.arange(input.size(1), 0, -1) * input.size(0) // input.size(1)
+        sequence = nn.utils.rnn.pack_padded_sequence(input, lengths)
+    output, (h_n, c_n) = module(sequence)
+    outputs = [output.data if packed else output, h_n, c_n]
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randint(-2, 3, o.shape, generator=generator).to(o) for o in outputs]
+    gradients = torch.autograd.grad(outputs, [input, *module.parameters()], weights)
+    return [*outputs, *gradients]
+
+
+def _error(results: list[Tensor], wanted: list[Tensor]) -> float:
+    errors = []
+    for result, exact in zip(results, wanted, strict=True):
+        magnitude = exact.abs().max()
+        error = (result.detach().to("cpu", torch.float64) - exact).abs().max()
+        errors.append(error / magnitude if magnitude > 0 else error)
+    return torch.stack(errors).max().item()  # NaN if any is
