@@ -18,7 +18,7 @@ inline constexpr int kMaxDirections = 2;
 
 // Which steps of which batch row are run, and from which state. Packed batches, lengths and resets in one view.
 struct RowStates {
-  int64_t T, B, H, R;
+  int64_t T, B, N, H, R;
   int D;
   // [B] on the device, or null: all T steps. Steps t >= lengths[b] are not run: the state of the row stays as it is and
   // nothing is written. Direction 1 goes from the end, so that it starts at every row's own last step.

@@ -1,0 +1,130 @@
+// The recurrent product on one SM: weights in registers, the operand in shared memory, tensor cores or FFMA.
+//
+// Level 2. One byte layout for every arithmetic. K is cut into chunks of 64 bytes. Lane (g = lane / 4, t = lane % 4)
+// owns vector t (16 bytes) of a chunk in weight row g of each 8-row group. K may be permuted freely as long as both
+// operands agree, so that the 16 bytes, as they lie in memory, serve as the operands of two mma k-steps: words 2s and
+// 2s + 1 are k-step s. The operand has the same chunks per batch row n, at [chunk][n][64 bytes]: the 32 lanes of a warp
+// then read 512 consecutive bytes, without bank conflicts and without padding.
+#pragma once
+#include "plan.h"
+#include "primitives.cuh"
+
+namespace fusedlstm::gpu {
+
+inline constexpr int kChunkBytes = 64;
+inline constexpr int kVectorBytes = 16;
+
+// Two m16 operands of one 8-column product. `low` holds the rows g, `high` the rows g + 8.
+struct BFloat16Math {
+  using scalar_t = BFloat16;
+  static constexpr Arithmetic kArithmetic = Arithmetic::kBFloat16;
+  static constexpr bool kTensorCores = true;
+  static __device__ __forceinline__ Vec4 operand(Vec4 v) { return v; }
+  static __device__ __forceinline__ void mma(float* d, const uint32_t* low, const uint32_t* high, const Vec4& b) {
+    if constexpr (kArch >= 800) {
+      mma_bf16(d, low[0], high[0], low[1], high[1], b.w[0], b.w[1]);
+      mma_bf16(d, low[2], high[2], low[3], high[3], b.w[2], b.w[3]);
+    }
+  }
+};
+
+struct Float16Math {
+  using scalar_t = Float16;
+  static constexpr Arithmetic kArithmetic = Arithmetic::kFloat16;
+  static constexpr bool kTensorCores = true;
+  static __device__ __forceinline__ Vec4 operand(Vec4 v) { return v; }
+  static __device__ __forceinline__ void mma(float* d, const uint32_t* low, const uint32_t* high, const Vec4& b) {
+    if constexpr (kArch >= 800) {
+      mma_f16(d, low[0], high[0], low[1], high[1], b.w[0], b.w[1]);
+      mma_f16(d, low[2], high[2], low[3], high[3], b.w[2], b.w[3]);
+    } else {  // sm_75 has half the k-step
+#pragma unroll
+      for (int s = 0; s < 4; ++s) mma_f16_k8(d, low[s], high[s], b.w[s]);
+    }
+  }
+};
+
+struct Tf32Math {
+  using scalar_t = float;
+  static constexpr Arithmetic kArithmetic = Arithmetic::kTf32;
+  static constexpr bool kTensorCores = true;
+  static __device__ __forceinline__ Vec4 operand(Vec4 v) {
+    if constexpr (kArch >= 800) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) v.w[j] = round_to_tf32(bits_float(v.w[j]));
+    }
+    return v;
+  }
+  static __device__ __forceinline__ void mma(float* d, const uint32_t* low, const uint32_t* high, const Vec4& b) {
+    if constexpr (kArch >= 800) {
+      mma_tf32(d, low[0], high[0], low[1], high[1], b.w[0], b.w[1]);
+      mma_tf32(d, low[2], high[2], low[3], high[3], b.w[2], b.w[3]);
+    }
+  }
+};
+
+struct Float32Math {
+  using scalar_t = float;
+  static constexpr Arithmetic kArithmetic = Arithmetic::kFloat32;
+  static constexpr bool kTensorCores = false;
+  static __device__ __forceinline__ Vec4 operand(Vec4 v) { return v; }
+};
+
+// One warp's product: acc[r][e] = sum over the warp's K of weight[row r of group g][k] * operand[k][batch row 2t + e],
+// for one tile of 8 batch rows. kRows rows per lane, in pairs; kChunks chunks of K.
+template <class Math, int kRows, int kChunks>
+struct Product {
+  static_assert(kRows % 2 == 0, "an mma takes rows in two groups of 8");
+  uint32_t weight[kRows][kChunks][4];
+
+  // operand: vector 0 of batch row 0 of the warp's first chunk. chunk_stride: bytes between its chunks.
+  __device__ __forceinline__ void multiply(SharedAddress operand, int chunk_stride, float (&acc)[kRows][2]) const {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    if constexpr (Math::kTensorCores) {
+      // A chain of dependent mma instructions is latency; two sums per row halve it where registers allow.
+      constexpr int kSums = kRows <= 4 ? 2 : 1;
+      float sum[kSums][kRows][2] = {};
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        const Vec4 b = load_shared128(operand + c * chunk_stride + g * kChunkBytes + t * kVectorBytes);
+#pragma unroll
+        for (int r = 0; r < kRows; r += 2) Math::mma(sum[c % kSums][r], weight[r][c], weight[r + 1][c], b);
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) acc[r][e] = kSums == 2 ? sum[0][r][e] + sum[kSums - 1][r][e] : sum[0][r][e];
+    } else {
+      // K is split over the 4 lanes of a group, each with all 8 batch rows; then they exchange sums, so that lane t
+      // ends with batch rows 2t and 2t + 1, as after an mma.
+      float sum[kRows][8] = {};
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c)
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+          const Vec4 b = load_shared128(operand + c * chunk_stride + n * kChunkBytes + t * kVectorBytes);
+#pragma unroll
+          for (int r = 0; r < kRows; ++r)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum[r][n] = fmaf(bits_float(weight[r][c][j]), bits_float(b.w[j]), sum[r][n]);
+        }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float half[4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n) half[n] = keep_and_give(sum[r][n], sum[r][n + 4], 2);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) acc[r][e] = keep_and_give(half[e], half[e + 2], 1);
+      }
+    }
+  }
+
+ private:
+  // Lanes with bit `mask` clear keep the sum of both lanes' `low`, the others that of `high`.
+  static __device__ __forceinline__ float keep_and_give(float low, float high, int mask) {
+    const bool upper = threadIdx.x & mask;
+    return (upper ? high : low) + bits_float(shuffle_xor(float_bits(upper ? low : high), mask));
+  }
+};
+
+}  // namespace fusedlstm::gpu

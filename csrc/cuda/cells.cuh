@@ -1,0 +1,109 @@
+// What the resident kernel does between two products, for one hidden unit of one batch row: forward and backward.
+//
+// Level 2. Both walk positions s = 0..steps-1, each with one product of the operand published for it:
+//   forward:  operand s is the h that step s starts from; `advance(s)` runs step s with the product's sums;
+//   backward: operand s is the d_gates of the s-th step from the end; `advance(s)` takes the product as the gradient
+//             of the h before it and computes the next d_gates.
+#pragma once
+#include "rows.cuh"
+
+namespace fusedlstm::gpu {
+
+template <class scalar_type>
+struct ForwardCell {
+  using scalar_t = scalar_type;
+  using Args = ForwardArgs;
+  static constexpr Pass kPass = Pass::kForward;
+  static constexpr int kSums = 4;      // of the product, per unit
+  static constexpr int kOperands = 1;  // published per unit and position
+  ForwardUnit<scalar_t> unit;
+  ForwardHidden<scalar_t> hidden;
+  int steps;
+
+  ForwardCell() = default;
+  __device__ __forceinline__ ForwardCell(const Args& a, int d, int b, int u, int steps)
+      : unit(a, d, b, u), hidden(a, d, b, u), steps(steps) {}
+
+  __device__ __forceinline__ int time(int s) const { return time_of(unit.clock.d, s, steps); }
+
+  __device__ __forceinline__ void start(const Args& a) {
+    unit.start(a);
+    hidden.start(a);
+    enter(a, 0);
+    prefetch(a, 0);
+  }
+  // Loads what advance(s) needs beside the sums.
+  __device__ __forceinline__ void prefetch(const Args& a, int s) {
+    if (s < steps) unit.prefetch(a, time(s));
+  }
+  __device__ __forceinline__ void advance(const Args& a, int s, const float (&sums)[kSums]) {
+    const int t = time(s);
+    if (unit.clock.runs(t)) hidden.store(a, t, unit.step(a, t, sums));
+    enter(a, s + 1);
+  }
+  __device__ __forceinline__ scalar_t operand(int) const { return from_acc<scalar_t>(hidden.h); }
+  __device__ __forceinline__ void finish(const Args& a) const {
+    unit.finish(a);
+    hidden.finish(a);
+  }
+
+ private:
+  __device__ __forceinline__ void enter(const Args& a, int s) {
+    if (s >= steps) return;
+    unit.enter(a, time(s));
+    hidden.enter(a, time(s));
+  }
+};
+
+template <class scalar_type>
+struct BackwardCell {
+  using scalar_t = scalar_type;
+  using Args = BackwardArgs;
+  static constexpr Pass kPass = Pass::kBackward;
+  static constexpr int kSums = 1;
+  static constexpr int kOperands = 4;
+  BackwardUnit<scalar_t> unit;
+  BackwardHidden<scalar_t> hidden;
+  int steps;
+  scalar_t d_gates[4];
+
+  BackwardCell() = default;
+  __device__ __forceinline__ BackwardCell(const Args& a, int d, int b, int u, int steps)
+      : unit(a, d, b, u), hidden(a, d, b, u), steps(steps), d_gates{} {}
+
+  __device__ __forceinline__ int time(int s) const { return time_of(unit.clock.d, steps - 1 - s, steps); }
+
+  __device__ __forceinline__ void start(const Args& a) {
+    unit.start(a);
+    hidden.start(a);
+    prefetch(a, -1);
+    step(a, 0);
+    prefetch(a, 0);
+  }
+  __device__ __forceinline__ void prefetch(const Args& a, int s) {
+    if (s + 1 >= steps) return;
+    unit.prefetch(a, time(s + 1));
+    hidden.prefetch(a, time(s + 1));
+  }
+  __device__ __forceinline__ void advance(const Args& a, int s, const float (&sums)[kSums]) {
+    const int t = time(s);
+    if (unit.clock.runs(t)) hidden.leave(a, t, sums[0]);
+    step(a, s + 1);
+  }
+  __device__ __forceinline__ scalar_t operand(int q) const { return d_gates[q]; }
+  __device__ __forceinline__ void finish(const Args& a) const {
+    unit.finish(a);
+    hidden.finish(a);
+  }
+
+ private:
+  // A row that does not run sends zeros: its d_gates are still those it was made with, since it starts running late
+  // (direction 0) or has finished (direction 1).
+  __device__ __forceinline__ void step(const Args& a, int s) {
+    if (s >= steps) return;
+    const int t = time(s);
+    if (unit.clock.runs(t)) unit.step(a, t, hidden.total(), d_gates);
+  }
+};
+
+}  // namespace fusedlstm::gpu

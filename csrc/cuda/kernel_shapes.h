@@ -1,0 +1,53 @@
+// The shapes that resident kernels are compiled in. The planner chooses among them and the launcher finds them here.
+//
+// Level 2, plain C++. Chosen so that the weights of a lane, rows_per_lane * chunks_per_warp * 4 words, take at most half
+// of its 255 registers. Hidden sizes below are for 16-bit elements; with 32 bits K holds half of them.
+#pragma once
+#include <array>
+
+#include "plan.h"
+
+namespace fusedlstm::gpu {
+
+inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
+    // transport, pass, rows per lane, chunks per warp, K splits, batch tiles
+    {Transport::kLocal, Pass::kForward, 4, 2, 1, 1},     //  64 units, H <= 64
+    {Transport::kLocal, Pass::kForward, 4, 4, 1, 1},     //  64 units, H <= 64 (32-bit)
+    {Transport::kLocal, Pass::kForward, 8, 4, 1, 1},     // 128 units, H <= 128
+    {Transport::kCluster, Pass::kForward, 4, 2, 4, 1},   //  16 units, H <= 256
+    {Transport::kCluster, Pass::kForward, 4, 4, 2, 1},   //  32 units, H <= 256
+    {Transport::kCluster, Pass::kForward, 4, 4, 2, 2},   //  32 units, H <= 256
+    {Transport::kCluster, Pass::kForward, 4, 8, 2, 1},   //  32 units, H <= 512
+    {Transport::kCluster, Pass::kForward, 4, 8, 2, 2},   //  32 units, H <= 512
+    {Transport::kGrid, Pass::kForward, 4, 1, 8, 1},      //   8 units, H <= 256
+    {Transport::kGrid, Pass::kForward, 4, 2, 8, 1},      //   8 units, H <= 512
+    {Transport::kGrid, Pass::kForward, 4, 4, 8, 1},      //   8 units, H <= 1024
+    {Transport::kGrid, Pass::kForward, 4, 8, 8, 1},      //   8 units, H <= 2048; the number of SMs allows 1024 in 32 bits
+    {Transport::kGrid, Pass::kForward, 8, 2, 8, 2},      //  16 units, H <= 512
+    {Transport::kGrid, Pass::kForward, 8, 4, 8, 1},      //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kForward, 8, 4, 8, 2},      //  16 units, H <= 1024
+    {Transport::kLocal, Pass::kBackward, 2, 4, 2, 1},    //  64 units, H <= 64
+    {Transport::kLocal, Pass::kBackward, 2, 8, 2, 1},    //  64 units, H <= 64 (32-bit)
+    {Transport::kLocal, Pass::kBackward, 2, 16, 1, 1},   // 128 units, H <= 128
+    {Transport::kCluster, Pass::kBackward, 2, 8, 4, 1},  //  32 units, H <= 256
+    {Transport::kCluster, Pass::kBackward, 2, 16, 4, 1}, //  32 units, H <= 512
+    {Transport::kGrid, Pass::kBackward, 2, 4, 8, 1},     //  16 units, H <= 256
+    {Transport::kGrid, Pass::kBackward, 2, 8, 8, 1},     //  16 units, H <= 512
+    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 1},    //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 2},    //  16 units, H <= 1024
+});
+
+// Whether there is a kernel of this shape for this arithmetic.
+constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
+  if (arithmetic == Arithmetic::kFloat64) return false;  // no tensor cores to speak of, and twice the registers
+  const int element_bytes = arithmetic == Arithmetic::kBFloat16 || arithmetic == Arithmetic::kFloat16 ? 2 : 4;
+  const int operands = shape.pass == Pass::kForward ? 1 : 4;
+  const int k = shape.chunks() * 64 / element_bytes;
+  // One CTA holds the whole K: units beyond it would be idle.
+  if (shape.transport == Transport::kLocal && k < shape.units() * operands) return false;
+  // FFMA keeps 8 sums a row, which do not fit beside the weights.
+  if (arithmetic == Arithmetic::kFloat32 && shape.rows_per_lane > 4) return false;
+  return true;
+}
+
+}  // namespace fusedlstm::gpu

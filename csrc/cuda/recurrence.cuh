@@ -1,0 +1,247 @@
+// The resident kernel: all time steps of one layer in one launch, W_hh in registers from the first to the last.
+//
+//   One CTA owns `units` hidden units of a tile of the batch: their weight rows, their state, their outputs. The CTAs
+//   of a tile (1, a cluster, or part of the grid) together hold W_hh once. blockIdx.y is the direction.
+//   One warp multiplies a share of the rows with a share of K; one thread owns, for the whole sequence, the state of
+//   the (unit, batch row) pairs i = threadIdx.x + 256 e with unit = i % units, batch row = i / units.
+//   Synchronisation: the exchange makes operand s readable; one barrier of the CTA per position separates the partial
+//   sums' writers from their readers. They have two buffers, so that nobody overwrites sums still being read: whoever
+//   writes those of position s + 2 has passed the barrier of s + 1, which their reader reached after reading.
+#pragma once
+#include "cells.cuh"
+#include "exchange.cuh"
+#include "kernel_shapes.h"
+
+namespace fusedlstm::gpu {
+
+inline constexpr int kThreads = KernelShape::kWarps * 32;
+
+// Shared memory of a CTA, in bytes from its start.
+template <class Math, KernelShape kShape, int kSums>
+struct SmemLayout {
+  using Traffic = Exchange<Math, kShape>;
+  static constexpr int kBarriers = 0;
+  static constexpr int kOperand = 128;
+  static constexpr int kPartials = kOperand + Traffic::kBuffers * Traffic::kOperandBytes;
+  // Partial sums: float [2 buffers][k_splits][batch row][unit][sum], 4 floats of padding a batch row against bank
+  // conflicts between the rows 2t of a warp.
+  static constexpr int kPartialsRow = (kSums * kShape.units() + 4) * 4;
+  static constexpr int kPartialsSplit = kShape.batch_rows() * kPartialsRow;
+  static constexpr int kPartialsBuffer = kShape.k_splits * kPartialsSplit;
+  static constexpr int kStage = kPartials + 2 * kPartialsBuffer;
+  static constexpr int kStageWarp = 32 * Traffic::kElementBytes;
+  static constexpr int kBytes = kStage + KernelShape::kWarps * kStageWarp;
+};
+
+// Row r of the lane's group g: unit of the CTA that it belongs to, and the gate of that unit (forward only).
+template <KernelShape kShape>
+__device__ __forceinline__ int unit_of_row(int r, int row_warp, int g) {
+  constexpr int kRowsPerUnit = kShape.pass == Pass::kForward ? 4 : 1;
+  return (row_warp * (kShape.rows_per_lane / kRowsPerUnit) + r / kRowsPerUnit) * 8 + g;
+}
+
+template <class Math, KernelShape kShape>
+__device__ __forceinline__ void load_weight(Product<Math, kShape.rows_per_lane, kShape.chunks_per_warp>& product,
+                                            const void* weight, int64_t H, int64_t pitch, int first_unit) {
+  using Layout = ExchangeLayout<Math, kShape>;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int row_warp = warp / kShape.k_splits, k_split = warp % kShape.k_splits;
+#pragma unroll
+  for (int r = 0; r < kShape.rows_per_lane; ++r) {
+    const int64_t unit = first_unit + unit_of_row<kShape>(r, row_warp, g);
+    const int64_t row = kShape.pass == Pass::kForward ? r % 4 * H + unit : unit;
+#pragma unroll
+    for (int c = 0; c < kShape.chunks_per_warp; ++c) {
+      const int64_t k = (k_split * kShape.chunks_per_warp + c) * Layout::kChunkElements + t * Layout::kVectorElements;
+      Vec4 v{};
+      if (unit < H && k < pitch)
+        v = load_constant128(static_cast<const typename Math::scalar_t*>(weight) + row * pitch + k);
+      v = Math::operand(v);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) product.weight[r][c][j] = v.w[j];
+    }
+  }
+}
+
+// The warp's partial sums of 8 batch rows into its buffer.
+template <class Math, KernelShape kShape, int kSums>
+__device__ __forceinline__ void store_partials(SharedAddress buffer, int first_row,
+                                               const float (&acc)[kShape.rows_per_lane][2]) {
+  using Smem = SmemLayout<Math, kShape, kSums>;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int row_warp = warp / kShape.k_splits, k_split = warp % kShape.k_splits;
+#pragma unroll
+  for (int r = 0; r < kShape.rows_per_lane; r += kSums)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const SharedAddress to = buffer + k_split * Smem::kPartialsSplit + (first_row + 2 * t + e) * Smem::kPartialsRow +
+                               unit_of_row<kShape>(r, row_warp, g) * kSums * 4;
+      if constexpr (kSums == 4)
+        store_shared128(to, Vec4{float_bits(acc[r][e]), float_bits(acc[r + 1][e]), float_bits(acc[r + 2][e]),
+                                 float_bits(acc[r + 3][e])});
+      else
+        store_shared32(to, float_bits(acc[r][e]));
+    }
+}
+
+// Sums of one (unit, batch row) over the warps that shared K, in fixed order.
+template <class Math, KernelShape kShape, int kSums>
+__device__ __forceinline__ void sum_partials(SharedAddress buffer, int unit, int n, float (&sums)[kSums]) {
+  using Smem = SmemLayout<Math, kShape, kSums>;
+#pragma unroll
+  for (int q = 0; q < kSums; ++q) sums[q] = 0;
+#pragma unroll
+  for (int k_split = 0; k_split < kShape.k_splits; ++k_split) {
+    const SharedAddress from = buffer + k_split * Smem::kPartialsSplit + n * Smem::kPartialsRow + unit * kSums * 4;
+    if constexpr (kSums == 4) {
+      const Vec4 v = load_shared128(from);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) sums[q] += bits_float(v.w[q]);
+    } else {
+      sums[0] += bits_float(load_shared32(from));
+    }
+  }
+}
+
+// The bits of an element as it is published: never all ones in a word, which GRID takes for "not written yet". Only a
+// NaN that came in from outside can have them; conversions to 16 bits make NaNs canonical.
+__device__ __forceinline__ uint32_t published(float x) {
+  return float_bits(x) == ~0u ? 0x7FFFFFFFu : float_bits(x);
+}
+__device__ __forceinline__ uint32_t published(BFloat16 x) { return x.bits; }
+__device__ __forceinline__ uint32_t published(Float16 x) { return x.bits; }
+
+// A warp's 32 elements, one a lane, in vectors of 16 bytes: lane l gets vector l % kVectors.
+template <class scalar_t>
+__device__ __forceinline__ Vec4 gather_vector(SharedAddress stage, scalar_t x) {
+  constexpr int kVectors = 32 * sizeof(scalar_t) / kVectorBytes;
+  const int lane = threadIdx.x % 32;
+  if constexpr (sizeof(scalar_t) == 2)
+    store_shared16(stage + lane * 2, static_cast<uint16_t>(published(x)));
+  else
+    store_shared32(stage + lane * 4, published(x));
+  warp_sync();
+  const Vec4 v = load_shared128(stage + lane % kVectors * kVectorBytes);
+  warp_sync();  // before the stage is used again
+  return v;
+}
+
+// Steps that any row of the tile runs.
+__device__ __forceinline__ int steps_of_tile(const RowStates& rows, int first_row, int batch_rows) {
+  if (!rows.lengths) return static_cast<int>(rows.T);
+  int64_t steps = 0;
+  for (int n = 0; n < batch_rows; ++n) steps = rows.lengths[first_row + n] > steps ? rows.lengths[first_row + n] : steps;
+  return static_cast<int>(steps);
+}
+
+template <class Math, KernelShape kShape, class Cell, class Args>
+__device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
+  using scalar_t = typename Math::scalar_t;
+  using Smem = SmemLayout<Math, kShape, Cell::kSums>;
+  using Traffic = Exchange<Math, kShape>;
+  constexpr int kUnits = kShape.units(), kBatchRows = kShape.batch_rows();
+  constexpr int kPairs = (kUnits * kBatchRows + kThreads - 1) / kThreads;
+  const RowStates& rows = args.rows;
+  const int H = static_cast<int>(rows.H), d = blockIdx.y, tile_index = blockIdx.x / ctas;
+  const int rank = kShape.transport == Transport::kLocal ? 0
+                   : kShape.transport == Transport::kCluster ? cluster_rank()
+                                                             : blockIdx.x % ctas;
+  const int first_unit = rank * kUnits;
+  const int first_row = tile_index * kBatchRows;
+  const int batch_rows = rows.B - first_row < kBatchRows ? static_cast<int>(rows.B - first_row) : kBatchRows;
+  const int steps = steps_of_tile(rows, first_row, batch_rows);
+  // Elements of one gate's block in weights and operands: the next multiple of 16 bytes.
+  const int gate_pitch = (H + Traffic::kVectorElements - 1) / Traffic::kVectorElements * Traffic::kVectorElements;
+  const int pitch = Cell::kOperands * gate_pitch;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, k_split = warp % kShape.k_splits;
+  const SharedAddress smem = shared_address(shared_memory());
+  const SharedAddress stage = smem + Smem::kStage + warp * Smem::kStageWarp;
+
+  Traffic exchange;
+  exchange.tile = {smem + Smem::kOperand, smem + Smem::kBarriers, batch_rows, pitch, ctas, steps, nullptr, 0};
+  if constexpr (kShape.transport == Transport::kGrid) {
+    exchange.tile.global = static_cast<scalar_t*>(args.exchange) + (d * rows.T * rows.B + first_row) * pitch;
+    exchange.tile.global_stride = rows.B * pitch;
+  } else {
+    // Where nothing is ever published (beyond H, beyond B) the weights are zero, but zero times garbage may be NaN.
+    for (int i = threadIdx.x * kVectorBytes; i < Traffic::kBuffers * Traffic::kOperandBytes; i += kThreads * kVectorBytes)
+      store_shared128(smem + Smem::kOperand + i, Vec4{});
+    block_sync();
+  }
+  exchange.open();
+
+  Product<Math, kShape.rows_per_lane, kShape.chunks_per_warp> product;
+  load_weight<Math, kShape>(product, args.weight_hh[d], H, pitch, first_unit);
+
+  const auto unit_of_pair = [](int i) { return i % kUnits; };
+  const auto row_of_pair = [](int i) { return i / kUnits; };
+  const auto exists = [&](int i) {
+    return row_of_pair(i) < batch_rows && first_unit + unit_of_pair(i) < H;
+  };
+  // Pairs that do not exist are made from ones that do, so that reading their constants is safe; they never run.
+  const auto make_cell = [&](int e) {
+    const int i = threadIdx.x + kThreads * e;
+    const int n = row_of_pair(i) < batch_rows ? row_of_pair(i) : 0;
+    const int u = first_unit + unit_of_pair(i) < H ? first_unit + unit_of_pair(i) : 0;
+    return Cell(args, d, first_row + n, u, steps);
+  };
+  // Position s of all pairs; whole warps beyond the last pair have nothing to publish.
+  const auto publish = [&](int s, int e, const Cell& cell) {
+    if (s >= steps || warp * 32 + kThreads * e >= kUnits * kBatchRows) return;
+    constexpr int kVectors = 32 / Traffic::kVectorElements;
+    const int i = warp * 32 + kThreads * e + lane % kVectors * Traffic::kVectorElements;
+    const int n = row_of_pair(i), u = first_unit + unit_of_pair(i);
+    const bool own_exists = exists(threadIdx.x + kThreads * e);
+#pragma unroll
+    for (int q = 0; q < Cell::kOperands; ++q) {
+      const Vec4 v = Math::operand(gather_vector(stage, own_exists ? cell.operand(q) : scalar_t{}));
+      if (n < batch_rows && u < gate_pitch) exchange.publish(s, q * gate_pitch + u, n, lane / kVectors, v);
+    }
+  };
+
+  Cell cells[kPairs];
+#pragma unroll
+  for (int e = 0; e < kPairs; ++e) {
+    cells[e] = make_cell(e);
+    if (exists(threadIdx.x + kThreads * e)) cells[e].start(args);
+    publish(0, e, cells[e]);
+  }
+
+  for (int s = 0; s < steps; ++s) {
+    const SharedAddress operand = exchange.await(s) + k_split * kShape.chunks_per_warp * Traffic::kChunkStride;
+    const SharedAddress partials = smem + Smem::kPartials + s % 2 * Smem::kPartialsBuffer;
+#pragma unroll
+    for (int n = 0; n < kBatchRows; n += 8) {
+      float acc[kShape.rows_per_lane][2];
+      product.multiply(operand + n * kChunkBytes, Traffic::kChunkStride, acc);
+      store_partials<Math, kShape, Cell::kSums>(partials, n, acc);
+    }
+    block_sync();
+#pragma unroll
+    for (int e = 0; e < kPairs; ++e) {
+      const int i = threadIdx.x + kThreads * e;
+      if (exists(i)) {
+        float sums[Cell::kSums];
+        sum_partials<Math, kShape, Cell::kSums>(partials, unit_of_pair(i), row_of_pair(i), sums);
+        cells[e].advance(args, s, sums);
+      }
+      publish(s + 1, e, cells[e]);
+    }
+#pragma unroll
+    for (int e = 0; e < kPairs; ++e)
+      if (exists(threadIdx.x + kThreads * e)) cells[e].prefetch(args, s + 1);
+  }
+#pragma unroll
+  for (int e = 0; e < kPairs; ++e)
+    if (exists(threadIdx.x + kThreads * e)) cells[e].finish(args);
+  exchange.close();
+}
+
+// The shape as an index, since nvcc's host stubs cannot name a template argument of class type.
+template <class Math, int kShapeIndex, class Cell, class Args>
+__global__ void __launch_bounds__(kThreads, 1) recurrence_kernel(const __grid_constant__ Args args, int ctas) {
+  constexpr KernelShape kShape = kKernelShapes[kShapeIndex];
+  if constexpr (kShape.transport != Transport::kCluster || kArch >= 900) run_recurrence<Math, kShape, Cell>(args, ctas);
+}
+
+}  // namespace fusedlstm::gpu

@@ -1,0 +1,3 @@
+#include "launch_recurrence.cuh"
+
+FUSEDLSTM_COMPILE_RECURRENCE(BFloat16Math)

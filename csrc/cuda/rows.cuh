@@ -1,0 +1,269 @@
+// One hidden unit of one batch row: what a step does outside the matrix products. Used by resident and STREAM kernels.
+//
+// Level 2. Row states: a row whose sequence has ended keeps its state and writes nothing; a row that is reset enters
+// the step from reset_h, reset_c. Every element of state is owned by one thread for the whole sequence, so that nothing
+// here needs synchronisation or atomics.
+#pragma once
+#include "../cell.h"
+#include "launch.h"
+#include "primitives.cuh"
+
+namespace fusedlstm::gpu {
+
+// Activations in the precision that the stored type can show: the one-instruction tanh adds 2 % to the rounding error
+// of a bfloat16 sequence, but would double that of a float16 one.
+template <class scalar_t>
+struct ActivationMath {
+  static constexpr float kOne = 1;
+  static __device__ __forceinline__ float tanh(float x) { return tanhf(x); }
+  static __device__ __forceinline__ float sigmoid(float x) { return divide_fast(1.0f, 1.0f + exp_fast(-x)); }
+};
+template <>
+struct ActivationMath<BFloat16> {
+  static constexpr float kOne = 1;
+  static __device__ __forceinline__ float tanh(float x) { return tanh_fast(x); }
+  static __device__ __forceinline__ float sigmoid(float x) { return 0.5f + 0.5f * tanh_fast(0.5f * x); }
+};
+template <>
+struct ActivationMath<double> {
+  static constexpr double kOne = 1;
+  static __device__ __forceinline__ double tanh(double x) { return ::tanh(x); }
+  static __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+};
+
+// Where one batch row of one direction is in time. Position s counts the steps in the order of running forward; t is
+// the time of the sequence.
+struct RowClock {
+  int b, length, d;
+
+  RowClock() = default;
+  __device__ __forceinline__ RowClock(const RowStates& rows, int d, int b)
+      : b(b), length(static_cast<int>(rows.lengths ? rows.lengths[b] : rows.T)), d(d) {}
+
+  __device__ __forceinline__ bool runs(int t) const { return t < length; }
+  __device__ __forceinline__ bool first(int t) const { return t == (d == 0 ? 0 : length - 1); }
+  __device__ __forceinline__ int previous(int t) const { return d == 0 ? t - 1 : t + 1; }
+};
+
+__device__ __forceinline__ int time_of(int d, int s, int steps) { return d == 0 ? s : steps - 1 - s; }
+
+__device__ __forceinline__ int64_t row_of(const RowStates& rows, int t, int b) {
+  return (rows.row_offsets ? rows.row_offsets[t] : t * rows.B) + b;
+}
+
+// Offset of row (t, b) in a tensor that the caller laid out with these strides.
+__device__ __forceinline__ int64_t strided_row(const RowStates& rows, int t, int b, int64_t stride_t,
+                                               int64_t stride_b) {
+  return (rows.row_offsets ? rows.row_offsets[t] * stride_b : t * stride_t) + b * stride_b;
+}
+
+template <class T>
+__device__ __forceinline__ T& at(const void* base, int64_t i) {
+  return const_cast<T*>(static_cast<const T*>(base))[i];
+}
+
+// x as scalar_t stores it, computed on as acc_t.
+template <class scalar_t>
+__device__ __forceinline__ AccOf<scalar_t> rounded(AccOf<scalar_t> x) {
+  return to_acc(from_acc<scalar_t>(x));
+}
+
+__device__ __forceinline__ bool is_reset(const RowStates& rows, const RowClock& clock, int t) {
+  return rows.reset && clock.runs(t) && at<bool>(rows.reset, t * rows.B + clock.b);
+}
+
+// Element u of the h (size R) or c (size H) that the row starts step t from, if that is not the step before's.
+template <class scalar_t>
+__device__ __forceinline__ AccOf<scalar_t> state_or_zero(const void* state, int64_t size, const RowStates& rows,
+                                                         const RowClock& clock, int u) {
+  return state ? to_acc(at<scalar_t>(state, (clock.d * rows.B + clock.b) * size + u)) : AccOf<scalar_t>(0);
+}
+
+// ---- forward ------------------------------------------------------------------------------------------------------
+
+template <class scalar_t>
+struct ForwardUnit {
+  using acc_t = AccOf<scalar_t>;
+  RowClock clock;
+  int u;
+  acc_t c;
+  acc_t bias[4];
+  acc_t pre[4];  // of the step to come: loaded early, since nothing of it depends on the recurrence
+
+  ForwardUnit() = default;
+  __device__ __forceinline__ ForwardUnit(const ForwardArgs& a, int d, int b, int u)
+      : clock(a.rows, d, b), u(u), c(0) {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const int64_t i = q * a.rows.H + u;
+      bias[q] = a.bias_ih[d] ? to_acc(at<scalar_t>(a.bias_ih[d], i)) + to_acc(at<scalar_t>(a.bias_hh[d], i)) : acc_t(0);
+      pre[q] = 0;
+    }
+  }
+
+  __device__ __forceinline__ void start(const ForwardArgs& a) {
+    c = state_or_zero<scalar_t>(a.rows.c_0, a.rows.H, a.rows, clock, u);
+  }
+
+  // Applies a reset before step t.
+  __device__ __forceinline__ void enter(const ForwardArgs& a, int t) {
+    if (is_reset(a.rows, clock, t)) c = state_or_zero<scalar_t>(a.rows.reset_c, a.rows.H, a.rows, clock, u);
+  }
+
+  __device__ __forceinline__ void prefetch(const ForwardArgs& a, int t) {
+    if (!clock.runs(t)) return;
+    const int64_t row = strided_row(a.rows, t, clock.b, a.pre_gates_stride_t, a.pre_gates_stride_b);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) pre[q] = at<acc_t>(a.pre_gates[clock.d], row + q * a.rows.H + u) + bias[q];
+  }
+
+  // Step t with sums = W_hh h of the four gates, of a row that runs. Returns o * tanh(c), not rounded.
+  __device__ __forceinline__ acc_t step(const ForwardArgs& a, int t, const acc_t (&sums)[4]) {
+    const auto y = cell_forward<acc_t, ActivationMath<scalar_t>>(pre[0] + sums[0], pre[1] + sums[1], pre[2] + sums[2],
+                                                                 pre[3] + sums[3], c);
+    c = y.c;
+    if (a.gates) {
+      const int64_t row = clock.d * a.rows.N + row_of(a.rows, t, clock.b), H = a.rows.H;
+      at<scalar_t>(a.gates, row * 4 * H + u) = from_acc<scalar_t>(y.i);
+      at<scalar_t>(a.gates, row * 4 * H + H + u) = from_acc<scalar_t>(y.f);
+      at<scalar_t>(a.gates, row * 4 * H + 2 * H + u) = from_acc<scalar_t>(y.g);
+      at<scalar_t>(a.gates, row * 4 * H + 3 * H + u) = from_acc<scalar_t>(y.o);
+      at<acc_t>(a.cell_states, row * H + u) = c;
+    }
+    return y.h;
+  }
+
+  __device__ __forceinline__ void finish(const ForwardArgs& a) const {
+    at<scalar_t>(a.c_n, (clock.d * a.rows.B + clock.b) * a.rows.H + u) = from_acc<scalar_t>(c);
+  }
+};
+
+// Element r of h of one row: the unit's own value, or that of a projection.
+template <class scalar_t>
+struct ForwardHidden {
+  using acc_t = AccOf<scalar_t>;
+  RowClock clock;
+  int r;
+  acc_t h;
+
+  ForwardHidden() = default;
+  __device__ __forceinline__ ForwardHidden(const ForwardArgs& a, int d, int b, int r)
+      : clock(a.rows, d, b), r(r), h(0) {}
+
+  __device__ __forceinline__ void start(const ForwardArgs& a) {
+    h = state_or_zero<scalar_t>(a.rows.h_0, a.rows.R, a.rows, clock, r);
+  }
+
+  __device__ __forceinline__ void enter(const ForwardArgs& a, int t) {
+    if (is_reset(a.rows, clock, t)) h = state_or_zero<scalar_t>(a.rows.reset_h, a.rows.R, a.rows, clock, r);
+  }
+
+  // The result of a step that ran.
+  __device__ __forceinline__ void store(const ForwardArgs& a, int t, acc_t value) {
+    h = rounded<scalar_t>(value);
+    const int64_t row = row_of(a.rows, t, clock.b);
+    at<scalar_t>(a.output, (row * a.rows.D + clock.d) * a.rows.R + r) = from_acc<scalar_t>(h);
+  }
+
+  __device__ __forceinline__ void finish(const ForwardArgs& a) const {
+    at<scalar_t>(a.h_n, (clock.d * a.rows.B + clock.b) * a.rows.R + r) = from_acc<scalar_t>(h);
+  }
+};
+
+// ---- backward -----------------------------------------------------------------------------------------------------
+
+// Gradient of element r of h of one row, between two steps.
+template <class scalar_t>
+struct BackwardHidden {
+  using acc_t = AccOf<scalar_t>;
+  RowClock clock;
+  int r;
+  acc_t d_h;
+  acc_t d_out;  // of the step to come: loaded early
+
+  BackwardHidden() = default;
+  __device__ __forceinline__ BackwardHidden(const BackwardArgs& a, int d, int b, int r)
+      : clock(a.rows, d, b), r(r), d_h(0), d_out(0) {}
+
+  __device__ __forceinline__ void start(const BackwardArgs& a) {
+    d_h = state_or_zero<scalar_t>(a.d_h_n, a.rows.R, a.rows, clock, r);
+  }
+
+  __device__ __forceinline__ void prefetch(const BackwardArgs& a, int t) {
+    if (!clock.runs(t) || !a.d_output) return;
+    const int64_t row = strided_row(a.rows, t, clock.b, a.d_output_stride_t, a.d_output_stride_b);
+    d_out = to_acc(at<scalar_t>(a.d_output, row + clock.d * a.rows.R + r));
+  }
+
+  // Gradient of the h that step t computed.
+  __device__ __forceinline__ acc_t total() const { return d_h + d_out; }
+
+  // After step t of a row that ran it: `sum` = d_gates W_hh goes to the step before, or to reset_h.
+  __device__ __forceinline__ void leave(const BackwardArgs& a, int t, acc_t sum) {
+    d_h = sum;
+    if (is_reset(a.rows, clock, t)) {
+      if (a.d_reset_h) at<acc_t>(a.d_reset_h, (clock.d * a.rows.B + clock.b) * a.rows.R + r) += d_h;
+      d_h = 0;
+    }
+  }
+
+  __device__ __forceinline__ void finish(const BackwardArgs& a) const {
+    at<scalar_t>(a.d_h_0, (clock.d * a.rows.B + clock.b) * a.rows.R + r) = from_acc<scalar_t>(d_h);
+  }
+};
+
+template <class scalar_t>
+struct BackwardUnit {
+  using acc_t = AccOf<scalar_t>;
+  RowClock clock;
+  int u;
+  acc_t d_c;
+  acc_t gate[4], c, c_prev;  // of the step to come: loaded early
+
+  BackwardUnit() = default;
+  __device__ __forceinline__ BackwardUnit(const BackwardArgs& a, int d, int b, int u)
+      : clock(a.rows, d, b), u(u), d_c(0), gate{}, c(0), c_prev(0) {}
+
+  __device__ __forceinline__ void start(const BackwardArgs& a) {
+    d_c = state_or_zero<scalar_t>(a.d_c_n, a.rows.H, a.rows, clock, u);
+  }
+
+  // Once per step, after the step that runs before it backward: it also adds the gradient of the cell state from outside.
+  __device__ __forceinline__ void prefetch(const BackwardArgs& a, int t) {
+    if (!clock.runs(t)) return;
+    const int64_t H = a.rows.H, row = clock.d * a.rows.N + row_of(a.rows, t, clock.b);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) gate[q] = to_acc(at<scalar_t>(a.gates, (row * 4 + q) * H + u));
+    c = at<acc_t>(a.cell_states, row * H + u);
+    if (a.d_cell_states) d_c += at<acc_t>(a.d_cell_states, row * H + u);
+    if (is_reset(a.rows, clock, t))
+      c_prev = state_or_zero<scalar_t>(a.rows.reset_c, H, a.rows, clock, u);
+    else if (clock.first(t))
+      c_prev = state_or_zero<scalar_t>(a.rows.c_0, H, a.rows, clock, u);
+    else
+      c_prev = at<acc_t>(a.cell_states, (clock.d * a.rows.N + row_of(a.rows, clock.previous(t), clock.b)) * H + u);
+  }
+
+  // Step t of a row that runs, with d_h the whole gradient of o * tanh(c). Stores d_gates and returns them rounded.
+  __device__ __forceinline__ void step(const BackwardArgs& a, int t, acc_t d_h, scalar_t (&d_gates)[4]) {
+    const auto y = cell_backward<acc_t, ActivationMath<scalar_t>>(gate[0], gate[1], gate[2], gate[3], c, c_prev, d_h, d_c);
+    d_gates[0] = from_acc<scalar_t>(y.d_i);
+    d_gates[1] = from_acc<scalar_t>(y.d_f);
+    d_gates[2] = from_acc<scalar_t>(y.d_g);
+    d_gates[3] = from_acc<scalar_t>(y.d_o);
+    d_c = y.d_c_prev;
+    const int64_t H = a.rows.H, row = clock.d * a.rows.N + row_of(a.rows, t, clock.b);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) at<scalar_t>(a.d_gates, (row * 4 + q) * H + u) = d_gates[q];
+    if (is_reset(a.rows, clock, t)) {
+      if (a.d_reset_c) at<acc_t>(a.d_reset_c, (clock.d * a.rows.B + clock.b) * H + u) += d_c;
+      d_c = 0;
+    }
+  }
+
+  __device__ __forceinline__ void finish(const BackwardArgs& a) const {
+    at<scalar_t>(a.d_c_0, (clock.d * a.rows.B + clock.b) * a.rows.H + u) = from_acc<scalar_t>(d_c);
+  }
+};
+
+}  // namespace fusedlstm::gpu
