@@ -1,0 +1,370 @@
+// The forward recurrence of one layer.
+//
+// Each time step of a block of `lanes` hidden units and a tile of batch rows is one pass: the pre-activations from the
+// input are loaded, W_hh h is added to them in registers, the cell update is applied there, and only its results are
+// stored. The input's part, W_ih x + biases, is computed in the same panel layout for a chunk of time steps at once,
+// small enough to stay in the cache, by the thread that will use it.
+//
+// h is double-buffered by the parity of the step: with Split::kUnits a thread writes h of step s while others may
+// still read h of step s - 1, and the team meets once per step (twice with a projection).
+#pragma once
+
+#include <initializer_list>
+
+#include "../cell.h"
+#include "layer.h"
+#include "pack.h"
+#include "row_index.h"
+
+namespace fusedlstm::cpu {
+
+inline constexpr int64_t kChunkBytes = 256 << 10;  // of pre-activations: a quarter of a usual L2 cache
+inline constexpr int64_t kChunkRows = 48;          // at least, for full tiles
+inline constexpr int64_t kMaxChunkSteps = 256;
+
+template <class K>
+class Forward {
+ public:
+  using V = typename K::V;
+  using acc = typename K::acc;
+  using operand = typename K::operand;
+  using storage = typename K::storage;
+
+  Forward(const ForwardArgs& args, const Plan& plan)
+      : a(args), shape(args.shape), plan(plan), index(args.shape, args.rows),
+        blocks(round_up(shape.hidden, K::kLanes) / K::kLanes),
+        project_panels(round_up(shape.proj, K::kPanel) / K::kPanel),
+        units(blocks * K::kLanes), depth_x(round_up(shape.input, K::kDepth)),
+        depth_h(round_up(shape.recurrent(), K::kDepth)),
+        h_width(shape.proj > 0 ? project_panels * K::kPanel : units),
+        row_groups((plan.threads + shape.directions - 1) / shape.directions),
+        chunk(chunk_steps()), chunk_rows(chunk * rows_per_share()) {}
+
+  int64_t workspace_bytes() {
+    Arena arena{nullptr};
+    lay_out(arena, 0);
+    return arena.used;
+  }
+
+  void run(Share share, char* memory) {
+    Arena arena{memory};
+    lay_out(arena, share.first);
+    pack(share);
+    share.meet();
+    if (plan.split == Split::kRows) {
+      const Range tasks = share.of(shape.directions * row_groups);
+      for (int64_t task = tasks.begin; task < tasks.end; ++task) {
+        const Range rows = part(shape.batch, task % row_groups, row_groups);
+        const int64_t d = task / row_groups;
+        steps(rows, {d * blocks, (d + 1) * blocks}, {d * project_panels, (d + 1) * project_panels}, nullptr);
+      }
+    } else {
+      const int64_t d = shape.directions;
+      steps({0, shape.batch}, share.of(d * blocks),
+            share.of(d * project_panels), &share);
+    }
+  }
+
+ private:
+  const ForwardArgs& a;
+  const Shape& shape;
+  const Plan& plan;
+  const RowIndex index;
+  const int64_t blocks, project_panels, units, depth_x, depth_h, h_width;
+  const int64_t row_groups, chunk, chunk_rows;  // groups of Split::kRows; steps and rows of a chunk of pre-activations
+  // Shared by the team.
+  operand *panels_x, *panels_h, *panels_r;  // [D][blocks] panels of depth_x, depth_h; [D][project_panels] of units
+  acc* bias;                                // [D][blocks][4][lanes]
+  operand *h[2], *m;                        // [D][B][h_width]; o * tanh(c) before the projection, [D][B][units]
+  acc* c;                                   // [D][B][units]
+  // Of this share.
+  acc* pre;         // [blocks of the range][chunk rows][4][lanes]
+  operand* staged;  // [chunk rows][depth_x], where the input cannot be read in place
+
+  static constexpr bool kInputIsOperand = std::is_same_v<storage, operand>;
+  bool staging() const { return !kInputIsOperand || shape.input % K::kDepth != 0; }
+
+  int64_t rows_per_share() const {
+    return plan.split == Split::kRows ? (shape.batch + row_groups - 1) / row_groups : shape.batch;
+  }
+  int64_t blocks_per_share() const {
+    return plan.split == Split::kRows ? blocks : (shape.directions * blocks + plan.threads - 1) / plan.threads;
+  }
+  int64_t chunk_steps() const {
+    const int64_t rows = rows_per_share() > 0 ? rows_per_share() : 1;
+    const int64_t bytes = rows * blocks_per_share() * K::kPanel * int64_t(sizeof(acc));
+    int64_t n = kChunkBytes / (bytes > 0 ? bytes : 1);
+    if (n * rows < kChunkRows) n = (kChunkRows + rows - 1) / rows;
+    n = n < shape.steps ? n : shape.steps;
+    return n < 1 ? 1 : n < kMaxChunkSteps ? n : kMaxChunkSteps;
+  }
+
+  void lay_out(Arena& arena, int64_t share) {
+    const int64_t d = shape.directions;
+    panels_x = arena.take<operand>(d * blocks * depth_x * K::kPanel);
+    panels_h = arena.take<operand>(d * blocks * depth_h * K::kPanel);
+    panels_r = arena.take<operand>(d * project_panels * units * K::kPanel);
+    bias = arena.take<acc>(d * blocks * K::kPanel);
+    for (auto& buffer : h) buffer = arena.take<operand>(d * shape.batch * h_width);
+    m = arena.take<operand>(shape.proj > 0 ? d * shape.batch * units : 0);
+    c = arena.take<acc>(d * shape.batch * units);
+    const int64_t own_pre = blocks_per_share() * chunk_rows * K::kPanel, own_staged = staging() ? chunk_rows * depth_x : 0;
+    pre = arena.take<acc>(plan.threads * own_pre) + share * own_pre;
+    staged = arena.take<operand>(plan.threads * own_staged) + share * own_staged;
+  }
+
+  // Panels of all weights, and the initial states; the team shares the work by blocks.
+  void pack(Share share) {
+    const Range range = share.of(shape.directions * blocks);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const Weights& w = a.weights[i / blocks];
+      const int64_t unit = i % blocks * K::kLanes;
+      pack_gates<K>(panels_x + i * depth_x * K::kPanel, static_cast<const storage*>(w.ih), shape.hidden, shape.input, unit);
+      pack_gates<K>(panels_h + i * depth_h * K::kPanel, static_cast<const storage*>(w.hh), shape.hidden,
+                    shape.recurrent(), unit);
+      for (int gate = 0; gate < kPanelVectors; ++gate) {
+        V sum{};
+        for (const void* b : {w.bias_ih, w.bias_hh})
+          if (b) sum += K::load(static_cast<const storage*>(b) + gate * shape.hidden + unit, shape.hidden - unit);
+        store(bias + i * K::kPanel + gate * K::kLanes, sum);
+      }
+    }
+    const Range panels = share.of(shape.directions * project_panels);
+    for (int64_t i = panels.begin; i < panels.end; ++i) {
+      const auto* hr = static_cast<const storage*>(a.weights[i / project_panels].hr);
+      // panel[k][column] = hr[column][k]: the rows of a panel are columns of hr.
+      pack_transposed(panels_r + i * units * K::kPanel, hr, i % project_panels * K::kPanel);
+    }
+    const Range rows = share.of(shape.directions * shape.batch);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const int64_t d = i / shape.batch, b = i % shape.batch;
+      const bool reset = shape.steps > 0 && index.reset(first_step(d), b);
+      set_state(d, b, reset ? a.reset_h : a.h_0, reset ? a.reset_c : a.c_0);
+    }
+  }
+
+  void pack_transposed(operand* panel, const storage* hr, int64_t column) {
+    for (int q = 0; q < kPanelVectors; ++q) {
+      const int64_t first = column + q * K::kLanes;
+      for (int64_t k = 0; k < units; k += K::kLanes * K::kDepth) {
+        V v[K::kLanes] = {};
+        for (int64_t l = 0; l < K::kLanes; ++l)
+          if (first + l < shape.proj && k < shape.hidden)
+            v[l] = depth_vector<K>(hr + (first + l) * shape.hidden + k, shape.hidden - k);
+        transpose<K>(v);
+        for (int64_t i = 0; i < K::kLanes && k + i * K::kDepth < units; ++i)
+          store(panel + (k + i * K::kDepth) * K::kPanel + q * K::kLanes * K::kDepth, v[i]);
+      }
+    }
+  }
+
+  int64_t first_step(int64_t d) const { return d == 0 ? 0 : shape.steps - 1; }
+  static const storage* state_row(const State& s, int64_t d, int64_t b) {
+    return s.data ? static_cast<const storage*>(s.data) + d * s.direction + b * s.batch : nullptr;
+  }
+
+  void set_state(int64_t d, int64_t b, const State& from_h, const State& from_c) {
+    to_operands<K>(h[0] + (d * shape.batch + b) * h_width, state_row(from_h, d, b), shape.recurrent(), h_width);
+    const storage* from = state_row(from_c, d, b);
+    for (int64_t u = 0; u < units; u += K::kLanes)
+      store(c + (d * shape.batch + b) * units + u, from && u < shape.hidden ? K::load(from + u, shape.hidden - u) : V{});
+  }
+
+  // Runs all time steps for batch rows `rows`, blocks and projection panels of the given ranges (over all directions).
+  // `team` is null where nobody else works on these rows.
+  void steps(Range rows, Range range, Range panels, const Share* team) {
+    int64_t first_row[2][kMaxChunkSteps + 1];
+    for (int64_t s0 = 0; s0 < shape.steps; s0 += chunk) {
+      const int64_t s1 = s0 + chunk < shape.steps ? s0 + chunk : shape.steps;
+      for (int64_t i = range.begin; i < range.end;) {
+        const int64_t d = i / blocks;
+        const int64_t end = range.end < (d + 1) * blocks ? range.end : (d + 1) * blocks;
+        count_rows(first_row[d], d, rows, s0, s1);
+        input_part(d, {i, end}, range.begin, rows, s0, s1, first_row[d]);
+        i = end;
+      }
+      for (int64_t s = s0; s < s1; ++s) {
+        for (int64_t i = range.begin; i < range.end; ++i) {
+          const int64_t d = i / blocks;
+          block_step(d, i, i - range.begin, rows, s, first_row[d][s - s0], first_row[d][s - s0 + 1]);
+        }
+        if (shape.proj > 0) {
+          if (team) team->meet();
+          for (int64_t i = panels.begin; i < panels.end; ++i) project(i / project_panels, i, rows, s);
+        }
+        if (team) team->meet();
+      }
+    }
+    for (int64_t i = range.begin; i < range.end; ++i) final_state(i / blocks, i % blocks, rows);
+  }
+
+  // first_row[s - s0]: where step s starts among the chunk's rows. Only packed batches shrink.
+  void count_rows(int64_t* first_row, int64_t d, Range rows, int64_t s0, int64_t s1) const {
+    first_row[0] = 0;
+    for (int64_t s = s0; s < s1; ++s)
+      first_row[s - s0 + 1] = first_row[s - s0] + index.rows_at(index.step(s, d), rows);
+  }
+
+  // pre[block][row] = bias + W_ih x for the rows of steps s0 .. s1 - 1. Accumulated as `acc`.
+  void input_part(int64_t d, Range range, int64_t range_begin, Range rows, int64_t s0, int64_t s1,
+                  const int64_t* first_row) {
+    const int64_t total = first_row[s1 - s0];
+    if (staging()) {
+      for (int64_t s = s0, q = 0; s < s1; ++s)
+        for (; q < first_row[s - s0 + 1]; ++q)
+          to_operands<K>(staged + q * depth_x, input_row(d, s, rows.begin + q - first_row[s - s0]), shape.input, depth_x);
+    }
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const operand* panel = panels_x + i * depth_x * K::kPanel;
+      V b[kPanelVectors];
+      for (int gate = 0; gate < kPanelVectors; ++gate) b[gate] = load<V>(bias + i * K::kPanel + gate * K::kLanes);
+      acc* to = pre + (i - range_begin) * chunk_rows * K::kPanel;
+      int64_t s = s0;
+      for_each_tile<K>(total, [&](int64_t q, auto count) FUSEDLSTM_LAMBDA {
+        constexpr int kRows = count;
+        const operand* x[kRows];
+        for (int r = 0; r < kRows; ++r) {
+          if constexpr (kInputIsOperand) {
+            while (q + r >= first_row[s - s0 + 1]) ++s;
+            x[r] = staging() ? staged + (q + r) * depth_x
+                             : input_row(d, s, rows.begin + q + r - first_row[s - s0]);
+          } else {
+            x[r] = staged + (q + r) * depth_x;
+          }
+        }
+        Tile<typename K::Isa, typename K::Product, kRows> tile;
+        for (int r = 0; r < kRows; ++r)
+          for (int gate = 0; gate < kPanelVectors; ++gate) tile.v[r][gate] = b[gate];
+        multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panel, depth_x);
+        for (int r = 0; r < kRows; ++r)
+          for (int gate = 0; gate < kPanelVectors; ++gate)
+            store(to + (q + r) * K::kPanel + gate * K::kLanes, tile.v[r][gate]);
+      });
+    }
+  }
+
+  const storage* input_row(int64_t d, int64_t s, int64_t b) const {
+    return index.data_row<storage>(a.input, index.step(s, d), b);
+  }
+
+  // One block of units of one time step: tile by tile, W_hh h in registers, then the cell, then all stores.
+  void block_step(int64_t d, int64_t i, int64_t own_block, Range rows, int64_t s, int64_t first_row,
+                  int64_t end_row) {
+    const int64_t t = index.step(s, d);
+    const int64_t unit = i % blocks * K::kLanes;
+    const operand* panel = panels_h + i * depth_h * K::kPanel;
+    const operand* h_now = h[s & 1] + (d * shape.batch + rows.begin) * h_width;
+    const acc* pre_block = pre + (own_block * chunk_rows + first_row) * K::kPanel;
+    const int64_t count = end_row - first_row;
+    for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
+      constexpr int kRows = constant;
+      Tile<typename K::Isa, typename K::Product, kRows> tile;
+      const operand* x[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        x[r] = h_now + (r0 + r) * h_width;
+        for (int gate = 0; gate < kPanelVectors; ++gate)
+          tile.v[r][gate] = load<V>(pre_block + (r0 + r) * K::kPanel + gate * K::kLanes);
+      }
+      multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panel, depth_h);
+      for (int r = 0; r < kRows; ++r) finish_row(tile.v[r], d, s, t, rows.begin + r0 + r, unit);
+    });
+    // Rows that a packed batch no longer (or not yet) has keep their state.
+    if (shape.proj == 0)
+      for (int64_t b = rows.begin + count; b < rows.end; ++b) next_h(d, s, b, unit, hold_h(d, s, b, unit));
+  }
+
+  FUSEDLSTM_INLINE V hold_h(int64_t d, int64_t s, int64_t b, int64_t u) const {
+    return K::load_operand(h[s & 1] + (d * shape.batch + b) * h_width + u);
+  }
+
+  // Writes h for the next step, or what a reset puts in its place.
+  FUSEDLSTM_INLINE void next_h(int64_t d, int64_t s, int64_t b, int64_t u, V value) {
+    if (a.rows.reset && s + 1 < shape.steps && index.reset(index.step(s + 1, d), b)) {
+      const storage* row = state_row(a.reset_h, d, b);
+      value = row && u < shape.recurrent() ? K::load(row + u, shape.recurrent() - u) : V{};
+    }
+    K::store_operand(h[(s + 1) & 1] + (d * shape.batch + b) * h_width + u, value);
+  }
+
+  FUSEDLSTM_INLINE void finish_row(V (&pre_gates)[kPanelVectors], int64_t d, int64_t s, int64_t t, int64_t b,
+                                   int64_t unit) {
+    const int64_t n = shape.hidden - unit;
+    const int64_t row = index.row(t, b);
+    acc* c_row = c + (d * shape.batch + b) * units + unit;
+    V c_prev = load<V>(c_row);
+    const bool active = index.active(t, b);
+    auto y = cell_forward<V, typename K::Math>(pre_gates[0], pre_gates[1], pre_gates[2], pre_gates[3], c_prev);
+    if (!active) y = {V{}, V{}, V{}, V{}, V{}, V{}};
+    if (a.gates) {
+      storage* gates = static_cast<storage*>(a.gates) + (d * a.row_count + row) * 4 * shape.hidden + unit;
+      K::store(gates, y.i, n);
+      K::store(gates + shape.hidden, y.f, n);
+      K::store(gates + 2 * shape.hidden, y.g, n);
+      K::store(gates + 3 * shape.hidden, y.o, n);
+      store_some(static_cast<acc*>(a.cell_states) + (d * a.row_count + row) * shape.hidden + unit, y.c, n);
+    }
+    V c_next = active ? y.c : c_prev;
+    if (a.rows.reset && s + 1 < shape.steps && index.reset(index.step(s + 1, d), b)) {
+      const storage* reset = state_row(a.reset_c, d, b);
+      c_next = reset ? K::load(reset + unit, n) : V{};
+    }
+    store(c_row, c_next);
+    if (shape.proj > 0) {
+      K::store_operand(m + (d * shape.batch + b) * units + unit, y.h);
+    } else {
+      const V h_new = K::round(y.h);
+      K::store(output_row(d, row) + unit, h_new, n);
+      next_h(d, s, b, unit, active ? h_new : hold_h(d, s, b, unit));
+    }
+  }
+
+  storage* output_row(int64_t d, int64_t row) const {
+    return static_cast<storage*>(a.output) + (row * shape.directions + d) * shape.recurrent();
+  }
+
+  // h = W_hr (o * tanh(c)) for one panel of projected features. Panel k beyond `hidden` is zero.
+  void project(int64_t d, int64_t i, Range rows, int64_t s) {
+    const int64_t t = index.step(s, d);
+    const int64_t column = i % project_panels * K::kPanel;
+    const operand* from = m + (d * shape.batch + rows.begin) * units;
+    const int64_t count = index.rows_at(t, rows);
+    for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
+      constexpr int kRows = constant;
+      Tile<typename K::Isa, typename K::Product, kRows> tile{};
+      const operand* x[kRows];
+      for (int r = 0; r < kRows; ++r) x[r] = from + (r0 + r) * units;
+      multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panels_r + i * units * K::kPanel, units);
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t b = rows.begin + r0 + r;
+        const bool active = index.active(t, b);
+        for (int q = 0; q < kPanelVectors; ++q) {
+          const int64_t u = column + q * K::kLanes;
+          const V h_new = active ? K::round(tile.v[r][q]) : V{};
+          if (u < shape.proj) K::store(output_row(d, index.row(t, b)) + u, h_new, shape.proj - u);
+          next_h(d, s, b, u, active ? h_new : hold_h(d, s, b, u));
+        }
+      }
+    });
+    for (int64_t b = rows.begin + count; b < rows.end; ++b)
+      for (int q = 0; q < kPanelVectors; ++q) {
+        const int64_t u = column + q * K::kLanes;
+        next_h(d, s, b, u, hold_h(d, s, b, u));
+      }
+  }
+
+  // h_n and c_n of one block; with a projection, block 0 writes the whole h_n.
+  void final_state(int64_t d, int64_t block, Range rows) {
+    const int64_t unit = block * K::kLanes;
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      const int64_t row = d * shape.batch + b;
+      K::store(static_cast<storage*>(a.c_n) + row * shape.hidden + unit, load<V>(c + row * units + unit),
+               shape.hidden - unit);
+      storage* h_n = static_cast<storage*>(a.h_n) + row * shape.recurrent();
+      if (shape.proj == 0) K::store(h_n + unit, hold_h(d, shape.steps, b, unit), shape.hidden - unit);
+      for (int64_t u = 0; shape.proj > 0 && block == 0 && u < shape.proj; u += K::kLanes)
+        K::store(h_n + u, hold_h(d, shape.steps, b, u), shape.proj - u);
+    }
+  }
+};
+
+}  // namespace fusedlstm::cpu

@@ -1,0 +1,139 @@
+#include "isa.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <vector>
+
+#include "team.h"
+
+namespace fusedlstm::cpu {
+namespace {
+
+struct Candidate {
+  const Kernels* kernels;
+  bool runs_here;
+};
+
+// Narrowest first.
+const std::vector<Candidate>& candidates() {
+  static const std::vector<Candidate> all = [] {
+    std::vector<Candidate> found{{&kBaselineKernels, true}};
+#if !defined(FUSEDLSTM_NO_X86)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    found.push_back({&kAvx2Kernels, avx2});
+    found.push_back({&kAvx512Kernels, avx512});
+    found.push_back({&kAvx512Bf16Kernels, avx512 && __builtin_cpu_supports("avx512bf16")});
+#endif
+    return found;
+  }();
+  return all;
+}
+
+const Kernels& by_name(const std::string& name) {
+  std::string runnable;
+  for (const Candidate& c : candidates()) {
+    if (c.runs_here && name == c.kernels->isa) return *c.kernels;
+    if (c.runs_here) runnable += std::string(runnable.empty() ? "" : ", ") + c.kernels->isa;
+  }
+  throw std::runtime_error("fusedlstm: expected a CPU instruction set of this machine (" + runnable + "), got '" + name + "'");
+}
+
+const Kernels& widest() {
+  const Kernels* best = &kBaselineKernels;
+  for (const Candidate& c : candidates())
+    if (c.runs_here) best = c.kernels;
+  return *best;
+}
+
+const char* environment_isa() {
+  const char* name = std::getenv("FUSEDLSTM_CPU_ISA");
+  return name && *name ? name : nullptr;
+}
+
+enum class Source { kAutomatic, kEnvironment, kForced };
+
+struct Choice {
+  const Kernels* kernels = nullptr;
+  Source source = Source::kAutomatic;
+  std::string plan;
+};
+
+Choice& choice() {
+  static Choice current;
+  return current;
+}
+
+// A team's meeting costs about as much as this many multiply-adds of one thread; below it a thread works alone.
+constexpr double kTeamWork = 4e5;   // of a whole call
+constexpr double kMeetWork = 2e5;   // of one time step, where the team meets every step
+constexpr double kCacheBytes = 768 << 10;  // weights that stay in a core's own cache while its rows are few
+
+}  // namespace
+
+const Kernels& active_kernels() {
+  Choice& c = choice();
+  if (!c.kernels) {
+    const char* name = environment_isa();
+    c.kernels = name ? &by_name(name) : &widest();
+    c.source = name ? Source::kEnvironment : Source::kAutomatic;
+  }
+  return *c.kernels;
+}
+
+void force(const std::string& isa, const std::string& plan) {
+  for (const char* known : {"", "direct", "packed", "direct:rows", "direct:units", "packed:rows", "packed:units"}) {
+    if (plan != known) continue;
+    Choice& c = choice();
+    c.kernels = isa.empty() ? nullptr : &by_name(isa);
+    c.source = Source::kForced;
+    c.plan = plan;
+    return;
+  }
+  throw std::runtime_error("fusedlstm: expected a CPU plan direct or packed, with :rows or :units, got '" + plan + "'");
+}
+
+Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threads) {
+  const double per_row = 4.0 * double(shape.hidden) * double(shape.input + shape.recurrent()) * double(shape.directions);
+  const double step_work = 4.0 * double(shape.hidden) * double(shape.recurrent()) * double(shape.batch * shape.directions);
+  const double weight_bytes = 16.0 * double(shape.hidden) * double(shape.recurrent());
+  const double work = per_row * double(row_count) * (training ? 3 : 1);
+  Plan plan{false, Split::kRows, 1};
+  const int64_t groups = (threads + shape.directions - 1) / shape.directions;
+  const bool many_rows = shape.batch >= 6 * groups;  // every thread has full tiles of its own
+  plan.split = groups == 1 || (many_rows && weight_bytes <= kCacheBytes) ? Split::kRows : Split::kUnits;
+  const bool worth = plan.split == Split::kRows ? work >= kTeamWork : step_work >= kMeetWork;
+  if (worth) {
+    plan.threads = threads;
+  } else if (many_rows && work >= kTeamWork) {
+    plan.split = Split::kRows;
+    plan.threads = threads;
+  }
+  const std::string& forced = choice().plan;
+  if (!forced.empty()) {
+    plan.direct = forced.rfind("direct", 0) == 0;
+    if (forced.find(':') != std::string::npos) {
+      plan.split = forced.find(":rows") != std::string::npos ? Split::kRows : Split::kUnits;
+      plan.threads = threads;
+    }
+  }
+  if (plan.threads == 1) plan.split = Split::kRows;
+  return plan;
+}
+
+std::string describe() {
+  const Kernels& active = active_kernels();
+  const char* reason = choice().source == Source::kForced && choice().kernels ? "forced by name"
+                       : choice().source == Source::kEnvironment             ? "named by FUSEDLSTM_CPU_ISA"
+                                                                              : "the widest that this processor has";
+  std::string available;
+  for (const Candidate& c : candidates())
+    if (c.runs_here) available += std::string(available.empty() ? "\"" : ", \"") + c.kernels->isa + "\"";
+  return std::string("{\"isa\": \"") + active.isa + "\", \"reason\": \"" + reason + "\", \"available\": [" + available +
+         "], \"plan\": \"" + (choice().plan.empty() ? "automatic" : choice().plan) +
+         "\", \"threads\": " + std::to_string(pool_threads()) + "}";
+}
+
+}  // namespace fusedlstm::cpu

@@ -1,0 +1,26 @@
+// The one place where the instruction set and the plan of the CPU kernels are chosen.
+//
+// Automatic: the widest set that this processor has, once per process; FUSEDLSTM_CPU_ISA names another one. Tests force
+// either by name at any time. A name that this machine cannot run is an error, never a silent fallback.
+#pragma once
+
+#include <string>
+
+#include "layer.h"
+
+namespace fusedlstm::cpu {
+
+// The table in use. Throws std::runtime_error if FUSEDLSTM_CPU_ISA names a set that cannot run here.
+const Kernels& active_kernels();
+
+// isa: "baseline", "avx2", "avx512", "avx512_bf16"; plan: "direct" or "packed", then optionally ":rows" or ":units".
+// Empty strings return to automatic. Throws std::runtime_error on any other name.
+void force(const std::string& isa, const std::string& plan);
+
+// How a layer runs: how many threads, and what they divide.
+Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threads);
+
+// JSON: {"isa": ..., "reason": ..., "available": [...], "plan": ..., "threads": ...}.
+std::string describe();
+
+}  // namespace fusedlstm::cpu

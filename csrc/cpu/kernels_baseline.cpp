@@ -1,0 +1,7 @@
+#include "kernels.h"
+
+namespace fusedlstm::cpu {
+
+const Kernels kBaselineKernels = kernels<Baseline>("baseline");
+
+}  // namespace fusedlstm::cpu

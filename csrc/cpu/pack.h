@@ -1,0 +1,149 @@
+// Brings matrices into panels (product.h) and rows into operands, for one storage dtype and one way to multiply.
+#pragma once
+
+#include "product.h"
+#include "storage.h"
+
+namespace fusedlstm::cpu {
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Everything the kernels need to know about one dtype on one instruction set.
+template <class IsaT, class StorageT, class ProductT>
+struct Kit {
+  using Isa = IsaT;
+  using Storage = StorageT;
+  using Product = ProductT;
+  using storage = typename Storage::type;
+  using operand = typename Product::operand;
+  using acc = typename Product::acc;
+  using V = Vector<Isa, acc>;
+  using Math = VectorMath<Isa, acc>;
+  static constexpr int kLanes = cpu::kLanes<Isa, Product>;
+  static constexpr int kDepth = Product::kDepth;
+  static constexpr int kPanel = kPanelVectors * kLanes;  // columns of a panel; operands of a panel per element of k
+  static constexpr int kTileRows = Isa::kTileRows;
+  // How operands are stored where a kernel keeps them: as computed, or as bfloat16 for the dot product.
+  using OperandStorage = std::conditional_t<kDepth == 2, BFloat16, Full<acc>>;
+
+  static FUSEDLSTM_INLINE V load(const storage* p, int64_t n = kLanes) { return Storage::template load<Isa>(p, n); }
+  static FUSEDLSTM_INLINE void store(storage* p, V v, int64_t n = kLanes) { Storage::template store<Isa>(p, v, n); }
+  static FUSEDLSTM_INLINE V round(V v) { return Storage::template round<Isa>(v); }
+  static FUSEDLSTM_INLINE V load_operand(const operand* p, int64_t n = kLanes) {
+    return OperandStorage::template load<Isa>(p, n);
+  }
+  static FUSEDLSTM_INLINE void store_operand(operand* p, V v, int64_t n = kLanes) {
+    OperandStorage::template store<Isa>(p, v, n);
+  }
+};
+
+// One vector of panel material: `n` columns of row k (and, for pairs, of row k + 1 beside it).
+template <class K, class S>
+FUSEDLSTM_INLINE typename K::V column_vector(const typename S::type* row, const typename S::type* next, int64_t n) {
+  if constexpr (K::kDepth == 1) {
+    return S::template load<typename K::Isa>(row, n);
+  } else {
+    using U = Vector<typename K::Isa, uint32_t>;
+    using H = HalfVector<typename K::Isa>;
+    U v = __builtin_convertvector(load_some<H>(row, n), U);
+    if (next) v |= __builtin_convertvector(load_some<H>(next, n), U) << 16;
+    return bits<typename K::V>(v);
+  }
+}
+
+// One vector along k: elements k .. of a row, as 32- or 64-bit groups of kDepth operands; `n` elements exist.
+template <class K>
+FUSEDLSTM_INLINE typename K::V depth_vector(const typename K::storage* row, int64_t n) {
+  if constexpr (K::kDepth == 1) {
+    return K::load(row, n);
+  } else {
+    alignas(64) uint16_t pairs[2 * K::kLanes] = {};
+    __builtin_memcpy(pairs, row, size_t(n < 2 * K::kLanes ? n : 2 * K::kLanes) * sizeof(uint16_t));
+    return load<typename K::V>(pairs);
+  }
+}
+
+// Transposes the square v[lanes] in registers: exchanges ever larger sub-blocks across the diagonal.
+template <class K>
+FUSEDLSTM_INLINE void transpose(typename K::V (&v)[K::kLanes]) {
+  using Index = Vector<typename K::Isa, std::conditional_t<sizeof(typename K::acc) == 4, int32_t, int64_t>>;
+  constexpr int kLanes = K::kLanes;
+#pragma GCC unroll 8
+  for (int s = 1; s < kLanes; s *= 2) {
+    Index low{}, high{};
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l) {
+      low[l] = l & s ? kLanes + l - s : l;
+      high[l] = l & s ? kLanes + l : l + s;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & s) continue;
+      const auto a = v[i], b = v[i + s];
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i + s] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+// The forward panel of one block of hidden units: panel[k][gate][lane] = weight[gate * units + unit + lane][k],
+// zero beyond `units` (a padded unit then stays exactly 0) and beyond `depth`.
+template <class K>
+void pack_gates(typename K::operand* panel, const typename K::storage* weight, int64_t units, int64_t depth,
+                int64_t unit) {
+  constexpr int kLanes = K::kLanes;
+  const int64_t rows = units - unit < kLanes ? units - unit : kLanes;
+  for (int64_t k = 0; k < depth; k += kLanes * K::kDepth) {
+    const int64_t groups = (depth - k + K::kDepth - 1) / K::kDepth;
+    for (int gate = 0; gate < kPanelVectors; ++gate) {
+      typename K::V v[kLanes] = {};
+      for (int64_t l = 0; l < rows; ++l) v[l] = depth_vector<K>(weight + (gate * units + unit + l) * depth + k, depth - k);
+      transpose<K>(v);
+      for (int64_t i = 0; i < kLanes && i < groups; ++i)
+        store(panel + (k + i * K::kDepth) * K::kPanel + gate * kLanes * K::kDepth, v[i]);
+    }
+  }
+}
+
+// The panel of columns column .. of a matrix [depth, columns]: panel[k][lane] = matrix[k][column + lane], zero beyond.
+template <class K, class S = typename K::Storage, class RowOf>
+FUSEDLSTM_INLINE void pack_columns(typename K::operand* panel, RowOf row_of, int64_t depth, int64_t columns,
+                                   int64_t column) {
+  for (int64_t k = 0; k < depth; k += K::kDepth) {
+    const auto* row = row_of(k);
+    const auto* next = K::kDepth == 2 && k + 1 < depth ? row_of(k + 1) : nullptr;
+    for (int q = 0; q < kPanelVectors; ++q) {
+      const int64_t c = column + q * K::kLanes;
+      typename K::V v{};
+      if (c < columns) v = column_vector<K, S>(row + c, next ? next + c : nullptr, columns - c);
+      store(panel + k * K::kPanel + q * K::kLanes * K::kDepth, v);
+    }
+  }
+}
+
+// Copies n elements from storage to operands and clears up to `padded`.
+template <class K>
+FUSEDLSTM_INLINE void to_operands(typename K::operand* to, const typename K::storage* from, int64_t n, int64_t padded) {
+  for (int64_t i = 0; i < padded; i += K::kLanes) {
+    typename K::V v{};
+    if (from && i < n) v = K::load(from + i, n - i);
+    K::store_operand(to + i, v, padded - i);
+  }
+}
+
+// Begins a tile at zero, runs `body` with the number of its rows as a constant, for every tile of `rows` rows.
+template <class K, class Body>
+FUSEDLSTM_INLINE void for_each_tile(int64_t rows, Body body) {
+  int64_t r = 0;
+  for (; r + K::kTileRows <= rows; r += K::kTileRows) body(r, std::integral_constant<int, K::kTileRows>{});
+  const int64_t rest = rows - r;
+  if constexpr (K::kTileRows == 6) {
+    if (rest == 5) body(r, std::integral_constant<int, 5>{});
+    if (rest == 4) body(r, std::integral_constant<int, 4>{});
+    if (rest == 3) body(r, std::integral_constant<int, 3>{});
+  }
+  if (rest == 2) body(r, std::integral_constant<int, 2>{});
+  if (rest == 1) body(r, std::integral_constant<int, 1>{});
+}
+
+}  // namespace fusedlstm::cpu

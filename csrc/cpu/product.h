@@ -1,0 +1,104 @@
+// The one inner loop of every matrix product: a tile of kRows rows by one panel of four vectors.
+//
+// A *panel* holds, for every k, the four vectors that multiply operand element k:
+//
+//     panel[k][4][lanes]      (Dot2: panel[k / 2][4][lanes][2], two bfloat16 of neighbouring k side by side)
+//
+// In the forward recurrence the four vectors are the gates i, f, g, o of one block of `lanes` hidden units, so that a
+// tile ends with all four pre-activations of its units in registers; everywhere else they are 4 * lanes columns.
+#pragma once
+
+#include "simd.h"
+
+namespace fusedlstm::cpu {
+
+inline constexpr int kPanelVectors = 4;
+
+// How numbers are multiplied: `operand` is what tiles read, `acc` what they accumulate.
+template <class T>
+struct FullProduct {  // float or double
+  using operand = T;
+  using acc = T;
+  static constexpr int kDepth = 1;  // elements of k consumed by one multiply-add
+  template <class V>
+  static FUSEDLSTM_INLINE V multiply_add(const operand* a, V w, V sum) {
+    return sum + *a * w;
+  }
+};
+
+// bfloat16 pairs, accumulated in float32 by the processor's dot product.
+struct Dot2Product {
+  using operand = uint16_t;
+  using acc = float;
+  static constexpr int kDepth = 2;
+  template <class V>
+  static FUSEDLSTM_INLINE V multiply_add(const operand* a, V w, V sum) {
+#if defined(__AVX512BF16__)
+    uint32_t pair;
+    __builtin_memcpy(&pair, a, sizeof pair);
+    const auto pairs = VectorOf<uint32_t, 64>::type{} + pair;
+    return bits<V>(_mm512_dpbf16_ps(bits<__m512>(sum), bits<__m512bh>(pairs), bits<__m512bh>(w)));
+#else
+    return sum;  // never instantiated without the instruction
+#endif
+  }
+};
+
+template <class Isa, class Product>
+using AccVector = Vector<Isa, typename Product::acc>;
+
+template <class Isa, class Product>
+inline constexpr int kLanes = Isa::kVectorBytes / int(sizeof(typename Product::acc));
+
+// Elements of one panel for every k (both of a pair): the stride of k in a panel is kPanelWidth / kDepth per element.
+template <class Isa, class Product>
+inline constexpr int kPanelWidth = kPanelVectors * kLanes<Isa, Product>;
+
+template <class Isa, class Product, int kRows>
+struct Tile {
+  AccVector<Isa, Product> v[kRows][kPanelVectors];
+};
+
+// tile[r] += sum over k of a[r][k * kStride] * panel[k]. `depth` counts elements of k, a multiple of kDepth.
+// Few rows leave too few independent sums to hide the latency of a multiply-add: they take two k at a time.
+template <class Isa, class Product, int kRows, int kStride = 1>
+FUSEDLSTM_INLINE void multiply(Tile<Isa, Product, kRows>& tile, const typename Product::operand* const* a,
+                               const typename Product::operand* panel, int64_t depth) {
+  using V = AccVector<Isa, Product>;
+  constexpr int kD = Product::kDepth;
+  constexpr int kStep = kPanelWidth<Isa, Product> * kD;
+  constexpr int kUnroll = kRows * 2 <= Isa::kTileRows ? 2 : 1;
+  const typename Product::operand* rows[kRows];
+  for (int r = 0; r < kRows; ++r) rows[r] = a[r];
+  Tile<Isa, Product, kRows> odd{};
+  int64_t k = 0;
+  for (; k + kD * kUnroll <= depth; k += kD * kUnroll) {
+#pragma GCC unroll 2
+    for (int u = 0; u < kUnroll; ++u) {
+      V w[kPanelVectors];
+#pragma GCC unroll 4
+      for (int q = 0; q < kPanelVectors; ++q) w[q] = load<V>(panel + u * kStep + q * kLanes<Isa, Product> * kD);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+        for (int q = 0; q < kPanelVectors; ++q) {
+          V& sum = u == 0 ? tile.v[r][q] : odd.v[r][q];
+          sum = Product::multiply_add(rows[r] + (k + u * kD) * kStride, w[q], sum);
+        }
+      }
+    }
+    panel += kStep * kUnroll;
+  }
+  if constexpr (kUnroll == 2) {
+    if (k < depth) {
+      for (int r = 0; r < kRows; ++r)
+        for (int q = 0; q < kPanelVectors; ++q)
+          tile.v[r][q] = Product::multiply_add(rows[r] + k * kStride, load<V>(panel + q * kLanes<Isa, Product> * kD),
+                                               tile.v[r][q]);
+    }
+    for (int r = 0; r < kRows; ++r)
+      for (int q = 0; q < kPanelVectors; ++q) tile.v[r][q] += odd.v[r][q];
+  }
+}
+
+}  // namespace fusedlstm::cpu

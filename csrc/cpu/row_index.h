@@ -1,0 +1,53 @@
+// Which step a recurrence is at, and where its rows are (layer.h, Rows); and the arena of a call's scratch memory.
+#pragma once
+
+#include "layer.h"
+#include "pack.h"
+
+namespace fusedlstm::cpu {
+
+class RowIndex {
+ public:
+  RowIndex(const Shape& shape, const Rows& rows) : shape(shape), rows(rows) {}
+
+  // Time step of scan position s: the reverse direction runs from the end.
+  FUSEDLSTM_INLINE int64_t step(int64_t s, int64_t direction) const {
+    return direction == 0 ? s : shape.steps - 1 - s;
+  }
+  FUSEDLSTM_INLINE int64_t row(int64_t t, int64_t b) const {
+    return (rows.offsets ? rows.offsets[t] : t * shape.batch) + b;
+  }
+  FUSEDLSTM_INLINE bool active(int64_t t, int64_t b) const { return !rows.lengths || t < rows.lengths[b]; }
+  FUSEDLSTM_INLINE bool reset(int64_t t, int64_t b) const {
+    return rows.reset && rows.reset[t * rows.reset_step + b * rows.reset_batch];
+  }
+  // How many of the batch rows `range` exist at step t: all of them, or a prefix in a packed batch.
+  FUSEDLSTM_INLINE int64_t rows_at(int64_t t, Range range) const {
+    if (!rows.offsets) return range.end - range.begin;
+    const int64_t end = rows.offsets[t + 1] - rows.offsets[t];
+    return end <= range.begin ? 0 : (end < range.end ? end : range.end) - range.begin;
+  }
+  template <class T>
+  FUSEDLSTM_INLINE const T* data_row(const RowData& data, int64_t t, int64_t b) const {
+    const T* p = static_cast<const T*>(data.data);
+    return rows.offsets ? p + (rows.offsets[t] + b) * data.batch : p + t * data.step + b * data.batch;
+  }
+
+ private:
+  const Shape& shape;
+  const Rows& rows;
+};
+
+// Hands out 64-byte aligned pieces of one block. With a null base it only counts.
+struct Arena {
+  char* base;
+  int64_t used = 0;
+  template <class T>
+  T* take(int64_t n) {
+    T* p = reinterpret_cast<T*>(base + used);
+    used += round_up(n * int64_t(sizeof(T)), 64);
+    return p;
+  }
+};
+
+}  // namespace fusedlstm::cpu
