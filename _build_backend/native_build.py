@@ -58,7 +58,7 @@ rule nvcc
   deps = gcc
   description = CUDA $in
 rule link
-  command = $cxx -shared -s -Wl,--no-as-needed -Wl,--exclude-libs,ALL $in $flags -o $out
+  command = $cxx -shared -s -Wl,--no-as-needed -Wl,--exclude-libs,ALL -Wl,--version-script=$exports $in $flags -o $out
   description = LINK $out
 """
 
@@ -97,7 +97,7 @@ def build(version: str) -> dict[str, Path]:
     cxx = _compiler()
     host_flags = [*COMMON_FLAGS, *HOST_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
 
-    ninja = NinjaFile(cxx=cxx, nvcc=str(toolkit.nvcc) if toolkit else "nvcc")
+    ninja = NinjaFile(cxx=cxx, nvcc=str(toolkit.nvcc) if toolkit else "nvcc", exports=str(ROOT / "csrc/exports.map"))
     torch_flags = [*host_flags, *_torch_flags(torch_dir)]
     _cpu_library(ninja, torch_flags, torch_dir, cxx)
     if toolkit:
