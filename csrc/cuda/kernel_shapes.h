@@ -26,6 +26,7 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {Transport::kGrid, Pass::kForward, 8, 2, 8, 2},      //  16 units, H <= 512
     {Transport::kGrid, Pass::kForward, 8, 4, 8, 1},      //  16 units, H <= 1024
     {Transport::kGrid, Pass::kForward, 8, 4, 8, 2},      //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kForward, 8, 4, 8, 4},      //  16 units, H <= 1024
     {Transport::kLocal, Pass::kBackward, 2, 4, 2, 1},    //  64 units, H <= 64
     {Transport::kLocal, Pass::kBackward, 2, 8, 2, 1},    //  64 units, H <= 64 (32-bit)
     {Transport::kLocal, Pass::kBackward, 2, 16, 1, 1},   // 128 units, H <= 128
@@ -37,14 +38,31 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {Transport::kGrid, Pass::kBackward, 2, 16, 8, 2},    //  16 units, H <= 1024
 });
 
+constexpr int product_bytes(Arithmetic arithmetic) {  // of one element of weights and operand
+  return arithmetic == Arithmetic::kFloat64 ? 8
+         : arithmetic == Arithmetic::kTf32 || arithmetic == Arithmetic::kFloat32 ? 4
+                                                                                : 2;
+}
+
+// Elements of K that one set of CTAs holds.
+constexpr int k_capacity(const KernelShape& shape, Arithmetic arithmetic) {
+  return shape.chunks() * 64 / product_bytes(arithmetic);
+}
+
+// Shared memory of one CTA; recurrence.cuh lays it out and checks this sum.
+constexpr int smem_bytes(const KernelShape& shape, Arithmetic arithmetic) {
+  const int operand = shape.chunks() * shape.batch_rows() * 64 * (shape.transport == Transport::kCluster ? 2 : 1);
+  const int sums = shape.pass == Pass::kForward ? 4 : 1;
+  const int partials = 2 * shape.k_splits * shape.batch_rows() * (sums * shape.units() + 4) * 4;
+  return 128 + operand + partials + KernelShape::kWarps * 32 * product_bytes(arithmetic);
+}
+
 // Whether there is a kernel of this shape for this arithmetic.
 constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   if (arithmetic == Arithmetic::kFloat64) return false;  // no tensor cores to speak of, and twice the registers
-  const int element_bytes = arithmetic == Arithmetic::kBFloat16 || arithmetic == Arithmetic::kFloat16 ? 2 : 4;
   const int operands = shape.pass == Pass::kForward ? 1 : 4;
-  const int k = shape.chunks() * 64 / element_bytes;
   // One CTA holds the whole K: units beyond it would be idle.
-  if (shape.transport == Transport::kLocal && k < shape.units() * operands) return false;
+  if (shape.transport == Transport::kLocal && k_capacity(shape, arithmetic) < shape.units() * operands) return false;
   // FFMA keeps 8 sums a row, which do not fit beside the weights.
   if (arithmetic == Arithmetic::kFloat32 && shape.rows_per_lane > 4) return false;
   return true;

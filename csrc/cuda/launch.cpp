@@ -1,20 +1,25 @@
 #include "launch.h"
 
+#include "kernel_shapes.h"
 #include "launch_recurrence.h"
 
 namespace fusedlstm::gpu {
 
+namespace {
+
+int64_t round_up(int64_t bytes) { return (bytes + 15) / 16 * 16; }
+
+}  // namespace
+
 int64_t weight_pitch(Dtype dtype, int64_t H) {
-  const int64_t vector = 16 / static_cast<int64_t>(element_bytes(dtype));
-  return (H + vector - 1) / vector * vector;
+  const int64_t bytes = static_cast<int64_t>(element_bytes(dtype));
+  return round_up(H * bytes) / bytes;
 }
 
 int64_t exchange_bytes(const Plan& plan, const RowStates& rows) {
   if (plan.shape.transport != Transport::kGrid) return 0;
-  const bool wide = plan.arithmetic == Arithmetic::kTf32 || plan.arithmetic == Arithmetic::kFloat32;
-  const Dtype dtype = wide ? Dtype::kFloat32 : Dtype::kBFloat16;  // only its size counts
   const int64_t operands = plan.shape.pass == Pass::kForward ? 1 : 4;
-  return rows.D * rows.T * rows.B * operands * weight_pitch(dtype, rows.H) * static_cast<int64_t>(element_bytes(dtype));
+  return rows.D * rows.T * rows.B * operands * round_up(rows.H * product_bytes(plan.arithmetic));
 }
 
 cudaError_t launch_forward(const Plan& plan, const ForwardArgs& args, cudaStream_t stream) {

@@ -37,11 +37,11 @@ struct Device {
   std::string name;
   int compute_capability;    // times ten: 90 for sm_90
   int sm_count;
-  int64_t smem_bytes;        // that one CTA may use
+  int64_t smem_bytes;        // of one CTA, at most
   bool cooperative_launch;
   int max_clusters_of_2, max_clusters_of_4, max_clusters_of_8, max_clusters_of_16;  // resident at once; 0: none
-  double clock_ghz;
-  double memory_bytes_per_us;
+  double clock_mhz;
+  double memory_gb_per_s;
 };
 
 // The compile-time shape of a resident kernel; see recurrence.cuh. The planner and the kernels' table share the list.
@@ -67,18 +67,16 @@ struct Plan {
   KernelShape shape;       // shape.transport == kStream: the rest is 0
   int ctas_per_tile;       // CTAs that together hold W_hh once
   int tiles;               // tiles of the batch
-  int64_t smem_bytes;
+  int64_t smem_bytes;      // per CTA
   double microseconds;     // of the whole pass, by the model: an estimate to choose by, never a result
-  // Why each faster-looking transport was not taken, one sentence each.
+  // Why the transports that do not fit were not taken, one sentence each.
   std::vector<std::string> rejected;
 };
 
-// The cheapest plan that fits; STREAM always does.
-Plan make_plan(const Problem& problem, const Device& device);
-
-// As make_plan, but `request` ("stream", "local", "cluster", "grid", or empty for automatic) must be kept: throws
-// std::invalid_argument with the reason if it does not fit.
-Plan make_plan(const Problem& problem, const Device& device, const std::string& request);
+// The cheapest plan that fits, by the model; STREAM always fits. `request` forces the choice, as FUSEDLSTM_PLAN does:
+// empty, "stream", "local", "cluster" or "grid", or one of the last three with units and batch rows per CTA,
+// "grid:16x8". Throws std::invalid_argument with the reason if what is requested does not fit or does not exist.
+Plan make_plan(const Problem& problem, const Device& device, const std::string& request = "");
 
 // One line: "grid bfloat16 64 CTAs x 16 units, 2 tiles of 8 rows, 38 KiB shared memory, estimated 612 us".
 std::string to_string(const Plan& plan);
@@ -86,12 +84,6 @@ std::string to_string(const Plan& plan);
 Arithmetic arithmetic_of(const Problem& problem);
 const char* transport_name(Transport transport);
 const char* arithmetic_name(Arithmetic arithmetic);
-
-// Shared memory of a resident kernel.
-int64_t shape_smem_bytes(const KernelShape& shape, Arithmetic arithmetic);
-
-// Every shape that kernels are compiled for.
-const std::vector<KernelShape>& kernel_shapes();
 
 // Published limits of GPUs at hand for planning without one.
 const std::vector<Device>& known_devices();

@@ -31,6 +31,7 @@ struct SmemLayout {
   static constexpr int kStage = kPartials + 2 * kPartialsBuffer;
   static constexpr int kStageWarp = 32 * Traffic::kElementBytes;
   static constexpr int kBytes = kStage + KernelShape::kWarps * kStageWarp;
+  static_assert(kBytes == smem_bytes(kShape, Math::kArithmetic), "the planner counts otherwise");
 };
 
 // Row r of the lane's group g: unit of the CTA that it belongs to, and the gate of that unit (forward only).
