@@ -1,0 +1,183 @@
+"""The build tools, and what the libraries must and must not contain."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fusedlstm
+from fusedlstm import _library
+
+ROOT = Path(__file__).resolve().parent.parent
+OBJECTS = ROOT / "build/native/objects"
+LIBRARIES = [path for path in (_library.CPU_LIBRARY, _library.CUDA_LIBRARY) if path.is_file()]
+OPERATORS = ("lstm_layer", "lstm_layer_inference", "lstm_layer_backward")
+
+if (ROOT / "_build_backend").is_dir():
+    sys.path.append(str(ROOT / "_build_backend"))
+    import cuda_toolkit
+    import find_torch
+    import native_build
+
+in_source_tree = pytest.mark.skipif(
+    not OBJECTS.is_dir() or _library.CPU_LIBRARY.parent.parent.parent != ROOT,
+    reason="looks at object files, which only a build in the source tree leaves behind",
+)
+library = pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.stem)
+
+
+def output_of(*command) -> str:
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+
+
+# What is registered. PyTorch ignores a misspelt schema or kernel name silently, so every one is asked for.
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_has_its_cpu_kernel(operator):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fusedlstm::{operator}", "CPU")
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_has_its_cuda_kernel_where_the_cuda_library_is_in_use(operator):
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"fusedlstm::{operator}", "CUDA")
+    assert registered == (_library.cuda_inactive_reason() is None)
+
+
+def test_no_operator_is_registered_by_mistake():
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fusedlstm::")}
+    assert names == {f"fusedlstm::{name}" for name in (*OPERATORS, "_cpu_info", "_cpu_force")}
+
+
+# What the binaries contain.
+
+
+@library
+def test_library_needs_only_torch_and_the_system(library):
+    needed = set(re.findall(r"NEEDED.*\[(.+)\]", output_of("readelf", "-d", library)))
+    ours = {name for name in needed if name.startswith(("libtorch", "libc10", "libcu", "libpython"))}
+    assert ours == {"libtorch_cpu.so"} | ({"libtorch_cuda.so"} if "cuda" in library.name else set())
+    rest = {name.split(".so")[0] for name in needed - ours}
+    assert rest <= {"libstdc++", "libm", "libgcc_s", "libc", "libpthread", "libdl", "librt"} | {
+        name for name in rest if name.startswith("ld-linux")
+    }
+
+
+@library
+def test_library_takes_only_stable_c_functions_from_torch(library):
+    symbols = output_of("nm", "-D", "--undefined-only", library)
+    mangled = [line.split()[-1] for line in symbols.splitlines() if re.search(r" _Z\w*(2at|3c10|5torch)", line)]
+    assert mangled == []
+
+
+@library
+def test_library_exports_nothing(library):
+    assert output_of("nm", "-D", "--defined-only", library) == ""
+
+
+@library
+def test_library_keeps_no_path_of_the_build_machine(library):
+    # Both the source tree and the headers' folder; a package's own folder may be named in none of its files.
+    content = library.read_bytes()
+    for path in (ROOT, Path(torch.__file__).parent, Path.home()):
+        assert str(path).encode() not in content, path
+
+
+@in_source_tree
+def test_wide_instructions_stay_in_the_files_marked_for_them():
+    for obj in sorted(OBJECTS.glob("csrc/**/*.o")):
+        if not re.search(r"_avx2|_avx512", obj.name) and "cuda" not in obj.parts:
+            wide = re.search(r"%[yz]mm\d+", output_of("objdump", "-d", "--no-show-raw-insn", obj))
+            assert wide is None, f"{obj.name} uses {wide[0]}: it would stop an older processor"
+
+
+@in_source_tree
+def test_files_for_wide_instructions_share_no_inline_function():
+    # The linker keeps one copy of an inline function, which may be the one that older processors cannot run.
+    def weak_functions(objects):
+        return set(re.findall(r" W (\w+)", output_of("nm", *objects)))
+
+    objects = sorted(OBJECTS.glob("csrc/cpu/*.o")) + [OBJECTS / "csrc/library.cpp.o"]
+    wide = [obj for obj in objects if re.search(r"_avx2|_avx512", obj.name)]
+    rest = [obj for obj in objects if obj not in wide]
+    for obj in wide:
+        others = rest + [other for other in wide if other != obj]
+        assert weak_functions([obj]) & weak_functions(others) == set(), obj.name
+
+
+# The build tools.
+
+
+@in_source_tree
+class TestArchitectures:
+    def test_pytorchs_notation_is_understood(self):
+        assert cuda_toolkit.parse_archs("7.5, 8.0;9.0a 12.0+PTX") == ["7.5", "8.0", "9.0a", "12.0+PTX"]
+
+    @pytest.mark.parametrize("text", ["Hopper", "9", "90", "9.0b", "8.0+ptx", ""])
+    def test_anything_else_is_refused_with_what_was_given(self, text):
+        with pytest.raises(SystemExit, match=f"TORCH_CUDA_ARCH_LIST: expected .* got '{re.escape(text)}'"):
+            cuda_toolkit.parse_archs(text)
+
+    def test_flags(self):
+        assert cuda_toolkit.gencode_flags(["9.0a", "12.0+PTX"]) == [
+            "-gencode=arch=compute_90a,code=sm_90a",
+            "-gencode=arch=compute_120,code=[sm_120,compute_120]",
+        ]
+
+    def test_the_variable_comes_first(self, monkeypatch):
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
+        assert cuda_toolkit.arch_list() == "8.6"
+
+
+@in_source_tree
+class TestFindingTorch:
+    def test_finds_the_torch_in_use_and_reads_its_version(self):
+        folder = find_torch.find_torch()
+        assert folder == Path(torch.__file__).parent
+        assert find_torch.torch_version(folder) == {"version": str(torch.__version__), "cuda": torch.version.cuda}
+
+    def test_a_chosen_torch_is_not_replaced_by_another(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("FUSEDLSTM_TORCH_DIR", str(tmp_path))
+        assert find_torch.find_torch() is None
+
+    def test_backend_asks_for_torch_only_where_there_is_none(self, monkeypatch, tmp_path):
+        import backend
+
+        assert backend._torch_if_absent() == []
+        monkeypatch.setenv("FUSEDLSTM_TORCH_DIR", str(tmp_path))
+        assert backend._torch_if_absent() == ["torch>=2.10"]
+
+
+@in_source_tree
+def test_a_chosen_toolkit_that_is_incomplete_is_not_replaced_by_another(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert cuda_toolkit.find_toolkit() is None
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    with pytest.raises(SystemExit, match="FORCE_CUDA=1 needs a CUDA toolkit, found none"):
+        native_build._toolkit_to_use(torch_cuda=None)
+
+
+@in_source_tree
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SystemExit, match=r"expected a C\+\+20 compiler, found no 'no-such-compiler'"):
+        native_build._compiler()
+
+
+# The version is in one place, and the changelog keeps up with it.
+
+
+def test_libraries_were_built_for_this_version():
+    facts = _library.build_facts()
+    assert facts["version"] == fusedlstm.__version__
+    if _library.core() is not None:
+        assert _library.core().version == fusedlstm.__version__
+
+
+@in_source_tree
+def test_changelog_has_a_heading_for_this_version():
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased" or headings[0].split()[0] == fusedlstm.__version__

@@ -1,0 +1,184 @@
+"""Loading: what is loaded, what is refused, and whether the sentences about it say what to do."""
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusedlstm import __main__, _library
+
+PACKAGE = _library.CPU_LIBRARY.parent.parent
+
+
+def run_python(code: str, *arguments) -> subprocess.CompletedProcess:
+    """Runs `code` in a new process that imports the same copy of the package."""
+    code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n{code}"
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture
+def second_copy(tmp_path) -> Path:
+    """A folder with another copy of the package."""
+    shutil.copytree(PACKAGE, tmp_path / "fusedlstm", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+@pytest.fixture
+def uncached():
+    """The cached questions are asked afresh in the test, and again after it."""
+    functions = (_library.build_facts, _library.cuda_inactive_reason, _library.why_no_kernels)
+    for function in functions:
+        function.cache_clear()
+    yield
+    for function in functions:
+        function.cache_clear()
+
+
+def test_a_second_copy_is_refused_with_both_paths(second_copy):
+    result = run_python(
+        "import fusedlstm\n"
+        "for name in [n for n in sys.modules if n.split('.')[0] == 'fusedlstm']: del sys.modules[name]\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "try: import fusedlstm\n"
+        "except ImportError as error: print(error)",
+        second_copy,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "expected to be the only copy in this process, got a second one" in result.stdout
+    assert str(PACKAGE) in result.stdout and str(second_copy) in result.stdout
+
+
+def test_a_second_copy_loaded_past_the_guard_does_not_end_the_process(second_copy):
+    result = run_python(
+        "import fusedlstm, torch\n"
+        "torch.ops.load_library(sys.argv[1])\n"
+        "print(torch.ops.fusedlstm._cpu_info())",
+        second_copy / "fusedlstm/lib/libfusedlstm_cpu.so",
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)
+
+
+def test_importing_again_loads_nothing_twice():
+    result = run_python(
+        "import fusedlstm, torch\n"
+        "before = len(torch.ops.loaded_libraries)\n"
+        "from fusedlstm import _library\n"
+        "_library.load()\n"
+        "print(len(torch.ops.loaded_libraries) - before)"
+    )
+    assert result.stdout == "0\n", result.stderr
+
+
+def test_too_old_a_torch_is_named_together_with_the_oldest_that_will_do():
+    result = run_python(
+        "import torch\n"
+        "torch.__version__ = torch.torch_version.TorchVersion('2.9.1+cu128')\n"
+        "try: import fusedlstm\n"
+        "except ImportError as error: print(error)"
+    )
+    assert "expected torch >= 2.10, got 2.9.1+cu128; upgrade torch" in result.stdout, result.stderr
+
+
+def test_a_package_that_was_not_built_says_how_to_build_it(second_copy):
+    (second_copy / "fusedlstm/lib/libfusedlstm_cpu.so").unlink()
+    code = "sys.path.insert(0, sys.argv[1])\ntry: import fusedlstm\nexcept ImportError as error: print(error)"
+    assert "python3 dev.py build" in run_python(code, second_copy).stdout
+
+
+class TestCudaReasons:
+    """The sentences for machines that are not at hand."""
+
+    @pytest.fixture(autouse=True)
+    def cuda_machine(self, uncached, monkeypatch, tmp_path):
+        library = tmp_path / "libfusedlstm_cuda.so"
+        library.touch()
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(_library, "CUDA_LIBRARY", library)
+        facts = {"cuda_toolkit": "13.0", "cuda_archs": ["8.0", "9.0a", "12.0+PTX"]}
+        monkeypatch.setattr(_library, "build_facts", lambda: facts)
+        monkeypatch.setattr(_library, "driver_version", lambda: (13, 1))
+
+    def test_all_is_well(self):
+        assert _library.cuda_inactive_reason() is None
+
+    def test_torch_without_cuda_is_no_fault(self, monkeypatch):
+        monkeypatch.setattr(torch.version, "cuda", None)
+        reason = _library.cuda_inactive_reason()
+        assert "is not a CUDA build" in reason and not reason.is_a_fault
+
+    def test_too_old_a_driver(self, monkeypatch):
+        monkeypatch.setattr(_library, "driver_version", lambda: (12, 8))
+        reason = _library.cuda_inactive_reason()
+        assert "expected a driver for CUDA 13.0, got one for CUDA 12.8; update the NVIDIA driver" in reason
+        assert reason.is_a_fault
+
+    def test_no_driver_is_no_obstacle(self, monkeypatch):
+        monkeypatch.setattr(_library, "driver_version", lambda: None)
+        assert _library.cuda_inactive_reason() is None
+
+    @pytest.mark.parametrize("driver, is_a_fault", [((13, 0), True), (None, False)])
+    def test_built_without_cuda_matters_only_where_there_is_a_driver(self, monkeypatch, driver, is_a_fault):
+        _library.CUDA_LIBRARY.unlink()
+        monkeypatch.setattr(_library, "driver_version", lambda: driver)
+        reason = _library.cuda_inactive_reason()
+        assert "built without CUDA kernels" in reason and reason.is_a_fault is is_a_fault
+
+    @pytest.mark.parametrize("capability, found", [((8, 6), True), ((9, 0), True), ((10, 0), False), ((12, 1), True)])
+    def test_a_missing_architecture(self, monkeypatch, capability, found):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        reason = _library.why_no_kernels(torch.device("cuda", 0))
+        if found:
+            assert reason is None
+        else:
+            assert reason == (
+                "expected kernels for compute capability 10.0, got only 8.0 9.0a 12.0+PTX; "
+                "rebuild with TORCH_CUDA_ARCH_LIST=10.0"
+            )
+
+    def test_other_devices_have_no_kernels(self):
+        assert "not for meta" in _library.why_no_kernels(torch.device("meta"))
+        assert _library.why_no_kernels(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    "arch, runs_on, not_on",
+    [
+        ("8.0", [(8, 0), (8, 9)], [(7, 5), (9, 0)]),
+        ("8.6", [(8, 6), (8, 9)], [(8, 0)]),
+        ("9.0a", [(9, 0)], [(9, 1), (10, 0)]),
+        ("10.0+PTX", [(10, 0), (10, 3), (11, 0), (12, 0)], [(9, 0)]),
+    ],
+)
+def test_where_an_architecture_runs(arch, runs_on, not_on):
+    assert all(_library._runs_on(arch, capability) for capability in runs_on)
+    assert not any(_library._runs_on(arch, capability) for capability in not_on)
+
+
+def test_one_warning_names_the_fault(monkeypatch, uncached):
+    monkeypatch.setattr(_library, "_operators_are_registered", lambda: False)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(_library, "cuda_inactive_reason", lambda: _library.Reason("the cause", is_a_fault=True))
+    with pytest.warns(RuntimeWarning, match="PyTorch's own LSTM on GPUs: the cause") as caught:
+        _library.load()
+    assert len(caught) == 1
+    monkeypatch.setattr(_library, "cuda_inactive_reason", lambda: _library.Reason("no CUDA here"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _library.load()
+
+
+def test_report_names_versions_and_what_is_in_use(capsys):
+    assert __main__.main([]) == 0
+    printed = capsys.readouterr().out
+    facts = _library.build_facts()
+    for expected in (str(torch.__version__), facts["compiler"], facts["torch_headers"], str(PACKAGE)):
+        assert expected in printed
+    assert json.loads(torch.ops.fusedlstm._cpu_info())["isa"] in printed
+    reason = _library.cuda_inactive_reason()
+    assert (f"not in use: {reason}" if reason else " ".join(facts["cuda_archs"])) in printed
