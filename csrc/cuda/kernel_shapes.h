@@ -26,7 +26,6 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {Transport::kGrid, Pass::kForward, 8, 2, 8, 2},      //  16 units, H <= 512
     {Transport::kGrid, Pass::kForward, 8, 4, 8, 1},      //  16 units, H <= 1024
     {Transport::kGrid, Pass::kForward, 8, 4, 8, 2},      //  16 units, H <= 1024
-    {Transport::kGrid, Pass::kForward, 8, 4, 8, 4},      //  16 units, H <= 1024
     {Transport::kLocal, Pass::kBackward, 2, 4, 2, 1},    //  64 units, H <= 64
     {Transport::kLocal, Pass::kBackward, 2, 8, 2, 1},    //  64 units, H <= 64 (32-bit)
     {Transport::kLocal, Pass::kBackward, 2, 16, 1, 1},   // 128 units, H <= 128

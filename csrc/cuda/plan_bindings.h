@@ -1,4 +1,4 @@
-// The planner for Python: `_core.plan(...)` and `_core.known_devices()`. Plain values only.
+// The planner for Python: `_core.plan(...)` and `_core.known_devices()`.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -17,18 +17,28 @@ inline Dtype dtype_from_name(const std::string& name) {
   throw std::invalid_argument("dtype: expected float32, float64, bfloat16 or float16, got '" + name + "'");
 }
 
-inline pybind11::dict to_dict(const Plan& plan) {
-  using namespace pybind11::literals;
-  return pybind11::dict(
-      "transport"_a = transport_name(plan.shape.transport), "arithmetic"_a = arithmetic_name(plan.arithmetic),
-      "units"_a = plan.shape.k_splits == 0 ? 0 : plan.shape.units(), "batch_rows"_a = plan.shape.batch_rows(),
-      "ctas_per_tile"_a = plan.ctas_per_tile, "tiles"_a = plan.tiles, "smem_bytes"_a = plan.smem_bytes,
-      "microseconds"_a = plan.microseconds, "rejected"_a = plan.rejected, "text"_a = to_string(plan));
-}
-
 inline void bind_plan(pybind11::module_& m) {
   namespace py = pybind11;
-  py::class_<Device>(m, "Device", "Limits of a GPU that a launch must keep within.")
+  py::enum_<Dtype>(m, "Dtype", py::module_local())
+      .value("float32", Dtype::kFloat32)
+      .value("float64", Dtype::kFloat64)
+      .value("bfloat16", Dtype::kBFloat16)
+      .value("float16", Dtype::kFloat16);
+
+  py::class_<Plan>(m, "Plan", py::module_local(), "Which kernel runs a recurrence, and in which shape.")
+      .def_property_readonly("transport", [](const Plan& p) { return transport_name(p.shape.transport); })
+      .def_property_readonly("arithmetic", [](const Plan& p) { return arithmetic_name(p.arithmetic); })
+      .def_property_readonly("units",
+                             [](const Plan& p) { return p.shape.k_splits == 0 ? 0 : p.shape.units(); })
+      .def_property_readonly("batch_rows", [](const Plan& p) { return p.shape.batch_rows(); })
+      .def_readonly("ctas_per_tile", &Plan::ctas_per_tile)
+      .def_readonly("tiles", &Plan::tiles)
+      .def_readonly("smem_bytes", &Plan::smem_bytes)
+      .def_readonly("microseconds", &Plan::microseconds, "Estimated by the model, to choose by; never a result.")
+      .def_readonly("rejected", &Plan::rejected, "Why transports that do not fit were not taken.")
+      .def("__str__", &to_string);
+
+  py::class_<Device>(m, "Device", py::module_local(), "Limits of a GPU that a launch must keep within.")
       .def(py::init<>())
       .def_readwrite("name", &Device::name)
       .def_readwrite("compute_capability", &Device::compute_capability)
@@ -55,12 +65,12 @@ inline void bind_plan(pybind11::module_& m) {
               " directions=" + std::to_string(directions));
         const Problem problem{T,          B, H, proj_size, directions, dtype_from_name(dtype),
                               allow_tf32, backward ? Pass::kBackward : Pass::kForward};
-        return to_dict(make_plan(problem, device, request));
+        return make_plan(problem, device, request);
       },
       py::kw_only(), py::arg("device"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("dtype") = "float32",
       py::arg("proj_size") = 0, py::arg("directions") = 1, py::arg("allow_tf32") = true, py::arg("backward") = false,
       py::arg("request") = "",
-      "The plan of one layer's recurrence, as a dict; ValueError with the reason if `request` does not fit.");
+      "The plan of one layer's recurrence; ValueError with the reason if `request` does not fit.");
 
   m.def(
       "kernel_shapes",

@@ -211,7 +211,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   for (int s = 0; s < steps; ++s) {
     const SharedAddress operand = exchange.await(s) + k_split * kShape.chunks_per_warp * Traffic::kChunkStride;
     const SharedAddress partials = smem + Smem::kPartials + s % 2 * Smem::kPartialsBuffer;
-#pragma unroll
+#pragma unroll 1  // interleaving the tiles would need registers that the weights have
     for (int n = 0; n < kBatchRows; n += 8) {
       float acc[kShape.rows_per_lane][2];
       product.multiply(operand + n * kChunkBytes, Traffic::kChunkStride, acc);
