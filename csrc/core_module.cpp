@@ -2,9 +2,7 @@
 // It never registers operators: those live in libraries that depend on no version of Python.
 #include <pybind11/pybind11.h>
 
-#if __has_include("cuda/plan_bindings.h")
 #include "cuda/plan_bindings.h"
-#endif
 
 namespace py = pybind11;
 
@@ -13,7 +11,5 @@ PYBIND11_MODULE(_core, m) {
   m.attr("version") = FUSEDLSTM_VERSION;
   m.attr("compiler") = __VERSION__;
   m.attr("cpp_standard") = static_cast<long>(__cplusplus);
-#if __has_include("cuda/plan_bindings.h")
-  bind_plan(m);
-#endif
+  fusedlstm::gpu::bind_plan(m);
 }

@@ -1,6 +1,7 @@
 """`python -m fusedlstm`: what is installed, what is in use on this machine, and why.
 
     python -m fusedlstm           versions, devices, libraries, instruction set, GPU architectures
+    python -m fusedlstm plan ...  how the CUDA kernels would be launched for a problem; needs no GPU
     python -m fusedlstm verify    compares FusedLSTM with torch.nn.LSTM on this machine's devices
 """
 
@@ -19,8 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("fusedlstm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("report", help="the default: versions, devices, libraries, and why something is not in use")
+    plan_parser = commands.add_parser("plan", help="how the CUDA kernels would be launched; needs no GPU")
+    _add_plan_arguments(plan_parser)
     commands.add_parser("verify", help="parity with torch.nn.LSTM, one line a check")
     options = parser.parse_args(arguments)
+    if options.command == "plan":
+        return _print_plans(options, plan_parser)
     if options.command == "verify":
         from fusedlstm import verify
 
@@ -60,6 +65,49 @@ def report() -> dict[str, str]:
 def _cpu_line() -> str:
     info = json.loads(torch.ops.fusedlstm._cpu_info())
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in info.items())
+
+
+def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    for name, meaning in {"T": "time steps", "B": "batch size", "H": "hidden size"}.items():
+        parser.add_argument(name, type=int, help=meaning)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
+    parser.add_argument("--proj-size", type=int, default=0)
+    parser.add_argument("--bidirectional", action="store_true")
+    parser.add_argument("--no-tf32", action="store_true", help="compute float32 strictly")
+    parser.add_argument("--device", default="H100", help="part of a GPU's name (default: %(default)s)")
+    parser.add_argument("--force", default="", metavar="TRANSPORT", help="stream, local, cluster or grid")
+
+
+def _print_plans(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Prints the plans of the forward and the backward pass, and why faster ones do not fit."""
+    core = _library.core()
+    if core is None:
+        parser.error("expected a build with fusedlstm._core, got one without (FUSEDLSTM_NO_PYBIND=1)")
+    known = core.known_devices()
+    device = next((d for d in known if options.device.lower() in d.name.lower()), None)
+    if device is None:
+        parser.error(f"--device: expected one of {', '.join(d.name for d in known)}, got {options.device!r}")
+    print(f"{device.name}: T={options.T} B={options.B} H={options.H} {options.dtype}")
+    for direction in ("forward", "backward"):
+        try:
+            plan = core.plan(
+                device=device,
+                T=options.T,
+                B=options.B,
+                H=options.H,
+                dtype=options.dtype,
+                proj_size=options.proj_size,
+                directions=2 if options.bidirectional else 1,
+                allow_tf32=not options.no_tf32,
+                backward=direction == "backward",
+                request=options.force,
+            )
+        except ValueError as error:
+            parser.error(str(error))
+        print(f"{direction:<8} {plan}")
+        for reason in plan.rejected:
+            print(f"{'':<8} not taken: {reason}")
+    return 0
 
 
 if __name__ == "__main__":

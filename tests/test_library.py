@@ -1,6 +1,7 @@
 """Loading: what is loaded, what is refused, and whether the sentences about it say what to do."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -182,3 +183,29 @@ def test_report_names_versions_and_what_is_in_use(capsys):
     assert json.loads(torch.ops.fusedlstm._cpu_info())["isa"] in printed
     reason = _library.cuda_inactive_reason()
     assert (f"not in use: {reason}" if reason else " ".join(facts["cuda_archs"])) in printed
+
+
+@pytest.mark.skipif(_library.core() is None, reason="the planner is not in a build with FUSEDLSTM_NO_PYBIND=1")
+class TestPlanCommand:
+    def test_prints_a_plan_of_each_pass(self, capsys):
+        assert __main__.main(["plan", "100", "16", "256", "--dtype", "bfloat16", "--device", "h100"]) == 0
+        title, *lines = capsys.readouterr().out.splitlines()
+        assert "H100" in title and "T=100 B=16 H=256 bfloat16" in title
+        assert [line.split()[0] for line in lines if not line.startswith(" ")] == ["forward", "backward"]
+
+    def test_a_forced_plan_is_kept(self, capsys):
+        assert __main__.main(["plan", "100", "16", "256", "--force", "stream"]) == 0
+        assert all(line.split()[1] == "stream" for line in capsys.readouterr().out.splitlines()[1:] if line[0] != " ")
+
+    @pytest.mark.parametrize(
+        "arguments, message",
+        [
+            (["1", "1", "1", "--device", "abacus"], "--device: expected one of .* got 'abacus'"),
+            (["0", "1", "1"], "expected T, B, H >= 1"),
+            (["10", "16", "100000", "--force", "local"], "local"),
+        ],
+    )
+    def test_what_cannot_be_planned_is_refused_with_the_reason(self, capsys, arguments, message):
+        with pytest.raises(SystemExit, match="2"):
+            __main__.main(["plan", *arguments])
+        assert re.search(message, capsys.readouterr().err)
