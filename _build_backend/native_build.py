@@ -114,7 +114,8 @@ def build(version: str) -> dict[str, Path]:
     }
     with _one_build_at_a_time():
         (BUILD_DIR / "build.ninja").write_text(ninja.text())
-        subprocess.run([_ninja_program(), "-C", str(BUILD_DIR), f"-j{_jobs()}"], check=True)
+        if subprocess.run([_ninja_program(), "-C", str(BUILD_DIR), f"-j{_jobs()}"]).returncode != 0:
+            raise SystemExit("fusedlstm: the native build failed; the compiler's message is above")
         (BUILD_DIR / "lib/build.json").write_text(json.dumps(facts, indent=2) + "\n")
     shipped = [name for name in ninja.outputs if not name.startswith("stand_in/")]
     return {name: BUILD_DIR / name for name in [*shipped, "lib/build.json"]}
