@@ -1,0 +1,119 @@
+"""Builds the kernels for the CPU: the module ``_emulated`` from csrc/cuda and the emulator beside this file.
+
+The module holds the launchers of csrc/cuda/launch.h and the emulator's self-tests. Objects are kept in ``build/emulator`` under the repository, named by a hash of everything that goes into them, so
+that only what changed is compiled again. Needs a C++20 compiler (g++ 12 or later) and pybind11, no CUDA toolkit.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import pybind11
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CACHE = ROOT / "build" / "emulator"
+JOBS = 2
+
+COMMON_FLAGS = [
+    "-std=c++20", "-fPIC", "-g", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-gnu-unique",
+    "-DFUSEDLSTM_EMULATE",
+]  # fmt: skip
+# Kernels report every access: -fsanitize=thread compiles the calls in, check.cpp answers them instead of the
+# sanitizer's library.
+KERNEL_FLAGS = [
+    "-O2", "-x", "c++", "-fsanitize=thread,alignment,bounds", "--param", "tsan-instrument-func-entry-exit=0",
+]  # fmt: skip
+RUNTIME_FLAGS = ["-O2"]
+BINDING_FLAGS = ["-O1"]
+
+
+def compiler():
+    return os.environ.get("CXX", "g++")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One source, and what its object depends on: an object is the same wherever `include` folders are."""
+
+    source: Path
+    flags: list
+    include: list
+    headers: list
+
+    def compile(self):
+        """Compiles unless an object of the same content exists. Returns the object's path."""
+        key = hashlib.sha256()
+        for part in (compiler(), *COMMON_FLAGS, *self.flags):
+            key.update(part.encode() + b"\0")
+        for file in (self.source, *sorted(self.headers, key=lambda p: p.name)):
+            key.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+        target = CACHE / f"{self.source.stem}-{key.hexdigest()[:16]}.o"
+        if not target.exists():
+            temporary = target.with_suffix(".tmp")
+            include = [f"-I{folder}" for folder in self.include]
+            run([compiler(), *COMMON_FLAGS, *self.flags, *include, "-c", self.source, "-o", temporary])
+            os.replace(temporary, target)
+        return target
+
+
+def run(command):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr[-4000:]}")
+
+
+def units(csrc):
+    """Everything that goes into the module, with the kernels from `csrc`."""
+    own_headers = [*HERE.glob("*.h"), *HERE.glob("include/*.h")]
+    runtime_headers = [*own_headers, csrc / "dtypes.h", csrc / "cuda" / "primitives.cuh"]
+    kernel_headers = [*own_headers, *csrc.glob("*.h"), *csrc.glob("cuda/*.h"), *csrc.glob("cuda/*.cuh")]
+    include = [HERE, HERE / "include", csrc]
+    python = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    for source in sorted(csrc.glob("cuda/*.cu")):
+        yield Unit(source, KERNEL_FLAGS, include, kernel_headers)
+    for source in (csrc / "cuda" / "plan.cpp", csrc / "cuda" / "launch.cpp"):
+        yield Unit(source, RUNTIME_FLAGS, include, kernel_headers)
+    for source in sorted(HERE.glob("*.cu")):
+        yield Unit(source, KERNEL_FLAGS, include, runtime_headers)
+    for source in sorted(HERE.glob("*.cpp")):
+        if source.name == "module.cpp":
+            yield Unit(source, BINDING_FLAGS, include + python, kernel_headers)
+        else:
+            yield Unit(source, RUNTIME_FLAGS, include, runtime_headers)
+
+
+def build(csrc=ROOT / "csrc"):
+    """Compiles and links the module with the kernels in `csrc`. Returns the path of the library."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # parallel test processes build once
+        with ThreadPoolExecutor(JOBS) as pool:
+            objects = list(pool.map(Unit.compile, units(csrc)))
+        key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:16]
+        library = CACHE / key / f"_emulated{EXTENSION_SUFFIXES[0]}"
+        if not library.exists():
+            library.parent.mkdir(exist_ok=True)
+            temporary = library.with_suffix(".tmp")
+            run([compiler(), "-shared", "-o", temporary, *objects, "-ldl"])
+            os.replace(temporary, library)
+    return library
+
+
+def load(library):
+    """Imports the module from its file; several versions of it can live side by side."""
+    spec = importlib.util.spec_from_file_location("_emulated", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    print(build())

@@ -1,0 +1,372 @@
+// The checker: registered memory, shadow memory, races by the order of events, and the callbacks through which the
+// compiler reports every load and store of a kernel.
+#include <dlfcn.h>
+#include <link.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "machine.h"
+
+namespace emulator {
+
+// ---- regions --------------------------------------------------------------------------------------------------------
+
+namespace {
+std::vector<Region*> regions;  // sorted by address
+std::map<uintptr_t, std::unique_ptr<Region>> buffers;
+}  // namespace
+
+Region::Region(uintptr_t begin, size_t bytes, std::string name, Cta* owner, bool track_initialised)
+    : begin(begin), end(begin + bytes), name(std::move(name)), owner(owner), track_initialised(track_initialised) {
+  void* p = mmap(nullptr, word_count() * sizeof(ShadowWord), PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) throw Error("no memory for the checker");
+  words = static_cast<ShadowWord*>(p);
+}
+Region::~Region() { munmap(words, word_count() * sizeof(ShadowWord)); }
+
+void add_region(Region* region) {
+  auto after = [](const Region* a, const Region* b) { return a->begin < b->begin; };
+  regions.insert(std::upper_bound(regions.begin(), regions.end(), region, after), region);
+}
+void remove_region(Region* region) { std::erase(regions, region); }
+
+Region* find_region(uintptr_t address) {
+  auto above = [](uintptr_t a, const Region* r) { return a < r->begin; };
+  auto next = std::upper_bound(regions.begin(), regions.end(), address, above);
+  if (next == regions.begin() || address >= (*--next)->end) return nullptr;
+  return *next;
+}
+
+void register_buffer(const void* p, size_t bytes, const std::string& name, bool initialised) {
+  if (bytes == 0) return;
+  const auto begin = reinterpret_cast<uintptr_t>(p);
+  auto region = std::make_unique<Region>(begin, bytes, name, nullptr, !initialised);
+  add_region(region.get());
+  buffers[begin] = std::move(region);
+}
+void unregister_buffer(const void* p) {
+  auto found = buffers.find(reinterpret_cast<uintptr_t>(p));
+  if (found == buffers.end()) return;
+  remove_region(found->second.get());
+  buffers.erase(found);
+}
+
+void forget_accesses() {
+  for (auto& [begin, region] : buffers)
+    for (size_t i = 0; i < region->word_count(); ++i) {
+      const uint8_t initialised = region->words[i].initialised;
+      if (region->words[i].written || region->words[i].reads[0].bytes) region->words[i] = ShadowWord{};
+      if (initialised) region->words[i].initialised = initialised;
+    }
+}
+
+// ---- places in the source -------------------------------------------------------------------------------------------
+// A site is a place that a primitive was called from, or the return address of a callback (odd: shifted, plus one).
+
+namespace {
+
+std::vector<Site> sites;
+
+uintptr_t image_base() {
+  static const uintptr_t base = [] {
+    Dl_info info;
+    return dladdr(reinterpret_cast<void*>(&register_buffer), &info) ? reinterpret_cast<uintptr_t>(info.dli_fbase) : 0;
+  }();
+  return base;
+}
+
+uint32_t callback_site(void* return_address) {
+  return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(return_address) - image_base()) << 1 | 1;
+}
+
+// The innermost places of an address in this library, inlined callers after it: "a.cuh:10 < b.cuh:20".
+std::string source_lines(uint32_t offset) {
+  Dl_info info;
+  if (!dladdr(reinterpret_cast<void*>(&register_buffer), &info)) return "?";
+  char command[4200];
+  snprintf(command, sizeof command, "addr2line -ie '%s' 0x%x 2>/dev/null", info.dli_fname, offset - 1);
+  FILE* pipe = popen(command, "r");
+  if (!pipe) return "?";
+  std::string lines;
+  char buffer[512];
+  while (fgets(buffer, sizeof buffer, pipe)) {
+    std::string line(buffer);
+    line = line.substr(0, line.find_first_of("\n ("));
+    line = line.substr(line.rfind('/') + 1);
+    if (line.starts_with("primitives_emulated.h")) continue;  // the kernel's line is what matters
+    lines += (lines.empty() ? "" : " < ") + line;
+  }
+  pclose(pipe);
+  return lines.empty() ? "?" : lines;
+}
+
+}  // namespace
+
+uint32_t site_id(Site site) {
+  static std::map<std::pair<const void*, unsigned>, uint32_t> known;
+  auto [found, added] = known.try_emplace({site.file_name(), site.line()}, static_cast<uint32_t>(sites.size()) << 1);
+  if (added) sites.push_back(site);
+  return found->second;
+}
+
+std::string site_text(uint32_t id) { return id & 1 ? source_lines(id >> 1) : text(sites[id >> 1]); }
+
+// ---- accesses -------------------------------------------------------------------------------------------------------
+
+bool knows(const Fiber* fiber, const Event& event) {
+  return event.thread == fiber->id || (*fiber->known)[event.thread] >= event.epoch;
+}
+
+namespace {
+
+const char* verb(bool write) { return write ? "write" : "read"; }
+
+[[noreturn]] void fail_at(uint32_t site, const std::string& what) {
+  fail(what + " by " + name_of(current) + " at " + site_text(site));
+}
+
+std::string place(const Region& region, uintptr_t address) {
+  return region.name + "+" + std::to_string(address - region.begin);
+}
+
+// The thread of an event, also where it stands for asynchronous stores.
+std::string actor(const Event& event) {
+  const bool async = event.thread >= machine->thread_count;
+  return (async ? "store_async of " : "") +
+         thread_name(async ? event.thread - static_cast<uint32_t>(machine->thread_count) : event.thread);
+}
+
+[[noreturn]] void fail_race(const Region& region, uintptr_t address, const Event& old, bool old_write, bool write,
+                            uint32_t site) {
+  fail("race on " + place(region, address) + ": " + verb(write) + " by " + name_of(current) + " at " +
+       site_text(site) + "; not ordered with " + verb(old_write) + " by " + actor(old) + " at " + site_text(old.site));
+}
+
+Region& region_of(uintptr_t address, size_t bytes, bool write, uint32_t site) {
+  Region* region = current->cta->shared.get();
+  if (!region || address < region->begin || address >= region->end) region = find_region(address);
+  const std::string what = std::string(verb(write)) + " of " + std::to_string(bytes) + " bytes ";
+  if (!region) {
+    std::string message = what + "outside every buffer";
+    for (const Region* r : regions) {
+      constexpr uintptr_t kNear = 4096;
+      if (address >= r->end && address - r->end < kNear)
+        message += ", " + std::to_string(address - r->end) + " bytes past the end of " + r->name;
+      if (address < r->begin && r->begin - address < kNear)
+        message += ", " + std::to_string(r->begin - address) + " bytes before " + r->name;
+    }
+    fail_at(site, message);
+  }
+  if (address + bytes > region->end) fail_at(site, what + "at " + place(*region, address) + " crosses its end");
+  if (region->dead) fail_at(site, "access to " + region->name + " of a CTA that has exited");
+  if (region->owner && !region->owner->started)
+    fail_at(site, "access to " + region->name + " of a CTA that has not started");
+  return *region;
+}
+
+// Checks and records one access. `as`: who writes, the current thread or its asynchronous stores.
+void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event as) {
+  ++statistics().accesses;
+  const bool write = access == Access::kWrite || access == Access::kRelaxedWrite;
+  const bool relaxed = access == Access::kRelaxedRead || access == Access::kRelaxedWrite;
+  Region& region = region_of(address, bytes, write, site);
+  as.relaxed = relaxed;
+  as.site = site;
+  for (uintptr_t at = address & ~uintptr_t(3); at < address + bytes; at += 4) {
+    unsigned mask = 0xF;
+    if (at < address) mask &= 0xF << (address - at);
+    if (at + 4 > address + bytes) mask &= 0xF >> (at + 4 - (address + bytes));
+    as.bytes = mask;
+    ShadowWord& word = region.shadow(at);
+    if (word.in_flight)
+      fail_at(site, "access to " + place(region, at) + " before a store_async to it has landed,");
+    if (access == Access::kConstantRead && word.written)
+      fail_at(site, "load_constant of " + place(region, at) + ", which this launch has written,");
+    for (const Event& w : word.writes)
+      if ((w.bytes & mask) && !(w.relaxed && relaxed) && !knows(current, w))
+        fail_race(region, at, w, true, write, site);
+    if (write) {
+      for (Event& r : word.reads) {
+        if ((r.bytes & mask) && !(r.relaxed && relaxed) && !knows(current, r))
+          fail_race(region, at, r, false, write, site);
+        r.bytes &= ~mask;
+      }
+      for (Event& w : word.writes) w.bytes &= ~mask;
+      word.initialised |= mask;
+      word.written = 1;
+      // A half-word neighbour may keep the first place; a third writer of one word replaces it.
+      (word.writes[0].bytes ? word.writes[1] : word.writes[0]) = as;
+    } else {
+      if (region.track_initialised && (~word.initialised & mask))
+        fail_at(site, "read of " + place(region, at) + ", which nothing has written,");
+      // Replace this thread's own record, or a free one, or one that comes before this; else any: the checker may
+      // then miss a race with the one that is dropped, and never reports a false one.
+      Event* place_for = nullptr;
+      for (Event& r : word.reads)
+        if (r.bytes && r.thread == as.thread && (r.bytes & ~mask) == 0) place_for = &r;
+      for (Event& r : word.reads)
+        if (!place_for && !r.bytes) place_for = &r;
+      for (Event& r : word.reads)
+        if (!place_for && knows(current, r) && (r.bytes & ~mask) == 0) place_for = &r;
+      if (!place_for) place_for = &word.reads[(as.thread * 2654435761u + as.epoch) >> 30];
+      *place_for = as;
+    }
+  }
+}
+
+}  // namespace
+
+void check_access(uintptr_t address, size_t bytes, Access access, uint32_t site) {
+  if (address % bytes)
+    fail_at(site, "misaligned access of " + std::to_string(bytes) + " bytes");
+  check(address, bytes, access, site, Event{current->epoch, site, current->id, 0, 0});
+}
+
+void check_async_store(uintptr_t address, size_t bytes, uintptr_t mbarrier, uint32_t site) {
+  if (address % bytes) fail_at(site, "misaligned store_async of " + std::to_string(bytes) + " bytes");
+  const auto thread = static_cast<uint32_t>(machine->thread_count) + current->id;
+  const Event as{++current->async_epoch, site, thread, 0, 0};
+  check(mbarrier, 8, Access::kRelaxedRead, site, as);
+  check(address, bytes, Access::kWrite, site, as);
+  const Region* region = find_region(address);
+  for (size_t i = 0; i < bytes; i += 4) region->shadow(address + i).in_flight = 1;
+}
+
+void check_exit(const Cta* cta) {
+  if (!cta->shared) return;
+  std::vector<Stamp> stamps;
+  for (const Fiber* fiber : cta->fibers) stamps.push_back(stamp(fiber));
+  const ClockRef known = join(stamps);
+  const uint32_t first = cta->first_thread, last = first + static_cast<uint32_t>(cta->fibers.size());
+  for (size_t i = 0; i < cta->shared->word_count(); ++i) {
+    const ShadowWord& word = cta->shared->words[i];
+    auto require = [&](const Event& event) {
+      if (!event.bytes || (event.thread >= first && event.thread < last)) return;
+      if ((*known)[event.thread] >= event.epoch) return;
+      fail("a CTA may exit before a peer's access to its shared memory: access by " + actor(event) + " at " +
+           site_text(event.site) + " to " + place(*cta->shared, cta->shared->begin + 4 * i) +
+           " is not ordered before the exit");
+    };
+    for (const Event& w : word.writes) require(w);
+    for (const Event& r : word.reads) require(r);
+  }
+  cta->shared->dead = true;
+}
+
+namespace {
+
+// Constants of the program, and the kernel's parameters on the stack of launch(), may be read.
+bool is_host_constant(uintptr_t address) {
+  static const std::vector<std::pair<uintptr_t, uintptr_t>> images = [] {
+    std::vector<std::pair<uintptr_t, uintptr_t>> found;
+    dl_iterate_phdr(
+        [](dl_phdr_info* info, size_t, void* out) {
+          for (int i = 0; i < info->dlpi_phnum; ++i)
+            if (const auto& h = info->dlpi_phdr[i]; h.p_type == PT_LOAD)
+              static_cast<decltype(found)*>(out)->push_back(
+                  {info->dlpi_addr + h.p_vaddr, info->dlpi_addr + h.p_vaddr + h.p_memsz});
+          return 0;
+        },
+        &found);
+    return found;
+  }();
+  constexpr uintptr_t kStackAbove = 1 << 20;
+  if (address - machine->host_stack < kStackAbove) return true;
+  return std::any_of(images.begin(), images.end(),
+                     [&](const auto& image) { return address >= image.first && address < image.second; });
+}
+
+// A load or store of instrumented code.
+void on_access(void* p, size_t bytes, bool write, bool aligned, void* return_address) {
+  if (!in_kernel_code) return;
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  if (is_own_stack(p)) return;
+  RuntimeScope scope;
+  if (!write && !find_region(address) && is_host_constant(address)) return;
+  const uint32_t site = callback_site(return_address);
+  const Access access = write ? Access::kWrite : Access::kRead;
+  if (aligned && address % bytes) fail_at(site, "misaligned access of " + std::to_string(bytes) + " bytes");
+  check(address, bytes, access, site, Event{current->epoch, site, current->id, 0, 0});
+  if (!machine->late_words.empty()) deliver_known_to(current, address, bytes);
+  if (options().preempt > 0 && double(random_bits() & 0xFFFF) < options().preempt * 0x10000) give_way(State::kReady);
+}
+
+}  // namespace
+}  // namespace emulator
+
+cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  if (bytes == 0) return cudaSuccess;
+  const auto begin = reinterpret_cast<uintptr_t>(p);
+  emulator::Region* region = emulator::find_region(begin);
+  if (!region || begin + bytes > region->end) throw emulator::Error("cudaMemsetAsync outside every buffer");
+  memset(p, value, bytes);
+  for (uintptr_t at = begin; at < begin + bytes; at += 4) region->shadow(at).initialised = 0xF;
+  return cudaSuccess;
+}
+
+// ---- callbacks of -fsanitize=thread,alignment,bounds, without the sanitizers' own libraries ---------------------------
+
+extern "C" {
+
+#define RETURN_ADDRESS __builtin_return_address(0)
+#define CALLBACKS(N)                                                                                        \
+  void __tsan_read##N(void* p) { emulator::on_access(p, N, false, true, RETURN_ADDRESS); }                  \
+  void __tsan_write##N(void* p) { emulator::on_access(p, N, true, true, RETURN_ADDRESS); }                  \
+  void __tsan_unaligned_read##N(void* p) { emulator::on_access(p, N, false, false, RETURN_ADDRESS); }       \
+  void __tsan_unaligned_write##N(void* p) { emulator::on_access(p, N, true, false, RETURN_ADDRESS); }
+CALLBACKS(1)
+CALLBACKS(2)
+CALLBACKS(4)
+CALLBACKS(8)
+CALLBACKS(16)
+void __tsan_read_range(void* p, unsigned long n) {
+  if (n) emulator::on_access(p, n, false, false, RETURN_ADDRESS);
+}
+void __tsan_write_range(void* p, unsigned long n) {
+  if (n) emulator::on_access(p, n, true, false, RETURN_ADDRESS);
+}
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void*, void*) {}
+void __tsan_vptr_read(void*) {}
+
+struct UbsanLocation {
+  const char* file;
+  uint32_t line, column;
+};
+struct UbsanType {
+  uint16_t kind, info;
+  char name[1];
+};
+struct UbsanMismatch {
+  UbsanLocation location;
+  const UbsanType* type;
+  unsigned char log_alignment, kind;
+};
+struct UbsanBounds {
+  UbsanLocation location;
+  const UbsanType *array, *index;
+};
+
+static std::string ubsan_place(const UbsanLocation& location) {
+  const char* slash = strrchr(location.file, '/');
+  return " by " + emulator::name_of(emulator::current) + " at " + (slash ? slash + 1 : location.file) + ":" +
+         std::to_string(location.line);
+}
+void __ubsan_handle_type_mismatch_v1(UbsanMismatch* data, uintptr_t) {
+  if (!emulator::in_kernel_code) return;
+  emulator::fail("address not aligned to " + std::to_string(1u << data->log_alignment) + " bytes for " +
+                 data->type->name + ubsan_place(data->location));
+}
+void __ubsan_handle_out_of_bounds(UbsanBounds* data, uintptr_t index) {
+  if (!emulator::in_kernel_code) return;
+  emulator::fail("index " + std::to_string(static_cast<long>(index)) + " outside " + data->array->name +
+                 ubsan_place(data->location));
+}
+
+}  // extern "C"

@@ -1,0 +1,89 @@
+// CUDA's execution model on a CPU, with a checker: what kernel sources (through primitives_emulated.h) and the Python
+// module see. One fiber per CUDA thread, all in one OS thread; see README.md for the rules that are checked.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include <cuda_runtime_api.h>
+
+namespace fusedlstm::gpu {
+struct LaunchConfig;
+}
+
+namespace emulator {
+
+using Site = std::source_location;  // the place in the kernel source
+
+struct Options {
+  uint64_t seed = 0;            // order of threads: 0 as numbered, 1 reversed, others random; also when stores land
+  double preempt = 0;           // probability of a switch at a plain memory access
+  int sm_count = 132;           // co-residency limit of a cooperative launch, one CTA per SM
+  size_t smem_limit = 232448;   // bytes of dynamic shared memory per CTA
+  int max_cluster_size = 16;
+};
+Options& options();
+
+struct Statistics {
+  uint64_t launches = 0, threads = 0, switches = 0, accesses = 0, late_stores = 0;
+};
+Statistics& statistics();
+
+// Any fault of a kernel or a launch. The launch is abandoned; buffers keep what was written so far.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Device memory: once registered, a kernel may touch nothing else. An uninitialised buffer must be written before it
+// is read.
+void register_buffer(const void* p, size_t bytes, const std::string& name, bool initialised);
+void unregister_buffer(const void* p);
+
+void run_launch(const void* kernel, const fusedlstm::gpu::LaunchConfig& config, void (*entry)(void*), void* closure);
+
+// ---- called by CUDA threads -------------------------------------------------------------------------------------
+
+uint3 thread_index();
+uint3 block_index();
+dim3 block_dimensions();
+dim3 grid_dimensions();
+unsigned lane_index();
+char* dynamic_shared_memory();
+
+enum class Access { kRead, kWrite, kRelaxedRead, kRelaxedWrite, kConstantRead };
+void load(void* value, uintptr_t address, size_t bytes, Access access, Site site);
+void store(uintptr_t address, const void* value, size_t bytes, Access access, Site site);
+
+void block_sync(Site site);
+void barrier_sync(int id, int threads, Site site);
+void barrier_arrive(int id, int threads, Site site);
+void warp_sync(Site site);
+
+// Every lane of the warp calls it at the same site; the last one runs `compute` on the operands of all lanes.
+void warp_collective(const char* what, void* operands, void (*compute)(void* const* lanes), Site site);
+
+int cluster_rank();
+int cluster_size();
+uintptr_t map_cluster_address(uintptr_t address, int rank, Site site);
+void cluster_sync(Site site);
+
+void mbarrier_init(uintptr_t barrier, int arrivals, Site site);
+void mbarrier_init_fence();
+void mbarrier_arrive_expect(uintptr_t barrier, int bytes, Site site);
+void mbarrier_wait(uintptr_t barrier, int parity, Site site);
+void store_async(uintptr_t address, const void* value, size_t bytes, uintptr_t barrier, Site site);
+
+// ---- tensor core operations on the operands of all 32 lanes, in the fragment layouts of PTX ------------------------
+
+struct MmaOperands {
+  float* d;
+  uint32_t a[4], b[2];
+};
+enum class MmaKind { kBf16, kF16, kF16K8, kTf32 };
+void compute_mma(MmaKind kind, void* const* lanes);        // lanes: MmaOperands*
+void compute_transpose_8x8(void* const* lanes);            // lanes: uint32_t*, in place
+
+}  // namespace emulator

@@ -1,0 +1,412 @@
+// Threads as fibers: stacks, switching, the scheduler, launches, and the report when nothing can run.
+#include <cxxabi.h>
+#include <dlfcn.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <sstream>
+
+#include "machine.h"
+
+namespace emulator {
+
+Machine* machine = nullptr;
+Fiber* current = nullptr;
+bool in_kernel_code = false;
+
+Options& options() {
+  static Options value;
+  return value;
+}
+Statistics& statistics() {
+  static Statistics value;
+  return value;
+}
+
+// ---- stacks and switching -------------------------------------------------------------------------------------------
+
+// void emulator_switch(void** save, void* to): saves the registers a callee must keep on this stack, its address in
+// *save, and goes on with the stack `to`. ucontext would do, with a system call for each switch.
+#ifndef __x86_64__
+#error "the emulator switches stacks in x86-64 assembly"
+#endif
+extern "C" void emulator_switch(void** save, void* to);
+asm(R"(
+.text
+.globl emulator_switch
+.type emulator_switch,@function
+emulator_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size emulator_switch,.-emulator_switch
+)");
+
+namespace {
+
+constexpr size_t kStackBytes = 128 << 10, kPageBytes = 4096;
+std::vector<char*> free_stacks;
+
+char* take_stack() {
+  if (!free_stacks.empty()) {
+    char* stack = free_stacks.back();
+    free_stacks.pop_back();
+    return stack;
+  }
+  void* p = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) throw Error("no memory for the stacks of the emulated threads");
+  mprotect(p, kPageBytes, PROT_NONE);
+  return static_cast<char*>(p);
+}
+
+void switch_to(Fiber* to) {  // nullptr: the scheduler
+  Fiber* from = current;
+  if (from == to) return;
+  ++statistics().switches;
+  current = to;
+  if (to) to->cta->started = true;
+  emulator_switch(from ? &from->stack_pointer : &machine->scheduler_stack_pointer,
+                  to ? to->stack_pointer : machine->scheduler_stack_pointer);
+}
+
+Fiber* next_ready() {
+  auto& ready = machine->ready;
+  if (machine->failed || ready.empty()) return nullptr;
+  if (options().seed >= 2) std::swap(ready.front(), ready[random_bits() % ready.size()]);
+  Fiber* fiber = ready.front();
+  ready.pop_front();
+  return fiber;
+}
+
+void exit_thread() {
+  Fiber* me = current;
+  Cta* cta = me->cta;
+  if (!cta->barriers[0].waiting.empty())
+    fail("divergent barrier: " + name_of(me) + " exits while " + std::to_string(cta->barriers[0].waiting.size()) +
+         " threads wait at block_sync (" + text(cta->barriers[0].site) + ")");
+  if (WarpOp& op = cta->warps[me->index / 32]; op.what)
+    fail("divergent warp: " + name_of(me) + " exits while other lanes are at " + op.what + " (" + text(op.site) + ")");
+  me->state = State::kDone;
+  ++machine->progress;
+  --machine->live;
+  if (++cta->exited == cta->fibers.size()) check_exit(cta);
+}
+
+void fiber_main() {
+  in_kernel_code = true;
+  machine->entry(machine->closure);
+  in_kernel_code = false;
+  exit_thread();
+  switch_to(next_ready());
+  std::abort();  // nobody resumes a thread that is done
+}
+
+}  // namespace
+
+void run_others() {
+  const uint64_t kOneIn = 32;  // with a random schedule, stores may also land while others run
+  if (options().seed >= 2 && !machine->late.empty() && random_bits() % kOneIn == 0) deliver_some();
+  switch_to(next_ready());
+}
+
+bool is_own_stack(const void* p) {
+  return static_cast<size_t>(static_cast<const char*>(p) - current->stack) < kStackBytes;
+}
+
+uint64_t random_bits() {  // xorshift64*
+  uint64_t& x = machine->random;
+  x ^= x << 13;
+  x ^= x >> 7;
+  x ^= x << 17;
+  return (x * 0x2545F4914F6CDD1D) >> 8;
+}
+
+void make_ready(Fiber* fiber) {
+  fiber->state = State::kReady;
+  machine->ready.push_back(fiber);
+}
+
+void wake(std::vector<Fiber*>& fibers) {
+  if (options().seed == 1) std::reverse(fibers.begin(), fibers.end());
+  for (Fiber* fiber : fibers) make_ready(fiber);
+  fibers.clear();
+}
+
+void block(const char* waits_for, Site site) {
+  current->state = State::kBlocked;
+  current->waits_for = waits_for;
+  current->site = site;
+  run_others();
+}
+
+void give_way(State state) {
+  if (state == State::kReady) {
+    make_ready(current);
+  } else {
+    current->state = state;
+    machine->spinning.push_back(current);
+  }
+  run_others();
+}
+
+void abandon(const std::string& message) {
+  if (machine->failed) return;  // the first fault counts
+  machine->error = machine->kernel_name + ": " + message;
+  machine->failed = true;
+}
+
+void fail(const std::string& message) {
+  in_kernel_code = false;
+  abandon(message);
+  for (;;) switch_to(nullptr);  // never resumed: the launch is over
+}
+
+// ---- names ----------------------------------------------------------------------------------------------------------
+
+std::string thread_name(uint32_t id) {
+  const dim3 grid = machine->config.grid, block = machine->config.block;
+  const uint32_t threads = block.x * block.y * block.z, b = id / threads, t = id % threads;
+  std::ostringstream s;
+  s << "block(" << b % grid.x << "," << b / grid.x % grid.y << "," << b / grid.x / grid.y << ") thread(" << t % block.x;
+  if (block.y * block.z > 1) s << "," << t / block.x % block.y << "," << t / block.x / block.y;
+  s << ")";
+  return s.str();
+}
+
+std::string name_of(const Fiber* fiber) { return thread_name(fiber->id); }
+
+std::string text(Site site) {
+  const char* slash = strrchr(site.file_name(), '/');
+  return std::string(slash ? slash + 1 : site.file_name()) + ":" + std::to_string(site.line());
+}
+
+// ---- launch ---------------------------------------------------------------------------------------------------------
+
+namespace {
+
+std::string kernel_name(const void* kernel) {
+  Dl_info info;
+  if (!dladdr(kernel, &info) || !info.dli_sname) return "kernel";
+  int status = 0;
+  char* demangled = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
+  std::string name = demangled ? demangled : info.dli_sname;
+  std::free(demangled);
+  if (name.starts_with("void ")) name = name.substr(5);
+  return name.substr(0, name.find('('));
+}
+
+// Shared memory ends at a page that may not be touched, and is filled with NaN in every floating-point type.
+char* allocate_shared(size_t bytes) {
+  constexpr size_t kAlignment = 128;
+  const size_t pages = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+  char* p = static_cast<char*>(mmap(nullptr, pages + kPageBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (p == MAP_FAILED) throw Error("no memory for the shared memory of an emulated CTA");
+  mprotect(p, pages, PROT_READ | PROT_WRITE);
+  p += (pages - bytes) / kAlignment * kAlignment;
+  memset(p, 0xFF, bytes);
+  return p;
+}
+void free_shared(uintptr_t p, size_t bytes) {
+  const size_t pages = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+  munmap(reinterpret_cast<void*>(p / kPageBytes * kPageBytes), pages + kPageBytes);
+}
+
+Fiber* new_fiber(Cta* cta, uint32_t index, const ClockRef& known) {
+  const dim3 block = machine->config.block;
+  auto* fiber = new Fiber;
+  fiber->stack = take_stack();
+  fiber->cta = cta;
+  fiber->index = index;
+  fiber->id = cta->first_thread + index;
+  fiber->thread = uint3{index % block.x, index / block.x % block.y, index / block.x / block.y};
+  fiber->known = known;
+  void** top = reinterpret_cast<void**>(fiber->stack + kStackBytes);
+  *--top = nullptr;  // as if fiber_main had been called: its stack pointer is 8 modulo 16
+  *--top = reinterpret_cast<void*>(&fiber_main);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;  // the registers emulator_switch restores
+  fiber->stack_pointer = top;
+  return fiber;
+}
+
+// The CTAs of the cluster that starts at block `first`.
+std::unique_ptr<Cluster> new_cluster(uint3 first) {
+  const LaunchConfig& config = machine->config;
+  const uint32_t threads = config.block.x * config.block.y * config.block.z;
+  auto cluster = std::make_unique<Cluster>();
+  const auto nothing = std::make_shared<Clock>(machine->clock_size, 0u);
+  for (uint32_t z = 0; z < config.cluster.z; ++z)
+    for (uint32_t y = 0; y < config.cluster.y; ++y)
+      for (uint32_t x = 0; x < config.cluster.x; ++x) {
+        auto cta = std::make_unique<Cta>();
+        cta->block = uint3{first.x + x, first.y + y, first.z + z};
+        cta->first_thread =
+            ((cta->block.z * config.grid.y + cta->block.y) * config.grid.x + cta->block.x) * threads;
+        cta->rank = static_cast<int>(cluster->ctas.size());
+        cta->cluster = cluster.get();
+        if (config.smem_bytes) {
+          const std::string name = thread_name(cta->first_thread);
+          const auto p = reinterpret_cast<uintptr_t>(allocate_shared(config.smem_bytes));
+          cta->shared = std::make_unique<Region>(
+              p, config.smem_bytes, "shared memory of " + name.substr(0, name.find(' ')), cta.get(), true);
+          add_region(cta->shared.get());
+        }
+        cta->warps.resize((threads + 31) / 32);
+        for (uint32_t t = 0; t < threads; ++t) {
+          cta->fibers.push_back(new_fiber(cta.get(), t, nothing));
+          make_ready(cta->fibers.back());
+        }
+        machine->live += threads;
+        cluster->ctas.push_back(std::move(cta));
+      }
+  return cluster;
+}
+
+void free_cluster(Cluster& cluster) {
+  for (auto& cta : cluster.ctas) {
+    for (Fiber* fiber : cta->fibers) {
+      free_stacks.push_back(fiber->stack);
+      delete fiber;
+    }
+    if (cta->shared) {
+      remove_region(cta->shared.get());
+      free_shared(cta->shared->begin, machine->config.smem_bytes);
+    }
+  }
+}
+
+// Who waits for what, threads in the same position together.
+std::string stuck_report(const char* what) {
+  std::map<std::string, std::vector<const Fiber*>> groups;
+  for (auto& cluster : machine->clusters)
+    for (auto& cta : cluster->ctas)
+      for (Fiber* fiber : cta->fibers) {
+        std::string key = "exited";
+        if (fiber->state == State::kBlocked) key = std::string("waiting at ") + fiber->waits_for;
+        if (fiber->state == State::kSpinning) key = "polling memory";
+        if (fiber->state != State::kDone) key += " (" + text(fiber->site) + ")";
+        groups[key].push_back(fiber);
+      }
+  std::string report = what;
+  for (auto& [key, fibers] : groups)
+    report += "\n  " + key + ": " + std::to_string(fibers.size()) + " threads, e.g. " + name_of(fibers.front());
+  return report;
+}
+
+void run_resident() {
+  constexpr int kIdleRounds = 20;  // polling threads only, and nothing else happens
+  int idle = 0;
+  uint64_t seen = 0;
+  while (machine->live && !machine->failed) {
+    if (Fiber* fiber = next_ready()) {
+      switch_to(fiber);
+      continue;
+    }
+    deliver_some();
+    if (machine->failed) return;
+    if (machine->spinning.empty() && machine->ready.empty()) {
+      if (!machine->late.empty()) continue;
+      abandon(stuck_report("deadlock"));
+      return;
+    }
+    idle = machine->progress == seen ? idle + 1 : 0;
+    seen = machine->progress;
+    if (idle > kIdleRounds) {
+      abandon(stuck_report("livelock, only polling threads run"));
+      return;
+    }
+    wake(machine->spinning);
+  }
+}
+
+void check_launch(const LaunchConfig& config, const std::string& name) {
+  const auto product = [](dim3 d) { return size_t(d.x) * d.y * d.z; };
+  const auto refuse = [&](const std::string& why) { throw Error(name + ": launch refused: " + why); };
+  const size_t threads = product(config.block), ctas = product(config.grid), cluster = product(config.cluster);
+  if (threads == 0 || threads > 1024) refuse("block of " + std::to_string(threads) + " threads, limit 1024");
+  if (threads % 32) refuse("block of " + std::to_string(threads) + " threads, expected whole warps");
+  if (ctas == 0 || config.grid.y > 65535 || config.grid.z > 65535)
+    refuse("grid of " + std::to_string(config.grid.x) + " x " + std::to_string(config.grid.y) + " x " +
+           std::to_string(config.grid.z));
+  if (cluster == 0 || cluster > size_t(options().max_cluster_size))
+    refuse("cluster of " + std::to_string(cluster) + " CTAs, limit " + std::to_string(options().max_cluster_size));
+  if (config.grid.x % config.cluster.x || config.grid.y % config.cluster.y || config.grid.z % config.cluster.z)
+    refuse("the grid is not a multiple of the cluster");
+  if (config.smem_bytes > options().smem_limit)
+    refuse(std::to_string(config.smem_bytes) + " bytes of shared memory, limit " +
+           std::to_string(options().smem_limit));
+  if (config.cooperative && ctas > size_t(options().sm_count))
+    refuse("a cooperative grid of " + std::to_string(ctas) + " CTAs cannot be co-resident on " +
+           std::to_string(options().sm_count) + " SMs");
+}
+
+}  // namespace
+
+void run_launch(const void* kernel, const LaunchConfig& config, void (*entry)(void*), void* closure) {
+  const std::string name = kernel_name(kernel);
+  check_launch(config, name);
+  Machine m;
+  m.config = config;
+  m.kernel_name = name;
+  m.entry = entry;
+  m.closure = closure;
+  m.host_stack = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
+  m.random = (options().seed + 1) * 0x9E3779B97F4A7C15;
+  m.thread_count = size_t(config.block.x) * config.block.y * config.block.z * config.grid.x * config.grid.y *
+                   config.grid.z;
+  const bool clustered = config.cluster.x * config.cluster.y * config.cluster.z > 1;
+  m.clock_size = (clustered ? 2 : 1) * m.thread_count;  // the second half: asynchronous stores of each thread
+  machine = &m;
+  ++statistics().launches;
+  statistics().threads += m.thread_count;
+  forget_accesses();
+
+  std::vector<uint3> order;  // first blocks of the clusters
+  for (uint32_t z = 0; z < config.grid.z; z += config.cluster.z)
+    for (uint32_t y = 0; y < config.grid.y; y += config.cluster.y)
+      for (uint32_t x = 0; x < config.grid.x; x += config.cluster.x) order.push_back(uint3{x, y, z});
+  if (options().seed == 1) std::reverse(order.begin(), order.end());
+  if (options().seed >= 2)
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_bits() % i]);
+
+  // A cooperative grid is resident as a whole. Any other grid runs one cluster at a time, so that a kernel which
+  // counts on co-residency without asking for it deadlocks here, and not on a busy GPU.
+  const size_t wave = config.cooperative ? order.size() : 1;
+  for (size_t at = 0; at < order.size() && !m.failed; at += wave) {
+    for (size_t i = at; i < std::min(order.size(), at + wave); ++i) m.clusters.push_back(new_cluster(order[i]));
+    run_resident();
+    if (!m.failed) deliver_all();
+    for (auto& cluster : m.clusters) free_cluster(*cluster);
+    m.clusters.clear();
+    m.ready.clear();
+    m.spinning.clear();
+  }
+  machine = nullptr;
+  current = nullptr;
+  in_kernel_code = false;
+  if (m.failed) throw Error(m.error + " [schedule seed " + std::to_string(options().seed) + "]");
+}
+
+uint3 thread_index() { return current->thread; }
+uint3 block_index() { return current->cta->block; }
+dim3 block_dimensions() { return machine->config.block; }
+dim3 grid_dimensions() { return machine->config.grid; }
+unsigned lane_index() { return current->index % 32; }
+char* dynamic_shared_memory() {
+  if (!current->cta->shared) fail("shared_memory() in a launch without shared memory by " + name_of(current));
+  return reinterpret_cast<char*>(current->cta->shared->begin);
+}
+
+}  // namespace emulator

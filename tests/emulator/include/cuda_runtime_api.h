@@ -1,0 +1,26 @@
+// The part of CUDA's runtime API that kernel sources and launchers use, for the emulation: no CUDA toolkit is needed.
+#pragma once
+#include <cstddef>
+
+// CUDA's keywords. __shared__ is left undefined on purpose: a shared variable would silently become a local one.
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+struct uint3 {
+  unsigned x, y, z;
+};
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+using cudaStream_t = struct CUstream_st*;
+
+// Fills registered memory; the kernels after it see it as initialised.
+cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream);

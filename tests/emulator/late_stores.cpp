@@ -1,0 +1,137 @@
+// Stores that other threads see late: relaxed stores word by word, store_async as a whole, in an order of their own.
+//
+// A late store lands when nothing else can run (or earlier, at random), except that a thread which is known to come
+// after it sees it at once: that is what the hardware promises, and nothing more.
+#include <cstring>
+
+#include "machine.h"
+
+namespace emulator {
+namespace {
+
+void land(LateStore& store) {
+  ++machine->progress;
+  if (!store.mbarrier) {
+    memcpy(reinterpret_cast<void*>(store.address), store.value, store.bytes);
+    if (--machine->late_words[store.address] == 0) machine->late_words.erase(store.address);
+    return;
+  }
+  const Region* region = find_region(store.address);
+  if (!region || region->dead) {
+    abandon("store_async by " + thread_name(store.sender.thread - machine->thread_count) +
+            " lands in a CTA that has exited");
+    return;
+  }
+  memcpy(reinterpret_cast<void*>(store.address), store.value, store.bytes);
+  for (size_t i = 0; i < store.bytes; i += 4) region->shadow(store.address + i).in_flight = 0;
+  MBarrier& m = region->owner->mbarriers[store.mbarrier];
+  m.bytes -= store.bytes;
+  m.arrived.push_back(store.sender);
+  complete_if_due(m);
+}
+
+// Whether an earlier store to the same word must land first.
+bool overtakes(size_t index) {
+  const LateStore& store = machine->late[index];
+  const auto words = machine->late_words.find(store.address);
+  if (store.mbarrier || words == machine->late_words.end() || words->second == 1) return false;
+  for (size_t i = 0; i < index; ++i)
+    if (!machine->late[i].mbarrier && machine->late[i].address == store.address) return true;
+  return false;
+}
+
+}  // namespace
+
+bool deliver_some() {
+  auto& late = machine->late;
+  if (late.empty()) return false;
+  if (options().seed < 2) {
+    deliver_all();
+    return true;
+  }
+  std::vector<LateStore> landing, rest;
+  for (size_t i = 0; i < late.size(); ++i) {
+    const bool lands = (random_bits() & 1) && !overtakes(i);
+    (lands ? landing : rest).push_back(late[i]);
+  }
+  late.swap(rest);
+  for (LateStore& store : landing) land(store);
+  return true;
+}
+
+void deliver_all() {
+  std::vector<LateStore> landing;
+  landing.swap(machine->late);
+  for (LateStore& store : landing) land(store);
+}
+
+void deliver_known_to(const Fiber* reader, uintptr_t address, size_t bytes) {
+  auto& late = machine->late;
+  bool any = false;
+  for (size_t i = 0; i < bytes && !any; i += 4) any = machine->late_words.contains((address + i) & ~uintptr_t(3));
+  if (!any) return;
+  std::vector<LateStore> landing, rest;
+  for (LateStore& store : late) {
+    const bool here = !store.mbarrier && store.address + 4 > address && store.address < address + bytes;
+    const bool known = store.sender.thread == reader->id || (*reader->known)[store.sender.thread] >= store.sender.epoch;
+    (here && known ? landing : rest).push_back(store);
+  }
+  late.swap(rest);
+  for (LateStore& store : landing) land(store);
+}
+
+void load(void* value, uintptr_t address, size_t bytes, Access access, Site site) {
+  RuntimeScope scope;
+  check_access(address, bytes, access, site_id(site));
+  if (access == Access::kRelaxedRead) {
+    // Reading the same again means polling: let the others run until nothing but polling is left to do.
+    constexpr size_t kRemembered = 64;
+    auto& polled = current->polled;
+    bool again = false;
+    for (uintptr_t p : polled) again = again || p == address;
+    if (again || polled.size() == kRemembered) polled.clear();
+    if (again) {
+      current->site = site;
+      give_way(State::kSpinning);
+    }
+    polled.push_back(address);
+  }
+  if (!machine->late_words.empty()) deliver_known_to(current, address, bytes);
+  memcpy(value, reinterpret_cast<const void*>(address), bytes);
+}
+
+void store(uintptr_t address, const void* value, size_t bytes, Access access, Site site) {
+  RuntimeScope scope;
+  check_access(address, bytes, access, site_id(site));
+  if (access != Access::kRelaxedWrite) {
+    memcpy(reinterpret_cast<void*>(address), value, bytes);
+    return;
+  }
+  for (size_t i = 0; i < bytes; i += 4) {
+    LateStore late{address + i, {}, 4, stamp(current)};
+    memcpy(late.value, static_cast<const char*>(value) + i, 4);
+    machine->late.push_back(late);
+    ++machine->late_words[late.address];
+    ++statistics().late_stores;
+  }
+}
+
+void store_async(uintptr_t address, const void* value, size_t bytes, uintptr_t barrier, Site site) {
+  RuntimeScope scope;
+  const std::string where = " by " + name_of(current) + " (" + text(site) + ")";
+  const Region* region = find_region(address);
+  if (!region || !region->owner) fail("store_async to an address that is not in the cluster's shared memory" + where);
+  if (barrier < region->begin || barrier >= region->end) fail("store_async with the mbarrier of another CTA" + where);
+  const auto found = region->owner->mbarriers.find(barrier);
+  if (found == region->owner->mbarriers.end()) fail("store_async without an initialised mbarrier" + where);
+  if (!found->second.fenced) fail("store_async to an mbarrier without mbarrier_init_fence" + where);
+  check_async_store(address, bytes, barrier, site_id(site));
+  LateStore late{address, {}, static_cast<uint32_t>(bytes), stamp(current), barrier};
+  late.sender.thread = static_cast<uint32_t>(machine->thread_count) + current->id;
+  late.sender.epoch = current->async_epoch;
+  memcpy(late.value, value, bytes);
+  machine->late.push_back(late);
+  ++statistics().late_stores;
+}
+
+}  // namespace emulator

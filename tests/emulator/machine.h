@@ -1,0 +1,202 @@
+// The state of a launch, shared by the emulator's source files.
+#pragma once
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "cuda/primitives.cuh"
+
+namespace emulator {
+
+using fusedlstm::gpu::LaunchConfig;
+
+// ---- order of events: vector clocks ---------------------------------------------------------------------------------
+// A thread's events are numbered by its epoch, which advances when it hands its knowledge on. A clock says up to which
+// epoch of every thread the events are known to have happened; a thread knows its own ones in any case.
+
+using Clock = std::vector<uint32_t>;
+using ClockRef = std::shared_ptr<const Clock>;
+
+struct Stamp {  // what one thread knew at one moment
+  ClockRef known;
+  uint32_t thread, epoch;
+};
+
+ClockRef join(const std::vector<Stamp>& stamps, const ClockRef& also = nullptr);
+
+// ---- memory ---------------------------------------------------------------------------------------------------------
+
+struct Event {  // an access remembered in shadow memory
+  uint32_t epoch, site;
+  uint32_t thread : 26, bytes : 4, relaxed : 1;  // bytes: mask within the word; 0: none
+};
+
+struct ShadowWord {  // of 4 bytes; the masks have one bit per byte
+  Event writes[2], reads[4];
+  uint8_t initialised, in_flight, written;
+};
+
+struct Cta;
+
+struct Region {
+  Region(uintptr_t begin, size_t bytes, std::string name, Cta* owner, bool track_initialised);
+  ~Region();
+  Region(const Region&) = delete;
+  ShadowWord& shadow(uintptr_t address) const { return words[(address - begin) / 4]; }
+  size_t word_count() const { return (end - begin + 3) / 4 + 1; }
+
+  uintptr_t begin, end;
+  std::string name;
+  Cta* owner;  // of shared memory
+  bool track_initialised;
+  bool dead = false;  // the CTA has exited
+  ShadowWord* words;
+};
+
+Region* find_region(uintptr_t address);
+void add_region(Region* region);
+void remove_region(Region* region);
+
+// ---- threads, barriers, CTAs ----------------------------------------------------------------------------------------
+
+enum class State : uint8_t { kReady, kBlocked, kSpinning, kDone };
+
+struct Fiber {
+  void* stack_pointer = nullptr;
+  char* stack = nullptr;
+  uint3 thread{};
+  uint32_t index = 0, id = 0;  // within the CTA, within the grid
+  Cta* cta = nullptr;
+  State state = State::kReady;
+  const char* waits_for = "";
+  Site site;
+  ClockRef known;
+  uint32_t epoch = 1, async_epoch = 0;
+  std::vector<uintptr_t> polled;        // addresses of relaxed loads since it last gave way
+  uint64_t arrived_phase[16] = {};      // per named barrier: number of the phase it arrived in last
+  std::vector<uintptr_t> unfenced;      // mbarriers it initialised, without a fence so far
+};
+
+struct Barrier {
+  uint64_t phase = 1;
+  size_t expected = 0;
+  Site site;
+  std::vector<Fiber*> waiting;
+  std::vector<Stamp> arrived;
+};
+
+struct MBarrier {
+  int arrivals = 0, pending = 0;
+  long bytes = 0;  // expected minus landed
+  int parity = 0;
+  bool fenced = false;
+  std::vector<Stamp> arrived;
+  ClockRef released;  // knowledge of the last complete phase
+  std::vector<Fiber*> waiting;
+};
+
+struct WarpOp {
+  const char* what = nullptr;
+  Site site;
+  void* operands[32];
+  std::vector<Fiber*> arrived;
+};
+
+struct Cluster;
+struct Cta {
+  uint3 block{};
+  uint32_t first_thread = 0;
+  int rank = 0;
+  Cluster* cluster = nullptr;
+  std::unique_ptr<Region> shared;
+  std::vector<Fiber*> fibers;
+  std::vector<WarpOp> warps;
+  Barrier barriers[16];
+  std::map<uintptr_t, MBarrier> mbarriers;
+  size_t exited = 0;
+  bool started = false;
+};
+
+struct Cluster {
+  std::vector<std::unique_ptr<Cta>> ctas;
+  Barrier barrier;
+};
+
+// A store that other threads do not see yet.
+struct LateStore {
+  uintptr_t address;
+  unsigned char value[16];
+  uint32_t bytes;
+  Stamp sender;            // for store_async: the epoch of its asynchronous writes
+  uintptr_t mbarrier = 0;  // 0: a relaxed store of one word
+};
+
+struct Machine {
+  LaunchConfig config;
+  std::string kernel_name;
+  void (*entry)(void*) = nullptr;
+  void* closure = nullptr;
+  uintptr_t host_stack = 0;
+  size_t thread_count = 0, clock_size = 0, live = 0;
+  std::vector<std::unique_ptr<Cluster>> clusters;  // resident
+  std::deque<Fiber*> ready;
+  std::vector<Fiber*> spinning;
+  std::vector<LateStore> late;  // in the order of issue
+  std::unordered_map<uintptr_t, int> late_words;  // how many relaxed stores to this word are late
+  uint64_t progress = 0, random = 0;
+  void* scheduler_stack_pointer = nullptr;
+  std::string error;
+  bool failed = false;
+};
+
+extern Machine* machine;     // the launch in progress
+extern Fiber* current;       // the running CUDA thread; nullptr: the scheduler
+extern bool in_kernel_code;  // instrumented code outside kernels is ignored
+
+// Runtime code called by a CUDA thread: its own accesses are not the kernel's.
+class RuntimeScope {
+ public:
+  RuntimeScope() : was_(in_kernel_code) { in_kernel_code = false; }
+  ~RuntimeScope() { in_kernel_code = was_; }
+
+ private:
+  bool was_;
+};
+
+// ---- fibers.cpp
+uint64_t random_bits();
+void make_ready(Fiber* fiber);
+void wake(std::vector<Fiber*>& fibers);                // and empties the list
+void block(const char* waits_for, Site site);          // until somebody wakes it
+void give_way(State state);                            // kReady or kSpinning: run others first
+void run_others();                                     // the current thread's state is set
+void abandon(const std::string& message);              // the launch ends as soon as the scheduler runs
+[[noreturn]] void fail(const std::string& message);    // by the current thread: ends the launch at once
+bool is_own_stack(const void* p);
+std::string name_of(const Fiber* fiber);
+std::string thread_name(uint32_t id);
+std::string text(Site site);
+
+// ---- sync.cpp
+Stamp stamp(const Fiber* fiber);
+void learn(Fiber* fiber, const ClockRef& clock);
+void complete_if_due(MBarrier& mbarrier);
+
+// ---- late_stores.cpp
+bool deliver_some();                                    // false: there are none
+void deliver_all();
+void deliver_known_to(const Fiber* reader, uintptr_t address, size_t bytes);
+
+// ---- check.cpp
+uint32_t site_id(Site site);
+std::string site_text(uint32_t id);
+bool knows(const Fiber* fiber, const Event& event);
+void check_access(uintptr_t address, size_t bytes, Access access, uint32_t site);
+void check_async_store(uintptr_t address, size_t bytes, uintptr_t mbarrier, uint32_t site);  // starts a new epoch of them
+void check_exit(const Cta* cta);                        // all accesses by peers are over
+void forget_accesses();                                 // a launch is ordered after everything before it
+
+}  // namespace emulator

@@ -1,0 +1,51 @@
+// The Python module _emulated: the runtime's switches, its self-tests, and the project's launchers on CPU memory.
+// Pointers travel as integers; tests/emulator/__init__.py makes them from tensors.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bind_launchers.h"
+#include "emulator.h"
+
+namespace py = pybind11;
+
+namespace emulator {
+void run_selftest(const std::string& name, uint32_t* out);
+}
+extern "C" int fusedlstm_run_primitive(const char* name, const uint32_t* in, uint32_t* out);
+
+PYBIND11_MODULE(_emulated, m) {
+  using namespace emulator;
+  static py::exception<Error> error(m, "EmulationError", PyExc_RuntimeError);
+  py::register_local_exception_translator([](std::exception_ptr p) {
+    try {
+      std::rethrow_exception(p);
+    } catch (const Error& e) {
+      py::set_error(error, e.what());
+    }
+  });
+  py::class_<Options>(m, "Options", py::module_local())
+      .def_readwrite("seed", &Options::seed)
+      .def_readwrite("preempt", &Options::preempt)
+      .def_readwrite("sm_count", &Options::sm_count)
+      .def_readwrite("smem_limit", &Options::smem_limit)
+      .def_readwrite("max_cluster_size", &Options::max_cluster_size);
+  m.def("options", &options, py::return_value_policy::reference);
+  m.def("statistics", [] {
+    const Statistics& s = statistics();
+    return py::dict(py::arg("launches") = s.launches, py::arg("threads") = s.threads,
+                    py::arg("switches") = s.switches, py::arg("accesses") = s.accesses,
+                    py::arg("late_stores") = s.late_stores);
+  });
+  m.def("register_buffer", [](uintptr_t p, size_t bytes, const std::string& name, bool initialised) {
+    register_buffer(reinterpret_cast<void*>(p), bytes, name, initialised);
+  });
+  m.def("unregister_buffer", [](uintptr_t p) { unregister_buffer(reinterpret_cast<void*>(p)); });
+  m.def("run_selftest", [](const std::string& name, uintptr_t out) {
+    run_selftest(name, reinterpret_cast<uint32_t*>(out));
+  });
+  m.def("run_primitive", [](const std::string& name, uintptr_t in, uintptr_t out) {
+    return fusedlstm_run_primitive(name.c_str(), reinterpret_cast<const uint32_t*>(in),
+                                   reinterpret_cast<uint32_t*>(out));
+  });
+  emulator::bind_launchers(m);
+}

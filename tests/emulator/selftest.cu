@@ -1,0 +1,276 @@
+// Tiny kernels that are right or wrong in exactly one way; tests/test_emulator.py says what the checker must answer.
+#include <map>
+#include <string>
+
+#include "cuda/primitives.cuh"
+
+namespace fusedlstm::gpu {
+
+__forceinline__ SharedAddress shared_word(int i) { return shared_address(shared_memory()) + 4 * i; }
+
+// ---- one warp or CTA --------------------------------------------------------------------------------------------
+
+template <bool kSync>
+__global__ void warp_exchange(uint32_t* out) {
+  store_shared32(shared_word(threadIdx.x), threadIdx.x);
+  if (kSync) warp_sync();
+  out[threadIdx.x] = load_shared32(shared_word(threadIdx.x ^ 31));
+}
+__global__ void shuffle_taken_for_a_fence(uint32_t* out) {
+  store_shared32(shared_word(threadIdx.x), 1);
+  const uint32_t peer = shuffle_xor(threadIdx.x, 1);
+  out[threadIdx.x] = load_shared32(shared_word(peer));
+}
+__global__ void misaligned_vector(uint32_t* out) {
+  store_shared128(shared_word(4 * threadIdx.x), Vec4{{1, 2, 3, 4}});
+  out[threadIdx.x] = load_shared128(shared_word(4 * threadIdx.x) + 4).w[0];
+}
+__global__ void misaligned_plain(uint32_t* out) { *reinterpret_cast<double*>(out + 2 * threadIdx.x + 1) = 1.0; }
+__global__ void past_the_end_of_shared(uint32_t* out) {
+  store_shared32(shared_word(threadIdx.x + 993), 1);  // the launch has 4 KiB
+  out[threadIdx.x] = 0;
+}
+__global__ void read_past_the_end(uint32_t* out) { out[threadIdx.x] = out[993 + threadIdx.x]; }
+__global__ void write_past_the_end(uint32_t* out) { out[993 + threadIdx.x] = 1; }
+__global__ void local_array_overrun(uint32_t* out) {
+  uint32_t a[8];
+  for (int i = 0; i < 8; ++i) a[i] = out[i];
+  block_sync();
+  out[threadIdx.x] = a[threadIdx.x];
+}
+__global__ void divergent_barrier(uint32_t* out) {
+  if (threadIdx.x < 32) {
+    block_sync();
+  } else {
+    out[threadIdx.x] = 1;
+    block_sync();
+  }
+}
+__global__ void early_return(uint32_t* out) {
+  if (threadIdx.x >= 32) return;
+  block_sync();
+  out[threadIdx.x] = 1;
+}
+__global__ void half_a_warp(uint32_t* out) {
+  if (threadIdx.x % 32 < 16) out[threadIdx.x] = shuffle_xor(1, 1);
+}
+__global__ void unwritten_shared(uint32_t* out) { out[threadIdx.x] = load_shared32(shared_word(threadIdx.x)); }
+__global__ void unwritten_output(uint32_t* out) { out[threadIdx.x] += 1; }
+template <bool kSync>
+__global__ void reuse_of_shared(uint32_t* out) {  // write after read
+  store_shared32(shared_word(threadIdx.x), 1);
+  block_sync();
+  out[threadIdx.x] = load_shared32(shared_word(threadIdx.x ^ 32));
+  if (kSync) block_sync();
+  store_shared32(shared_word(threadIdx.x), 2);
+}
+__global__ void all_write_one_word(uint32_t* out) { out[0] = threadIdx.x; }
+__global__ void neighbours_write_halves(uint32_t* out) {
+  reinterpret_cast<uint16_t*>(out)[threadIdx.x] = static_cast<uint16_t>(threadIdx.x);
+}
+__global__ void constant_table(uint32_t* out) {
+  static constexpr uint32_t kTable[4] = {7, 8, 9, 10};
+  out[threadIdx.x] = kTable[threadIdx.x & 3];
+}
+__global__ void constant_load_of_written_data(uint32_t* out) {
+  out[threadIdx.x] = 1;
+  block_sync();
+  out[128 + threadIdx.x] = load_constant128(out + 4 * (threadIdx.x / 4)).w[0];
+}
+
+// ---- named barriers: two warps -----------------------------------------------------------------------------------
+
+__global__ void named_barrier_pair(uint32_t* out) {
+  if (threadIdx.x < 32) {
+    store_shared32(shared_word(threadIdx.x), threadIdx.x);
+    barrier_arrive(1, 64);
+  } else {
+    barrier_sync(1, 64);
+    out[threadIdx.x] = load_shared32(shared_word(threadIdx.x - 32));
+  }
+}
+__global__ void arrives_without_the_data(uint32_t* out) {  // the store comes after the arrival
+  if (threadIdx.x < 32) {
+    barrier_arrive(1, 64);
+    store_shared32(shared_word(threadIdx.x), threadIdx.x);
+  } else {
+    barrier_sync(1, 64);
+    out[threadIdx.x] = load_shared32(shared_word(threadIdx.x - 32));
+  }
+}
+__global__ void arrives_twice(uint32_t* out) {
+  if (threadIdx.x < 32) {
+    barrier_arrive(1, 64);
+    barrier_arrive(1, 64);
+  } else {
+    out[threadIdx.x] = shuffle_xor(1, 1);
+    barrier_sync(1, 64);
+  }
+}
+__global__ void two_thread_counts(uint32_t* out) {
+  out[threadIdx.x] = 0;
+  barrier_sync(1, threadIdx.x < 32 ? 64 : 32);
+}
+__global__ void partner_never_comes(uint32_t* out) {
+  out[threadIdx.x] = 0;
+  if (threadIdx.x < 32) barrier_sync(1, 64);
+}
+
+// ---- several CTAs ------------------------------------------------------------------------------------------------
+// Block 0 publishes 32 vectors at out[256...], block 1 polls them. The buffer holds ~0, "not written", before.
+
+__forceinline__ void publish(uint32_t* out) {
+  const uint32_t v = threadIdx.x;
+  store_relaxed128(out + 256 + 4 * threadIdx.x, Vec4{{v, v + 1, v + 2, v + 3}});
+}
+template <int kWords>  // how many words of a vector the poll looks at
+__global__ void sentinel_poll(uint32_t* out) {
+  if (blockIdx.x == 0) {
+    publish(out);
+  } else {
+    Vec4 v;
+    bool again;
+    do {
+      v = load_relaxed128(out + 256 + 4 * threadIdx.x);
+      bool missing = false;
+      for (int i = 0; i < kWords; ++i) missing = missing || v.w[i] == ~0u;
+      again = warp_any(missing);
+    } while (again);
+    for (int i = 0; i < 4; ++i) out[4 * threadIdx.x + i] = v.w[i];
+  }
+}
+__global__ void plain_read_of_published_data(uint32_t* out) {
+  if (blockIdx.x == 0) publish(out);
+  if (blockIdx.x == 1) out[threadIdx.x] = out[256 + 4 * threadIdx.x];
+}
+__global__ void relaxed_store_then_barrier(uint32_t* out) {  // ordered, so visible at once
+  store_relaxed32(out + threadIdx.x, threadIdx.x);
+  block_sync();
+  out[128 + threadIdx.x] = load_relaxed32(out + (threadIdx.x ^ 32));
+}
+__global__ void relaxed_store_without_barrier(uint32_t* out) {  // not ordered: late
+  store_relaxed32(out + threadIdx.x, threadIdx.x);
+  shuffle_xor(0, 1);
+  out[128 + threadIdx.x] = load_relaxed32(out + (threadIdx.x ^ 31));
+}
+
+// ---- clusters of two CTAs ----------------------------------------------------------------------------------------
+
+enum class Fault {
+  kNone,
+  kNoSyncAtStart,
+  kNoInitFence,
+  kNoSyncAtEnd,
+  kWrongParity,
+  kNoWait,
+  kTooFewBytes,
+  kTooManyBytes,
+  kSingleBuffer,
+};
+// Each CTA sends 128 bytes to its peer in two rounds, through buffers at words 32 and 64 and barriers at 0 and 2.
+template <Fault kFault>
+__global__ void exchange(uint32_t* out) {
+  const int lane = threadIdx.x, peer = cluster_rank() ^ 1;
+  const int bytes = 128 + (kFault == Fault::kTooFewBytes ? -8 : kFault == Fault::kTooManyBytes ? 8 : 0);
+  if (lane == 0) {
+    for (int i = 0; i < 2; ++i) mbarrier_init(shared_word(2 * i), 1);
+    if (kFault != Fault::kNoInitFence) mbarrier_init_fence();
+    for (int i = 0; i < 2; ++i) mbarrier_arrive_expect(shared_word(2 * i), bytes);
+  }
+  if (kFault == Fault::kNoSyncAtStart) block_sync(); else cluster_sync();
+  uint32_t sum = 0;
+  for (int round = 0; round < 2; ++round) {
+    const int buffer = kFault == Fault::kSingleBuffer ? 32 : 32 + 32 * round;
+    const SharedAddress barrier = shared_word(2 * round);
+    if (lane < 16)
+      store_async64(map_cluster_address(shared_word(buffer + 2 * lane), peer), 100 * peer + lane, round,
+                    map_cluster_address(barrier, peer));
+    if (kFault != Fault::kNoWait) mbarrier_wait(barrier, kFault == Fault::kWrongParity ? 1 : 0);
+    sum += load_shared32(shared_word(buffer + lane));
+  }
+  out[blockIdx.x * 32 + lane] = sum;
+  if (kFault != Fault::kNoSyncAtEnd) cluster_sync();
+}
+template <bool kSyncAtEnd>
+__global__ void send_and_exit(uint32_t* out) {  // the peer does not wait for what it is sent
+  const SharedAddress peer = map_cluster_address(shared_word(0), cluster_rank() ^ 1);
+  if (threadIdx.x == 0) {
+    mbarrier_init(shared_word(0), 1);
+    mbarrier_init_fence();
+  }
+  cluster_sync();
+  if (threadIdx.x == 0) store_async64(peer + 64, 1, 2, peer);
+  out[blockIdx.x * 32 + threadIdx.x] = 0;
+  if (kSyncAtEnd) cluster_sync();
+}
+__global__ void divergent_cluster_exit(uint32_t* out) {
+  out[blockIdx.x * 32 + threadIdx.x] = 0;
+  if (blockIdx.x == 0) cluster_sync();
+}
+
+struct Case {
+  void (*kernel)(uint32_t*);
+  LaunchConfig config;
+};
+static const LaunchConfig kWarp{1, 32, 1, 4096, false}, kTwoWarps{1, 64, 1, 4096, false}, kGridOfTwo{2, 32, 1, 0, true},
+    kWaves{2, 32, 1, 0, false}, kClusterOfTwo{2, 32, 2, 4096, false};
+
+static const std::map<std::string, Case> kCases = {
+    {"warp_exchange", {warp_exchange<true>, kWarp}},
+    {"warp_exchange_without_warp_sync", {warp_exchange<false>, kWarp}},
+    {"shuffle_taken_for_a_fence", {shuffle_taken_for_a_fence, kWarp}},
+    {"misaligned_vector", {misaligned_vector, kWarp}},
+    {"misaligned_plain", {misaligned_plain, kWarp}},
+    {"past_the_end_of_shared", {past_the_end_of_shared, kWarp}},
+    {"read_past_the_end", {read_past_the_end, kWarp}},
+    {"write_past_the_end", {write_past_the_end, kWarp}},
+    {"local_array_overrun", {local_array_overrun, kWarp}},
+    {"divergent_barrier", {divergent_barrier, kTwoWarps}},
+    {"early_return", {early_return, kTwoWarps}},
+    {"half_a_warp", {half_a_warp, kWarp}},
+    {"unwritten_shared", {unwritten_shared, kWarp}},
+    {"unwritten_output", {unwritten_output, kWarp}},
+    {"reuse_of_shared", {reuse_of_shared<true>, kTwoWarps}},
+    {"reuse_of_shared_without_barrier", {reuse_of_shared<false>, kTwoWarps}},
+    {"all_write_one_word", {all_write_one_word, kWarp}},
+    {"neighbours_write_halves", {neighbours_write_halves, kTwoWarps}},
+    {"constant_table", {constant_table, kWarp}},
+    {"constant_load_of_written_data", {constant_load_of_written_data, kWarp}},
+    {"named_barrier_pair", {named_barrier_pair, kTwoWarps}},
+    {"arrives_without_the_data", {arrives_without_the_data, kTwoWarps}},
+    {"arrives_twice", {arrives_twice, kTwoWarps}},
+    {"two_thread_counts", {two_thread_counts, kTwoWarps}},
+    {"partner_never_comes", {partner_never_comes, kTwoWarps}},
+    {"sentinel_poll", {sentinel_poll<4>, kGridOfTwo}},
+    {"sentinel_poll_of_one_word", {sentinel_poll<1>, kGridOfTwo}},
+    {"sentinel_poll_without_residency", {sentinel_poll<4>, kWaves}},
+    {"plain_read_of_published_data", {plain_read_of_published_data, kGridOfTwo}},
+    {"relaxed_store_then_barrier", {relaxed_store_then_barrier, kTwoWarps}},
+    {"relaxed_store_without_barrier", {relaxed_store_without_barrier, kWarp}},
+    {"exchange", {exchange<Fault::kNone>, kClusterOfTwo}},
+    {"exchange_no_sync_at_start", {exchange<Fault::kNoSyncAtStart>, kClusterOfTwo}},
+    {"exchange_no_init_fence", {exchange<Fault::kNoInitFence>, kClusterOfTwo}},
+    {"exchange_no_sync_at_end", {exchange<Fault::kNoSyncAtEnd>, kClusterOfTwo}},
+    {"exchange_wrong_parity", {exchange<Fault::kWrongParity>, kClusterOfTwo}},
+    {"exchange_no_wait", {exchange<Fault::kNoWait>, kClusterOfTwo}},
+    {"exchange_too_few_bytes", {exchange<Fault::kTooFewBytes>, kClusterOfTwo}},
+    {"exchange_too_many_bytes", {exchange<Fault::kTooManyBytes>, kClusterOfTwo}},
+    {"exchange_single_buffer", {exchange<Fault::kSingleBuffer>, kClusterOfTwo}},
+    {"send_and_exit", {send_and_exit<true>, kClusterOfTwo}},
+    {"send_and_exit_without_sync", {send_and_exit<false>, kClusterOfTwo}},
+    {"divergent_cluster_exit", {divergent_cluster_exit, kClusterOfTwo}},
+    {"too_many_ctas", {constant_table, {1000, 32, 1, 0, true}}},
+    {"too_much_shared_memory", {constant_table, {1, 32, 1, 1 << 20, false}}},
+};
+
+}  // namespace fusedlstm::gpu
+
+namespace emulator {
+
+// out: 1024 words, registered by the caller.
+void run_selftest(const std::string& name, uint32_t* out) {
+  const auto& test = fusedlstm::gpu::kCases.at(name);
+  fusedlstm::gpu::launch(test.kernel, test.config, nullptr, out);
+}
+
+}  // namespace emulator
