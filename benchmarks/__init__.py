@@ -1,0 +1,6 @@
+"""Speed of FusedLSTM against nn.LSTM and others: `python -m benchmarks --help`."""
+
+import os
+
+# PyTorch's profiler, which the suite asks for peak memory, otherwise writes into the progress bar.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")

@@ -1,0 +1,200 @@
+"""Train a real program with nn.LSTM and with FusedLSTM, then time both over a grid of shapes.
+
+Without options: the short run (under four minutes on two cores). Tables appear here; CSV, JSON,
+figures and a Markdown report go to benchmarks/results/<machine>/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from tests.cases import BENCHMARK
+
+from . import machine, measures, report
+from .contenders import PEERS
+from .plan import PROFILES, Selection
+from .results import FOLDER, Results
+from .suite import FAILED, PEER_WRONG, WRONG, Job, Row, run_jobs
+from .table import not_timed, rows_table, summary_table
+from .timing import Budget
+from .workload import MODES, PRECISIONS
+
+# Relative differences of loss and accuracy up to which two trainings are called the same. Rounding
+# moves a weight by 1e-7; training amplifies it over hundreds of updates.
+_SAME_LOSS, _SAME_ACCURACY = 0.02, 0.015
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 1 if a result of FusedLSTM was wrong or a run failed."""
+    arguments = _parse(argv)
+    console = Console()
+    if arguments.list:
+        console.print(*(f"{case.name}: {case}" for case in BENCHMARK), sep="\n", highlight=False)
+        return 0
+    # Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
+    warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+    device = torch.device(arguments.device)
+    selection = Selection(
+        device,
+        arguments.cases,
+        arguments.mode,
+        arguments.dtype,
+        arguments.threads,
+        arguments.peers,
+        arguments.cuda_graph,
+    )
+    profile = arguments.profile or ("custom" if arguments.cases else "main")
+    try:
+        jobs, budget = PROFILES[profile](selection)
+    except ValueError as error:
+        console.print(f"[red]{error}[/]")
+        return 2
+    results = Results(machine.describe(device))
+    console.rule(f"[bold]{results.machine['device']}, torch {torch.__version__}")
+    agree = True
+    if profile != "custom":
+        agree = _train_digits(console, results, device, epochs=2 if profile == "quick" else 20)
+    _time_jobs(console, results, jobs, budget)
+    if profile != "custom":
+        _measure_others(console, results, device)
+    folder = arguments.out or FOLDER / machine.folder_name(device)
+    path = report.write(results, folder / profile)
+    console.print(f"CSV, JSON, figures and report: {path.with_suffix('')}*", highlight=False)
+    broken = any(row.status in (WRONG, FAILED) for row in results.rows)
+    return 0 if agree and not broken else 1
+
+
+def _train_digits(console: Console, results: Results, device: torch.device, epochs: int) -> bool:
+    """Trains the digit classifier with both; prints the losses side by side and the verdict."""
+    with console.status("training the row-by-row digit classifier with both"):
+        digits = results.measures["digit rows"] = measures.digit_rows(device, epochs)
+    table = Table(title="Handwritten digits read row by row: training loss, equal seeds")
+    for name in ("epoch", "FusedLSTM", "nn.LSTM", "difference"):
+        table.add_column(name, justify="right")
+    shown = sorted({0, 1, 2, *range(4, epochs, 5), epochs - 1} & set(range(epochs)))
+    for epoch in shown:
+        fused, torch_loss = digits["losses"][epoch]
+        cells = (f"{fused:.6f}", f"{torch_loss:.6f}", f"{fused - torch_loss:+.1e}")
+        table.add_row(str(epoch + 1), *cells)
+    for name, form in (("test accuracy", ".4f"), ("training seconds", ".2f")):
+        table.add_row(name, *(format(value, form) for value in digits[name].values()), "")
+    console.print(table)
+    accuracy = list(digits["test accuracy"].values())
+    same = (
+        digits["largest loss difference"] <= _SAME_LOSS * digits["losses"][0][1]
+        and abs(accuracy[0] - accuracy[1]) <= _SAME_ACCURACY
+    )
+    console.print("[green]Losses and accuracy agree.[/]" if same else "[red]They do not agree.[/]")
+    return same
+
+
+def _time_jobs(console: Console, results: Results, jobs: list[Job], budget: Budget) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    total = sum(len(job.peers) for job in jobs)
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=total)
+
+        def on_row(row: Row) -> None:
+            results.rows.append(row)
+            name = f"{row.case} {row.mode} {row.precision} {row.threads} thr"
+            ratio = f"{row.ratio:.2f}x" if row.ratio else row.status
+            progress.update(task, advance=1, description=f"{name} {ratio}"[:48].ljust(48))
+
+        run_jobs(jobs, budget, on_row)
+    # A table wider than a file or a narrow window keeps its columns: lines are not folded.
+    wide = console if console.width >= 170 else Console(width=170, file=console.file)
+    wide.print(rows_table(results.rows), crop=False, soft_wrap=True)
+    wide.print(summary_table(results.rows), crop=False, soft_wrap=True)
+    for (status, peer, note), count in not_timed(results.rows).items():
+        color = "red" if status in (WRONG, FAILED, PEER_WRONG) else "dim"
+        console.print(f"[{color}]{status}[/] {peer}: {note} ({count} rows)", highlight=False)
+
+
+def _measure_others(console: Console, results: Results, device: torch.device) -> None:
+    with console.status("start-up, call overhead, growth of memory"):
+        others = {
+            "import after torch, seconds": measures.start_up_seconds(),
+            "call at T=1 B=1 I=H=8, us": measures.call_overhead_us(device, Budget(1.0)),
+            "training peak memory at B=16 I=H=128, MiB": measures.memory_growth_mib(device),
+        }
+    results.measures |= others
+    for name, value in others.items():
+        console.print(f"{name}: {_text(value)}", highlight=False)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default_device, help=f"default: {default_device}")
+    parser.add_argument("--dtype", type=_choices(PRECISIONS), help=_names(PRECISIONS))
+    parser.add_argument("--mode", type=_choices(MODES), help=_names(MODES))
+    parser.add_argument("--cases", type=_split, help="names or patterns, like grid-*,lm-*")
+    parser.add_argument("--threads", type=_integers, help="CPU threads, like 1,2")
+    parser.add_argument("--peers", type=_choices(PEERS), help=_names(PEERS))
+    parser.add_argument("--cuda-graph", action="store_true", help="CUDA graphs as well as eager")
+    size = parser.add_mutually_exclusive_group()
+    for profile, text in (("quick", "seconds: does it run"), ("full", "everything: hours")):
+        size.add_argument(
+            f"--{profile}", dest="profile", action="store_const", const=profile, help=text
+        )
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    parser.add_argument("--list", action="store_true", help="print the cases and stop")
+    return parser.parse_args(argv)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in _split(text)]
+
+
+def _choices(allowed):
+    def parse(text: str) -> list[str]:
+        for part in _split(text):
+            if part not in allowed:
+                raise argparse.ArgumentTypeError(f"expected {_names(allowed)}, got {part!r}")
+        return _split(text)
+
+    return parse
+
+
+def _names(allowed) -> str:
+    return "one or more of: " + ", ".join(allowed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""What is measured once in a run, beside the rows: start-up, call overhead, growth of memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import fusedlstm
+from tests.cases import Case
+
+from .contenders import BASELINE, CONTENDERS, FUSED
+from .machine import import_seconds
+from .memory import peak_mib
+from .timing import Budget, Summary, interleave
+from .workload import Workload
+
+_SIDES = (FUSED, BASELINE)
+
+
+def start_up_seconds(repeats: int = 3) -> float:
+    """Time of `import fusedlstm` after torch: the best of several fresh interpreters."""
+    return min(import_seconds("fusedlstm") for _ in range(repeats))
+
+
+def call_overhead_us(device: torch.device, budget: Budget) -> dict[str, float]:
+    """Time of a call with almost nothing to compute (T=1, B=1, I=H=8, inference)."""
+    workload = Workload.of(Case("call", 1, 1, 8, 8), "inference", "float32", device)
+    programs = {name: workload.program(CONTENDERS[name].build(workload)) for name in _SIDES}
+    samples = interleave(programs, device, budget)
+    return {name: Summary.of(values).median * 1e6 for name, values in samples.items()}
+
+
+def memory_growth_mib(device: torch.device, steps=(64, 128, 256, 512)) -> dict[str, dict]:
+    """Peak memory of a training step (B=16, I=H=128) at several lengths."""
+    growth = {}
+    for T in steps:
+        workload = Workload.of(Case("growth", T, 16, 128, 128), "train", "float32", device)
+        growth[f"T={T}"] = {
+            name: peak_mib(workload.program(CONTENDERS[name].build(workload)), device)
+            for name in _SIDES
+        }
+    return growth
+
+
+def digit_rows(device: torch.device, epochs: int) -> dict[str, object]:
+    """One real program trained with both from the same seed (see examples/digit_rows.py)."""
+    from examples import digit_rows as example
+    from examples.side_by_side import loss_difference, run_each
+
+    classes = {FUSED: fusedlstm.FusedLSTM, BASELINE: nn.LSTM}
+    example.train(nn.LSTM, 1, str(device))  # lazy initialisation belongs to neither side
+    results = run_each(classes, lambda lstm: example.train(lstm, epochs, str(device)))
+    return {
+        "epochs": epochs,
+        "losses": [list(pair) for pair in zip(*(results[n].losses for n in _SIDES), strict=True)],
+        "largest loss difference": loss_difference(results),
+        "test accuracy": {name: results[name].score for name in _SIDES},
+        "training seconds": {name: results[name].seconds for name in _SIDES},
+    }

@@ -1,0 +1,124 @@
+"""Which jobs a run consists of."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+
+from tests.cases import ACCEPTANCE, BENCHMARK, Case
+
+from .contenders import BASELINE
+from .suite import Job
+from .timing import Budget
+
+_BY_NAME = {case.name: case for case in BENCHMARK}
+
+# What nn.LSTM's users do in other ways, in the short run too.
+_FEATURES = [
+    _BY_NAME[name]
+    for name in ("rl-b8-h128-resets", "text-packed", "text-lengths", "projection-128-32")
+]
+
+_MIDDLE = Case("scaling", 100, 16, 128, 128)
+SCALING = [
+    replace(_MIDDLE, name=f"scaling-{letter}-{size}", **sizes(size))
+    for letter, values, sizes in (
+        ("T", (1, 10, 100, 1000), lambda size: {"T": size}),
+        ("B", (1, 4, 16, 64, 256), lambda size: {"B": size}),
+        ("H", (32, 64, 128, 256, 512), lambda size: {"input_size": size, "hidden_size": size}),
+    )
+    for size in values
+]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the command line asks for; None: the profile's own choice."""
+
+    device: torch.device
+    cases: Sequence[str] | None = None
+    modes: Sequence[str] | None = None
+    precisions: Sequence[str] | None = None
+    threads: Sequence[int] | None = None
+    peers: Sequence[str] | None = None
+    cuda_graph: bool = False
+
+    def jobs(
+        self,
+        cases: Iterable[Case],
+        modes: Sequence[str] = ("inference", "train"),
+        precisions: Sequence[str] = ("float32",),
+        threads: Sequence[int] = (),
+        peers: Sequence[str] = (BASELINE,),
+    ) -> list[Job]:
+        """The product of the arguments, each replaced where the command line says so."""
+        modes = self.modes or modes
+        precisions = self.precisions or precisions
+        threads = self.threads or threads or (torch.get_num_threads(),)
+        peers = tuple(self.peers or peers)
+        graphs = (False, True) if self.cuda_graph else (False,)
+        return [
+            Job(case, mode, precision, self.device, count, peers, graph)
+            for case, precision, mode, count, graph in product(
+                cases, precisions, modes, threads, graphs
+            )
+        ]
+
+    def named_cases(self) -> list[Case]:
+        """Cases whose name fits one of the patterns (`grid-*`); raises if a pattern fits none."""
+        chosen = {}
+        for pattern in self.cases or ():
+            names = fnmatch.filter(_BY_NAME, pattern)
+            if not names:
+                raise ValueError(f"expected a case name or pattern, got {pattern!r}; see --list")
+            chosen |= {name: _BY_NAME[name] for name in names}
+        return list(chosen.values())
+
+
+def quick(selection: Selection) -> tuple[list[Job], Budget]:
+    """Seconds: does the suite run on this machine?"""
+    cases = [_BY_NAME[name] for name in ("decode-32", "scalar-series", "digit-rows")]
+    return selection.jobs(cases), Budget(0.1, 5, 10)
+
+
+def main(selection: Selection) -> tuple[list[Job], Budget]:
+    """The short grid: under four minutes on two cores."""
+    every_thread = torch.get_num_threads()
+    jobs = selection.jobs(ACCEPTANCE, threads=sorted({1, every_thread}))
+    return jobs + selection.jobs(_FEATURES), Budget(1.2)
+
+
+def full(selection: Selection) -> tuple[list[Job], Budget]:
+    """Every case, precision, mode and peer, and the growth with each size."""
+    from .contenders import PEERS
+
+    gpu = selection.device.type == "cuda"
+    every_thread = torch.get_num_threads()
+    counts = sorted({1, every_thread})
+    low = ("float32", "tf32", "float16", "bfloat16") if gpu else ("float32",)
+    others = [case for case in BENCHMARK if case not in ACCEPTANCE]
+    decoders = [case for case in ACCEPTANCE + others if case.T == 1 or case.name.startswith("rl-")]
+    jobs = selection.jobs(ACCEPTANCE, precisions=low, threads=counts)
+    jobs += selection.jobs(others, precisions=low)
+    jobs += selection.jobs(ACCEPTANCE, ("train-forward",), low)
+    jobs += selection.jobs(decoders, ("decode",), low)
+    if not gpu:
+        jobs += selection.jobs(ACCEPTANCE, precisions=("bfloat16", "float16", "float64"))
+    jobs += selection.jobs(ACCEPTANCE, peers=[name for name in PEERS if name != BASELINE])
+    jobs += selection.jobs(SCALING)
+    scaled = [replace(_MIDDLE, name=f"scaling-threads-{count}") for count in counts]
+    for case, count in zip(scaled, counts, strict=True):
+        jobs += replace(selection, threads=(count,)).jobs([case])
+    return list(dict.fromkeys(jobs)), Budget(2.0)
+
+
+def custom(selection: Selection) -> tuple[list[Job], Budget]:
+    """Only what was named."""
+    return selection.jobs(selection.named_cases()), Budget(2.0)
+
+
+PROFILES = {"quick": quick, "main": main, "full": full, "custom": custom}

@@ -1,0 +1,121 @@
+"""The Markdown report that README links, from a result file: `python -m benchmarks.report FILE`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .results import Results
+from .suite import OK, SKIPPED, Row
+from .table import duration, not_timed, summary
+
+
+def markdown(results: Results, figures: dict[str, Path]) -> str:
+    """Machine, summary, figures, every row, and what was not timed."""
+    parts = [
+        f"# FusedLSTM on {results.machine['device']}",
+        "Ratio: time of the peer divided by time of FusedLSTM, median over interleaved pairs; "
+        "above 1 FusedLSTM is faster. Every result was compared with float64 before it was timed. "
+        "No measured row is left out.",
+        _lines(f"* {name}: {value}" for name, value in results.machine.items()),
+        "## Summary",
+        _table(
+            ("peer", "mode", "precision", "threads",
+             "cases", "geometric mean", "worst", "best", "slower"),
+            [[*map(str, group), *line] for group, line in summary(results.rows).items()],
+        ),
+    ]  # fmt: skip
+    if results.measures:
+        parts += ["## Other measures", _measures(results.measures)]
+    for title, path in figures.items():
+        parts += [f"## {title}", f"![{title}]({path.name})"]
+    parts += ["## All rows", _floor_note(), _rows_table(results.rows)]
+    if reasons := not_timed(results.rows):
+        parts += [
+            "## Not timed",
+            _lines(
+                f"* {status}, {peer}: {note} ({count} rows)"
+                for (status, peer, note), count in reasons.items()
+            ),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _floor_note() -> str:
+    return (
+        "`% mm`: FusedLSTM's rate of matrix operations relative to a large `torch.mm` in the same "
+        "run; it can pass 100 where `torch.mm` is not the fastest product of the machine. "
+        "`% floor`: the least time any program needs (operations at the fastest measured product, "
+        "or compulsory bytes at copy bandwidth) relative to FusedLSTM's time. "
+        "Errors are relative to the largest value of each result."
+    )
+
+
+def _rows_table(rows: Sequence[Row]) -> str:
+    names = (
+        "case", "T", "B", "I", "H", "layers", "feature", "mode", "precision", "threads", "peer",
+        "FusedLSTM", "peer's", "ratio", "quartiles", "GFLOP/s", "% mm", "% floor",
+        "error", "peer's", "peak MiB", "peer's", "plan",
+    )  # fmt: skip
+    return _table(names, [_cells(row) for row in rows if row.status != SKIPPED])
+
+
+def _cells(row: Row) -> list[str]:
+    layers = f"{row.layers}" + " bidirectional" * (row.directions > 1)
+    feature = row.feature + f" proj {row.proj_size}" * bool(row.proj_size)
+    mode = row.mode + " graph" * row.cuda_graph
+    sizes = map(str, (row.T, row.B, row.I, row.H))
+    head = [row.case, *sizes, layers, feature, mode, row.precision, str(row.threads), row.peer]
+    if row.fused_us is None:
+        return [*head, row.status, *[""] * 11]
+    if row.status == OK:
+        quartiles = f"{row.ratio_low:.2f} to {row.ratio_high:.2f}"
+        pair = [duration(row.peer_us), f"{row.ratio:.2f}", quartiles]
+    else:
+        pair = [row.status, "", ""]
+    rates = [row.fused_gflops, row.percent_of_mm, row.percent_of_floor]
+    numbers = [f"{value:.0f}" for value in rates]
+    numbers += [_optional(value, ".1e") for value in (row.fused_error, row.peer_error)]
+    numbers += [_optional(value, ".1f") for value in (row.fused_peak_mib, row.peer_peak_mib)]
+    return [*head, duration(row.fused_us), *pair, *numbers, row.plan]
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _measures(measures: dict, indent: str = "") -> str:
+    lines = []
+    for name, value in measures.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}* {name}", _measures(value, indent + "  ")]
+        elif not isinstance(value, list):
+            text = f"{value:.4g}" if isinstance(value, float) else value
+            lines.append(f"{indent}* {name}: {text}")
+    return _lines(lines)
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [names, ["---"] * len(names), *rows]
+    return _lines("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _lines(lines: Iterable[str]) -> str:
+    return "\n".join(lines)
+
+
+def write(results: Results, stem: Path) -> Path:
+    """CSV, JSON, figures and report next to each other; returns the report's path."""
+    from .plots import draw_all  # matplotlib takes a second to import
+
+    results.write(stem)
+    figures = draw_all(results, stem.parent, stem.name)
+    path = stem.with_suffix(".md")
+    path.write_text(markdown(results, figures))
+    return path
+
+
+if __name__ == "__main__":
+    source = Path(sys.argv[1])
+    print(write(Results.read(source), source.with_suffix("")))

@@ -1,0 +1,80 @@
+"""Result files: CSV with `#` header lines for spreadsheets and eyes, JSON for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+
+from .contenders import BASELINE
+from .suite import OK, Row
+
+FOLDER = Path(__file__).resolve().parent / "results"
+
+
+@dataclass
+class Results:
+    """A run: the machine's description, what was measured besides rows, and the rows."""
+
+    machine: dict[str, str]
+    rows: list[Row] = field(default_factory=list)
+    measures: dict[str, object] = field(default_factory=dict)
+
+    def write(self, stem: Path) -> None:
+        """`stem`.csv and `stem`.json; directories are made."""
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with stem.with_suffix(".csv").open("w", newline="") as file:
+            for name, value in (self.machine | _flat(self.measures)).items():
+                file.write(f"# {name}: {value}\n")
+            writer = csv.DictWriter(file, [column.name for column in fields(Row)])
+            writer.writeheader()
+            writer.writerows(_rounded(asdict(row)) for row in self.rows)
+        content = {
+            "machine": self.machine,
+            "measures": self.measures,
+            "rows": [asdict(row) for row in self.rows],
+        }
+        stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """From the JSON file."""
+        content = json.loads(path.with_suffix(".json").read_text())
+        rows = [Row(**row) for row in content["rows"]]
+        return cls(content["machine"], rows, content["measures"])
+
+
+def timed(rows: Sequence[Row], peer: str = BASELINE) -> list[Row]:
+    """The rows with a ratio against the peer."""
+    return [row for row in rows if row.peer == peer and row.status == OK]
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+    return float(np.exp(np.mean(np.log(ratios))))
+
+
+def key(row: Row) -> tuple:
+    """What makes two rows of different runs the same measurement."""
+    return (row.case, row.mode, row.precision, row.device, row.threads, row.cuda_graph, row.peer)
+
+
+def _rounded(columns: dict) -> dict:
+    return {
+        name: f"{value:.5g}" if isinstance(value, float) else value
+        for name, value in columns.items()
+    }
+
+
+def _flat(measures: dict, prefix: str = "") -> dict[str, str]:
+    """Nested measures as `outer inner: value` lines; lists stay in the JSON file."""
+    lines = {}
+    for name, value in measures.items():
+        if isinstance(value, dict):
+            lines |= _flat(value, f"{prefix}{name} ")
+        elif not isinstance(value, list):
+            lines[prefix + name] = f"{value:.5g}" if isinstance(value, float) else str(value)
+    return lines

@@ -1,0 +1,224 @@
+"""From a list of jobs to rows: check, time in pairs, relate to the floor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from tests.cases import Case
+
+from . import machine, memory
+from .accuracy import Reference
+from .contenders import BASELINE, CONTENDERS, FUSED
+from .timing import Budget, Program, Summary, interleave, ratio
+from .workload import Model, Workload, precision_switches
+
+OK, WRONG, PEER_WRONG, SKIPPED, FAILED = "ok", "wrong", "peer wrong", "skipped", "failed"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case in one setting, FusedLSTM against the peers."""
+
+    case: Case
+    mode: str
+    precision: str
+    device: torch.device
+    threads: int
+    peers: tuple[str, ...] = (BASELINE,)
+    cuda_graph: bool = False
+
+
+@dataclass
+class Row:
+    """A line of the result file. Times in microseconds a call, *_low and *_high are quartiles;
+    rates in 1e9 FLOP/s of the matrix products; percentages of FusedLSTM's own rate or time."""
+
+    case: str
+    T: int
+    B: int
+    I: int  # noqa: E741 - the field's letter
+    H: int
+    layers: int
+    directions: int
+    proj_size: int
+    feature: str
+    mode: str
+    precision: str
+    device: str
+    threads: int
+    cuda_graph: bool
+    peer: str
+    status: str = OK
+    note: str = ""
+    fused_us: float | None = None
+    fused_us_low: float | None = None
+    fused_us_high: float | None = None
+    peer_us: float | None = None
+    peer_us_low: float | None = None
+    peer_us_high: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    rounds: int | None = None
+    fused_gflops: float | None = None
+    peer_gflops: float | None = None
+    percent_of_mm: float | None = None
+    floor_us: float | None = None
+    percent_of_floor: float | None = None
+    fused_error: float | None = None
+    peer_error: float | None = None
+    error_limit: float | None = None
+    fused_peak_mib: float | None = None
+    peer_peak_mib: float | None = None
+    plan: str = ""
+
+
+def run_jobs(
+    jobs: Iterable[Job], budget: Budget, on_row: Callable[[Row], None] = lambda row: None
+) -> list[Row]:
+    """One row for each job and peer; `on_row` sees each as soon as it exists."""
+    rows = []
+    for job in jobs:
+        for row in _run_job(job, budget):
+            rows.append(row)
+            on_row(row)
+    return rows
+
+
+def _run_job(job: Job, budget: Budget) -> Iterable[Row]:
+    """Nothing is timed before its results have been compared with float64."""
+    torch.set_num_threads(job.threads)
+    workload = Workload.of(job.case, job.mode, job.precision, job.device)
+    checked = workload.without_dropout()
+    with precision_switches(job.precision):
+        reference = Reference(checked)
+        fused, fused_error, fused_problem = _build(FUSED, workload, checked, reference)
+        plan = _plan_used(job.device)
+        for name in job.peers:
+            row = _empty_row(job, workload, name)
+            row.error_limit, row.fused_error, row.plan = reference.limit, fused_error, plan
+            if fused_problem:
+                row.status, row.note = fused_problem
+                yield row
+                continue
+            if reason := CONTENDERS[name].why_not(workload):
+                row.status, row.note = SKIPPED, reason
+                yield row
+                continue
+            peer, row.peer_error, problem = _build(name, workload, checked, reference)
+            if problem:
+                status, row.note = problem
+                row.status = PEER_WRONG if status == WRONG else status
+                peer = None
+            _time(row, job, workload, fused, peer, budget)
+            yield row
+
+
+def _build(
+    name: str, workload: Workload, checked: Workload, reference: Reference
+) -> tuple[Model | None, float | None, tuple[str, str] | None]:
+    """(model, error, problem): a problem is a status and its reason."""
+    contender = CONTENDERS[name]
+    try:
+        model = contender.build(checked)
+        error = reference.error_of(model)
+        if checked is not workload:
+            model = contender.build(workload)
+    except Exception as failure:  # noqa: BLE001 - whatever a peer raises becomes its row's note
+        text = " ".join(str(failure).split())
+        return None, None, (FAILED, f"{name}: {type(failure).__name__}: {text[:200]}")
+    if error > reference.limit:
+        note = f"{name}: error {error:.2g} against float64, expected at most {reference.limit:.2g}"
+        return None, error, (WRONG, note)
+    return model, error, None
+
+
+def _time(
+    row: Row, job: Job, workload: Workload, fused: Model, peer: Model | None, budget: Budget
+) -> None:
+    programs = {FUSED: workload.program(fused)}
+    if peer is not None:
+        programs[row.peer] = workload.program(peer)
+    if job.cuda_graph:
+        programs = {name: _captured(run, workload) for name, run in programs.items()}
+    samples = interleave(programs, job.device, budget)
+    seconds = {name: Summary.of(values / workload.calls) for name, values in samples.items()}
+    ceilings = machine.ceilings(job.device, job.precision, job.threads)
+    torch.set_num_threads(job.threads)
+    flops = workload.flops() / workload.calls
+    # Calls of a decoding loop read the same weights again: the floor of one call, times one.
+    floor = ceilings.floor_seconds(flops, workload.bytes_moved() / workload.calls)
+
+    mine = seconds[FUSED]
+    row.rounds = len(samples[FUSED])
+    row.fused_us, row.fused_us_low, row.fused_us_high = _micro(mine)
+    row.fused_gflops = flops / mine.median * 1e-9
+    row.percent_of_mm = 100 * flops / mine.median / ceilings.mm_flops
+    row.floor_us = floor * 1e6
+    row.percent_of_floor = 100 * floor / mine.median
+    if workload.training:
+        row.fused_peak_mib = memory.peak_mib(programs[FUSED], job.device)
+    if peer is None:
+        return
+    theirs = seconds[row.peer]
+    row.peer_us, row.peer_us_low, row.peer_us_high = _micro(theirs)
+    row.peer_gflops = flops / theirs.median * 1e-9
+    pairs = ratio(samples, row.peer, FUSED)
+    row.ratio, row.ratio_low, row.ratio_high = pairs.median, pairs.low, pairs.high
+    if workload.training:
+        row.peer_peak_mib = memory.peak_mib(programs[row.peer], job.device)
+
+
+def _captured(program: Program, workload: Workload) -> Program:
+    """The program as CUDA graphs, one for each rotating batch."""
+    stream = torch.cuda.Stream()
+    graphs = []
+    for index in range(len(workload.batches)):
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # lazy initialisation may not happen during capture
+                program(index)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            program(index)
+        graphs.append(graph)
+    return lambda call: graphs[call % len(graphs)].replay()
+
+
+def _plan_used(device: torch.device) -> str:
+    """What FusedLSTM says it ran on: the CPU's instruction set and plan of the last call."""
+    info = getattr(torch.ops.fusedlstm, "_cpu_info", None)
+    if device.type != "cpu" or info is None:
+        return ""
+    description = json.loads(info())
+    return " ".join(str(description[key]) for key in ("isa", "plan") if description.get(key))
+
+
+def _micro(seconds: Summary) -> tuple[float, float, float]:
+    return seconds.median * 1e6, seconds.low * 1e6, seconds.high * 1e6
+
+
+def _empty_row(job: Job, workload: Workload, peer: str) -> Row:
+    case = workload.case
+    features = (case.variable, "resets" if case.resets else "", "dropout" if case.dropout else "")
+    return Row(
+        case=case.name,
+        T=1 if job.mode == "decode" else case.T,
+        B=case.B,
+        I=case.input_size,
+        H=case.hidden_size,
+        layers=case.num_layers,
+        directions=case.directions,
+        proj_size=case.proj_size,
+        feature=" ".join(filter(None, features)),
+        mode=job.mode,
+        precision=job.precision,
+        device=job.device.type,
+        threads=job.threads,
+        cuda_graph=job.cuda_graph,
+        peer=peer,
+    )

@@ -1,0 +1,98 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from .results import geometric_mean, timed
+from .suite import OK, SKIPPED, Row
+
+
+def rows_table(rows: Sequence[Row]) -> Table:
+    """One line a row; losses in red, wins in green, and what was not timed with its reason."""
+    table = Table(title="FusedLSTM against its peers (ratio: the peer's time over FusedLSTM's)")
+    for name in ("case", "T B I H", "mode", "precision", "thr", "peer"):
+        table.add_column(name, no_wrap=True)
+    numbers = ("FusedLSTM", "peer", "ratio", "+-", "GFLOP/s", "% mm", "% floor", "error", "peer's")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        if row.status != SKIPPED:
+            table.add_row(*_head(row), *_numbers(row))
+    return table
+
+
+def _head(row: Row) -> list[str]:
+    mode = row.mode + (" graph" if row.cuda_graph else "")
+    sizes = f"{row.T} {row.B} {row.I} {row.H}"
+    sizes += f" x{row.layers}" * (row.layers > 1) + " bi" * (row.directions > 1)
+    sizes += f" proj {row.proj_size}" * (row.proj_size > 0)
+    return [row.case, sizes, mode, row.precision, str(row.threads), row.peer]
+
+
+def _numbers(row: Row) -> list[str]:
+    if row.fused_us is None:
+        return [f"[bold red]{row.status}[/]: {row.note}"]
+    errors = [_error(row.fused_error), _error(row.peer_error)]
+    rates = [f"{row.fused_gflops:.0f}", f"{row.percent_of_mm:.0f}", f"{row.percent_of_floor:.0f}"]
+    if row.status != OK:
+        return [duration(row.fused_us), row.status, "-", "-", *rates, *errors]
+    color = "green" if row.ratio_low > 1 else "red" if row.ratio_high < 1 else "yellow"
+    spread = 50 * (row.ratio_high - row.ratio_low) / row.ratio
+    times = [duration(row.fused_us), duration(row.peer_us)]
+    return [*times, f"[{color}]{row.ratio:.2f}[/]", f"{spread:.0f} %", *rates, *errors]
+
+
+def summary_table(rows: Sequence[Row]) -> Table:
+    """Geometric mean, worst and best ratio for each peer, mode, precision and thread count."""
+    table = Table(title="Summary")
+    for name in ("peer", "mode", "precision", "threads"):
+        table.add_column(name)
+    for name in ("cases", "geometric mean", "worst", "best", "slower than peer"):
+        table.add_column(name, justify="right")
+    for group, line in summary(rows).items():
+        table.add_row(*map(str, group), *line)
+    return table
+
+
+def summary(rows: Sequence[Row]) -> dict[tuple, list[str]]:
+    """The lines of the summary, by (peer, mode, precision, threads)."""
+    groups = defaultdict(list)
+    for peer in dict.fromkeys(row.peer for row in rows):
+        for row in timed(rows, peer):
+            mode = row.mode + (" graph" if row.cuda_graph else "")
+            groups[peer, mode, row.precision, row.threads].append(row.ratio)
+    return {
+        group: [
+            str(len(ratios)),
+            f"{geometric_mean(ratios):.2f}x",
+            f"{min(ratios):.2f}x",
+            f"{max(ratios):.2f}x",
+            str(sum(ratio < 1 for ratio in ratios)),
+        ]
+        for group, ratios in groups.items()
+    }
+
+
+def not_timed(rows: Sequence[Row]) -> dict[tuple[str, str, str], int]:
+    """How many rows were not timed against their peer, by (status, peer, reason)."""
+    counts: dict[tuple[str, str, str], int] = defaultdict(int)
+    for row in rows:
+        if row.status != OK:
+            counts[row.status, row.peer, row.note] += 1
+    return counts
+
+
+def duration(microseconds: float) -> str:
+    """With a unit that leaves one to three digits before the point."""
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if microseconds >= size:
+            return f"{microseconds / size:.3g} {unit}"
+    return f"{microseconds:.3g} us"
+
+
+def _error(error: float | None) -> str:
+    return "-" if error is None else f"{error:.0e}"

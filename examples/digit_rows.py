@@ -1,0 +1,65 @@
+"""Handwritten digits read row by row: an image is a sequence of 8 rows of 8 pixels.
+
+The 1797 real digits of scikit-learn; every fifth is kept for the test.
+"""
+
+from __future__ import annotations
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from examples.side_by_side import LSTMS, Training, options, plot_losses, report, run_each
+
+
+class DigitClassifier(nn.Module):
+    """Images [B, 8, 8] to class scores [B, 10], from the hidden state after the last row."""
+
+    def __init__(self, lstm_class: type[nn.Module], hidden_size: int = 128):
+        super().__init__()
+        self.lstm = lstm_class(8, hidden_size, batch_first=True)
+        self.classes = nn.Linear(hidden_size, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        _, (h_n, _) = self.lstm(images)
+        return self.classes(h_n[-1])
+
+
+def train(lstm_class: type[nn.Module], epochs: int = 20, device: str = "cpu") -> Training:
+    """Adam on batches of 64; the losses are means over an epoch, the score is test accuracy."""
+    digits = load_digits()
+    images = torch.tensor(digits.images / 16, dtype=torch.float32, device=device)
+    labels = torch.tensor(digits.target, device=device)
+    test = torch.arange(len(labels), device=device) % 5 == 0
+    model = DigitClassifier(lstm_class).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    result = Training()
+    train_images, train_labels = images[~test], labels[~test]
+    for _ in range(epochs):
+        total = 0.0
+        for batch in torch.randperm(len(train_labels)).to(device).split(64):
+            loss = cross_entropy(model(train_images[batch]), train_labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+        result.losses.append(total / len(train_labels))
+    with torch.no_grad():
+        guesses = model(images[test]).argmax(1)
+    result.score = (guesses == labels[test]).float().mean().item()
+    return result
+
+
+def main(argv: list[str] | None = None) -> dict[str, Training]:
+    arguments = options(__doc__, argv)
+    epochs = 2 if arguments.quick else 20
+    results = run_each(LSTMS, lambda lstm: train(lstm, epochs, arguments.device))
+    report(results, "test accuracy")
+    if arguments.plot:
+        plot_losses(results, arguments.plot, "Handwritten digits, row by row")
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What the examples share: their options, and running one program with each LSTM class."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+import fusedlstm
+
+LSTMS: dict[str, type[nn.Module]] = {"nn.LSTM": nn.LSTM, "FusedLSTM": fusedlstm.FusedLSTM}
+CELLS: dict[str, type[nn.Module]] = {
+    "nn.LSTMCell": nn.LSTMCell,
+    "FusedLSTMCell": fusedlstm.FusedLSTMCell,
+}
+
+Result = TypeVar("Result")
+
+
+def options(description: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """--quick, --device and --plot, the same in every example."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="save a figure of the result")
+    return parser.parse_args(argv)
+
+
+@dataclass
+class Training:
+    """What a training run leaves: a loss for each epoch (or update), and one score at the end."""
+
+    losses: list[float] = field(default_factory=list)
+    score: float = float("nan")
+    seconds: float = 0.0
+
+
+def run_each(
+    classes: dict[str, type[nn.Module]], run: Callable[[type[nn.Module]], Result], seed: int = 0
+) -> dict[str, Result]:
+    """Runs the program with each class from the same seed, so that all start from equal weights.
+
+    Sets `seconds` on the results that have it.
+    """
+    results = {}
+    for name, lstm_class in classes.items():
+        torch.manual_seed(seed)
+        start = time.perf_counter()
+        results[name] = run(lstm_class)
+        if isinstance(results[name], Training):
+            results[name].seconds = time.perf_counter() - start
+    return results
+
+
+def report(results: dict[str, Training], score_name: str) -> None:
+    """Prints first and last loss, score and time, and how far apart the loss curves are."""
+    print(f"{'':14}{'first loss':>12}{'last loss':>12}{score_name:>16}{'seconds':>9}")
+    for name, result in results.items():
+        first, last = result.losses[0], result.losses[-1]
+        print(f"{name:14}{first:12.5f}{last:12.5f}{result.score:16.4f}{result.seconds:9.2f}")
+    print(f"largest difference between the loss curves: {loss_difference(results):.2g}")
+
+
+def loss_difference(results: dict[str, Training]) -> float:
+    """Largest distance of two loss curves at the same epoch."""
+    curves = torch.tensor([result.losses for result in results.values()])
+    return (curves.amax(0) - curves.amin(0)).max().item()
+
+
+def plot_losses(results: dict[str, Training], path: Path, title: str, step: str = "epoch") -> None:
+    """The loss curves over each other; equal curves hide each other but for the dashes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for (name, result), style in zip(results.items(), ("-", "--"), strict=False):
+        axes.plot(range(1, len(result.losses) + 1), result.losses, style, label=name)
+    axes.set(xlabel=step, ylabel="training loss", title=title)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    print(f"plot: {path}")
