@@ -19,12 +19,6 @@ inline Dtype dtype_from_name(const std::string& name) {
 
 inline void bind_plan(pybind11::module_& m) {
   namespace py = pybind11;
-  py::enum_<Dtype>(m, "Dtype", py::module_local())
-      .value("float32", Dtype::kFloat32)
-      .value("float64", Dtype::kFloat64)
-      .value("bfloat16", Dtype::kBFloat16)
-      .value("float16", Dtype::kFloat16);
-
   py::class_<Plan>(m, "Plan", py::module_local(), "Which kernel runs a recurrence, and in which shape.")
       .def_property_readonly("transport", [](const Plan& p) { return transport_name(p.shape.transport); })
       .def_property_readonly("arithmetic", [](const Plan& p) { return arithmetic_name(p.arithmetic); })
