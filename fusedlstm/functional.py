@@ -1,0 +1,622 @@
+"""`lstm` and `lstm_cell` for those who hold the weights themselves; the modules are built on them.
+
+Here are all checks of what callers pass, and the bookkeeping around layers: dropout, packing,
+batch_first, lengths, resets. The work is in the operators (ops.py), one call per layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, _VF
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedlstm import _library, ops, reference
+
+_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+_INDEX_DTYPES = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
+
+
+class Sizes(NamedTuple):
+    """What the weights of a stack of layers must look like."""
+
+    input_size: int
+    hidden_size: int
+    proj_size: int
+    num_layers: int
+    directions: int
+    bias: bool
+
+
+class Options(NamedTuple):
+    """How a call is made; see `lstm` for each."""
+
+    batch_first: bool = False
+    dropout: float = 0.0
+    training: bool = False
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
+    reset_state: tuple[Tensor, Tensor] | None = None
+    return_cell_states: bool = False
+    return_gates: bool = False
+
+
+def lstm(
+    input: Tensor | PackedSequence,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Sequence[Tensor]],
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: tuple[Tensor, Tensor] | None = None,
+    return_cell_states: bool = False,
+    return_gates: bool = False,
+):
+    """Run a stack of LSTM layers.
+
+    Sizes: T steps, B batch, I input features, H hidden units, R features of h (the projection's
+    size, or H), D directions, L layers. All tensors have one dtype (float32, float64, bfloat16 or
+    float16) and one device, unless said otherwise; any strides; none is modified.
+
+    Args:
+        input: [T, B, I]; [B, T, I] with `batch_first`; [T, I] for one sequence; or a PackedSequence.
+            T = 0 and B = 0 are allowed.
+        hx: (h_0, c_0), [D*L, B, R] and [D*L, B, H] (without B for one sequence), or None for zeros.
+        weights: for each layer, forward then reverse direction: weight_ih [4H, I], weight_hh
+            [4H, R], then bias_ih [4H], bias_hh [4H] or neither, then weight_hr [R, H] where there
+            is a projection. `nn.LSTM.all_weights` is such a list.
+        bidirectional: each layer has two directions, side by side in its output.
+        batch_first: for `input`, `output`, `reset` and the states of all steps.
+        dropout: probability, applied between layers when `training`.
+        lengths: integer [B] on any device, 0..T in any order. Steps past the end are not run:
+            output is 0 there, h_n and c_n are those of the last step, and the reverse direction
+            starts at each sequence's own end. Values are checked on the CPU only (no waiting for
+            a GPU); on other devices those above T count as T.
+        reset: bool [T, B]; where true, the state is replaced before that step. One direction only.
+        reset_state: (h, c) like hx; what a reset puts in place. Zeros when None.
+        return_cell_states: also return c of all steps, [D*L, T, B, H], differentiable, in float32
+            for 16-bit inputs (packed input: [D*L, rows, H]).
+        return_gates: also return the activated gates i, f, g, o of all steps, [D*L, T, B, 4H],
+            without gradient.
+
+    Returns:
+        output, (h_n, c_n), and what the last two arguments ask for, in this order. output is
+        [T, B, D*R] (or as `input` is arranged), h_n and c_n are shaped like hx.
+
+    Raises:
+        ValueError, RuntimeError, TypeError: as nn.LSTM does, saying what was expected and got.
+
+    Equivalent to:
+        m = nn.LSTM(...)  # with these weights
+        m(input, hx)
+    """
+    sizes = _sizes_of(weights, bidirectional)
+    options = Options(
+        batch_first, dropout, training, lengths, reset, reset_state, return_cell_states,
+        return_gates,
+    )  # fmt: skip
+    return run(input, hx, weights, sizes, options)
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run one step of one layer.
+
+    Args:
+        input: [B, I], or [I].
+        hx: (h, c), each [B, H] (or [H]), or None for zeros.
+        weight_ih, weight_hh, bias_ih, bias_hh: [4H, I], [4H, H], [4H], [4H].
+
+    Returns:
+        (h, c) after the step, shaped like hx.
+
+    Raises:
+        ValueError, RuntimeError, TypeError: as nn.LSTMCell does, saying what was expected and got.
+
+    Equivalent to:
+        i, f, g, o = (input @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh();  h = o.sigmoid() * c.tanh()
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"LSTMCell: Expected input to be a Tensor, got {type(input).__name__}")
+    if input.dim() not in (1, 2):
+        raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    if (bias_ih is None) != (bias_hh is None):
+        raise RuntimeError("LSTMCell: Expected both bias_ih and bias_hh or neither, got one")
+    weights = [weight_ih, weight_hh] if bias_ih is None else [weight_ih, weight_hh, bias_ih, bias_hh]
+    H, I = weight_hh.shape[-1], weight_ih.shape[-1]
+    is_batched = input.dim() == 2
+    x = input if is_batched else input.unsqueeze(0)
+    if hx is not None:
+        hx = _pair(hx, "LSTMCell")
+        hx = _checked_cell_state(hx, x, is_batched, H)
+    if x.size(1) != I:
+        raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {I}")
+    sizes = Sizes(I, H, 0, 1, 1, bias_ih is not None)
+    _, (h, c) = run(x.unsqueeze(0), hx, [weights], sizes, Options())
+    return (h[0], c[0]) if is_batched else (h[0, 0], c[0, 0])
+
+
+def run(input, hx, weights, sizes: Sizes, options: Options):
+    """`lstm` with sizes that the weights are checked against."""
+    batch_sizes = sorted_indices = unsorted_indices = None
+    is_packed = isinstance(input, PackedSequence)
+    if is_packed:
+        x, batch_sizes, sorted_indices, unsorted_indices = input
+        _check_packed(x, batch_sizes, options)
+        is_batched = True
+    else:
+        x, is_batched = _time_major(input, options.batch_first)
+    if hx is not None:
+        hx = _pair(hx, "LSTM")
+        if not is_packed or hx[0].dim() != 3 or hx[1].dim() != 3:
+            hx = _batched_state(hx, is_batched)
+
+    tensors = [tensor for layer in weights for tensor in layer]
+    x, hx, weights, tensors, reset_state = _autocast(
+        x, hx, weights, tensors, options.reset_state
+    )
+    _check_input(x, tensors, sizes.input_size)
+    _check_weights(weights, sizes, x)
+
+    B = x.size(1) if batch_sizes is None else _first_batch_size(batch_sizes, hx)
+    rows, R = sizes.num_layers * sizes.directions, sizes.proj_size or sizes.hidden_size
+    expected = (rows, B, R), (rows, B, sizes.hidden_size)
+    if hx is None:
+        h_0 = x.new_zeros(expected[0])
+        h_0, c_0 = h_0, h_0 if expected[0] == expected[1] else x.new_zeros(expected[1])
+    else:
+        _check_state(hx, expected, x, "hidden")
+        h_0, c_0 = hx
+        if sorted_indices is not None:
+            h_0, c_0 = h_0.index_select(1, sorted_indices), c_0.index_select(1, sorted_indices)
+    lengths, reset, reset_state = _row_states(x, options, reset_state, expected, is_batched, sizes)
+
+    wants_states = options.return_cell_states or options.return_gates
+    differentiable = [x, h_0, c_0, *tensors, *(reset_state or ())]
+    operator = _operator(differentiable, x.device, wants_states, lengths, reset)
+    output, (h_n, c_n), cell_states, gates = _stack(
+        operator, x, h_0, c_0, weights, sizes, options, (batch_sizes, lengths, reset), reset_state
+    )
+
+    if is_packed:
+        output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        if unsorted_indices is not None:
+            h_n, c_n = (s.index_select(1, unsorted_indices) for s in (h_n, c_n))
+    else:
+        T = x.size(0)
+        arrange = functools.partial(
+            _arranged, is_batched=is_batched, batch_first=options.batch_first
+        )
+        output = arrange(output, 0)
+        cell_states, gates = (
+            None if s is None else arrange(s.view(rows, T, B, s.size(-1)), 1)
+            for s in (cell_states, gates)
+        )
+        if not is_batched:
+            h_n, c_n = h_n.squeeze(1), c_n.squeeze(1)
+    result = output, (h_n, c_n)
+    if options.return_cell_states:
+        result += (cell_states,)
+    if options.return_gates:
+        result += (gates,)
+    return result
+
+
+def _stack(operator, x, h_0, c_0, weights, sizes, options, rows, reset_state):
+    """All layers: output of the last one; final states and all-step states of all, layer by layer."""
+    D, L = sizes.directions, sizes.num_layers
+    allow_tf32 = _allow_tf32(x)
+    reset_h, reset_c = reset_state or (None, None)
+    finals_h, finals_c, all_cells, all_gates = [], [], [], []
+    for layer in range(L):
+        h, c, r_h, r_c = (
+            s if s is None or L == 1 else s[layer * D : layer * D + D]
+            for s in (h_0, c_0, reset_h, reset_c)
+        )
+        result = operator(
+            x, h, c, *_by_kind(weights[layer * D : layer * D + D], sizes), *rows, r_h, r_c,
+            allow_tf32,
+        )  # fmt: skip
+        x = result[0]
+        finals_h.append(result[1])
+        finals_c.append(result[2])
+        if options.return_gates:
+            all_gates.append(result[3])
+        if options.return_cell_states:
+            all_cells.append(result[4])
+        if options.training and options.dropout != 0 and layer < L - 1:
+            x = torch.dropout(x, options.dropout, True)
+    states = (finals_h, finals_c, all_cells, all_gates)
+    h_n, c_n, cells, gates = (s[0] if len(s) == 1 else torch.cat(s) if s else None for s in states)
+    return x, (h_n, c_n), cells, gates
+
+
+def _by_kind(layer, sizes):
+    """One layer's weights as the operator takes them: five lists over the directions."""
+    bias = sizes.bias
+    return (
+        [w[0] for w in layer],
+        [w[1] for w in layer],
+        [w[2] for w in layer] if bias else [],
+        [w[3] for w in layer] if bias else [],
+        [w[-1] for w in layer] if sizes.proj_size else [],
+    )
+
+
+def _operator(differentiable, device, wants_states, lengths, reset):
+    """What runs a layer: the cheapest operator that serves the call, or the reference."""
+    # The operators have no rules for vmap and forward mode; the reference works under both.
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return reference.lstm_layer
+    if device.type != "cpu" and device.type != "meta" and _lacks_kernels(device):
+        is_plain = not wants_states and lengths is None and reset is None
+        return _torch_layer if is_plain else reference.lstm_layer
+    if wants_states or (
+        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
+    ):
+        return ops.lstm_layer
+    return ops.lstm_layer_inference
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _lacks_kernels(device: torch.device) -> bool:
+    """Whether PyTorch's own LSTM must run on this device; says why, once."""
+    reason = _library.why_no_kernels(device)
+    if reason is not None:
+        warnings.warn(f"FusedLSTM runs PyTorch's own LSTM: {reason}", RuntimeWarning, stacklevel=2)
+    return reason is not None
+
+
+def _torch_layer(
+    input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, *_
+):
+    """PyTorch's own LSTM as a layer operator, for devices without kernels."""
+    kinds = [kind for kind in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if kind]
+    flat = [tensor for direction in zip(*kinds) for tensor in direction]
+    data = (input,) if batch_sizes is None else (input, batch_sizes)
+    order = (False,) if batch_sizes is None else ()  # batch_first
+    # training=True: cuDNN refuses a backward pass otherwise; there is no dropout in one layer.
+    options = (bool(bias_ih), 1, 0.0, True, len(weight_ih) == 2)
+    return _VF.lstm(*data, (h_0, c_0), flat, *options, *order)
+
+
+def _allow_tf32(x) -> bool:
+    """Whether the user lets cuDNN's LSTM use TF32, by either of PyTorch's two sets of switches."""
+    if x.dtype is not torch.float32 or x.device.type != "cuda":
+        return False
+    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
+
+
+# Arrangement
+
+
+def _time_major(input, batch_first):
+    """The input as [T, B, I], and whether it has a batch dimension."""
+    if not isinstance(input, Tensor):
+        raise TypeError(
+            f"LSTM: Expected input to be a Tensor or PackedSequence, got {type(input).__name__}"
+        )
+    if input.layout is not torch.strided:
+        raise RuntimeError(f"LSTM: Expected a dense (strided) input, got {input.layout}")
+    dim = input.dim()
+    if dim == 3:
+        return (input.transpose(0, 1) if batch_first else input), True
+    if dim != 2:
+        raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {dim}D instead")
+    return input.unsqueeze(1), False
+
+
+def _arranged(tensor, time, is_batched, batch_first):
+    """Undo `_time_major` for a tensor that has its time in dimension `time`, and batch next."""
+    if not is_batched:
+        return tensor.squeeze(time + 1)
+    return tensor.transpose(time, time + 1) if batch_first else tensor
+
+
+def _autocast(x, hx, weights, tensors, reset_state):
+    """Casts as autocast does for nn.LSTM: all to its dtype, except what is float64."""
+    device = x.device.type
+    if not (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device)):
+        return x, hx, weights, tensors, reset_state
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(tensor):
+        is_eligible = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        return tensor.to(dtype) if is_eligible and tensor.dtype != torch.float64 else tensor
+
+    weights = [[cast(tensor) for tensor in layer] for layer in weights]
+    tensors = [tensor for layer in weights for tensor in layer]
+    hx, reset_state = (None if s is None else tuple(map(cast, s)) for s in (hx, reset_state))
+    return cast(x), hx, weights, tensors, reset_state
+
+
+def _row_states(x, options, reset_state, expected, is_batched, sizes):
+    """Checked lengths, reset and reset_state as the operator takes them."""
+    lengths, reset = options.lengths, options.reset
+    if lengths is not None:
+        lengths = _checked_lengths(lengths, x, is_batched)
+    if reset is None:
+        if reset_state is not None:
+            raise ValueError("LSTM: Expected reset with reset_state, got reset_state alone")
+        return lengths, None, None
+    if sizes.directions == 2:
+        raise ValueError("LSTM: reset has no meaning with bidirectional=True, got both")
+    if lengths is not None:
+        raise ValueError("LSTM: Expected one of reset and lengths, got both")
+    reset = _checked_reset(reset, x, is_batched, options.batch_first)
+    if reset_state is not None:
+        reset_state = _batched_state(_pair(reset_state, "LSTM", "reset_state"), is_batched)
+        _check_state(reset_state, expected, x, "reset_state")
+    return lengths, reset, reset_state
+
+
+# Checks
+
+
+def _sizes_of(weights, bidirectional) -> Sizes:
+    """The sizes that the first layer's weights imply."""
+    D = 2 if bidirectional else 1
+    if len(weights) == 0 or len(weights) % D:
+        raise ValueError(
+            f"LSTM: Expected weights for each layer and each of {D} directions, got {len(weights)}"
+        )
+    first = weights[0]
+    if len(first) not in (2, 3, 4, 5):
+        raise ValueError(f"LSTM: Expected 2 to 5 tensors in weights[0], got {len(first)}")
+    if not all(isinstance(tensor, Tensor) for tensor in first):
+        raise TypeError(f"LSTM: Expected tensors in weights[0], got {[type(t) for t in first]}")
+    if first[0].dim() != 2:
+        raise RuntimeError(
+            f"LSTM: Expected weight_ih_l0 of shape [4 * hidden_size, input_size], "
+            f"got {list(first[0].shape)}"
+        )
+    proj_size = first[-1].shape[0] if len(first) % 2 else 0
+    H4, I = first[0].shape
+    return Sizes(I, H4 // 4, proj_size, len(weights) // D, D, len(first) > 3)
+
+
+def _check_input(x, tensors, input_size):
+    if x.dtype not in _DTYPES:
+        raise RuntimeError(
+            f"LSTM: Expected dtype float32, float64, bfloat16 or float16, got {x.dtype}"
+        )
+    weight = tensors[0]
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"LSTM: Expected weight_ih_l0 to be a Tensor, got {type(weight).__name__}")
+    if x.dtype is not weight.dtype:
+        raise ValueError(
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+        )
+    if x.device != weight.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, "
+            f"found input tensor at {x.device} and parameter tensor at {weight.device}"
+        )
+    if x.size(-1) != input_size:
+        raise RuntimeError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {input_size}, got {x.size(-1)}"
+        )
+
+
+def _check_weights(weights, sizes: Sizes, x):
+    input_size, hidden_size, proj_size, num_layers, D, bias = sizes
+    if len(weights) != num_layers * D:
+        raise RuntimeError(
+            f"LSTM: Expected weights of {num_layers} layers x {D} directions, got {len(weights)}"
+        )
+    dtype, device = x.dtype, x.device
+    R = proj_size or hidden_size
+    shapes = [(4 * hidden_size, input_size), (4 * hidden_size, R)]
+    if bias:
+        shapes += [(4 * hidden_size,)] * 2
+    if proj_size:
+        shapes.append((proj_size, hidden_size))
+    for row, layer in enumerate(weights):
+        if row == D:
+            shapes[0] = (4 * hidden_size, D * R)
+        if len(layer) != len(shapes):
+            raise RuntimeError(
+                f"LSTM: Expected {len(shapes)} tensors in weights[{row}], got {len(layer)}"
+            )
+        for place, (tensor, shape) in enumerate(zip(layer, shapes)):
+            if (
+                not isinstance(tensor, Tensor)
+                or tensor.shape != shape
+                or tensor.dtype is not dtype
+                or tensor.device != device
+            ):
+                _refuse_weight(tensor, _weight_name(row, place, sizes), shape, dtype, device)
+
+
+def _weight_name(row, place, sizes: Sizes) -> str:
+    kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * sizes.bias + ["weight_hr"]
+    reverse = "_reverse" if row % sizes.directions else ""
+    return f"{kinds[place]}_l{row // sizes.directions}{reverse}"
+
+
+def _refuse_weight(tensor, name, shape, dtype, device):
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"LSTM: Expected {name} to be a Tensor, got {type(tensor).__name__}")
+    raise RuntimeError(
+        f"LSTM: Expected {name} of shape {list(shape)}, {dtype}, on {device}, "
+        f"got {list(tensor.shape)}, {tensor.dtype}, on {tensor.device}"
+    )
+
+
+def _pair(hx, owner, name="hx"):
+    """A state (h, c) as a tuple of two tensors."""
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"{owner}: Expected {name} to be a tuple (h, c), got {type(hx).__name__}")
+    if len(hx) != 2:
+        operator = "lstm" if owner == "LSTM" else "lstm_cell"
+        raise RuntimeError(f"{operator} expects two hidden states, got {len(hx)}")
+    for place, tensor in enumerate(hx):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{owner}: Expected {name}[{place}] to be a Tensor, got {type(tensor).__name__}"
+            )
+    return hx
+
+
+def _batched_state(state, is_batched):
+    """A state with its batch dimension, also for one sequence."""
+    dims = state[0].dim(), state[1].dim()
+    if is_batched and dims != (3, 3):
+        raise RuntimeError(
+            "For batched 3-D input, hx and cx should also be 3-D "
+            f"but got ({dims[0]}-D, {dims[1]}-D) tensors"
+        )
+    if not is_batched and dims != (2, 2):
+        raise RuntimeError(
+            "For unbatched 2-D input, hx and cx should also be 2-D "
+            f"but got ({dims[0]}-D, {dims[1]}-D) tensors"
+        )
+    return state if is_batched else (state[0].unsqueeze(1), state[1].unsqueeze(1))
+
+
+def _check_state(state, expected, x, name):
+    for place, tensor in enumerate(state):
+        if tensor.shape != expected[place]:
+            raise RuntimeError(
+                f"Expected {name}[{place}] size {expected[place]}, got {list(tensor.shape)}"
+            )
+        if tensor.device != x.device:
+            raise RuntimeError(
+                f"Input and hidden tensors are not at the same device, "
+                f"found input tensor at {x.device} and {name} tensor at {tensor.device}"
+            )
+        if tensor.dtype is not x.dtype:
+            raise RuntimeError(
+                f"Input and hidden tensors must have the same dtype, "
+                f"expected {x.dtype}, got {tensor.dtype} for {name}[{place}]"
+            )
+
+
+def _checked_cell_state(hx, x, is_batched, H):
+    """A cell's state as [1, B, H] tensors."""
+    for place, tensor in enumerate(hx):
+        if tensor.dim() not in (1, 2):
+            raise ValueError(
+                f"LSTMCell: Expected hx[{place}] to be 1D or 2D, got {tensor.dim()}D instead"
+            )
+    dims, expected = (hx[0].dim(), hx[1].dim()), 2 if is_batched else 1
+    if dims != (expected, expected):
+        kind = "batched" if is_batched else "unbatched"
+        raise RuntimeError(
+            f"For {kind} {expected}-D input, hx and cx should also be {expected}-D "
+            f"but got ({dims[0]}-D, {dims[1]}-D) tensors"
+        )
+    for place, tensor in enumerate(hx):
+        if tensor.size(-1) != H:
+            raise RuntimeError(
+                f"hidden{place} has inconsistent hidden_size: got {tensor.size(-1)}, expected {H}"
+            )
+        if is_batched and tensor.size(0) != x.size(0):
+            raise RuntimeError(
+                f"Input batch size {x.size(0)} doesn't match hidden{place} batch size "
+                f"{tensor.size(0)}"
+            )
+    return tuple(s.unsqueeze(0) if is_batched else s.view(1, 1, H) for s in hx)
+
+
+def _is_readable(tensor) -> bool:
+    """Whether values can be looked at: not while tracing or transforming, nor at a GPU's cost."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _check_packed(data, batch_sizes, options):
+    for name in ("lengths", "reset", "reset_state"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"LSTM: Expected no {name} with a PackedSequence, got one")
+    if data.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
+    if (
+        batch_sizes.dim() != 1
+        or batch_sizes.dtype != torch.int64
+        or batch_sizes.device.type != "cpu"
+        or len(batch_sizes) == 0
+    ):
+        raise RuntimeError(
+            "LSTM: Expected batch_sizes to be a non-empty 1-D int64 tensor on the CPU, "
+            f"got {list(batch_sizes.shape)}, {batch_sizes.dtype}, on {batch_sizes.device}"
+        )
+    if not _is_readable(batch_sizes):
+        return
+    counts = batch_sizes.tolist()
+    if counts[-1] <= 0 or any(a < b for a, b in zip(counts, counts[1:])):
+        raise RuntimeError(
+            f"LSTM: Expected batch_sizes to be positive and non-increasing, got {counts}"
+        )
+    if sum(counts) != data.size(0):
+        raise RuntimeError(
+            f"LSTM: Expected {sum(counts)} rows of packed data (the sum of batch_sizes), "
+            f"got {data.size(0)}"
+        )
+
+
+def _first_batch_size(batch_sizes, hx):
+    """B of packed data; from the state while tracing, where values cannot be read."""
+    if hx is not None and torch.compiler.is_compiling():
+        return hx[0].size(1)
+    return int(batch_sizes[0])
+
+
+def _checked_lengths(lengths, x, is_batched):
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"LSTM: Expected lengths to be a Tensor, got {type(lengths).__name__}")
+    if lengths.dtype not in _INDEX_DTYPES:
+        raise TypeError(f"LSTM: Expected lengths of an integer dtype, got {lengths.dtype}")
+    T, B = x.size(0), x.size(1)
+    expected = (B,) if is_batched else ()
+    if lengths.shape != expected:
+        raise RuntimeError(
+            f"LSTM: Expected lengths of shape {list(expected)}, got {list(lengths.shape)}"
+        )
+    if lengths.numel() and _is_readable(lengths):
+        low, high = (int(bound) for bound in lengths.aminmax())
+        if low < 0 or high > T:
+            raise ValueError(f"LSTM: Expected lengths from 0 to {T}, got {low} to {high}")
+    return lengths.reshape(B).to(x.device, torch.int64, non_blocking=True)
+
+
+def _checked_reset(reset, x, is_batched, batch_first):
+    """reset as [T, B]."""
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"LSTM: Expected reset to be a Tensor, got {type(reset).__name__}")
+    if reset.dtype is not torch.bool:
+        raise TypeError(f"LSTM: Expected reset of dtype torch.bool, got {reset.dtype}")
+    T, B = x.size(0), x.size(1)
+    expected = (T,) if not is_batched else (B, T) if batch_first else (T, B)
+    if reset.shape != expected:
+        raise RuntimeError(
+            f"LSTM: Expected reset of shape {list(expected)}, got {list(reset.shape)}"
+        )
+    if reset.device != x.device:
+        raise RuntimeError(f"LSTM: Expected reset on {x.device}, got it on {reset.device}")
+    if not is_batched:
+        return reset.unsqueeze(1)
+    return reset.transpose(0, 1) if batch_first else reset

@@ -1,0 +1,120 @@
+"""FusedLSTM and FusedLSTMCell: torch.nn.LSTM and torch.nn.LSTMCell with other kernels below."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedlstm.functional import Options, Sizes, lstm_cell, run
+
+# torch.fx.symbolic_trace records calls of these as one node each, as it does for nn.LSTM.
+torch.fx.wrap("run")
+torch.fx.wrap("lstm_cell")
+
+
+class FusedLSTM(nn.RNNBase):
+    """A stack of LSTM layers: drop-in for `torch.nn.LSTM`, and four things more.
+
+    Constructor, parameters, state_dict, initial values, inputs and results are those of
+    `torch.nn.LSTM`; see there. `forward` adds `lengths`, `reset`, `return_cell_states` and
+    `return_gates`. It derives from nn.RNNBase and not from nn.LSTM, since torch.compile refuses
+    every instance of nn.LSTM in a full graph.
+
+    Equivalent to:
+        nn.LSTM(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+                proj_size, device, dtype)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            proj_size, device, dtype,
+        )  # fmt: skip
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
+        return_cell_states: bool = False,
+        return_gates: bool = False,
+    ):
+        """Run the layers; arguments, results and errors are those of `fusedlstm.functional.lstm`."""
+        # Parameters are read by name at each call: a list kept across calls would miss
+        # parametrizations, functional_call and deleted parameters.
+        weights = [[getattr(self, name) for name in names] for names in self._all_weights]
+        directions = 2 if self.bidirectional else 1
+        sizes = Sizes(
+            self.input_size, self.hidden_size, self.proj_size, self.num_layers, directions,
+            self.bias,
+        )  # fmt: skip
+        options = Options(
+            self.batch_first, self.dropout, self.training, lengths, reset, reset_state,
+            return_cell_states, return_gates,
+        )  # fmt: skip
+        return run(input, hx, weights, sizes, options)
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: parameters are separate tensors, and are used as they are."""
+
+    # nn.RNNBase keeps a list of its weights, and weak references to them, beside the parameters.
+    # Both go stale, and break deepcopy and swap_tensors; here the list is made when asked for.
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    def _init_flat_weights(self) -> None:
+        pass
+
+    def _update_flat_weights(self) -> None:
+        pass
+
+    __setattr__ = nn.Module.__setattr__
+    __setstate__ = nn.Module.__setstate__
+    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
+
+    def __getstate__(self):
+        return self.__dict__.copy()
+
+    # Not used here, but by programs that extend nn.LSTM.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args
+    permute_hidden = nn.LSTM.permute_hidden
+
+
+class FusedLSTMCell(nn.RNNCellBase):
+    """One step of one LSTM layer: drop-in for `torch.nn.LSTMCell`.
+
+    Equivalent to:
+        nn.LSTMCell(input_size, hidden_size, bias, device, dtype)
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run one step; arguments, results and errors are those of `functional.lstm_cell`."""
+        return lstm_cell(
+            input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        )

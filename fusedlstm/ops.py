@@ -1,0 +1,204 @@
+"""The operators seen from Python: fake kernels and derivatives. One layer, both directions, all steps.
+
+`torch.ops.fusedlstm` has, with schemas in csrc/library.cpp and kernels for CPU and CUDA beside them:
+
+* `lstm_layer`: see `fusedlstm.reference.lstm_layer` for arguments, results and meaning.
+* `lstm_layer_inference`: the same arguments; output, h_n and c_n only; no derivative.
+* `lstm_layer_backward`: the gradients that are asked for in `needs`; the others have size [0].
+
+This module adds what PyTorch needs to trace and to differentiate them. The derivative of the
+backward operator itself (double backward) differentiates the reference.
+"""
+
+from __future__ import annotations
+
+from itertools import islice, repeat
+
+import torch
+from torch import Tensor
+
+from fusedlstm import _library, reference
+
+_library.load()
+
+lstm_layer = torch.ops.fusedlstm.lstm_layer.default
+lstm_layer_inference = torch.ops.fusedlstm.lstm_layer_inference.default
+lstm_layer_backward = torch.ops.fusedlstm.lstm_layer_backward.default
+
+# A layer's arguments by place: input, h_0, c_0; five lists of one tensor per direction;
+# batch_sizes, lengths, reset, reset_h, reset_c; allow_tf32.
+_LISTS = slice(3, 8)
+_LAYER_ARGUMENTS = 14
+# Those that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
+_DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12)
+
+
+@torch.library.register_fake("fusedlstm::lstm_layer")
+def _fake_layer(*arguments):
+    output, h_n, c_n = _fake_inference(*arguments)
+    input = arguments[0]
+    rows = input.shape[0] if input.dim() == 2 else input.shape[0] * input.shape[1]
+    D, _, H = c_n.shape
+    cell_states = input.new_empty(
+        (D, rows, H), dtype=torch.promote_types(input.dtype, torch.float32)
+    )
+    return output, h_n, c_n, input.new_empty((D, rows, 4 * H)), cell_states
+
+
+@torch.library.register_fake("fusedlstm::lstm_layer_inference")
+def _fake_inference(input, h_0, c_0, *_):
+    D, _, R = h_0.shape
+    output = input.new_empty((*input.shape[:-1], D * R))
+    return output, input.new_empty(h_0.shape), input.new_empty(c_0.shape)
+
+
+@torch.library.register_fake("fusedlstm::lstm_layer_backward")
+def _fake_backward(*arguments):
+    layer, needs = arguments[4 : 4 + _LAYER_ARGUMENTS], arguments[-1]
+
+    def gradient(argument, needed):
+        if isinstance(argument, list):
+            return [gradient(tensor, needed) for tensor in argument]
+        needed = needed and argument is not None  # a reset state that was not given has none
+        return layer[0].new_empty(argument.shape if needed else (0,))
+
+    return tuple(gradient(layer[place], need) for place, need in zip(_DIFFERENTIABLE, needs))
+
+
+def _save_layer(ctx, inputs, output):
+    output, _, _, gates, cell_states = output
+    ctx.mark_non_differentiable(gates)
+    ctx.set_materialize_grads(False)
+    _save(ctx, inputs, (output, gates, cell_states))
+
+
+def _layer_backward(ctx, d_output, d_h_n, d_c_n, _, d_cell_states):
+    layer, results = _saved(ctx, 3)
+    asked = ctx.needs_input_grad
+    needs = [_any(asked[place]) for place in _DIFFERENTIABLE]
+    found = lstm_layer_backward(
+        d_output, d_h_n, d_c_n, d_cell_states, *layer, *results, needs
+    )
+    gradients = [None] * _LAYER_ARGUMENTS
+    for place, gradient in zip(_DIFFERENTIABLE, found):
+        gradients[place] = _where_asked(gradient, asked[place])
+    return tuple(gradients)
+
+
+def _save_backward(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.needs = inputs[-1]
+    _save(ctx, inputs[4 : 4 + _LAYER_ARGUMENTS], inputs[:4])
+
+
+def _double_backward(ctx, *gradients_of_gradients):
+    """Gradients of `lstm_layer_backward` for its incoming gradients and for the layer's arguments.
+
+    Its arguments output, gates and cell_states are functions of the layer's arguments: what flows
+    through them is counted there, and None is returned for themselves.
+    """
+    layer, incoming = _saved(ctx, 4)
+    with torch.enable_grad():
+        # Aliases, so that no path from one argument to another outside this layer is followed.
+        layer = [_alias(argument) for argument in layer]
+        incoming = [_alias(argument) for argument in incoming]
+        first_order = _first_order(layer, incoming, ctx.needs, gradients_of_gradients)
+
+    arguments = [*incoming, *layer]
+    asked = [_any(need) for need in ctx.needs_input_grad[: len(arguments)]]
+    wanted = [
+        tensor
+        for argument, need in zip(arguments, asked)
+        for tensor in _listed(argument)
+        if need and tensor.requires_grad
+    ]
+    found = repeat(None)
+    if first_order and wanted:
+        gradients, cotangents = zip(*first_order)
+        keep_graph = torch.is_grad_enabled()
+        found = iter(
+            torch.autograd.grad(
+                gradients, wanted, cotangents, create_graph=keep_graph, allow_unused=True
+            )
+        )
+
+    def taken(argument, need):
+        if isinstance(argument, list):
+            return [taken(tensor, need) for tensor in argument]
+        return next(found) if need and argument.requires_grad else None
+
+    second_order = [taken(argument, need) for argument, need in zip(arguments, asked)]
+    return (*second_order, None, None, None, None)
+
+
+def _first_order(layer, incoming, needs, gradients_of_gradients):
+    """Pairs (gradient of a layer's argument, its incoming gradient), connected to the arguments."""
+    wanted = [
+        (argument, grad)
+        for place, needed, grads in zip(_DIFFERENTIABLE, needs, gradients_of_gradients)
+        for argument, grad in zip(_listed(layer[place]), _listed(grads))
+        if needed and grad is not None and argument.requires_grad
+    ]
+    output, h_n, c_n, _, cell_states = reference.lstm_layer(*layer)
+    results = [
+        (result, d_result)
+        for result, d_result in zip((output, h_n, c_n, cell_states), incoming)
+        if d_result is not None and result.requires_grad
+    ]
+    if not wanted or not results:
+        return []
+    gradients = torch.autograd.grad(
+        [result for result, _ in results],
+        [argument for argument, _ in wanted],
+        [d_result for _, d_result in results],
+        create_graph=True,
+        materialize_grads=True,
+    )
+    pairs = ((gradient, grad) for gradient, (_, grad) in zip(gradients, wanted))
+    return [(gradient, grad) for gradient, grad in pairs if gradient.requires_grad]
+
+
+def _save(ctx, layer, more):
+    """Save a layer's arguments and the tensors `more`, so that hooks and version checks see all."""
+    ctx.list_sizes = [len(tensors) for tensors in layer[_LISTS]]
+    ctx.allow_tf32 = layer[-1]
+    lists = [tensor for tensors in layer[_LISTS] for tensor in tensors]
+    ctx.save_for_backward(*more, *layer[:3], *layer[8:13], *lists)
+
+
+def _saved(ctx, count):
+    """What `_save` was given: the layer's arguments, and `more`, which were `count`."""
+    saved = iter(ctx.saved_tensors)
+    more, first, last = (list(islice(saved, n)) for n in (count, 3, 5))
+    lists = [list(islice(saved, n)) for n in ctx.list_sizes]
+    return [*first, *lists, *last, ctx.allow_tf32], more
+
+
+def _any(needs) -> bool:
+    return any(needs) if isinstance(needs, (list, tuple)) else needs
+
+
+def _where_asked(gradient, asked):
+    """`gradient` where it was asked for, else None; lists element by element."""
+    if isinstance(gradient, (list, tuple)):
+        return [_where_asked(g, a) for g, a in zip(gradient, asked)]
+    return gradient if asked else None
+
+
+def _listed(argument) -> list:
+    return list(argument) if isinstance(argument, (list, tuple)) else [argument]
+
+
+def _alias(argument):
+    if isinstance(argument, list):
+        return [_alias(tensor) for tensor in argument]
+    is_differentiable = isinstance(argument, Tensor) and argument.requires_grad
+    return argument.view_as(argument) if is_differentiable else argument
+
+
+torch.library.register_autograd(
+    "fusedlstm::lstm_layer", _layer_backward, setup_context=_save_layer
+)
+torch.library.register_autograd(
+    "fusedlstm::lstm_layer_backward", _double_backward, setup_context=_save_backward
+)

@@ -1,0 +1,146 @@
+"""What one LSTM layer means, in plain differentiable PyTorch.
+
+`lstm_layer` takes the arguments of the op `fusedlstm::lstm_layer` and returns its five results.
+Every kernel is tested against it, double backward differentiates it, and calls that no kernel
+covers (vmap, forward-mode differentiation, devices without kernels) run it.
+
+Letters: T steps, B batch, I input features, H hidden units, P projection, R = P or H (features of
+h), D directions, N rows of gates (T * B, or the rows of packed data). Gates in the order i, f, g, o.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+def lstm_layer(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    weight_ih: list[Tensor],
+    weight_hh: list[Tensor],
+    bias_ih: list[Tensor],
+    bias_hh: list[Tensor],
+    weight_hr: list[Tensor],
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_h: Tensor | None = None,
+    reset_c: Tensor | None = None,
+    allow_tf32: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run one layer, in one or two directions, over all steps.
+
+    Args:
+        input: [T, B, I], or packed [N, I] together with `batch_sizes`.
+        h_0, c_0: [D, B, R] and [D, B, H].
+        weight_ih, weight_hh, bias_ih, bias_hh, weight_hr: one tensor per direction,
+            [4H, I], [4H, R], [4H], [4H], [P, H]; empty lists where the layer has none.
+        batch_sizes: int64 [T], the rows of each step of packed data.
+        lengths: int64 [B]; steps at and after the length are not run.
+        reset: bool [T, B]; where true the state becomes `reset_h`, `reset_c` (zeros when None)
+            before that step.
+        reset_h, reset_c: [D, B, R] and [D, B, H].
+        allow_tf32: no effect here; present so that the signature is the op's.
+
+    Returns:
+        output [T, B, D*R] (packed [N, D*R]); h_n [D, B, R]; c_n [D, B, H];
+        gates [D, N, 4H], after their activations, without gradient; cell_states [D, N, H], in
+        float32 for 16-bit inputs. Zeros at the steps that are not run.
+
+    Computes in float32 (float64 for float64); 16-bit h is rounded at every step, c only at the end.
+    """
+    if batch_sizes is not None:
+        rows, lengths = _dense_rows(batch_sizes, h_0.size(1))
+        input = input[rows.clamp(max=input.size(0) - 1)]
+
+    T, B = input.shape[:2]
+    runs = None
+    if lengths is not None:
+        steps = torch.arange(T, device=input.device)
+        runs = (steps[:, None] < lengths).unsqueeze(-1)
+        # What lies in the padding, even NaN, must reach neither results nor gradients.
+        input = input.where(runs, 0)
+
+    # Autocast would round the operands of the products below a second time.
+    with torch.autocast(input.device.type, enabled=False):
+        directions = [
+            _direction(
+                input,
+                h_0[d],
+                c_0[d],
+                *(p[d] if p else None for p in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)),
+                runs,
+                reset,
+                None if reset_h is None else reset_h[d],
+                None if reset_c is None else reset_c[d],
+                reverse=d == 1,
+            )
+            for d in range(len(weight_ih))
+        ]
+    output, h_n, c_n, gates, cell_states = zip(*directions)
+    output = torch.cat(output, -1)
+    gates, cell_states = torch.stack(gates).flatten(1, 2), torch.stack(cell_states).flatten(1, 2)
+
+    if batch_sizes is not None:
+        order = torch.empty(batch_sizes.sum(), dtype=torch.int64, device=input.device)
+        order[rows[runs[..., 0]]] = torch.arange(T * B, device=input.device)[runs.flatten()]
+        output, gates = output.flatten(0, 1)[order], gates[:, order]
+        cell_states = cell_states[:, order]
+    return output, torch.stack(h_n), torch.stack(c_n), gates.detach(), cell_states
+
+
+def _direction(
+    input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_h, reset_c, *, reverse
+):
+    """One direction of `lstm_layer`: output, h_n, c_n, gates and cell states, time first."""
+    dtype, T = input.dtype, input.size(0)
+    wide = torch.promote_types(dtype, torch.float32)
+    w_ih, w_hh, w_hr = w_ih.to(wide), w_hh.to(wide), None if w_hr is None else w_hr.to(wide)
+    bias = None if b_ih is None else b_ih.to(wide) + b_hh.to(wide)
+    if reset is not None:
+        reset = reset.unsqueeze(-1)
+        reset_h = h.new_zeros(()) if reset_h is None else reset_h
+        reset_c = c.new_zeros(()) if reset_c is None else reset_c
+
+    from_input = linear(input.to(wide), w_ih, bias)
+    outputs, gates, cells = [None] * T, [None] * T, [None] * T
+    c = c.to(wide)
+    for t in reversed(range(T)) if reverse else range(T):
+        if reset is not None:
+            h, c = reset_h.where(reset[t], h), reset_c.to(wide).where(reset[t], c)
+        pre_gates = from_input[t] + linear(h.to(wide), w_hh)
+        i, f, g, o = pre_gates.chunk(4, -1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c_next = f * c + i * g
+        h_next = o * c_next.tanh()
+        if w_hr is not None:
+            h_next = linear(h_next, w_hr)
+        h_next = h_next.to(dtype)
+        gates[t] = torch.cat([i, f, g, o], -1).to(dtype)
+        outputs[t], cells[t] = h_next, c_next
+        if runs is not None:
+            outputs[t], cells[t], gates[t] = (
+                x.where(runs[t], 0) for x in (outputs[t], cells[t], gates[t])
+            )
+            h_next, c_next = h_next.where(runs[t], h), c_next.where(runs[t], c)
+        h, c = h_next, c_next
+
+    if T == 0:
+        rows = input.shape[:2]
+        empty = [input.new_empty(*rows, h.size(-1)), input.new_empty(*rows, 4 * c.size(-1))]
+        return empty[0], h.clone(), c.to(dtype), empty[1], c.new_empty(*rows, c.size(-1))
+    return torch.stack(outputs), h, c.to(dtype), torch.stack(gates), torch.stack(cells)
+
+
+def _dense_rows(batch_sizes: Tensor, B: int) -> tuple[Tensor, Tensor]:
+    """Packed rows of a dense [T, B] layout, [T, B], and the length of each sequence, [B].
+
+    Where a sequence has ended, the row belongs to another one: callers mask it by the length.
+    """
+    first_row = batch_sizes.cumsum(0) - batch_sizes
+    columns = torch.arange(B)
+    lengths = (columns < batch_sizes[:, None]).sum(0)
+    return first_row[:, None] + columns, lengths
