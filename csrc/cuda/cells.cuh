@@ -86,8 +86,7 @@ struct BackwardCell {
     hidden.prefetch(a, time(s + 1));
   }
   __device__ __forceinline__ void advance(const Args& a, int s, const float (&sums)[kSums]) {
-    const int t = time(s);
-    if (unit.clock.runs(t)) hidden.leave(a, t, sums[0]);
+    hidden.leave(a, time(s), sums[0]);
     step(a, s + 1);
   }
   __device__ __forceinline__ scalar_t operand(int q) const { return d_gates[q]; }
@@ -103,6 +102,7 @@ struct BackwardCell {
     if (s >= steps) return;
     const int t = time(s);
     if (unit.clock.runs(t)) unit.step(a, t, hidden.total(), d_gates);
+    unit.leave(a, t);
   }
 };
 

@@ -15,10 +15,10 @@
 // Scopes: "warp" functions are called by all 32 lanes at the same place. "relaxed" accesses are atomic per 4-byte
 // word at GPU scope, and order nothing else. Addresses are aligned to the bytes accessed.
 #pragma once
+#include <cuda_runtime_api.h>
+
 #include <cstddef>
 #include <cstdint>
-
-#include <cuda_runtime_api.h>
 
 #include "../dtypes.h"
 
@@ -100,8 +100,7 @@ __device__ __forceinline__ void store_shared64(SharedAddress a, uint32_t v0, uin
 }
 
 __device__ __forceinline__ void store_shared128(SharedAddress a, Vec4 v) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]),
-               "r"(v.w[3])
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3])
                : "memory");
 }
 
@@ -137,15 +136,17 @@ __device__ __forceinline__ void store_relaxed32(void* p, uint32_t v) {
 }
 
 __device__ __forceinline__ void store_relaxed128(void* p, Vec4 v) {
-  asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.w[0]), "r"(v.w[1]),
-               "r"(v.w[2]), "r"(v.w[3])
+  asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]),
+               "r"(v.w[3])
                : "memory");
 }
 
 // ---- synchronisation within the CTA -----------------------------------------------------------------------------
 
 // All threads of the CTA; orders their accesses to shared and global memory.
-__device__ __forceinline__ void block_sync() { __syncthreads(); }
+__device__ __forceinline__ void block_sync() {
+  __syncthreads();
+}
 
 // Named barrier `id` (1..15) of `threads` threads (a multiple of 32), as block_sync for those threads.
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
@@ -158,14 +159,20 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads) {
 }
 
 // All lanes of the warp; orders their accesses to shared and global memory.
-__device__ __forceinline__ void warp_sync() { __syncwarp(); }
+__device__ __forceinline__ void warp_sync() {
+  __syncwarp();
+}
 
 // ---- warp: all 32 lanes; none of these orders memory ---------------------------------------------------------------
 
 // The value of lane (own lane ^ mask).
-__device__ __forceinline__ uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(~0u, v, mask); }
+__device__ __forceinline__ uint32_t shuffle_xor(uint32_t v, int mask) {
+  return __shfl_xor_sync(~0u, v, mask);
+}
 
-__device__ __forceinline__ bool warp_any(bool predicate) { return __any_sync(~0u, predicate); }
+__device__ __forceinline__ bool warp_any(bool predicate) {
+  return __any_sync(~0u, predicate);
+}
 
 // Transposes an 8 x 8 matrix of 16-bit elements: lane l holds row l/4, columns 2*(l%4) and 2*(l%4)+1 (low half first).
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t v) {
@@ -176,9 +183,10 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t v) {
 
 // Matrix products D[16 x 8] += A[16 x K] * B[K x 8], accumulated in float32. With g = lane / 4, t = lane % 4:
 // d[0..3] = D(g, 2t) D(g, 2t+1) D(g+8, 2t) D(g+8, 2t+1) in every form; 16-bit operands come in pairs, low half first:
-//   K = 16, 16-bit: a0 = A(g, 2t..) a1 = A(g+8, 2t..) a2 = A(g, 2t+8..) a3 = A(g+8, 2t+8..); b0 = B(2t.., g) b1 = B(2t+8.., g)
-//   K =  8, 16-bit: a0 = A(g, 2t..) a1 = A(g+8, 2t..); b0 = B(2t.., g)
-//   K =  8, TF32:   a0 = A(g, t) a1 = A(g+8, t) a2 = A(g, t+4) a3 = A(g+8, t+4); b0 = B(t, g) b1 = B(t+4, g)
+//   16-bit, K = 16:  a0 = A(g, 2t..), a1 = A(g+8, 2t..), a2 = A(g, 2t+8..), a3 = A(g+8, 2t+8..);
+//                    b0 = B(2t.., g), b1 = B(2t+8.., g)
+//   16-bit, K = 8:   a0 = A(g, 2t..), a1 = A(g+8, 2t..); b0 = B(2t.., g)
+//   TF32, K = 8:     a0 = A(g, t), a1 = A(g+8, t), a2 = A(g, t+4), a3 = A(g+8, t+4); b0 = B(t, g), b1 = B(t+4, g)
 // TF32 operands must have passed round_to_tf32, else their low bits are cut off.
 __device__ __forceinline__ void mma_bf16(float* d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                          uint32_t b1) {  // sm_80 and later
@@ -199,10 +207,9 @@ __device__ __forceinline__ void mma_f16(float* d, uint32_t a0, uint32_t a1, uint
 }
 
 __device__ __forceinline__ void mma_f16_k8(float* d, uint32_t a0, uint32_t a1, uint32_t b0) {  // sm_75 and later
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(b0));
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a0), "r"(a1), "r"(b0));
 }
 
 __device__ __forceinline__ void mma_tf32(float* d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
@@ -288,8 +295,12 @@ __device__ __forceinline__ void store_async128(SharedAddress a, Vec4 v, SharedAd
 
 // ---- numbers ------------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ uint32_t float_bits(float x) { return __float_as_uint(x); }
-__device__ __forceinline__ float bits_float(uint32_t x) { return __uint_as_float(x); }
+__device__ __forceinline__ uint32_t float_bits(float x) {
+  return __float_as_uint(x);
+}
+__device__ __forceinline__ float bits_float(uint32_t x) {
+  return __uint_as_float(x);
+}
 
 // To the nearest TF32 number, ties away from zero; as an mma operand.
 __device__ __forceinline__ uint32_t round_to_tf32(float x) {  // sm_80 and later
@@ -312,9 +323,15 @@ __device__ __forceinline__ uint32_t pack_f16(float low, float high) {
   return static_cast<uint32_t>(h) << 16 | l;
 }
 
-__device__ __forceinline__ float to_acc(float x) { return x; }
-__device__ __forceinline__ double to_acc(double x) { return x; }
-__device__ __forceinline__ float to_acc(BFloat16 x) { return bits_float(static_cast<uint32_t>(x.bits) << 16); }
+__device__ __forceinline__ float to_acc(float x) {
+  return x;
+}
+__device__ __forceinline__ double to_acc(double x) {
+  return x;
+}
+__device__ __forceinline__ float to_acc(BFloat16 x) {
+  return bits_float(static_cast<uint32_t>(x.bits) << 16);
+}
 __device__ __forceinline__ float to_acc(Float16 x) {
   float r;
   asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x.bits));
@@ -346,8 +363,12 @@ __device__ __forceinline__ float tanh_fast(float x) {
 }
 
 // exp(x) and a / b within 2 ulp for the arguments of a sigmoid.
-__device__ __forceinline__ float exp_fast(float x) { return __expf(x); }
-__device__ __forceinline__ float divide_fast(float a, float b) { return __fdividef(a, b); }
+__device__ __forceinline__ float exp_fast(float x) {
+  return __expf(x);
+}
+__device__ __forceinline__ float divide_fast(float a, float b) {
+  return __fdividef(a, b);
+}
 
 // ---- launch -------------------------------------------------------------------------------------------------------
 
@@ -359,8 +380,8 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchConfig& config, cudaSt
   const unsigned cluster_size = config.cluster.x * config.cluster.y * config.cluster.z;
   cudaError_t error = cudaSuccess;
   if (config.smem_bytes > kDefaultSmemBytes)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(config.smem_bytes));
+    error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(config.smem_bytes));
   if (error == cudaSuccess && cluster_size > kPortableClusterSize)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error == cudaSuccess) {

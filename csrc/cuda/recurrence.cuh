@@ -127,9 +127,9 @@ __device__ __forceinline__ Vec4 gather_vector(SharedAddress stage, scalar_t x) {
   return v;
 }
 
-// Steps that any row of the tile runs.
+// Positions that change anything in the tile: those that some row runs, or all where resets may come after the end.
 __device__ __forceinline__ int steps_of_tile(const RowStates& rows, int first_row, int batch_rows) {
-  if (!rows.lengths) return static_cast<int>(rows.T);
+  if (!rows.lengths || rows.reset) return static_cast<int>(rows.T);
   int64_t steps = 0;
   for (int n = 0; n < batch_rows; ++n) steps = rows.lengths[first_row + n] > steps ? rows.lengths[first_row + n] : steps;
   return static_cast<int>(steps);

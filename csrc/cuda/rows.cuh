@@ -69,7 +69,7 @@ __device__ __forceinline__ AccOf<scalar_t> rounded(AccOf<scalar_t> x) {
 }
 
 __device__ __forceinline__ bool is_reset(const RowStates& rows, const RowClock& clock, int t) {
-  return rows.reset && clock.runs(t) && at<bool>(rows.reset, t * rows.B + clock.b);
+  return rows.reset && at<bool>(rows.reset, t * rows.B + clock.b);
 }
 
 // Element u of the h (size R) or c (size H) that the row starts step t from, if that is not the step before's.
@@ -198,9 +198,9 @@ struct BackwardHidden {
   // Gradient of the h that step t computed.
   __device__ __forceinline__ acc_t total() const { return d_h + d_out; }
 
-  // After step t of a row that ran it: `sum` = d_gates W_hh goes to the step before, or to reset_h.
+  // After step t: `sum` = d_gates W_hh, if the row ran it, goes to the step before, or to reset_h.
   __device__ __forceinline__ void leave(const BackwardArgs& a, int t, acc_t sum) {
-    d_h = sum;
+    if (clock.runs(t)) d_h = sum;
     if (is_reset(a.rows, clock, t)) {
       if (a.d_reset_h) at<acc_t>(a.d_reset_h, (clock.d * a.rows.B + clock.b) * a.rows.R + r) += d_h;
       d_h = 0;
@@ -255,10 +255,13 @@ struct BackwardUnit {
     const int64_t H = a.rows.H, row = clock.d * a.rows.N + row_of(a.rows, t, clock.b);
 #pragma unroll
     for (int q = 0; q < 4; ++q) at<scalar_t>(a.d_gates, (row * 4 + q) * H + u) = d_gates[q];
-    if (is_reset(a.rows, clock, t)) {
-      if (a.d_reset_c) at<acc_t>(a.d_reset_c, (clock.d * a.rows.B + clock.b) * H + u) += d_c;
-      d_c = 0;
-    }
+  }
+
+  // After step t, whether the row ran it or not: what a reset before it cuts off goes to reset_c.
+  __device__ __forceinline__ void leave(const BackwardArgs& a, int t) {
+    if (!is_reset(a.rows, clock, t)) return;
+    if (a.d_reset_c) at<acc_t>(a.d_reset_c, (clock.d * a.rows.B + clock.b) * a.rows.H + u) += d_c;
+    d_c = 0;
   }
 
   __device__ __forceinline__ void finish(const BackwardArgs& a) const {

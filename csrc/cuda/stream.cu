@@ -94,9 +94,8 @@ __device__ __forceinline__ bool advance_hidden(const BackwardArgs& args, const B
   if (s == 0) {
     hidden.start(args);
   } else {
-    const int before = time_of(state.d, T - s, T);
     hidden.d_h = at<acc_t>(state.d_h, i);
-    if (hidden.clock.runs(before)) hidden.leave(args, before, at<acc_t>(state.sums, i));
+    hidden.leave(args, time_of(state.d, T - s, T), at<acc_t>(state.sums, i));
   }
   at<acc_t>(state.d_h, i) = hidden.d_h;
   if (s == T) {
@@ -130,12 +129,13 @@ __global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
     unit.finish(args);
     return;
   }
+  const int t = time_of(state.d, T - 1 - s, T);
   if (runs) {
-    const int t = time_of(state.d, T - 1 - s, T);
     unit.prefetch(args, t);
     scalar_t d_gates[4];
     unit.step(args, t, projects ? at<acc_t>(state.d_hidden, i) : hidden.total(), d_gates);
   }
+  unit.leave(args, t);
   at<acc_t>(state.d_c, i) = unit.d_c;
 }
 
