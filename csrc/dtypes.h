@@ -19,20 +19,28 @@ struct Float16 {
 
 constexpr size_t element_bytes(Dtype dtype) {
   switch (dtype) {
-    case Dtype::kFloat32: return 4;
-    case Dtype::kFloat64: return 8;
-    case Dtype::kBFloat16: return 2;
-    case Dtype::kFloat16: return 2;
+    case Dtype::kFloat32:
+      return 4;
+    case Dtype::kFloat64:
+      return 8;
+    case Dtype::kBFloat16:
+      return 2;
+    case Dtype::kFloat16:
+      return 2;
   }
   return 0;
 }
 
 constexpr const char* dtype_name(Dtype dtype) {
   switch (dtype) {
-    case Dtype::kFloat32: return "float32";
-    case Dtype::kFloat64: return "float64";
-    case Dtype::kBFloat16: return "bfloat16";
-    case Dtype::kFloat16: return "float16";
+    case Dtype::kFloat32:
+      return "float32";
+    case Dtype::kFloat64:
+      return "float64";
+    case Dtype::kBFloat16:
+      return "bfloat16";
+    case Dtype::kFloat16:
+      return "float16";
   }
   return "unknown";
 }

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from emulator import module, options
+from emulator import Memory, module, options
 
 RIGHT = [
     "warp_exchange",
@@ -58,13 +58,8 @@ WRONG = {
 def run(kernel, seed=0):
     """Runs a kernel of selftest.cu on a buffer of 1024 words, all ones. Returns the buffer."""
     out = torch.full((1024,), -1, dtype=torch.int32)
-    emulated = module()
-    with options(emulated, seed=seed):
-        emulated.register_buffer(out.data_ptr(), out.nbytes, "out", kernel != "unwritten_output")
-        try:
-            emulated.run_selftest(kernel, out.data_ptr())
-        finally:
-            emulated.unregister_buffer(out.data_ptr())
+    with Memory() as memory, options(memory.module, seed=seed):
+        memory.module.run_selftest(kernel, memory.pointer(out, "out", initialised=kernel != "unwritten_output"))
     return out
 
 

@@ -23,7 +23,7 @@ inline fusedlstm::Dtype dtype_from(const std::string& name) {
 
 // A field of a struct as a Python attribute: pointers are integers, arrays are tuples.
 template <class Struct, class Field>
-void bind_field(py::class_<Struct>& cls, const char* name, Field Struct::*member) {
+void bind_field(py::class_<Struct>& cls, const char* name, Field Struct::* member) {
   if constexpr (std::is_array_v<Field>) {
     using Pointer = std::remove_extent_t<Field>;
     using Values = std::array<uintptr_t, std::extent_v<Field>>;
@@ -61,7 +61,10 @@ inline void require_success(const char* launcher, cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(launcher) + ": CUDA error " + std::to_string(error));
 }
 
-#define FIELD(Struct, name) std::pair<const char*, decltype(Struct::name) Struct::*>{#name, &Struct::name}
+#define FIELD(Struct, name)                                  \
+  std::pair<const char*, decltype(Struct::name) Struct::*> { \
+    #name, &Struct::name                                     \
+  }
 
 inline void bind_launchers(py::module_& m) {
   using namespace fusedlstm::gpu;
@@ -93,23 +96,20 @@ inline void bind_launchers(py::module_& m) {
                            FIELD(ForwardArgs, output), FIELD(ForwardArgs, h_n), FIELD(ForwardArgs, c_n),
                            FIELD(ForwardArgs, gates), FIELD(ForwardArgs, cell_states));
   bind_struct<BackwardArgs>(m, "BackwardArgs", FIELD(BackwardArgs, rows), FIELD(BackwardArgs, dtype),
-                            FIELD(BackwardArgs, gates), FIELD(BackwardArgs, cell_states),
-                            FIELD(BackwardArgs, d_output), FIELD(BackwardArgs, d_output_stride_t),
-                            FIELD(BackwardArgs, d_output_stride_b), FIELD(BackwardArgs, d_h_n),
-                            FIELD(BackwardArgs, d_c_n), FIELD(BackwardArgs, d_cell_states),
-                            FIELD(BackwardArgs, weight_hh), FIELD(BackwardArgs, exchange),
-                            FIELD(BackwardArgs, d_gates), FIELD(BackwardArgs, d_h_0), FIELD(BackwardArgs, d_c_0),
-                            FIELD(BackwardArgs, d_reset_h), FIELD(BackwardArgs, d_reset_c));
-  bind_struct<ForwardStep>(m, "ForwardStep", FIELD(ForwardStep, d), FIELD(ForwardStep, step),
-                           FIELD(ForwardStep, sums), FIELD(ForwardStep, h), FIELD(ForwardStep, c),
-                           FIELD(ForwardStep, hidden));
+                            FIELD(BackwardArgs, gates), FIELD(BackwardArgs, cell_states), FIELD(BackwardArgs, d_output),
+                            FIELD(BackwardArgs, d_output_stride_t), FIELD(BackwardArgs, d_output_stride_b),
+                            FIELD(BackwardArgs, d_h_n), FIELD(BackwardArgs, d_c_n), FIELD(BackwardArgs, d_cell_states),
+                            FIELD(BackwardArgs, weight_hh), FIELD(BackwardArgs, exchange), FIELD(BackwardArgs, d_gates),
+                            FIELD(BackwardArgs, d_h_0), FIELD(BackwardArgs, d_c_0), FIELD(BackwardArgs, d_reset_h),
+                            FIELD(BackwardArgs, d_reset_c));
+  bind_struct<ForwardStep>(m, "ForwardStep", FIELD(ForwardStep, d), FIELD(ForwardStep, step), FIELD(ForwardStep, sums),
+                           FIELD(ForwardStep, h), FIELD(ForwardStep, c), FIELD(ForwardStep, hidden));
   bind_struct<BackwardStep>(m, "BackwardStep", FIELD(BackwardStep, d), FIELD(BackwardStep, step),
                             FIELD(BackwardStep, sums), FIELD(BackwardStep, d_h), FIELD(BackwardStep, d_c),
                             FIELD(BackwardStep, d_projected), FIELD(BackwardStep, d_hidden));
 
   m.def("exchange_bytes", &exchange_bytes);
-  m.def("weight_pitch",
-        [](const std::string& dtype, int64_t H) { return weight_pitch(dtype_from(dtype), H); });
+  m.def("weight_pitch", [](const std::string& dtype, int64_t H) { return weight_pitch(dtype_from(dtype), H); });
   m.def("launch_forward", [](const Plan& plan, const ForwardArgs& args) {
     require_success("launch_forward", launch_forward(plan, args, nullptr));
   });
@@ -129,18 +129,19 @@ inline void bind_launchers(py::module_& m) {
   m.def("launch_backward_projected", [](const BackwardArgs& args, const BackwardStep& state) {
     require_success("launch_backward_projected", launch_backward_projected(args, state, nullptr));
   });
-  m.def("launch_previous_states", [](const RowStates& rows, const std::string& dtype, uintptr_t output, uintptr_t previous) {
-    require_success("launch_previous_states",
-                    launch_previous_states(rows, dtype_from(dtype), reinterpret_cast<const void*>(output),
-                                           reinterpret_cast<void*>(previous), nullptr));
-  });
-  m.def("launch_hidden_states", [](const RowStates& rows, const std::string& dtype, uintptr_t gates, uintptr_t cell_states,
-                                   uintptr_t hidden) {
-    require_success("launch_hidden_states",
-                    launch_hidden_states(rows, dtype_from(dtype), reinterpret_cast<const void*>(gates),
-                                         reinterpret_cast<const void*>(cell_states), reinterpret_cast<void*>(hidden),
-                                         nullptr));
-  });
+  m.def("launch_previous_states",
+        [](const RowStates& rows, const std::string& dtype, uintptr_t output, uintptr_t previous) {
+          require_success("launch_previous_states",
+                          launch_previous_states(rows, dtype_from(dtype), reinterpret_cast<const void*>(output),
+                                                 reinterpret_cast<void*>(previous), nullptr));
+        });
+  m.def("launch_hidden_states",
+        [](const RowStates& rows, const std::string& dtype, uintptr_t gates, uintptr_t cell_states, uintptr_t hidden) {
+          require_success("launch_hidden_states",
+                          launch_hidden_states(rows, dtype_from(dtype), reinterpret_cast<const void*>(gates),
+                                               reinterpret_cast<const void*>(cell_states),
+                                               reinterpret_cast<void*>(hidden), nullptr));
+        });
 }
 
 #undef FIELD

@@ -1,7 +1,8 @@
 """Builds the kernels for the CPU: the module ``_emulated`` from csrc/cuda and the emulator beside this file.
 
-The module holds the launchers of csrc/cuda/launch.h and the emulator's self-tests. Objects are kept in ``build/emulator`` under the repository, named by a hash of everything that goes into them, so
-that only what changed is compiled again. Needs a C++20 compiler (g++ 12 or later) and pybind11, no CUDA toolkit.
+The module holds the launchers of csrc/cuda/launch.h and the emulator's self-tests. Objects are kept in
+``build/emulator`` under the repository, named by a hash of everything that goes into them, so that only what changed
+is compiled again. Needs a C++20 compiler (g++ 12 or later) and pybind11, no CUDA toolkit.
 """
 
 import fcntl
@@ -104,6 +105,15 @@ def build(csrc=ROOT / "csrc"):
             temporary = library.with_suffix(".tmp")
             run([compiler(), "-shared", "-o", temporary, *objects, "-ldl"])
             os.replace(temporary, library)
+    return library
+
+
+def build_primitives_for_gpu(arch="native"):
+    """Compiles primitive_kernels.cu with nvcc, for the GPU at hand. Returns the path of a library for ctypes."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    library = CACHE / f"primitives_{arch}.so"
+    flags = ["-std=c++20", "-O2", "--expt-relaxed-constexpr", f"-arch={arch}", "-shared", "-Xcompiler", "-fPIC"]
+    run(["nvcc", *flags, f"-I{ROOT / 'csrc'}", HERE / "primitive_kernels.cu", "-o", library])
     return library
 
 

@@ -26,13 +26,17 @@ Region::Region(uintptr_t begin, size_t bytes, std::string name, Cta* owner, bool
   if (p == MAP_FAILED) throw Error("no memory for the checker");
   words = static_cast<ShadowWord*>(p);
 }
-Region::~Region() { munmap(words, word_count() * sizeof(ShadowWord)); }
+Region::~Region() {
+  munmap(words, word_count() * sizeof(ShadowWord));
+}
 
 void add_region(Region* region) {
   auto after = [](const Region* a, const Region* b) { return a->begin < b->begin; };
   regions.insert(std::upper_bound(regions.begin(), regions.end(), region, after), region);
 }
-void remove_region(Region* region) { std::erase(regions, region); }
+void remove_region(Region* region) {
+  std::erase(regions, region);
+}
 
 Region* find_region(uintptr_t address) {
   auto above = [](uintptr_t a, const Region* r) { return a < r->begin; };
@@ -113,7 +117,9 @@ uint32_t site_id(Site site) {
   return found->second;
 }
 
-std::string site_text(uint32_t id) { return id & 1 ? source_lines(id >> 1) : text(sites[id >> 1]); }
+std::string site_text(uint32_t id) {
+  return id & 1 ? source_lines(id >> 1) : text(sites[id >> 1]);
+}
 
 // ---- accesses -------------------------------------------------------------------------------------------------------
 
@@ -123,7 +129,9 @@ bool knows(const Fiber* fiber, const Event& event) {
 
 namespace {
 
-const char* verb(bool write) { return write ? "write" : "read"; }
+const char* verb(bool write) {
+  return write ? "write" : "read";
+}
 
 [[noreturn]] void fail_at(uint32_t site, const std::string& what) {
   fail(what + " by " + name_of(current) + " at " + site_text(site));
@@ -142,8 +150,8 @@ std::string actor(const Event& event) {
 
 [[noreturn]] void fail_race(const Region& region, uintptr_t address, const Event& old, bool old_write, bool write,
                             uint32_t site) {
-  fail("race on " + place(region, address) + ": " + verb(write) + " by " + name_of(current) + " at " +
-       site_text(site) + "; not ordered with " + verb(old_write) + " by " + actor(old) + " at " + site_text(old.site));
+  fail("race on " + place(region, address) + ": " + verb(write) + " by " + name_of(current) + " at " + site_text(site) +
+       "; not ordered with " + verb(old_write) + " by " + actor(old) + " at " + site_text(old.site));
 }
 
 Region& region_of(uintptr_t address, size_t bytes, bool write, uint32_t site) {
@@ -182,8 +190,7 @@ void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event 
     if (at + 4 > address + bytes) mask &= 0xF >> (at + 4 - (address + bytes));
     as.bytes = mask;
     ShadowWord& word = region.shadow(at);
-    if (word.in_flight)
-      fail_at(site, "access to " + place(region, at) + " before a store_async to it has landed,");
+    if (word.in_flight) fail_at(site, "access to " + place(region, at) + " before a store_async to it has landed,");
     if (access == Access::kConstantRead && word.written)
       fail_at(site, "load_constant of " + place(region, at) + ", which this launch has written,");
     for (const Event& w : word.writes)
@@ -221,8 +228,7 @@ void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event 
 }  // namespace
 
 void check_access(uintptr_t address, size_t bytes, Access access, uint32_t site) {
-  if (address % bytes)
-    fail_at(site, "misaligned access of " + std::to_string(bytes) + " bytes");
+  if (address % bytes) fail_at(site, "misaligned access of " + std::to_string(bytes) + " bytes");
   check(address, bytes, access, site, Event{current->epoch, site, current->id, 0, 0});
 }
 
@@ -308,16 +314,25 @@ cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
   return cudaSuccess;
 }
 
-// ---- callbacks of -fsanitize=thread,alignment,bounds, without the sanitizers' own libraries ---------------------------
+// ---- callbacks of -fsanitize=thread,alignment,bounds, without the sanitizers' own libraries
+// ---------------------------
 
 extern "C" {
 
 #define RETURN_ADDRESS __builtin_return_address(0)
-#define CALLBACKS(N)                                                                                        \
-  void __tsan_read##N(void* p) { emulator::on_access(p, N, false, true, RETURN_ADDRESS); }                  \
-  void __tsan_write##N(void* p) { emulator::on_access(p, N, true, true, RETURN_ADDRESS); }                  \
-  void __tsan_unaligned_read##N(void* p) { emulator::on_access(p, N, false, false, RETURN_ADDRESS); }       \
-  void __tsan_unaligned_write##N(void* p) { emulator::on_access(p, N, true, false, RETURN_ADDRESS); }
+#define CALLBACKS(N)                                         \
+  void __tsan_read##N(void* p) {                             \
+    emulator::on_access(p, N, false, true, RETURN_ADDRESS);  \
+  }                                                          \
+  void __tsan_write##N(void* p) {                            \
+    emulator::on_access(p, N, true, true, RETURN_ADDRESS);   \
+  }                                                          \
+  void __tsan_unaligned_read##N(void* p) {                   \
+    emulator::on_access(p, N, false, false, RETURN_ADDRESS); \
+  }                                                          \
+  void __tsan_unaligned_write##N(void* p) {                  \
+    emulator::on_access(p, N, true, false, RETURN_ADDRESS);  \
+  }
 CALLBACKS(1)
 CALLBACKS(2)
 CALLBACKS(4)

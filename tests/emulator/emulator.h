@@ -1,14 +1,14 @@
 // CUDA's execution model on a CPU, with a checker: what kernel sources (through primitives_emulated.h) and the Python
 // module see. One fiber per CUDA thread, all in one OS thread; see README.md for the rules that are checked.
 #pragma once
+#include <cuda_runtime_api.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <source_location>
 #include <stdexcept>
 #include <string>
 #include <tuple>
-
-#include <cuda_runtime_api.h>
 
 namespace fusedlstm::gpu {
 struct LaunchConfig;
@@ -19,10 +19,10 @@ namespace emulator {
 using Site = std::source_location;  // the place in the kernel source
 
 struct Options {
-  uint64_t seed = 0;            // order of threads: 0 as numbered, 1 reversed, others random; also when stores land
-  double preempt = 0;           // probability of a switch at a plain memory access
-  int sm_count = 132;           // co-residency limit of a cooperative launch, one CTA per SM
-  size_t smem_limit = 232448;   // bytes of dynamic shared memory per CTA
+  uint64_t seed = 0;           // order of threads: 0 as numbered, 1 reversed, others random; also when stores land
+  double preempt = 0;          // probability of a switch at a plain memory access
+  int sm_count = 132;          // co-residency limit of a cooperative launch, one CTA per SM
+  size_t smem_limit = 232448;  // bytes of dynamic shared memory per CTA
   int max_cluster_size = 16;
 };
 Options& options();
@@ -83,7 +83,7 @@ struct MmaOperands {
   uint32_t a[4], b[2];
 };
 enum class MmaKind { kBf16, kF16, kF16K8, kTf32 };
-void compute_mma(MmaKind kind, void* const* lanes);        // lanes: MmaOperands*
-void compute_transpose_8x8(void* const* lanes);            // lanes: uint32_t*, in place
+void compute_mma(MmaKind kind, void* const* lanes);  // lanes: MmaOperands*
+void compute_transpose_8x8(void* const* lanes);      // lanes: uint32_t*, in place
 
 }  // namespace emulator

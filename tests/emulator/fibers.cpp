@@ -186,7 +186,9 @@ std::string thread_name(uint32_t id) {
   return s.str();
 }
 
-std::string name_of(const Fiber* fiber) { return thread_name(fiber->id); }
+std::string name_of(const Fiber* fiber) {
+  return thread_name(fiber->id);
+}
 
 std::string text(Site site) {
   const char* slash = strrchr(site.file_name(), '/');
@@ -252,15 +254,14 @@ std::unique_ptr<Cluster> new_cluster(uint3 first) {
       for (uint32_t x = 0; x < config.cluster.x; ++x) {
         auto cta = std::make_unique<Cta>();
         cta->block = uint3{first.x + x, first.y + y, first.z + z};
-        cta->first_thread =
-            ((cta->block.z * config.grid.y + cta->block.y) * config.grid.x + cta->block.x) * threads;
+        cta->first_thread = ((cta->block.z * config.grid.y + cta->block.y) * config.grid.x + cta->block.x) * threads;
         cta->rank = static_cast<int>(cluster->ctas.size());
         cta->cluster = cluster.get();
         if (config.smem_bytes) {
           const std::string name = thread_name(cta->first_thread);
           const auto p = reinterpret_cast<uintptr_t>(allocate_shared(config.smem_bytes));
-          cta->shared = std::make_unique<Region>(
-              p, config.smem_bytes, "shared memory of " + name.substr(0, name.find(' ')), cta.get(), true);
+          cta->shared = std::make_unique<Region>(p, config.smem_bytes,
+                                                 "shared memory of " + name.substr(0, name.find(' ')), cta.get(), true);
           add_region(cta->shared.get());
         }
         cta->warps.resize((threads + 31) / 32);
@@ -364,8 +365,8 @@ void run_launch(const void* kernel, const LaunchConfig& config, void (*entry)(vo
   m.closure = closure;
   m.host_stack = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
   m.random = (options().seed + 1) * 0x9E3779B97F4A7C15;
-  m.thread_count = size_t(config.block.x) * config.block.y * config.block.z * config.grid.x * config.grid.y *
-                   config.grid.z;
+  m.thread_count =
+      size_t(config.block.x) * config.block.y * config.block.z * config.grid.x * config.grid.y * config.grid.z;
   const bool clustered = config.cluster.x * config.cluster.y * config.cluster.z > 1;
   m.clock_size = (clustered ? 2 : 1) * m.thread_count;  // the second half: asynchronous stores of each thread
   machine = &m;
@@ -399,11 +400,21 @@ void run_launch(const void* kernel, const LaunchConfig& config, void (*entry)(vo
   if (m.failed) throw Error(m.error + " [schedule seed " + std::to_string(options().seed) + "]");
 }
 
-uint3 thread_index() { return current->thread; }
-uint3 block_index() { return current->cta->block; }
-dim3 block_dimensions() { return machine->config.block; }
-dim3 grid_dimensions() { return machine->config.grid; }
-unsigned lane_index() { return current->index % 32; }
+uint3 thread_index() {
+  return current->thread;
+}
+uint3 block_index() {
+  return current->cta->block;
+}
+dim3 block_dimensions() {
+  return machine->config.block;
+}
+dim3 grid_dimensions() {
+  return machine->config.grid;
+}
+unsigned lane_index() {
+  return current->index % 32;
+}
 char* dynamic_shared_memory() {
   if (!current->cta->shared) fail("shared_memory() in a launch without shared memory by " + name_of(current));
   return reinterpret_cast<char*>(current->cta->shared->begin);

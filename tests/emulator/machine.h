@@ -75,9 +75,9 @@ struct Fiber {
   Site site;
   ClockRef known;
   uint32_t epoch = 1, async_epoch = 0;
-  std::vector<uintptr_t> polled;        // addresses of relaxed loads since it last gave way
-  uint64_t arrived_phase[16] = {};      // per named barrier: number of the phase it arrived in last
-  std::vector<uintptr_t> unfenced;      // mbarriers it initialised, without a fence so far
+  std::vector<uintptr_t> polled;    // addresses of relaxed loads since it last gave way
+  uint64_t arrived_phase[16] = {};  // per named barrier: number of the phase it arrived in last
+  std::vector<uintptr_t> unfenced;  // mbarriers it initialised, without a fence so far
 };
 
 struct Barrier {
@@ -144,7 +144,7 @@ struct Machine {
   std::vector<std::unique_ptr<Cluster>> clusters;  // resident
   std::deque<Fiber*> ready;
   std::vector<Fiber*> spinning;
-  std::vector<LateStore> late;  // in the order of issue
+  std::vector<LateStore> late;                    // in the order of issue
   std::unordered_map<uintptr_t, int> late_words;  // how many relaxed stores to this word are late
   uint64_t progress = 0, random = 0;
   void* scheduler_stack_pointer = nullptr;
@@ -169,12 +169,12 @@ class RuntimeScope {
 // ---- fibers.cpp
 uint64_t random_bits();
 void make_ready(Fiber* fiber);
-void wake(std::vector<Fiber*>& fibers);                // and empties the list
-void block(const char* waits_for, Site site);          // until somebody wakes it
-void give_way(State state);                            // kReady or kSpinning: run others first
-void run_others();                                     // the current thread's state is set
-void abandon(const std::string& message);              // the launch ends as soon as the scheduler runs
-[[noreturn]] void fail(const std::string& message);    // by the current thread: ends the launch at once
+void wake(std::vector<Fiber*>& fibers);              // and empties the list
+void block(const char* waits_for, Site site);        // until somebody wakes it
+void give_way(State state);                          // kReady or kSpinning: run others first
+void run_others();                                   // the current thread's state is set
+void abandon(const std::string& message);            // the launch ends as soon as the scheduler runs
+[[noreturn]] void fail(const std::string& message);  // by the current thread: ends the launch at once
 bool is_own_stack(const void* p);
 std::string name_of(const Fiber* fiber);
 std::string thread_name(uint32_t id);
@@ -186,7 +186,7 @@ void learn(Fiber* fiber, const ClockRef& clock);
 void complete_if_due(MBarrier& mbarrier);
 
 // ---- late_stores.cpp
-bool deliver_some();                                    // false: there are none
+bool deliver_some();  // false: there are none
 void deliver_all();
 void deliver_known_to(const Fiber* reader, uintptr_t address, size_t bytes);
 
@@ -195,8 +195,9 @@ uint32_t site_id(Site site);
 std::string site_text(uint32_t id);
 bool knows(const Fiber* fiber, const Event& event);
 void check_access(uintptr_t address, size_t bytes, Access access, uint32_t site);
-void check_async_store(uintptr_t address, size_t bytes, uintptr_t mbarrier, uint32_t site);  // starts a new epoch of them
-void check_exit(const Cta* cta);                        // all accesses by peers are over
-void forget_accesses();                                 // a launch is ordered after everything before it
+void check_async_store(uintptr_t address, size_t bytes, uintptr_t mbarrier,
+                       uint32_t site);  // starts a new epoch of them
+void check_exit(const Cta* cta);        // all accesses by peers are over
+void forget_accesses();                 // a launch is ordered after everything before it
 
 }  // namespace emulator

@@ -32,17 +32,15 @@ PYBIND11_MODULE(_emulated, m) {
   m.def("options", &options, py::return_value_policy::reference);
   m.def("statistics", [] {
     const Statistics& s = statistics();
-    return py::dict(py::arg("launches") = s.launches, py::arg("threads") = s.threads,
-                    py::arg("switches") = s.switches, py::arg("accesses") = s.accesses,
-                    py::arg("late_stores") = s.late_stores);
+    return py::dict(py::arg("launches") = s.launches, py::arg("threads") = s.threads, py::arg("switches") = s.switches,
+                    py::arg("accesses") = s.accesses, py::arg("late_stores") = s.late_stores);
   });
   m.def("register_buffer", [](uintptr_t p, size_t bytes, const std::string& name, bool initialised) {
     register_buffer(reinterpret_cast<void*>(p), bytes, name, initialised);
   });
   m.def("unregister_buffer", [](uintptr_t p) { unregister_buffer(reinterpret_cast<void*>(p)); });
-  m.def("run_selftest", [](const std::string& name, uintptr_t out) {
-    run_selftest(name, reinterpret_cast<uint32_t*>(out));
-  });
+  m.def("run_selftest",
+        [](const std::string& name, uintptr_t out) { run_selftest(name, reinterpret_cast<uint32_t*>(out)); });
   m.def("run_primitive", [](const std::string& name, uintptr_t in, uintptr_t out) {
     return fusedlstm_run_primitive(name.c_str(), reinterpret_cast<const uint32_t*>(in),
                                    reinterpret_cast<uint32_t*>(out));

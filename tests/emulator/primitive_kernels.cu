@@ -140,7 +140,8 @@ static const Entry kEntries[] = {
 
 }  // namespace fusedlstm::gpu
 
-// Runs a kernel by name on device memory: in 256 words, out 2048 words. Returns a cudaError_t, or -1 for no such kernel.
+// Runs a kernel by name on device memory: in 256 words, out 2048 words. Returns a cudaError_t, or -1 for no such
+// kernel.
 extern "C" int fusedlstm_run_primitive(const char* name, const uint32_t* in, uint32_t* out) {
   using namespace fusedlstm::gpu;
   for (const Entry& entry : kEntries)

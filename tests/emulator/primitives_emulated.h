@@ -22,8 +22,12 @@ using SharedAddress = uintptr_t;
 
 // ---- shared and global memory
 
-inline char* shared_memory() { return emulator::dynamic_shared_memory(); }
-inline SharedAddress shared_address(const void* p) { return reinterpret_cast<SharedAddress>(p); }
+inline char* shared_memory() {
+  return emulator::dynamic_shared_memory();
+}
+inline SharedAddress shared_address(const void* p) {
+  return reinterpret_cast<SharedAddress>(p);
+}
 
 template <class T>
 T load_as(uintptr_t address, Access access, Site site) {
@@ -51,7 +55,9 @@ inline void store_shared128(SharedAddress a, Vec4 v, Site site = Site::current()
   emulator::store(a, &v, 16, Access::kWrite, site);
 }
 
-inline uintptr_t global_address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
+inline uintptr_t global_address(const void* p) {
+  return reinterpret_cast<uintptr_t>(p);
+}
 inline Vec4 load_constant128(const void* p, Site site = Site::current()) {
   return load_as<Vec4>(global_address(p), Access::kConstantRead, site);
 }
@@ -70,14 +76,18 @@ inline void store_relaxed128(void* p, Vec4 v, Site site = Site::current()) {
 
 // ---- synchronisation
 
-inline void block_sync(Site site = Site::current()) { emulator::block_sync(site); }
+inline void block_sync(Site site = Site::current()) {
+  emulator::block_sync(site);
+}
 inline void barrier_sync(int id, int threads, Site site = Site::current()) {
   emulator::barrier_sync(id, threads, site);
 }
 inline void barrier_arrive(int id, int threads, Site site = Site::current()) {
   emulator::barrier_arrive(id, threads, site);
 }
-inline void warp_sync(Site site = Site::current()) { emulator::warp_sync(site); }
+inline void warp_sync(Site site = Site::current()) {
+  emulator::warp_sync(site);
+}
 
 // ---- warp
 
@@ -132,16 +142,24 @@ inline void mma_tf32(float* d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a
 
 // ---- cluster and mbarrier
 
-inline int cluster_rank() { return emulator::cluster_rank(); }
-inline int cluster_size() { return emulator::cluster_size(); }
+inline int cluster_rank() {
+  return emulator::cluster_rank();
+}
+inline int cluster_size() {
+  return emulator::cluster_size();
+}
 inline SharedAddress map_cluster_address(SharedAddress a, int rank, Site site = Site::current()) {
   return emulator::map_cluster_address(a, rank, site);
 }
-inline void cluster_sync(Site site = Site::current()) { emulator::cluster_sync(site); }
+inline void cluster_sync(Site site = Site::current()) {
+  emulator::cluster_sync(site);
+}
 inline void mbarrier_init(SharedAddress barrier, int arrivals, Site site = Site::current()) {
   emulator::mbarrier_init(barrier, arrivals, site);
 }
-inline void mbarrier_init_fence() { emulator::mbarrier_init_fence(); }
+inline void mbarrier_init_fence() {
+  emulator::mbarrier_init_fence();
+}
 inline void mbarrier_arrive_expect(SharedAddress barrier, int bytes, Site site = Site::current()) {
   emulator::mbarrier_arrive_expect(barrier, bytes, site);
 }
@@ -186,13 +204,23 @@ inline uint16_t f16_bits(float x) {
   std::memcpy(&bits, &half, 2);
   return bits;
 }
-inline uint32_t pack_bf16(float low, float high) { return bf16_bits(low) | static_cast<uint32_t>(bf16_bits(high)) << 16; }
-inline uint32_t pack_f16(float low, float high) { return f16_bits(low) | static_cast<uint32_t>(f16_bits(high)) << 16; }
+inline uint32_t pack_bf16(float low, float high) {
+  return bf16_bits(low) | static_cast<uint32_t>(bf16_bits(high)) << 16;
+}
+inline uint32_t pack_f16(float low, float high) {
+  return f16_bits(low) | static_cast<uint32_t>(f16_bits(high)) << 16;
+}
 
 // always_inline: g++ does not instrument the store of a structure that an outlined function returns.
-__forceinline__ float to_acc(float x) { return x; }
-__forceinline__ double to_acc(double x) { return x; }
-__forceinline__ float to_acc(BFloat16 x) { return bits_float(static_cast<uint32_t>(x.bits) << 16); }
+__forceinline__ float to_acc(float x) {
+  return x;
+}
+__forceinline__ double to_acc(double x) {
+  return x;
+}
+__forceinline__ float to_acc(BFloat16 x) {
+  return bits_float(static_cast<uint32_t>(x.bits) << 16);
+}
 __forceinline__ float to_acc(Float16 x) {
   _Float16 half;
   std::memcpy(&half, &x.bits, 2);
@@ -211,9 +239,15 @@ __forceinline__ Float16 from_acc<Float16>(float x) {
   return Float16{f16_bits(x)};
 }
 
-inline float tanh_fast(float x) { return std::tanh(x); }
-inline float exp_fast(float x) { return std::exp(x); }
-inline float divide_fast(float a, float b) { return a / b; }
+inline float tanh_fast(float x) {
+  return std::tanh(x);
+}
+inline float exp_fast(float x) {
+  return std::exp(x);
+}
+inline float divide_fast(float a, float b) {
+  return a / b;
+}
 
 // ---- launch: a fault of the kernel throws emulator::Error
 

@@ -6,7 +6,9 @@
 
 namespace fusedlstm::gpu {
 
-__forceinline__ SharedAddress shared_word(int i) { return shared_address(shared_memory()) + 4 * i; }
+__forceinline__ SharedAddress shared_word(int i) {
+  return shared_address(shared_memory()) + 4 * i;
+}
 
 // ---- one warp or CTA --------------------------------------------------------------------------------------------
 
@@ -25,13 +27,19 @@ __global__ void misaligned_vector(uint32_t* out) {
   store_shared128(shared_word(4 * threadIdx.x), Vec4{{1, 2, 3, 4}});
   out[threadIdx.x] = load_shared128(shared_word(4 * threadIdx.x) + 4).w[0];
 }
-__global__ void misaligned_plain(uint32_t* out) { *reinterpret_cast<double*>(out + 2 * threadIdx.x + 1) = 1.0; }
+__global__ void misaligned_plain(uint32_t* out) {
+  *reinterpret_cast<double*>(out + 2 * threadIdx.x + 1) = 1.0;
+}
 __global__ void past_the_end_of_shared(uint32_t* out) {
   store_shared32(shared_word(threadIdx.x + 993), 1);  // the launch has 4 KiB
   out[threadIdx.x] = 0;
 }
-__global__ void read_past_the_end(uint32_t* out) { out[threadIdx.x] = out[993 + threadIdx.x]; }
-__global__ void write_past_the_end(uint32_t* out) { out[993 + threadIdx.x] = 1; }
+__global__ void read_past_the_end(uint32_t* out) {
+  out[threadIdx.x] = out[993 + threadIdx.x];
+}
+__global__ void write_past_the_end(uint32_t* out) {
+  out[993 + threadIdx.x] = 1;
+}
 __global__ void local_array_overrun(uint32_t* out) {
   uint32_t a[8];
   for (int i = 0; i < 8; ++i) a[i] = out[i];
@@ -54,8 +62,12 @@ __global__ void early_return(uint32_t* out) {
 __global__ void half_a_warp(uint32_t* out) {
   if (threadIdx.x % 32 < 16) out[threadIdx.x] = shuffle_xor(1, 1);
 }
-__global__ void unwritten_shared(uint32_t* out) { out[threadIdx.x] = load_shared32(shared_word(threadIdx.x)); }
-__global__ void unwritten_output(uint32_t* out) { out[threadIdx.x] += 1; }
+__global__ void unwritten_shared(uint32_t* out) {
+  out[threadIdx.x] = load_shared32(shared_word(threadIdx.x));
+}
+__global__ void unwritten_output(uint32_t* out) {
+  out[threadIdx.x] += 1;
+}
 template <bool kSync>
 __global__ void reuse_of_shared(uint32_t* out) {  // write after read
   store_shared32(shared_word(threadIdx.x), 1);
@@ -64,7 +76,9 @@ __global__ void reuse_of_shared(uint32_t* out) {  // write after read
   if (kSync) block_sync();
   store_shared32(shared_word(threadIdx.x), 2);
 }
-__global__ void all_write_one_word(uint32_t* out) { out[0] = threadIdx.x; }
+__global__ void all_write_one_word(uint32_t* out) {
+  out[0] = threadIdx.x;
+}
 __global__ void neighbours_write_halves(uint32_t* out) {
   reinterpret_cast<uint16_t*>(out)[threadIdx.x] = static_cast<uint16_t>(threadIdx.x);
 }
@@ -177,7 +191,10 @@ __global__ void exchange(uint32_t* out) {
     if (kFault != Fault::kNoInitFence) mbarrier_init_fence();
     for (int i = 0; i < 2; ++i) mbarrier_arrive_expect(shared_word(2 * i), bytes);
   }
-  if (kFault == Fault::kNoSyncAtStart) block_sync(); else cluster_sync();
+  if (kFault == Fault::kNoSyncAtStart)
+    block_sync();
+  else
+    cluster_sync();
   uint32_t sum = 0;
   for (int round = 0; round < 2; ++round) {
     const int buffer = kFault == Fault::kSingleBuffer ? 32 : 32 + 32 * round;

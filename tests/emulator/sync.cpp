@@ -24,7 +24,9 @@ ClockRef join(const std::vector<Stamp>& stamps, const ClockRef& also) {
   return result;
 }
 
-Stamp stamp(const Fiber* fiber) { return Stamp{fiber->known, fiber->id, fiber->epoch}; }
+Stamp stamp(const Fiber* fiber) {
+  return Stamp{fiber->known, fiber->id, fiber->epoch};
+}
 
 void learn(Fiber* fiber, const ClockRef& clock) {
   // The threads of a CTA learn the same from the same state: compute it once.
@@ -105,8 +107,8 @@ void block_sync(Site site) {
   if (cta->exited)
     fail(divergent + name_of(current) + " is at block_sync (" + text(site) + ") but " + std::to_string(cta->exited) +
          " threads of its CTA have exited");
-  if (!barrier.waiting.empty() && (barrier.site.line() != site.line() ||
-                                   strcmp(barrier.site.file_name(), site.file_name())))
+  if (!barrier.waiting.empty() &&
+      (barrier.site.line() != site.line() || strcmp(barrier.site.file_name(), site.file_name())))
     fail(divergent + name_of(current) + " is at block_sync (" + text(site) + ") while " +
          std::to_string(barrier.waiting.size()) + " threads wait at block_sync (" + text(barrier.site) + ")");
   arrive_and_wait(barrier, cta->fibers.size(), kBlockSync, site);
@@ -178,8 +180,12 @@ void warp_sync(Site site) {
 
 // ---- clusters -------------------------------------------------------------------------------------------------------
 
-int cluster_rank() { return current->cta->rank; }
-int cluster_size() { return static_cast<int>(current->cta->cluster->ctas.size()); }
+int cluster_rank() {
+  return current->cta->rank;
+}
+int cluster_size() {
+  return static_cast<int>(current->cta->cluster->ctas.size());
+}
 
 uintptr_t map_cluster_address(uintptr_t address, int rank, Site site) {
   RuntimeScope scope;
