@@ -16,6 +16,8 @@
 
 namespace fusedlstm::cpu {
 
+inline constexpr int64_t kInputRows = 48;
+
 template <class K>
 class Backward {
  public:
@@ -72,7 +74,7 @@ class Backward {
   storage* hidden;                          // o * tanh(c), [D][N][H], for d_weight_hr
   operand* zeros;                           // one row of zeros
   acc *carry, *d_c, *d_reset_h, *d_reset_c; // [D][B][width], [D][B][units], and of resets the same
-  typename Outer<K>::Scratch outer;         // of this share
+  Outer<K> outer, projection;               // scratch of this share
 
   void lay_out(Arena& arena, int64_t share) {
     const int64_t d = shape.directions, rows = d * a.row_count, states = d * shape.batch;
@@ -88,7 +90,8 @@ class Backward {
     d_c = arena.take<acc>(states * units);
     d_reset_h = arena.take<acc>(a.d_reset_h ? states * width : 0);
     d_reset_c = arena.take<acc>(a.d_reset_c ? states * units : 0);
-    outer = Outer<K>::take(arena, gates, plan.threads, share);
+    outer.lay_out(arena, gates, shape.input + 1 + recurrent, plan.threads, share);
+    if (proj) projection.lay_out(arena, shape.proj, shape.hidden, plan.threads, share);
   }
 
   void pack(Share share) {
@@ -271,7 +274,12 @@ class Backward {
 
   // d_input = sum over directions of d_gates W_ih, rows divided among the team.
   void input_gradient(Share share) {
-    const Range rows = share.of(a.row_count);
+    const Range all = share.of(a.row_count);
+    for (int64_t begin = all.begin; begin < all.end; begin += kInputRows)  // a block of rows stays in the cache
+      input_gradient_rows({begin, begin + kInputRows < all.end ? begin + kInputRows : all.end});
+  }
+
+  void input_gradient_rows(Range rows) {
     for (int64_t p = 0; p < input_panels; ++p)
       for_each_tile<K>(rows.end - rows.begin, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
         constexpr int kRows = constant;
@@ -293,26 +301,24 @@ class Backward {
   }
 
   void weight_gradients(int64_t d, Share share) {
-    const auto d_gates_of = [&](int64_t row) { return d_gates_row(d, row); };
-    storage* d_bias = static_cast<storage*>(a.d_bias[d]);
-    if (a.d_weight_ih[d] || d_bias) {
-      // Without d_weight_ih only the column of ones is multiplied.
-      StepRows at(*this);
-      Outer<K>::run(outer, share, a.row_count,
-                    [&](int64_t row) { return at.go(row), index.template data_row<storage>(a.input, at.t, at.b); },
-                    a.d_weight_ih[d] ? shape.input : 0, d_gates_of, gates, static_cast<storage*>(a.d_weight_ih[d]), d_bias);
-    }
-    if (a.d_weight_hh[d]) {
-      StepRows at(*this);
-      Outer<K>::run(outer, share, a.row_count, [&](int64_t row) { return at.go(row), h_before(d, at.t, at.b); },
-                    recurrent, d_gates_of, gates, static_cast<storage*>(a.d_weight_hh[d]), nullptr);
-    }
-    if (a.d_weight_hr[d])
-      Outer<K>::run(outer, share, a.row_count, [&](int64_t row) { return hidden + (d * a.row_count + row) * shape.hidden; },
-                    shape.hidden, [&](int64_t row) { return d_y + (d * a.row_count + row) * proj_depth; }, shape.proj,
-                    static_cast<storage*>(a.d_weight_hr[d]), nullptr);
+    const auto pointer = [](void* p) { return static_cast<storage*>(p); };
+    const typename Outer<K>::Left lefts[] = {{shape.input, pointer(a.d_weight_ih[d]), pointer(a.d_bias[d])},
+                                             {recurrent, pointer(a.d_weight_hh[d]), nullptr}};
+    StepRows at(*this);
+    outer.run(share, a.row_count, lefts,
+              [&](int i, int64_t row) {
+                at.go(row);
+                return i == 0 ? index.template data_row<storage>(a.input, at.t, at.b) : h_before(d, at.t, at.b);
+              },
+              [&](int64_t row) { return d_gates_row(d, row); }, gates);
+    if (!a.d_weight_hr[d]) return;
+    const typename Outer<K>::Left hidden_left[] = {{shape.hidden, pointer(a.d_weight_hr[d]), nullptr}};
+    projection.run(share, a.row_count, hidden_left,
+                   [&](int, int64_t row) { return hidden + (d * a.row_count + row) * shape.hidden; },
+                   [&](int64_t row) { return d_y + (d * a.row_count + row) * proj_depth; }, shape.proj);
   }
 
+  // h before step t.
   const storage* h_before(int64_t d, int64_t t, int64_t b) const {
     if (index.reset(t, b))
       return a.reset_h.data ? state_row(a.reset_h, d, b) : reinterpret_cast<const storage*>(zeros);

@@ -184,8 +184,9 @@ class Forward {
         i = end;
       }
       for (int64_t s = s0; s < s1; ++s) {
-        for (int64_t i = range.begin; i < range.end; ++i) {
-          const int64_t d = i / blocks;
+        for (int64_t n = range.begin; n < range.end; ++n) {
+          // Every other step goes through the panels backwards: those used last are still in the cache.
+          const int64_t i = s & 1 ? range.end - 1 - (n - range.begin) : n, d = i / blocks;
           block_step(d, i, i - range.begin, rows, s, first_row[d][s - s0], first_row[d][s - s0 + 1]);
         }
         if (shape.proj > 0) {

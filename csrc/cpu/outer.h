@@ -2,7 +2,8 @@
 //
 // The wide side (gate gradients, n) is brought into panels by whole vectors, the narrow side (inputs or hidden states,
 // m) into tiles; both for a block of rows that stays in the cache. Sums are kept in `acc` over all rows and rounded
-// once. A column of ones on the left gives the bias gradient in the same pass. Each share owns a range of panels.
+// once. A column of ones on the left gives the bias gradient in the same pass, and several left matrices share the
+// panels of the right one. Each share owns a range of panels.
 #pragma once
 
 #include "pack.h"
@@ -14,71 +15,95 @@ inline constexpr int64_t kOuterDepth = 256;    // rows k of a block
 inline constexpr int64_t kOuterColumns = 240;  // columns m of a block, a multiple of every tile height
 
 template <class K>
-struct Outer {
+class Outer {
+ public:
   using V = typename K::V;
   using acc = typename K::acc;
   using operand = typename K::operand;
   using storage = typename K::storage;
 
-  static int64_t max_panels(int64_t columns, int64_t shares) {
-    const int64_t panels = round_up(columns, K::kPanel) / K::kPanel;
-    return (panels + shares - 1) / shares;
-  }
-
-  struct Scratch {
-    operand *tiles, *panel;
-    acc* sums;  // [kOuterColumns][panels of the share][kPanel]
+  // One left matrix and where its products go: d_weight [columns, width] or null, d_bias [columns] or null.
+  struct Left {
+    int64_t width;
+    storage *d_weight, *d_bias;
+    int64_t columns() const { return (d_weight ? width : 0) + (d_bias ? 1 : 0); }
   };
-  static Scratch take(Arena& arena, int64_t columns, int64_t shares, int64_t share) {
-    constexpr int64_t kTiles = kOuterColumns * kOuterDepth + 2 * K::kPanel, kPanel = kOuterDepth * K::kPanel;
-    const int64_t sums = kOuterColumns * max_panels(columns, shares) * K::kPanel;
-    return {arena.take<operand>(shares * kTiles) + share * kTiles, arena.take<operand>(shares * kPanel) + share * kPanel,
-            arena.take<acc>(shares * sums) + share * sums};
+
+  // Scratch of `shares` shares for up to `columns` right columns and `lefts` left columns (ones included) in all; this
+  // one begins at `share`.
+  void lay_out(Arena& arena, int64_t columns, int64_t lefts, int64_t shares, int64_t share) {
+    constexpr int64_t kTiles = kOuterColumns * kOuterDepth + 2 * K::kPanel;
+    const int64_t panels = (round_up(columns, K::kPanel) / K::kPanel + shares - 1) / shares;
+    const int64_t right = panels * kOuterDepth * K::kPanel, sum = lefts * panels * K::kPanel;
+    tiles = arena.take<operand>(shares * kTiles) + share * kTiles;
+    block = arena.take<operand>(shares * right) + share * right;
+    sums = arena.take<acc>(shares * sum) + share * sum;
   }
 
-  // left_row(k): storage row of `width` elements; right_row(k): operand row of `columns` elements.
-  // d_weight [columns, width]; d_bias [columns] or null.
-  template <class LeftRow, class RightRow>
-  static void run(Scratch scratch, Share share, int64_t rows, LeftRow left_row, int64_t width, RightRow right_row,
-                  int64_t columns, storage* d_weight, storage* d_bias) {
+  // left_row(i, k): row k of the i-th left matrix, storage; right_row(k): row k of the right matrix, operands.
+  template <int kLefts, class LeftRow, class RightRow>
+  void run(Share share, int64_t rows, const Left (&lefts)[kLefts], LeftRow left_row, RightRow right_row,
+           int64_t columns) const {
     const Range panels = share.of(round_up(columns, K::kPanel) / K::kPanel);
     const int64_t ld = (panels.end - panels.begin) * K::kPanel;
-    if (ld == 0) return;
-    const int64_t lefts = width + (d_bias ? 1 : 0);
-    for (int64_t m0 = 0; m0 < lefts; m0 += kOuterColumns) {
-      const int64_t m1 = m0 + kOuterColumns < lefts ? m0 + kOuterColumns : lefts;
-      __builtin_memset(scratch.sums, 0, size_t((m1 - m0) * ld) * sizeof(acc));
-      for (int64_t k0 = 0; k0 < rows; k0 += kOuterDepth) {
-        const int64_t depth = rows - k0 < kOuterDepth ? rows - k0 : kOuterDepth;
-        const int64_t padded = round_up(depth, K::kDepth);
+    int64_t all = 0;
+    for (const Left& left : lefts) all += left.columns();
+    if (ld == 0 || all == 0) return;
+    __builtin_memset(sums, 0, size_t(all * ld) * sizeof(acc));
+    for (int64_t k0 = 0; k0 < rows; k0 += kOuterDepth) {
+      const int64_t depth = rows - k0 < kOuterDepth ? rows - k0 : kOuterDepth;
+      for (int64_t p = panels.begin; p < panels.end; ++p)
+        pack_columns<K, typename K::OperandStorage>(block + (p - panels.begin) * kOuterDepth * K::kPanel,
+                                                    [&](int64_t k) { return right_row(k0 + k); }, depth, columns,
+                                                    p * K::kPanel);
+      acc* to = sums;
+      for (int i = 0; i < kLefts; ++i) {
+        if (lefts[i].columns() == 0) continue;
         const storage* left[kOuterDepth];
-        for (int64_t k = 0; k < depth; ++k) left[k] = left_row(k0 + k);
-        for_each_tile<K>(m1 - m0, [&](int64_t m, auto count) FUSEDLSTM_LAMBDA {
-          pack_tile<count>(scratch.tiles + m * kOuterDepth, left, depth, m0 + m, width);
-        });
-        for (int64_t p = panels.begin; p < panels.end; ++p) {
-          using S = typename K::OperandStorage;
-          pack_columns<K, S>(scratch.panel, [&](int64_t k) { return right_row(k0 + k); }, depth, columns, p * K::kPanel);
-          acc* sums = scratch.sums + (p - panels.begin) * K::kPanel;
-          for_each_tile<K>(m1 - m0, [&](int64_t m, auto count) FUSEDLSTM_LAMBDA {
-            constexpr int kRows = count;
-            Tile<typename K::Isa, typename K::Product, kRows> tile;
-            const operand* x[kRows];
-            for (int r = 0; r < kRows; ++r) {
-              x[r] = scratch.tiles + m * kOuterDepth + r * K::kDepth;
-              for (int q = 0; q < kPanelVectors; ++q) tile.v[r][q] = cpu::load<V>(sums + (m + r) * ld + q * K::kLanes);
-            }
-            multiply<typename K::Isa, typename K::Product, kRows, kRows>(tile, x, scratch.panel, padded);
-            for (int r = 0; r < kRows; ++r)
-              for (int q = 0; q < kPanelVectors; ++q) cpu::store(sums + (m + r) * ld + q * K::kLanes, tile.v[r][q]);
-          });
-        }
+        for (int64_t k = 0; k < depth; ++k) left[k] = left_row(i, k0 + k);
+        accumulate(to, ld, left, depth, lefts[i]);
+        to += lefts[i].columns() * ld;
       }
-      write(scratch.sums, ld, panels.begin * K::kPanel, m0, m1, width, columns, d_weight, d_bias);
+    }
+    const acc* from = sums;
+    for (const Left& left : lefts) {
+      write(from, ld, panels.begin * K::kPanel, left, columns);
+      from += left.columns() * ld;
     }
   }
 
  private:
+  operand *tiles, *block;
+  acc* sums;  // [left columns][panels of the share][kPanel]
+
+  // to[m][n] += sum over the rows k of a block of left[k][m] * block[k][n].
+  void accumulate(acc* to, int64_t ld, const storage* const* left, int64_t depth, const Left& shape) const {
+    const int64_t width = shape.d_weight ? shape.width : 0, lefts = shape.columns();
+    const int64_t padded = round_up(depth, K::kDepth);
+    for (int64_t m0 = 0; m0 < lefts; m0 += kOuterColumns) {
+      const int64_t count = lefts - m0 < kOuterColumns ? lefts - m0 : kOuterColumns;
+      for_each_tile<K>(count, [&](int64_t m, auto rows) FUSEDLSTM_LAMBDA {
+        pack_tile<rows>(tiles + m * kOuterDepth, left, depth, m0 + m, width);
+      });
+      for (int64_t n = 0; n < ld; n += K::kPanel) {
+        const operand* panel = block + n * kOuterDepth;
+        for_each_tile<K>(count, [&](int64_t m, auto rows) FUSEDLSTM_LAMBDA {
+          constexpr int kRows = rows;
+          Tile<typename K::Isa, typename K::Product, kRows> tile;
+          const operand* x[kRows];
+          acc* sum = to + (m0 + m) * ld + n;
+          for (int r = 0; r < kRows; ++r) {
+            x[r] = tiles + m * kOuterDepth + r * K::kDepth;
+            for (int q = 0; q < kPanelVectors; ++q) tile.v[r][q] = cpu::load<V>(sum + r * ld + q * K::kLanes);
+          }
+          multiply<typename K::Isa, typename K::Product, kRows, kRows>(tile, x, panel, padded);
+          for (int r = 0; r < kRows; ++r)
+            for (int q = 0; q < kPanelVectors; ++q) cpu::store(sum + r * ld + q * K::kLanes, tile.v[r][q]);
+        });
+      }
+    }
+  }
+
   // tile[k][r] (pairs: [k / 2][r][2]) = left[k][m + r]. Each store is a whole vector whose surplus lanes the next
   // one overwrites; the last surplus lies in the slack after the tiles.
   template <int kRows>
@@ -99,19 +124,18 @@ struct Outer {
     }
   }
 
-  // sums [m][n] -> d_weight [n][m], transposed by squares of lanes; the column of ones -> d_bias.
-  static void write(const acc* sums, int64_t ld, int64_t n0, int64_t m0, int64_t m1, int64_t width, int64_t columns,
-                    storage* d_weight, storage* d_bias) {
+  // from [m][n] -> d_weight [n][m], transposed by squares of lanes; the column of ones -> d_bias.
+  static void write(const acc* from, int64_t ld, int64_t n0, const Left& left, int64_t columns) {
+    const int64_t width = left.d_weight ? left.width : 0;
     for (int64_t n = 0; n < ld && n0 + n < columns; n += K::kLanes) {
       const int64_t lanes = columns - n0 - n < K::kLanes ? columns - n0 - n : K::kLanes;
-      for (int64_t m = m0; m < m1 && m < width; m += K::kLanes) {
+      for (int64_t m = 0; m < width; m += K::kLanes) {
         V v[K::kLanes] = {};
-        for (int64_t i = 0; i < K::kLanes && m + i < m1; ++i) v[i] = cpu::load<V>(sums + (m - m0 + i) * ld + n);
+        for (int64_t i = 0; i < K::kLanes && m + i < width; ++i) v[i] = cpu::load<V>(from + (m + i) * ld + n);
         transpose<K>(v);
-        const int64_t valid = (m1 < width ? m1 : width) - m;
-        for (int64_t l = 0; l < lanes; ++l) K::store(d_weight + (n0 + n + l) * width + m, v[l], valid);
+        for (int64_t l = 0; l < lanes; ++l) K::store(left.d_weight + (n0 + n + l) * width + m, v[l], width - m);
       }
-      if (d_bias && m1 == width + 1) K::store(d_bias + n0 + n, cpu::load<V>(sums + (width - m0) * ld + n), lanes);
+      if (left.d_bias) K::store(left.d_bias + n0 + n, cpu::load<V>(from + width * ld + n), lanes);
     }
   }
 };
