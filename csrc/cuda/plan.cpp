@@ -73,6 +73,7 @@ std::string misfit(const KernelShape& shape, const Problem& p, const Device& d) 
       if (ctas > 1) return text("expected at most %d hidden units, got %lld", shape.units(), static_cast<long long>(p.H));
       break;
     case Transport::kCluster:
+      if (ctas < 2) return text("expected at least 2 CTAs of %d units, got 1", shape.units());
       if (ctas > kMaxClusterSize)
         return text("expected a cluster of at most %d CTAs, got %lld", kMaxClusterSize, static_cast<long long>(ctas));
       if (resident_clusters(d, ctas) == 0)
