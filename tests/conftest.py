@@ -1,0 +1,23 @@
+"""Fixtures of all tests: the device, a fixed seed, and one thread per test process under xdist."""
+
+import os
+
+import pytest
+import torch
+
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several processes share the cores: more threads in each would only wait for one another.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> torch.device:
+    """Every device that has kernels here."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

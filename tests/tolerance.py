@@ -1,0 +1,61 @@
+"""How far a right result may lie from the float64 reference, computed from the problem.
+
+A result in dtype `stored` differs from the exact one by
+
+* the sums of `terms` products in the accumulating dtype: rounding errors of either sign, so they
+  grow as sqrt(terms) * u_acc (u: unit roundoff, half of eps);
+* h, rounded to `stored` at every step, and again where a gradient is stored: u_stored each;
+* what earlier steps and lower layers pass on. With the usual weights (within 1/sqrt(H)) a step
+  passes on less than it got, so that this saturates: `MEMORY` steps count at full weight.
+
+`SAFETY` covers what the square root leaves to chance; the worst cases of the suite use between a
+third and nearly all of the whole.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MEMORY = 4
+SAFETY = 4.0
+
+
+def roundoff(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 2
+
+
+def tolerance(dtype: torch.dtype, terms: int, steps: int, layers: int = 1) -> float:
+    """Allowed error of values of magnitude one: outputs and states, or gradients over their maximum.
+
+    Args:
+        dtype: of the tensors; 16-bit types accumulate in float32.
+        terms: products in the longest sum (forward: I + R; weight gradients: also T * B).
+        steps, layers: of the problem.
+    """
+    accumulated = torch.promote_types(dtype, torch.float32)
+    per_step = terms**0.5 * roundoff(accumulated) + roundoff(dtype)
+    return SAFETY * min(steps, MEMORY) * layers * per_step
+
+
+def assert_near(actual: Tensor, expected: Tensor, allowed: float, what: str) -> float:
+    """Fail with the worst element; returns the part of `allowed` that was used.
+
+    The error is measured against the largest magnitude in `expected`, and one at least.
+    """
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, not {expected.shape}"
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    nans = (actual.isnan() != expected.isnan()).nonzero()
+    assert len(nans) == 0, f"{what}: NaN at {nans[0].tolist()} in only one of the two"
+    if actual.numel() == 0:
+        return 0.0
+    error = (actual - expected).abs().nan_to_num()
+    scale = max(1.0, expected.nan_to_num().abs().max().item())
+    worst = error.argmax()
+    used = error.flatten()[worst].item() / (scale * allowed)
+    index = [int(i) for i in torch.unravel_index(worst, error.shape)]
+    assert used <= 1, (
+        f"{what}: {used:.1f} times the allowed error {scale * allowed:.2e} at {index}: "
+        f"got {actual.flatten()[worst].item()!r}, expected {expected.flatten()[worst].item()!r}"
+    )
+    return used
