@@ -129,6 +129,10 @@ cudaError_t launch_backward_projected(const BackwardArgs& args, const BackwardSt
 cudaError_t launch_previous_states(const RowStates& rows, Dtype dtype, const void* output, void* previous,
                                    cudaStream_t stream);
 
+// runs: scalar_t [N, columns], a copy of `all` with zeros in the rows that are not run, whatever stands there.
+cudaError_t launch_running_rows(const RowStates& rows, Dtype dtype, int64_t columns, const void* all, void* runs,
+                                cudaStream_t stream);
+
 // hidden: scalar_t [D, N, H] = o * tanh(c) of every run step, as the projection saw it.
 cudaError_t launch_hidden_states(const RowStates& rows, Dtype dtype, const void* gates, const void* cell_states,
                                  void* hidden, cudaStream_t stream);

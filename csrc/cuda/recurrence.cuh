@@ -130,9 +130,9 @@ __device__ __forceinline__ Vec4 gather_vector(SharedAddress stage, scalar_t x) {
 // Positions that change anything in the tile: those that some row runs, or all where resets may come after the end.
 __device__ __forceinline__ int steps_of_tile(const RowStates& rows, int first_row, int batch_rows) {
   if (!rows.lengths || rows.reset) return static_cast<int>(rows.T);
-  int64_t steps = 0;
-  for (int n = 0; n < batch_rows; ++n) steps = rows.lengths[first_row + n] > steps ? rows.lengths[first_row + n] : steps;
-  return static_cast<int>(steps);
+  int steps = 0;
+  for (int n = 0; n < batch_rows; ++n) steps = max(steps, length_of(rows, first_row + n));
+  return steps;
 }
 
 template <class Math, KernelShape kShape, class Cell, class Args>

@@ -31,6 +31,13 @@ struct ActivationMath<double> {
   static __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 };
 
+// Steps that batch row b runs. Lengths stay on the device, where nobody has checked them: none may lead out of bounds.
+__device__ __forceinline__ int length_of(const RowStates& rows, int b) {
+  if (!rows.lengths) return static_cast<int>(rows.T);
+  const int64_t length = rows.lengths[b];
+  return static_cast<int>(length < 0 ? 0 : length > rows.T ? rows.T : length);
+}
+
 // Where one batch row of one direction is in time. Position s counts the steps in the order of running forward; t is
 // the time of the sequence.
 struct RowClock {
@@ -38,7 +45,7 @@ struct RowClock {
 
   RowClock() = default;
   __device__ __forceinline__ RowClock(const RowStates& rows, int d, int b)
-      : b(b), length(static_cast<int>(rows.lengths ? rows.lengths[b] : rows.T)), d(d) {}
+      : b(b), length(length_of(rows, b)), d(d) {}
 
   __device__ __forceinline__ bool runs(int t) const { return t < length; }
   __device__ __forceinline__ bool first(int t) const { return t == (d == 0 ? 0 : length - 1); }

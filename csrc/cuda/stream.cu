@@ -176,6 +176,18 @@ __global__ void previous_states_kernel(const __grid_constant__ RowStates rows, c
 }
 
 template <class scalar_t>
+__global__ void running_rows_kernel(const __grid_constant__ RowStates rows, int64_t columns, const void* all,
+                                    void* runs) {
+  const Element own(rows.B, columns);
+  if (!own.exists) return;
+  const int length = length_of(rows, own.b);
+  for (int t = blockIdx.y; t < rows.T; t += gridDim.y) {
+    const int64_t i = row_of(rows, t, own.b) * columns + own.column;
+    at<scalar_t>(runs, i) = t < length ? at<scalar_t>(all, i) : scalar_t{};
+  }
+}
+
+template <class scalar_t>
 __global__ void hidden_states_kernel(const __grid_constant__ RowStates rows, const void* gates, const void* cell_states,
                                      void* hidden) {
   using acc_t = AccOf<scalar_t>;
@@ -199,10 +211,10 @@ LaunchConfig one_thread_each(int64_t elements) {
   return config;
 }
 
-LaunchConfig one_thread_each_step(const RowStates& rows, int64_t columns) {
+LaunchConfig one_thread_each_step(const RowStates& rows, int64_t columns, int directions) {
   LaunchConfig config = one_thread_each(rows.B * columns);
   config.grid.y = static_cast<unsigned>(rows.T < kMaxGridY ? rows.T : kMaxGridY);
-  config.grid.z = rows.D;
+  config.grid.z = directions;
   return config;
 }
 
@@ -250,15 +262,23 @@ cudaError_t launch_backward_projected(const BackwardArgs& args, const BackwardSt
 cudaError_t launch_previous_states(const RowStates& rows, Dtype dtype, const void* output, void* previous,
                                    cudaStream_t stream) {
   return with_scalar(dtype, [&](auto scalar) {
-    return launch(previous_states_kernel<decltype(scalar)>, one_thread_each_step(rows, rows.R), stream, rows, output,
+    return launch(previous_states_kernel<decltype(scalar)>, one_thread_each_step(rows, rows.R, rows.D), stream, rows, output,
                   previous);
+  });
+}
+
+cudaError_t launch_running_rows(const RowStates& rows, Dtype dtype, int64_t columns, const void* all, void* runs,
+                                cudaStream_t stream) {
+  return with_scalar(dtype, [&](auto scalar) {
+    return launch(running_rows_kernel<decltype(scalar)>, one_thread_each_step(rows, columns, 1), stream, rows, columns,
+                  all, runs);
   });
 }
 
 cudaError_t launch_hidden_states(const RowStates& rows, Dtype dtype, const void* gates, const void* cell_states,
                                  void* hidden, cudaStream_t stream) {
   return with_scalar(dtype, [&](auto scalar) {
-    return launch(hidden_states_kernel<decltype(scalar)>, one_thread_each_step(rows, rows.H), stream, rows, gates,
+    return launch(hidden_states_kernel<decltype(scalar)>, one_thread_each_step(rows, rows.H, rows.D), stream, rows, gates,
                   cell_states, hidden);
   });
 }
