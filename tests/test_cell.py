@@ -1,0 +1,112 @@
+"""FusedLSTMCell against nn.LSTMCell."""
+
+import pytest
+import torch
+from torch import nn
+
+from fusedlstm import FusedLSTMCell
+
+
+def _pair(input_size, hidden_size, **options):
+    plain = nn.LSTMCell(input_size, hidden_size, **options)
+    fused = FusedLSTMCell(input_size, hidden_size, **options)
+    fused.load_state_dict(plain.state_dict(), strict=True)
+    return plain, fused
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [None, 0, 1, 3, 33])
+@pytest.mark.parametrize("with_state", [True, False])
+def test_near_torch(bias, batch, with_state, device):
+    plain, fused = _pair(5, 7, bias=bias, dtype=torch.float64, device=device)
+    outer = () if batch is None else (batch,)
+    x = torch.randn(*outer, 5, dtype=torch.float64, device=device, requires_grad=True)
+    hx = [torch.randn(*outer, 7, dtype=torch.float64, device=device) for _ in range(2)]
+    results = []
+    for module in (plain, fused):
+        h, c = module(x, hx if with_state else None)
+        results.append([h, c, *torch.autograd.grad((h * h).sum() + c.sin().sum(), [x, *module.parameters()])])
+    for expected, actual in zip(*results):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-13)
+
+
+def test_seed_repr_and_absent_biases():
+    torch.manual_seed(1)
+    plain = nn.LSTMCell(3, 4)
+    torch.manual_seed(1)
+    fused = FusedLSTMCell(3, 4)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), fused.parameters()))
+    assert repr(FusedLSTMCell(3, 4, bias=False)) == "FusedLSTMCell(3, 4, bias=False)"
+    assert FusedLSTMCell(3, 4, False).bias_ih is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes(dtype, device):
+    plain, fused = _pair(5, 7, dtype=dtype, device=device)
+    x = torch.randn(3, 5, dtype=dtype, device=device)
+    eps = torch.finfo(dtype).eps
+    for actual, expected in zip(fused(x), plain(x)):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=4 * eps)
+
+
+def test_gradients(device):
+    cell = FusedLSTMCell(3, 4, dtype=torch.float64, device=device)
+    x, h, c = (
+        torch.randn(2, n, dtype=torch.float64, device=device, requires_grad=True) for n in (3, 4, 4)
+    )
+    assert torch.autograd.gradcheck(lambda *a: cell(a[0], a[1:]), (x, h, c))
+    assert torch.autograd.gradgradcheck(lambda *a: cell(a[0], a[1:]), (x, h, c))
+
+
+def test_loop_of_two_cells(device):
+    """Two cells of different sizes, one step after another, as written by hand everywhere."""
+    plain, fused = zip(_pair(3, 5, device=device), _pair(5, 4, device=device))
+    x = torch.randn(6, 2, 3, device=device)
+
+    def loop(first, second):
+        a, b, outputs = None, None, []
+        for x_t in x:
+            a = first(x_t, a)
+            b = second(a[0], b)
+            outputs.append(b[0])
+        return torch.stack(outputs)
+
+    torch.testing.assert_close(loop(*fused), loop(*plain), rtol=0, atol=1e-6)
+
+
+def test_compiles_in_one_graph():
+    cell = FusedLSTMCell(3, 4)
+    compiled = torch.compile(cell, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3)
+    for actual, expected in zip(compiled(x), cell(x)):
+        assert torch.equal(actual, expected)
+
+
+def test_vmap_over_rows():
+    cell = FusedLSTMCell(3, 4)
+    x = torch.randn(6, 2, 3)
+    h, c = torch.func.vmap(cell)(x)
+    torch.testing.assert_close(h, torch.stack([cell(row)[0] for row in x]))
+
+
+@pytest.mark.parametrize(
+    "input, hx, error, text",
+    [
+        (torch.ones(1, 1, 3), None, ValueError, "Expected input to be 1D or 2D, got 3D"),
+        ([1.0], None, TypeError, "Expected input to be a Tensor, got list"),
+        (torch.ones(2, 4), None, RuntimeError, "inconsistent input_size: got 4 expected 3"),
+        (torch.ones(2, 3), torch.ones(2, 2, 4), TypeError, "Expected hx to be a tuple"),
+        (torch.ones(2, 3), (torch.ones(2, 4),) * 3, RuntimeError, "two hidden states, got 3"),
+        (torch.ones(2, 3), (torch.ones(2, 5),) * 2, RuntimeError, "hidden0.*got 5, expected 4"),
+        (torch.ones(2, 3), (torch.ones(2, 4), torch.ones(3, 4)), RuntimeError, "hidden1 batch"),
+        (torch.ones(2, 3), (torch.ones(1, 1, 2, 4),) * 2, ValueError, "got 4D"),
+        (torch.ones(3), (torch.ones(4, 4),) * 2, RuntimeError, "For unbatched 1-D input"),
+        (torch.ones(2, 3), (torch.ones(4),) * 2, RuntimeError, "For batched 2-D input"),
+        (torch.ones(2, 3).double(), None, ValueError, "does not match weight dtype"),
+        (torch.ones(2, 3), (torch.ones(2, 4).double(),) * 2, RuntimeError, "same dtype"),
+        (torch.ones(2, 3, device="meta"), None, RuntimeError, "not at the same device"),
+    ],
+)
+def test_bad_input(input, hx, error, text):
+    with pytest.raises(error, match=text):
+        FusedLSTMCell(3, 4)(input, hx)

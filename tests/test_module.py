@@ -1,0 +1,302 @@
+"""FusedLSTM as a module: constructor, parameters, state, copies, and life beside nn.LSTM's habits."""
+
+import copy
+import inspect
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from cases import OPTIONS
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from fusedlstm import FusedLSTM, FusedLSTMCell
+
+CONFIGURATIONS = [{}, {"num_layers": 3}, {"bidirectional": True}, {"proj_size": 2}] + [
+    {"num_layers": 2, "bias": False, "bidirectional": True, "proj_size": 2, "batch_first": True}
+]
+
+
+def test_signatures_are_those_of_torch():
+    def arguments(function):
+        return [(p.name, p.default) for p in inspect.signature(function).parameters.values()]
+
+    of_torch = [p for p in arguments(nn.RNNBase.__init__) if p[0] != "mode"]
+    assert arguments(FusedLSTM.__init__) == of_torch
+    assert arguments(FusedLSTMCell.__init__) == arguments(nn.LSTMCell.__init__)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", CONFIGURATIONS, ids=str)
+def test_same_seed_same_parameters(options, dtype):
+    states = []
+    for module_type in (nn.LSTM, FusedLSTM):
+        torch.manual_seed(7)
+        states.append((module_type(3, 4, **options, dtype=dtype), torch.get_rng_state()))
+    (plain, plain_rng), (fused, fused_rng) = states
+    assert torch.equal(plain_rng, fused_rng)
+    assert list(plain.state_dict()) == list(fused.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), fused.parameters()))
+    assert plain.state_dict()._metadata == fused.state_dict()._metadata
+    assert repr(fused) == "Fused" + repr(plain)
+    plain.load_state_dict(fused.state_dict(), strict=True)
+    fused.load_state_dict(plain.state_dict(), strict=True)
+    shapes = [[p.shape for p in layer] for layer in plain.all_weights]
+    assert [[p.shape for p in layer] for layer in fused.all_weights] == shapes
+    assert fused.all_weights[0][0] is fused.weight_ih_l0
+
+
+def test_reset_parameters_draws_as_torch():
+    plain, fused = nn.LSTM(3, 4, 2), FusedLSTM(3, 4, 2)
+    for module in (plain, fused):
+        torch.manual_seed(3)
+        module.reset_parameters()
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), fused.parameters()))
+
+
+def test_flatten_parameters_is_silent():
+    module = FusedLSTM(3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert module.flatten_parameters() is None
+        module(torch.randn(2, 1, 3))
+
+
+def test_dropout_without_layers_to_drop_warns():
+    with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
+        FusedLSTM(3, 4, dropout=0.5)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, "pickle", "save"])
+def test_copies_follow_their_own_parameters(duplicate):
+    module, x = FusedLSTM(3, 4, 2), torch.randn(5, 2, 3)
+    expected = module(x)[0]
+    if duplicate == "pickle":
+        other = pickle.loads(pickle.dumps(module))
+    elif duplicate == "save":
+        file = io.BytesIO()
+        torch.save(module, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    else:
+        other = duplicate(module)
+    assert torch.equal(other(x)[0], expected)
+    with torch.no_grad():
+        other.weight_ih_l0.zero_()
+    is_shared = duplicate is copy.copy
+    assert torch.equal(module(x)[0], expected) != is_shared
+    assert not torch.equal(other(x)[0], expected)
+
+
+def _set_weight(module, value):
+    module.weight_hh_l0 = nn.Parameter(value)
+
+
+def _write_data(module, value):
+    module.weight_hh_l0.data.copy_(value)
+
+
+def _replace_data(module, value):
+    module.weight_hh_l0.data = value
+
+
+def _write_numpy(module, value):
+    module.weight_hh_l0.detach().numpy()[:] = value.numpy()
+
+
+def _register(module, value):
+    module.register_parameter("weight_hh_l0", nn.Parameter(value))
+
+
+def _write_dict(module, value):
+    module._parameters["weight_hh_l0"] = nn.Parameter(value)
+
+
+def _load(module, value):
+    module.load_state_dict(module.state_dict() | {"weight_hh_l0": value})
+
+
+def _assign(module, value):
+    module.load_state_dict(module.state_dict() | {"weight_hh_l0": value}, assign=True)
+
+
+def _from_vector(module, value):
+    nn.init.constant_(module.weight_hh_l0, 0)
+    rest = [p.flatten() for name, p in module.named_parameters() if name != "weight_hh_l0"]
+    vector = torch.cat([rest[0], value.flatten(), *rest[1:]])
+    nn.utils.vector_to_parameters(vector, module.parameters())
+
+
+def _noncontiguous(module, value):
+    module.weight_hh_l0.data = value.t().contiguous().t()
+
+
+def _optimizer(module, value):
+    module.weight_hh_l0.grad = module.weight_hh_l0.detach() - value
+    torch.optim.SGD([module.weight_hh_l0], lr=1.0).step()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set_weight, _write_data, _replace_data, _write_numpy, _register, _write_dict, _load,
+        _assign, _from_vector, _noncontiguous, _optimizer,
+    ],
+)  # fmt: skip
+def test_every_change_of_a_weight_is_seen(change):
+    """The ways of changing a weight that programs use; several bump no version counter."""
+    module, x = FusedLSTM(3, 4, dtype=torch.float64), torch.randn(5, 2, 3, dtype=torch.float64)
+    with torch.no_grad():
+        module(x)  # whatever a call might keep
+    value = torch.randn(16, 4, dtype=torch.float64)
+    change(module, value)
+    expected = nn.LSTM(3, 4, dtype=torch.float64)
+    expected.load_state_dict(module.state_dict() | {"weight_hh_l0": value})
+    with torch.no_grad():
+        torch.testing.assert_close(module(x)[0], expected(x)[0], rtol=0, atol=1e-12)
+
+
+def test_tied_weights_get_both_gradients():
+    module = FusedLSTM(4, 4, 2)
+    module.weight_hh_l1 = module.weight_hh_l0
+    x = torch.randn(3, 2, 4)
+    plain = nn.LSTM(4, 4, 2)
+    plain.load_state_dict(module.state_dict())
+    plain.weight_hh_l1 = plain.weight_hh_l0
+    for m in (module, plain):
+        m(x)[0].sum().backward()
+    torch.testing.assert_close(module.weight_hh_l0.grad, plain.weight_hh_l0.grad)
+
+
+def test_deleted_parameter_is_noticed():
+    module = FusedLSTM(3, 4)
+    del module.bias_hh_l0
+    with pytest.raises(AttributeError, match="bias_hh_l0"):
+        module(torch.randn(2, 1, 3))
+
+
+@pytest.mark.parametrize(
+    "parametrization",
+    [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal],
+)
+def test_parametrized_weight(parametrization):
+    module = FusedLSTM(3, 4)
+    parametrization(module, "weight_hh_l0")
+    module.eval()  # spectral_norm changes its buffers at each training call
+    x = torch.randn(5, 2, 3)
+    output = module(x)[0]
+    output.sum().backward()
+    originals = list(module.parametrizations.parameters())
+    assert originals and all(p.grad is not None for p in originals)
+    other = copy.deepcopy(module)  # nn.LSTM refuses this after a forward
+    torch.testing.assert_close(other(x)[0], output)
+    parametrize.remove_parametrizations(module, "weight_hh_l0")
+    torch.testing.assert_close(module(x)[0], output)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("hook", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_old_normalisation_hooks(hook):
+    module = hook(FusedLSTM(3, 4), "weight_hh_l0")
+    module(torch.randn(5, 2, 3))[0].sum().backward()
+    original = module.weight_hh_l0_g if hook is nn.utils.weight_norm else module.weight_hh_l0_orig
+    assert original.grad is not None
+
+
+def test_pruned_weight():
+    module = FusedLSTM(3, 4)
+    prune.l1_unstructured(module, "weight_hh_l0", 0.5)
+    module(torch.randn(5, 2, 3))[0].sum().backward()
+    pruned = module.weight_hh_l0_mask == 0
+    assert (module.weight_hh_l0_orig.grad[pruned] == 0).all()
+    prune.remove(module, "weight_hh_l0")
+    assert module(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
+
+
+@pytest.fixture
+def swap_tensors():
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def test_load_state_dict_by_swapping(swap_tensors):
+    module, other = FusedLSTM(3, 4), FusedLSTM(3, 4)
+    for target in (module, pickle.loads(pickle.dumps(module))):
+        target.load_state_dict(other.state_dict())
+        assert torch.equal(target.weight_ih_l0, other.weight_ih_l0)
+        target.double()(torch.randn(2, 1, 3, dtype=torch.float64))
+
+
+def test_conversions():
+    module = FusedLSTM(3, 4)
+    for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.float32):
+        output, (h_n, c_n) = module.to(dtype)(torch.randn(5, 2, 3, dtype=dtype))
+        assert output.dtype == h_n.dtype == c_n.dtype == dtype
+
+
+def test_meta_device():
+    with torch.device("meta"):
+        module = FusedLSTM(3, 4, 2, bidirectional=True, proj_size=2)
+        output, (h_n, c_n) = module(torch.randn(5, 2, 3))
+        output.sum().backward()
+    assert (output.shape, h_n.shape, c_n.shape) == ((5, 2, 4), (4, 2, 2), (4, 2, 4))
+    assert output.is_meta and module.weight_ih_l0.grad.is_meta
+    module = module.to_empty(device="cpu")
+    module.reset_parameters()
+    assert module(torch.randn(5, 2, 3))[0].isfinite().all()
+
+
+def test_inference_mode():
+    module = FusedLSTM(3, 4)
+    with torch.inference_mode():
+        output = module(torch.randn(5, 2, 3))[0]
+    assert output.is_inference()
+
+
+def test_freed_without_garbage_collection():
+    import gc
+    import weakref
+
+    gc.disable()
+    try:
+        module = FusedLSTM(3, 4)
+        module(torch.randn(2, 1, 3))[0].sum().backward()
+        alive = weakref.ref(module.weight_ih_l0)
+        del module
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=lambda case: case.name)
+@pytest.mark.parametrize("arrangement", ["batch_first", "unbatched", "list"])
+def test_arrangements(case, arrangement, device):
+    """batch_first, one sequence without a batch dimension, and hx as a list, as nn.LSTM has them."""
+    plain = nn.LSTM(**case.module_kwargs(), batch_first=arrangement != "list", device=device)
+    fused = FusedLSTM(**case.module_kwargs(), batch_first=arrangement != "list", device=device)
+    fused.load_state_dict(plain.state_dict())
+    rows = case.num_layers * case.directions
+    batch = () if arrangement == "unbatched" else (case.B,)
+    shape = (case.T, case.input_size) if arrangement == "unbatched" else (4, case.B, case.input_size)
+    if arrangement == "batch_first":
+        shape = (case.B, case.T, case.input_size)
+    x = torch.randn(shape, device=device)
+    hx = [torch.randn(rows, *batch, n, device=device) for n in (case.output_size, case.hidden_size)]
+    expected, actual = plain(x, hx), fused(x, hx)
+    for a, e in zip((actual[0], *actual[1]), (expected[0], *expected[1])):
+        torch.testing.assert_close(a, e, rtol=0, atol=2e-6)
+
+
+def test_the_weights_as_nn_lstm_lists_them(device):
+    """functional.lstm takes nn.LSTM.all_weights."""
+    from fusedlstm import functional
+
+    plain = nn.LSTM(3, 6, 2, bidirectional=True, proj_size=2, device=device)
+    x = torch.randn(5, 2, 3, device=device)
+    output, (h_n, c_n) = functional.lstm(x, None, plain.all_weights, bidirectional=True)
+    expected, (h, c) = plain(x)
+    for a, e in ((output, expected), (h_n, h), (c_n, c)):
+        torch.testing.assert_close(a, e, rtol=0, atol=2e-6)
