@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     if command not in NEEDED:
         print(__doc__)
         return 0 if command in ("-h", "--help") else 2
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036  (runs before any installer could refuse)
         sys.exit(f"dev.py: expected Python >= 3.10, got {sys.version.split()[0]}")
     os.chdir(ROOT)
     if importlib.util.find_spec("torch") is None:
@@ -93,7 +93,9 @@ def continue_in_venv(arguments: list[str]) -> None:
     python = venv / "bin/python"
     if Path(sys.prefix).resolve() == venv.resolve():
         if not install([torch_to_install()]):
-            sys.exit(f"dev.py: could not install {torch_to_install()}; TORCH_SPEC names another version or a wheel file")
+            sys.exit(
+                f"dev.py: could not install {torch_to_install()}; TORCH_SPEC names another version or a wheel file"
+            )
     elif not python.exists():
         print(f"dev.py: this Python has no torch; creating {venv}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)

@@ -4,9 +4,10 @@ A static `torch` in `build-system.requires` would make pip download a second tor
 another kind (CUDA on a CPU machine), although the libraries are built against a stable ABI and serve every torch.
 """
 
-from find_torch import find_torch
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (every hook that is not replaced below)
+
+from find_torch import find_torch
 
 
 def _torch_if_absent() -> list[str]:

@@ -24,7 +24,7 @@ class Toolkit:
 
 
 def find_toolkit() -> Toolkit | None:
-    """The first complete CUDA toolkit of: CUDA_HOME, CUDA_PATH, /usr/local/cuda, PyPI's wheels, the one behind `nvcc`."""
+    """The first complete toolkit of: CUDA_HOME, CUDA_PATH, /usr/local/cuda, PyPI's packages, the one behind `nvcc`."""
     for root in _roots():
         nvcc, include_dir = root / "bin/nvcc", root / "include"
         library_dir = next((d for d in (root / "lib64", root / "lib") if (d / "libcudart_static.a").is_file()), None)

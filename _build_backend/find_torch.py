@@ -1,4 +1,4 @@
-"""Finds the PyTorch to build for, without importing it (an import takes seconds and may fail in a build environment)."""
+"""Finds the PyTorch to build for, without importing it: that takes seconds, and may fail in a build environment."""
 
 import ast
 import importlib.util

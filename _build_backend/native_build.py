@@ -81,17 +81,22 @@ class NinjaFile:
 
     def _build(self, output: str, rule: str, inputs: list[str], flags: list[str]) -> None:
         words = " ".join(_escape(word, separators=True) for word in inputs)
-        self.lines += [f"build {_escape(output, separators=True)}: {rule} {words}", f"  flags = {_escape(shlex.join(flags))}"]
+        self.lines += [
+            f"build {_escape(output, separators=True)}: {rule} {words}",
+            f"  flags = {_escape(shlex.join(flags))}",
+        ]
 
     def text(self) -> str:
         return "\n".join([*self.lines, "default " + " ".join(_escape(o, separators=True) for o in self.outputs), ""])
 
 
 def build(version: str) -> dict[str, Path]:
-    """Compiles what is out of date. Returns the built files by their place in the package, `lib/build.json` among them."""
+    """Compiles what is out of date; returns the built files by their place in the package."""
     torch_dir = find_torch()
     if torch_dir is None:
-        raise SystemExit("fusedlstm: expected torch >= 2.10 to build for, found none (pip install torch, or set FUSEDLSTM_TORCH_DIR)")
+        raise SystemExit(
+            "fusedlstm: expected torch >= 2.10 to build for, found none (pip install torch, or set FUSEDLSTM_TORCH_DIR)"
+        )
     torch, toolkit = torch_version(torch_dir), _toolkit_to_use(torch_version(torch_dir)["cuda"])
     archs = parse_archs(arch_list()) if toolkit else []
     cxx = _compiler()
@@ -108,7 +113,9 @@ def build(version: str) -> dict[str, Path]:
     facts = {
         "version": version,
         "torch_headers": torch["version"],
-        "compiler": subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout.split("\n")[0],
+        "compiler": subprocess.run([*shlex.split(cxx), "--version"], capture_output=True, text=True).stdout.split("\n")[
+            0
+        ],
         "cuda_toolkit": toolkit.version if toolkit else None,
         "cuda_archs": archs,
     }
@@ -127,14 +134,16 @@ def _cpu_library(ninja: NinjaFile, flags: list[str], torch_dir: Path, cxx: str) 
         flags = [*flags, "-DFUSEDLSTM_NO_X86"]  # tells the chooser of kernels that only the portable ones exist
     objects = [ninja.object(ROOT / "csrc/library.cpp", flags)]
     for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
-        isa = next((name for name in sorted(ISA_FLAGS, key=len, reverse=True) if source.stem.endswith(f"_{name}")), None)
+        isa = next((name for name in ISA_FLAGS if source.stem.endswith(f"_{name}")), None)
         if isa is None or isa in isa_flags:
             objects.append(ninja.object(source, [*flags, *isa_flags.get(isa, "").split()]))
     # -z defs: a forgotten source file fails here and not when a user imports the package.
     ninja.library("lib/libfusedlstm_cpu.so", objects, [f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-Wl,-z,defs"])
 
 
-def _cuda_library(ninja: NinjaFile, flags: list[str], torch_dir: Path, toolkit: Toolkit, archs: list[str], cxx: str) -> None:
+def _cuda_library(
+    ninja: NinjaFile, flags: list[str], torch_dir: Path, toolkit: Toolkit, archs: list[str], cxx: str
+) -> None:
     host_flags = [*flags, "-DUSE_CUDA", "-isystem", str(toolkit.include_dir)]
     # No torch headers for device code: a kernel knows pointers and sizes only.
     device_flags = [
@@ -151,14 +160,25 @@ def _cuda_library(ninja: NinjaFile, flags: list[str], torch_dir: Path, toolkit: 
         "lib/libfusedlstm_cuda.so",
         [*objects, "stand_in/libtorch_cuda.so"],
         # The static runtime: a shared one would have to be the very version that torch brings.
-        [f"-L{torch_dir / 'lib'}", "-ltorch_cpu", f"-L{toolkit.library_dir}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"],
+        [
+            f"-L{torch_dir / 'lib'}",
+            "-ltorch_cpu",
+            f"-L{toolkit.library_dir}",
+            "-lcudart_static",
+            "-ldl",
+            "-lrt",
+            "-lpthread",
+        ],
     )
 
 
 def _core_module(ninja: NinjaFile, flags: list[str]) -> None:
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     if importlib.util.find_spec("pybind11") is None:
-        raise SystemExit("fusedlstm: expected pybind11 in the build environment, found none (pip install pybind11, or set FUSEDLSTM_NO_PYBIND=1)")
+        raise SystemExit(
+            "fusedlstm: expected pybind11 in the build environment, found none "
+            "(pip install pybind11, or set FUSEDLSTM_NO_PYBIND=1)"
+        )
     import pybind11
 
     include_dir = pybind11.get_include()
@@ -180,9 +200,15 @@ def _toolkit_to_use(torch_cuda: str | None) -> Toolkit | None:
         return None
     toolkit = find_toolkit()
     if toolkit is None and forced:
-        raise SystemExit("fusedlstm: FORCE_CUDA=1 needs a CUDA toolkit, found none (set CUDA_HOME, or pip install nvidia-cuda-nvcc and its companions)")
+        raise SystemExit(
+            "fusedlstm: FORCE_CUDA=1 needs a CUDA toolkit, found none "
+            "(set CUDA_HOME, or pip install nvidia-cuda-nvcc and its companions)"
+        )
     if toolkit is None:
-        print("fusedlstm: no CUDA toolkit found (CUDA_HOME), so the CUDA library is not built; FusedLSTM will use PyTorch's own kernels on GPUs")
+        print(
+            "fusedlstm: no CUDA toolkit found (CUDA_HOME), so the CUDA library is not built; "
+            "FusedLSTM will use PyTorch's own kernels on GPUs"
+        )
     return toolkit
 
 

@@ -1,8 +1,8 @@
 """`python -m fusedlstm`: what is installed, what is in use on this machine, and why.
 
-    python -m fusedlstm           versions, devices, libraries, instruction set, GPU architectures
-    python -m fusedlstm plan ...  how the CUDA kernels would be launched for a problem; needs no GPU
-    python -m fusedlstm verify    compares FusedLSTM with torch.nn.LSTM on this machine's devices
+python -m fusedlstm           versions, devices, libraries, instruction set, GPU architectures
+python -m fusedlstm plan ...  how the CUDA kernels would be launched for a problem; needs no GPU
+python -m fusedlstm verify    compares FusedLSTM with torch.nn.LSTM on this machine's devices
 """
 
 import argparse
@@ -17,7 +17,9 @@ from fusedlstm import __version__, _library
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command of the list above; returns the exit status."""
-    parser = argparse.ArgumentParser("fusedlstm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "fusedlstm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("report", help="the default: versions, devices, libraries, and why something is not in use")
     plan_parser = commands.add_parser("plan", help="how the CUDA kernels would be launched; needs no GPU")

@@ -40,7 +40,8 @@ def load() -> None:
     if cuda_inactive_reason() is None:
         torch.ops.load_library(CUDA_LIBRARY)
     elif cuda_inactive_reason().is_a_fault:
-        warnings.warn(f"fusedlstm uses PyTorch's own LSTM on GPUs: {cuda_inactive_reason()}", RuntimeWarning, stacklevel=3)
+        message = f"fusedlstm uses PyTorch's own LSTM on GPUs: {cuda_inactive_reason()}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 class Reason(str):
@@ -56,7 +57,7 @@ class Reason(str):
 
 @functools.cache
 def build_facts() -> dict:
-    """What the build wrote down: version, torch_headers, compiler, cuda_toolkit, cuda_archs. Empty where it did not run."""
+    """What the build wrote: version, torch_headers, compiler, cuda_toolkit, cuda_archs; {} where it did not run."""
     file = _LIB_DIR / "build.json"
     return json.loads(file.read_text()) if file.is_file() else {}
 
@@ -75,7 +76,8 @@ def cuda_inactive_reason() -> Reason | None:
         return Reason(f"this PyTorch ({torch.__version__}) is not a CUDA build")
     if not CUDA_LIBRARY.is_file():
         return Reason(
-            "this fusedlstm was built without CUDA kernels; install a wheel that has them, or build it where nvcc is found",
+            "this fusedlstm was built without CUDA kernels; install a wheel that has them, "
+            "or build it where nvcc is found",
             is_a_fault=driver_version() is not None,
         )
     built_for, driver = build_facts()["cuda_toolkit"], driver_version()
@@ -137,10 +139,10 @@ def _operators_are_registered() -> bool:
     """
     if not torch._C._dispatch_has_kernel("fusedlstm::lstm_layer"):
         return False
-    others = [path for path in torch.ops.loaded_libraries if Path(path).name == CPU_LIBRARY.name and Path(path) != CPU_LIBRARY]
+    others = {Path(path) for path in torch.ops.loaded_libraries if Path(path).name == CPU_LIBRARY.name} - {CPU_LIBRARY}
     if others:
         raise ImportError(
-            f"fusedlstm expected to be the only copy in this process, got a second one: {others[0]} is loaded, "
+            f"fusedlstm expected to be the only copy in this process, got a second one: {others.pop()} is loaded, "
             f"so {CPU_LIBRARY} cannot be; remove one of the two from sys.path, or uninstall it"
         )
     return True

@@ -39,7 +39,7 @@ CHECKS = (
 
 
 class Result(NamedTuple):
-    """Largest absolute errors against float64, over all outputs and gradients; each divided by its tensor's magnitude."""
+    """Largest errors against float64 over all outputs and gradients, each divided by its tensor's magnitude."""
 
     error: float
     peer_error: float  # of nn.LSTM in the same dtype

@@ -100,7 +100,7 @@ def test_files_for_wide_instructions_share_no_inline_function():
     def weak_functions(objects):
         return set(re.findall(r" W (\w+)", output_of("nm", *objects)))
 
-    objects = sorted(OBJECTS.glob("csrc/cpu/*.o")) + [OBJECTS / "csrc/library.cpp.o"]
+    objects = [*sorted(OBJECTS.glob("csrc/cpu/*.o")), OBJECTS / "csrc/library.cpp.o"]
     wide = [obj for obj in objects if re.search(r"_avx2|_avx512", obj.name)]
     rest = [obj for obj in objects if obj not in wide]
     for obj in wide:

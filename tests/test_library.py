@@ -56,9 +56,7 @@ def test_a_second_copy_is_refused_with_both_paths(second_copy):
 
 def test_a_second_copy_loaded_past_the_guard_does_not_end_the_process(second_copy):
     result = run_python(
-        "import fusedlstm, torch\n"
-        "torch.ops.load_library(sys.argv[1])\n"
-        "print(torch.ops.fusedlstm._cpu_info())",
+        "import fusedlstm, torch\ntorch.ops.load_library(sys.argv[1])\nprint(torch.ops.fusedlstm._cpu_info())",
         second_copy / "fusedlstm/lib/libfusedlstm_cpu.so",
     )
     assert result.returncode == 0, result.stderr

@@ -1,0 +1,179 @@
+"""Checks the release files in dist/ as users will meet them: installed in clean environments, away from the sources.
+
+    python3 dev.py check-wheel [--torch torch==2.13.0 torch==2.11.0] [--python python3.11] [--environment FOLDER ...]
+
+First the files themselves: metadata, size, contents, platform tags, GPU architectures against the promise. Then, for
+every torch, a new virtual environment with a wheel: import time, the report, parity with nn.LSTM, and the tests. Last,
+the sdist builds from itself. `--environment` uses existing environments that hold torch and the test requirements, for
+machines without a network.
+"""
+
+import argparse
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "_build_backend")]
+import cuda_toolkit  # noqa: E402
+import dev  # noqa: E402
+
+DIST = ROOT / "dist"
+ENVIRONMENTS = ROOT / "build/check-wheel"
+MAX_MEGABYTES = 15
+MAX_IMPORT_SECONDS = 0.3
+CONTENTS = (r"fusedlstm/lib/libfusedlstm_cpu\.so", r"fusedlstm/py\.typed", r".*/licenses/LICENSE", r".*/METADATA")
+# What the tests read. The sources of the package stay behind, so that only the installed one can be imported.
+TEST_FILES = ("tests", "benchmarks", "examples", "pyproject.toml")
+# Of the source tree and not of the wheel: the emulator compiles csrc/.
+SOURCE_TESTS = ("test_emulator.py", "test_primitives.py", "test_cuda_*.py", "test_sass.py")
+
+IMPORT_SECONDS = """
+import time, torch
+start = time.perf_counter()
+import fusedlstm
+print(time.perf_counter() - start)
+"""
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "dev.py check-wheel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--torch", nargs="*", default=["torch==2.13.0", "torch==2.11.0"])
+    parser.add_argument("--python", default=sys.executable, help="the Python of the new environments")
+    parser.add_argument("--environment", nargs="*", default=[], type=Path)
+    options = parser.parse_args(arguments)
+
+    wheels, sdists = sorted(DIST.glob("*.whl")), sorted(DIST.glob("*.tar.gz"))
+    if not wheels or len(sdists) != 1:
+        sys.exit(
+            f"dev.py check-wheel: expected wheels and one sdist in {DIST}, got {os.listdir(DIST)}: run `dev.py wheel`"
+        )
+    run(sys.executable, "-m", "twine", "check", "--strict", *wheels, *sdists)
+    for wheel in wheels:
+        check_file(wheel)
+
+    pythons = [folder.absolute() / "bin/python" for folder in options.environment]
+    pythons += [new_environment(options.python, torch) for torch in options.torch]
+    for python in pythons:
+        for wheel in (wheel for wheel in wheels if fits(wheel, python)):
+            print(f"\n== {wheel.name} in {python.parent.parent}", flush=True)
+            check_installed(wheel, python)
+    check_sdist(sdists[0], pythons[0])
+    print("\nall checks passed")
+
+
+def check_file(wheel: Path) -> None:
+    """What can be said about a wheel without installing it."""
+    megabytes = wheel.stat().st_size / 1e6
+    print(f"\n== {wheel.name}, {megabytes:.2f} MB", flush=True)
+    demand(megabytes < MAX_MEGABYTES, f"expected less than {MAX_MEGABYTES} MB, got {megabytes:.2f} MB")
+    demand("manylinux_" in wheel.name, "expected a manylinux tag, got none: it did not pass auditwheel")
+    run(sys.executable, "-m", "auditwheel", "show", wheel)
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        for pattern in CONTENTS:
+            demand(any(re.fullmatch(pattern, name) for name in names), f"expected a file {pattern}, got {names}")
+        has_core = any(name.startswith("fusedlstm/_core") for name in names)
+        demand(has_core != ("-py3-none-" in wheel.name), "expected _core in the wheel of one Python, and only there")
+        if "fusedlstm/lib/libfusedlstm_cuda.so" in names:
+            found = archs_in(Path(archive.extract("fusedlstm/lib/libfusedlstm_cuda.so", folder)))
+            promised = promised_archs(os.environ.get("TORCH_CUDA_ARCH_LIST", cuda_toolkit.RELEASE_ARCHS))
+            print(f"GPU code: {' '.join(sorted(found))}")
+            demand(found == promised, f"expected GPU code for {sorted(promised)}, got {sorted(found)}")
+
+
+def check_installed(wheel: Path, python: Path) -> None:
+    """Installs the wheel, uses it from an empty folder, and runs the tests against it."""
+    run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--force-reinstall", wheel)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in TEST_FILES:
+            source = ROOT / name
+            copy = functools.partial(shutil.copytree, ignore=shutil.ignore_patterns("__pycache__", "build", "results"))
+            (copy if source.is_dir() else shutil.copy)(source, Path(folder) / name)
+        seconds = min(float(output_of(python, "-c", IMPORT_SECONDS, folder=folder)) for _ in range(3))
+        print(f"import: {seconds:.2f} s beyond torch's own")
+        demand(
+            seconds < MAX_IMPORT_SECONDS, f"expected an import in less than {MAX_IMPORT_SECONDS} s, got {seconds:.2f} s"
+        )
+        run(python, "-m", "fusedlstm", folder=folder)
+        run(python, "-m", "fusedlstm", "verify", folder=folder)
+        ignored = [f"--ignore-glob=*/{pattern}" for pattern in SOURCE_TESTS]
+        workers = str(len(os.sched_getaffinity(0)))
+        run(python, "-m", "pytest", "-q", "-n", workers, "-p", "no:cacheprovider", *ignored, "tests", folder=folder)
+
+
+def check_sdist(sdist: Path, python: Path) -> None:
+    """The sdist holds all that a build needs (of the CUDA library it is enough that its sources are there)."""
+    print(f"\n== {sdist.name}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"FUSEDLSTM_SKIP_CUDA_BUILD": "1"}
+        run(python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", sdist, folder=folder, **settings)
+        demand(list(Path(folder).glob("*.whl")), "expected a wheel built from the sdist, got none")
+    contents = output_of("tar", "-tzf", sdist)
+    missing = [f.name for f in (ROOT / "csrc/cuda").iterdir() if f"csrc/cuda/{f.name}" not in contents]
+    demand(not missing, f"expected all of csrc/cuda in the sdist, got none of {missing}")
+
+
+def new_environment(python: str, torch: str) -> Path:
+    """A fresh virtual environment with one torch and the test requirements; its Python."""
+    folder = ENVIRONMENTS / re.sub(r"\W+", "_", torch)
+    run(python, "-m", "venv", "--clear", folder)
+    run(folder / "bin/python", "-m", "pip", "install", "-q", torch, *dev.requirements("build", "test"))
+    return folder / "bin/python"
+
+
+def fits(wheel: Path, python: Path) -> bool:
+    tag = output_of(python, "-c", "import sys; print('cp%d%d' % sys.version_info[:2])").strip()
+    return f"-{tag}-" in wheel.name or "-py3-none-" in wheel.name
+
+
+def archs_in(library: Path) -> set[str]:
+    """{"sm_90a", "compute_120", ...}: the machine code and the PTX in a library."""
+    cuobjdump = find_cuobjdump()
+    code = re.findall(r"\.(sm_\w+)\.cubin", output_of(cuobjdump, "--list-elf", library))
+    ptx = re.findall(r"\.sm_(\w+)\.ptx", output_of(cuobjdump, "--list-ptx", library))
+    return {*code, *(f"compute_{number}" for number in ptx)}
+
+
+def promised_archs(arch_list: str) -> set[str]:
+    flags = " ".join(cuda_toolkit.gencode_flags(cuda_toolkit.parse_archs(arch_list)))
+    codes = re.findall(r",code=\[?([\w,]+)", flags)
+    return {code for group in codes for code in group.split(",")}
+
+
+def find_cuobjdump() -> str:
+    """Of the toolkit, or of PyPI's nvidia-cuda-cuobjdump."""
+    folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
+    folders += sorted(Path(sys.prefix).glob("lib/python*/site-packages/nvidia/cu*/bin"))
+    found = shutil.which("cuobjdump", path=os.pathsep.join(map(str, folders)))
+    demand(found, "expected cuobjdump, got none: pip install nvidia-cuda-cuobjdump")
+    return found
+
+
+def demand(condition: object, sentence: str) -> None:
+    if not condition:
+        sys.exit(f"dev.py check-wheel: {sentence}")
+
+
+def run(*command, folder: str | Path = ROOT, **environment: str) -> None:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=folder, env={**os.environ, **environment})
+    demand(done.returncode == 0, f"failed: {' '.join(words)}")
+
+
+def output_of(*command, folder: str | Path = ROOT) -> str:
+    return subprocess.run(
+        [str(word) for word in command], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
