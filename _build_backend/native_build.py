@@ -110,6 +110,7 @@ def build(version: str) -> dict[str, Path]:
     if not is_set("FUSEDLSTM_NO_PYBIND"):
         _core_module(ninja, [*host_flags, f'-DFUSEDLSTM_VERSION="{version}"'])
 
+    compiler = subprocess.run([*shlex.split(cxx), "--version"], capture_output=True, text=True).stdout
     facts = {
         "version": version,
         "torch_headers": torch["version"],
