@@ -29,7 +29,7 @@ from . import machine, measures, report
 from .contenders import PEERS
 from .plan import PROFILES, Selection
 from .results import FOLDER, Results
-from .suite import FAILED, PEER_WRONG, WRONG, Job, Row, run_jobs
+from .suite import FAILED, PEER_FAILED, PEER_WRONG, WRONG, Job, Row, run_jobs
 from .table import not_timed, rows_table, summary_table
 from .timing import Budget
 from .workload import MODES, PRECISIONS
@@ -128,7 +128,7 @@ def _time_jobs(console: Console, results: Results, jobs: list[Job], budget: Budg
     wide.print(rows_table(results.rows), crop=False, soft_wrap=True)
     wide.print(summary_table(results.rows), crop=False, soft_wrap=True)
     for (status, peer, note), count in not_timed(results.rows).items():
-        color = "red" if status in (WRONG, FAILED, PEER_WRONG) else "dim"
+        color = "red" if status in (WRONG, FAILED, PEER_WRONG, PEER_FAILED) else "dim"
         console.print(f"[{color}]{status}[/] {peer}: {note} ({count} rows)", highlight=False)
 
 

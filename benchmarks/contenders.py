@@ -58,18 +58,14 @@ def build_torch(workload: Workload, native: bool = False) -> Model:
         run = _run_packed
     elif workload.case.resets:
         run = _run_with_resets
+    backends = torch.backends
+    libraries = backends.cudnn if workload.device.type == "cuda" else backends.mkldnn
 
     def forward(batch: Batch):
-        with _without_libraries() if native else nullcontext():
+        with libraries.flags(enabled=False) if native else nullcontext():
             return run(module, batch)
 
     return Model(forward, dict(module.named_parameters()))
-
-
-def _without_libraries():
-    if torch.backends.mkldnn.is_available() and not torch.cuda.is_available():
-        return torch.backends.mkldnn.flags(enabled=False)
-    return torch.backends.cudnn.flags(enabled=False)
 
 
 def _run_plain(module: nn.Module, batch: Batch):

@@ -16,7 +16,9 @@ from .contenders import BASELINE, CONTENDERS, FUSED
 from .timing import Budget, Program, Summary, interleave, ratio
 from .workload import Model, Workload, precision_switches
 
-OK, WRONG, PEER_WRONG, SKIPPED, FAILED = "ok", "wrong", "peer wrong", "skipped", "failed"
+OK, SKIPPED = "ok", "skipped"
+WRONG, FAILED = "wrong", "failed"  # FusedLSTM's result; FusedLSTM raised
+PEER_WRONG, PEER_FAILED = "peer wrong", "peer failed"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _run_job(job: Job, budget: Budget) -> Iterable[Row]:
             peer, row.peer_error, problem = _build(name, workload, checked, reference)
             if problem:
                 status, row.note = problem
-                row.status = PEER_WRONG if status == WRONG else status
+                row.status = PEER_WRONG if status == WRONG else PEER_FAILED
                 peer = None
             _time(row, job, workload, fused, peer, budget)
             yield row

@@ -1,0 +1,304 @@
+"""The benchmark suite says what is true: errors are found before timing, files can be read back."""
+
+import csv
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import __main__ as command
+from benchmarks import compare, contenders, memory, plan, report, timing
+from benchmarks.accuracy import Reference
+from benchmarks.contenders import BASELINE, CONTENDERS, FUSED, PEERS, Contender
+from benchmarks.machine import Ceilings
+from benchmarks.results import Results, geometric_mean
+from benchmarks.suite import OK, PEER_FAILED, PEER_WRONG, SKIPPED, WRONG, Job, Row, run_jobs
+from benchmarks.workload import MODES, Model, Workload, precision_switches
+from tests.cases import BENCHMARK, Case
+
+# Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
+pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
+
+CPU = torch.device("cpu")
+SMALL = Case("small", 6, 3, 4, 5, num_layers=2, bidirectional=True)
+PACKED = Case("packed", 6, 3, 4, 5, bidirectional=True, variable="packed")
+LENGTHS = Case("lengths", 6, 3, 4, 5, num_layers=2, bidirectional=True, variable="lengths")
+RESETS = Case("resets", 40, 3, 4, 5, resets=True)
+PROJECTION = Case("projection", 6, 3, 4, 5, proj_size=2)
+DROPOUT = Case("dropout", 6, 3, 4, 5, num_layers=2, dropout=0.5)
+BRIEF = timing.Budget(seconds=0.01, min_rounds=3, max_rounds=3)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    # Threads of nn.LSTM wait actively: with other tests beside these, two take longer than one.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _cheap_ceilings(monkeypatch):
+    """Measuring what the machine can do takes a second for each dtype, and is not under test."""
+    fixed = Ceilings(mm_flops=1e11, peak_flops=2e11, bandwidth=1e10)
+    monkeypatch.setattr("benchmarks.machine.ceilings", lambda *arguments: fixed)
+
+
+def job(case=SMALL, mode="inference", precision="float32", peers=(BASELINE,)) -> Job:
+    return Job(case, mode, precision, CPU, torch.get_num_threads(), peers)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "case", [SMALL, PACKED, LENGTHS, RESETS, PROJECTION, DROPOUT], ids=lambda case: case.name
+)
+def test_both_sides_are_right(case, mode, precision):
+    workload = Workload.of(case, mode, precision, CPU).without_dropout()
+    reference = Reference(workload)
+    for name in (FUSED, BASELINE, "nn.LSTM native", "LSTMCell loop"):
+        contender = CONTENDERS[name]
+        if contender.why_not(workload) is None:
+            assert reference.error_of(contender.build(workload)) <= reference.limit, name
+
+
+def _broken(change):
+    """nn.LSTM with its results changed."""
+
+    def build(workload: Workload) -> Model:
+        model = contenders.build_torch(workload)
+        return Model(lambda batch: change(*model.forward(batch)), model.leaves)
+
+    return Contender(FUSED, build)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda output, h_n, c_n: (output * 1.01, h_n, c_n),
+        lambda output, h_n, c_n: (output.roll(1, 0), h_n, c_n),
+        lambda output, h_n, c_n: (output, h_n, c_n.flip(0)),
+        lambda output, h_n, c_n: (output, h_n * math.nan, c_n),
+        lambda output, h_n, c_n: (output[:-1], h_n, c_n),
+    ],
+    ids=["scaled", "shifted", "wrong-layer", "nan", "short"],
+)
+def test_a_wrong_result_is_never_timed(monkeypatch, change):
+    monkeypatch.setitem(CONTENDERS, FUSED, _broken(change))
+    (row,) = run_jobs([job()], BRIEF)
+    assert row.status == WRONG
+    assert row.fused_us is row.peer_us is row.ratio is None
+    assert row.fused_error > row.error_limit
+
+
+def test_a_wrong_gradient_is_never_timed(monkeypatch):
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * gradient
+
+    broken = _broken(lambda output, h_n, c_n: (Doubled.apply(output), h_n, c_n))
+    monkeypatch.setitem(CONTENDERS, FUSED, broken)
+    row, training = run_jobs([job(), job(mode="train")], BRIEF)
+    assert (row.status, training.status) == (OK, WRONG)
+    assert training.fused_us is None
+
+
+def test_a_wrong_peer_leaves_our_own_time(monkeypatch):
+    broken = replace(_broken(lambda output, h_n, c_n: (-output, h_n, c_n)), name=BASELINE)
+    monkeypatch.setitem(CONTENDERS, BASELINE, broken)
+    (row,) = run_jobs([job()], BRIEF)
+    assert row.status == PEER_WRONG
+    assert row.fused_us > 0
+    assert row.ratio is row.peer_us is None
+
+
+def test_a_peer_that_raises_is_reported(monkeypatch):
+    def build(workload):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setitem(CONTENDERS, BASELINE, Contender(BASELINE, build))
+    (row,) = run_jobs([job()], BRIEF)
+    assert row.status == PEER_FAILED
+    assert row.fused_us > 0
+    assert "no such kernel" in row.note
+
+
+def test_every_peer_gives_a_row():
+    rows = run_jobs([job(PROJECTION, peers=PEERS)], BRIEF)
+    assert [row.peer for row in rows] == list(PEERS)
+    skipped = {row.peer: row.note for row in rows if row.status == SKIPPED}
+    assert {"haste", "FlashRNN", "LSTMCell loop"} <= skipped.keys()
+    assert all(skipped.values()), "skipped without a reason"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_row_is_consistent(mode):
+    (row,) = run_jobs([job(mode=mode)], BRIEF)
+    assert row.status == OK
+    assert row.fused_us_low <= row.fused_us <= row.fused_us_high
+    assert row.ratio_low <= row.ratio <= row.ratio_high
+    seconds, T = row.fused_us * 1e-6, row.T
+    per_row = 2 * 4 * 5 * (4 + 5) * 2 + 2 * 4 * 5 * (10 + 5) * 2
+    flops = per_row * T * row.B * (3 if mode == "train" else 1)
+    assert T == (1 if mode == "decode" else 6)
+    assert row.fused_gflops == pytest.approx(flops / seconds * 1e-9)
+    assert row.percent_of_mm == pytest.approx(100 * flops / seconds / 1e11)
+    assert row.percent_of_floor == pytest.approx(100 * row.floor_us / row.fused_us)
+    assert (row.fused_peak_mib is not None) == mode.startswith("train")
+
+
+def test_flops_count_only_valid_steps():
+    workload = Workload.of(LENGTHS, "inference", "float32", CPU)
+    full = Workload.of(replace(LENGTHS, variable=""), "inference", "float32", CPU)
+    fraction = workload.batches[0].lengths.sum().item() / (LENGTHS.T * LENGTHS.B)
+    assert workload.flops() == pytest.approx(full.flops() * fraction)
+    assert fraction < 1
+
+
+def test_rounds_are_interleaved():
+    order = []
+    names = ("a", "b", "c")
+    programs = {name: lambda call, name=name: order.append(name) for name in names}
+    budget = timing.Budget(seconds=0, min_rounds=4)
+    samples = timing.interleave(programs, CPU, budget)
+    assert all(len(values) == 4 for values in samples.values())
+    visits = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
+    # After the warm-up in order: a b c, c b a, a b c, c b a; equal neighbours merge.
+    assert "".join(visits) == "abc" + "abcbabcba"
+
+
+def test_precise_samples_stop_early():
+    steady = {"a": [1.0] * 5, "b": [2.0] * 5}
+    noisy = {"a": [1.0] * 5, "b": [1.0, 2.0, 3.0, 4.0, 5.0]}
+    assert timing._precise(steady, 0.01)
+    assert not timing._precise(noisy, 0.01)
+
+
+def test_ratio_is_taken_inside_a_round():
+    """A machine that slows down tenfold half way changes no ratio."""
+    drift = np.array([1.0, 1.0, 10.0, 10.0, 10.0])
+    summary = timing.ratio({"a": 2 * drift, "b": drift}, "a", "b")
+    assert summary == timing.Summary(2.0, 2.0, 2.0)
+
+
+def test_peak_memory_counts_the_largest_moment():
+    def program(call):
+        first = torch.empty(1 << 20, dtype=torch.uint8)
+        second = torch.empty(2 << 20, dtype=torch.uint8)
+        del first, second
+        return torch.empty(1 << 20, dtype=torch.uint8)
+
+    assert memory.peak_mib(program, CPU) == pytest.approx(3, abs=0.01)
+
+
+def test_precision_switches_are_put_back():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    with precision_switches("tf32"):
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_enough_cases_with_different_names():
+    names = [case.name for case in BENCHMARK + plan.SCALING]
+    assert len(BENCHMARK) >= 60
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("profile", ["quick", "main", "full"])
+def test_profiles_choose_jobs_once(profile):
+    jobs, _ = plan.PROFILES[profile](plan.Selection(CPU))
+    assert len(set(jobs)) == len(jobs) > 0
+    only_one = plan.Selection(CPU, modes=("train",), threads=(1,))
+    assert {(job.mode, job.threads) for job in plan.PROFILES["quick"](only_one)[0]} == {("train", 1)}
+
+
+def test_unknown_case_is_refused():
+    with pytest.raises(ValueError, match="expected a case name or pattern, got 'nonsense'"):
+        plan.custom(plan.Selection(CPU, cases=("nonsense",)))
+
+
+def test_geometric_mean():
+    assert geometric_mean([0.5, 2.0, 4.0]) == pytest.approx(4 ** (1 / 3))
+
+
+def _row(**changes) -> Row:
+    (row,) = run_jobs([job()], BRIEF)
+    return replace(row, **changes)
+
+
+def test_results_can_be_read_back(tmp_path):
+    results = Results({"device": "a machine"}, [_row(), _row(status=WRONG, fused_us=None)])
+    results.measures["call, us"] = {FUSED: 1.5, "list": [1, 2]}
+    path = report.write(results, tmp_path / "run")
+    again = Results.read(tmp_path / "run.csv")
+    assert again == results
+    lines = (tmp_path / "run.csv").read_text().splitlines()
+    header = [line for line in lines if line.startswith("# ")]
+    assert header == ["# device: a machine", "# call, us FusedLSTM: 1.5"]
+    table = list(csv.DictReader(lines[len(header) :]))
+    assert [line["status"] for line in table] == [OK, WRONG]
+    text = path.read_text()
+    assert text.count("| small |") == 2, "a row is missing from the report"
+    assert "run-ratio.png" in text
+    assert (tmp_path / "run-ratio.png").stat().st_size > 1000
+
+
+def test_compare_finds_what_moved(tmp_path, capsys):
+    steady = dict(ratio=2.0, ratio_low=1.9, ratio_high=2.1)
+    before = Results({"commit": "old"}, [_row(case="a", **steady), _row(case="b", **steady)])
+    slower = dict(ratio=1.5, ratio_low=1.4, ratio_high=1.6)
+    within = dict(ratio=1.95, ratio_low=1.85, ratio_high=2.05)
+    after = Results({"commit": "new"}, [_row(case="a", **within), _row(case="b", **slower)])
+    moved = [pair for pair in compare.changes(before, after) if pair.beyond_spread]
+    assert [pair.after.case for pair in moved] == ["b"]
+    assert moved[0].factor == pytest.approx(0.75)
+    before.write(tmp_path / "before")
+    after.write(tmp_path / "after")
+    compare.main([str(tmp_path / "before.json"), str(tmp_path / "after.json")])
+    printed = capsys.readouterr().out
+    assert "commit: old -> new" in printed
+    assert "2 measurements in both, 1 moved" in printed
+
+
+def test_command_writes_everything(tmp_path, capsys):
+    options = ["--cases", "decode-32", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert command.main(options) == 0
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"custom.csv", "custom.json", "custom.md", "custom-ratio.png"} <= written
+    rows = Results.read(tmp_path / "custom.json").rows
+    assert [(row.mode, row.status) for row in rows] == [("inference", OK), ("train", OK)]
+    assert "decode-32" in capsys.readouterr().out
+
+
+def test_command_fails_when_a_result_is_wrong(tmp_path, monkeypatch):
+    broken = _broken(lambda output, h_n, c_n: (output + 1, h_n, c_n))
+    monkeypatch.setitem(CONTENDERS, FUSED, broken)
+    options = ["--cases", "decode-32", "--device", "cpu", "--out", str(tmp_path)]
+    assert command.main(options) == 1
+
+
+@pytest.mark.parametrize("option", ["--mode", "--dtype", "--peers"])
+def test_command_names_what_it_expected(option, capsys):
+    with pytest.raises(SystemExit):
+        command.main([option, "nonsense"])
+    assert "got 'nonsense'" in capsys.readouterr().err
+
+
+def test_digit_rows_report(monkeypatch):
+    """Both sides train from the same weights: nn.LSTM against itself differs in nothing."""
+    from benchmarks import measures
+
+    monkeypatch.setattr("fusedlstm.FusedLSTM", nn.LSTM)
+    digits = measures.digit_rows(CPU, epochs=1)
+    assert digits["largest loss difference"] == 0
+    assert digits["test accuracy"][FUSED] == digits["test accuracy"][BASELINE] > 0.3

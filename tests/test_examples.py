@@ -1,0 +1,48 @@
+"""Every example runs in its short form, and both LSTMs give the same result in it."""
+
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+TRAININGS = [
+    "cell_loop",
+    "digit_rows",
+    "gradient_penalty",
+    "recurrent_a2c",
+    "sine_forecast",
+    "text_classification",
+]
+OTHERS = []
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    # Layers this small gain nothing from more threads, and other tests run beside these.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_every_example_is_tested():
+    found = {path.stem for path in EXAMPLES.glob("*.py")} - {"__init__", "side_by_side"}
+    assert found == {*TRAININGS, *OTHERS}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_training_agrees(name, tmp_path, capsys):
+    """The loss curves are as close as rounding leaves them after so few updates."""
+    figure = tmp_path / "figure.png"
+    results = importlib.import_module(f"examples.{name}").main(["--quick", "--plot", str(figure)])
+    torch_run, fused_run = results.values()
+    torch.testing.assert_close(fused_run.losses, torch_run.losses, rtol=1e-4, atol=1e-6)
+    assert len(set(torch_run.losses)) == len(torch_run.losses), "the loss does not move"
+    assert math.isfinite(fused_run.score)
+    assert fused_run.score == pytest.approx(torch_run.score, rel=1e-2, abs=1e-6)
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert all(kind in printed for kind in results)
