@@ -190,6 +190,10 @@ def run(input, hx, weights, sizes: Sizes, options: Options):
     wants_states = options.return_cell_states or options.return_gates
     differentiable = [x, h_0, c_0, *tensors, *(reset_state or ())]
     operator = _operator(differentiable, x.device, wants_states, lengths, reset)
+    if lengths is not None and operator is ops.lstm_layer:
+        # The weights' gradient is a product over all rows, where 0 * NaN would count.
+        padding = torch.arange(x.size(0), device=x.device)[:, None, None] >= lengths[:, None]
+        x = x.masked_fill(padding, 0)
     output, (h_n, c_n), cell_states, gates = _stack(
         operator, x, h_0, c_0, weights, sizes, options, (batch_sizes, lengths, reset), reset_state
     )
@@ -267,9 +271,10 @@ def _operator(differentiable, device, wants_states, lengths, reset):
     if device.type != "cpu" and device.type != "meta" and _lacks_kernels(device):
         is_plain = not wants_states and lengths is None and reset is None
         return _torch_layer if is_plain else reference.lstm_layer
-    if wants_states or (
-        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
-    ):
+    # What torch.jit.trace records must serve both with and without gradients.
+    if wants_states or torch.jit.is_tracing():
+        return ops.lstm_layer
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
         return ops.lstm_layer
     return ops.lstm_layer_inference
 

@@ -1,0 +1,226 @@
+"""Tracing: torch.compile in one graph, torch.export with dynamic sizes, opcheck, fx."""
+
+import io
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import OPTIONS
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim, export
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fusedlstm import FusedLSTM, ops
+
+LAYER_OPERATORS = (ops.lstm_layer, ops.lstm_layer_inference)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+
+
+def _layer_nodes(graph) -> int:
+    return sum(node.target in LAYER_OPERATORS for node in graph.nodes)
+
+
+class Classifier(nn.Module):
+    """A model around the LSTM, as people compile them."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.lstm = FusedLSTM(3, 4, 2, bidirectional=True, **options)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x, hx=None, lengths=None):
+        output, (h_n, _) = self.lstm(x, hx, lengths=lengths)
+        return self.head(output.relu()), h_n
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_training_step_in_one_graph(backend, device):
+    model = Classifier(device=device, dtype=torch.float64).to(device, torch.float64)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    x = torch.randn(5, 2, 3, device=device, dtype=torch.float64, requires_grad=True)
+    found = []
+    for call in (model, compiled):
+        output, h_n = call(x)
+        loss = output.square().sum() + h_n.sum()
+        found.append([output, h_n, *torch.autograd.grad(loss, [x, *model.parameters()])])
+    for expected, actual in zip(*found):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_one_graph_for_all_sizes(device):
+    counter = CompileCounterWithBackend("aot_eager")
+    model = Classifier(device=device).to(device)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for T, B in [(5, 2), (7, 3), (40, 6)]:
+        x = torch.randn(T, B, 3, device=device)
+        torch.testing.assert_close(compiled(x)[0], model(x)[0])
+    assert counter.frame_count == 1
+    assert _layer_nodes(counter.graphs[0].graph) == 2
+
+
+@pytest.mark.parametrize("option", ["lengths", "reset", "states"])
+def test_options_compile(option, device):
+    module = FusedLSTM(3, 4, device=device)
+    x = torch.randn(5, 2, 3, device=device)
+    options = {
+        "lengths": {"lengths": torch.tensor([2, 5], device=device)},
+        "reset": {"reset": torch.rand(5, 2, device=device) < 0.5},
+        "states": {"return_cell_states": True, "return_gates": True},
+    }[option]
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    actual, expected = compiled(x, **options), module(x, **options)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_no_grad_and_autocast_compile(device):
+    module = FusedLSTM(3, 4, device=device)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, 2, 3, device=device)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x)[0], module(x)[0])
+    with torch.autocast(device.type, torch.bfloat16):
+        assert compiled(x)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+def test_inductor(device):
+    model = Classifier(device=device).to(device)
+    compiled = torch.compile(model, fullgraph=True)
+    x = torch.randn(5, 2, 3, device=device)
+    found = []
+    for call in (model, compiled):
+        output = call(x)[0]
+        found.append([output, *torch.autograd.grad(output.sum(), list(model.parameters()))])
+    for expected, actual in zip(*found):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def _exported(model, x, **kwargs):
+    """`model` exported with dynamic time and batch."""
+    T, B = Dim("T", min=1), Dim("B", min=1)
+    shapes = {"x": {0: T, 1: B}, **dict.fromkeys(kwargs)}
+    if "lengths" in kwargs:
+        shapes["lengths"] = {0: B}
+    return export(model, (x,), kwargs, dynamic_shapes=shapes)
+
+
+def test_export_with_dynamic_time(device):
+    model = Classifier(device=device).to(device).eval()
+    program = _exported(model, torch.randn(5, 2, 3, device=device))
+    assert _layer_nodes(program.graph) == 2
+    assert len(program.graph.nodes) < 60  # whatever T is
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for T, B in [(5, 2), (1, 1), (40, 7)]:
+        x = torch.randn(T, B, 3, device=device)
+        torch.testing.assert_close(loaded(x)[0], model(x)[0])
+
+
+def test_export_with_lengths(device):
+    model = Classifier(device=device).to(device).eval()
+    x = torch.randn(5, 2, 3, device=device)
+    program = _exported(model, x, lengths=torch.tensor([5, 3], device=device))
+    x, lengths = torch.randn(9, 3, 3, device=device), torch.tensor([9, 1, 4], device=device)
+    actual = program.module()(x, lengths=lengths)[0]
+    torch.testing.assert_close(actual, model(x, lengths=lengths)[0])
+
+
+@pytest.mark.slow
+def test_aot_inductor_package_in_another_process(tmp_path):
+    """The package needs the library's operators only, not the model's code."""
+    model = Classifier().eval()
+    x = torch.randn(5, 2, 3)
+    program = _exported(model, x)
+    package = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "m.pt2")
+    )
+    torch.save((x, model(x)[0]), tmp_path / "expected.pt")
+    code = (
+        "import sys, torch, fusedlstm\n"
+        "x, expected = torch.load(sys.argv[2])\n"
+        "run = torch._inductor.aoti_load_package(sys.argv[1])\n"
+        "torch.testing.assert_close(run(x)[0], expected)\n"
+    )
+    arguments = [sys.executable, "-c", code, package, str(tmp_path / "expected.pt")]
+    subprocess.run(arguments, check=True)
+
+
+def _operator_arguments(case, requires_grad, **rows):
+    module = FusedLSTM(**case.module_kwargs()).requires_grad_(requires_grad)
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    lists = [[p for n, p in module.named_parameters() if n.startswith(k)] for k in kinds]
+    D = case.directions
+    state = torch.randn(D, case.B, case.output_size), torch.randn(D, case.B, case.hidden_size)
+    x = torch.randn(case.T, case.B, case.input_size, requires_grad=requires_grad)
+    names = ("batch_sizes", "lengths", "reset", "reset_h", "reset_c")
+    rows.setdefault("input", x)
+    return (rows["input"], *state, *lists, *(rows.get(n) for n in names), False)
+
+
+ONE_LAYER = [case for case in OPTIONS if case.num_layers == 1]
+
+
+@pytest.mark.parametrize("case", ONE_LAYER, ids=lambda case: case.name)
+def test_opcheck(case):
+    torch.library.opcheck(ops.lstm_layer, _operator_arguments(case, True))
+    torch.library.opcheck(ops.lstm_layer_inference, _operator_arguments(case, False))
+
+
+@pytest.mark.parametrize("kind", ["packed", "lengths", "reset"])
+def test_opcheck_of_row_states(kind):
+    case = ONE_LAYER[0]
+    rows = {
+        "packed": {"input": torch.randn(8, 6), "batch_sizes": torch.tensor([3, 2, 2, 1])},
+        "lengths": {"lengths": torch.tensor([0, 5, 2])},
+        "reset": {"reset": torch.rand(5, 3) < 0.5, "reset_h": torch.randn(1, 3, 10)},
+    }[kind]
+    torch.library.opcheck(ops.lstm_layer, _operator_arguments(case, True, **rows))
+
+
+def test_opcheck_of_backward():
+    """Traces the double backward through the reference: few steps, since it is a node per step."""
+    case = replace(OPTIONS[4], T=2)
+    assert case.proj_size
+    arguments = _operator_arguments(case, True)
+    output, h_n, c_n, gates, cells = (t.detach() for t in ops.lstm_layer(*arguments))
+    needs = [True] * 8 + [False] * 2
+    incoming = (output, None, c_n, None)
+    torch.library.opcheck(
+        ops.lstm_layer_backward, (*incoming, *arguments, output, gates, cells, needs)
+    )
+
+
+def test_make_fx_and_symbolic_trace():
+    model = Classifier().eval()
+    x = torch.randn(5, 2, 3)
+    trace = make_fx(lambda x: model(x)[0], tracing_mode="symbolic", _allow_non_fake_inputs=True)
+    traced = trace(x)
+    assert _layer_nodes(traced.graph) == 2
+    torch.testing.assert_close(traced(x), model(x)[0])
+    symbolic = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(symbolic(x)[0], model(x)[0])
+
+
+def test_fake_tensors():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        output, (h_n, _) = FusedLSTM(3, 4, 2)(torch.randn(5, 2, 3), lengths=torch.tensor([1, 2]))
+    assert output.shape == (5, 2, 4) and h_n.shape == (2, 2, 4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_jit_trace_keeps_sizes_dynamic():
+    module = FusedLSTM(3, 4, 2)
+    traced = torch.jit.trace(module, torch.randn(5, 2, 3))
+    x = torch.randn(7, 3, 3)
+    torch.testing.assert_close(traced(x)[0], module(x)[0])

@@ -1,0 +1,226 @@
+"""Sequences of different lengths, packed or by `lengths`, resets inside them, and all-step states."""
+
+import pytest
+import torch
+from cases import OPTIONS
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+
+from fusedlstm import FusedLSTM, functional
+
+LENGTHS = [[5, 2, 3], [5, 5, 5], [1, 5, 1]]
+ONE_DIRECTION = [case for case in OPTIONS if not case.bidirectional]
+
+
+def _module(case, device, module_type=FusedLSTM):
+    return module_type(**case.module_kwargs(), device=device, dtype=torch.float64)
+
+
+def _inputs(case, device):
+    rows = case.num_layers * case.directions
+    shapes = (case.T, case.B, case.input_size), (rows, case.B, case.output_size)
+    shapes += ((rows, case.B, case.hidden_size),)
+    x, h, c = (torch.randn(s, dtype=torch.float64, device=device, requires_grad=True) for s in shapes)
+    return x, h, c
+
+
+def _gradients(module, results, inputs):
+    """Of a loss that weighs every element of every result differently."""
+    torch.manual_seed(1)
+    loss = sum((r * torch.randn_like(r)).sum() for r in results)
+    return torch.autograd.grad(loss, [*inputs, *module.parameters()])
+
+
+def _assert_same(actual, expected):
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("case", OPTIONS, ids=lambda case: case.name)
+def test_packed_is_torch(case, lengths, device):
+    plain, fused = _module(case, device, nn.LSTM), _module(case, device)
+    fused.load_state_dict(plain.state_dict())
+    x, h, c = _inputs(case, device)
+    found = []
+    for module in (plain, fused):
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        output, (h_n, c_n) = module(packed, (h, c))
+        assert torch.equal(output.batch_sizes, packed.batch_sizes)
+        assert torch.equal(output.unsorted_indices, packed.unsorted_indices)
+        results = output.data, h_n, c_n
+        found.append([*results, *_gradients(module, results, (x, h, c))])
+    _assert_same(found[1], found[0])
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("case", OPTIONS, ids=lambda case: case.name)
+def test_lengths_are_packing(case, lengths, device):
+    """Outputs, final states and gradients; whatever lies in the padding."""
+    module = _module(case, device)
+    x, h, c = _inputs(case, device)
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    output, (h_n, c_n) = module(packed, (h, c))
+    output, _ = pad_packed_sequence(output, total_length=case.T)
+    expected = output, h_n, c_n
+    expected = [*expected, *_gradients(module, expected, (x, h, c))]
+
+    padding = torch.arange(case.T, device=device)[:, None] >= torch.tensor(lengths, device=device)
+    garbage = x.detach().masked_fill(padding[..., None], float("nan")).requires_grad_()
+    output, (h_n, c_n) = module(garbage, (h, c), lengths=torch.tensor(lengths, dtype=torch.int32))
+    actual = output, h_n, c_n
+    actual = [*actual, *_gradients(module, actual, (garbage, h, c))]
+    _assert_same(actual, expected)
+    assert (actual[0][padding] == 0).all() and (actual[3][padding] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_lengths_in_other_dtypes(dtype, device):
+    """Each row is what the sequence gives alone."""
+    module = FusedLSTM(6, 33, bidirectional=True, device=device, dtype=dtype)
+    x = torch.randn(7, 4, 6, device=device).to(dtype)
+    lengths = [0, 7, 3, 1]
+    with torch.no_grad():
+        output, (h_n, _) = module(x, lengths=torch.tensor(lengths, device=device))
+        eps = torch.finfo(dtype).eps
+        for row, n in enumerate(lengths):
+            alone, (h, _) = module(x[:n, row : row + 1])
+            torch.testing.assert_close(output[:n, row], alone[:, 0], rtol=0, atol=4 * eps)
+            torch.testing.assert_close(h_n[:, row], h[:, 0], rtol=0, atol=4 * eps)
+
+
+def test_length_zero_keeps_the_state(device):
+    module = FusedLSTM(3, 4, device=device)
+    hx = torch.randn(1, 2, 4, device=device), torch.randn(1, 2, 4, device=device)
+    output, (h_n, c_n) = module(torch.randn(5, 2, 3, device=device), hx, lengths=torch.tensor([0, 5]))
+    assert torch.equal(h_n[0, 0], hx[0][0, 0]) and torch.equal(c_n[0, 0], hx[1][0, 0])
+    assert (output[:, 0] == 0).all()
+
+
+def test_lengths_of_other_arrangements(device):
+    module = FusedLSTM(3, 4, batch_first=True, device=device)
+    x, lengths = torch.randn(2, 5, 3, device=device), torch.tensor([2, 4])
+    output, (h_n, _) = module(x, lengths=lengths)
+    assert torch.equal(output[0, 1], h_n[0, 0]) and torch.equal(output[1, 3], h_n[0, 1])
+    alone, (h, _) = module(x[0], lengths=lengths[0])
+    torch.testing.assert_close(alone, output[0])
+    torch.testing.assert_close(h, h_n[:, 0])
+
+
+def _step_by_step(module, x, hx, reset, reset_state):
+    """The loop that people write: one call a step, states replaced between them."""
+    outputs, (h, c) = [], hx
+    for t in range(len(x)):
+        mask = reset[t][:, None]
+        new_h, new_c = reset_state or (torch.zeros_like(h), torch.zeros_like(c))
+        h, c = torch.where(mask, new_h, h), torch.where(mask, new_c, c)
+        output, (h, c) = module(x[t : t + 1], (h, c))
+        outputs.append(output)
+    return torch.cat(outputs), h, c
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("case", ONE_DIRECTION, ids=lambda case: case.name)
+def test_reset_is_the_loop(case, with_state, device):
+    module = _module(case, device)
+    x, h, c = _inputs(case, device)
+    _, *state = _inputs(case, device)
+    reset = torch.rand(case.T, case.B, device=device) < 0.4
+    reset[0, 0] = reset[-1, -1] = True
+    inputs = (x, h, c, *state) if with_state else (x, h, c)
+    expected = _step_by_step(module, x, (h, c), reset, tuple(state) if with_state else None)
+    options = {"reset_state": state} if with_state else {}
+    output, (h_n, c_n) = module(x, (h, c), reset=reset, **options)
+    actual = output, h_n, c_n
+    _assert_same(
+        [*actual, *_gradients(module, actual, inputs)],
+        [*expected, *_gradients(module, expected, inputs)],
+    )
+
+
+def test_reset_of_other_arrangements(device):
+    module = FusedLSTM(3, 4, 2, batch_first=True, device=device)
+    x, reset = torch.randn(2, 5, 3, device=device), torch.rand(2, 5, device=device) < 0.5
+    output, (h_n, _) = module(x, reset=reset)
+    alone, (h, _) = module(x[1], reset=reset[1])
+    torch.testing.assert_close(alone, output[1])
+    torch.testing.assert_close(h, h_n[:, 1])
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=lambda case: case.name)
+def test_states_of_all_steps(case, device):
+    """c and gates of each layer, from nn.LSTMCell's equations one step at a time."""
+    module = _module(case, device)
+    x, h, c = _inputs(case, device)
+    output, (_, c_n), cells, gates = module(
+        x, (h, c), return_cell_states=True, return_gates=True
+    )
+    rows, D = case.num_layers * case.directions, case.directions
+    assert cells.shape == (rows, case.T, case.B, case.hidden_size)
+    assert gates.shape == (rows, case.T, case.B, 4 * case.hidden_size)
+    assert cells.requires_grad and not gates.requires_grad
+    i, f, g, o = gates.chunk(4, -1)
+    for row in range(rows):
+        before = torch.cat([c[row][None], cells[row, :-1]])
+        last = cells[row, -1]
+        if row % D:
+            before, last = torch.cat([cells[row, 1:], c[row][None]]), cells[row, 0]
+        _assert_same([cells[row], c_n[row]], [f[row] * before + i[row] * g[row], last])
+    top = (o * cells.tanh())[-D:]
+    if not case.proj_size:
+        _assert_same([output], [torch.cat(list(top), -1)])
+
+
+def test_states_of_other_arrangements(device):
+    module = FusedLSTM(3, 4, 2, bidirectional=True, batch_first=True, device=device)
+    x = torch.randn(2, 5, 3, device=device)
+    _, _, cells = module(x, return_cell_states=True)
+    _, _, gates = module(x, return_gates=True)
+    assert cells.shape == (4, 2, 5, 4) and gates.shape == (4, 2, 5, 16)
+    _, _, alone = module(x[1], return_cell_states=True)
+    torch.testing.assert_close(alone, cells[:, 1])
+    packed = pack_sequence([x[0], x[1, :3]])
+    _, _, cells = module(packed, return_cell_states=True)
+    assert cells.shape == (4, 8, 4)
+
+
+def test_cell_states_of_16_bits_are_float32(device):
+    module = FusedLSTM(3, 4, device=device, dtype=torch.bfloat16)
+    x = torch.randn(5, 2, 3, device=device, dtype=torch.bfloat16)
+    _, (_, c_n), cells = module(x, return_cell_states=True)
+    assert cells.dtype == torch.float32 and torch.equal(cells[0, -1].bfloat16(), c_n[0])
+
+
+def test_gradient_through_cell_states(device):
+    weights = [w.double() for w in (torch.randn(8, 3), torch.randn(8, 2), torch.randn(8), torch.randn(8))]
+    inputs = [t.to(device).requires_grad_() for t in (torch.randn(3, 2, 3).double(), *weights)]
+
+    def cells(x, *weights):
+        return functional.lstm(x, None, [weights], return_cell_states=True)[2]
+
+    assert torch.autograd.gradcheck(cells, inputs)
+    assert torch.autograd.gradgradcheck(cells, inputs)
+
+
+@pytest.mark.parametrize("kind", ["lengths", "reset", "packed"])
+def test_gradcheck_of_row_states(kind, device):
+    module = FusedLSTM(2, 3, bidirectional=kind != "reset", device=device, dtype=torch.float64)
+    D = 1 if kind == "reset" else 2
+    x = torch.randn(4, 3, 2, dtype=torch.float64, device=device, requires_grad=True)
+    h, c = (torch.randn(D, 3, 3, dtype=torch.float64, device=device, requires_grad=True) for _ in "hc")
+    lengths = torch.tensor([1, 4, 2])
+    reset = torch.rand(4, 3, device=device) < 0.4
+
+    def call(x, h, c):
+        if kind == "packed":
+            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+            output, state = module(packed, (h, c))
+            return (output.data, *state)
+        if kind == "lengths":
+            output, state = module(x, (h, c), lengths=lengths)
+        else:
+            output, state = module(x, (h, c), reset=reset, reset_state=(c, h))
+        return (output, *state)
+
+    assert torch.autograd.gradcheck(call, (x, h, c))
+    assert torch.autograd.gradgradcheck(call, (x, h, c))

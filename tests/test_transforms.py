@@ -1,0 +1,121 @@
+"""torch.func: per-sample gradients, ensembles, forward mode, Hessians (by way of the reference)."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+
+from fusedlstm import FusedLSTM, functional
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def module(device, dtype):
+    return FusedLSTM(3, 4, 2, bidirectional=True, device=device, dtype=dtype)
+
+
+@pytest.fixture
+def x(device, dtype):
+    return torch.randn(5, 2, 3, device=device, dtype=dtype)
+
+
+def test_vmap_over_inputs(module, x):
+    xs = torch.stack([x, 2 * x, -x])
+    output, (h_n, c_n) = vmap(module)(xs)
+    for k, one in enumerate(xs):
+        expected, (h, c) = module(one)
+        for a, e in ((output[k], expected), (h_n[k], h), (c_n[k], c)):
+            torch.testing.assert_close(a, e)
+
+
+def test_vmap_over_lengths_and_resets(x):
+    module = FusedLSTM(3, 4, device=x.device, dtype=x.dtype)
+    lengths = torch.tensor([[5, 1], [2, 3]], device=x.device)
+    outputs = vmap(lambda n: module(x, lengths=n)[0])(lengths)
+    for output, n in zip(outputs, lengths):
+        torch.testing.assert_close(output, module(x, lengths=n)[0])
+    resets = torch.rand(3, 5, 2, device=x.device) < 0.5
+    outputs = vmap(lambda r: module(x, reset=r)[0])(resets)
+    for output, r in zip(outputs, resets):
+        torch.testing.assert_close(output, module(x, reset=r)[0])
+
+
+def test_ensemble(module, x):
+    """vmap over stacked weights."""
+    modules = [copy.deepcopy(module) for _ in range(3)]
+    for m in modules:
+        m.reset_parameters()
+    parameters, buffers = stack_module_state(modules)
+
+    def call(parameters, buffers):
+        return functional_call(module, (parameters, buffers), (x,))[0]
+
+    outputs = vmap(call)(parameters, buffers)
+    for output, m in zip(outputs, modules):
+        torch.testing.assert_close(output, m(x)[0])
+
+
+def test_per_sample_gradients(module, x):
+    parameters = {k: p.detach() for k, p in module.named_parameters()}
+
+    def loss(parameters, sample):
+        return functional_call(module, parameters, (sample.unsqueeze(1),))[0].square().sum()
+
+    gradients = vmap(grad(loss), in_dims=(None, 1))(parameters, x)
+    for sample in range(2):
+        module.zero_grad()
+        module(x[:, sample : sample + 1])[0].square().sum().backward()
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(gradients[name][sample], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_reverse_mode(module, x):
+    output, pullback = vjp(lambda x: module(x)[0], x)
+    (gradient,) = pullback(torch.ones_like(output))
+    leaf = x.clone().requires_grad_()
+    module(leaf)[0].sum().backward()
+    torch.testing.assert_close(gradient, leaf.grad)
+    jacobian = jacrev(lambda x: module(x)[0].sum())(x)
+    torch.testing.assert_close(jacobian, leaf.grad)
+
+
+def test_forward_mode(module, x):
+    direction = torch.randn_like(x)
+    _, tangent = jvp(lambda x: module(x)[0], (x,), (direction,))
+    jacobian = jacfwd(lambda x: module(x)[0].sum())(x)
+    torch.testing.assert_close((jacobian * direction).sum(), tangent.sum(), rtol=1e-4, atol=1e-5)
+    with forward_ad.dual_level():
+        output = module(forward_ad.make_dual(x, direction))[0]
+        torch.testing.assert_close(forward_ad.unpack_dual(output).tangent, tangent)
+
+
+def test_hessian(device):
+    fused = FusedLSTM(2, 3, device=device, dtype=torch.float64)
+    plain = nn.LSTM(2, 3, device=device, dtype=torch.float64)
+    plain.load_state_dict(fused.state_dict())
+    x = torch.randn(3, 1, 2, device=device, dtype=torch.float64)
+    actual, expected = (hessian(lambda x, m=m: m(x)[0].sum())(x) for m in (fused, plain))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_functional_call_restores(module, x):
+    expected = module(x)[0]
+    zeros = {k: torch.zeros_like(p) for k, p in module.named_parameters()}
+    assert (functional_call(module, zeros, (x,))[0] == 0).all()
+    assert torch.equal(module(x)[0], expected)
+
+
+def test_functional_under_vmap_of_weights(device):
+    weights = [torch.randn(4, *s, device=device) for s in [(8, 3), (8, 2), (8,), (8,)]]
+    x = torch.randn(5, 1, 3, device=device)
+    outputs = vmap(lambda *w: functional.lstm(x, None, [w])[0])(*weights)
+    for k, output in enumerate(outputs):
+        expected = functional.lstm(x, None, [[w[k] for w in weights]])[0]
+        torch.testing.assert_close(output, expected)
