@@ -114,9 +114,7 @@ def build(version: str) -> dict[str, Path]:
     facts = {
         "version": version,
         "torch_headers": torch["version"],
-        "compiler": subprocess.run([*shlex.split(cxx), "--version"], capture_output=True, text=True).stdout.split("\n")[
-            0
-        ],
+        "compiler": compiler.splitlines()[0],
         "cuda_toolkit": toolkit.version if toolkit else None,
         "cuda_archs": archs,
     }
