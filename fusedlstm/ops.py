@@ -12,7 +12,7 @@ backward operator itself (double backward) differentiates the reference.
 
 from __future__ import annotations
 
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 
 import torch
 from torch import Tensor
@@ -65,24 +65,74 @@ def _fake_backward(*arguments):
     return tuple(gradient(layer[place], need) for place, need in zip(_DIFFERENTIABLE, needs))
 
 
-def _save_layer(ctx, inputs, output):
-    output, _, _, gates, cell_states = output
-    ctx.mark_non_differentiable(gates)
-    ctx.set_materialize_grads(False)
-    _save(ctx, inputs, (output, gates, cell_states))
+class _Layer(torch.autograd.Function):
+    """`lstm_layer` with its derivative.
+
+    Written out instead of `torch.library.register_autograd`, which flattens lists of tensors by a
+    general tree walk in every call: that took longer than a whole small layer. Arguments here are
+    flat: the sizes of the five lists, allow_tf32, the eight single tensors, the lists' elements.
+    """
+
+    @staticmethod
+    def forward(list_sizes, allow_tf32, *tensors):
+        with torch._C._AutoDispatchBelowAutograd():
+            return lstm_layer(*_layer_arguments(list_sizes, allow_tf32, tensors))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.list_sizes, ctx.allow_tf32, *tensors = inputs
+        output, _, _, gates, cell_states = output
+        ctx.mark_non_differentiable(gates)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output, gates, cell_states, *tensors)
+
+    @staticmethod
+    def backward(ctx, d_output, d_h_n, d_c_n, _, d_cell_states):
+        output, gates, cell_states, *tensors = ctx.saved_tensors
+        asked = ctx.needs_input_grad[2:]
+        lists = _split(asked[_SINGLE:], ctx.list_sizes)
+        needs = [*asked[:3], *map(any, lists), *asked[6:8]]
+        arguments = (
+            d_output, d_h_n, d_c_n, d_cell_states,
+            *_layer_arguments(ctx.list_sizes, ctx.allow_tf32, tensors),
+            output, gates, cell_states, needs,
+        )  # fmt: skip
+        if torch.is_grad_enabled():  # double backward
+            found = lstm_layer_backward(*arguments)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                found = lstm_layer_backward(*arguments)
+        elements = [gradient for gradients in found[3:8] for gradient in gradients]
+        flat = (*found[:3], None, None, None, *found[8:], *elements)
+        return (None, None, *[g if ask else None for g, ask in zip(flat, asked)])
 
 
-def _layer_backward(ctx, d_output, d_h_n, d_c_n, _, d_cell_states):
-    layer, results = _saved(ctx, 3)
-    asked = ctx.needs_input_grad
-    needs = [_any(asked[place]) for place in _DIFFERENTIABLE]
-    found = lstm_layer_backward(
-        d_output, d_h_n, d_c_n, d_cell_states, *layer, *results, needs
-    )
-    gradients = [None] * _LAYER_ARGUMENTS
-    for place, gradient in zip(_DIFFERENTIABLE, found):
-        gradients[place] = _where_asked(gradient, asked[place])
-    return tuple(gradients)
+# Flat order: input, h_0, c_0, batch_sizes, lengths, reset, reset_h, reset_c, then the lists.
+_SINGLE = 8
+
+
+def _layer_arguments(list_sizes, allow_tf32, tensors):
+    """The operator's arguments from flat ones."""
+    return (*tensors[:3], *_split(tensors[_SINGLE:], list_sizes), *tensors[3:_SINGLE], allow_tf32)
+
+
+def _split(elements, sizes):
+    elements = iter(elements)
+    return [list(islice(elements, size)) for size in sizes]
+
+
+def _differentiable_layer(*arguments):
+    """`lstm_layer` at the Autograd keys."""
+    lists = arguments[_LISTS]
+    tensors = (*arguments[:3], *arguments[8:13], *chain.from_iterable(lists))
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _Layer.apply(tuple(map(len, lists)), arguments[13], *tensors)
+    with torch._C._AutoDispatchBelowAutograd():
+        return lstm_layer(*arguments)
+
+
+_library_rules = torch.library.Library("fusedlstm", "IMPL")
+_library_rules.impl("lstm_layer", _differentiable_layer, "Autograd")
 
 
 def _save_backward(ctx, inputs, output):
@@ -178,13 +228,6 @@ def _any(needs) -> bool:
     return any(needs) if isinstance(needs, (list, tuple)) else needs
 
 
-def _where_asked(gradient, asked):
-    """`gradient` where it was asked for, else None; lists element by element."""
-    if isinstance(gradient, (list, tuple)):
-        return [_where_asked(g, a) for g, a in zip(gradient, asked)]
-    return gradient if asked else None
-
-
 def _listed(argument) -> list:
     return list(argument) if isinstance(argument, (list, tuple)) else [argument]
 
@@ -196,9 +239,6 @@ def _alias(argument):
     return argument.view_as(argument) if is_differentiable else argument
 
 
-torch.library.register_autograd(
-    "fusedlstm::lstm_layer", _layer_backward, setup_context=_save_layer
-)
 torch.library.register_autograd(
     "fusedlstm::lstm_layer_backward", _double_backward, setup_context=_save_backward
 )

@@ -12,6 +12,7 @@
 #include <initializer_list>
 
 #include "../cell.h"
+#include "direct.h"
 #include "layer.h"
 #include "pack.h"
 #include "row_index.h"
@@ -34,9 +35,9 @@ class Forward {
       : a(args), shape(args.shape), plan(plan), index(args.shape, args.rows),
         blocks(round_up(shape.hidden, K::kLanes) / K::kLanes),
         project_panels(round_up(shape.proj, K::kPanel) / K::kPanel),
-        units(blocks * K::kLanes), depth_x(round_up(shape.input, K::kDepth)),
+        units(blocks * K::kLanes), depth_x(round_up(shape.input, plan.direct ? kVector : K::kDepth)),
         depth_h(round_up(shape.recurrent(), K::kDepth)),
-        h_width(shape.proj > 0 ? project_panels * K::kPanel : units),
+        h_width(round_up(shape.proj > 0 ? project_panels * K::kPanel : units, kVector)),
         row_groups((plan.threads + shape.directions - 1) / shape.directions),
         chunk(chunk_steps()), chunk_rows(chunk * rows_per_share()) {}
 
@@ -79,10 +80,11 @@ class Forward {
   acc* c;                                   // [D][B][units]
   // Of this share.
   acc* pre;         // [blocks of the range][chunk rows][4][lanes]
-  operand* staged;  // [chunk rows][depth_x], where the input cannot be read in place
+  operand* staged;  // [D][chunk rows][depth_x], where the input cannot be read in place
 
+  static constexpr int64_t kVector = K::kLanes * K::kDepth;  // operands of one vector
   static constexpr bool kInputIsOperand = std::is_same_v<storage, operand>;
-  bool staging() const { return !kInputIsOperand || shape.input % K::kDepth != 0; }
+  bool staging() const { return plan.direct || !kInputIsOperand || shape.input % K::kDepth != 0; }
 
   int64_t rows_per_share() const {
     return plan.split == Split::kRows ? (shape.batch + row_groups - 1) / row_groups : shape.batch;
@@ -101,14 +103,14 @@ class Forward {
 
   void lay_out(Arena& arena, int64_t share) {
     const int64_t d = shape.directions;
-    panels_x = arena.take<operand>(d * blocks * depth_x * K::kPanel);
-    panels_h = arena.take<operand>(d * blocks * depth_h * K::kPanel);
+    panels_x = arena.take<operand>(plan.direct ? 0 : d * blocks * depth_x * K::kPanel);
+    panels_h = arena.take<operand>(plan.direct ? 0 : d * blocks * depth_h * K::kPanel);
     panels_r = arena.take<operand>(d * project_panels * units * K::kPanel);
     bias = arena.take<acc>(d * blocks * K::kPanel);
     for (auto& buffer : h) buffer = arena.take<operand>(d * shape.batch * h_width);
     m = arena.take<operand>(shape.proj > 0 ? d * shape.batch * units : 0);
     c = arena.take<acc>(d * shape.batch * units);
-    const int64_t own_pre = blocks_per_share() * chunk_rows * K::kPanel, own_staged = staging() ? chunk_rows * depth_x : 0;
+    const int64_t own_pre = blocks_per_share() * chunk_rows * K::kPanel, own_staged = staging() ? shape.directions * chunk_rows * depth_x : 0;
     pre = arena.take<acc>(plan.threads * own_pre) + share * own_pre;
     staged = arena.take<operand>(plan.threads * own_staged) + share * own_staged;
   }
@@ -119,9 +121,11 @@ class Forward {
     for (int64_t i = range.begin; i < range.end; ++i) {
       const Weights& w = a.weights[i / blocks];
       const int64_t unit = i % blocks * K::kLanes;
-      pack_gates<K>(panels_x + i * depth_x * K::kPanel, static_cast<const storage*>(w.ih), shape.hidden, shape.input, unit);
-      pack_gates<K>(panels_h + i * depth_h * K::kPanel, static_cast<const storage*>(w.hh), shape.hidden,
-                    shape.recurrent(), unit);
+      if (!plan.direct) {
+        pack_gates<K>(panels_x + i * depth_x * K::kPanel, static_cast<const storage*>(w.ih), shape.hidden, shape.input, unit);
+        pack_gates<K>(panels_h + i * depth_h * K::kPanel, static_cast<const storage*>(w.hh), shape.hidden,
+                      shape.recurrent(), unit);
+      }
       for (int gate = 0; gate < kPanelVectors; ++gate) {
         V sum{};
         for (const void* b : {w.bias_ih, w.bias_hh})
@@ -164,7 +168,9 @@ class Forward {
   }
 
   void set_state(int64_t d, int64_t b, const State& from_h, const State& from_c) {
-    to_operands<K>(h[0] + (d * shape.batch + b) * h_width, state_row(from_h, d, b), shape.recurrent(), h_width);
+    const int64_t row = (d * shape.batch + b) * h_width;
+    to_operands<K>(h[0] + row, state_row(from_h, d, b), shape.recurrent(), h_width);
+    to_operands<K>(h[1] + row, nullptr, 0, h_width);  // what no unit writes is read as zeros
     const storage* from = state_row(from_c, d, b);
     for (int64_t u = 0; u < units; u += K::kLanes)
       store(c + (d * shape.batch + b) * units + u, from && u < shape.hidden ? K::load(from + u, shape.hidden - u) : V{});
@@ -213,8 +219,10 @@ class Forward {
     if (staging()) {
       for (int64_t s = s0, q = 0; s < s1; ++s)
         for (; q < first_row[s - s0 + 1]; ++q)
-          to_operands<K>(staged + q * depth_x, input_row(d, s, rows.begin + q - first_row[s - s0]), shape.input, depth_x);
+          to_operands<K>(staged + (d * chunk_rows + q) * depth_x, input_row(d, s, rows.begin + q - first_row[s - s0]),
+                         shape.input, depth_x);
     }
+    if (plan.direct) return;  // both products are made together, step by step
     for (int64_t i = range.begin; i < range.end; ++i) {
       const operand* panel = panels_x + i * depth_x * K::kPanel;
       V b[kPanelVectors];
@@ -227,10 +235,10 @@ class Forward {
         for (int r = 0; r < kRows; ++r) {
           if constexpr (kInputIsOperand) {
             while (q + r >= first_row[s - s0 + 1]) ++s;
-            x[r] = staging() ? staged + (q + r) * depth_x
+            x[r] = staging() ? staged + (d * chunk_rows + q + r) * depth_x
                              : input_row(d, s, rows.begin + q + r - first_row[s - s0]);
           } else {
-            x[r] = staged + (q + r) * depth_x;
+            x[r] = staged + (d * chunk_rows + q + r) * depth_x;
           }
         }
         Tile<typename K::Isa, typename K::Product, kRows> tile;
@@ -255,9 +263,17 @@ class Forward {
     const int64_t unit = i % blocks * K::kLanes;
     const operand* panel = panels_h + i * depth_h * K::kPanel;
     const operand* h_now = h[s & 1] + (d * shape.batch + rows.begin) * h_width;
-    const acc* pre_block = pre + (own_block * chunk_rows + first_row) * K::kPanel;
+    acc* pre_block = pre + (own_block * chunk_rows + first_row) * K::kPanel;
     const int64_t count = end_row - first_row;
-    for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
+    if (plan.direct) {
+      direct_block(d, i, unit, h_now, pre_block, first_row, count);
+      for (int64_t r = 0; r < count; ++r) {
+        V gates[kPanelVectors];
+        for (int gate = 0; gate < kPanelVectors; ++gate)
+          gates[gate] = load<V>(pre_block + r * K::kPanel + gate * K::kLanes);
+        finish_row(gates, d, s, t, rows.begin + r, unit);
+      }
+    } else for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
       constexpr int kRows = constant;
       Tile<typename K::Isa, typename K::Product, kRows> tile;
       const operand* x[kRows];
@@ -272,6 +288,21 @@ class Forward {
     // Rows that a packed batch no longer (or not yet) has keep their state.
     if (shape.proj == 0)
       for (int64_t b = rows.begin + count; b < rows.end; ++b) next_h(d, s, b, unit, hold_h(d, s, b, unit));
+  }
+
+  // The pre-activations of one block with the weights where they are, into the layout of input_part.
+  void direct_block(int64_t d, int64_t i, int64_t unit, const operand* h_now, acc* to, int64_t first_row, int64_t count) {
+    const int64_t end = unit + K::kLanes < shape.hidden ? unit + K::kLanes : shape.hidden;
+    const DirectOperand<K> operands[2] = {
+        {static_cast<const storage*>(a.weights[d].ih), staged + (d * chunk_rows + first_row) * depth_x, shape.input, depth_x},
+        {static_cast<const storage*>(a.weights[d].hh), h_now, shape.recurrent(), h_width}};
+    const acc* b = bias + i * K::kPanel - unit;
+    direct_gates<K>(operands, shape.hidden, {unit, end}, count, [&](int64_t row, int gate, int64_t u, acc sum) FUSEDLSTM_LAMBDA {
+      to[row * K::kPanel + gate * K::kLanes + u - unit] = sum + b[gate * K::kLanes + u];
+    });
+    for (int64_t u = end; u < unit + K::kLanes; ++u)  // padded units stay at rest
+      for (int64_t row = 0; row < count; ++row)
+        for (int gate = 0; gate < kPanelVectors; ++gate) to[row * K::kPanel + gate * K::kLanes + u - unit] = 0;
   }
 
   FUSEDLSTM_INLINE V hold_h(int64_t d, int64_t s, int64_t b, int64_t u) const {

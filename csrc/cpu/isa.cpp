@@ -69,6 +69,7 @@ Choice& choice() {
 // A team's meeting costs about as much as this many multiply-adds of one thread; below it a thread works alone.
 constexpr double kTeamWork = 4e5;   // of a whole call
 constexpr double kMeetWork = 2e5;   // of one time step, where the team meets every step
+constexpr int64_t kDirectPasses = 4;  // readings of the weights in place that cost less than bringing them into panels
 constexpr double kCacheBytes = 768 << 10;  // weights that stay in a core's own cache while its rows are few
 
 }  // namespace
@@ -100,7 +101,7 @@ Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threa
   const double step_work = 4.0 * double(shape.hidden) * double(shape.recurrent()) * double(shape.batch * shape.directions);
   const double weight_bytes = 16.0 * double(shape.hidden) * double(shape.recurrent());
   const double work = per_row * double(row_count) * (training ? 3 : 1);
-  Plan plan{false, Split::kRows, 1};
+  Plan plan{shape.steps * ((shape.batch + 3) / 4) <= kDirectPasses, Split::kRows, 1};
   const int64_t groups = (threads + shape.directions - 1) / shape.directions;
   const bool many_rows = shape.batch >= 6 * groups;  // every thread has full tiles of its own
   plan.split = groups == 1 || (many_rows && weight_bytes <= kCacheBytes) ? Split::kRows : Split::kUnits;

@@ -57,6 +57,7 @@ FUSEDLSTM_INLINE typename K::V depth_vector(const typename K::storage* row, int6
   if constexpr (K::kDepth == 1) {
     return K::load(row, n);
   } else {
+    if (n >= 2 * K::kLanes) return load<typename K::V>(row);
     alignas(64) uint16_t pairs[2 * K::kLanes] = {};
     __builtin_memcpy(pairs, row, size_t(n < 2 * K::kLanes ? n : 2 * K::kLanes) * sizeof(uint16_t));
     return load<typename K::V>(pairs);

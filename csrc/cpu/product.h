@@ -21,8 +21,12 @@ struct FullProduct {  // float or double
   using acc = T;
   static constexpr int kDepth = 1;  // elements of k consumed by one multiply-add
   template <class V>
-  static FUSEDLSTM_INLINE V multiply_add(const operand* a, V w, V sum) {
-    return sum + *a * w;
+  static FUSEDLSTM_INLINE V multiply_add(V a, V w, V sum) {
+    return sum + a * w;
+  }
+  template <class V>
+  static FUSEDLSTM_INLINE V broadcast(const operand* a) {
+    return V{} + *a;
   }
 };
 
@@ -32,15 +36,18 @@ struct Dot2Product {
   using acc = float;
   static constexpr int kDepth = 2;
   template <class V>
-  static FUSEDLSTM_INLINE V multiply_add(const operand* a, V w, V sum) {
+  static FUSEDLSTM_INLINE V multiply_add(V a, V w, V sum) {
 #if defined(__AVX512BF16__)
-    uint32_t pair;
-    __builtin_memcpy(&pair, a, sizeof pair);
-    const auto pairs = VectorOf<uint32_t, 64>::type{} + pair;
-    return bits<V>(_mm512_dpbf16_ps(bits<__m512>(sum), bits<__m512bh>(pairs), bits<__m512bh>(w)));
+    return bits<V>(_mm512_dpbf16_ps(bits<__m512>(sum), bits<__m512bh>(a), bits<__m512bh>(w)));
 #else
     return sum;  // never instantiated without the instruction
 #endif
+  }
+  template <class V>
+  static FUSEDLSTM_INLINE V broadcast(const operand* a) {
+    uint32_t pair;
+    __builtin_memcpy(&pair, a, sizeof pair);
+    return bits<V>(typename VectorOf<uint32_t, sizeof(V)>::type{} + pair);
   }
 };
 
@@ -60,13 +67,14 @@ struct Tile {
 };
 
 // tile[r] += sum over k of a[r][k * kStride] * panel[k]. `depth` counts elements of k, a multiple of kDepth.
+// `step` is the distance of panels of neighbouring k; matrices that already have it are multiplied where they are.
 // Few rows leave too few independent sums to hide the latency of a multiply-add: they take two k at a time.
 template <class Isa, class Product, int kRows, int kStride = 1>
 FUSEDLSTM_INLINE void multiply(Tile<Isa, Product, kRows>& tile, const typename Product::operand* const* a,
-                               const typename Product::operand* panel, int64_t depth) {
+                               const typename Product::operand* panel, int64_t depth,
+                               int64_t step = kPanelWidth<Isa, Product> * Product::kDepth) {
   using V = AccVector<Isa, Product>;
   constexpr int kD = Product::kDepth;
-  constexpr int kStep = kPanelWidth<Isa, Product> * kD;
   constexpr int kUnroll = kRows * 2 <= Isa::kTileRows ? 2 : 1;
   const typename Product::operand* rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = a[r];
@@ -77,24 +85,24 @@ FUSEDLSTM_INLINE void multiply(Tile<Isa, Product, kRows>& tile, const typename P
     for (int u = 0; u < kUnroll; ++u) {
       V w[kPanelVectors];
 #pragma GCC unroll 4
-      for (int q = 0; q < kPanelVectors; ++q) w[q] = load<V>(panel + u * kStep + q * kLanes<Isa, Product> * kD);
+      for (int q = 0; q < kPanelVectors; ++q) w[q] = load<V>(panel + u * step + q * kLanes<Isa, Product> * kD);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
         for (int q = 0; q < kPanelVectors; ++q) {
           V& sum = u == 0 ? tile.v[r][q] : odd.v[r][q];
-          sum = Product::multiply_add(rows[r] + (k + u * kD) * kStride, w[q], sum);
+          sum = Product::multiply_add(Product::template broadcast<V>(rows[r] + (k + u * kD) * kStride), w[q], sum);
         }
       }
     }
-    panel += kStep * kUnroll;
+    panel += step * kUnroll;
   }
   if constexpr (kUnroll == 2) {
     if (k < depth) {
       for (int r = 0; r < kRows; ++r)
         for (int q = 0; q < kPanelVectors; ++q)
-          tile.v[r][q] = Product::multiply_add(rows[r] + k * kStride, load<V>(panel + q * kLanes<Isa, Product> * kD),
-                                               tile.v[r][q]);
+          tile.v[r][q] = Product::multiply_add(Product::template broadcast<V>(rows[r] + k * kStride),
+                                               load<V>(panel + q * kLanes<Isa, Product> * kD), tile.v[r][q]);
     }
     for (int r = 0; r < kRows; ++r)
       for (int q = 0; q < kPanelVectors; ++q) tile.v[r][q] += odd.v[r][q];
