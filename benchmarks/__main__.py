@@ -27,7 +27,7 @@ from tests.cases import BENCHMARK
 
 from . import machine, measures, report
 from .contenders import PEERS
-from .plan import PROFILES, Selection
+from .profiles import PROFILES, Selection
 from .results import FOLDER, Results
 from .suite import FAILED, PEER_FAILED, PEER_WRONG, WRONG, Job, Row, run_jobs
 from .table import not_timed, rows_table, summary_table

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fusedlstm import _library
 from tests.cases import Case
 
 from . import machine, memory
@@ -99,7 +100,7 @@ def _run_job(job: Job, budget: Budget) -> Iterable[Row]:
     with precision_switches(job.precision):
         reference = Reference(checked)
         fused, fused_error, fused_problem = _build(FUSED, workload, checked, reference)
-        plan = _plan_used(job.device)
+        plan = _plan_used(workload)
         for name in job.peers:
             row = _empty_row(job, workload, name)
             row.error_limit, row.fused_error, row.plan = reference.limit, fused_error, plan
@@ -191,13 +192,34 @@ def _captured(program: Program, workload: Workload) -> Program:
     return lambda call: graphs[call % len(graphs)].replay()
 
 
-def _plan_used(device: torch.device) -> str:
-    """What FusedLSTM says it ran on: the CPU's instruction set and plan of the last call."""
-    info = getattr(torch.ops.fusedlstm, "_cpu_info", None)
-    if device.type != "cpu" or info is None:
+def _plan_used(workload: Workload) -> str:
+    """On which kernels FusedLSTM runs the recurrence of one layer, "" where it does not say."""
+    if workload.device.type == "cpu":
+        return json.loads(torch.ops.fusedlstm._cpu_info())["isa"]
+    core = _library.core()
+    if core is None:
         return ""
-    description = json.loads(info())
-    return " ".join(str(description[key]) for key in ("isa", "plan") if description.get(key))
+    name = torch.cuda.get_device_name(workload.device)
+    limits = next((limits for limits in core.known_devices() if limits.name in name), None)
+    if limits is None:
+        return ""
+    case = workload.case
+    plans = [
+        core.plan(
+            device=limits,
+            T=case.T // workload.calls,
+            B=case.B,
+            H=case.hidden_size,
+            dtype=str(workload.dtype).removeprefix("torch."),
+            proj_size=case.proj_size,
+            directions=case.directions,
+            allow_tf32=workload.precision == "tf32",
+            backward=backward,
+            request="",
+        )
+        for backward in ([False, True] if workload.mode == "train" else [False])
+    ]
+    return ", ".join(f"{plan.transport} {plan.arithmetic}" for plan in plans)
 
 
 def _micro(seconds: Summary) -> tuple[float, float, float]:

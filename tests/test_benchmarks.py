@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as command
-from benchmarks import compare, contenders, memory, plan, report, timing
+from benchmarks import compare, contenders, memory, profiles, report, suite, timing
 from benchmarks.accuracy import Reference
 from benchmarks.contenders import BASELINE, CONTENDERS, FUSED, PEERS, Contender
 from benchmarks.machine import Ceilings
@@ -209,22 +209,22 @@ def test_precision_switches_are_put_back():
 
 
 def test_enough_cases_with_different_names():
-    names = [case.name for case in BENCHMARK + plan.SCALING]
+    names = [case.name for case in BENCHMARK + profiles.SCALING]
     assert len(BENCHMARK) >= 60
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("profile", ["quick", "main", "full"])
 def test_profiles_choose_jobs_once(profile):
-    jobs, _ = plan.PROFILES[profile](plan.Selection(CPU))
+    jobs, _ = profiles.PROFILES[profile](profiles.Selection(CPU))
     assert len(set(jobs)) == len(jobs) > 0
-    only_one = plan.Selection(CPU, modes=("train",), threads=(1,))
-    assert {(job.mode, job.threads) for job in plan.PROFILES["quick"](only_one)[0]} == {("train", 1)}
+    only_one = profiles.Selection(CPU, modes=("train",), threads=(1,))
+    assert {(job.mode, job.threads) for job in profiles.PROFILES["quick"](only_one)[0]} == {("train", 1)}
 
 
 def test_unknown_case_is_refused():
     with pytest.raises(ValueError, match="expected a case name or pattern, got 'nonsense'"):
-        plan.custom(plan.Selection(CPU, cases=("nonsense",)))
+        profiles.custom(profiles.Selection(CPU, cases=("nonsense",)))
 
 
 def test_geometric_mean():
@@ -302,3 +302,14 @@ def test_digit_rows_report(monkeypatch):
     digits = measures.digit_rows(CPU, epochs=1)
     assert digits["largest loss difference"] == 0
     assert digits["test accuracy"][FUSED] == digits["test accuracy"][BASELINE] > 0.3
+
+
+def test_plan_on_a_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    gpu = torch.device("cuda")
+    inference = Workload(SMALL, "inference", "bfloat16", gpu)
+    training = Workload(SMALL, "train", "bfloat16", gpu)
+    assert len(suite._plan_used(inference).split(", ")) == 1
+    assert len(suite._plan_used(training).split(", ")) == 2
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an unknown GPU")
+    assert suite._plan_used(inference) == ""
