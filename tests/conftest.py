@@ -1,9 +1,14 @@
 """Fixtures of all tests: the device, a fixed seed, and one thread per test process under xdist."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+# `benchmarks` and `examples` for plain `pytest`. At the end, so that an installed fusedlstm is found before the sources.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
