@@ -8,6 +8,8 @@
 //   sums' writers from their readers. They have two buffers, so that nobody overwrites sums still being read: whoever
 //   writes those of position s + 2 has passed the barrier of s + 1, which their reader reached after reading.
 #pragma once
+#include <algorithm>
+
 #include "cells.cuh"
 #include "exchange.cuh"
 #include "kernel_shapes.h"
@@ -131,7 +133,7 @@ __device__ __forceinline__ Vec4 gather_vector(SharedAddress stage, scalar_t x) {
 __device__ __forceinline__ int steps_of_tile(const RowStates& rows, int first_row, int batch_rows) {
   if (!rows.lengths || rows.reset) return static_cast<int>(rows.T);
   int steps = 0;
-  for (int n = 0; n < batch_rows; ++n) steps = max(steps, length_of(rows, first_row + n));
+  for (int n = 0; n < batch_rows; ++n) steps = std::max(steps, length_of(rows, first_row + n));
   return steps;
 }
 
