@@ -166,9 +166,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cuda-graph", action="store_true", help="CUDA graphs as well as eager")
     size = parser.add_mutually_exclusive_group()
     for profile, text in (("quick", "seconds: does it run"), ("full", "everything: hours")):
-        size.add_argument(
-            f"--{profile}", dest="profile", action="store_const", const=profile, help=text
-        )
+        size.add_argument(f"--{profile}", dest="profile", action="store_const", const=profile, help=text)
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     return parser.parse_args(argv)

@@ -40,11 +40,7 @@ class Reference:
         the output and the gradient of the input are always compared. inf for NaN or bad shapes.
         """
         results = _named_results(self._workload, model)
-        return max(
-            _error(results[name], exact)
-            for name, exact in self._results.items()
-            if name in results
-        )
+        return max(_error(results[name], exact) for name, exact in self._results.items() if name in results)
 
 
 def _named_results(workload: Workload, model: Model) -> dict[str, Tensor]:

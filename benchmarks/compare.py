@@ -51,9 +51,7 @@ def status_changes(before: Results, after: Results) -> list[tuple[Row, Row]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="a .json (or .csv next to one)")
     parser.add_argument("after", type=Path)
     parser.add_argument("--all", action="store_true", help="also what stayed within the spread")
@@ -74,8 +72,9 @@ def main(argv: list[str] | None = None) -> None:
         console.print(f"{name}: {old_row.status} -> {new_row.status} {new_row.note}")
     moved = sum(pair.beyond_spread for pair in pairs)
     mean = geometric_mean([pair.factor for pair in pairs])
-    console.print(f"{len(pairs)} measurements in both, {moved} moved beyond the spread, "
-                  f"geometric mean of the change {mean:.3f}x")  # fmt: skip
+    console.print(
+        f"{len(pairs)} measurements in both, {moved} moved beyond the spread, geometric mean of the change {mean:.3f}x"
+    )
 
 
 def _table(pairs: list[Change]) -> Table:

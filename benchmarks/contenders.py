@@ -94,10 +94,7 @@ def _run_with_resets(module: nn.Module, batch: Batch):
 def _build_cell_loop(workload: Workload, compiled: bool = False) -> Model:
     """The loop a user writes with nn.LSTMCell; `compiled`: with torch.compile on the step."""
     case = workload.case
-    parameters = {
-        name: value.clone().requires_grad_(workload.training)
-        for name, value in workload.state_dict.items()
-    }
+    parameters = {name: value.clone().requires_grad_(workload.training) for name, value in workload.state_dict.items()}
 
     def step(x: Tensor, h: Tensor, c: Tensor, w_ih, w_hh, b_ih, b_hh):
         return torch.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
@@ -111,10 +108,7 @@ def _build_cell_loop(workload: Workload, compiled: bool = False) -> Model:
             directions = []
             for direction in range(case.directions):
                 suffix = f"_l{layer}" + ("_reverse" if direction else "")
-                weights = [
-                    parameters.get(name + suffix)
-                    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-                ]
+                weights = [parameters.get(name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
                 index = layer * case.directions + direction
                 h, c, outputs = batch.h_0[index], batch.c_0[index], []
                 steps = sequence.unbind(0)
@@ -159,9 +153,7 @@ def _no_haste(workload: Workload) -> str | None:
     if importlib.util.find_spec("haste_pytorch") is None:
         return "haste_pytorch is not installed"
     return _not_one_plain_layer(workload) or (
-        None
-        if workload.precision in ("float32", "float64")
-        else "haste's LSTM computes float32 and float64 only"
+        None if workload.precision in ("float32", "float64") else "haste's LSTM computes float32 and float64 only"
     )
 
 
@@ -170,10 +162,7 @@ def _build_flashrnn(workload: Workload) -> Model:
     from flashrnn import flashrnn
 
     hidden = workload.case.hidden_size
-    leaves = {
-        name: value.clone().requires_grad_(workload.training)
-        for name, value in workload.state_dict.items()
-    }
+    leaves = {name: value.clone().requires_grad_(workload.training) for name, value in workload.state_dict.items()}
     w_ih, w_hh, b_ih, b_hh = leaves.values()
 
     def forward(batch: Batch):
@@ -199,9 +188,7 @@ def _no_flashrnn(workload: Workload) -> str | None:
     if importlib.util.find_spec("flashrnn") is None:
         return "flashrnn is not installed"
     return _not_one_plain_layer(workload) or (
-        None
-        if workload.precision in ("bfloat16", "float16")
-        else "FlashRNN's fused LSTM computes bfloat16 and float16"
+        None if workload.precision in ("bfloat16", "float16") else "FlashRNN's fused LSTM computes bfloat16 and float16"
     )
 
 

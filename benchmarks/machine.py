@@ -160,20 +160,13 @@ def _nvidia_smi() -> str:
 
 def _output_of(*command: str) -> str:
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
         return f"unknown ({type(error).__name__})"
 
 
 def import_seconds(module: str) -> float:
     """Time to import a module in a fresh interpreter that has already imported torch."""
-    program = (
-        "import time, torch; start = time.perf_counter(); "
-        f"import {module}; print(time.perf_counter() - start)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=_ROOT
-    )
+    program = f"import time, torch; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=_ROOT)
     return float(result.stdout)

@@ -36,8 +36,7 @@ def memory_growth_mib(device: torch.device, steps=(64, 128, 256, 512)) -> dict[s
     for T in steps:
         workload = Workload.of(Case("growth", T, 16, 128, 128), "train", "float32", device)
         growth[f"T={T}"] = {
-            name: peak_mib(workload.program(CONTENDERS[name].build(workload)), device)
-            for name in _SIDES
+            name: peak_mib(workload.program(CONTENDERS[name].build(workload)), device) for name in _SIDES
         }
     return growth
 

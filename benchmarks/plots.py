@@ -64,9 +64,13 @@ def _time_per_step(results: Results, path: Path) -> bool:
     if not batches:
         return False
     figure, panels = pyplot.subplots(
-        1, len(batches), figsize=(3 * len(batches) + 1, 3.5), sharey=True, squeeze=False,
+        1,
+        len(batches),
+        figsize=(3 * len(batches) + 1, 3.5),
+        sharey=True,
+        squeeze=False,
         layout="constrained",
-    )  # fmt: skip
+    )
     for axes, batch in zip(panels[0], batches, strict=True):
         line = sorted((row for row in rows if batch == row.B), key=lambda row: row.H)
         hidden = [row.H for row in line]
@@ -121,10 +125,8 @@ def _scaling(results: Results, path: Path) -> bool:
         for mode, style in (("inference", "-"), ("train", "--")):
             line = sorted((r for r in rows if r.mode == mode), key=lambda r: getattr(r, letter))
             sizes = [getattr(row, letter) for row in line]
-            axes.plot(sizes, [r.fused_us for r in line], "o" + style, color=_FUSED,
-                      label=f"FusedLSTM {mode}")  # fmt: skip
-            axes.plot(sizes, [r.peer_us for r in line], "s" + style, color=_PEER,
-                      label=f"nn.LSTM {mode}")  # fmt: skip
+            axes.plot(sizes, [r.fused_us for r in line], "o" + style, color=_FUSED, label=f"FusedLSTM {mode}")
+            axes.plot(sizes, [r.peer_us for r in line], "s" + style, color=_PEER, label=f"nn.LSTM {mode}")
             axes.plot(sizes, [r.floor_us for r in line], ":", color=_FLOOR)
         _log_axis(axes.xaxis, axes.set_xscale, sizes)
         axes.set_yscale("log")

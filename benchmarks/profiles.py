@@ -18,10 +18,7 @@ from .timing import Budget
 _BY_NAME = {case.name: case for case in BENCHMARK}
 
 # What nn.LSTM's users do in other ways, in the short run too.
-_FEATURES = [
-    _BY_NAME[name]
-    for name in ("rl-b8-h128-resets", "text-packed", "text-lengths", "projection-128-32")
-]
+_FEATURES = [_BY_NAME[name] for name in ("rl-b8-h128-resets", "text-packed", "text-lengths", "projection-128-32")]
 
 _MIDDLE = Case("scaling", 100, 16, 128, 128)
 SCALING = [
@@ -63,9 +60,7 @@ class Selection:
         graphs = (False, True) if self.cuda_graph else (False,)
         return [
             Job(case, mode, precision, self.device, count, peers, graph)
-            for case, precision, mode, count, graph in product(
-                cases, precisions, modes, threads, graphs
-            )
+            for case, precision, mode, count, graph in product(cases, precisions, modes, threads, graphs)
         ]
 
     def named_cases(self) -> list[Case]:

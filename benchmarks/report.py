@@ -21,11 +21,10 @@ def markdown(results: Results, figures: dict[str, Path]) -> str:
         _lines(f"* {name}: {value}" for name, value in results.machine.items()),
         "## Summary",
         _table(
-            ("peer", "mode", "precision", "threads",
-             "cases", "geometric mean", "worst", "best", "slower"),
+            ("peer", "mode", "precision", "threads", "cases", "geometric mean", "worst", "best", "slower"),
             [[*map(str, group), *line] for group, line in summary(results.rows).items()],
         ),
-    ]  # fmt: skip
+    ]
     if results.measures:
         parts += ["## Other measures", _measures(results.measures)]
     for title, path in figures.items():
@@ -34,10 +33,7 @@ def markdown(results: Results, figures: dict[str, Path]) -> str:
     if reasons := not_timed(results.rows):
         parts += [
             "## Not timed",
-            _lines(
-                f"* {status}, {peer}: {note} ({count} rows)"
-                for (status, peer, note), count in reasons.items()
-            ),
+            _lines(f"* {status}, {peer}: {note} ({count} rows)" for (status, peer, note), count in reasons.items()),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -54,10 +50,30 @@ def _floor_note() -> str:
 
 def _rows_table(rows: Sequence[Row]) -> str:
     names = (
-        "case", "T", "B", "I", "H", "layers", "feature", "mode", "precision", "threads", "peer",
-        "FusedLSTM", "peer's", "ratio", "quartiles", "GFLOP/s", "% mm", "% floor",
-        "error", "peer's", "peak MiB", "peer's", "plan",
-    )  # fmt: skip
+        "case",
+        "T",
+        "B",
+        "I",
+        "H",
+        "layers",
+        "feature",
+        "mode",
+        "precision",
+        "threads",
+        "peer",
+        "FusedLSTM",
+        "peer's",
+        "ratio",
+        "quartiles",
+        "GFLOP/s",
+        "% mm",
+        "% floor",
+        "error",
+        "peer's",
+        "peak MiB",
+        "peer's",
+        "plan",
+    )
     return _table(names, [_cells(row) for row in rows if row.status != SKIPPED])
 
 

@@ -63,10 +63,7 @@ def key(row: Row) -> tuple:
 
 
 def _rounded(columns: dict) -> dict:
-    return {
-        name: f"{value:.5g}" if isinstance(value, float) else value
-        for name, value in columns.items()
-    }
+    return {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in columns.items()}
 
 
 def _flat(measures: dict, prefix: str = "") -> dict[str, str]:

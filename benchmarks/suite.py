@@ -43,7 +43,7 @@ class Row:
     case: str
     T: int
     B: int
-    I: int  # noqa: E741 - the field's letter
+    I: int
     H: int
     layers: int
     directions: int
@@ -80,9 +80,7 @@ class Row:
     plan: str = ""
 
 
-def run_jobs(
-    jobs: Iterable[Job], budget: Budget, on_row: Callable[[Row], None] = lambda row: None
-) -> list[Row]:
+def run_jobs(jobs: Iterable[Job], budget: Budget, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
     """One row for each job and peer; `on_row` sees each as soon as it exists."""
     rows = []
     for job in jobs:
@@ -131,7 +129,7 @@ def _build(
         error = reference.error_of(model)
         if checked is not workload:
             model = contender.build(workload)
-    except Exception as failure:  # noqa: BLE001 - whatever a peer raises becomes its row's note
+    except Exception as failure:  # whatever a peer raises becomes its row's note
         text = " ".join(str(failure).split())
         return None, None, (FAILED, f"{name}: {type(failure).__name__}: {text[:200]}")
     if error > reference.limit:
@@ -140,9 +138,7 @@ def _build(
     return model, error, None
 
 
-def _time(
-    row: Row, job: Job, workload: Workload, fused: Model, peer: Model | None, budget: Budget
-) -> None:
+def _time(row: Row, job: Job, workload: Workload, fused: Model, peer: Model | None, budget: Budget) -> None:
     programs = {FUSED: workload.program(fused)}
     if peer is not None:
         programs[row.peer] = workload.program(peer)

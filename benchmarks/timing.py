@@ -44,9 +44,7 @@ class Summary:
         return cls(float(median), float(low), float(high))
 
 
-def interleave(
-    programs: Mapping[str, Program], device: torch.device, budget: Budget
-) -> dict[str, np.ndarray]:
+def interleave(programs: Mapping[str, Program], device: torch.device, budget: Budget) -> dict[str, np.ndarray]:
     """Seconds per call of each program, one sample per round.
 
     Every program is warmed up first (that call also sizes the sample). The first name is the one

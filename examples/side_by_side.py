@@ -25,9 +25,7 @@ Result = TypeVar("Result")
 
 def options(description: str, argv: list[str] | None = None) -> argparse.Namespace:
     """--quick, --device and --plot, the same in every example."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="save a figure of the result")

@@ -54,9 +54,7 @@ def job(case=SMALL, mode="inference", precision="float32", peers=(BASELINE,)) ->
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    "case", [SMALL, PACKED, LENGTHS, RESETS, PROJECTION, DROPOUT], ids=lambda case: case.name
-)
+@pytest.mark.parametrize("case", [SMALL, PACKED, LENGTHS, RESETS, PROJECTION, DROPOUT], ids=lambda case: case.name)
 def test_both_sides_are_right(case, mode, precision):
     workload = Workload.of(case, mode, precision, CPU).without_dropout()
     reference = Reference(workload)
@@ -149,7 +147,7 @@ def test_row_is_consistent(mode):
     seconds, T = row.fused_us * 1e-6, row.T
     per_row = 2 * 4 * 5 * (4 + 5) * 2 + 2 * 4 * 5 * (10 + 5) * 2
     flops = per_row * T * row.B * (3 if mode == "train" else 1)
-    assert T == (1 if mode == "decode" else 6)
+    assert (1 if mode == "decode" else 6) == T
     assert row.fused_gflops == pytest.approx(flops / seconds * 1e-9)
     assert row.percent_of_mm == pytest.approx(100 * flops / seconds / 1e11)
     assert row.percent_of_floor == pytest.approx(100 * row.floor_us / row.fused_us)
