@@ -1,0 +1,144 @@
+"""The launch planner, on a table of problems and GPUs: what fits, what is chosen, and what it says when nothing does."""
+
+import itertools
+
+import pytest
+
+core = pytest.importorskip("fusedlstm._core", reason="built without pybind11")
+
+DEVICES = {device.name: device for device in core.known_devices()}
+RESIDENT = ("local", "cluster", "grid")
+ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "tf32": 4, "float32": 4}
+
+
+def plan(device="H200", T=512, B=16, H=512, **options):
+    return core.plan(device=DEVICES[device], T=T, B=B, H=H, **options)
+
+
+def test_known_devices():
+    assert set(DEVICES) == {"T4", "A100", "A10", "L4", "H100", "H200", "B200", "RTX 5090"}
+
+
+@pytest.mark.parametrize(
+    ("problem", "transport"),
+    [
+        # What the kernels were made for: small layers in one CTA, medium ones in clusters, large ones on all SMs.
+        ({"H": 20, "B": 2, "dtype": "bfloat16"}, "local"),
+        ({"H": 64, "B": 64, "dtype": "float16"}, "local"),
+        ({"H": 256, "B": 64, "dtype": "bfloat16"}, "cluster"),
+        ({"H": 1024, "B": 16, "dtype": "bfloat16"}, "grid"),
+        ({"H": 1024, "B": 16, "dtype": "bfloat16", "backward": True}, "grid"),
+        ({"H": 512, "B": 16, "dtype": "float32", "backward": True}, "grid"),
+        ({"device": "A100", "H": 512, "B": 8, "dtype": "bfloat16"}, "grid"),
+        ({"device": "RTX 5090", "H": 640, "B": 8, "dtype": "float16"}, "grid"),
+        ({"device": "T4", "H": 40, "B": 10, "dtype": "float16"}, "local"),
+        ({"device": "L4", "H": 100, "B": 2, "dtype": "bfloat16"}, "local"),
+        # What they cannot hold, or cannot gain on.
+        ({"H": 4096, "B": 8, "dtype": "bfloat16"}, "stream"),
+        ({"H": 1024, "B": 512, "dtype": "bfloat16"}, "stream"),
+        ({"H": 256, "B": 16, "dtype": "float64"}, "stream"),
+        ({"H": 256, "B": 16, "proj_size": 64}, "stream"),
+        ({"device": "T4", "H": 64, "B": 8, "dtype": "bfloat16"}, "stream"),
+    ],
+    ids=str,
+)
+def test_choice(problem, transport):
+    chosen = plan(**problem)
+    assert chosen.transport == transport, chosen
+
+
+@pytest.mark.parametrize("allow_tf32", [True, False])
+def test_arithmetic(allow_tf32):
+    expected = {"float32": "tf32" if allow_tf32 else "float32"} | {d: d for d in ("float64", "bfloat16", "float16")}
+    for dtype, arithmetic in expected.items():
+        assert plan(dtype=dtype, allow_tf32=allow_tf32).arithmetic == arithmetic
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_plans_fit_the_device(device, backward):
+    limits = DEVICES[device]
+    sizes = itertools.product(("bfloat16", "float16", "float32"), (1, 7, 33, 128, 200, 512, 1000), (1, 9, 64, 300), (1, 2))
+    for dtype, H, B, directions in sizes:
+        problem = {"device": device, "dtype": dtype, "H": H, "B": B, "directions": directions, "backward": backward}
+        chosen = plan(**problem)
+        assert chosen.microseconds > 0
+        if chosen.transport == "stream":
+            assert chosen.ctas_per_tile == chosen.smem_bytes == 0
+            continue
+        assert chosen.smem_bytes <= limits.smem_bytes, problem
+        assert (chosen.ctas_per_tile - 1) * chosen.units < H <= chosen.ctas_per_tile * chosen.units, problem
+        assert (chosen.tiles - 1) * chosen.batch_rows < B <= chosen.tiles * chosen.batch_rows, problem
+        if chosen.transport == "local":
+            assert chosen.ctas_per_tile == 1, problem
+        if chosen.transport == "cluster":
+            assert 2 <= chosen.ctas_per_tile <= 16 and limits.compute_capability >= 90, problem
+        if chosen.transport == "grid":
+            assert chosen.ctas_per_tile * chosen.tiles * directions <= limits.sm_count, problem
+        shapes = core.kernel_shapes(dtype=dtype, backward=backward)
+        k = (4 if backward else 1) * -(-H * ELEMENT_BYTES[chosen.arithmetic] // 16) * 16 // ELEMENT_BYTES[chosen.arithmetic]
+        assert any(s[:3] == (chosen.transport, chosen.units, chosen.batch_rows) and s[3] >= k for s in shapes), problem
+
+
+def test_more_work_never_takes_less_time():
+    for dtype, H in itertools.product(("bfloat16", "float32"), (64, 256, 1024)):
+        times = [plan(H=H, B=B, dtype=dtype).microseconds for B in (1, 8, 16, 64, 256, 1024)]
+        assert times == sorted(times), (dtype, H, times)
+        times = [plan(H=H, T=T, dtype=dtype).microseconds for T in (1, 2, 16, 512, 100_000)]
+        assert times == sorted(times), (dtype, H, times)
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem", "reason"),
+    [
+        ("local", {"H": 200, "dtype": "bfloat16"}, "local: expected at most 128 of K in registers, got 200"),
+        ("cluster", {"device": "A100"}, "cluster: expected sm_90 or later, got sm_80"),
+        ("cluster", {"device": "RTX 5090", "H": 512, "dtype": "bfloat16"}, "expected room for clusters of 16 CTAs, got none"),
+        ("cluster", {"H": 8}, "expected at least 2 CTAs of 32 units, got 1"),
+        ("grid", {"T": 1}, "grid: expected at least 2 time steps, got 1"),
+        ("grid", {"H": 1024, "B": 512, "dtype": "bfloat16"}, "grid: expected at most 132 CTAs, one per SM, got"),
+        ("grid", {"device": "T4", "dtype": "bfloat16"}, "expected sm_80 or later, got sm_75"),
+        ("grid", {"dtype": "float64"}, "expected a 16-bit or 32-bit dtype, got float64"),
+        ("local", {"proj_size": 3}, "expected no projection, got proj_size 3"),
+        ("grid:24x8", {}, "expected a shape of 24 units x 8 rows, got none compiled"),
+    ],
+)
+def test_forced_plan_that_does_not_fit(request_, problem, reason):
+    with pytest.raises(ValueError, match=f"FUSEDLSTM_PLAN={request_} does not fit: .*{reason}"):
+        plan(request=request_, **problem)
+
+
+@pytest.mark.parametrize("request_", ["fast", "grid:", "grid:8", "grid:8x8x", "grid:0x8", "stream:8x8", "local,grid"])
+def test_unknown_request(request_):
+    with pytest.raises(ValueError, match=f"expected stream, local, cluster or grid.*got '{request_}'"):
+        plan(request=request_)
+
+
+@pytest.mark.parametrize("transport", ["stream", *RESIDENT])
+def test_forced_plan(transport):
+    forced = plan(request=transport, H=64, dtype="bfloat16")
+    assert forced.transport == transport
+    assert plan(H=64, dtype="bfloat16").microseconds <= forced.microseconds
+
+
+def test_forced_shape():
+    forced = plan(request="grid:16x16", H=500, dtype="bfloat16")
+    assert (forced.transport, forced.units, forced.batch_rows) == ("grid", 16, 16)
+
+
+def test_says_what_it_is():
+    assert str(plan(H=64, dtype="bfloat16")).startswith("local bfloat16, 1 CTAs x 64 units, 2 tiles of 8 rows, ")
+    nothing_fits = plan(H=4096, dtype="bfloat16")
+    assert str(nothing_fits).startswith("stream bfloat16, one product and one pointwise kernel per step, estimated ")
+    assert [reason.split(":")[0] for reason in nothing_fits.rejected] == list(RESIDENT)
+
+
+@pytest.mark.parametrize("wrong", [{"T": 0}, {"B": -1}, {"H": 0}, {"directions": 3}, {"proj_size": -1}], ids=str)
+def test_wrong_sizes(wrong):
+    with pytest.raises(ValueError, match="expected T, B, H >= 1"):
+        plan(**wrong)
+
+
+def test_wrong_dtype():
+    with pytest.raises(ValueError, match="expected float32, float64, bfloat16 or float16, got 'int8'"):
+        plan(dtype="int8")
