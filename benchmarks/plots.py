@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -21,12 +22,10 @@ _FUSED, _PEER, _FLOOR = "tab:blue", "tab:orange", "0.4"
 
 def draw_all(results: Results, folder: Path, stem: str) -> dict[str, Path]:
     """Title -> file of every figure that has something to show."""
-    figures = {
-        "Ratio of every case": ("ratio", _ratio_bars),
-        "Time per step": ("time-per-step", _time_per_step),
-        "Ratio over hidden size and batch": ("heat-map", _heat_map),
-        "Scaling": ("scaling", _scaling),
-    }
+    figures = {"Every case": ("cases", _every_case), "Scaling": ("scaling", _scaling)}
+    for mode in dict.fromkeys(row.mode for row in results.rows):
+        figures[f"Time per step, {mode}"] = f"time-per-step-{mode}", partial(_time_per_step, mode=mode)
+        figures[f"Ratio over hidden size and batch, {mode}"] = f"heat-map-{mode}", partial(_heat_map, mode=mode)
     drawn = {}
     for title, (name, draw) in figures.items():
         path = folder / f"{stem}-{name}.png"
@@ -35,31 +34,40 @@ def draw_all(results: Results, folder: Path, stem: str) -> dict[str, Path]:
     return drawn
 
 
-def _ratio_bars(results: Results, path: Path) -> bool:
-    """Every ratio against nn.LSTM with its quartiles, sorted; losses below the line are red."""
+def _every_case(results: Results, path: Path) -> bool:
+    """Every row against nn.LSTM, sorted by ratio: left the ratio with its quartiles (losses in red),
+    right the times with the floor."""
     rows = sorted(timed(results.rows), key=lambda row: row.ratio)
     if not rows:
         return False
-    height = 1.2 + 0.18 * len(rows)
-    figure, axes = pyplot.subplots(figsize=(8, height), layout="constrained")
-    ratios = np.array([row.ratio for row in rows])
-    spread = [ratios - [row.ratio_low for row in rows], [row.ratio_high for row in rows] - ratios]
-    colors = [_FUSED if ratio >= 1 else "tab:red" for ratio in ratios]
-    axes.barh(range(len(rows)), ratios, xerr=spread, color=colors, height=0.7, ecolor="0.2")
+    lines = range(len(rows))
+    figure, (ratios, times) = pyplot.subplots(
+        1, 2, figsize=(11, 1.5 + 0.17 * len(rows)), sharey=True, layout="constrained"
+    )
+    median = np.array([row.ratio for row in rows])
+    spread = [median - [row.ratio_low for row in rows], [row.ratio_high for row in rows] - median]
+    colors = [_FUSED if ratio >= 1 else "tab:red" for ratio in median]
+    ratios.barh(lines, median - 1, left=1, xerr=spread, color=colors, height=0.7, ecolor="0.2")
     labels = [f"{row.case}, {row.mode}, {row.precision}, {row.threads} thr" for row in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=6)
-    axes.set_ylim(-1, len(rows))
-    axes.axvline(1, color="black", linewidth=1)
-    _log_axis(axes.xaxis, axes.set_xscale)
-    axes.set_xlabel("time of nn.LSTM / time of FusedLSTM (median and quartiles of pairs)")
-    axes.set_title(results.machine["device"])
+    ratios.set_yticks(lines, labels, fontsize=6)
+    ratios.set_ylim(-1, len(rows))
+    ratios.axvline(1, color="black", linewidth=1)
+    _log_axis(ratios.xaxis, ratios.set_xscale)
+    ratios.set_xlabel("time of nn.LSTM / time of FusedLSTM (median, quartiles)")
+    for name, color, marker in (("fused_us", _FUSED, "o"), ("peer_us", _PEER, "s"), ("floor_us", _FLOOR, "|")):
+        label = {"fused_us": "FusedLSTM", "peer_us": "nn.LSTM", "floor_us": "floor"}[name]
+        times.plot([getattr(row, name) for row in rows], lines, marker, color=color, label=label, markersize=4)
+    times.set_xscale("log")
+    times.set_xlabel("time per call (us)")
+    times.grid(axis="x", alpha=0.3)
+    times.legend(fontsize=7, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+    figure.suptitle(results.machine["device"], fontsize=10)
     return _save(figure, path)
 
 
-def _time_per_step(results: Results, path: Path) -> bool:
+def _time_per_step(results: Results, path: Path, mode: str) -> bool:
     """Time per step against H, a panel for each B, from the grid rows, with the floor."""
-    rows = [row for row in timed(results.rows) if row.case.startswith("grid-")]
-    rows = _of_largest_group(rows, lambda row: (row.mode, row.precision, row.threads))
+    rows = _grid_rows(results, mode)
     batches = sorted({row.B for row in rows})
     if not batches:
         return False
@@ -86,10 +94,9 @@ def _time_per_step(results: Results, path: Path) -> bool:
     return _save(figure, path)
 
 
-def _heat_map(results: Results, path: Path) -> bool:
+def _heat_map(results: Results, path: Path, mode: str) -> bool:
     """Ratio over the grid of H and B."""
-    rows = [row for row in timed(results.rows) if row.case.startswith("grid-")]
-    rows = _of_largest_group(rows, lambda row: (row.mode, row.precision, row.threads))
+    rows = _grid_rows(results, mode)
     if len(rows) < 4:
         return False
     hidden, batches = sorted({row.H for row in rows}), sorted({row.B for row in rows})
@@ -136,12 +143,13 @@ def _scaling(results: Results, path: Path) -> bool:
     return _save(figure, path)
 
 
-def _of_largest_group(rows: Sequence[Row], group) -> list[Row]:
-    """A figure shows one setting: the one with most rows."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(group(row), []).append(row)
-    return max(groups.values(), key=len, default=[])
+def _grid_rows(results: Results, mode: str) -> list[Row]:
+    """Rows of the grid in the one setting that has most of them: a figure shows one."""
+    settings: dict[tuple, list[Row]] = {}
+    for row in timed(results.rows):
+        if row.case.startswith("grid-") and row.mode == mode:
+            settings.setdefault((row.precision, row.threads, row.cuda_graph), []).append(row)
+    return max(settings.values(), key=len, default=[])
 
 
 def _setting(results: Results, row: Row) -> str:

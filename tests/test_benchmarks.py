@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as command
-from benchmarks import compare, contenders, memory, profiles, report, suite, timing
+from benchmarks import compare, contenders, memory, plots, profiles, report, suite, timing
 from benchmarks.accuracy import Reference
 from benchmarks.contenders import BASELINE, CONTENDERS, FUSED, PEERS, Contender
 from benchmarks.machine import Ceilings
@@ -247,8 +247,21 @@ def test_results_can_be_read_back(tmp_path):
     assert [line["status"] for line in table] == [OK, WRONG]
     text = path.read_text()
     assert text.count("| small |") == 2, "a row is missing from the report"
-    assert "run-ratio.png" in text
-    assert (tmp_path / "run-ratio.png").stat().st_size > 1000
+    assert "run-cases.png" in text
+    assert (tmp_path / "run-cases.png").stat().st_size > 1000
+
+
+def test_figures_of_grid_and_scaling(tmp_path):
+    grid = [_row(case=f"grid-{H}-{B}", H=H, B=B) for H in (64, 128) for B in (1, 16)]
+    growth = [_row(case=f"scaling-T-{T}", T=T) for T in (1, 10)]
+    drawn = plots.draw_all(Results({"device": "a machine"}, grid + growth), tmp_path, "run")
+    assert {path.name for path in drawn.values()} == {
+        "run-cases.png",
+        "run-scaling.png",
+        "run-time-per-step-inference.png",
+        "run-heat-map-inference.png",
+    }
+    assert all(path.stat().st_size > 1000 for path in drawn.values())
 
 
 def test_compare_finds_what_moved(tmp_path, capsys):
@@ -272,7 +285,7 @@ def test_command_writes_everything(tmp_path, capsys):
     options = ["--cases", "decode-32", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
     assert command.main(options) == 0
     written = {path.name for path in tmp_path.iterdir()}
-    assert {"custom.csv", "custom.json", "custom.md", "custom-ratio.png"} <= written
+    assert {"custom.csv", "custom.json", "custom.md", "custom-cases.png"} <= written
     rows = Results.read(tmp_path / "custom.json").rows
     assert [(row.mode, row.status) for row in rows] == [("inference", OK), ("train", OK)]
     assert "decode-32" in capsys.readouterr().out
