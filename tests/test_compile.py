@@ -61,8 +61,8 @@ def test_one_graph_for_all_sizes(device):
     for T, B in [(5, 2), (7, 3), (40, 6)]:
         x = torch.randn(T, B, 3, device=device)
         torch.testing.assert_close(compiled(x)[0], model(x)[0])
-    assert counter.frame_count == 1
-    assert _layer_nodes(counter.graphs[0].graph) == 2
+    layer_nodes = [_layer_nodes(module.graph) for module in counter.graphs]
+    assert sum(layer_nodes) == 2 and max(layer_nodes) == 2
 
 
 @pytest.mark.parametrize("option", ["lengths", "reset", "states"])

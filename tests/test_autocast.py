@@ -1,0 +1,78 @@
+"""Autocast: everything in its dtype, as for nn.LSTM; gradients in the parameters' own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+from fusedlstm import FusedLSTM, FusedLSTMCell
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 2}], ids=str)
+def test_dtypes_and_values(dtype, options, device):
+    module = FusedLSTM(3, 4, **options, device=device)
+    x = torch.randn(5, 2, 3, device=device)
+    with torch.autocast(device.type, dtype):
+        output, (h_n, c_n) = module(x)
+    assert output.dtype == h_n.dtype == c_n.dtype == dtype
+    output.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in module.parameters())
+    plain = nn.LSTM(3, 4, **options, device=device)
+    plain.load_state_dict(module.state_dict())
+    torch.testing.assert_close(output.float(), plain(x)[0], rtol=0, atol=8 * torch.finfo(dtype).eps)
+
+
+def test_mixed_inputs_are_cast(device):
+    module = FusedLSTM(3, 4, device=device)
+    hx = torch.zeros(1, 2, 4, device=device), torch.zeros(1, 2, 4, device=device).half()
+    with torch.autocast(device.type, torch.bfloat16):
+        output, _ = module(torch.randn(5, 2, 3, device=device).bfloat16(), hx)
+    assert output.dtype == torch.bfloat16
+
+
+def test_packed_input_is_cast(device):
+    packed = pack_sequence([torch.randn(n, 3, device=device) for n in (4, 2)])
+    with torch.autocast(device.type, torch.bfloat16):
+        output, (h_n, _) = FusedLSTM(3, 4, device=device)(packed)
+    assert output.data.dtype == h_n.dtype == torch.bfloat16
+
+
+def test_float64_is_left_alone(device):
+    module = FusedLSTM(3, 4, device=device, dtype=torch.float64)
+    with torch.autocast(device.type, torch.bfloat16):
+        output, _ = module(torch.randn(5, 2, 3, device=device, dtype=torch.float64))
+    assert output.dtype == torch.float64
+
+
+def test_float64_input_of_a_float32_module_is_refused(device):
+    with torch.autocast(device.type, torch.bfloat16), pytest.raises(ValueError, match="does not match"):
+        FusedLSTM(3, 4, device=device)(torch.randn(5, 2, 3, device=device, dtype=torch.float64))
+
+
+def test_backward_inside_autocast(device):
+    """Neither the backward nor the double backward is cast a second time."""
+    module = FusedLSTM(3, 4, device=device, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, device=device, dtype=torch.float64, requires_grad=True)
+
+    def penalty():
+        (gradient,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), module.weight_hh_l0)[0]
+
+    expected = penalty()
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(penalty(), expected)
+
+
+def test_cell(device):
+    with torch.autocast(device.type, torch.bfloat16):
+        h, c = FusedLSTMCell(3, 4, device=device)(torch.randn(2, 3, device=device))
+    assert h.dtype == c.dtype == torch.bfloat16
+
+
+def test_the_reference_path(device):
+    """Under vmap too, results have autocast's dtype."""
+    module = FusedLSTM(3, 4, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        output = torch.func.vmap(lambda x: module(x)[0])(torch.randn(2, 5, 2, 3, device=device))
+    assert output.dtype == torch.bfloat16

@@ -1,0 +1,47 @@
+"""Two processes with gloo: DDP and FSDP2 give the gradients of the whole batch."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from fusedlstm import FusedLSTM
+
+WORLD = 2
+
+
+def _model():
+    torch.manual_seed(0)
+    return FusedLSTM(3, 4, 2, bidirectional=True, dtype=torch.float64)
+
+
+def _loss(model, x):
+    return model(x)[0].square().mean()
+
+
+def _worker(rank, path):
+    torch.set_num_threads(1)
+    store = f"file://{path}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
+    try:
+        whole = _model()
+        x = torch.randn(5, 2 * WORLD, 3, dtype=torch.float64)
+        _loss(whole, x).backward()
+        part = x[:, 2 * rank : 2 * rank + 2]
+
+        replicated = DistributedDataParallel(_model())
+        _loss(replicated, part).backward()
+        sharded = fully_shard(_model(), mesh=dist.init_device_mesh("cpu", (WORLD,)))
+        _loss(sharded, part).backward()
+        for e, a, b in zip(*(m.parameters() for m in (whole, replicated, sharded))):
+            torch.testing.assert_close(a.grad, e.grad, rtol=0, atol=1e-14)
+            torch.testing.assert_close(b.grad.full_tensor(), e.grad, rtol=0, atol=1e-14)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_gradients_are_those_of_the_whole_batch(tmp_path):
+    mp.spawn(_worker, args=(tmp_path,), nprocs=WORLD)
