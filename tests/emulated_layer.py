@@ -4,10 +4,10 @@ The recurrence alone is of interest here. So the input is the contribution of th
 (`W_ih` is the identity), its gradient is `d_gates`, and the matrix products between the steps of STREAM are torch's.
 """
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from emulator import Memory
 
 from fusedlstm import reference
 
@@ -99,7 +99,7 @@ class Emulated:
     def __init__(self, emu, layer, request, device=H200):
         self.emu, self.layer, self.request, self.device = emu, layer, request, device
         self.dtype = str(layer.dtype).removeprefix("torch.")
-        self.held = {}
+        self.memory = Memory(emu)
 
     def plan(self, backward):
         layer = self.layer
@@ -108,26 +108,12 @@ class Emulated:
             directions=layer.directions, dtype=self.dtype, allow_tf32=layer.allow_tf32, backward=backward,
         )  # fmt: skip
 
-    @contextmanager
-    def memory(self):
-        """Registers every tensor made by `device` for the launches inside."""
-        try:
-            yield
-        finally:
-            for pointer in self.held:
-                self.emu.unregister_buffer(pointer)
-            self.held.clear()
-
     def put(self, tensor, name, initialised=True):
         """The pointer of a tensor that kernels may touch; 0 for None."""
         if tensor is None:
             return 0
         assert tensor.is_contiguous(), name
-        pointer = tensor.data_ptr()
-        if pointer not in self.held:
-            self.held[pointer] = tensor
-            self.emu.register_buffer(pointer, tensor.numel() * tensor.element_size(), name, initialised)
-        return pointer
+        return self.memory.pointer(tensor, name, initialised=initialised)
 
     def new(self, name, *shape, dtype=None, zero=False):
         """Memory for a result: NaN, or zeros where the kernels leave rows that do not run."""
@@ -169,7 +155,7 @@ class Emulated:
     def forward(self, training=True):
         layer, D, H = self.layer, self.layer.directions, self.layer.H
         plan, idle = self.plan(backward=False), layer.lengths is not None and not layer.packed
-        with self.memory():
+        with self.memory:
             a = self.emu.ForwardArgs()
             a.rows, a.dtype = self.rows(), self.dtype
             x = layer.t["x"].to(layer.acc)
@@ -221,7 +207,7 @@ class Emulated:
         """Gradients from the results of `forward(training=True)`."""
         layer, D, H = self.layer, self.layer.directions, self.layer.H
         plan, idle = self.plan(backward=True), layer.lengths is not None and not layer.packed
-        with self.memory():
+        with self.memory:
             a = self.emu.BackwardArgs()
             a.rows, a.dtype = self.rows(), self.dtype
             a.gates, a.cell_states = self.put(out["gates"], "gates"), self.put(out["cell_states"], "cell_states")

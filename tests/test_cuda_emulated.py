@@ -1,0 +1,169 @@
+"""The CUDA kernels, unchanged, on the emulated GPU: every transport, arithmetic and row state against float64."""
+
+import emulator
+import pytest
+import torch
+from emulated_layer import Emulated, Layer
+from tolerance import MEMORY, SAFETY, assert_near, tolerance
+
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+
+# What a layer is computed in: dtype and whether TF32 may be used.
+ARITHMETICS = {
+    "float32": (F32, False),
+    "tf32": (F32, True),
+    "bfloat16": (BF16, False),
+    "float16": (F16, False),
+    "float64": (F64, False),
+}
+RESIDENT = ("local", "cluster", "grid")
+
+# Relative error of what enters the results besides the roundings that tolerance() knows: TF32 operands have 11 bits;
+# one-instruction tanh is good to 2^-11, exp and division of float32 kernels to a few units in the last place.
+EXTRA = {"tf32": 2**-11, "bfloat16": 2**-11, "float16": 2**-22, "float32": 2**-22, "float64": 0}
+
+
+def allowed(layer, arithmetic):
+    steps = min(layer.T, MEMORY)
+    terms = 4 * layer.H  # backward; forward sums a quarter of that
+    return tolerance(layer.dtype, terms, layer.T) + SAFETY * steps * EXTRA[arithmetic]
+
+
+def check(layer, arithmetic, request, seed=0):
+    """Runs forward and backward; every result near the reference, the worst as a part of what is allowed."""
+    module = emulator.module()
+    run, expected = Emulated(module, layer, request), layer.reference()
+    with emulator.options(module, seed=seed):
+        out = run.forward()
+        results = out | run.backward(out)
+    limit = allowed(layer, arithmetic)
+    return max(assert_near(value, expected[name], limit, f"{request}: {name}") for name, value in results.items())
+
+
+def make(arithmetic, T, B, H, **options):
+    dtype, allow_tf32 = ARITHMETICS[arithmetic]
+    return Layer(T, B, H, dtype=dtype, allow_tf32=allow_tf32, **options)
+
+
+def hidden_size(transport, H):
+    """At least two CTAs for CLUSTER."""
+    return H + 32 if transport == "cluster" else H
+
+
+LENGTHS = [3, 1, 2, 0, 3, 3, 2, 1, 1, 3, 2]
+SORTED = sorted((n or 1 for n in LENGTHS), reverse=True)
+ROW_STATES = {
+    "plain": {},
+    "both directions": {"directions": 2},
+    "batch first": {"batch_first": True},
+    "no bias": {"bias": False},
+    "lengths": {"lengths": LENGTHS, "directions": 2},
+    "packed": {"lengths": SORTED, "packed": True, "directions": 2},
+    "resets to zero": {"resets": True},
+    "resets to a state": {"resets": True, "reset_states": True},
+    "resets and lengths": {"resets": True, "reset_states": True, "lengths": LENGTHS},
+}
+
+
+@pytest.mark.parametrize("states", ROW_STATES)
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("transport", ("stream", *RESIDENT))
+def test_row_states(transport, arithmetic, states):
+    if transport != "stream" and arithmetic == "float64":
+        with pytest.raises(ValueError, match="got float64"):
+            Emulated(emulator.module(), make(arithmetic, 3, 11, 20), transport).plan(backward=False)
+        return
+    layer = make(arithmetic, 3, len(LENGTHS), hidden_size(transport, 20), **ROW_STATES[states])
+    check(layer, arithmetic, transport)
+
+
+@pytest.mark.parametrize(
+    ("T", "B", "H"), [(1, 1, 1), (2, 8, 32), (3, 3, 33), (2, 17, 7), (4, 9, 64)], ids=lambda n: str(n)
+)
+@pytest.mark.parametrize("arithmetic", ["float32", "tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("transport", RESIDENT)
+def test_tails(transport, arithmetic, T, B, H):
+    """Sizes below, on and above the tiles of batch, units and K; one step has nothing to exchange."""
+    T = max(T, 2) if transport == "grid" else T
+    check(make(arithmetic, T, B, hidden_size(transport, H)), arithmetic, transport)
+
+
+@pytest.mark.parametrize("proj_size", [1, 7, 20])
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_projection(arithmetic, proj_size):
+    options = {"proj_size": proj_size, "directions": 2, "lengths": LENGTHS}
+    check(make(arithmetic, 3, len(LENGTHS), 20, **options), arithmetic, "stream")
+    packed = options | {"lengths": SORTED, "packed": True}
+    check(make(arithmetic, 3, len(LENGTHS), 20, **packed), arithmetic, "stream")
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
+def test_every_compiled_shape(arithmetic, backward):
+    """Each kernel that is compiled, forced by name, with a hidden size that uses more than one CTA where it can."""
+    core, module = pytest.importorskip("fusedlstm._core"), emulator.module()
+    dtype, tf32 = ARITHMETICS[arithmetic]
+    name = str(dtype).removeprefix("torch.")
+    shapes = core.kernel_shapes(dtype=name, allow_tf32=tf32, backward=backward)
+    assert {s[0] for s in shapes} == set(RESIDENT)
+    for transport, units, rows, k in sorted(set(shapes)):
+        H = min(units + 5, k // 4 if backward else k) if transport != "local" else min(units, k // 4 if backward else k)
+        layer = make(arithmetic, 2, rows + 1, H)
+        run, expected = Emulated(module, layer, f"{transport}:{units}x{rows}"), layer.reference()
+        if backward:
+            results = run.backward(Emulated(module, layer, "stream").forward())
+        else:
+            results = run.forward()
+        for what, value in results.items():
+            assert_near(value, expected[what], allowed(layer, arithmetic), f"{transport}:{units}x{rows} {what}")
+
+
+@pytest.mark.parametrize("transport", RESIDENT)
+def test_schedules_agree_bitwise(transport):
+    """The order in which threads and stores happen to run changes no bit."""
+    module = emulator.module()
+    layer = make("bfloat16", 4, 11, 40, lengths=[4, 1, 2, 0, 3, 4, 2, 1, 4, 3, 2])
+    runs = []
+    for seed in (0, 1, 5):
+        run = Emulated(module, layer, transport)
+        with emulator.options(module, seed=seed):
+            out = run.forward()
+            runs.append(out | run.backward(out))
+    for name, first in runs[0].items():
+        for other in runs[1:]:
+            assert torch.equal(first, other[name]), name
+
+
+@pytest.mark.parametrize("transport", ("stream", *RESIDENT))
+def test_inference_gives_the_same(transport):
+    layer = make("float32", 3, 5, 40)
+    run = Emulated(emulator.module(), layer, transport)
+    training, inference = run.forward(), run.forward(training=False)
+    assert set(inference) == {"output", "h_n", "c_n"}
+    for name, value in inference.items():
+        assert torch.equal(value, training[name]), name
+
+
+@pytest.mark.parametrize("transport", ("stream", *RESIDENT))
+@pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
+def test_nan_stays_in_its_row(transport, arithmetic):
+    """A NaN of any bits in h_0 spoils its batch row only; GRID must not take it for unwritten memory."""
+    layer = make(arithmetic, 3, 4, hidden_size(transport, 20))
+    clean = Emulated(emulator.module(), layer, transport).forward()
+    bits = torch.int32 if layer.dtype == F32 else torch.int16
+    layer.t["h_0"].view(bits)[0, 2] = -1
+    out = Emulated(emulator.module(), layer, transport).forward()
+    assert out["output"].view(3, 4, -1)[:, 2].isnan().all()
+    others = [0, 1, 3]
+    assert torch.equal(out["output"].view(3, 4, -1)[:, others], clean["output"].view(3, 4, -1)[:, others])
+
+
+@pytest.mark.parametrize("length", [-1, 4, 2**40])
+def test_wrong_lengths_stay_in_bounds(length):
+    """They are not checked on the device: they act as the nearest length that exists."""
+    layer = make("float32", 3, 2, 20, lengths=[2, length])
+    nearest = make("float32", 3, 2, 20, lengths=[2, min(max(length, 0), 3)])
+    for transport in ("stream", "local", "grid"):
+        out = Emulated(emulator.module(), layer, transport).forward()
+        for name, value in Emulated(emulator.module(), nearest, transport).forward().items():
+            assert torch.equal(out[name], value), name
