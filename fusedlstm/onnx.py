@@ -60,9 +60,10 @@ def translation_table() -> dict[Callable, Callable]:
         return output, h_n, c_n
 
     def training(*args, **kwargs):
-        # The graph that is exported does not read the gates and the cell states.
-        output, h_n, c_n = inference(*args, **kwargs)
-        return output, h_n, c_n, None, None
+        # ONNX has neither gates nor cell states of all steps. Only a model that returns them reads
+        # these two: an empty tensor makes it fail instead of giving wrong values.
+        nothing = op.Constant(value_floats=[])
+        return *inference(*args, **kwargs), nothing, nothing
 
     def reordered(weight, H):
         """From this library's gate order i, f, g, o to ONNX's i, o, f, g."""
