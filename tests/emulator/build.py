@@ -21,6 +21,13 @@ import pybind11
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "emulator"
+CSRC = ROOT / "csrc"
+RUNTIME_HEADERS = [
+    *HERE.glob("*.h"),
+    *HERE.glob("include/*.h"),
+    CSRC / "dtypes.h",
+    CSRC / "cuda" / "primitives.cuh",
+]
 JOBS = 2
 
 COMMON_FLAGS = [
@@ -71,33 +78,33 @@ def run(command):
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr[-4000:]}")
 
 
-def units(csrc):
-    """Everything that goes into the module, with the kernels from `csrc`."""
-    own_headers = [*HERE.glob("*.h"), *HERE.glob("include/*.h")]
-    runtime_headers = [*own_headers, csrc / "dtypes.h", csrc / "cuda" / "primitives.cuh"]
-    kernel_headers = [*own_headers, *csrc.glob("*.h"), *csrc.glob("cuda/*.h"), *csrc.glob("cuda/*.cuh")]
-    include = [HERE, HERE / "include", csrc]
-    python = [pybind11.get_include(), sysconfig.get_paths()["include"]]
-    for source in sorted(csrc.glob("cuda/*.cu")):
-        yield Unit(source, KERNEL_FLAGS, include, kernel_headers)
-    for source in (csrc / "cuda" / "plan.cpp", csrc / "cuda" / "launch.cpp"):
-        yield Unit(source, RUNTIME_FLAGS, include, kernel_headers)
+def units(changed):
+    """Everything that goes into the module. changed: {name of a kernel source: the copy of csrc to take it from}."""
+    for source in sorted((CSRC / "cuda").glob("*.cu")):
+        csrc = changed.get(source.name, CSRC)
+        headers = [*RUNTIME_HEADERS, *csrc.glob("*.h"), *csrc.glob("cuda/*.h"), *csrc.glob("cuda/*.cuh")]
+        yield Unit(csrc / "cuda" / source.name, KERNEL_FLAGS, [HERE, HERE / "include", csrc], headers)
+    include = [HERE, HERE / "include", CSRC]
+    kernel_headers = [*RUNTIME_HEADERS, *CSRC.glob("cuda/*.h")]
+    for name in ("plan.cpp", "launch.cpp"):
+        yield Unit(CSRC / "cuda" / name, RUNTIME_FLAGS, include, kernel_headers)
     for source in sorted(HERE.glob("*.cu")):
-        yield Unit(source, KERNEL_FLAGS, include, runtime_headers)
+        yield Unit(source, KERNEL_FLAGS, include, RUNTIME_HEADERS)
     for source in sorted(HERE.glob("*.cpp")):
         if source.name == "module.cpp":
+            python = [pybind11.get_include(), sysconfig.get_paths()["include"]]
             yield Unit(source, BINDING_FLAGS, include + python, kernel_headers)
         else:
-            yield Unit(source, RUNTIME_FLAGS, include, runtime_headers)
+            yield Unit(source, RUNTIME_FLAGS, include, RUNTIME_HEADERS)
 
 
-def build(csrc=ROOT / "csrc"):
-    """Compiles and links the module with the kernels in `csrc`. Returns the path of the library."""
+def build(changed=None):
+    """Compiles and links the module. Returns the path of the library. changed: see units()."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # parallel test processes build once
         with ThreadPoolExecutor(JOBS) as pool:
-            objects = list(pool.map(Unit.compile, units(csrc)))
+            objects = list(pool.map(Unit.compile, units(changed or {})))
         key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:16]
         library = CACHE / key / f"_emulated{EXTENSION_SUFFIXES[0]}"
         if not library.exists():
@@ -113,13 +120,14 @@ def build_primitives_for_gpu(arch="native"):
     CACHE.mkdir(parents=True, exist_ok=True)
     library = CACHE / f"primitives_{arch}.so"
     flags = ["-std=c++20", "-O2", "--expt-relaxed-constexpr", f"-arch={arch}", "-shared", "-Xcompiler", "-fPIC"]
-    run(["nvcc", *flags, f"-I{ROOT / 'csrc'}", HERE / "primitive_kernels.cu", "-o", library])
+    run(["nvcc", *flags, f"-I{CSRC}", HERE / "primitive_kernels.cu", "-o", library])
     return library
 
 
 def load(library):
     """Imports the module from its file; several versions of it can live side by side."""
-    spec = importlib.util.spec_from_file_location("_emulated", library)
+    # pybind11 keeps one module per name, so each version has one of its own.
+    spec = importlib.util.spec_from_file_location(f"{library.parent.name}._emulated", library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

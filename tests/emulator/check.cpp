@@ -203,7 +203,7 @@ void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event 
         r.bytes &= ~mask;
       }
       for (Event& w : word.writes) w.bytes &= ~mask;
-      word.initialised |= mask;
+      if (!relaxed) word.initialised |= mask;  // a relaxed store counts when it lands
       word.written = 1;
       // A half-word neighbour may keep the first place; a third writer of one word replaces it.
       (word.writes[0].bytes ? word.writes[1] : word.writes[0]) = as;
@@ -296,8 +296,8 @@ void on_access(void* p, size_t bytes, bool write, bool aligned, void* return_add
   const uint32_t site = callback_site(return_address);
   const Access access = write ? Access::kWrite : Access::kRead;
   if (aligned && address % bytes) fail_at(site, "misaligned access of " + std::to_string(bytes) + " bytes");
-  check(address, bytes, access, site, Event{current->epoch, site, current->id, 0, 0});
   if (!machine->late_words.empty()) deliver_known_to(current, address, bytes);
+  check(address, bytes, access, site, Event{current->epoch, site, current->id, 0, 0});
   if (options().preempt > 0 && double(random_bits() & 0xFFFF) < options().preempt * 0x10000) give_way(State::kReady);
 }
 

@@ -13,6 +13,7 @@ void land(LateStore& store) {
   ++machine->progress;
   if (!store.mbarrier) {
     memcpy(reinterpret_cast<void*>(store.address), store.value, store.bytes);
+    find_region(store.address)->shadow(store.address).initialised = 0xF;
     if (--machine->late_words[store.address] == 0) machine->late_words.erase(store.address);
     return;
   }
@@ -82,7 +83,6 @@ void deliver_known_to(const Fiber* reader, uintptr_t address, size_t bytes) {
 
 void load(void* value, uintptr_t address, size_t bytes, Access access, Site site) {
   RuntimeScope scope;
-  check_access(address, bytes, access, site_id(site));
   if (access == Access::kRelaxedRead) {
     // Reading the same again means polling: let the others run until nothing but polling is left to do.
     constexpr size_t kRemembered = 64;
@@ -97,11 +97,13 @@ void load(void* value, uintptr_t address, size_t bytes, Access access, Site site
     polled.push_back(address);
   }
   if (!machine->late_words.empty()) deliver_known_to(current, address, bytes);
+  check_access(address, bytes, access, site_id(site));
   memcpy(value, reinterpret_cast<const void*>(address), bytes);
 }
 
 void store(uintptr_t address, const void* value, size_t bytes, Access access, Site site) {
   RuntimeScope scope;
+  if (!machine->late_words.empty()) deliver_known_to(current, address, bytes);
   check_access(address, bytes, access, site_id(site));
   if (access != Access::kRelaxedWrite) {
     memcpy(reinterpret_cast<void*>(address), value, bytes);

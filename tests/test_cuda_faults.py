@@ -1,0 +1,174 @@
+"""Faults planted in the CUDA kernels, each of which the emulated tests must notice: they test the tests.
+
+A fault is a change to the text of a kernel header. One arithmetic is compiled with it, in the one shape that the case
+runs; the control of every case is the same without the change.
+"""
+
+import functools
+import re
+import shutil
+from dataclasses import dataclass
+
+import emulator
+import pytest
+import torch
+from emulated_layer import Emulated, Layer
+from emulator import build
+
+SEEDS = range(4)
+
+# (transport, pass) -> the compiled shape that the planner takes for the layer below
+SHAPES = {
+    ("local", "forward"): "kLocal, Pass::kForward, 4, 2, 1, 1",
+    ("local", "backward"): "kLocal, Pass::kBackward, 2, 4, 2, 1",
+    ("cluster", "forward"): "kCluster, Pass::kForward, 4, 2, 4, 1",
+    ("cluster", "backward"): "kCluster, Pass::kBackward, 2, 8, 4, 1",
+    ("grid", "forward"): "kGrid, Pass::kForward, 4, 1, 8, 1",
+    ("grid", "backward"): "kGrid, Pass::kBackward, 2, 4, 8, 1",
+}
+WRONG = "wrong numbers"
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    transport: str
+    file: str
+    old: str  # occurs once in the file
+    new: str
+    reported: str  # what the error says, or WRONG
+    which: str = "forward"
+
+
+STEP_BARRIER = """    }
+    block_sync();
+#pragma unroll
+    for (int e = 0; e < kPairs; ++e) {"""
+
+FAULTS = [
+    Fault("step barrier removed", "local", "recurrence.cuh", STEP_BARRIER, STEP_BARRIER.replace("block_sync();", ""),
+          r"race on shared memory|which nothing has written"),
+    Fault("step barrier removed", "grid", "recurrence.cuh", STEP_BARRIER, STEP_BARRIER.replace("block_sync();", ""),
+          r"race on shared memory|which nothing has written"),
+    Fault("step barrier of one warp only", "cluster", "recurrence.cuh", STEP_BARRIER,
+          STEP_BARRIER.replace("block_sync();", "warp_sync();"), r"race on shared memory|which nothing has written"),
+    Fault("single buffer of partial sums", "grid", "recurrence.cuh", "s % 2 * Smem::kPartialsBuffer", "0",
+          r"race on shared memory"),
+    Fault("batch tail forgotten", "local", "recurrence.cuh",
+          "rows.B - first_row < kBatchRows ? static_cast<int>(rows.B - first_row) : kBatchRows", "kBatchRows",
+          r"bytes past the end of"),
+    Fault("batch tail forgotten", "local", "recurrence.cuh",
+          "rows.B - first_row < kBatchRows ? static_cast<int>(rows.B - first_row) : kBatchRows", "kBatchRows",
+          r"bytes past the end of", which="backward"),
+    Fault("hidden tail forgotten", "local", "recurrence.cuh",
+          "return row_of_pair(i) < batch_rows && first_unit + unit_of_pair(i) < H;",
+          "return row_of_pair(i) < batch_rows;", r"race on|bytes past the end of"),
+    Fault("weight tail forgotten", "local", "recurrence.cuh", "if (unit < H && k < pitch)", "if (k < pitch)",
+          r"bytes past the end of weight_hh"),
+    Fault("operand not cleared beyond the batch", "local", "recurrence.cuh",
+          "i < Traffic::kBuffers * Traffic::kOperandBytes", "i < 0", r"which nothing has written"),
+    Fault("staged vector read before it is whole", "local", "recurrence.cuh", "  warp_sync();\n  const Vec4 v",
+          "  const Vec4 v", r"race on shared memory|which nothing has written"),
+    Fault("stage used again too early", "local", "recurrence.cuh",
+          "  warp_sync();  // before the stage is used again\n", "", r"race on shared memory", which="backward"),
+    Fault("operand read before all have published", "local", "exchange.cuh",
+          "    block_sync();\n    return tile.operand;", "    return tile.operand;",
+          r"race on shared memory|which nothing has written"),
+    Fault("wrong phase of the mbarrier", "cluster", "exchange.cuh", "mbarrier_wait(barrier, s / 2 % 2)",
+          "mbarrier_wait(barrier, s % 2)", r"race on shared memory|has landed|deadlock"),
+    Fault("mbarrier not waited for", "cluster", "exchange.cuh", "mbarrier_wait(barrier, s / 2 % 2);", "",
+          r"race on shared memory|has landed|arrives when"),
+    Fault("published into the buffer being read", "cluster", "exchange.cuh",
+          "tile.operand + s % 2 * Layout::kOperandBytes + Layout::offset(k, n)",
+          "tile.operand + (s + 1) % 2 * Layout::kOperandBytes + Layout::offset(k, n)", r"race on shared memory"),
+    Fault("phase not armed again", "cluster", "exchange.cuh", "s + 2 < tile.steps", "s + 3 < tile.steps", r"deadlock"),
+    Fault("peers start at different times", "cluster", "exchange.cuh", "cluster_sync();  // peers may send only",
+          "block_sync();  // peers may send only", r"race on|without an initialised mbarrier|has not started"),
+    Fault("too few bytes expected", "cluster", "exchange.cuh", "return tile.batch_rows * tile.pitch",
+          "return tile.batch_rows * (tile.pitch - kVectorBytes)", r"race on|has landed|deadlock", which="backward"),
+    Fault("poll looks at one word of four", "grid", "exchange.cuh",
+          "for (int j = 0; j < 4; ++j) missing |=", "for (int j = 0; j < 1; ++j) missing |=", WRONG),
+    Fault("poll does not wait", "grid", "exchange.cuh", "while (again);", "while (false);", WRONG),
+    Fault("poll through the read-only cache", "grid", "exchange.cuh", "v[i] = load_relaxed128(",
+          "v[i] = load_constant128(", r"load_constant|race on exchange"),
+    Fault("plain store published", "grid", "exchange.cuh",
+          "store_relaxed128(static_cast<scalar_t*>(tile.global) + s * tile.global_stride + n * tile.pitch + k, v)",
+          "*reinterpret_cast<Vec4*>(static_cast<scalar_t*>(tile.global) + s * tile.global_stride + n * tile.pitch + k)"
+          " = v", r"race on exchange"),
+    Fault("one position's memory used twice", "grid", "exchange.cuh",
+          "static_cast<scalar_t*>(tile.global) + s * tile.global_stride + n",
+          "static_cast<scalar_t*>(tile.global) + s / 2 * tile.global_stride + n", rf"livelock|{WRONG}"),
+    Fault("not cooperative", "grid", "launch_recurrence.cuh", "config.cooperative = true;", "",
+          r"livelock, only polling threads run"),
+    Fault("exchange memory not prepared", "grid", "launch_recurrence.cuh",
+          "cudaMemsetAsync(args.exchange, 0xFF, exchange_bytes(plan, args.rows), stream)", "cudaSuccess",
+          r"read of exchange\+\d+, which nothing has written", which="backward"),
+    Fault("sums of one warp lost", "cluster", "recurrence.cuh", "for (int k_split = 0; k_split < kShape.k_splits",
+          "for (int k_split = 1; k_split < kShape.k_splits", WRONG, which="backward"),
+]  # fmt: skip
+
+
+@functools.cache
+def layer():
+    """Tails in B and H, more than one tile, several CTAs a tile."""
+    return Layer(T=5, B=11, H=40, dtype=torch.bfloat16)
+
+
+@functools.cache
+def expected():
+    return layer().reference()
+
+
+@functools.cache
+def forward_results():
+    return Emulated(emulator.module(), layer(), "local").forward()
+
+
+def changed_module(folder, transport, which, file=None, old="", new=""):
+    """The emulated module with one shape of the bfloat16 kernels, after a change to their text."""
+    csrc = folder / "csrc"
+    shutil.copytree(build.CSRC, csrc)
+    shapes = csrc / "cuda" / "kernel_shapes.h"
+    kept = [
+        line
+        for line in shapes.read_text().splitlines()
+        if not line.lstrip().startswith("{Transport::") or SHAPES[transport, which] in line
+    ]
+    shapes.write_text("\n".join(kept) + "\n")
+    if file:
+        target = csrc / "cuda" / file
+        text = target.read_text()
+        assert text.count(old) == 1, f"{file}: expected the text once, got {text.count(old)} times:\n{old}"
+        target.write_text(text.replace(old, new))
+    return build.load(build.build({"recurrence_bfloat16.cu": csrc}))
+
+
+def verdict(module, transport, which, seed):
+    """What a test with this schedule would say: None, the error, or WRONG."""
+    run = Emulated(module, layer(), transport)
+    try:
+        with emulator.options(module, seed=seed):
+            results = run.forward() if which == "forward" else run.backward(forward_results())
+    except module.EmulationError as error:
+        return str(error)
+    right = all(
+        torch.allclose(value.double().flatten(), expected()[name].flatten(), rtol=2**-6, atol=2**-5)
+        for name, value in results.items()
+    )
+    return None if right else WRONG
+
+
+@pytest.mark.parametrize(("transport", "which"), SHAPES)
+def test_control(transport, which, tmp_path):
+    module = changed_module(tmp_path, transport, which)
+    assert [verdict(module, transport, which, seed) for seed in SEEDS] == [None] * len(SEEDS)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.transport}-{f.which}-{f.name.replace(' ', '_')}")
+def test_fault_is_noticed(fault, tmp_path):
+    module = changed_module(tmp_path, fault.transport, fault.which, fault.file, fault.old, fault.new)
+    verdicts = [verdict(module, fault.transport, fault.which, seed) for seed in SEEDS]
+    noticed = [v for v in verdicts if v]
+    assert noticed, f"{fault.name}: the kernels ran as if nothing were wrong, under all {len(SEEDS)} schedules"
+    for message in noticed:
+        assert re.search(fault.reported, message), f"{fault.name}: expected {fault.reported!r}, got {message!r}"
