@@ -85,6 +85,12 @@ def check_file(wheel: Path) -> None:
             demand(any(re.fullmatch(pattern, name) for name in names), f"expected a file {pattern}, got {names}")
         has_core = any(name.startswith("fusedlstm/_core") for name in names)
         demand(has_core != ("-py3-none-" in wheel.name), "expected _core in the wheel of one Python, and only there")
+        for name in (name for name in names if name.endswith(".so")):
+            for path in (ROOT, Path(sys.prefix), Path.home()):
+                demand(
+                    str(path).encode() not in archive.read(name),
+                    f"expected no path of this machine in {name}, got {path}",
+                )
         if "fusedlstm/lib/libfusedlstm_cuda.so" in names:
             found = archs_in(Path(archive.extract("fusedlstm/lib/libfusedlstm_cuda.so", folder)))
             promised = promised_archs(os.environ.get("TORCH_CUDA_ARCH_LIST", cuda_toolkit.RELEASE_ARCHS))
