@@ -26,29 +26,38 @@ class DigitClassifier(nn.Module):
         return self.classes(h_n[-1])
 
 
-def train(lstm_class: type[nn.Module], epochs: int = 20, device: str = "cpu") -> Training:
-    """Adam on batches of 64; the losses are means over an epoch, the score is test accuracy."""
+def digit_data(device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Images [N, 8, 8] in 0..1, labels [N], and which of them are for the test, bool [N]."""
     digits = load_digits()
     images = torch.tensor(digits.images / 16, dtype=torch.float32, device=device)
     labels = torch.tensor(digits.target, device=device)
-    test = torch.arange(len(labels), device=device) % 5 == 0
-    model = DigitClassifier(lstm_class).to(device)
+    return images, labels, torch.arange(len(labels), device=device) % 5 == 0
+
+
+def fit(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> list[float]:
+    """Adam on batches of 64; returns the mean loss of each epoch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    result = Training()
-    train_images, train_labels = images[~test], labels[~test]
+    losses = []
     for _ in range(epochs):
         total = 0.0
-        for batch in torch.randperm(len(train_labels)).to(device).split(64):
-            loss = cross_entropy(model(train_images[batch]), train_labels[batch])
+        for batch in torch.randperm(len(labels)).to(labels.device).split(64):
+            loss = cross_entropy(model(images[batch]), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.item() * len(batch)
-        result.losses.append(total / len(train_labels))
+        losses.append(total / len(labels))
+    return losses
+
+
+def train(lstm_class: type[nn.Module], epochs: int = 20, device: str = "cpu") -> Training:
+    """The score is the accuracy on the test images."""
+    images, labels, test = digit_data(device)
+    model = DigitClassifier(lstm_class).to(device)
+    losses = fit(model, images[~test], labels[~test], epochs)
     with torch.no_grad():
         guesses = model(images[test]).argmax(1)
-    result.score = (guesses == labels[test]).float().mean().item()
-    return result
+    return Training(losses, score=(guesses == labels[test]).float().mean().item())
 
 
 def main(argv: list[str] | None = None) -> dict[str, Training]:

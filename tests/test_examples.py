@@ -16,7 +16,7 @@ TRAININGS = [
     "sine_forecast",
     "text_classification",
 ]
-OTHERS = []
+OTHERS = ["onnx_export"]
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +46,15 @@ def test_training_agrees(name, tmp_path, capsys):
     assert figure.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in results)
+
+
+def test_onnx_export_agrees(capsys):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    results = importlib.import_module("examples.onnx_export").main(["--quick"])
+    fused = results["FusedLSTM"]
+    assert fused.lstm_nodes == 1
+    # Scores are of size one; both runtimes round about 128-term sums in float32.
+    assert fused.difference < 1e-5
+    assert fused.accuracy == pytest.approx(results["nn.LSTM"].accuracy, abs=1e-2)
+    assert "FusedLSTM: 1 LSTM node" in capsys.readouterr().out
