@@ -84,7 +84,7 @@ def main(selection: Selection) -> tuple[list[Job], Budget]:
     """The short grid: under four minutes on two cores."""
     every_thread = torch.get_num_threads()
     jobs = selection.jobs(ACCEPTANCE, threads=sorted({1, every_thread}))
-    return jobs + selection.jobs(_FEATURES), Budget(1.2)
+    return jobs + selection.jobs(_FEATURES), Budget(1.0)
 
 
 def full(selection: Selection) -> tuple[list[Job], Budget]:
