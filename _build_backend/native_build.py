@@ -181,7 +181,7 @@ def _core_module(ninja: NinjaFile, flags: list[str]) -> None:
     import pybind11
 
     for folder in (pybind11.get_include(), sysconfig.get_path("include")):
-        flags += ["-isystem", folder, f"-ffile-prefix-map={folder}=."]
+        flags = [*flags, "-isystem", folder, f"-ffile-prefix-map={folder}=."]
     sources = [ROOT / "csrc/core_module.cpp", *sorted((ROOT / "csrc/cuda").glob("plan*.cpp"))]
     objects = [ninja.object(source, flags, folder=f"objects{suffix}") for source in sources]
     ninja.library(f"_core{suffix}", objects, [])
