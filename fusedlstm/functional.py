@@ -1,7 +1,7 @@
 """`lstm` and `lstm_cell` for those who hold the weights themselves; the modules are built on them.
 
-Here are all checks of what callers pass, and the bookkeeping around layers: dropout, packing,
-batch_first, lengths, resets. The work is in the operators (ops.py), one call per layer.
+The bookkeeping around layers: dropout, packing, batch_first, lengths, resets. What callers pass is
+checked by _checks.py; the work is in the operators (ops.py), one call per layer.
 """
 
 from __future__ import annotations
@@ -12,25 +12,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, _VF
+from torch import _VF, Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm import _library, ops, reference
-
-_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-_INDEX_DTYPES = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
-
-
-class Sizes(NamedTuple):
-    """What the weights of a stack of layers must look like."""
-
-    input_size: int
-    hidden_size: int
-    proj_size: int
-    num_layers: int
-    directions: int
-    bias: bool
+from fusedlstm import _checks, _library, ops, reference
+from fusedlstm._checks import Sizes
 
 
 class Options(NamedTuple):
@@ -99,7 +86,7 @@ def lstm(
         m = nn.LSTM(...)  # with these weights
         m(input, hx)
     """
-    sizes = _sizes_of(weights, bidirectional)
+    sizes = _checks.sizes_of(weights, bidirectional)
     options = Options(
         batch_first, dropout, training, lengths, reset, reset_state, return_cell_states,
         return_gates,
@@ -143,8 +130,8 @@ def lstm_cell(
     is_batched = input.dim() == 2
     x = input if is_batched else input.unsqueeze(0)
     if hx is not None:
-        hx = _pair(hx, "LSTMCell")
-        hx = _checked_cell_state(hx, x, is_batched, H)
+        hx = _checks.checked_pair(hx, "LSTMCell")
+        hx = _checks.checked_cell_state(hx, x, is_batched, H)
     if x.size(1) != I:
         raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {I}")
     sizes = Sizes(I, H, 0, 1, 1, bias_ih is not None)
@@ -158,33 +145,24 @@ def run(input, hx, weights, sizes: Sizes, options: Options):
     is_packed = isinstance(input, PackedSequence)
     if is_packed:
         x, batch_sizes, sorted_indices, unsorted_indices = input
-        _check_packed(x, batch_sizes, options)
+        _checks.check_packed(x, batch_sizes, options)
         is_batched = True
     else:
         x, is_batched = _time_major(input, options.batch_first)
     if hx is not None:
-        hx = _pair(hx, "LSTM")
+        hx = _checks.checked_pair(hx, "LSTM")
         if not is_packed or hx[0].dim() != 3 or hx[1].dim() != 3:
-            hx = _batched_state(hx, is_batched)
+            hx = _checks.batched_state(hx, is_batched)
 
     tensors = [tensor for layer in weights for tensor in layer]
-    x, hx, weights, tensors, reset_state = _autocast(
-        x, hx, weights, tensors, options.reset_state
-    )
-    _check_input(x, tensors, sizes.input_size)
-    _check_weights(weights, sizes, x)
+    x, hx, weights, tensors, reset_state = _autocast(x, hx, weights, tensors, options.reset_state)
+    _checks.check_input(x, tensors, sizes.input_size)
+    _checks.check_weights(weights, sizes, x)
 
-    B = x.size(1) if batch_sizes is None else _first_batch_size(batch_sizes, hx)
+    B = x.size(1) if batch_sizes is None else _checks.first_batch_size(batch_sizes, hx)
     rows, R = sizes.num_layers * sizes.directions, sizes.proj_size or sizes.hidden_size
     expected = (rows, B, R), (rows, B, sizes.hidden_size)
-    if hx is None:
-        h_0 = x.new_zeros(expected[0])
-        h_0, c_0 = h_0, h_0 if expected[0] == expected[1] else x.new_zeros(expected[1])
-    else:
-        _check_state(hx, expected, x, "hidden")
-        h_0, c_0 = hx
-        if sorted_indices is not None:
-            h_0, c_0 = h_0.index_select(1, sorted_indices), c_0.index_select(1, sorted_indices)
+    h_0, c_0 = _initial_state(x, hx, expected, sorted_indices)
     lengths, reset, reset_state = _row_states(x, options, reset_state, expected, is_batched, sizes)
 
     wants_states = options.return_cell_states or options.return_gates
@@ -201,17 +179,15 @@ def run(input, hx, weights, sizes: Sizes, options: Options):
     if is_packed:
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         if unsorted_indices is not None:
-            h_n, c_n = (s.index_select(1, unsorted_indices) for s in (h_n, c_n))
+            h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
     else:
-        T = x.size(0)
-        arrange = functools.partial(
-            _arranged, is_batched=is_batched, batch_first=options.batch_first
-        )
-        output = arrange(output, 0)
-        cell_states, gates = (
-            None if s is None else arrange(s.view(rows, T, B, s.size(-1)), 1)
-            for s in (cell_states, gates)
-        )
+        output = _arranged(output, 0, is_batched, options.batch_first)
+        if wants_states:
+            steps = (rows, x.size(0), B)
+            cell_states, gates = (
+                s if s is None else _arranged(s.view(*steps, s.size(-1)), 1, is_batched, options.batch_first)
+                for s in (cell_states, gates)
+            )
         if not is_batched:
             h_n, c_n = h_n.squeeze(1), c_n.squeeze(1)
     result = output, (h_n, c_n)
@@ -222,6 +198,17 @@ def run(input, hx, weights, sizes: Sizes, options: Options):
     return result
 
 
+def _initial_state(x, hx, expected, sorted_indices):
+    """h_0 and c_0 in the order of the batch rows: zeros, or checked ones."""
+    if hx is None:
+        zeros = x.new_zeros(expected[1])
+        return (zeros if expected[0] == expected[1] else x.new_zeros(expected[0])), zeros
+    _checks.check_state(hx, expected, x, "hidden")
+    if sorted_indices is None:
+        return hx
+    return tuple(state.index_select(1, sorted_indices) for state in hx)
+
+
 def _stack(operator, x, h_0, c_0, weights, sizes, options, rows, reset_state):
     """All layers: output of the last one; final states and all-step states of all, layer by layer."""
     D, L = sizes.directions, sizes.num_layers
@@ -230,8 +217,7 @@ def _stack(operator, x, h_0, c_0, weights, sizes, options, rows, reset_state):
     finals_h, finals_c, all_cells, all_gates = [], [], [], []
     for layer in range(L):
         h, c, r_h, r_c = (
-            s if s is None or L == 1 else s[layer * D : layer * D + D]
-            for s in (h_0, c_0, reset_h, reset_c)
+            s if s is None or L == 1 else s[layer * D : layer * D + D] for s in (h_0, c_0, reset_h, reset_c)
         )
         result = operator(
             x, h, c, *_by_kind(weights[layer * D : layer * D + D], sizes), *rows, r_h, r_c,
@@ -272,7 +258,7 @@ def _operator(differentiable, device, wants_states, lengths, reset):
         is_plain = not wants_states and lengths is None and reset is None
         return _torch_layer if is_plain else reference.lstm_layer
     # What torch.jit.trace records must serve both with and without gradients.
-    if wants_states or torch.jit.is_tracing():
+    if wants_states or torch._C._get_tracing_state() is not None:
         return ops.lstm_layer
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
         return ops.lstm_layer
@@ -289,9 +275,7 @@ def _lacks_kernels(device: torch.device) -> bool:
     return reason is not None
 
 
-def _torch_layer(
-    input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, *_
-):
+def _torch_layer(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, *_):
     """PyTorch's own LSTM as a layer operator, for devices without kernels."""
     kinds = [kind for kind in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr) if kind]
     flat = [tensor for direction in zip(*kinds) for tensor in direction]
@@ -315,9 +299,7 @@ def _allow_tf32(x) -> bool:
 def _time_major(input, batch_first):
     """The input as [T, B, I], and whether it has a batch dimension."""
     if not isinstance(input, Tensor):
-        raise TypeError(
-            f"LSTM: Expected input to be a Tensor or PackedSequence, got {type(input).__name__}"
-        )
+        raise TypeError(f"LSTM: Expected input to be a Tensor or PackedSequence, got {type(input).__name__}")
     if input.layout is not torch.strided:
         raise RuntimeError(f"LSTM: Expected a dense (strided) input, got {input.layout}")
     dim = input.dim()
@@ -356,7 +338,7 @@ def _row_states(x, options, reset_state, expected, is_batched, sizes):
     """Checked lengths, reset and reset_state as the operator takes them."""
     lengths, reset = options.lengths, options.reset
     if lengths is not None:
-        lengths = _checked_lengths(lengths, x, is_batched)
+        lengths = _checks.checked_lengths(lengths, x, is_batched)
     if reset is None:
         if reset_state is not None:
             raise ValueError("LSTM: Expected reset with reset_state, got reset_state alone")
@@ -365,263 +347,8 @@ def _row_states(x, options, reset_state, expected, is_batched, sizes):
         raise ValueError("LSTM: reset has no meaning with bidirectional=True, got both")
     if lengths is not None:
         raise ValueError("LSTM: Expected one of reset and lengths, got both")
-    reset = _checked_reset(reset, x, is_batched, options.batch_first)
+    reset = _checks.checked_reset(reset, x, is_batched, options.batch_first)
     if reset_state is not None:
-        reset_state = _batched_state(_pair(reset_state, "LSTM", "reset_state"), is_batched)
-        _check_state(reset_state, expected, x, "reset_state")
+        reset_state = _checks.batched_state(_checks.checked_pair(reset_state, "LSTM", "reset_state"), is_batched)
+        _checks.check_state(reset_state, expected, x, "reset_state")
     return lengths, reset, reset_state
-
-
-# Checks
-
-
-def _sizes_of(weights, bidirectional) -> Sizes:
-    """The sizes that the first layer's weights imply."""
-    D = 2 if bidirectional else 1
-    if len(weights) == 0 or len(weights) % D:
-        raise ValueError(
-            f"LSTM: Expected weights for each layer and each of {D} directions, got {len(weights)}"
-        )
-    first = weights[0]
-    if len(first) not in (2, 3, 4, 5):
-        raise ValueError(f"LSTM: Expected 2 to 5 tensors in weights[0], got {len(first)}")
-    if not all(isinstance(tensor, Tensor) for tensor in first):
-        raise TypeError(f"LSTM: Expected tensors in weights[0], got {[type(t) for t in first]}")
-    if first[0].dim() != 2:
-        raise RuntimeError(
-            f"LSTM: Expected weight_ih_l0 of shape [4 * hidden_size, input_size], "
-            f"got {list(first[0].shape)}"
-        )
-    proj_size = first[-1].shape[0] if len(first) % 2 else 0
-    H4, I = first[0].shape
-    return Sizes(I, H4 // 4, proj_size, len(weights) // D, D, len(first) > 3)
-
-
-def _check_input(x, tensors, input_size):
-    if x.dtype not in _DTYPES:
-        raise RuntimeError(
-            f"LSTM: Expected dtype float32, float64, bfloat16 or float16, got {x.dtype}"
-        )
-    weight = tensors[0]
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"LSTM: Expected weight_ih_l0 to be a Tensor, got {type(weight).__name__}")
-    if x.dtype is not weight.dtype:
-        raise ValueError(
-            f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
-            f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
-        )
-    if x.device != weight.device:
-        raise RuntimeError(
-            "Input and parameter tensors are not at the same device, "
-            f"found input tensor at {x.device} and parameter tensor at {weight.device}"
-        )
-    if x.size(-1) != input_size:
-        raise RuntimeError(
-            "input.size(-1) must be equal to input_size. "
-            f"Expected {input_size}, got {x.size(-1)}"
-        )
-
-
-def _check_weights(weights, sizes: Sizes, x):
-    input_size, hidden_size, proj_size, num_layers, D, bias = sizes
-    if len(weights) != num_layers * D:
-        raise RuntimeError(
-            f"LSTM: Expected weights of {num_layers} layers x {D} directions, got {len(weights)}"
-        )
-    dtype, device = x.dtype, x.device
-    R = proj_size or hidden_size
-    shapes = [(4 * hidden_size, input_size), (4 * hidden_size, R)]
-    if bias:
-        shapes += [(4 * hidden_size,)] * 2
-    if proj_size:
-        shapes.append((proj_size, hidden_size))
-    for row, layer in enumerate(weights):
-        if row == D:
-            shapes[0] = (4 * hidden_size, D * R)
-        if len(layer) != len(shapes):
-            raise RuntimeError(
-                f"LSTM: Expected {len(shapes)} tensors in weights[{row}], got {len(layer)}"
-            )
-        for place, (tensor, shape) in enumerate(zip(layer, shapes)):
-            if (
-                not isinstance(tensor, Tensor)
-                or tensor.shape != shape
-                or tensor.dtype is not dtype
-                or tensor.device != device
-            ):
-                _refuse_weight(tensor, _weight_name(row, place, sizes), shape, dtype, device)
-
-
-def _weight_name(row, place, sizes: Sizes) -> str:
-    kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * sizes.bias + ["weight_hr"]
-    reverse = "_reverse" if row % sizes.directions else ""
-    return f"{kinds[place]}_l{row // sizes.directions}{reverse}"
-
-
-def _refuse_weight(tensor, name, shape, dtype, device):
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"LSTM: Expected {name} to be a Tensor, got {type(tensor).__name__}")
-    raise RuntimeError(
-        f"LSTM: Expected {name} of shape {list(shape)}, {dtype}, on {device}, "
-        f"got {list(tensor.shape)}, {tensor.dtype}, on {tensor.device}"
-    )
-
-
-def _pair(hx, owner, name="hx"):
-    """A state (h, c) as a tuple of two tensors."""
-    if not isinstance(hx, (tuple, list)):
-        raise TypeError(f"{owner}: Expected {name} to be a tuple (h, c), got {type(hx).__name__}")
-    if len(hx) != 2:
-        operator = "lstm" if owner == "LSTM" else "lstm_cell"
-        raise RuntimeError(f"{operator} expects two hidden states, got {len(hx)}")
-    for place, tensor in enumerate(hx):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"{owner}: Expected {name}[{place}] to be a Tensor, got {type(tensor).__name__}"
-            )
-    return hx
-
-
-def _batched_state(state, is_batched):
-    """A state with its batch dimension, also for one sequence."""
-    dims = state[0].dim(), state[1].dim()
-    if is_batched and dims != (3, 3):
-        raise RuntimeError(
-            "For batched 3-D input, hx and cx should also be 3-D "
-            f"but got ({dims[0]}-D, {dims[1]}-D) tensors"
-        )
-    if not is_batched and dims != (2, 2):
-        raise RuntimeError(
-            "For unbatched 2-D input, hx and cx should also be 2-D "
-            f"but got ({dims[0]}-D, {dims[1]}-D) tensors"
-        )
-    return state if is_batched else (state[0].unsqueeze(1), state[1].unsqueeze(1))
-
-
-def _check_state(state, expected, x, name):
-    for place, tensor in enumerate(state):
-        if tensor.shape != expected[place]:
-            raise RuntimeError(
-                f"Expected {name}[{place}] size {expected[place]}, got {list(tensor.shape)}"
-            )
-        if tensor.device != x.device:
-            raise RuntimeError(
-                f"Input and hidden tensors are not at the same device, "
-                f"found input tensor at {x.device} and {name} tensor at {tensor.device}"
-            )
-        if tensor.dtype is not x.dtype:
-            raise RuntimeError(
-                f"Input and hidden tensors must have the same dtype, "
-                f"expected {x.dtype}, got {tensor.dtype} for {name}[{place}]"
-            )
-
-
-def _checked_cell_state(hx, x, is_batched, H):
-    """A cell's state as [1, B, H] tensors."""
-    for place, tensor in enumerate(hx):
-        if tensor.dim() not in (1, 2):
-            raise ValueError(
-                f"LSTMCell: Expected hx[{place}] to be 1D or 2D, got {tensor.dim()}D instead"
-            )
-    dims, expected = (hx[0].dim(), hx[1].dim()), 2 if is_batched else 1
-    if dims != (expected, expected):
-        kind = "batched" if is_batched else "unbatched"
-        raise RuntimeError(
-            f"For {kind} {expected}-D input, hx and cx should also be {expected}-D "
-            f"but got ({dims[0]}-D, {dims[1]}-D) tensors"
-        )
-    for place, tensor in enumerate(hx):
-        if tensor.size(-1) != H:
-            raise RuntimeError(
-                f"hidden{place} has inconsistent hidden_size: got {tensor.size(-1)}, expected {H}"
-            )
-        if is_batched and tensor.size(0) != x.size(0):
-            raise RuntimeError(
-                f"Input batch size {x.size(0)} doesn't match hidden{place} batch size "
-                f"{tensor.size(0)}"
-            )
-    return tuple(s.unsqueeze(0) if is_batched else s.view(1, 1, H) for s in hx)
-
-
-def _is_readable(tensor) -> bool:
-    """Whether values can be looked at: not while tracing or transforming, nor at a GPU's cost."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(tensor) is Tensor
-        and tensor.device.type == "cpu"
-        and not torch._C._are_functorch_transforms_active()
-    )
-
-
-def _check_packed(data, batch_sizes, options):
-    for name in ("lengths", "reset", "reset_state"):
-        if getattr(options, name) is not None:
-            raise ValueError(f"LSTM: Expected no {name} with a PackedSequence, got one")
-    if data.dim() != 2:
-        raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-    if (
-        batch_sizes.dim() != 1
-        or batch_sizes.dtype != torch.int64
-        or batch_sizes.device.type != "cpu"
-        or len(batch_sizes) == 0
-    ):
-        raise RuntimeError(
-            "LSTM: Expected batch_sizes to be a non-empty 1-D int64 tensor on the CPU, "
-            f"got {list(batch_sizes.shape)}, {batch_sizes.dtype}, on {batch_sizes.device}"
-        )
-    if not _is_readable(batch_sizes):
-        return
-    counts = batch_sizes.tolist()
-    if counts[-1] <= 0 or any(a < b for a, b in zip(counts, counts[1:])):
-        raise RuntimeError(
-            f"LSTM: Expected batch_sizes to be positive and non-increasing, got {counts}"
-        )
-    if sum(counts) != data.size(0):
-        raise RuntimeError(
-            f"LSTM: Expected {sum(counts)} rows of packed data (the sum of batch_sizes), "
-            f"got {data.size(0)}"
-        )
-
-
-def _first_batch_size(batch_sizes, hx):
-    """B of packed data; from the state while tracing, where values cannot be read."""
-    if hx is not None and torch.compiler.is_compiling():
-        return hx[0].size(1)
-    return int(batch_sizes[0])
-
-
-def _checked_lengths(lengths, x, is_batched):
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"LSTM: Expected lengths to be a Tensor, got {type(lengths).__name__}")
-    if lengths.dtype not in _INDEX_DTYPES:
-        raise TypeError(f"LSTM: Expected lengths of an integer dtype, got {lengths.dtype}")
-    T, B = x.size(0), x.size(1)
-    expected = (B,) if is_batched else ()
-    if lengths.shape != expected:
-        raise RuntimeError(
-            f"LSTM: Expected lengths of shape {list(expected)}, got {list(lengths.shape)}"
-        )
-    if lengths.numel() and _is_readable(lengths):
-        low, high = (int(bound) for bound in lengths.aminmax())
-        if low < 0 or high > T:
-            raise ValueError(f"LSTM: Expected lengths from 0 to {T}, got {low} to {high}")
-    return lengths.reshape(B).to(x.device, torch.int64, non_blocking=True)
-
-
-def _checked_reset(reset, x, is_batched, batch_first):
-    """reset as [T, B]."""
-    if not isinstance(reset, Tensor):
-        raise TypeError(f"LSTM: Expected reset to be a Tensor, got {type(reset).__name__}")
-    if reset.dtype is not torch.bool:
-        raise TypeError(f"LSTM: Expected reset of dtype torch.bool, got {reset.dtype}")
-    T, B = x.size(0), x.size(1)
-    expected = (T,) if not is_batched else (B, T) if batch_first else (T, B)
-    if reset.shape != expected:
-        raise RuntimeError(
-            f"LSTM: Expected reset of shape {list(expected)}, got {list(reset.shape)}"
-        )
-    if reset.device != x.device:
-        raise RuntimeError(f"LSTM: Expected reset on {x.device}, got it on {reset.device}")
-    if not is_batched:
-        return reset.unsqueeze(1)
-    return reset.transpose(0, 1) if batch_first else reset

@@ -39,10 +39,7 @@ def translation_table() -> dict[Callable, Callable]:
         H = weight_hh[0].shape[1]
         bias = None
         if bias_ih:
-            both = [
-                op.Concat(reordered(b_ih, H), reordered(b_hh, H), axis=0)
-                for b_ih, b_hh in zip(bias_ih, bias_hh)
-            ]
+            both = [op.Concat(reordered(b_ih, H), reordered(b_hh, H), axis=0) for b_ih, b_hh in zip(bias_ih, bias_hh)]
             bias = stacked(both)
         y, h_n, c_n = op.LSTM(
             input,
@@ -69,8 +66,7 @@ def translation_table() -> dict[Callable, Callable]:
         """From this library's gate order i, f, g, o to ONNX's i, o, f, g."""
         # Slices and not Split: the exporter folds them into the weights.
         parts = [
-            op.Slice(weight, op.Constant(value_ints=[k * H]), op.Constant(value_ints=[k * H + H]))
-            for k in (0, 3, 1, 2)
+            op.Slice(weight, op.Constant(value_ints=[k * H]), op.Constant(value_ints=[k * H + H])) for k in (0, 3, 1, 2)
         ]
         return op.Concat(*parts, axis=0)
 

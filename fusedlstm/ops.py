@@ -39,9 +39,7 @@ def _fake_layer(*arguments):
     input = arguments[0]
     rows = input.shape[0] if input.dim() == 2 else input.shape[0] * input.shape[1]
     D, _, H = c_n.shape
-    cell_states = input.new_empty(
-        (D, rows, H), dtype=torch.promote_types(input.dtype, torch.float32)
-    )
+    cell_states = input.new_empty((D, rows, H), dtype=torch.promote_types(input.dtype, torch.float32))
     return output, h_n, c_n, input.new_empty((D, rows, 4 * H)), cell_states
 
 
@@ -165,11 +163,7 @@ def _double_backward(ctx, *gradients_of_gradients):
     if first_order and wanted:
         gradients, cotangents = zip(*first_order)
         keep_graph = torch.is_grad_enabled()
-        found = iter(
-            torch.autograd.grad(
-                gradients, wanted, cotangents, create_graph=keep_graph, allow_unused=True
-            )
-        )
+        found = iter(torch.autograd.grad(gradients, wanted, cotangents, create_graph=keep_graph, allow_unused=True))
 
     def taken(argument, need):
         if isinstance(argument, list):
@@ -238,6 +232,4 @@ def _alias(argument):
     return argument.view_as(argument) if is_differentiable else argument
 
 
-torch.library.register_autograd(
-    "fusedlstm::lstm_layer_backward", _double_backward, setup_context=_save_backward
-)
+torch.library.register_autograd("fusedlstm::lstm_layer_backward", _double_backward, setup_context=_save_backward)

@@ -92,9 +92,7 @@ def lstm_layer(
     return output, torch.stack(h_n), torch.stack(c_n), gates.detach(), cell_states
 
 
-def _direction(
-    input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_h, reset_c, *, reverse
-):
+def _direction(input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_h, reset_c, *, reverse):
     """One direction of `lstm_layer`: output, h_n, c_n, gates and cell states, time first."""
     dtype, T = input.dtype, input.size(0)
     wide = torch.promote_types(dtype, torch.float32)
@@ -122,9 +120,7 @@ def _direction(
         gates[t] = torch.cat([i, f, g, o], -1).to(dtype)
         outputs[t], cells[t] = h_next, c_next
         if runs is not None:
-            outputs[t], cells[t], gates[t] = (
-                x.where(runs[t], 0) for x in (outputs[t], cells[t], gates[t])
-            )
+            outputs[t], cells[t], gates[t] = (x.where(runs[t], 0) for x in (outputs[t], cells[t], gates[t]))
             h_next, c_next = h_next.where(runs[t], h), c_next.where(runs[t], c)
         h, c = h_next, c_next
 

@@ -51,11 +51,16 @@ def test_dtypes(dtype, device):
 
 def test_gradients(device):
     cell = FusedLSTMCell(3, 4, dtype=torch.float64, device=device)
-    x, h, c = (
-        torch.randn(2, n, dtype=torch.float64, device=device, requires_grad=True) for n in (3, 4, 4)
-    )
+    x, h, c = (torch.randn(2, n, dtype=torch.float64, device=device, requires_grad=True) for n in (3, 4, 4))
     assert torch.autograd.gradcheck(lambda *a: cell(a[0], a[1:]), (x, h, c))
     assert torch.autograd.gradgradcheck(lambda *a: cell(a[0], a[1:]), (x, h, c))
+
+
+def test_no_input_features():
+    plain, fused = _pair(0, 4)
+    x = torch.randn(2, 0)
+    for actual, expected in zip(fused(x), plain(x)):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_loop_of_two_cells(device):
@@ -85,7 +90,7 @@ def test_compiles_in_one_graph():
 def test_vmap_over_rows():
     cell = FusedLSTMCell(3, 4)
     x = torch.randn(6, 2, 3)
-    h, c = torch.func.vmap(cell)(x)
+    h, _ = torch.func.vmap(cell)(x)
     torch.testing.assert_close(h, torch.stack([cell(row)[0] for row in x]))
 
 

@@ -140,9 +140,7 @@ def test_aot_inductor_package_in_another_process(tmp_path):
     model = Classifier().eval()
     x = torch.randn(5, 2, 3)
     program = _exported(model, x)
-    package = torch._inductor.aoti_compile_and_package(
-        program, package_path=str(tmp_path / "m.pt2")
-    )
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "m.pt2"))
     torch.save((x, model(x)[0]), tmp_path / "expected.pt")
     code = (
         "import sys, torch, fusedlstm\n"
@@ -191,12 +189,10 @@ def test_opcheck_of_backward():
     case = replace(OPTIONS[4], T=2)
     assert case.proj_size
     arguments = _operator_arguments(case, True)
-    output, h_n, c_n, gates, cells = (t.detach() for t in ops.lstm_layer(*arguments))
+    output, _, c_n, gates, cells = (t.detach() for t in ops.lstm_layer(*arguments))
     needs = [True] * 8 + [False] * 2
     incoming = (output, None, c_n, None)
-    torch.library.opcheck(
-        ops.lstm_layer_backward, (*incoming, *arguments, output, gates, cells, needs)
-    )
+    torch.library.opcheck(ops.lstm_layer_backward, (*incoming, *arguments, output, gates, cells, needs))
 
 
 def test_make_fx_and_symbolic_trace():

@@ -229,7 +229,7 @@ def test_functional_weights(weights, bidirectional, error, text):
 
 
 def test_convert_wants_a_module():
-    with pytest.raises(TypeError, match="nn.Module, got int"):
+    with pytest.raises(TypeError, match="Module, got int"):
         convert(3)
 
 

@@ -14,8 +14,12 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from fusedlstm import FusedLSTM, FusedLSTMCell
 
-CONFIGURATIONS = [{}, {"num_layers": 3}, {"bidirectional": True}, {"proj_size": 2}] + [
-    {"num_layers": 2, "bias": False, "bidirectional": True, "proj_size": 2, "batch_first": True}
+CONFIGURATIONS = [
+    {},
+    {"num_layers": 3},
+    {"bidirectional": True},
+    {"proj_size": 2},
+    {"num_layers": 2, "bias": False, "bidirectional": True, "proj_size": 2, "batch_first": True},
 ]
 
 

@@ -152,9 +152,7 @@ def test_states_of_all_steps(case, device):
     """c and gates of each layer, from nn.LSTMCell's equations one step at a time."""
     module = _module(case, device)
     x, h, c = _inputs(case, device)
-    output, (_, c_n), cells, gates = module(
-        x, (h, c), return_cell_states=True, return_gates=True
-    )
+    output, (_, c_n), cells, gates = module(x, (h, c), return_cell_states=True, return_gates=True)
     rows, D = case.num_layers * case.directions, case.directions
     assert cells.shape == (rows, case.T, case.B, case.hidden_size)
     assert gates.shape == (rows, case.T, case.B, 4 * case.hidden_size)

@@ -1,0 +1,247 @@
+"""What callers may pass to the LSTMs: every check, with nn.LSTM's exception types and texts.
+
+Where nn.LSTM checks nothing and reads out of bounds, or fails by accident, there is an exception
+that says what was expected and what was got. Nothing is converted or moved to make a call fit.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+_INDEX_DTYPES = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
+
+
+class Sizes(NamedTuple):
+    """What the weights of a stack of layers must look like."""
+
+    input_size: int
+    hidden_size: int
+    proj_size: int
+    num_layers: int
+    directions: int
+    bias: bool
+
+
+def sizes_of(weights, bidirectional) -> Sizes:
+    """The sizes that the first layer's weights imply."""
+    D = 2 if bidirectional else 1
+    if len(weights) == 0 or len(weights) % D:
+        raise ValueError(f"LSTM: Expected weights for each layer and each of {D} directions, got {len(weights)}")
+    first = weights[0]
+    if len(first) not in (2, 3, 4, 5):
+        raise ValueError(f"LSTM: Expected 2 to 5 tensors in weights[0], got {len(first)}")
+    if not all(isinstance(tensor, Tensor) for tensor in first):
+        raise TypeError(f"LSTM: Expected tensors in weights[0], got {[type(t) for t in first]}")
+    if first[0].dim() != 2:
+        raise RuntimeError(
+            f"LSTM: Expected weight_ih_l0 of shape [4 * hidden_size, input_size], got {list(first[0].shape)}"
+        )
+    proj_size = first[-1].shape[0] if len(first) % 2 else 0
+    H4, I = first[0].shape
+    return Sizes(I, H4 // 4, proj_size, len(weights) // D, D, len(first) > 3)
+
+
+def check_input(x, tensors, input_size):
+    if x.dtype not in _DTYPES:
+        raise RuntimeError(f"LSTM: Expected dtype float32, float64, bfloat16 or float16, got {x.dtype}")
+    weight = tensors[0]
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"LSTM: Expected weight_ih_l0 to be a Tensor, got {type(weight).__name__}")
+    if x.dtype is not weight.dtype:
+        raise ValueError(
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+        )
+    if x.device != weight.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, "
+            f"found input tensor at {x.device} and parameter tensor at {weight.device}"
+        )
+    if x.size(-1) != input_size:
+        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {x.size(-1)}")
+
+
+def check_weights(weights, sizes: Sizes, x):
+    input_size, hidden_size, proj_size, num_layers, D, bias = sizes
+    if len(weights) != num_layers * D:
+        raise RuntimeError(f"LSTM: Expected weights of {num_layers} layers x {D} directions, got {len(weights)}")
+    dtype, device = x.dtype, x.device
+    R = proj_size or hidden_size
+    shapes = [(4 * hidden_size, input_size), (4 * hidden_size, R)]
+    if bias:
+        shapes += [(4 * hidden_size,)] * 2
+    if proj_size:
+        shapes.append((proj_size, hidden_size))
+    for row, layer in enumerate(weights):
+        if row == D:
+            shapes[0] = (4 * hidden_size, D * R)
+        if len(layer) != len(shapes):
+            raise RuntimeError(f"LSTM: Expected {len(shapes)} tensors in weights[{row}], got {len(layer)}")
+        for place, (tensor, shape) in enumerate(zip(layer, shapes)):
+            if (
+                not isinstance(tensor, Tensor)
+                or tensor.shape != shape
+                or tensor.dtype is not dtype
+                or tensor.device != device
+            ):
+                _refuse_weight(tensor, _weight_name(row, place, sizes), shape, dtype, device)
+
+
+def _weight_name(row, place, sizes: Sizes) -> str:
+    kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * sizes.bias + ["weight_hr"]
+    reverse = "_reverse" if row % sizes.directions else ""
+    return f"{kinds[place]}_l{row // sizes.directions}{reverse}"
+
+
+def _refuse_weight(tensor, name, shape, dtype, device):
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"LSTM: Expected {name} to be a Tensor, got {type(tensor).__name__}")
+    raise RuntimeError(
+        f"LSTM: Expected {name} of shape {list(shape)}, {dtype}, on {device}, "
+        f"got {list(tensor.shape)}, {tensor.dtype}, on {tensor.device}"
+    )
+
+
+def checked_pair(hx, owner, name="hx"):
+    """A state (h, c) as a tuple of two tensors."""
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"{owner}: Expected {name} to be a tuple (h, c), got {type(hx).__name__}")
+    if len(hx) != 2:
+        operator = "lstm" if owner == "LSTM" else "lstm_cell"
+        raise RuntimeError(f"{operator} expects two hidden states, got {len(hx)}")
+    for place, tensor in enumerate(hx):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{owner}: Expected {name}[{place}] to be a Tensor, got {type(tensor).__name__}")
+    return hx
+
+
+def batched_state(state, is_batched):
+    """A state with its batch dimension, also for one sequence."""
+    dims = state[0].dim(), state[1].dim()
+    if is_batched and dims != (3, 3):
+        raise RuntimeError(
+            f"For batched 3-D input, hx and cx should also be 3-D but got ({dims[0]}-D, {dims[1]}-D) tensors"
+        )
+    if not is_batched and dims != (2, 2):
+        raise RuntimeError(
+            f"For unbatched 2-D input, hx and cx should also be 2-D but got ({dims[0]}-D, {dims[1]}-D) tensors"
+        )
+    return state if is_batched else (state[0].unsqueeze(1), state[1].unsqueeze(1))
+
+
+def check_state(state, expected, x, name):
+    for place, tensor in enumerate(state):
+        if tensor.shape != expected[place]:
+            raise RuntimeError(f"Expected {name}[{place}] size {expected[place]}, got {list(tensor.shape)}")
+        if tensor.device != x.device:
+            raise RuntimeError(
+                f"Input and hidden tensors are not at the same device, "
+                f"found input tensor at {x.device} and {name} tensor at {tensor.device}"
+            )
+        if tensor.dtype is not x.dtype:
+            raise RuntimeError(
+                f"Input and hidden tensors must have the same dtype, "
+                f"expected {x.dtype}, got {tensor.dtype} for {name}[{place}]"
+            )
+
+
+def checked_cell_state(hx, x, is_batched, H):
+    """A cell's state as [1, B, H] tensors."""
+    for place, tensor in enumerate(hx):
+        if tensor.dim() not in (1, 2):
+            raise ValueError(f"LSTMCell: Expected hx[{place}] to be 1D or 2D, got {tensor.dim()}D instead")
+    dims, expected = (hx[0].dim(), hx[1].dim()), 2 if is_batched else 1
+    if dims != (expected, expected):
+        kind = "batched" if is_batched else "unbatched"
+        raise RuntimeError(
+            f"For {kind} {expected}-D input, hx and cx should also be {expected}-D "
+            f"but got ({dims[0]}-D, {dims[1]}-D) tensors"
+        )
+    for place, tensor in enumerate(hx):
+        if tensor.size(-1) != H:
+            raise RuntimeError(f"hidden{place} has inconsistent hidden_size: got {tensor.size(-1)}, expected {H}")
+        if is_batched and tensor.size(0) != x.size(0):
+            raise RuntimeError(f"Input batch size {x.size(0)} doesn't match hidden{place} batch size {tensor.size(0)}")
+    return tuple(s.unsqueeze(0) if is_batched else s.view(1, 1, H) for s in hx)
+
+
+def _is_readable(tensor) -> bool:
+    """Whether values can be looked at: not while tracing or transforming, nor at a GPU's cost."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def check_packed(data, batch_sizes, options):
+    for name in ("lengths", "reset", "reset_state"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"LSTM: Expected no {name} with a PackedSequence, got one")
+    if data.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
+    if (
+        batch_sizes.dim() != 1
+        or batch_sizes.dtype != torch.int64
+        or batch_sizes.device.type != "cpu"
+        or len(batch_sizes) == 0
+    ):
+        raise RuntimeError(
+            "LSTM: Expected batch_sizes to be a non-empty 1-D int64 tensor on the CPU, "
+            f"got {list(batch_sizes.shape)}, {batch_sizes.dtype}, on {batch_sizes.device}"
+        )
+    if not _is_readable(batch_sizes):
+        return
+    counts = batch_sizes.tolist()
+    if counts[-1] <= 0 or any(a < b for a, b in pairwise(counts)):
+        raise RuntimeError(f"LSTM: Expected batch_sizes to be positive and non-increasing, got {counts}")
+    if sum(counts) != data.size(0):
+        raise RuntimeError(
+            f"LSTM: Expected {sum(counts)} rows of packed data (the sum of batch_sizes), got {data.size(0)}"
+        )
+
+
+def first_batch_size(batch_sizes, hx):
+    """B of packed data; from the state while tracing, where values cannot be read."""
+    if hx is not None and torch.compiler.is_compiling():
+        return hx[0].size(1)
+    return int(batch_sizes[0])
+
+
+def checked_lengths(lengths, x, is_batched):
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"LSTM: Expected lengths to be a Tensor, got {type(lengths).__name__}")
+    if lengths.dtype not in _INDEX_DTYPES:
+        raise TypeError(f"LSTM: Expected lengths of an integer dtype, got {lengths.dtype}")
+    T, B = x.size(0), x.size(1)
+    expected = (B,) if is_batched else ()
+    if lengths.shape != expected:
+        raise RuntimeError(f"LSTM: Expected lengths of shape {list(expected)}, got {list(lengths.shape)}")
+    if lengths.numel() and _is_readable(lengths):
+        low, high = (int(bound) for bound in lengths.aminmax())
+        if low < 0 or high > T:
+            raise ValueError(f"LSTM: Expected lengths from 0 to {T}, got {low} to {high}")
+    return lengths.reshape(B).to(x.device, torch.int64, non_blocking=True)
+
+
+def checked_reset(reset, x, is_batched, batch_first):
+    """reset as [T, B]."""
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"LSTM: Expected reset to be a Tensor, got {type(reset).__name__}")
+    if reset.dtype is not torch.bool:
+        raise TypeError(f"LSTM: Expected reset of dtype torch.bool, got {reset.dtype}")
+    T, B = x.size(0), x.size(1)
+    expected = (T,) if not is_batched else (B, T) if batch_first else (T, B)
+    if reset.shape != expected:
+        raise RuntimeError(f"LSTM: Expected reset of shape {list(expected)}, got {list(reset.shape)}")
+    if reset.device != x.device:
+        raise RuntimeError(f"LSTM: Expected reset on {x.device}, got it on {reset.device}")
+    if not is_batched:
+        return reset.unsqueeze(1)
+    return reset.transpose(0, 1) if batch_first else reset
