@@ -16,7 +16,7 @@
 
 namespace fusedlstm::cpu {
 
-inline constexpr int64_t kInputRows = 48;
+inline constexpr int64_t kInputRows = 192;  // of one block of the input gradient
 
 template <class K>
 class Backward {
@@ -72,9 +72,10 @@ class Backward {
   operand* d_gates;                         // [D][N][4H]
   operand* d_y;                             // gradient of the projected output, [D][N][proj_depth]
   storage* hidden;                          // o * tanh(c), [D][N][H], for d_weight_hr
-  operand* zeros;                           // one row of zeros
+  storage* zeros;                           // a row of zeros: h before a step that resets to nothing
   acc *carry, *d_c, *d_reset_h, *d_reset_c; // [D][B][width], [D][B][units], and of resets the same
   Outer<K> outer, projection;               // scratch of this share
+  acc* scratch;                             // of this share, partial sums of panel_product
 
   void lay_out(Arena& arena, int64_t share) {
     const int64_t d = shape.directions, rows = d * a.row_count, states = d * shape.batch;
@@ -85,11 +86,13 @@ class Backward {
     d_gates = arena.take<operand>(rows * gates);
     d_y = arena.take<operand>(proj ? rows * proj_depth : 0);
     hidden = arena.take<storage>(proj ? rows * shape.hidden : 0);
-    zeros = arena.take<operand>(gates > proj_depth ? gates : proj_depth);
+    zeros = arena.take<storage>(recurrent);
     carry = arena.take<acc>(states * width);
     d_c = arena.take<acc>(states * units);
     d_reset_h = arena.take<acc>(a.d_reset_h ? states * width : 0);
     d_reset_c = arena.take<acc>(a.d_reset_c ? states * units : 0);
+    const int64_t partial = (shape.batch > kInputRows ? shape.batch : kInputRows) * K::kPanel;
+    scratch = arena.take<acc>(plan.threads * partial) + share * partial;
     outer.lay_out(arena, gates, shape.input + 1 + recurrent, plan.threads, share);
     if (proj) projection.lay_out(arena, shape.proj, shape.hidden, plan.threads, share);
   }
@@ -114,7 +117,7 @@ class Backward {
       if (a.d_reset_h) __builtin_memset(d_reset_h + i * width, 0, size_t(width) * sizeof(acc));
       if (a.d_reset_c) __builtin_memset(d_reset_c + i * units, 0, size_t(units) * sizeof(acc));
     }
-    if (share.first == 0) __builtin_memset(zeros, 0, size_t(gates > proj_depth ? gates : proj_depth) * sizeof(operand));
+    if (share.first == 0) __builtin_memset(zeros, 0, size_t(recurrent) * sizeof(storage));
   }
 
   const storage* state_row(const State& s, int64_t d, int64_t b) const {
@@ -127,7 +130,9 @@ class Backward {
   }
 
   void steps(Range rows, Range own_panels, Range own_units, const Share* team) {
-    for (int64_t s = shape.steps - 1; s >= -1; --s) {  // -1: only the gradient of the state before the first step
+    // Scan position -1 is the state before the first step: only its gradient, where somebody wants it.
+    const int64_t first = a.d_h_0 || a.rows.reset ? -1 : 0;
+    for (int64_t s = shape.steps - 1; s >= first; --s) {
       for (int64_t i = own_panels.begin; i < own_panels.end; ++i) hidden_gradient(i / panels, i, rows, s);
       if (shape.proj > 0 && s >= 0) {
         if (team) team->meet();
@@ -148,24 +153,23 @@ class Backward {
     const int64_t from = later < 0 ? 0 : index.rows_at(later, rows);  // rows that have gate gradients to bring back
     const int64_t here = s < 0 ? rows.end - rows.begin : index.rows_at(t, rows);
     const operand* panel = panels_h + i * gates * K::kPanel;
-    for_each_tile<K>(from > here ? from : here, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
-      constexpr int kRows = constant;
-      Tile<typename K::Isa, typename K::Product, kRows> tile{};
-      if (r0 < from) {
-        const operand* x[kRows];
-        for (int r = 0; r < kRows; ++r)
-          x[r] = r0 + r < from ? d_gates_row(d, index.row(later, rows.begin + r0 + r)) : zeros;
-        multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panel, gates);
-      }
-      for (int r = 0; r < kRows; ++r) finish_row(tile.v[r], d, s, t, later, rows.begin + r0 + r, r0 + r < here, column);
-    });
+    panel_product<K>(
+        from, recurrent - column, 1, gates,
+        [&](int, int64_t r) { return d_gates_row(d, index.row(later, rows.begin + r)); }, [&](int) { return panel; },
+        scratch, [&](int64_t r, auto& v) { finish_row(v, d, s, t, later, rows.begin + r, r < here, column); });
+    V nothing[kPanelVectors];
+    for (int64_t r = from; r < here; ++r) {  // these rows' last step: nothing comes back to it
+      for (V& v : nothing) v = V{};
+      finish_row(nothing, d, s, t, -1, rows.begin + r, true, column);
+    }
   }
 
-  FUSEDLSTM_INLINE void finish_row(V (&d_h)[kPanelVectors], int64_t d, int64_t s, int64_t t, int64_t later, int64_t b,
+  template <int kVectors>
+  FUSEDLSTM_INLINE void finish_row(V (&d_h)[kVectors], int64_t d, int64_t s, int64_t t, int64_t later, int64_t b,
                                    bool exists, int64_t column) {
     const bool active = s >= 0 && exists && index.active(t, b);
     const bool was_reset = later >= 0 && index.reset(later, b);
-    for (int q = 0; q < kPanelVectors; ++q) {
+    for (int q = 0; q < kVectors; ++q) {
       const int64_t u = column + q * K::kLanes;
       if (u >= recurrent) break;
       acc* c = carry + (d * shape.batch + b) * width + u;
@@ -202,21 +206,14 @@ class Backward {
   void project_back(int64_t d, int64_t i, Range rows, int64_t s) {
     const int64_t t = index.step(s, d);
     const int64_t column = i % unit_panels * K::kPanel;
-    for_each_tile<K>(index.rows_at(t, rows), [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
-      constexpr int kRows = constant;
-      Tile<typename K::Isa, typename K::Product, kRows> tile{};
-      const operand* x[kRows];
-      for (int r = 0; r < kRows; ++r)
-        x[r] = d_y + (d * a.row_count + index.row(t, rows.begin + r0 + r)) * proj_depth;
-      multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panels_r + i * proj_depth * K::kPanel, proj_depth);
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t b = rows.begin + r0 + r;
-        for (int q = 0; q < kPanelVectors; ++q) {
-          const int64_t u = column + q * K::kLanes;
-          if (u < shape.hidden) cell_row(tile.v[r][q], d, s, t, b, index.row(t, b), index.active(t, b), u);
-        }
-      }
-    });
+    panel_product<K>(
+        index.rows_at(t, rows), shape.hidden - column, 1, proj_depth,
+        [&](int, int64_t r) { return d_y + (d * a.row_count + index.row(t, rows.begin + r)) * proj_depth; },
+        [&](int) { return panels_r + i * proj_depth * K::kPanel; }, scratch, [&](int64_t r, auto& v) {
+          const int64_t b = rows.begin + r;
+          for (int64_t u = column, q = 0; u < shape.hidden && q < int64_t(sizeof v / sizeof *v); ++q, u += K::kLanes)
+            cell_row(v[q], d, s, t, b, index.row(t, b), index.active(t, b), u);
+        });
   }
 
   // The cell's derivative for one vector of hidden units of one row.
@@ -281,23 +278,14 @@ class Backward {
 
   void input_gradient_rows(Range rows) {
     for (int64_t p = 0; p < input_panels; ++p)
-      for_each_tile<K>(rows.end - rows.begin, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
-        constexpr int kRows = constant;
-        Tile<typename K::Isa, typename K::Product, kRows> tile{};
-        for (int64_t d = 0; d < shape.directions; ++d) {
-          const operand* x[kRows];
-          for (int r = 0; r < kRows; ++r) x[r] = d_gates_row(d, rows.begin + r0 + r);
-          multiply<typename K::Isa, typename K::Product, kRows>(
-              tile, x, panels_x + (d * input_panels + p) * gates * K::kPanel, gates);
-        }
-        for (int r = 0; r < kRows; ++r)
-          for (int q = 0; q < kPanelVectors; ++q) {
-            const int64_t u = p * K::kPanel + q * K::kLanes;
-            if (u < shape.input)
-              K::store(static_cast<storage*>(a.d_input) + (rows.begin + r0 + r) * shape.input + u, tile.v[r][q],
-                       shape.input - u);
-          }
-      });
+      panel_product<K>(
+          rows.end - rows.begin, shape.input - p * K::kPanel, int(shape.directions), gates,
+          [&](int d, int64_t r) { return d_gates_row(d, rows.begin + r); },
+          [&](int d) { return panels_x + (d * input_panels + p) * gates * K::kPanel; }, scratch, [&](int64_t r, auto& v) {
+            storage* to = static_cast<storage*>(a.d_input) + (rows.begin + r) * shape.input;
+            for (int64_t u = p * K::kPanel, q = 0; u < shape.input && q < int64_t(sizeof v / sizeof *v); ++q, u += K::kLanes)
+              K::store(to + u, v[q], shape.input - u);
+          });
   }
 
   void weight_gradients(int64_t d, Share share) {
@@ -321,7 +309,7 @@ class Backward {
   // h before step t.
   const storage* h_before(int64_t d, int64_t t, int64_t b) const {
     if (index.reset(t, b))
-      return a.reset_h.data ? state_row(a.reset_h, d, b) : reinterpret_cast<const storage*>(zeros);
+      return a.reset_h.data ? state_row(a.reset_h, d, b) : zeros;
     const int64_t before = d == 0 ? t - 1 : t + 1;
     if (before < 0 || before >= shape.steps || !index.active(before, b)) return state_row(a.h_0, d, b);
     return static_cast<const storage*>(a.output) + (index.row(before, b) * shape.directions + d) * recurrent;

@@ -52,16 +52,18 @@ class Outer {
     __builtin_memset(sums, 0, size_t(all * ld) * sizeof(acc));
     for (int64_t k0 = 0; k0 < rows; k0 += kOuterDepth) {
       const int64_t depth = rows - k0 < kOuterDepth ? rows - k0 : kOuterDepth;
-      for (int64_t p = panels.begin; p < panels.end; ++p)
-        pack_columns<K, typename K::OperandStorage>(block + (p - panels.begin) * kOuterDepth * K::kPanel,
-                                                    [&](int64_t k) { return right_row(k0 + k); }, depth, columns,
-                                                    p * K::kPanel);
+      for (int64_t k = 0; k < depth; k += K::kDepth)  // whole rows in turn: they are read from memory
+        for (int64_t p = panels.begin; p < panels.end; ++p)
+          pack_columns<K, typename K::OperandStorage>(
+              block + (p - panels.begin) * kOuterDepth * K::kPanel + k * K::kPanel,
+              [&](int64_t next) { return right_row(k0 + k + next); }, depth - k < K::kDepth ? depth - k : K::kDepth,
+              columns, p * K::kPanel);
       acc* to = sums;
       for (int i = 0; i < kLefts; ++i) {
         if (lefts[i].columns() == 0) continue;
         const storage* left[kOuterDepth];
         for (int64_t k = 0; k < depth; ++k) left[k] = left_row(i, k0 + k);
-        accumulate(to, ld, left, depth, lefts[i]);
+        accumulate(to, ld, columns - panels.begin * K::kPanel, left, depth, lefts[i]);
         to += lefts[i].columns() * ld;
       }
     }
@@ -77,7 +79,7 @@ class Outer {
   acc* sums;  // [left columns][panels of the share][kPanel]
 
   // to[m][n] += sum over the rows k of a block of left[k][m] * block[k][n].
-  void accumulate(acc* to, int64_t ld, const storage* const* left, int64_t depth, const Left& shape) const {
+  void accumulate(acc* to, int64_t ld, int64_t columns, const storage* const* left, int64_t depth, const Left& shape) const {
     const int64_t width = shape.d_weight ? shape.width : 0, lefts = shape.columns();
     const int64_t padded = round_up(depth, K::kDepth);
     for (int64_t m0 = 0; m0 < lefts; m0 += kOuterColumns) {
@@ -87,18 +89,20 @@ class Outer {
       });
       for (int64_t n = 0; n < ld; n += K::kPanel) {
         const operand* panel = block + n * kOuterDepth;
-        for_each_tile<K>(count, [&](int64_t m, auto rows) FUSEDLSTM_LAMBDA {
-          constexpr int kRows = rows;
-          Tile<typename K::Isa, typename K::Product, kRows> tile;
-          const operand* x[kRows];
-          acc* sum = to + (m0 + m) * ld + n;
-          for (int r = 0; r < kRows; ++r) {
-            x[r] = tiles + m * kOuterDepth + r * K::kDepth;
-            for (int q = 0; q < kPanelVectors; ++q) tile.v[r][q] = cpu::load<V>(sum + r * ld + q * K::kLanes);
-          }
-          multiply<typename K::Isa, typename K::Product, kRows, kRows>(tile, x, panel, padded);
-          for (int r = 0; r < kRows; ++r)
-            for (int q = 0; q < kPanelVectors; ++q) cpu::store(sum + r * ld + q * K::kLanes, tile.v[r][q]);
+        for_panel_width<K>(columns - n, [&](auto width) FUSEDLSTM_LAMBDA {
+          for_each_tile<K>(count, [&](int64_t m, auto rows) FUSEDLSTM_LAMBDA {
+            constexpr int kRows = rows, kVectors = width;
+            Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
+            const operand* x[kRows];
+            acc* sum = to + (m0 + m) * ld + n;
+            for (int r = 0; r < kRows; ++r) {
+              x[r] = tiles + m * kOuterDepth + r * K::kDepth;
+              for (int q = 0; q < kVectors; ++q) tile.v[r][q] = cpu::load<V>(sum + r * ld + q * K::kLanes);
+            }
+            multiply<typename K::Isa, typename K::Product, kRows, kRows, kVectors>(tile, x, panel, padded);
+            for (int r = 0; r < kRows; ++r)
+              for (int q = 0; q < kVectors; ++q) cpu::store(sum + r * ld + q * K::kLanes, tile.v[r][q]);
+          });
         });
       }
     }

@@ -132,7 +132,7 @@ FUSEDLSTM_INLINE void to_operands(typename K::operand* to, const typename K::sto
   }
 }
 
-// Begins a tile at zero, runs `body` with the number of its rows as a constant, for every tile of `rows` rows.
+// Runs body(first row, number of rows as a constant) for every tile of `rows` rows.
 template <class K, class Body>
 FUSEDLSTM_INLINE void for_each_tile(int64_t rows, Body body) {
   int64_t r = 0;
@@ -145,6 +145,60 @@ FUSEDLSTM_INLINE void for_each_tile(int64_t rows, Body body) {
   }
   if (rest == 2) body(r, std::integral_constant<int, 2>{});
   if (rest == 1) body(r, std::integral_constant<int, 1>{});
+}
+
+// Runs body(number of vectors as a constant) for a panel of which `columns` are wanted.
+template <class K, class Body>
+FUSEDLSTM_INLINE void for_panel_width(int64_t columns, Body body) {
+  if (columns > 2 * K::kLanes) {
+    body(std::integral_constant<int, 4>{});
+  } else if (columns > K::kLanes) {
+    body(std::integral_constant<int, 2>{});
+  } else {
+    body(std::integral_constant<int, 1>{});
+  }
+}
+
+inline constexpr int64_t kDepthBlock = 1024;  // a panel of it fills a quarter of a usual L2 cache
+
+// One panel of a product, summed over `parts` pairs of matrices of the same depth:
+//
+//     finish(r, v) with v[q] = sum over parts p and k of row_of(p, r)[k] * panel_of(p)[k][q]   for r < rows
+//
+// A panel is used by all rows block by block of its depth, so that it is read from the cache; partial sums wait in
+// `scratch`, [rows][kPanel]. `columns` of the panel are wanted: vectors beyond them are not computed.
+template <class K, class RowOf, class PanelOf, class Finish>
+FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int parts, int64_t depth, RowOf row_of,
+                                    PanelOf panel_of, typename K::acc* scratch, Finish finish) {
+  using V = typename K::V;
+  for_panel_width<K>(columns, [&](auto width) FUSEDLSTM_LAMBDA {
+    constexpr int kVectors = width;
+    for (int part = 0; part < parts; ++part) {
+      for (int64_t k = 0; k < depth; k += kDepthBlock) {
+        const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
+        const bool first = part == 0 && k == 0, last = part + 1 == parts && k + block == depth;
+        const typename K::operand* panel = panel_of(part) + k * K::kPanel;
+        for_each_tile<K>(rows, [&](int64_t r0, auto count) FUSEDLSTM_LAMBDA {
+          constexpr int kRows = count;
+          Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile{};
+          const typename K::operand* x[kRows];
+          for (int r = 0; r < kRows; ++r) {
+            x[r] = row_of(part, r0 + r) + k;
+            for (int q = 0; q < kVectors && !first; ++q)
+              tile.v[r][q] = load<V>(scratch + (r0 + r) * K::kPanel + q * K::kLanes);
+          }
+          multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, block);
+          for (int r = 0; r < kRows; ++r) {
+            if (last) {
+              finish(r0 + r, tile.v[r]);
+            } else {
+              for (int q = 0; q < kVectors; ++q) store(scratch + (r0 + r) * K::kPanel + q * K::kLanes, tile.v[r][q]);
+            }
+          }
+        });
+      }
+    }
+  });
 }
 
 }  // namespace fusedlstm::cpu

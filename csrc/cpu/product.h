@@ -61,51 +61,51 @@ inline constexpr int kLanes = Isa::kVectorBytes / int(sizeof(typename Product::a
 template <class Isa, class Product>
 inline constexpr int kPanelWidth = kPanelVectors * kLanes<Isa, Product>;
 
-template <class Isa, class Product, int kRows>
+// kVectors < 4: the last panel of a matrix need not multiply the vectors that lie beyond its columns.
+template <class Isa, class Product, int kRows, int kVectors = kPanelVectors>
 struct Tile {
-  AccVector<Isa, Product> v[kRows][kPanelVectors];
+  AccVector<Isa, Product> v[kRows][kVectors];
 };
 
 // tile[r] += sum over k of a[r][k * kStride] * panel[k]. `depth` counts elements of k, a multiple of kDepth.
-// `step` is the distance of panels of neighbouring k; matrices that already have it are multiplied where they are.
 // Few rows leave too few independent sums to hide the latency of a multiply-add: they take two k at a time.
-template <class Isa, class Product, int kRows, int kStride = 1>
-FUSEDLSTM_INLINE void multiply(Tile<Isa, Product, kRows>& tile, const typename Product::operand* const* a,
-                               const typename Product::operand* panel, int64_t depth,
-                               int64_t step = kPanelWidth<Isa, Product> * Product::kDepth) {
+template <class Isa, class Product, int kRows, int kStride = 1, int kVectors = kPanelVectors>
+FUSEDLSTM_INLINE void multiply(Tile<Isa, Product, kRows, kVectors>& tile, const typename Product::operand* const* a,
+                               const typename Product::operand* panel, int64_t depth) {
   using V = AccVector<Isa, Product>;
   constexpr int kD = Product::kDepth;
-  constexpr int kUnroll = kRows * 2 <= Isa::kTileRows ? 2 : 1;
+  constexpr int kStep = kPanelWidth<Isa, Product> * kD;
+  constexpr int kUnroll = kRows * kVectors * 2 <= Isa::kTileRows * kPanelVectors ? 2 : 1;
   const typename Product::operand* rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = a[r];
-  Tile<Isa, Product, kRows> odd{};
+  Tile<Isa, Product, kRows, kVectors> odd{};
   int64_t k = 0;
   for (; k + kD * kUnroll <= depth; k += kD * kUnroll) {
 #pragma GCC unroll 2
     for (int u = 0; u < kUnroll; ++u) {
-      V w[kPanelVectors];
+      V w[kVectors];
 #pragma GCC unroll 4
-      for (int q = 0; q < kPanelVectors; ++q) w[q] = load<V>(panel + u * step + q * kLanes<Isa, Product> * kD);
+      for (int q = 0; q < kVectors; ++q) w[q] = load<V>(panel + u * kStep + q * kLanes<Isa, Product> * kD);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-        for (int q = 0; q < kPanelVectors; ++q) {
+        for (int q = 0; q < kVectors; ++q) {
           V& sum = u == 0 ? tile.v[r][q] : odd.v[r][q];
           sum = Product::multiply_add(Product::template broadcast<V>(rows[r] + (k + u * kD) * kStride), w[q], sum);
         }
       }
     }
-    panel += step * kUnroll;
+    panel += kStep * kUnroll;
   }
   if constexpr (kUnroll == 2) {
     if (k < depth) {
       for (int r = 0; r < kRows; ++r)
-        for (int q = 0; q < kPanelVectors; ++q)
+        for (int q = 0; q < kVectors; ++q)
           tile.v[r][q] = Product::multiply_add(Product::template broadcast<V>(rows[r] + k * kStride),
                                                load<V>(panel + q * kLanes<Isa, Product> * kD), tile.v[r][q]);
     }
     for (int r = 0; r < kRows; ++r)
-      for (int q = 0; q < kPanelVectors; ++q) tile.v[r][q] += odd.v[r][q];
+      for (int q = 0; q < kVectors; ++q) tile.v[r][q] += odd.v[r][q];
   }
 }
 
