@@ -265,7 +265,6 @@ def _operator(differentiable, device, wants_states, lengths, reset):
     return ops.lstm_layer_inference
 
 
-@torch.compiler.assume_constant_result
 @functools.cache
 def _lacks_kernels(device: torch.device) -> bool:
     """Whether PyTorch's own LSTM must run on this device; says why, once."""
@@ -273,6 +272,10 @@ def _lacks_kernels(device: torch.device) -> bool:
     if reason is not None:
         warnings.warn(f"FusedLSTM runs PyTorch's own LSTM: {reason}", RuntimeWarning, stacklevel=2)
     return reason is not None
+
+
+# What torch.compiler.assume_constant_result does; calling it would import all of Dynamo, which takes seconds.
+_lacks_kernels._dynamo_marked_constant = True
 
 
 def _torch_layer(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, *_):

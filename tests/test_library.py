@@ -207,3 +207,13 @@ class TestPlanCommand:
         with pytest.raises(SystemExit, match="2"):
             __main__.main(["plan", *arguments])
         assert re.search(message, capsys.readouterr().err)
+
+
+def test_importing_brings_in_no_compiler_and_starts_no_cuda():
+    # They take seconds, and a process that has started CUDA cannot fork.
+    result = run_python(
+        "import torch, fusedlstm\n"
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'sympy', 'onnx') if name in sys.modules])\n"
+        "print(torch.cuda.is_initialized())"
+    )
+    assert result.stdout == "[]\nFalse\n", result.stderr
