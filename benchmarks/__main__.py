@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     if profile != "custom":
         agree = _train_digits(console, results, device, epochs=2 if profile == "quick" else 20)
     _time_jobs(console, results, jobs, budget)
+    results.measures["measured limits"] = _ceilings(jobs)
     if profile != "custom":
         _measure_others(console, results, device)
     folder = arguments.out or FOLDER / machine.folder_name(device)
@@ -130,6 +131,19 @@ def _time_jobs(console: Console, results: Results, jobs: list[Job], budget: Budg
     for (status, peer, note), count in not_timed(results.rows).items():
         color = "red" if status in (WRONG, FAILED, PEER_WRONG, PEER_FAILED) else "dim"
         console.print(f"[{color}]{status}[/] {peer}: {note} ({count} rows)", highlight=False)
+
+
+def _ceilings(jobs: list[Job]) -> dict[str, str]:
+    """What floors and percentages of the rows relate to."""
+    settings = dict.fromkeys((job.device, job.precision, job.threads) for job in jobs)
+    limits = {}
+    for device, precision, threads in settings:
+        found = machine.ceilings(device, precision, threads)
+        limits[f"{precision}, {threads} threads"] = (
+            f"torch.mm {found.mm_flops / 1e9:.0f} GFLOP/s, fastest product {found.peak_flops / 1e9:.0f} GFLOP/s, "
+            f"copy {found.bandwidth / 1e9:.0f} GB/s read and written"
+        )
+    return limits
 
 
 def _measure_others(console: Console, results: Results, device: torch.device) -> None:

@@ -211,7 +211,7 @@ CONTENDERS = {
         Contender("nn.LSTM native", lambda workload: build_torch(workload, native=True)),
         Contender("LSTMCell loop", _build_cell_loop, _no_cell_loop),
         Contender(
-            "LSTMCell loop, compiled",
+            "compiled LSTMCell loop",
             lambda workload: _build_cell_loop(workload, compiled=True),
             _no_cell_loop,
         ),

@@ -108,7 +108,7 @@ def describe(device: torch.device) -> dict[str, str]:
         "cpu": f"{_cpu_model()}, {os.cpu_count()} logical cores, {_cpu_mhz()} MHz now",
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "load before": ", ".join(f"{load:.2f}" for load in os.getloadavg()),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": _git("describe", "--always", "--dirty", "--abbrev=12"),

@@ -324,3 +324,7 @@ def test_plan_on_a_gpu_is_named(monkeypatch):
     assert len(suite._plan_used(training).split(", ")) == 2
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an unknown GPU")
     assert suite._plan_used(inference) == ""
+
+
+def test_peers_can_be_named_on_the_command_line():
+    assert not [name for name in PEERS if "," in name]
