@@ -257,8 +257,10 @@ def _operator(differentiable, device, wants_states, lengths, reset):
     if device.type != "cpu" and device.type != "meta" and _lacks_kernels(device):
         is_plain = not wants_states and lengths is None and reset is None
         return _torch_layer if is_plain else reference.lstm_layer
-    # What torch.jit.trace records must serve both with and without gradients.
-    if wants_states or torch._C._get_tracing_state() is not None:
+    # What is recorded for later must serve both with and without gradients; and of the two, only
+    # lstm_layer can be called by AOTInductor, see ops.py.
+    is_recorded = torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
+    if wants_states or is_recorded:
         return ops.lstm_layer
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
         return ops.lstm_layer

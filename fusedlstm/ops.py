@@ -119,13 +119,16 @@ def _split(elements, sizes):
 
 
 def _differentiable_layer(*arguments):
-    """`lstm_layer` at the Autograd keys."""
-    lists = arguments[_LISTS]
+    """`lstm_layer` at the Autograd keys.
+
+    AOTInductor's executor passes None for an empty list of tensors: accepted here, on the way.
+    """
+    lists = [tensors or [] for tensors in arguments[_LISTS]]
     tensors = (*arguments[:3], *arguments[8:13], *chain.from_iterable(lists))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Layer.apply(tuple(map(len, lists)), arguments[13], *tensors)
     with torch._C._AutoDispatchBelowAutograd():
-        return lstm_layer(*arguments)
+        return lstm_layer(*arguments[:3], *lists, *arguments[8:])
 
 
 _library_rules = torch.library.Library("fusedlstm", "IMPL")
