@@ -1,0 +1,182 @@
+"""The CPU kernels of every instruction set and plan of this machine, each forced by name."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import Case
+from oracle import ReferenceLSTM, check, make_inputs, run
+from tolerance import assert_near, tolerance
+from torch import nn
+
+import fusedlstm
+
+cpu_info = torch.ops.fusedlstm._cpu_info
+cpu_force = torch.ops.fusedlstm._cpu_force
+
+ISAS = json.loads(cpu_info())["available"]
+PLANS = ["direct:rows", "direct:units", "packed:rows", "packed:units"]
+# Plans do not depend on the instruction set: the two that differ most for all sets, the others for one.
+KERNELS = [(isa, plan) for isa in ISAS for plan in PLANS if isa == ISAS[-1] or plan in PLANS[::3]]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+# Below, on and above the borders of tiles (3 or 6 rows), vectors (2 to 16 units), panels (8 to 64 columns) and, in the
+# last one, of the blocks of depth (1024 gate rows) and of rows (256) in backward.
+SHAPES = [
+    Case("units-1", 2, 1, 1, 1),
+    Case("rows-7", 3, 7, 9, 33, bidirectional=True),
+    Case("rows-13", 4, 13, 5, 20, proj_size=3),
+    Case("columns-65", 5, 6, 65, 16, bias=False),
+    Case("deep", 9, 33, 3, 258),
+]
+
+
+@pytest.fixture
+def forced():
+    """Force kernels for one test; two threads, so that plans with a team have one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield cpu_force
+    cpu_force("", "")
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("isa, plan", KERNELS)
+@pytest.mark.parametrize("case", SHAPES, ids=lambda case: case.name)
+def test_every_kernel_is_near_the_reference(case, isa, plan, forced):
+    for dtype in DTYPES:
+        inputs = make_inputs(case, dtype)
+        expected = run(ReferenceLSTM, case, inputs)
+        forced(isa, plan)
+        check(run(fusedlstm.FusedLSTM, case, inputs.to("cpu", dtype)), expected, case, dtype)
+        forced("", "")
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("option", ["lengths", "reset"])
+def test_row_states_under_every_plan(option, plan, forced):
+    case = Case("rows", 6, 7, 4, 18, bidirectional=option == "lengths")
+    lengths = torch.tensor([6, 0, 3, 1, 6, 5, 2])
+    options = {"lengths": lengths} if option == "lengths" else {"reset": torch.rand(6, 7) < 0.3}
+    inputs = make_inputs(case, torch.float64)
+    expected = run(ReferenceLSTM, case, inputs, **options)
+    forced("", plan)
+    check(run(fusedlstm.FusedLSTM, case, inputs, **options), expected, case, torch.float64)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_bitwise_equal_from_run_to_run(plan, forced):
+    case = Case("team", 12, 24, 16, 96)
+    inputs = make_inputs(case, torch.float32).to("cpu", torch.float32)
+    forced("", plan)
+    first, second = (run(fusedlstm.FusedLSTM, case, inputs) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_any_number_of_threads(threads, forced):
+    """More threads than cores or than work, and the pool's number of threads left as it was."""
+    case = Case("team", 5, 9, 6, 40, bidirectional=True)
+    inputs = make_inputs(case, torch.float64)
+    expected = run(ReferenceLSTM, case, inputs)
+    torch.set_num_threads(threads)
+    for plan in PLANS:
+        forced("", plan)
+        check(run(fusedlstm.FusedLSTM, case, inputs), expected, case, torch.float64)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scale", [1, 3])
+def test_error_is_at_most_that_of_torch(dtype, scale):
+    """Root mean square error of a thousand steps against float64, ours and nn.LSTM's on equal inputs.
+
+    Both are sums of the same roundings in another order, so ours may exceed theirs by chance: with a thousand steps of
+    64 units by less than a twentieth.
+    """
+    T, B, H = 1000, 4, 64
+    exact = nn.LSTM(H, H)
+    with torch.no_grad():
+        for parameter in exact.parameters():
+            parameter.copy_((parameter * scale).to(dtype))
+    x = torch.randn(T, B, H).to(dtype)
+    modules = [make(H, H).to(dtype) for make in (fusedlstm.FusedLSTM, nn.LSTM)]
+    exact = exact.double()
+    errors = []
+    with torch.no_grad():
+        expected = exact(x.double())[0]
+        for module in modules:
+            module.load_state_dict(exact.state_dict())
+            errors.append((module(x)[0].double() - expected).pow(2).mean().sqrt().item())
+    ours, torchs = errors
+    assert ours <= 1.05 * torchs, f"ours {ours:.3e}, nn.LSTM's {torchs:.3e}"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_activations(isa, dtype, forced):
+    """sigmoid and tanh over all magnitudes and NaN, through layers that compute nothing else."""
+    values = torch.cat([torch.logspace(-6, 4, 64), torch.tensor([0.0, 88.0, 9.0])])
+    x = torch.cat([values, -values, torch.tensor([float("nan")])]).to(dtype)
+    B = len(x)
+    gate = torch.zeros(4, 1, dtype=dtype)
+    gate[1] = 1  # f = sigmoid(x); i, g, o are those of 0, so that c = sigmoid(x) c_0
+    forced(isa, "packed")
+    arguments = [[gate], [torch.zeros(4, 1, dtype=dtype)], [], [], [], *[None] * 5, False]
+    h_0, c_0 = torch.zeros(1, B, 1, dtype=dtype), torch.ones(1, B, 1, dtype=dtype)
+    _, _, c_n = torch.ops.fusedlstm.lstm_layer_inference(x.view(1, B, 1), h_0, c_0, *arguments)
+    allowed = tolerance(dtype, 2, 1)
+    assert_near(c_n.flatten(), x.double().sigmoid(), allowed, f"{isa} sigmoid")
+    gate[1], gate[2] = 0, 1  # g = tanh(x): c = g / 2 from c_0 = 0
+    _, _, c_n = torch.ops.fusedlstm.lstm_layer_inference(x.view(1, B, 1), h_0, h_0, *arguments)
+    assert_near(c_n.flatten(), x.double().tanh() / 2, allowed, f"{isa} tanh")
+
+
+def test_unknown_names_are_errors():
+    with pytest.raises(RuntimeError):
+        cpu_force("avx1024", "")
+    with pytest.raises(RuntimeError):
+        cpu_force("", "sideways")
+    assert json.loads(cpu_info())["plan"] == "automatic"
+
+
+def test_environment_names_the_instruction_set():
+    code = "import torch, fusedlstm; print(torch.ops.fusedlstm._cpu_info())"
+    environment = {**os.environ, "FUSEDLSTM_CPU_ISA": "baseline"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    info = json.loads(done.stdout)
+    assert info["isa"] == "baseline" and "FUSEDLSTM_CPU_ISA" in info["reason"]
+
+
+WRONG = {  # place of the argument and what stands there
+    "features": (0, torch.zeros(3, 2, 5)),
+    "dtype": (0, torch.zeros(3, 2, 4, dtype=torch.float64)),
+    "dimensions": (0, torch.zeros(3, 2)),
+    "h_0-batch": (1, torch.zeros(1, 3, 6)),
+    "c_0-hidden": (2, torch.zeros(1, 2, 7)),
+    "no-directions": (3, []),
+    "weight_hh-columns": (4, [torch.zeros(24, 5)]),
+    "bias-rows": (5, [torch.zeros(23)]),
+    "weight_hr-columns": (7, [torch.zeros(2, 5)]),
+    "packed-3d": (8, torch.tensor([2, 1])),
+    "length-beyond": (9, torch.tensor([1, 4])),
+    "length-negative": (9, torch.tensor([1, -1])),
+    "reset-batch": (10, torch.zeros(3, 3, dtype=torch.bool)),
+    "reset_h-hidden": (11, torch.zeros(1, 2, 5)),
+}
+
+
+@pytest.mark.parametrize("place, value", WRONG.values(), ids=WRONG)
+def test_operator_refuses_wrong_tensors(place, value):
+    """The operator called directly: an exception and not a read out of bounds."""
+    H, I, B, T = 6, 4, 2, 3
+    arguments = [torch.randn(T, B, I), torch.zeros(1, B, H), torch.zeros(1, B, H)]
+    arguments += [[torch.randn(4 * H, I)], [torch.randn(4 * H, H)], [torch.randn(4 * H)], [torch.randn(4 * H)], []]
+    arguments += [None] * 5 + [False]
+    torch.ops.fusedlstm.lstm_layer(*arguments)
+    arguments[place] = value
+    with pytest.raises(RuntimeError):
+        torch.ops.fusedlstm.lstm_layer(*arguments)
