@@ -36,8 +36,8 @@ WRONG = {
     "all_write_one_word": r"race on out\+0: write by .*; not ordered with write",
     "constant_load_of_written_data": r"load_constant of out\+\d+, which this launch has written",
     "arrives_without_the_data": r"race on shared memory|which nothing has written",
-    "arrives_twice": r"named barrier 1: .* arrives again before the others have",
-    "two_thread_counts": r"named barrier 1 for (32|64) threads .*, but for (32|64)",
+    "arrives_twice": r"named barrier 1 for 64 threads .*: arrives again before the others have",
+    "two_thread_counts": r"named barrier 1 for (32|64) threads .*: it is for (32|64) threads",
     "partner_never_comes": r"deadlock\n(.*\n)*  waiting at barrier_sync \(selftest.cu:\d+\): 32 threads",
     "plain_read_of_published_data": r"race on out\+\d+",
     "exchange_no_sync_at_start": r"race on shared memory|without an initialised mbarrier|has not started",
@@ -55,18 +55,19 @@ WRONG = {
 }
 
 
-def run(kernel, seed=0):
+def run(kernel, seed=0, preempt=0.0):
     """Runs a kernel of selftest.cu on a buffer of 1024 words, all ones. Returns the buffer."""
     out = torch.full((1024,), -1, dtype=torch.int32)
-    with Memory() as memory, options(memory.module, seed=seed):
+    with Memory() as memory, options(memory.module, seed=seed, preempt=preempt):
         memory.module.run_selftest(kernel, memory.pointer(out, "out", initialised=kernel != "unwritten_output"))
     return out
 
 
+@pytest.mark.parametrize("preempt", [0.0, 0.2])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kernel", RIGHT)
-def test_right_kernel_passes(kernel, seed):
-    run(kernel, seed)
+def test_right_kernel_passes(kernel, seed, preempt):
+    run(kernel, seed, preempt)
 
 
 @pytest.mark.parametrize("seed", range(4))

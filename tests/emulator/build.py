@@ -9,8 +9,10 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -29,6 +31,7 @@ RUNTIME_HEADERS = [
     CSRC / "cuda" / "primitives.cuh",
 ]
 JOBS = 2
+KEPT_SECONDS = 24 * 60 * 60  # that what nobody used is kept in the cache
 
 COMMON_FLAGS = [
     "-std=c++20", "-fPIC", "-g", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-gnu-unique",
@@ -40,7 +43,7 @@ KERNEL_FLAGS = [
     "-O2", "-x", "c++", "-fsanitize=thread,alignment,bounds", "--param", "tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
 RUNTIME_FLAGS = ["-O2"]
-BINDING_FLAGS = ["-O1"]
+BINDING_FLAGS = ["-O1", "-g0"]
 
 
 def compiler():
@@ -69,6 +72,7 @@ class Unit:
             include = [f"-I{folder}" for folder in self.include]
             run([compiler(), *COMMON_FLAGS, *self.flags, *include, "-c", self.source, "-o", temporary])
             os.replace(temporary, target)
+        os.utime(target)
         return target
 
 
@@ -112,7 +116,15 @@ def build(changed=None):
             temporary = library.with_suffix(".tmp")
             run([compiler(), "-shared", "-o", temporary, *objects, "-ldl"])
             os.replace(temporary, library)
+        os.utime(library.parent)
+        forget_unused()
     return library
+
+
+def forget_unused():
+    for entry in CACHE.iterdir():
+        if time.time() - entry.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def build_primitives_for_gpu(arch="native"):

@@ -178,7 +178,6 @@ Region& region_of(uintptr_t address, size_t bytes, bool write, uint32_t site) {
 
 // Checks and records one access. `as`: who writes, the current thread or its asynchronous stores.
 void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event as) {
-  ++statistics().accesses;
   const bool write = access == Access::kWrite || access == Access::kRelaxedWrite;
   const bool relaxed = access == Access::kRelaxedRead || access == Access::kRelaxedWrite;
   Region& region = region_of(address, bytes, write, site);

@@ -27,11 +27,6 @@ struct Options {
 };
 Options& options();
 
-struct Statistics {
-  uint64_t launches = 0, threads = 0, switches = 0, accesses = 0, late_stores = 0;
-};
-Statistics& statistics();
-
 // Any fault of a kernel or a launch. The launch is abandoned; buffers keep what was written so far.
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;

@@ -19,10 +19,6 @@ Options& options() {
   static Options value;
   return value;
 }
-Statistics& statistics() {
-  static Statistics value;
-  return value;
-}
 
 // ---- stacks and switching -------------------------------------------------------------------------------------------
 
@@ -78,7 +74,6 @@ char* take_stack() {
 void switch_to(Fiber* to) {  // nullptr: the scheduler
   Fiber* from = current;
   if (from == to) return;
-  ++statistics().switches;
   current = to;
   if (to) to->cta->started = true;
   emulator_switch(from ? &from->stack_pointer : &machine->scheduler_stack_pointer,
@@ -196,6 +191,10 @@ std::string name_of(const Fiber* fiber) {
 std::string text(Site site) {
   const char* slash = strrchr(site.file_name(), '/');
   return std::string(slash ? slash + 1 : site.file_name()) + ":" + std::to_string(site.line());
+}
+
+std::string actor_at(Site site) {
+  return " by " + name_of(current) + " (" + text(site) + ")";
 }
 
 // ---- launch ---------------------------------------------------------------------------------------------------------
@@ -373,8 +372,6 @@ void run_launch(const void* kernel, const LaunchConfig& config, void (*entry)(vo
   const bool clustered = config.cluster.x * config.cluster.y * config.cluster.z > 1;
   m.clock_size = (clustered ? 2 : 1) * m.thread_count;  // the second half: asynchronous stores of each thread
   machine = &m;
-  ++statistics().launches;
-  statistics().threads += m.thread_count;
   forget_accesses();
 
   std::vector<uint3> order;  // first blocks of the clusters

@@ -114,26 +114,24 @@ void store(uintptr_t address, const void* value, size_t bytes, Access access, Si
     memcpy(late.value, static_cast<const char*>(value) + i, 4);
     machine->late.push_back(late);
     ++machine->late_words[late.address];
-    ++statistics().late_stores;
   }
 }
 
 void store_async(uintptr_t address, const void* value, size_t bytes, uintptr_t barrier, Site site) {
   RuntimeScope scope;
-  const std::string where = " by " + name_of(current) + " (" + text(site) + ")";
+  const auto refuse = [&](const char* why) { fail(std::string("store_async ") + why + actor_at(site)); };
   const Region* region = find_region(address);
-  if (!region || !region->owner) fail("store_async to an address that is not in the cluster's shared memory" + where);
-  if (barrier < region->begin || barrier >= region->end) fail("store_async with the mbarrier of another CTA" + where);
+  if (!region || !region->owner) refuse("to an address that is not in the cluster's shared memory");
+  if (barrier < region->begin || barrier >= region->end) refuse("with the mbarrier of another CTA");
   const auto found = region->owner->mbarriers.find(barrier);
-  if (found == region->owner->mbarriers.end()) fail("store_async without an initialised mbarrier" + where);
-  if (!found->second.fenced) fail("store_async to an mbarrier without mbarrier_init_fence" + where);
+  if (found == region->owner->mbarriers.end()) refuse("without an initialised mbarrier");
+  if (!found->second.fenced) refuse("to an mbarrier without mbarrier_init_fence");
   check_async_store(address, bytes, barrier, site_id(site));
   LateStore late{address, {}, static_cast<uint32_t>(bytes), stamp(current), barrier};
   late.sender.thread = static_cast<uint32_t>(machine->thread_count) + current->id;
   late.sender.epoch = current->async_epoch;
   memcpy(late.value, value, bytes);
   machine->late.push_back(late);
-  ++statistics().late_stores;
 }
 
 }  // namespace emulator

@@ -179,6 +179,7 @@ bool is_own_stack(const void* p);
 std::string name_of(const Fiber* fiber);
 std::string thread_name(uint32_t id);
 std::string text(Site site);
+std::string actor_at(Site site);  // " by block(0,0,0) thread(1) (a.cuh:2)"
 
 // ---- sync.cpp
 Stamp stamp(const Fiber* fiber);

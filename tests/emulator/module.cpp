@@ -30,11 +30,6 @@ PYBIND11_MODULE(_emulated, m) {
       .def_readwrite("smem_limit", &Options::smem_limit)
       .def_readwrite("max_cluster_size", &Options::max_cluster_size);
   m.def("options", &options, py::return_value_policy::reference);
-  m.def("statistics", [] {
-    const Statistics& s = statistics();
-    return py::dict(py::arg("launches") = s.launches, py::arg("threads") = s.threads, py::arg("switches") = s.switches,
-                    py::arg("accesses") = s.accesses, py::arg("late_stores") = s.late_stores);
-  });
   m.def("register_buffer", [](uintptr_t p, size_t bytes, const std::string& name, bool initialised) {
     register_buffer(reinterpret_cast<void*>(p), bytes, name, initialised);
   });

@@ -81,18 +81,18 @@ void arrive_and_wait(Barrier& barrier, size_t expected, const char* what, Site s
 }
 
 Barrier& named_barrier(int id, int threads, Site site) {
-  Cta* cta = current->cta;
-  const std::string where = name_of(current) + " (" + text(site) + ")";
-  if (id < 1 || id > 15) fail("named barrier " + std::to_string(id) + ", expected 1 to 15, by " + where);
-  if (threads < 32 || threads % 32 || size_t(threads) > cta->fibers.size())
-    fail("named barrier for " + std::to_string(threads) + " threads, expected whole warps of the CTA, by " + where);
-  Barrier& barrier = cta->barriers[id];
+  const auto refuse = [&](const std::string& why) {
+    fail("named barrier " + std::to_string(id) + " for " + std::to_string(threads) + " threads" + actor_at(site) +
+         ": " + why);
+  };
+  if (id < 1 || id > 15) refuse("expected 1 to 15");
+  const size_t all = current->cta->fibers.size();
+  if (threads < 32 || threads % 32 || size_t(threads) > all) refuse("expected whole warps of the CTA");
+  Barrier& barrier = current->cta->barriers[id];
   if (!barrier.arrived.empty() && barrier.expected != size_t(threads))
-    fail("named barrier " + std::to_string(id) + " for " + std::to_string(threads) + " threads by " + where +
-         ", but for " + std::to_string(barrier.expected) + " at " + text(barrier.site));
+    refuse("it is for " + std::to_string(barrier.expected) + " threads at " + text(barrier.site));
   if (current->arrived_phase[id] == barrier.phase)
-    fail("named barrier " + std::to_string(id) + ": " + where + " arrives again before the others have (" +
-         std::to_string(barrier.arrived.size()) + " of " + std::to_string(threads) + ")");
+    refuse("arrives again before the others have, " + std::to_string(barrier.arrived.size()) + " so far");
   current->arrived_phase[id] = barrier.phase;
   return barrier;
 }
@@ -103,14 +103,13 @@ void block_sync(Site site) {
   RuntimeScope scope;
   Cta* cta = current->cta;
   Barrier& barrier = cta->barriers[0];
-  const std::string divergent = "divergent barrier: ";
-  if (cta->exited)
-    fail(divergent + name_of(current) + " is at block_sync (" + text(site) + ") but " + std::to_string(cta->exited) +
-         " threads of its CTA have exited");
-  if (!barrier.waiting.empty() &&
-      (barrier.site.line() != site.line() || strcmp(barrier.site.file_name(), site.file_name())))
-    fail(divergent + name_of(current) + " is at block_sync (" + text(site) + ") while " +
-         std::to_string(barrier.waiting.size()) + " threads wait at block_sync (" + text(barrier.site) + ")");
+  const auto refuse = [&](const std::string& why) {
+    fail("divergent barrier: " + name_of(current) + " is at block_sync (" + text(site) + ") " + why);
+  };
+  if (cta->exited) refuse("but " + std::to_string(cta->exited) + " threads of its CTA have exited");
+  const Site first = barrier.site;
+  if (!barrier.waiting.empty() && (first.line() != site.line() || strcmp(first.file_name(), site.file_name())))
+    refuse("while " + std::to_string(barrier.waiting.size()) + " threads wait at block_sync (" + text(first) + ")");
   arrive_and_wait(barrier, cta->fibers.size(), kBlockSync, site);
 }
 
@@ -190,11 +189,11 @@ int cluster_size() {
 uintptr_t map_cluster_address(uintptr_t address, int rank, Site site) {
   RuntimeScope scope;
   const Cta* cta = current->cta;
-  const std::string where = " by " + name_of(current) + " (" + text(site) + ")";
   if (rank < 0 || rank >= cluster_size())
-    fail("map_cluster_address to rank " + std::to_string(rank) + " of " + std::to_string(cluster_size()) + where);
+    fail("map_cluster_address to rank " + std::to_string(rank) + " of " + std::to_string(cluster_size()) +
+         actor_at(site));
   if (!cta->shared || address < cta->shared->begin || address >= cta->shared->end)
-    fail("map_cluster_address of an address outside the CTA's shared memory" + where);
+    fail("map_cluster_address of an address outside the CTA's shared memory" + actor_at(site));
   return cta->cluster->ctas[rank]->shared->begin + (address - cta->shared->begin);
 }
 
