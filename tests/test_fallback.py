@@ -1,0 +1,49 @@
+"""Devices without kernels: PyTorch's own LSTM runs the layers, after one warning."""
+
+import warnings
+
+import pytest
+import torch
+from cases import OPTIONS
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+from fusedlstm import FusedLSTM, functional
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """The layers run as on a device without kernels, here on the CPU; returns which one ran."""
+    used = []
+
+    def layer(*arguments):
+        used.append("torch")
+        return functional._torch_layer(*arguments)
+
+    monkeypatch.setattr(functional, "_operator", lambda *_: layer)
+    return used
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=lambda case: case.name)
+def test_layers_are_torch_s(case, without_kernels):
+    plain, fused = nn.LSTM(**case.module_kwargs()), FusedLSTM(**case.module_kwargs())
+    fused.load_state_dict(plain.state_dict())
+    sequences = [torch.randn(n, case.input_size) for n in (5, 3, 1)]
+    packed, dense = pack_sequence(sequences), torch.randn(case.T, case.B, case.input_size)
+    torch.testing.assert_close(fused(dense), plain(dense), rtol=0, atol=1e-6)
+    actual, expected = fused(packed), plain(packed)
+    torch.testing.assert_close(actual[0].data, expected[0].data, rtol=0, atol=1e-6)
+    torch.testing.assert_close(actual[1], expected[1], rtol=0, atol=1e-6)
+    assert len(without_kernels) == 2 * case.num_layers
+
+
+def test_one_warning_names_the_cause():
+    device = torch.device("mps")
+    with pytest.warns(RuntimeWarning, match="PyTorch's own LSTM: .*not for mps"):
+        assert functional._lacks_kernels(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert functional._lacks_kernels(device)
+    assert functional._operator([], device, False, None, None) is functional._torch_layer
+    wants_states = functional._operator([], device, True, None, None)
+    assert wants_states is functional.reference.lstm_layer
