@@ -2,7 +2,8 @@
 
 The module holds the launchers of csrc/cuda/launch.h and the emulator's self-tests. Objects are kept in
 ``build/emulator`` under the repository, named by a hash of everything that goes into them, so that only what changed
-is compiled again. Needs a C++20 compiler (g++ 12 or later) and pybind11, no CUDA toolkit.
+is compiled again. Needs a C++20 compiler (g++ 12 or later) and the headers of pybind11 that come with torch, no CUDA
+toolkit.
 """
 
 import fcntl
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-import pybind11
+import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -89,6 +90,8 @@ def units(changed):
         headers = [*RUNTIME_HEADERS, *csrc.glob("*.h"), *csrc.glob("cuda/*.h"), *csrc.glob("cuda/*.cuh")]
         yield Unit(csrc / "cuda" / source.name, KERNEL_FLAGS, [HERE, HERE / "include", csrc], headers)
     include = [HERE, HERE / "include", CSRC]
+    # torch brings pybind11's headers along; nothing else of it is used. As flags, so that each Python has its object.
+    python = [f"-isystem{Path(torch.__file__).parent / 'include'}", f"-isystem{sysconfig.get_paths()['include']}"]
     kernel_headers = [*RUNTIME_HEADERS, *CSRC.glob("cuda/*.h")]
     for name in ("plan.cpp", "launch.cpp"):
         yield Unit(CSRC / "cuda" / name, RUNTIME_FLAGS, include, kernel_headers)
@@ -96,8 +99,7 @@ def units(changed):
         yield Unit(source, KERNEL_FLAGS, include, RUNTIME_HEADERS)
     for source in sorted(HERE.glob("*.cpp")):
         if source.name == "module.cpp":
-            python = [pybind11.get_include(), sysconfig.get_paths()["include"]]
-            yield Unit(source, BINDING_FLAGS, include + python, kernel_headers)
+            yield Unit(source, BINDING_FLAGS + python, include, kernel_headers)
         else:
             yield Unit(source, RUNTIME_FLAGS, include, RUNTIME_HEADERS)
 
