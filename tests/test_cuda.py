@@ -1,0 +1,171 @@
+"""The operators on a real GPU, forced through every plan, against the float64 reference; needs one, else skips.
+
+Without a GPU the same kernels run in test_cuda_emulated.py; here it is the hardware, the driver and the binding.
+"""
+
+import pytest
+import torch
+from tolerance import assert_near, tolerance
+
+import fusedlstm
+from fusedlstm import reference
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.fusedlstm, "lstm_layer") or not torch.cuda.is_available(), reason="no CUDA device"
+)
+
+PLANS = ("stream", "local", "cluster", "grid", "")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LENGTHS = [5, 1, 2, 0, 3, 5, 2, 1, 1, 5, 4]
+BATCH_SIZES = [11, 11, 7, 3, 1]
+OPTIONS = {
+    "plain": {},
+    "both directions": {"directions": 2},
+    "batch first": {"batch_first": True},
+    "lengths": {"lengths": True, "directions": 2},
+    "packed": {"packed": True, "directions": 2},
+    "resets": {"resets": True},
+    "projection": {"proj_size": 7, "directions": 2},
+}
+
+
+@pytest.fixture(params=PLANS, ids=lambda plan: plan or "automatic")
+def plan(request, monkeypatch):
+    monkeypatch.setenv("FUSEDLSTM_PLAN", request.param)
+    return request.param
+
+
+def layer_arguments(dtype, H, *, directions=1, batch_first=False, lengths=False, packed=False, resets=False, proj_size=0):
+    """Arguments of the operator on the CPU: T = 5 steps of 11 sequences with 9 features."""
+    T, B, features, R = 5, 11, 9, proj_size or H
+    x = torch.randn(sum(BATCH_SIZES), features) if packed else torch.randn(T, B, features)
+    weights = [(4 * H, features), (4 * H, R), (4 * H,), (4 * H,), (R, H)]
+    lists = [[torch.randn(size).to(dtype) * R**-0.5 for _ in range(directions)] for size in weights]
+    if not proj_size:
+        lists[4] = []
+    if batch_first:
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
+    return [
+        x.to(dtype), torch.randn(directions, B, R).to(dtype), torch.randn(directions, B, H).to(dtype), *lists,
+        torch.tensor(BATCH_SIZES) if packed else None, torch.tensor(LENGTHS) if lengths else None,
+        torch.rand(T, B) < 0.3 if resets else None,
+        *(torch.randn(directions, B, n).to(dtype) if resets else None for n in (R, H)),
+        False,
+    ]  # fmt: skip
+
+
+def moved(arguments, convert):
+    """The tensors among the arguments converted, batch_sizes (position 8) and what is not floating left in their dtype."""
+    return [
+        [convert(t) for t in a] if isinstance(a, list)
+        else convert(a) if isinstance(a, torch.Tensor) and i != 8
+        else a
+        for i, a in enumerate(arguments)
+    ]  # fmt: skip
+
+
+def on_gpu(arguments):
+    return moved(arguments, lambda t: t.cuda())
+
+
+def skip_if_impossible(plan, dtype, H, proj_size=0):
+    """What the planner refuses here is refused with a reason; test_plan.py checks the reasons."""
+    arguments = on_gpu(layer_arguments(dtype, H, proj_size=proj_size))
+    try:
+        torch.ops.fusedlstm.lstm_layer_inference(*arguments)
+    except RuntimeError as error:
+        if "does not fit" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_against_reference(plan, dtype, options):
+    H = 50
+    skip_if_impossible(plan, dtype, H, OPTIONS[options].get("proj_size", 0))
+    arguments = layer_arguments(dtype, H, **OPTIONS[options])
+    exact = moved(arguments, lambda t: t.double().requires_grad_() if t.is_floating_point() else t)
+    expected = reference.lstm_layer(*exact)
+    d_out = [torch.randn_like(out).to(dtype) for out in expected[:3]]
+    leaves = [a for item in exact for a in (item if isinstance(item, list) else [item])]
+    leaves = [a for a in leaves if isinstance(a, torch.Tensor) and a.requires_grad]
+    expected_grads = torch.autograd.grad(expected[:3], leaves, [g.double() for g in d_out], allow_unused=True)
+
+    inputs = moved(arguments, lambda t: t.cuda().requires_grad_() if t.is_floating_point() else t.cuda())
+    out = torch.ops.fusedlstm.lstm_layer(*inputs)
+    gpu_leaves = [a for item in inputs for a in (item if isinstance(item, list) else [item])]
+    gpu_leaves = [a for a in gpu_leaves if isinstance(a, torch.Tensor) and a.requires_grad]
+    grads = torch.autograd.grad(out[:3], gpu_leaves, [g.cuda() for g in d_out], allow_unused=True)
+
+    # Results of bfloat16 kernels also carry the 2^-11 of the one-instruction tanh.
+    extra = 2**-9 if dtype == torch.bfloat16 else 0
+    for name, actual, right in zip(("output", "h_n", "c_n", "gates", "cell_states"), out, expected):
+        assert_near(actual, right, tolerance(dtype, 4 * H, 5) + extra, name)
+    for i, (actual, right) in enumerate(zip(grads, expected_grads)):
+        assert_near(actual, right, 2 * tolerance(dtype, 4 * H + 55, 5) + extra, f"gradient {i}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_runs_agree_bitwise(plan, dtype):
+    skip_if_impossible(plan, dtype, 50)
+    arguments = on_gpu(layer_arguments(dtype, 50))
+    first = torch.ops.fusedlstm.lstm_layer(*arguments)
+    for _ in range(20):
+        for a, b in zip(first, torch.ops.fusedlstm.lstm_layer(*arguments)):
+            assert torch.equal(a, b)
+
+
+def test_other_stream(plan):
+    skip_if_impossible(plan, torch.float32, 50)
+    arguments = on_gpu(layer_arguments(torch.float32, 50))
+    expected = torch.ops.fusedlstm.lstm_layer(*arguments)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        out = torch.ops.fusedlstm.lstm_layer(*arguments)
+    stream.synchronize()
+    for a, b in zip(out, expected):
+        assert torch.equal(a, b)
+
+
+def test_cuda_graph(plan):
+    skip_if_impossible(plan, torch.float32, 50)  # also the warm-up that loads the kernels
+    arguments = on_gpu(layer_arguments(torch.float32, 50))
+    expected = [t.clone() for t in torch.ops.fusedlstm.lstm_layer_inference(*arguments)]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = torch.ops.fusedlstm.lstm_layer_inference(*arguments)
+    for _ in range(2):
+        graph.replay()
+    for a, b in zip(out, expected):
+        assert torch.equal(a, b)
+
+
+def test_one_step_and_many():
+    for T in (1, 70_000):
+        lstm = fusedlstm.FusedLSTM(4, 8).cuda()
+        x = torch.randn(T, 2, 4, device="cuda")
+        right = torch.nn.LSTM(4, 8).cuda()
+        right.load_state_dict(lstm.state_dict())
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
+            assert_near(lstm(x)[1][0], right(x)[1][0].double(), tolerance(torch.float32, 12, T), f"T={T}")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_second_device_and_mixed_devices():
+    arguments = layer_arguments(torch.float32, 33)
+    first, second = (moved(arguments, lambda t, d=d: t.to(f"cuda:{d}")) for d in range(2))
+    for a, b in zip(torch.ops.fusedlstm.lstm_layer(*first), torch.ops.fusedlstm.lstm_layer(*second)):
+        assert b.device.index == 1
+        assert torch.equal(a.cpu(), b.cpu())
+    second[1] = second[1].to("cuda:0")
+    with pytest.raises(RuntimeError, match="device"):
+        torch.ops.fusedlstm.lstm_layer(*second)
+
+
+def test_forced_plan_that_does_not_fit(monkeypatch):
+    monkeypatch.setenv("FUSEDLSTM_PLAN", "local")
+    with pytest.raises(RuntimeError, match="does not fit"):
+        torch.ops.fusedlstm.lstm_layer_inference(*on_gpu(layer_arguments(torch.float32, 700)))
