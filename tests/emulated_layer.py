@@ -81,8 +81,9 @@ class Layer:
         x = leaf(self.t["x"])
         given = {name: leaf(self.t[name]) for name in ("h_0", "c_0", "reset_h", "reset_c") if name in self.t}
         lengths = None if self.packed or self.lengths is None else torch.tensor(self.lengths)
+        identity = [torch.eye(4 * self.H, dtype=torch.float64)] * self.directions
         output, h_n, c_n, gates, cells = reference.lstm_layer(
-            x.view(*dense, -1), given["h_0"], given["c_0"], [torch.eye(4 * self.H, dtype=torch.float64)] * self.directions,
+            x.view(*dense, -1), given["h_0"], given["c_0"], identity,
             *([w.double() for w in self.t[name]] for name in ("weight_hh", "bias_ih", "bias_hh", "weight_hr")),
             self.batch_sizes, lengths, self.t.get("reset"), given.get("reset_h"), given.get("reset_c"),
         )  # fmt: skip

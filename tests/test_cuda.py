@@ -35,7 +35,9 @@ def plan(request, monkeypatch):
     return request.param
 
 
-def layer_arguments(dtype, H, *, directions=1, batch_first=False, lengths=False, packed=False, resets=False, proj_size=0):
+def layer_arguments(
+    dtype, H, *, directions=1, batch_first=False, lengths=False, packed=False, resets=False, proj_size=0
+):
     """Arguments of the operator on the CPU: T = 5 steps of 11 sequences with 9 features."""
     T, B, features, R = 5, 11, 9, proj_size or H
     x = torch.randn(sum(BATCH_SIZES), features) if packed else torch.randn(T, B, features)
@@ -55,7 +57,7 @@ def layer_arguments(dtype, H, *, directions=1, batch_first=False, lengths=False,
 
 
 def moved(arguments, convert):
-    """The tensors among the arguments converted, batch_sizes (position 8) and what is not floating left in their dtype."""
+    """The tensors among the arguments converted; batch_sizes (position 8) stays on the CPU."""
     return [
         [convert(t) for t in a] if isinstance(a, list)
         else convert(a) if isinstance(a, torch.Tensor) and i != 8

@@ -110,10 +110,7 @@ def test_every_compiled_shape(arithmetic, backward):
         H = min(units + 5, k // 4 if backward else k) if transport != "local" else min(units, k // 4 if backward else k)
         layer = make(arithmetic, 2, rows + 1, H)
         run, expected = Emulated(module, layer, f"{transport}:{units}x{rows}"), layer.reference()
-        if backward:
-            results = run.backward(Emulated(module, layer, "stream").forward())
-        else:
-            results = run.forward()
+        results = run.backward(Emulated(module, layer, "stream").forward()) if backward else run.forward()
         for what, value in results.items():
             assert_near(value, expected[what], allowed(layer, arithmetic), f"{transport}:{units}x{rows} {what}")
 

@@ -1,0 +1,203 @@
+"""The measurements of tools/gpu_check: `gpu_experiments.py {small,robustness,numerics,speed} [--out FILE]`.
+
+Rows are written to FILE as they come, so that running out of time loses nothing. Timing: CUDA events around at least
+10 ms of work, the contenders in turns, median of the rounds; random data, never zeros.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from fusedlstm import FusedLSTM
+
+PLANS = ("stream", "local", "cluster", "grid")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
+SPEED_SHAPES = [(64, 64), (128, 64), (256, 64), (512, 8), (512, 64), (1024, 16), (1024, 64), (2048, 16)]  # H, B
+STEPS = 512
+ROUNDS = 5
+
+
+class Rows:
+    """A JSON list in a file that is whole after every row."""
+
+    def __init__(self, path):
+        self.path, self.rows = path, []
+
+    def add(self, **row):
+        self.rows.append(row)
+        print(row, flush=True)
+        if self.path:
+            self.path.write_text(json.dumps(self.rows, indent=1) + "\n")
+
+
+def use(precision, plan=""):
+    """Switches TF32 for both contenders, and forces a plan."""
+    os.environ["FUSEDLSTM_PLAN"] = plan
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+
+def pair(H, features, precision, **options):
+    """The same layer twice: ours and torch's."""
+    ours = FusedLSTM(features, H, **options).to("cuda", DTYPES[precision])
+    cudnn = torch.nn.LSTM(features, H, **options).to("cuda", DTYPES[precision])
+    cudnn.load_state_dict(ours.state_dict())
+    cudnn.flatten_parameters()
+    return ours, cudnn
+
+
+def fits(call):
+    """False where the planner refuses the forced plan."""
+    try:
+        call()
+    except RuntimeError as error:
+        if "does not fit" in str(error):
+            return False
+        raise
+    torch.cuda.synchronize()
+    return True
+
+
+def forward_and_gradients(module, x):
+    """The output, and the gradients of the sum of its squares."""
+    out = module(x)[0]
+    return [out, *torch.autograd.grad(out.double().square().sum(), list(module.parameters()))]
+
+
+def small(rows):
+    """A few small layers, forward and backward, for the sanitizer."""
+    use("float32", os.environ.get("FUSEDLSTM_PLAN", ""))
+    for H, options in ((40, {}), (33, {"bidirectional": True})):
+        ours = FusedLSTM(5, H, **options).cuda()
+        x = torch.randn(4, 9, 5, device="cuda")
+        if fits(partial(forward_and_gradients, ours, x)):
+            rows.add(H=H, **options)
+
+
+def robustness(rows):
+    """E8: any difference between two runs is a race."""
+    random.seed(0)
+    beside, a = torch.cuda.Stream(), torch.randn(1024, 1024, device="cuda")
+    for _ in range(200):
+        precision, plan = random.choice(list(DTYPES)), random.choice(["", *PLANS])
+        T, B, H = random.randint(1, 40), random.randint(1, 40), random.randint(1, 600)
+        use(precision, plan)
+        ours, _ = pair(H, 16, precision)
+        x = torch.randn(T, B, 16, device="cuda", dtype=DTYPES[precision])
+
+        run = partial(forward_and_gradients, ours, x)
+        if not fits(run):
+            continue
+        first = run()
+        with torch.cuda.stream(beside):
+            a @ a
+        equal = all(torch.equal(p, q) for p, q in zip(first, run()))
+        if not equal:
+            rows.add(T=T, B=B, H=H, precision=precision, plan=plan, outcome="runs differ")
+    torch.cuda.synchronize()
+    if rows.rows:
+        raise SystemExit(1)
+    rows.add(outcome="all equal")
+
+
+def numerics(rows):
+    """E7: relative error of output and gradients against float64 on the same rounded weights."""
+    for precision, H, scale in ((p, H, s) for p in DTYPES for H in (64, 512) for s in (1, 3)):
+        use(precision)
+        ours, cudnn = pair(H, 64, precision)
+        with torch.no_grad():
+            for parameter, twin in zip(ours.parameters(), cudnn.parameters()):
+                twin.copy_(parameter.mul_(scale))
+        x = torch.randn(128, 16, 64, device="cuda").to(DTYPES[precision])
+        exact = torch.nn.LSTM(64, H).double()
+        exact.load_state_dict({k: v.double().cpu() for k, v in ours.state_dict().items()})
+
+        right = forward_and_gradients(exact, x.double().cpu())
+        errors = {}
+        for name, module in (("ours", ours), ("cudnn", cudnn)):
+            got = forward_and_gradients(module, x)
+            relative = [float((g.double().cpu() - r).norm() / r.norm()) for g, r in zip(got, right)]
+            errors[f"{name}_output"], errors[f"{name}_gradients"] = f"{relative[0]:.2e}", f"{max(relative[1:]):.2e}"
+        rows.add(precision=precision, H=H, scale=scale, **errors)
+
+
+def time_in_turns(calls, steps):
+    """Median microseconds per step of each call, measured in turns."""
+    samples = {name: [] for name in calls}
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def measure(call, repeats):
+        start.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / repeats
+
+    repeats = {}
+    for name, call in calls.items():
+        for _ in range(3):
+            call()
+        repeats[name] = max(1, int(10 / max(measure(call, 1), 0.01)))
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            samples[name].append(measure(call, repeats[name]) * 1000 / steps)
+    return {name: round(statistics.median(values), 3) for name, values in samples.items()}
+
+
+def captured(call):
+    """The call as a CUDA graph: what the GPU alone takes."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def infer(module, precision, plan, x):
+    use(precision, plan)
+    with torch.no_grad():
+        return module(x)
+
+
+def train(module, precision, plan, x, grad):
+    use(precision, plan)
+    return torch.autograd.grad(module(x)[0], [x, *module.parameters()], grad)
+
+
+def speed(rows):
+    """E0 and E2-E6. Ours with a forced plan, or the planner's choice under "automatic"."""
+    for (H, B), precision in ((shape, p) for shape in SPEED_SHAPES for p in DTYPES):
+        ours, cudnn = pair(H, H, precision)
+        x = torch.randn(STEPS, B, H, device="cuda", dtype=DTYPES[precision], requires_grad=True)
+        grad = torch.randn(STEPS, B, H, device="cuda", dtype=DTYPES[precision])
+
+        contenders = {"cudnn": (cudnn, ""), "automatic": (ours, "")}
+        contenders |= {plan: (ours, plan) for plan in PLANS}
+        inference = {name: partial(infer, m, precision, plan, x) for name, (m, plan) in contenders.items()}
+        inference = {name: call for name, call in inference.items() if fits(call)}
+        graphs = {name: captured(call) for name, call in inference.items()}
+        training = {name: partial(train, m, precision, plan, x, grad) for name, (m, plan) in contenders.items()}
+        training = {name: call for name, call in training.items() if fits(call)}
+        for mode, calls in (("forward", inference), ("forward in a graph", graphs), ("forward+backward", training)):
+            rows.add(H=H, B=B, precision=precision, mode=mode, **time_in_turns(calls, STEPS))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    experiments = {f.__name__: f for f in (small, robustness, numerics, speed)}
+    parser.add_argument("experiment", choices=experiments)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    experiments[args.experiment](Rows(args.out))
+
+
+if __name__ == "__main__":
+    main()
