@@ -12,6 +12,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from fusedlstm import FusedLSTM, ops
 
@@ -214,9 +215,23 @@ def test_fake_tensors():
     assert output.shape == (5, 2, 4) and h_n.shape == (2, 2, 4)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_jit_trace_keeps_sizes_dynamic():
     module = FusedLSTM(3, 4, 2)
     traced = torch.jit.trace(module, torch.randn(5, 2, 3))
     x = torch.randn(7, 3, 3)
     torch.testing.assert_close(traced(x)[0], module(x)[0])
+
+
+def test_packed_input_compiles_with_a_state():
+    """Without one, the batch size would have to be read from a tensor."""
+    module, state = FusedLSTM(3, 4, 2), (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
+    packed = pack_sequence([torch.randn(n, 3) for n in (5, 3, 2)])
+
+    def call(data, batch_sizes, state):
+        output, (h_n, _) = module(PackedSequence(data, batch_sizes), state)
+        return output.data, h_n
+
+    arguments = packed.data, packed.batch_sizes, state
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments), call(*arguments))

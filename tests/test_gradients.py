@@ -1,6 +1,7 @@
 """Derivatives: every subset of arguments, second order, and PyTorch's tools around backward."""
 
 from itertools import combinations
+from threading import Thread
 
 import pytest
 import torch
@@ -182,6 +183,7 @@ def test_gradient_penalty_is_not_silently_wrong(device):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 def test_anomaly_mode_and_hooks(device):
     module, seen = FusedLSTM(3, 4, device=device), []
     module.register_full_backward_hook(lambda *_: seen.append("module"))
@@ -191,3 +193,23 @@ def test_anomaly_mode_and_hooks(device):
         output.retain_grad()
         output.sum().backward()
     assert output.grad is not None and set(seen) == {"module", "parameter"}
+
+
+def test_threads_share_a_module(device):
+    """Calls and backward passes from several threads at once: every result is right."""
+    module, x = FusedLSTM(3, 8, 2, device=device), torch.randn(50, 4, 3, device=device)
+    expected, wrong = module(x)[0].detach(), []
+
+    def work():
+        for _ in range(10):
+            output = module(x)[0]
+            output.sum().backward()
+            if not torch.equal(output, expected):
+                wrong.append(output)
+
+    threads = [Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -11,6 +11,12 @@ from fusedlstm import FusedLSTM
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+# The exporter's own.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:# The axis name:UserWarning"),
+]
+
 
 class Model(nn.Module):
     def __init__(self, **options):

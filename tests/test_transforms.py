@@ -10,6 +10,9 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 
 from fusedlstm import FusedLSTM, functional
 
+# PyTorch's own decompositions for forward mode.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=str)
 def dtype(request):
