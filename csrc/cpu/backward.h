@@ -194,8 +194,6 @@ class Backward {
       for (int64_t u = 0; u < shape.hidden; u += K::kLanes) reset_cell(d, b, u);
   }
 
-  static FUSEDLSTM_INLINE void add(acc* to, V v) { store(to, load<V>(to) + v); }
-
   FUSEDLSTM_INLINE void reset_cell(int64_t d, int64_t b, int64_t u) {
     acc* c = d_c + (d * shape.batch + b) * units + u;
     if (a.d_reset_c) add(d_reset_c + (d * shape.batch + b) * units + u, load<V>(c));

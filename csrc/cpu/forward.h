@@ -1,9 +1,9 @@
 // The forward recurrence of one layer.
 //
-// Each time step of a block of `lanes` hidden units and a tile of batch rows is one pass: the pre-activations from the
-// input are loaded, W_hh h is added to them in registers, the cell update is applied there, and only its results are
-// stored. The input's part, W_ih x + biases, is computed in the same panel layout for a chunk of time steps at once,
-// small enough to stay in the cache, by the thread that will use it.
+// Each time step of a block of `lanes` hidden units and a tile of batch rows is one pass: W_hh h is summed in registers,
+// the pre-activations from the input are added, the cell update is applied there, and only its results are stored.
+// The input's part, W_ih x + biases, is computed in the same panel layout for a chunk of time steps at once, small
+// enough to stay in the cache, by the thread that will use it.
 //
 // h is double-buffered by the parity of the step: with Split::kUnits a thread writes h of step s while others may
 // still read h of step s - 1, and the team meets once per step (twice with a projection).
@@ -241,13 +241,11 @@ class Forward {
             x[r] = staged + (d * chunk_rows + q + r) * depth_x;
           }
         }
-        Tile<typename K::Isa, typename K::Product, kRows> tile;
-        for (int r = 0; r < kRows; ++r)
-          for (int gate = 0; gate < kPanelVectors; ++gate) tile.v[r][gate] = b[gate];
+        Tile<typename K::Isa, typename K::Product, kRows> tile{};
         multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panel, depth_x);
         for (int r = 0; r < kRows; ++r)
           for (int gate = 0; gate < kPanelVectors; ++gate)
-            store(to + (q + r) * K::kPanel + gate * K::kLanes, tile.v[r][gate]);
+            store(to + (q + r) * K::kPanel + gate * K::kLanes, tile.v[r][gate] + b[gate]);
       });
     }
   }
@@ -275,15 +273,17 @@ class Forward {
       }
     } else for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
       constexpr int kRows = constant;
-      Tile<typename K::Isa, typename K::Product, kRows> tile;
+      // W_hh h is summed from zero and then added: its rounding errors are in proportion to it, and it is usually much
+      // smaller than the input's part.
+      Tile<typename K::Isa, typename K::Product, kRows> tile{};
       const operand* x[kRows];
-      for (int r = 0; r < kRows; ++r) {
-        x[r] = h_now + (r0 + r) * h_width;
-        for (int gate = 0; gate < kPanelVectors; ++gate)
-          tile.v[r][gate] = load<V>(pre_block + (r0 + r) * K::kPanel + gate * K::kLanes);
-      }
+      for (int r = 0; r < kRows; ++r) x[r] = h_now + (r0 + r) * h_width;
       multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panel, depth_h);
-      for (int r = 0; r < kRows; ++r) finish_row(tile.v[r], d, s, t, rows.begin + r0 + r, unit);
+      for (int r = 0; r < kRows; ++r) {
+        for (int gate = 0; gate < kPanelVectors; ++gate)
+          tile.v[r][gate] += load<V>(pre_block + (r0 + r) * K::kPanel + gate * K::kLanes);
+        finish_row(tile.v[r], d, s, t, rows.begin + r0 + r, unit);
+      }
     });
     // Rows that a packed batch no longer (or not yet) has keep their state.
     if (shape.proj == 0)

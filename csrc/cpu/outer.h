@@ -92,16 +92,14 @@ class Outer {
         for_panel_width<K>(columns - n, [&](auto width) FUSEDLSTM_LAMBDA {
           for_each_tile<K>(count, [&](int64_t m, auto rows) FUSEDLSTM_LAMBDA {
             constexpr int kRows = rows, kVectors = width;
-            Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
+            Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile{};
             const operand* x[kRows];
-            acc* sum = to + (m0 + m) * ld + n;
-            for (int r = 0; r < kRows; ++r) {
-              x[r] = tiles + m * kOuterDepth + r * K::kDepth;
-              for (int q = 0; q < kVectors; ++q) tile.v[r][q] = cpu::load<V>(sum + r * ld + q * K::kLanes);
-            }
+            for (int r = 0; r < kRows; ++r) x[r] = tiles + m * kOuterDepth + r * K::kDepth;
             multiply<typename K::Isa, typename K::Product, kRows, kRows, kVectors>(tile, x, panel, padded);
+            // Blocks are summed from zero and then added up: fewer roundings at the size of the whole sum.
+            acc* sum = to + (m0 + m) * ld + n;
             for (int r = 0; r < kRows; ++r)
-              for (int q = 0; q < kVectors; ++q) cpu::store(sum + r * ld + q * K::kLanes, tile.v[r][q]);
+              for (int q = 0; q < kVectors; ++q) add(sum + r * ld + q * K::kLanes, tile.v[r][q]);
           });
         });
       }

@@ -182,13 +182,11 @@ FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int parts, in
           constexpr int kRows = count;
           Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile{};
           const typename K::operand* x[kRows];
-          for (int r = 0; r < kRows; ++r) {
-            x[r] = row_of(part, r0 + r) + k;
-            for (int q = 0; q < kVectors && !first; ++q)
-              tile.v[r][q] = load<V>(scratch + (r0 + r) * K::kPanel + q * K::kLanes);
-          }
+          for (int r = 0; r < kRows; ++r) x[r] = row_of(part, r0 + r) + k;
           multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, block);
           for (int r = 0; r < kRows; ++r) {
+            for (int q = 0; q < kVectors && !first; ++q)
+              tile.v[r][q] += load<V>(scratch + (r0 + r) * K::kPanel + q * K::kLanes);
             if (last) {
               finish(r0 + r, tile.v[r]);
             } else {

@@ -57,6 +57,10 @@ template <class V, class T>
 FUSEDLSTM_INLINE void store(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
+template <class V, class T>
+FUSEDLSTM_INLINE void add(T* p, V v) {
+  store(p, load<V>(p) + v);
+}
 template <class To, class From>
 FUSEDLSTM_INLINE To bits(From v) {
   static_assert(sizeof(To) == sizeof(From));
@@ -153,7 +157,9 @@ struct VectorMath {
     V scale, fraction;
     reduce(clamp(x + x, E::kMaxTanh), scale, fraction);
     const V expm1 = scale * fraction + (scale - T(1));
-    return expm1 * reciprocal(expm1 + T(2));
+    const V divisor = expm1 + T(2), inverse = reciprocal(divisor);
+    const V quotient = expm1 * inverse;
+    return quotient + inverse * (expm1 - quotient * divisor);  // the error of reciprocal and product, taken back
   }
 };
 
