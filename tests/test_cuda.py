@@ -118,6 +118,16 @@ def test_runs_agree_bitwise(plan, dtype):
             assert torch.equal(a, b)
 
 
+def test_weights_at_odd_addresses(plan):
+    """A parameter may be a view into a flat buffer: no vector load may count on its address."""
+    skip_if_impossible(plan, torch.bfloat16, 48)
+    arguments = on_gpu(layer_arguments(torch.bfloat16, 48))
+    expected = torch.ops.fusedlstm.lstm_layer(*arguments)
+    shifted = moved(arguments, lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape))
+    for a, b in zip(expected, torch.ops.fusedlstm.lstm_layer(*shifted)):
+        assert torch.equal(a, b)
+
+
 def test_other_stream(plan):
     skip_if_impossible(plan, torch.float32, 50)
     arguments = on_gpu(layer_arguments(torch.float32, 50))

@@ -1,5 +1,4 @@
 #include "device_query.h"
-
 #include "kernel_shapes.h"
 #include "primitives.cuh"
 

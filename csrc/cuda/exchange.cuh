@@ -11,14 +11,14 @@ namespace fusedlstm::gpu {
 
 // What all transports know of the tile of the batch that their CTAs work on.
 struct OperandTile {
-  SharedAddress operand;  // this CTA's copy, buffer 0
-  SharedAddress barriers; // 16 bytes for mbarriers
-  int batch_rows;         // of the tile that exist
-  int pitch;              // elements of one batch row; a multiple of 16 bytes
-  int ctas;               // that share the tile
-  int steps;              // positions 0..steps-1 are published and awaited
-  void* global;           // kGrid: scalar_t [steps][batch rows of all tiles][pitch], this tile's first row
-  int64_t global_stride;  // kGrid: elements between positions
+  SharedAddress operand;   // this CTA's copy, buffer 0
+  SharedAddress barriers;  // 16 bytes for mbarriers
+  int batch_rows;          // of the tile that exist
+  int pitch;               // elements of one batch row; a multiple of 16 bytes
+  int ctas;                // that share the tile
+  int steps;               // positions 0..steps-1 are published and awaited
+  void* global;            // kGrid: scalar_t [steps][batch rows of all tiles][pitch], this tile's first row
+  int64_t global_stride;   // kGrid: elements between positions
 };
 
 template <class Math, KernelShape kShape, Transport kTransport = kShape.transport>
@@ -95,9 +95,9 @@ struct Exchange<Math, kShape, Transport::kCluster> : ExchangeLayout<Math, kShape
 };
 
 // GRID. Every position has memory of its own, filled with ones before the launch; a word of ones means "not written
-// yet", so that the data is its own flag: no counter, no fence, no barrier between CTAs. Every word is checked by itself,
-// because only words are atomic. Published words are never all ones: see `published`. Each warp fetches only the chunks
-// that it multiplies with, into a part of shared memory that is its own.
+// yet", so that the data is its own flag: no counter, no fence, no barrier between CTAs. Every word is checked by
+// itself, because only words are atomic. Published words are never all ones: see `published`. Each warp fetches only
+// the chunks that it multiplies with, into a part of shared memory that is its own.
 template <class Math, KernelShape kShape>
 struct Exchange<Math, kShape, Transport::kGrid> : ExchangeLayout<Math, kShape> {
   static_assert(kShape.k_splits == KernelShape::kWarps, "a warp must own its part of K");
@@ -110,7 +110,8 @@ struct Exchange<Math, kShape, Transport::kGrid> : ExchangeLayout<Math, kShape> {
   __device__ __forceinline__ void open() {}
 
   __device__ __forceinline__ void publish(int s, int k, int n, int copy, Vec4 v) {
-    if (copy == 0) store_relaxed128(static_cast<scalar_t*>(tile.global) + s * tile.global_stride + n * tile.pitch + k, v);
+    if (copy == 0)
+      store_relaxed128(static_cast<scalar_t*>(tile.global) + s * tile.global_stride + n * tile.pitch + k, v);
   }
 
   __device__ __forceinline__ SharedAddress await(int s) {
@@ -142,7 +143,8 @@ struct Exchange<Math, kShape, Transport::kGrid> : ExchangeLayout<Math, kShape> {
           again = warp_any(missing);
         } while (again);
 #pragma unroll
-        for (int i = 0; i < kInFlight; ++i) store_shared128(to + (c + i) * Layout::kChunkStride + n * kChunkBytes, v[i]);
+        for (int i = 0; i < kInFlight; ++i)
+          store_shared128(to + (c + i) * Layout::kChunkStride + n * kChunkBytes, v[i]);
       }
     warp_sync();
     return tile.operand;

@@ -1,7 +1,7 @@
 // The shapes that resident kernels are compiled in. The planner chooses among them and the launcher finds them here.
 //
-// Level 2, plain C++. Chosen so that the weights of a lane, rows_per_lane * chunks_per_warp * 4 words, take at most half
-// of its 255 registers. Hidden sizes below are for 16-bit elements; with 32 bits K holds half of them.
+// Level 2, plain C++. Chosen so that the weights of a lane, rows_per_lane * chunks_per_warp * 4 words, take at most
+// half of its 255 registers. Hidden sizes below are for 16-bit elements; with 32 bits K holds half of them.
 #pragma once
 #include <array>
 
@@ -11,36 +11,36 @@ namespace fusedlstm::gpu {
 
 inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     // transport, pass, rows per lane, chunks per warp, K splits, batch tiles
-    {Transport::kLocal, Pass::kForward, 4, 2, 1, 1},     //  64 units, H <= 64
-    {Transport::kLocal, Pass::kForward, 4, 4, 1, 1},     //  64 units, H <= 64 (32-bit)
-    {Transport::kLocal, Pass::kForward, 8, 4, 1, 1},     // 128 units, H <= 128
-    {Transport::kCluster, Pass::kForward, 4, 2, 4, 1},   //  16 units, H <= 256
-    {Transport::kCluster, Pass::kForward, 4, 4, 2, 1},   //  32 units, H <= 256
-    {Transport::kCluster, Pass::kForward, 4, 4, 2, 2},   //  32 units, H <= 256
-    {Transport::kCluster, Pass::kForward, 4, 8, 2, 1},   //  32 units, H <= 512
-    {Transport::kCluster, Pass::kForward, 4, 8, 2, 2},   //  32 units, H <= 512
-    {Transport::kGrid, Pass::kForward, 4, 1, 8, 1},      //   8 units, H <= 256
-    {Transport::kGrid, Pass::kForward, 4, 2, 8, 1},      //   8 units, H <= 512
-    {Transport::kGrid, Pass::kForward, 4, 4, 8, 1},      //   8 units, H <= 1024
-    {Transport::kGrid, Pass::kForward, 4, 8, 8, 1},      //   8 units, H <= 2048; the number of SMs allows 1024 in 32 bits
-    {Transport::kGrid, Pass::kForward, 8, 2, 8, 2},      //  16 units, H <= 512
-    {Transport::kGrid, Pass::kForward, 8, 4, 8, 1},      //  16 units, H <= 1024
-    {Transport::kGrid, Pass::kForward, 8, 4, 8, 2},      //  16 units, H <= 1024
-    {Transport::kLocal, Pass::kBackward, 2, 4, 2, 1},    //  64 units, H <= 64
-    {Transport::kLocal, Pass::kBackward, 2, 8, 2, 1},    //  64 units, H <= 64 (32-bit)
-    {Transport::kLocal, Pass::kBackward, 2, 16, 1, 1},   // 128 units, H <= 128
-    {Transport::kCluster, Pass::kBackward, 2, 8, 4, 1},  //  32 units, H <= 256
-    {Transport::kCluster, Pass::kBackward, 2, 16, 4, 1}, //  32 units, H <= 512
-    {Transport::kGrid, Pass::kBackward, 2, 4, 8, 1},     //  16 units, H <= 256
-    {Transport::kGrid, Pass::kBackward, 2, 8, 8, 1},     //  16 units, H <= 512
-    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 1},    //  16 units, H <= 1024
-    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 2},    //  16 units, H <= 1024
+    {Transport::kLocal, Pass::kForward, 4, 2, 1, 1},      //  64 units, H <= 64
+    {Transport::kLocal, Pass::kForward, 4, 4, 1, 1},      //  64 units, H <= 64 (32-bit)
+    {Transport::kLocal, Pass::kForward, 8, 4, 1, 1},      // 128 units, H <= 128
+    {Transport::kCluster, Pass::kForward, 4, 2, 4, 1},    //  16 units, H <= 256
+    {Transport::kCluster, Pass::kForward, 4, 4, 2, 1},    //  32 units, H <= 256
+    {Transport::kCluster, Pass::kForward, 4, 4, 2, 2},    //  32 units, H <= 256
+    {Transport::kCluster, Pass::kForward, 4, 8, 2, 1},    //  32 units, H <= 512
+    {Transport::kCluster, Pass::kForward, 4, 8, 2, 2},    //  32 units, H <= 512
+    {Transport::kGrid, Pass::kForward, 4, 1, 8, 1},       //   8 units, H <= 256
+    {Transport::kGrid, Pass::kForward, 4, 2, 8, 1},       //   8 units, H <= 512
+    {Transport::kGrid, Pass::kForward, 4, 4, 8, 1},       //   8 units, H <= 1024
+    {Transport::kGrid, Pass::kForward, 4, 8, 8, 1},       //   8 units, H <= 1024, also in 32 bits
+    {Transport::kGrid, Pass::kForward, 8, 2, 8, 2},       //  16 units, H <= 512
+    {Transport::kGrid, Pass::kForward, 8, 4, 8, 1},       //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kForward, 8, 4, 8, 2},       //  16 units, H <= 1024
+    {Transport::kLocal, Pass::kBackward, 2, 4, 2, 1},     //  64 units, H <= 64
+    {Transport::kLocal, Pass::kBackward, 2, 8, 2, 1},     //  64 units, H <= 64 (32-bit)
+    {Transport::kLocal, Pass::kBackward, 2, 16, 1, 1},    // 128 units, H <= 128
+    {Transport::kCluster, Pass::kBackward, 2, 8, 4, 1},   //  32 units, H <= 256
+    {Transport::kCluster, Pass::kBackward, 2, 16, 4, 1},  //  32 units, H <= 512
+    {Transport::kGrid, Pass::kBackward, 2, 4, 8, 1},      //  16 units, H <= 256
+    {Transport::kGrid, Pass::kBackward, 2, 8, 8, 1},      //  16 units, H <= 512
+    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 1},     //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 2},     //  16 units, H <= 1024
 });
 
 constexpr int product_bytes(Arithmetic arithmetic) {  // of one element of weights and operand
-  return arithmetic == Arithmetic::kFloat64 ? 8
+  return arithmetic == Arithmetic::kFloat64                                      ? 8
          : arithmetic == Arithmetic::kTf32 || arithmetic == Arithmetic::kFloat32 ? 4
-                                                                                : 2;
+                                                                                 : 2;
 }
 
 // Elements of K that one set of CTAs holds.

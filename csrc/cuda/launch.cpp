@@ -7,7 +7,9 @@ namespace fusedlstm::gpu {
 
 namespace {
 
-int64_t round_up(int64_t bytes) { return (bytes + 15) / 16 * 16; }
+int64_t round_up(int64_t bytes) {
+  return (bytes + 15) / 16 * 16;
+}
 
 }  // namespace
 
@@ -24,22 +26,32 @@ int64_t exchange_bytes(const Plan& plan, const RowStates& rows) {
 
 cudaError_t launch_forward(const Plan& plan, const ForwardArgs& args, cudaStream_t stream) {
   switch (plan.arithmetic) {
-    case Arithmetic::kBFloat16: return launch_forward_with<BFloat16Math>(plan, args, stream);
-    case Arithmetic::kFloat16: return launch_forward_with<Float16Math>(plan, args, stream);
-    case Arithmetic::kTf32: return launch_forward_with<Tf32Math>(plan, args, stream);
-    case Arithmetic::kFloat32: return launch_forward_with<Float32Math>(plan, args, stream);
-    case Arithmetic::kFloat64: break;
+    case Arithmetic::kBFloat16:
+      return launch_forward_with<BFloat16Math>(plan, args, stream);
+    case Arithmetic::kFloat16:
+      return launch_forward_with<Float16Math>(plan, args, stream);
+    case Arithmetic::kTf32:
+      return launch_forward_with<Tf32Math>(plan, args, stream);
+    case Arithmetic::kFloat32:
+      return launch_forward_with<Float32Math>(plan, args, stream);
+    case Arithmetic::kFloat64:
+      break;
   }
   return cudaErrorInvalidConfiguration;
 }
 
 cudaError_t launch_backward(const Plan& plan, const BackwardArgs& args, cudaStream_t stream) {
   switch (plan.arithmetic) {
-    case Arithmetic::kBFloat16: return launch_backward_with<BFloat16Math>(plan, args, stream);
-    case Arithmetic::kFloat16: return launch_backward_with<Float16Math>(plan, args, stream);
-    case Arithmetic::kTf32: return launch_backward_with<Tf32Math>(plan, args, stream);
-    case Arithmetic::kFloat32: return launch_backward_with<Float32Math>(plan, args, stream);
-    case Arithmetic::kFloat64: break;
+    case Arithmetic::kBFloat16:
+      return launch_backward_with<BFloat16Math>(plan, args, stream);
+    case Arithmetic::kFloat16:
+      return launch_backward_with<Float16Math>(plan, args, stream);
+    case Arithmetic::kTf32:
+      return launch_backward_with<Tf32Math>(plan, args, stream);
+    case Arithmetic::kFloat32:
+      return launch_backward_with<Float32Math>(plan, args, stream);
+    case Arithmetic::kFloat64:
+      break;
   }
   return cudaErrorInvalidConfiguration;
 }

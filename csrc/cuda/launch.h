@@ -5,9 +5,9 @@
 // N rows: T*B of a dense batch, the number of packed rows otherwise. scalar_t is the element type of the layer,
 // acc_t what it is computed in (double for double, float for the rest).
 #pragma once
-#include <cstdint>
-
 #include <cuda_runtime_api.h>
+
+#include <cstdint>
 
 #include "../dtypes.h"
 #include "plan.h"
@@ -94,11 +94,11 @@ cudaError_t launch_backward(const Plan& plan, const BackwardArgs& args, cudaStre
 // State of one direction between two steps.
 struct ForwardStep {
   int d;
-  int64_t step;         // -1: fetch the initial state; 0..T-1: the step that the sums belong to, in order of running
-  const void* sums;     // acc_t [B, 4H]: W_hh h of that step
-  void* h;              // scalar_t [B, R]: operand of the next product
-  void* c;              // acc_t [B, H]
-  void* hidden;         // scalar_t [B, H]: o * tanh(c) for the projection; null without one
+  int64_t step;      // -1: fetch the initial state; 0..T-1: the step that the sums belong to, in order of running
+  const void* sums;  // acc_t [B, 4H]: W_hh h of that step
+  void* h;           // scalar_t [B, R]: operand of the next product
+  void* c;           // acc_t [B, H]
+  void* hidden;      // scalar_t [B, H]: o * tanh(c) for the projection; null without one
 };
 
 // Runs step `step` for one direction and leaves the operand of the next one, row states applied. With a projection it

@@ -39,14 +39,14 @@ cudaError_t launch_matching(const Plan& plan, const typename Cell::Args& args, c
 }  // namespace fusedlstm::gpu
 
 // Compiles all kernels of one arithmetic.
-#define FUSEDLSTM_COMPILE_RECURRENCE(Math)                                                                          \
-  namespace fusedlstm::gpu {                                                                                        \
-  template <>                                                                                                       \
-  cudaError_t launch_forward_with<Math>(const Plan& plan, const ForwardArgs& args, cudaStream_t stream) {           \
-    return launch_matching<Math, ForwardCell<Math::scalar_t>>(plan, args, stream);                                  \
-  }                                                                                                                 \
-  template <>                                                                                                       \
-  cudaError_t launch_backward_with<Math>(const Plan& plan, const BackwardArgs& args, cudaStream_t stream) {         \
-    return launch_matching<Math, BackwardCell<Math::scalar_t>>(plan, args, stream);                                 \
-  }                                                                                                                 \
+#define FUSEDLSTM_COMPILE_RECURRENCE(Math)                                                                  \
+  namespace fusedlstm::gpu {                                                                                \
+  template <>                                                                                               \
+  cudaError_t launch_forward_with<Math>(const Plan& plan, const ForwardArgs& args, cudaStream_t stream) {   \
+    return launch_matching<Math, ForwardCell<Math::scalar_t>>(plan, args, stream);                          \
+  }                                                                                                         \
+  template <>                                                                                               \
+  cudaError_t launch_backward_with<Math>(const Plan& plan, const BackwardArgs& args, cudaStream_t stream) { \
+    return launch_matching<Math, BackwardCell<Math::scalar_t>>(plan, args, stream);                         \
+  }                                                                                                         \
   }

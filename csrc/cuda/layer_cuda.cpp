@@ -3,12 +3,12 @@
 // The input projection is one product per direction before the recurrence; the gradients of input and weights are
 // products after it, from d_gates of all steps. In between runs one resident kernel, or STREAM. Everything is on the
 // current stream of the input's device; nothing waits for the device.
+#include <torch/csrc/stable/accelerator.h>
+
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <set>
-
-#include <torch/csrc/stable/accelerator.h>
 
 #include "device_query.h"
 #include "launch.h"
@@ -20,10 +20,14 @@ namespace {
 
 Dtype dtype_of(ScalarType dtype) {
   switch (dtype) {
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      return Dtype::kFloat32;
   }
 }
 
@@ -73,7 +77,8 @@ Choice choose(const Problem& problem, int ordinal) {
   const bool forced = request && *request;
   try {
     Plan plan = make_plan(problem, device_record(ordinal), forced ? request : "");
-    if (!forced && refusals.contains(ordinal, plan.shape.transport)) plan = make_plan(problem, device_record(ordinal), "stream");
+    if (!forced && refusals.contains(ordinal, plan.shape.transport))
+      plan = make_plan(problem, device_record(ordinal), "stream");
     return {plan, forced};
   } catch (const std::invalid_argument& error) {
     STD_TORCH_CHECK(false, error.what());
@@ -106,8 +111,9 @@ struct Layer {
     for (Tensor* state : {&t.h_0, &t.c_0}) *state = dense(*state);
     for (OptionalTensor* state : {&t.reset, &t.reset_h, &t.reset_c})
       if (*state) *state = dense(**state);
-    rows = {t.steps, t.batch, t.rows, t.hidden, t.recurrent(), static_cast<int>(t.directions), nullptr, nullptr,
-            nullptr, nullptr, nullptr, t.h_0.data_ptr(), t.c_0.data_ptr()};
+    rows = {t.steps,         t.batch, t.rows,  t.hidden, t.recurrent(), static_cast<int>(t.directions),
+            nullptr,         nullptr, nullptr, nullptr,  nullptr,       t.h_0.data_ptr(),
+            t.c_0.data_ptr()};
     if (t.batch_sizes) tabulate_rows();
     if (t.lengths) rows.lengths = t.lengths->const_data_ptr<int64_t>();
     if (t.reset) rows.reset = t.reset->const_data_ptr<bool>();
@@ -126,8 +132,9 @@ struct Layer {
   int64_t time(size_t d, int64_t position) const { return d == 0 ? position : t.steps - 1 - position; }
 
   Choice plan(Pass pass) const {
-    return choose({t.steps, t.batch, t.hidden, t.proj, static_cast<int>(t.directions), dtype_of(t.dtype), allow_tf32, pass},
-                  ordinal());
+    return choose(
+        {t.steps, t.batch, t.hidden, t.proj, static_cast<int>(t.directions), dtype_of(t.dtype), allow_tf32, pass},
+        ordinal());
   }
 
   Tensor like_rows(int64_t columns) const {
@@ -146,7 +153,9 @@ struct Layer {
   // W_hh as resident kernels read it: [4, H, pitch], or transposed [H, 4, pitch], rows padded with zeros to 16 bytes.
   Tensor resident_weight(size_t d, bool is_transposed) const {
     const int64_t H = t.hidden, pitch = weight_pitch(dtype_of(t.dtype), H);
-    if (!is_transposed && pitch == H) return t.weight_hh[d];
+    // A parameter may be a view into a larger buffer, at any address.
+    const bool is_aligned = reinterpret_cast<uintptr_t>(t.weight_hh[d].data_ptr()) % 16 == 0;
+    if (!is_transposed && pitch == H && is_aligned) return t.weight_hh[d];
     Tensor blocks = torch::stable::view(t.weight_hh[d], {4, H, H});
     if (is_transposed) blocks = torch::stable::transpose(torch::stable::transpose(blocks, 0, 2), 1, 2);
     const std::array<int64_t, 2> outer = is_transposed ? std::array{H, int64_t{4}} : std::array{int64_t{4}, H};
@@ -284,7 +293,8 @@ ForwardResults forward(const Layer& layer, bool training) {
     }
     kept.push_back(layer.exchange(choice.plan));
     a.exchange = kept.back().data_ptr();
-    if (launch_resident(choice, layer.ordinal(), [&](const Plan& plan) { return launch_forward(plan, a, stream); })) return r;
+    if (launch_resident(choice, layer.ordinal(), [&](const Plan& plan) { return launch_forward(plan, a, stream); }))
+      return r;
   }
   for (size_t d = 0; d < t.weight_hh.size(); ++d) stream_forward(layer, a, d, stream);
   return r;
@@ -293,8 +303,8 @@ ForwardResults forward(const Layer& layer, bool training) {
 // ---- backward -------------------------------------------------------------------------------------------------------
 
 // d_projected: [N, P] of this direction, written here; undefined without projection.
-void stream_backward(const Layer& layer, const BackwardArgs& a, size_t d, const Tensor& d_gates, const Tensor& d_projected,
-                     cudaStream_t stream) {
+void stream_backward(const Layer& layer, const BackwardArgs& a, size_t d, const Tensor& d_gates,
+                     const Tensor& d_projected, cudaStream_t stream) {
   const LayerTensors& t = layer.t;
   const Tensor sums = new_tensor(t.input, {t.batch, t.recurrent()}, t.acc_dtype());
   const Tensor d_h = new_tensor(t.input, {t.batch, t.recurrent()}, t.acc_dtype());
@@ -324,10 +334,10 @@ void stream_backward(const Layer& layer, const BackwardArgs& a, size_t d, const 
 
 // What the recurrence backward leaves behind, for the products after it.
 struct BackwardRecurrence {
-  Tensor d_gates;                // [D, N, 4H]
-  Tensor d_projected;            // [D, N, P], with a projection
-  Tensor d_h_0, d_c_0;           // [D, B, R], [D, B, H]
-  Tensor d_reset_h, d_reset_c;   // the same sizes, in the accumulation dtype; undefined without resets
+  Tensor d_gates;               // [D, N, 4H]
+  Tensor d_projected;           // [D, N, P], with a projection
+  Tensor d_h_0, d_c_0;          // [D, B, R], [D, B, H]
+  Tensor d_reset_h, d_reset_c;  // the same sizes, in the accumulation dtype; undefined without resets
 };
 
 struct OutputGradients {
@@ -374,7 +384,8 @@ BackwardRecurrence run_backward(const Layer& layer, const OutputGradients& d_out
     }
     kept.push_back(layer.exchange(choice.plan));
     a.exchange = kept.back().data_ptr();
-    if (launch_resident(choice, layer.ordinal(), [&](const Plan& plan) { return launch_backward(plan, a, stream); })) return r;
+    if (launch_resident(choice, layer.ordinal(), [&](const Plan& plan) { return launch_backward(plan, a, stream); }))
+      return r;
   }
   if (t.proj > 0) r.d_projected = layer.new_rows({D, t.rows, t.proj}, t.dtype);
   for (size_t d = 0; d < t.weight_hh.size(); ++d) {
@@ -385,7 +396,7 @@ BackwardRecurrence run_backward(const Layer& layer, const OutputGradients& d_out
   return r;
 }
 
-#define FUSEDLSTM_LAYER_PARAMETERS                                                                            \
+#define FUSEDLSTM_LAYER_PARAMETERS                                                                              \
   Tensor input, Tensor h_0, Tensor c_0, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, \
       Tensors weight_hr, OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor reset,              \
       OptionalTensor reset_h, OptionalTensor reset_c, bool allow_tf32

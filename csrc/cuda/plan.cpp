@@ -15,7 +15,9 @@ namespace {
 constexpr std::array kTransports{Transport::kStream, Transport::kLocal, Transport::kCluster, Transport::kGrid};
 constexpr int kMaxClusterSize = 16;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 // K of the recurrent product: h forward, the four gates' gradients backward, each gate padded to 16 bytes.
 int64_t product_k(const Problem& p, Arithmetic arithmetic) {
@@ -23,8 +25,12 @@ int64_t product_k(const Problem& p, Arithmetic arithmetic) {
   return ceil_div(p.H, vector) * vector * (p.pass == Pass::kForward ? 1 : 4);
 }
 
-int64_t ctas_per_tile(const KernelShape& shape, const Problem& p) { return ceil_div(p.H, shape.units()); }
-int64_t batch_tiles(const KernelShape& shape, const Problem& p) { return ceil_div(p.B, shape.batch_rows()); }
+int64_t ctas_per_tile(const KernelShape& shape, const Problem& p) {
+  return ceil_div(p.H, shape.units());
+}
+int64_t batch_tiles(const KernelShape& shape, const Problem& p) {
+  return ceil_div(p.B, shape.batch_rows());
+}
 
 int resident_clusters(const Device& d, int64_t size) {
   if (size <= 2) return d.max_clusters_of_2;
@@ -46,9 +52,9 @@ std::string obstacle(Transport transport, const Problem& p, const Device& d) {
   const Arithmetic arithmetic = arithmetic_of(p);
   if (arithmetic == Arithmetic::kFloat64) return "expected a 16-bit or 32-bit dtype, got float64";
   if (p.proj_size > 0) return text("expected no projection, got proj_size %lld", static_cast<long long>(p.proj_size));
-  const int needed = transport == Transport::kCluster                                                  ? 90
+  const int needed = transport == Transport::kCluster                                         ? 90
                      : arithmetic == Arithmetic::kBFloat16 || arithmetic == Arithmetic::kTf32 ? 80
-                                                                                               : 75;
+                                                                                              : 75;
   if (d.compute_capability < needed) return text("expected sm_%d or later, got sm_%d", needed, d.compute_capability);
   if (transport == Transport::kGrid) {
     if (!d.cooperative_launch) return "expected a device with cooperative launch, got one without";
@@ -70,7 +76,8 @@ std::string misfit(const KernelShape& shape, const Problem& p, const Device& d) 
                 smem_bytes(shape, arithmetic));
   switch (shape.transport) {
     case Transport::kLocal:
-      if (ctas > 1) return text("expected at most %d hidden units, got %lld", shape.units(), static_cast<long long>(p.H));
+      if (ctas > 1)
+        return text("expected at most %d hidden units, got %lld", shape.units(), static_cast<long long>(p.H));
       break;
     case Transport::kCluster:
       if (ctas < 2) return text("expected at least 2 CTAs of %d units, got 1", shape.units());
@@ -83,7 +90,8 @@ std::string misfit(const KernelShape& shape, const Problem& p, const Device& d) 
       if (all > d.sm_count)  // all CTAs must run at once, since they wait for each other
         return text("expected at most %d CTAs, one per SM, got %lld", d.sm_count, static_cast<long long>(all));
       break;
-    case Transport::kStream: break;
+    case Transport::kStream:
+      break;
   }
   return "";
 }
@@ -93,24 +101,24 @@ std::string misfit(const KernelShape& shape, const Problem& p, const Device& d) 
 // Cycles and rates of one SM, for sm_90. Estimated from published measurements, until tools/gpu_check has measured
 // them; other devices differ by clock, SM count and memory.
 namespace cost {
-constexpr double kMma = 6.5;              // one m16n8k16 (16-bit) or m16n8k8 (TF32), per quarter of the SM
+constexpr double kMma = 6.5;  // one m16n8k16 (16-bit) or m16n8k8 (TF32), per quarter of the SM
 constexpr double kMmaLatency = 33;
-constexpr double kFfma = 1.25 / 128;      // per multiply-add
+constexpr double kFfma = 1.25 / 128;  // per multiply-add
 constexpr double kBarrier = 45;
 constexpr double kSharedLoad = 33;
 constexpr double kSharedStore = 30;
 constexpr double kActivationsFast = 130;  // chain of one cell's activations, bfloat16
 constexpr double kActivations = 220;
-constexpr double kPairIssue = 45.0 / 128; // instructions of one (unit, batch row) pair
-constexpr double kClusterLatency = 350;   // from store_async to the waiters' first load
-constexpr double kClusterBytes = 14;      // per cycle into one SM
-constexpr double kGridLatency = 850;      // from a store to a poll that sees it, through L2
+constexpr double kPairIssue = 45.0 / 128;  // instructions of one (unit, batch row) pair
+constexpr double kClusterLatency = 350;    // from store_async to the waiters' first load
+constexpr double kClusterBytes = 14;       // per cycle into one SM
+constexpr double kGridLatency = 850;       // from a store to a poll that sees it, through L2
 constexpr double kGridBytes = 20;
 constexpr double kSlack = 80;
-constexpr double kLaunchUs = 6;           // launch, and loading the weights
-constexpr double kStreamStepUs = 4.5;     // two launches and what they wait for
+constexpr double kLaunchUs = 6;        // launch, and loading the weights
+constexpr double kStreamStepUs = 4.5;  // two launches and what they wait for
 constexpr double kMemsetBytesPerUs = 3e6;
-constexpr double kSharedBytes = 128;      // per cycle
+constexpr double kSharedBytes = 128;  // per cycle
 }  // namespace cost
 
 double resident_microseconds(const KernelShape& shape, const Problem& p, const Device& d) {
@@ -141,7 +149,9 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
       resident = tiles;
       us += static_cast<double>(p.T * p.B * p.D * product_k(p, arithmetic)) * bytes / cost::kMemsetBytesPerUs;
       break;
-    default: cycles += cost::kBarrier; break;
+    default:
+      cycles += cost::kBarrier;
+      break;
   }
   const double waves = static_cast<double>(ceil_div(tiles, resident));
   const double compute = waves * static_cast<double>(p.T) * cycles / d.clock_mhz;
@@ -154,7 +164,7 @@ double stream_microseconds(const Problem& p, const Device& d) {
   const double bytes = product_bytes(arithmetic), H = static_cast<double>(p.H), B = static_cast<double>(p.B);
   const double outer = p.proj_size > 0 ? static_cast<double>(p.proj_size) : H;
   // Achieved multiply-adds per cycle and SM.
-  const double rate = arithmetic == Arithmetic::kFloat64  ? 40
+  const double rate = arithmetic == Arithmetic::kFloat64   ? 40
                       : arithmetic == Arithmetic::kFloat32 ? 90
                       : arithmetic == Arithmetic::kTf32    ? 600
                                                            : 1200;
@@ -192,7 +202,8 @@ Request parse_request(const std::string& request) {
 }
 
 Plan stream_plan(const Problem& p, const Device& d) {
-  return Plan{arithmetic_of(p), KernelShape{Transport::kStream, p.pass, 0, 0, 0, 0}, 0, 0, 0, stream_microseconds(p, d), {}};
+  return Plan{
+      arithmetic_of(p), KernelShape{Transport::kStream, p.pass, 0, 0, 0, 0}, 0, 0, 0, stream_microseconds(p, d), {}};
 }
 
 Plan resident_plan(const KernelShape& shape, const Problem& p, const Device& d) {
@@ -212,7 +223,8 @@ std::optional<Plan> best_of(Transport transport, const Request& request, const P
   std::optional<Plan> best;
   why_not = obstacle(transport, p, d);
   if (!why_not.empty()) return best;
-  why_not = "expected a shape of " + text("%d units x %d rows", request.units, request.batch_rows) + ", got none compiled";
+  why_not =
+      "expected a shape of " + text("%d units x %d rows", request.units, request.batch_rows) + ", got none compiled";
   for (const KernelShape& shape : kKernelShapes) {
     if (shape.transport != transport || shape.pass != p.pass || !is_compiled(shape, arithmetic_of(p))) continue;
     if (request.units > 0 && (shape.units() != request.units || shape.batch_rows() != request.batch_rows)) continue;
@@ -231,10 +243,14 @@ std::optional<Plan> best_of(Transport transport, const Request& request, const P
 
 Arithmetic arithmetic_of(const Problem& problem) {
   switch (problem.dtype) {
-    case Dtype::kBFloat16: return Arithmetic::kBFloat16;
-    case Dtype::kFloat16: return Arithmetic::kFloat16;
-    case Dtype::kFloat64: return Arithmetic::kFloat64;
-    case Dtype::kFloat32: break;
+    case Dtype::kBFloat16:
+      return Arithmetic::kBFloat16;
+    case Dtype::kFloat16:
+      return Arithmetic::kFloat16;
+    case Dtype::kFloat64:
+      return Arithmetic::kFloat64;
+    case Dtype::kFloat32:
+      break;
   }
   return problem.allow_tf32 ? Arithmetic::kTf32 : Arithmetic::kFloat32;
 }
@@ -263,21 +279,30 @@ Plan make_plan(const Problem& problem, const Device& device, const std::string& 
 
 const char* transport_name(Transport transport) {
   switch (transport) {
-    case Transport::kStream: return "stream";
-    case Transport::kLocal: return "local";
-    case Transport::kCluster: return "cluster";
-    case Transport::kGrid: return "grid";
+    case Transport::kStream:
+      return "stream";
+    case Transport::kLocal:
+      return "local";
+    case Transport::kCluster:
+      return "cluster";
+    case Transport::kGrid:
+      return "grid";
   }
   return "unknown";
 }
 
 const char* arithmetic_name(Arithmetic arithmetic) {
   switch (arithmetic) {
-    case Arithmetic::kBFloat16: return "bfloat16";
-    case Arithmetic::kFloat16: return "float16";
-    case Arithmetic::kTf32: return "tf32";
-    case Arithmetic::kFloat32: return "float32";
-    case Arithmetic::kFloat64: return "float64";
+    case Arithmetic::kBFloat16:
+      return "bfloat16";
+    case Arithmetic::kFloat16:
+      return "float16";
+    case Arithmetic::kTf32:
+      return "tf32";
+    case Arithmetic::kFloat32:
+      return "float32";
+    case Arithmetic::kFloat64:
+      return "float64";
   }
   return "unknown";
 }

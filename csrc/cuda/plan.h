@@ -1,4 +1,5 @@
-// Which kernel runs a layer, and in which shape: a value that can be computed, printed, forced and tested without a GPU.
+// Which kernel runs a layer, and in which shape: a value that can be computed, printed, forced and tested without a
+// GPU.
 //
 // Level 2, plain C++: neither torch nor CUDA. Also compiled into the Python module `_core`.
 #pragma once
@@ -35,9 +36,9 @@ struct Problem {
 // What limits a launch. From cudaGetDeviceProperties and occupancy queries, or from known_devices().
 struct Device {
   std::string name;
-  int compute_capability;    // times ten: 90 for sm_90
+  int compute_capability;  // times ten: 90 for sm_90
   int sm_count;
-  int64_t smem_bytes;        // of one CTA, at most
+  int64_t smem_bytes;  // of one CTA, at most
   bool cooperative_launch;
   int max_clusters_of_2, max_clusters_of_4, max_clusters_of_8, max_clusters_of_16;  // resident at once; 0: none
   double clock_mhz;
@@ -64,11 +65,11 @@ struct KernelShape {
 
 struct Plan {
   Arithmetic arithmetic;
-  KernelShape shape;       // shape.transport == kStream: the rest is 0
-  int ctas_per_tile;       // CTAs that together hold W_hh once
-  int tiles;               // tiles of the batch
-  int64_t smem_bytes;      // per CTA
-  double microseconds;     // of the whole pass, by the model: an estimate to choose by, never a result
+  KernelShape shape;    // shape.transport == kStream: the rest is 0
+  int ctas_per_tile;    // CTAs that together hold W_hh once
+  int tiles;            // tiles of the batch
+  int64_t smem_bytes;   // per CTA
+  double microseconds;  // of the whole pass, by the model: an estimate to choose by, never a result
   // Why the transports that do not fit were not taken, one sentence each.
   std::vector<std::string> rejected;
 };

@@ -22,8 +22,7 @@ inline void bind_plan(pybind11::module_& m) {
   py::class_<Plan>(m, "Plan", py::module_local(), "Which kernel runs a recurrence, and in which shape.")
       .def_property_readonly("transport", [](const Plan& p) { return transport_name(p.shape.transport); })
       .def_property_readonly("arithmetic", [](const Plan& p) { return arithmetic_name(p.arithmetic); })
-      .def_property_readonly("units",
-                             [](const Plan& p) { return p.shape.k_splits == 0 ? 0 : p.shape.units(); })
+      .def_property_readonly("units", [](const Plan& p) { return p.shape.k_splits == 0 ? 0 : p.shape.units(); })
       .def_property_readonly("batch_rows", [](const Plan& p) { return p.shape.batch_rows(); })
       .def_readonly("ctas_per_tile", &Plan::ctas_per_tile)
       .def_readonly("tiles", &Plan::tiles)
@@ -57,7 +56,9 @@ inline void bind_plan(pybind11::module_& m) {
               "plan: expected T, B, H >= 1, proj_size >= 0 and 1 or 2 directions, got T=" + std::to_string(T) +
               " B=" + std::to_string(B) + " H=" + std::to_string(H) + " proj_size=" + std::to_string(proj_size) +
               " directions=" + std::to_string(directions));
-        const Problem problem{T,          B, H, proj_size, directions, dtype_from_name(dtype),
+        const Problem problem{T,          B,
+                              H,          proj_size,
+                              directions, dtype_from_name(dtype),
                               allow_tf32, backward ? Pass::kBackward : Pass::kForward};
         return make_plan(problem, device, request);
       },
@@ -69,8 +70,8 @@ inline void bind_plan(pybind11::module_& m) {
   m.def(
       "kernel_shapes",
       [](const std::string& dtype, bool allow_tf32, bool backward) {
-        const Problem problem{1, 1, 1, 0, 1, dtype_from_name(dtype), allow_tf32,
-                              backward ? Pass::kBackward : Pass::kForward};
+        const Problem problem{
+            1, 1, 1, 0, 1, dtype_from_name(dtype), allow_tf32, backward ? Pass::kBackward : Pass::kForward};
         py::list shapes;
         for (const KernelShape& shape : kKernelShapes)
           if (shape.pass == problem.pass && is_compiled(shape, arithmetic_of(problem)))

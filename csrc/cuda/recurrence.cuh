@@ -111,8 +111,12 @@ __device__ __forceinline__ void sum_partials(SharedAddress buffer, int unit, int
 __device__ __forceinline__ uint32_t published(float x) {
   return float_bits(x) == ~0u ? 0x7FFFFFFFu : float_bits(x);
 }
-__device__ __forceinline__ uint32_t published(BFloat16 x) { return x.bits; }
-__device__ __forceinline__ uint32_t published(Float16 x) { return x.bits; }
+__device__ __forceinline__ uint32_t published(BFloat16 x) {
+  return x.bits;
+}
+__device__ __forceinline__ uint32_t published(Float16 x) {
+  return x.bits;
+}
 
 // A warp's 32 elements, one a lane, in vectors of 16 bytes: lane l gets vector l % kVectors.
 template <class scalar_t>
@@ -146,7 +150,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   constexpr int kPairs = (kUnits * kBatchRows + kThreads - 1) / kThreads;
   const RowStates& rows = args.rows;
   const int H = static_cast<int>(rows.H), d = blockIdx.y, tile_index = blockIdx.x / ctas;
-  const int rank = kShape.transport == Transport::kLocal ? 0
+  const int rank = kShape.transport == Transport::kLocal     ? 0
                    : kShape.transport == Transport::kCluster ? cluster_rank()
                                                              : blockIdx.x % ctas;
   const int first_unit = rank * kUnits;
@@ -167,7 +171,8 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
     exchange.tile.global_stride = rows.B * pitch;
   } else {
     // Where nothing is ever published (beyond H, beyond B) the weights are zero, but zero times garbage may be NaN.
-    for (int i = threadIdx.x * kVectorBytes; i < Traffic::kBuffers * Traffic::kOperandBytes; i += kThreads * kVectorBytes)
+    for (int i = threadIdx.x * kVectorBytes; i < Traffic::kBuffers * Traffic::kOperandBytes;
+         i += kThreads * kVectorBytes)
       store_shared128(smem + Smem::kOperand + i, Vec4{});
     block_sync();
   }
@@ -178,9 +183,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
 
   const auto unit_of_pair = [](int i) { return i % kUnits; };
   const auto row_of_pair = [](int i) { return i / kUnits; };
-  const auto exists = [&](int i) {
-    return row_of_pair(i) < batch_rows && first_unit + unit_of_pair(i) < H;
-  };
+  const auto exists = [&](int i) { return row_of_pair(i) < batch_rows && first_unit + unit_of_pair(i) < H; };
   // Pairs that do not exist are made from ones that do, so that reading their constants is safe; they never run.
   const auto make_cell = [&](int e) {
     const int i = threadIdx.x + kThreads * e;

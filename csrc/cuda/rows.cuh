@@ -44,15 +44,16 @@ struct RowClock {
   int b, length, d;
 
   RowClock() = default;
-  __device__ __forceinline__ RowClock(const RowStates& rows, int d, int b)
-      : b(b), length(length_of(rows, b)), d(d) {}
+  __device__ __forceinline__ RowClock(const RowStates& rows, int d, int b) : b(b), length(length_of(rows, b)), d(d) {}
 
   __device__ __forceinline__ bool runs(int t) const { return t < length; }
   __device__ __forceinline__ bool first(int t) const { return t == (d == 0 ? 0 : length - 1); }
   __device__ __forceinline__ int previous(int t) const { return d == 0 ? t - 1 : t + 1; }
 };
 
-__device__ __forceinline__ int time_of(int d, int s, int steps) { return d == 0 ? s : steps - 1 - s; }
+__device__ __forceinline__ int time_of(int d, int s, int steps) {
+  return d == 0 ? s : steps - 1 - s;
+}
 
 __device__ __forceinline__ int64_t row_of(const RowStates& rows, int t, int b) {
   return (rows.row_offsets ? rows.row_offsets[t] : t * rows.B) + b;
@@ -98,8 +99,7 @@ struct ForwardUnit {
   acc_t pre[4];  // of the step to come: loaded early, since nothing of it depends on the recurrence
 
   ForwardUnit() = default;
-  __device__ __forceinline__ ForwardUnit(const ForwardArgs& a, int d, int b, int u)
-      : clock(a.rows, d, b), u(u), c(0) {
+  __device__ __forceinline__ ForwardUnit(const ForwardArgs& a, int d, int b, int u) : clock(a.rows, d, b), u(u), c(0) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
       const int64_t i = q * a.rows.H + u;
@@ -235,7 +235,8 @@ struct BackwardUnit {
     d_c = state_or_zero<scalar_t>(a.d_c_n, a.rows.H, a.rows, clock, u);
   }
 
-  // Once per step, after the step that runs before it backward: it also adds the gradient of the cell state from outside.
+  // Once per step, after the step that runs before it backward: it also adds the gradient of the cell state from
+  // outside.
   __device__ __forceinline__ void prefetch(const BackwardArgs& a, int t) {
     if (!clock.runs(t)) return;
     const int64_t H = a.rows.H, row = clock.d * a.rows.N + row_of(a.rows, t, clock.b);
@@ -253,7 +254,8 @@ struct BackwardUnit {
 
   // Step t of a row that runs, with d_h the whole gradient of o * tanh(c). Stores d_gates and returns them rounded.
   __device__ __forceinline__ void step(const BackwardArgs& a, int t, acc_t d_h, scalar_t (&d_gates)[4]) {
-    const auto y = cell_backward<acc_t, ActivationMath<scalar_t>>(gate[0], gate[1], gate[2], gate[3], c, c_prev, d_h, d_c);
+    const auto y =
+        cell_backward<acc_t, ActivationMath<scalar_t>>(gate[0], gate[1], gate[2], gate[3], c, c_prev, d_h, d_c);
     d_gates[0] = from_acc<scalar_t>(y.d_i);
     d_gates[1] = from_acc<scalar_t>(y.d_f);
     d_gates[2] = from_acc<scalar_t>(y.d_g);

@@ -21,7 +21,8 @@ struct Element {
 };
 
 template <class scalar_t>
-__global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args, const __grid_constant__ ForwardStep state) {
+__global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
+                                    const __grid_constant__ ForwardStep state) {
   using acc_t = AccOf<scalar_t>;
   const int64_t H = args.rows.H;
   const Element own(args.rows.B, H);
@@ -119,8 +120,8 @@ __global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
   const bool projects = state.d_projected != nullptr;  // then d_hidden has come through W_hr already
   BackwardUnit<scalar_t> unit(args, state.d, own.b, own.column);
   BackwardHidden<scalar_t> hidden(args, state.d, own.b, own.column);
-  const bool runs = projects ? s < T && hidden.clock.runs(time_of(state.d, T - 1 - s, T))
-                             : advance_hidden(args, state, s, hidden, i);
+  const bool runs =
+      projects ? s < T && hidden.clock.runs(time_of(state.d, T - 1 - s, T)) : advance_hidden(args, state, s, hidden, i);
   if (s == 0)
     unit.start(args);
   else
@@ -222,10 +223,14 @@ LaunchConfig one_thread_each_step(const RowStates& rows, int64_t columns, int di
 template <class F>
 cudaError_t with_scalar(Dtype dtype, F f) {
   switch (dtype) {
-    case Dtype::kFloat32: return f(float{});
-    case Dtype::kFloat64: return f(double{});
-    case Dtype::kBFloat16: return f(BFloat16{});
-    case Dtype::kFloat16: return f(Float16{});
+    case Dtype::kFloat32:
+      return f(float{});
+    case Dtype::kFloat64:
+      return f(double{});
+    case Dtype::kBFloat16:
+      return f(BFloat16{});
+    case Dtype::kFloat16:
+      return f(Float16{});
   }
   return cudaErrorInvalidValue;
 }
@@ -234,7 +239,8 @@ cudaError_t with_scalar(Dtype dtype, F f) {
 
 cudaError_t launch_forward_step(const ForwardArgs& args, const ForwardStep& state, cudaStream_t stream) {
   return with_scalar(args.dtype, [&](auto scalar) {
-    return launch(forward_step_kernel<decltype(scalar)>, one_thread_each(args.rows.B * args.rows.H), stream, args, state);
+    return launch(forward_step_kernel<decltype(scalar)>, one_thread_each(args.rows.B * args.rows.H), stream, args,
+                  state);
   });
 }
 
@@ -248,7 +254,8 @@ cudaError_t launch_forward_projected(const ForwardArgs& args, const ForwardStep&
 
 cudaError_t launch_backward_step(const BackwardArgs& args, const BackwardStep& state, cudaStream_t stream) {
   return with_scalar(args.dtype, [&](auto scalar) {
-    return launch(backward_step_kernel<decltype(scalar)>, one_thread_each(args.rows.B * args.rows.H), stream, args, state);
+    return launch(backward_step_kernel<decltype(scalar)>, one_thread_each(args.rows.B * args.rows.H), stream, args,
+                  state);
   });
 }
 
@@ -262,8 +269,8 @@ cudaError_t launch_backward_projected(const BackwardArgs& args, const BackwardSt
 cudaError_t launch_previous_states(const RowStates& rows, Dtype dtype, const void* output, void* previous,
                                    cudaStream_t stream) {
   return with_scalar(dtype, [&](auto scalar) {
-    return launch(previous_states_kernel<decltype(scalar)>, one_thread_each_step(rows, rows.R, rows.D), stream, rows, output,
-                  previous);
+    return launch(previous_states_kernel<decltype(scalar)>, one_thread_each_step(rows, rows.R, rows.D), stream, rows,
+                  output, previous);
   });
 }
 
@@ -278,8 +285,8 @@ cudaError_t launch_running_rows(const RowStates& rows, Dtype dtype, int64_t colu
 cudaError_t launch_hidden_states(const RowStates& rows, Dtype dtype, const void* gates, const void* cell_states,
                                  void* hidden, cudaStream_t stream) {
   return with_scalar(dtype, [&](auto scalar) {
-    return launch(hidden_states_kernel<decltype(scalar)>, one_thread_each_step(rows, rows.H, rows.D), stream, rows, gates,
-                  cell_states, hidden);
+    return launch(hidden_states_kernel<decltype(scalar)>, one_thread_each_step(rows, rows.H, rows.D), stream, rows,
+                  gates, cell_states, hidden);
   });
 }
 

@@ -3,13 +3,12 @@
 // The shims of one device stand here and nowhere else, since they are the part of torch's stable interface that is
 // most likely to move. `.out` forms only: they see neither autocast nor autograd.
 #pragma once
+#include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 
 #include <array>
 #include <string>
-
-#include <cuda_runtime_api.h>
 
 #include "../layer_tensors.h"
 
@@ -32,7 +31,9 @@ inline void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
-inline Tensor transposed(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
+inline Tensor transposed(const Tensor& t) {
+  return torch::stable::transpose(t, 0, 1);
+}
 
 inline Tensor zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
   Tensor t = new_tensor(like, sizes, dtype);
