@@ -1,11 +1,12 @@
-"""The Python examples in docs/ run, from top to bottom of each page."""
+"""The Python examples in README.md and docs/ run, from top to bottom of each page."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-PAGES = sorted(Path(__file__).parent.parent.glob("docs/*.md"))
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
