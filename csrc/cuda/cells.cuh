@@ -96,10 +96,11 @@ struct BackwardCell {
   }
 
  private:
-  // A row that does not run sends zeros: its d_gates are still those it was made with, since it starts running late
-  // (direction 0) or has finished (direction 1).
+  // A row that does not run sends zeros.
   __device__ __forceinline__ void step(const Args& a, int s) {
     if (s >= steps) return;
+#pragma unroll
+    for (int q = 0; q < 4; ++q) d_gates[q] = scalar_t{};
     const int t = time(s);
     if (unit.clock.runs(t)) unit.step(a, t, hidden.total(), d_gates);
     unit.leave(a, t);
