@@ -154,22 +154,24 @@ std::string actor(const Event& event) {
        "; not ordered with " + verb(old_write) + " by " + actor(old) + " at " + site_text(old.site));
 }
 
+[[noreturn]] void fail_outside(uintptr_t address, const std::string& what, uint32_t site) {
+  std::string message = what + "outside every buffer";
+  for (const Region* r : regions) {
+    constexpr uintptr_t kNear = 4096;
+    if (address >= r->end && address - r->end < kNear)
+      message += ", " + std::to_string(address - r->end) + " bytes past the end of " + r->name;
+    if (address < r->begin && r->begin - address < kNear)
+      message += ", " + std::to_string(r->begin - address) + " bytes before " + r->name;
+  }
+  fail_at(site, message);
+}
+
 Region& region_of(uintptr_t address, size_t bytes, bool write, uint32_t site) {
   Region* region = current->cta->shared.get();
   if (!region || address < region->begin || address >= region->end) region = find_region(address);
-  const std::string what = std::string(verb(write)) + " of " + std::to_string(bytes) + " bytes ";
-  if (!region) {
-    std::string message = what + "outside every buffer";
-    for (const Region* r : regions) {
-      constexpr uintptr_t kNear = 4096;
-      if (address >= r->end && address - r->end < kNear)
-        message += ", " + std::to_string(address - r->end) + " bytes past the end of " + r->name;
-      if (address < r->begin && r->begin - address < kNear)
-        message += ", " + std::to_string(r->begin - address) + " bytes before " + r->name;
-    }
-    fail_at(site, message);
-  }
-  if (address + bytes > region->end) fail_at(site, what + "at " + place(*region, address) + " crosses its end");
+  const auto what = [&] { return std::string(verb(write)) + " of " + std::to_string(bytes) + " bytes "; };
+  if (!region) fail_outside(address, what(), site);
+  if (address + bytes > region->end) fail_at(site, what() + "at " + place(*region, address) + " crosses its end");
   if (region->dead) fail_at(site, "access to " + region->name + " of a CTA that has exited");
   if (region->owner && !region->owner->started)
     fail_at(site, "access to " + region->name + " of a CTA that has not started");

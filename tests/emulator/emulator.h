@@ -8,7 +8,6 @@
 #include <source_location>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 
 namespace fusedlstm::gpu {
 struct LaunchConfig;

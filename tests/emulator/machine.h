@@ -45,8 +45,8 @@ struct Region {
   Region(uintptr_t begin, size_t bytes, std::string name, Cta* owner, bool track_initialised);
   ~Region();
   Region(const Region&) = delete;
-  ShadowWord& shadow(uintptr_t address) const { return words[(address - begin) / 4]; }
-  size_t word_count() const { return (end - begin + 3) / 4 + 1; }
+  ShadowWord& shadow(uintptr_t address) const { return words[address / 4 - begin / 4]; }
+  size_t word_count() const { return (end + 3) / 4 - begin / 4; }
 
   uintptr_t begin, end;
   std::string name;
