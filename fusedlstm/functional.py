@@ -16,7 +16,7 @@ from torch import _VF, Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm import _checks, _library, ops, reference
+from fusedlstm import _checks, _library, _vmap, ops, reference
 from fusedlstm._checks import Sizes
 
 
@@ -251,16 +251,16 @@ def _by_kind(layer, sizes):
 
 def _operator(differentiable, device, wants_states, lengths, reset):
     """What runs a layer: the cheapest operator that serves the call, or the reference."""
-    # The operators have no rules for vmap and forward mode; the reference works under both.
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    is_transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if is_transformed and not _vmap.is_only_transform():
         return reference.lstm_layer
     if device.type != "cpu" and device.type != "meta" and _lacks_kernels(device):
-        is_plain = not wants_states and lengths is None and reset is None
+        is_plain = not (is_transformed or wants_states) and lengths is None and reset is None
         return _torch_layer if is_plain else reference.lstm_layer
     # What is recorded for later must serve both with and without gradients; and of the two, only
-    # lstm_layer can be called by AOTInductor, see ops.py.
+    # lstm_layer can be called by AOTInductor, see ops.py. vmap hides what requires gradients.
     is_recorded = torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
-    if wants_states or is_recorded:
+    if wants_states or is_recorded or (is_transformed and torch.is_grad_enabled()):
         return ops.lstm_layer
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
         return ops.lstm_layer

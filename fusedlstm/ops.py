@@ -27,7 +27,7 @@ lstm_layer_backward = torch.ops.fusedlstm.lstm_layer_backward.default
 
 # A layer's arguments by place: input, h_0, c_0; five lists of one tensor per direction;
 # batch_sizes, lengths, reset, reset_h, reset_c; allow_tf32.
-_LISTS = slice(3, 8)
+LISTS = slice(3, 8)
 _LAYER_ARGUMENTS = 14
 # Those that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
 _DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12)
@@ -118,15 +118,20 @@ def _split(elements, sizes):
     return [list(islice(elements, size)) for size in sizes]
 
 
+# Function.apply without its detour for functorch: under vmap, the rule in _vmap.py comes first, and
+# what arrives here are plain tensors.
+_apply_layer = super(torch.autograd.Function, _Layer).apply
+
+
 def _differentiable_layer(*arguments):
     """`lstm_layer` at the Autograd keys.
 
     AOTInductor's executor passes None for an empty list of tensors: accepted here, on the way.
     """
-    lists = [tensors or [] for tensors in arguments[_LISTS]]
+    lists = [tensors or [] for tensors in arguments[LISTS]]
     tensors = (*arguments[:3], *arguments[8:13], *chain.from_iterable(lists))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Layer.apply(tuple(map(len, lists)), arguments[13], *tensors)
+        return _apply_layer(tuple(map(len, lists)), arguments[13], *tensors)
     with torch._C._AutoDispatchBelowAutograd():
         return lstm_layer(*arguments[:3], *lists, *arguments[8:])
 
@@ -206,9 +211,9 @@ def _first_order(layer, incoming, needs, gradients_of_gradients):
 
 def _save(ctx, layer, more):
     """Save a layer's arguments and the tensors `more`, so that hooks and version checks see all."""
-    ctx.list_sizes = [len(tensors) for tensors in layer[_LISTS]]
+    ctx.list_sizes = [len(tensors) for tensors in layer[LISTS]]
     ctx.allow_tf32 = layer[-1]
-    lists = [tensor for tensors in layer[_LISTS] for tensor in tensors]
+    lists = [tensor for tensors in layer[LISTS] for tensor in tensors]
     ctx.save_for_backward(*more, *layer[:3], *layer[8:13], *lists)
 
 

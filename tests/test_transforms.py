@@ -1,4 +1,4 @@
-"""torch.func: per-sample gradients, ensembles, forward mode, Hessians (by way of the reference)."""
+"""torch.func: ensembles and batches by vmap; per-sample gradients, forward mode, Hessians."""
 
 import copy
 
@@ -63,6 +63,43 @@ def test_ensemble(module, x):
     outputs = vmap(call)(parameters, buffers)
     for output, m in zip(outputs, modules):
         torch.testing.assert_close(output, m(x)[0])
+
+
+def test_training_an_ensemble(module, x):
+    """Gradients outside vmap: members with their own weights, and with their own states only."""
+    modules = [copy.deepcopy(module) for _ in range(3)]
+    for m in modules:
+        m.reset_parameters()
+    parameters, buffers = stack_module_state(modules)
+    vmap(lambda p, b: functional_call(module, (p, b), (x,))[0])(parameters, buffers).sin().sum().backward()
+    for k, m in enumerate(modules):
+        m(x)[0].sin().sum().backward()
+        for name, parameter in m.named_parameters():
+            torch.testing.assert_close(parameters[name].grad[k], parameter.grad)
+
+    states = torch.randn(4, 3, 2, 4, device=x.device, dtype=x.dtype, requires_grad=True)
+    vmap(lambda h: module(x, (h, h))[0], in_dims=1)(states).sin().sum().backward()
+    found, states.grad = states.grad, None
+    sum(module(x, (h, h))[0].sin().sum() for h in states.unbind(1)).backward()
+    torch.testing.assert_close(found, states.grad)
+
+
+def test_vmap_of_vmap_and_of_all_states(module, x):
+    xs = torch.stack([x, 2 * x, -x, x + 1]).unflatten(0, (2, 2))
+    *_, cells, gates = vmap(vmap(lambda x: module(x, return_cell_states=True, return_gates=True)))(xs)
+    *_, expected_cells, expected_gates = module(xs[1, 0], return_cell_states=True, return_gates=True)
+    torch.testing.assert_close(cells[1, 0], expected_cells)
+    torch.testing.assert_close(gates[1, 0], expected_gates)
+
+
+def test_vmap_runs_kernels(module, x, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the reference ran")
+
+    monkeypatch.setattr(functional.reference, "lstm_layer", refuse)
+    vmap(module)(torch.stack([x, x]))
+    with torch.no_grad():
+        vmap(module)(torch.stack([x, x]))
 
 
 def test_per_sample_gradients(module, x):
