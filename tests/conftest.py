@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# `benchmarks` and `examples` for plain `pytest`. At the end, so that an installed fusedlstm is found before the sources.
+# `benchmarks` and `examples` for plain `pytest`. At the end, so that an installed fusedlstm comes before the sources.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
