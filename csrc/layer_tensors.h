@@ -64,7 +64,9 @@ inline Tensor unit_stride(const Tensor& t) {
   return last < 0 || t.size(last) <= 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
 }
 
-inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline Tensor dense(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
 
 // The tensor arguments that all three operators share; see library.cpp for the schema.
 struct LayerTensors {
@@ -85,7 +87,8 @@ struct LayerTensors {
     const size_t d = weight_ih.size();
     STD_TORCH_CHECK(weight_hh.size() == d, "fusedlstm: expected ", d, " weight_hh, got ", weight_hh.size());
     for (const auto& [list, name] : {std::pair{&bias_ih, "bias_ih"}, {&bias_hh, "bias_hh"}, {&weight_hr, "weight_hr"}})
-      STD_TORCH_CHECK(list->empty() || list->size() == d, "fusedlstm: expected 0 or ", d, " ", name, ", got ", list->size());
+      STD_TORCH_CHECK(list->empty() || list->size() == d, "fusedlstm: expected 0 or ", d, " ", name, ", got ",
+                      list->size());
     STD_TORCH_CHECK(weight_hh[0].dim() == 2 && weight_hh[0].size(0) % 4 == 0,
                     "fusedlstm: expected weight_hh of size [4 * hidden_size, ...], got ", sizes_of(weight_hh[0]));
     dtype = input.scalar_type();

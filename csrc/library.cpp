@@ -23,11 +23,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedlstm, m) {
   try {
     m.def("lstm_layer(" FUSEDLSTM_LAYER_ARGUMENTS
           ") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cell_states)");
-    m.def("lstm_layer_inference(" FUSEDLSTM_LAYER_ARGUMENTS
-          ") -> (Tensor output, Tensor h_n, Tensor c_n)");
+    m.def("lstm_layer_inference(" FUSEDLSTM_LAYER_ARGUMENTS ") -> (Tensor output, Tensor h_n, Tensor c_n)");
     m.def(
-        "lstm_layer_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? d_cell_states, "
-        FUSEDLSTM_LAYER_ARGUMENTS
+        "lstm_layer_backward(Tensor? d_output, Tensor? d_h_n, Tensor? d_c_n, Tensor? "
+        "d_cell_states, " FUSEDLSTM_LAYER_ARGUMENTS
         ", Tensor output, Tensor gates, Tensor cell_states, bool[] needs) -> "
         "(Tensor d_input, Tensor d_h_0, Tensor d_c_0, Tensor[] d_weight_ih, Tensor[] d_weight_hh, "
         "Tensor[] d_bias_ih, Tensor[] d_bias_hh, Tensor[] d_weight_hr, "
@@ -36,7 +35,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedlstm, m) {
     m.def("_cpu_info() -> str");
     m.def("_cpu_force(str isa, str plan) -> ()");
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "fusedlstm: its operators could not be defined; is another copy of this library loaded? (%s)\n",
+    std::fprintf(stderr,
+                 "fusedlstm: its operators could not be defined; is another copy of this library loaded? (%s)\n",
                  error.what());
   }
 }

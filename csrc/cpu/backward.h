@@ -3,7 +3,8 @@
 // Going back one time step, the gradient of h is W_hh^T times the gate gradients of the step after it, plus what the
 // output received. A tile of it (batch rows by four vectors of hidden units) is finished in registers, turned into gate
 // gradients by the cell's derivative, and stored once; the gate gradients of all steps are both the operand of the next
-// tile and the material of the large products for the weights and the input, made after the recurrence by the same team.
+// tile and the material of the large products for the weights and the input, made after the recurrence by the same
+// team.
 //
 // `carry` is the gradient of h that skips steps: d_h_n until a row's last step, and through rows that do not run.
 #pragma once
@@ -27,10 +28,18 @@ class Backward {
   using storage = typename K::storage;
 
   Backward(const BackwardArgs& args, const Plan& plan)
-      : a(args), shape(args.shape), plan(plan), index(args.shape, args.rows), gates(4 * shape.hidden),
-        recurrent(shape.recurrent()), panels(round_up(recurrent, K::kPanel) / K::kPanel),
-        unit_panels(round_up(shape.hidden, K::kPanel) / K::kPanel), input_panels(round_up(shape.input, K::kPanel) / K::kPanel),
-        width(panels * K::kPanel), units(unit_panels * K::kPanel), proj_depth(round_up(shape.proj, K::kDepth)),
+      : a(args),
+        shape(args.shape),
+        plan(plan),
+        index(args.shape, args.rows),
+        gates(4 * shape.hidden),
+        recurrent(shape.recurrent()),
+        panels(round_up(recurrent, K::kPanel) / K::kPanel),
+        unit_panels(round_up(shape.hidden, K::kPanel) / K::kPanel),
+        input_panels(round_up(shape.input, K::kPanel) / K::kPanel),
+        width(panels * K::kPanel),
+        units(unit_panels * K::kPanel),
+        proj_depth(round_up(shape.proj, K::kDepth)),
         row_groups((plan.threads + shape.directions - 1) / shape.directions) {}
 
   int64_t workspace_bytes() {
@@ -52,8 +61,7 @@ class Backward {
               {d * unit_panels, (d + 1) * unit_panels}, nullptr);
       }
     } else {
-      steps({0, shape.batch}, share.of(shape.directions * panels),
-            share.of(shape.directions * unit_panels), &share);
+      steps({0, shape.batch}, share.of(shape.directions * panels), share.of(shape.directions * unit_panels), &share);
     }
     share.meet();
     state_gradients(share);
@@ -68,14 +76,15 @@ class Backward {
   const RowIndex index;
   const int64_t gates, recurrent, panels, unit_panels, input_panels, width, units, proj_depth, row_groups;
   // Shared by the team.
-  operand *panels_h, *panels_r, *panels_x;  // W_hh [D][panels] of 4H; W_hr [D][unit_panels] of P; W_ih [D][input_panels] of 4H
-  operand* d_gates;                         // [D][N][4H]
-  operand* d_y;                             // gradient of the projected output, [D][N][proj_depth]
-  storage* hidden;                          // o * tanh(c), [D][N][H], for d_weight_hr
-  storage* zeros;                           // a row of zeros: h before a step that resets to nothing
-  acc *carry, *d_c, *d_reset_h, *d_reset_c; // [D][B][width], [D][B][units], and of resets the same
-  Outer<K> outer, projection;               // scratch of this share
-  acc* scratch;                             // of this share, partial sums of panel_product
+  operand *panels_h, *panels_r,
+      *panels_x;     // W_hh [D][panels] of 4H; W_hr [D][unit_panels] of P; W_ih [D][input_panels] of 4H
+  operand* d_gates;  // [D][N][4H]
+  operand* d_y;      // gradient of the projected output, [D][N][proj_depth]
+  storage* hidden;   // o * tanh(c), [D][N][H], for d_weight_hr
+  storage* zeros;    // a row of zeros: h before a step that resets to nothing
+  acc *carry, *d_c, *d_reset_h, *d_reset_c;  // [D][B][width], [D][B][units], and of resets the same
+  Outer<K> outer, projection;                // scratch of this share
+  acc* scratch;                              // of this share, partial sums of panel_product
 
   void lay_out(Arena& arena, int64_t share) {
     const int64_t d = shape.directions, rows = d * a.row_count, states = d * shape.batch;
@@ -98,12 +107,14 @@ class Backward {
   }
 
   void pack(Share share) {
-    const auto pack_all = [&](operand* to, int64_t per_direction, int64_t depth, int64_t padded, int64_t columns, auto weight) {
+    const auto pack_all = [&](operand* to, int64_t per_direction, int64_t depth, int64_t padded, int64_t columns,
+                              auto weight) {
       const Range range = share.of(shape.directions * per_direction);
       for (int64_t i = range.begin; i < range.end; ++i) {
         const auto* w = static_cast<const storage*>(weight(a.weights[i / per_direction]));
-        pack_columns<K>(to + i * padded * K::kPanel, [&](int64_t k) { return w + k * columns; }, depth, columns,
-                        i % per_direction * K::kPanel);
+        pack_columns<K>(
+            to + i * padded * K::kPanel, [&](int64_t k) { return w + k * columns; }, depth, columns,
+            i % per_direction * K::kPanel);
       }
     };
     pack_all(panels_h, panels, gates, gates, recurrent, [](const Weights& w) { return w.hh; });
@@ -207,7 +218,8 @@ class Backward {
     panel_product<K>(
         index.rows_at(t, rows), shape.hidden - column, 1, proj_depth,
         [&](int, int64_t r) { return d_y + (d * a.row_count + index.row(t, rows.begin + r)) * proj_depth; },
-        [&](int) { return panels_r + i * proj_depth * K::kPanel; }, scratch, [&](int64_t r, auto& v) {
+        [&](int) { return panels_r + i * proj_depth * K::kPanel; }, scratch,
+        [&](int64_t r, auto& v) {
           const int64_t b = rows.begin + r;
           for (int64_t u = column, q = 0; u < shape.hidden && q < int64_t(sizeof v / sizeof *v); ++q, u += K::kLanes)
             cell_row(v[q], d, s, t, b, index.row(t, b), index.active(t, b), u);
@@ -215,7 +227,8 @@ class Backward {
   }
 
   // The cell's derivative for one vector of hidden units of one row.
-  FUSEDLSTM_INLINE void cell_row(V d_h, int64_t d, int64_t s, int64_t t, int64_t b, int64_t row, bool active, int64_t u) {
+  FUSEDLSTM_INLINE void cell_row(V d_h, int64_t d, int64_t s, int64_t t, int64_t b, int64_t row, bool active,
+                                 int64_t u) {
     const int64_t n = shape.hidden - u;
     const int64_t saved = d * a.row_count + row;
     operand* to = d_gates + saved * gates + u;
@@ -264,7 +277,8 @@ class Backward {
 
   void narrow_state(void* to, const acc* from, int64_t i, int64_t n) const {
     if (!to) return;
-    for (int64_t u = 0; u < n; u += K::kLanes) K::store(static_cast<storage*>(to) + i * n + u, load<V>(from + u), n - u);
+    for (int64_t u = 0; u < n; u += K::kLanes)
+      K::store(static_cast<storage*>(to) + i * n + u, load<V>(from + u), n - u);
   }
 
   // d_input = sum over directions of d_gates W_ih, rows divided among the team.
@@ -279,9 +293,11 @@ class Backward {
       panel_product<K>(
           rows.end - rows.begin, shape.input - p * K::kPanel, int(shape.directions), gates,
           [&](int d, int64_t r) { return d_gates_row(d, rows.begin + r); },
-          [&](int d) { return panels_x + (d * input_panels + p) * gates * K::kPanel; }, scratch, [&](int64_t r, auto& v) {
+          [&](int d) { return panels_x + (d * input_panels + p) * gates * K::kPanel; }, scratch,
+          [&](int64_t r, auto& v) {
             storage* to = static_cast<storage*>(a.d_input) + (rows.begin + r) * shape.input;
-            for (int64_t u = p * K::kPanel, q = 0; u < shape.input && q < int64_t(sizeof v / sizeof *v); ++q, u += K::kLanes)
+            for (int64_t u = p * K::kPanel, q = 0; u < shape.input && q < int64_t(sizeof v / sizeof *v);
+                 ++q, u += K::kLanes)
               K::store(to + u, v[q], shape.input - u);
           });
   }
@@ -291,23 +307,24 @@ class Backward {
     const typename Outer<K>::Left lefts[] = {{shape.input, pointer(a.d_weight_ih[d]), pointer(a.d_bias[d])},
                                              {recurrent, pointer(a.d_weight_hh[d]), nullptr}};
     StepRows at(*this);
-    outer.run(share, a.row_count, lefts,
-              [&](int i, int64_t row) {
-                at.go(row);
-                return i == 0 ? index.template data_row<storage>(a.input, at.t, at.b) : h_before(d, at.t, at.b);
-              },
-              [&](int64_t row) { return d_gates_row(d, row); }, gates);
+    outer.run(
+        share, a.row_count, lefts,
+        [&](int i, int64_t row) {
+          at.go(row);
+          return i == 0 ? index.template data_row<storage>(a.input, at.t, at.b) : h_before(d, at.t, at.b);
+        },
+        [&](int64_t row) { return d_gates_row(d, row); }, gates);
     if (!a.d_weight_hr[d]) return;
     const typename Outer<K>::Left hidden_left[] = {{shape.hidden, pointer(a.d_weight_hr[d]), nullptr}};
-    projection.run(share, a.row_count, hidden_left,
-                   [&](int, int64_t row) { return hidden + (d * a.row_count + row) * shape.hidden; },
-                   [&](int64_t row) { return d_y + (d * a.row_count + row) * proj_depth; }, shape.proj);
+    projection.run(
+        share, a.row_count, hidden_left,
+        [&](int, int64_t row) { return hidden + (d * a.row_count + row) * shape.hidden; },
+        [&](int64_t row) { return d_y + (d * a.row_count + row) * proj_depth; }, shape.proj);
   }
 
   // h before step t.
   const storage* h_before(int64_t d, int64_t t, int64_t b) const {
-    if (index.reset(t, b))
-      return a.reset_h.data ? state_row(a.reset_h, d, b) : zeros;
+    if (index.reset(t, b)) return a.reset_h.data ? state_row(a.reset_h, d, b) : zeros;
     const int64_t before = d == 0 ? t - 1 : t + 1;
     if (before < 0 || before >= shape.steps || !index.active(before, b)) return state_row(a.h_0, d, b);
     return static_cast<const storage*>(a.output) + (index.row(before, b) * shape.directions + d) * recurrent;

@@ -12,19 +12,18 @@ inline constexpr int kDirectRows = K::kTileRows == 6 ? 4 : 2;
 template <int kRows>
 inline constexpr int kDirectUnits = kRows == 1 ? 2 : 1;
 
+// The sum of all lanes, by folding the upper half onto the lower one.
 template <class K>
 FUSEDLSTM_INLINE typename K::acc sum_lanes(typename K::V v) {
-  typename K::acc sum = 0;
-  typename K::acc lanes[K::kLanes];
-  for (int width = K::kLanes / 2; width >= 4; width /= 2) {  // folds halves while they are whole registers' parts
-    store(lanes, v);
-    typename K::V folded{};
-    for (int l = 0; l < width; ++l) folded[l] = lanes[l] + lanes[l + width];
-    v = folded;
+  using Index = Vector<typename K::Isa, std::conditional_t<sizeof(typename K::acc) == 4, int32_t, int64_t>>;
+#pragma GCC unroll 4
+  for (int width = K::kLanes / 2; width >= 1; width /= 2) {
+    Index upper{};
+#pragma GCC unroll 16
+    for (int l = 0; l < K::kLanes; ++l) upper[l] = (l + width) % K::kLanes;
+    v += __builtin_shuffle(v, upper);
   }
-  const int rest = K::kLanes < 4 ? K::kLanes : K::kLanes >= 8 ? 4 : K::kLanes;
-  for (int l = 0; l < rest; ++l) sum += v[l];
-  return sum;
+  return v[0];
 }
 
 // One operand of the gates: weight [4 * units, depth] in storage, rows of operands padded to whole vectors with zeros.
@@ -49,8 +48,7 @@ FUSEDLSTM_INLINE void direct_product(const DirectOperand<K> (&operands)[2], int6
       for (int u = 0; u < kUnits; ++u)
         for (int gate = 0; gate < kPanelVectors; ++gate) {
           const V w = depth_vector<K>(x.weight + (gate * units + unit + u) * x.depth + k, x.depth - k);
-          for (int r = 0; r < kRows; ++r)
-            sums[r][u][gate] = K::Product::multiply_add(a[r], w, sums[r][u][gate]);
+          for (int r = 0; r < kRows; ++r) sums[r][u][gate] = K::Product::multiply_add(a[r], w, sums[r][u][gate]);
         }
     }
   }

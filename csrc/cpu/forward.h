@@ -1,9 +1,9 @@
 // The forward recurrence of one layer.
 //
-// Each time step of a block of `lanes` hidden units and a tile of batch rows is one pass: W_hh h is summed in registers,
-// the pre-activations from the input are added, the cell update is applied there, and only its results are stored.
-// The input's part, W_ih x + biases, is computed in the same panel layout for a chunk of time steps at once, small
-// enough to stay in the cache, by the thread that will use it.
+// Each time step of a block of `lanes` hidden units and a tile of batch rows is one pass: W_hh h is summed in
+// registers, the pre-activations from the input are added, the cell update is applied there, and only its results are
+// stored. The input's part, W_ih x + biases, is computed in the same panel layout for a chunk of time steps at once,
+// small enough to stay in the cache, by the thread that will use it.
 //
 // h is double-buffered by the parity of the step: with Split::kUnits a thread writes h of step s while others may
 // still read h of step s - 1, and the team meets once per step (twice with a projection).
@@ -32,14 +32,19 @@ class Forward {
   using storage = typename K::storage;
 
   Forward(const ForwardArgs& args, const Plan& plan)
-      : a(args), shape(args.shape), plan(plan), index(args.shape, args.rows),
+      : a(args),
+        shape(args.shape),
+        plan(plan),
+        index(args.shape, args.rows),
         blocks(round_up(shape.hidden, K::kLanes) / K::kLanes),
         project_panels(round_up(shape.proj, K::kPanel) / K::kPanel),
-        units(blocks * K::kLanes), depth_x(round_up(shape.input, plan.direct ? kVector : K::kDepth)),
+        units(blocks * K::kLanes),
+        depth_x(round_up(shape.input, plan.direct ? kVector : K::kDepth)),
         depth_h(round_up(shape.recurrent(), K::kDepth)),
         h_width(round_up(shape.proj > 0 ? project_panels * K::kPanel : units, kVector)),
         row_groups((plan.threads + shape.directions - 1) / shape.directions),
-        chunk(chunk_steps()), chunk_rows(chunk * rows_per_share()) {}
+        chunk(chunk_steps()),
+        chunk_rows(chunk * rows_per_share()) {}
 
   int64_t workspace_bytes() {
     Arena arena{nullptr};
@@ -61,8 +66,7 @@ class Forward {
       }
     } else {
       const int64_t d = shape.directions;
-      steps({0, shape.batch}, share.of(d * blocks),
-            share.of(d * project_panels), &share);
+      steps({0, shape.batch}, share.of(d * blocks), share.of(d * project_panels), &share);
     }
   }
 
@@ -110,7 +114,8 @@ class Forward {
     for (auto& buffer : h) buffer = arena.take<operand>(d * shape.batch * h_width);
     m = arena.take<operand>(shape.proj > 0 ? d * shape.batch * units : 0);
     c = arena.take<acc>(d * shape.batch * units);
-    const int64_t own_pre = blocks_per_share() * chunk_rows * K::kPanel, own_staged = staging() ? shape.directions * chunk_rows * depth_x : 0;
+    const int64_t own_pre = blocks_per_share() * chunk_rows * K::kPanel,
+                  own_staged = staging() ? shape.directions * chunk_rows * depth_x : 0;
     pre = arena.take<acc>(plan.threads * own_pre) + share * own_pre;
     staged = arena.take<operand>(plan.threads * own_staged) + share * own_staged;
   }
@@ -122,7 +127,8 @@ class Forward {
       const Weights& w = a.weights[i / blocks];
       const int64_t unit = i % blocks * K::kLanes;
       if (!plan.direct) {
-        pack_gates<K>(panels_x + i * depth_x * K::kPanel, static_cast<const storage*>(w.ih), shape.hidden, shape.input, unit);
+        pack_gates<K>(panels_x + i * depth_x * K::kPanel, static_cast<const storage*>(w.ih), shape.hidden, shape.input,
+                      unit);
         pack_gates<K>(panels_h + i * depth_h * K::kPanel, static_cast<const storage*>(w.hh), shape.hidden,
                       shape.recurrent(), unit);
       }
@@ -173,7 +179,8 @@ class Forward {
     to_operands<K>(h[1] + row, nullptr, 0, h_width);  // what no unit writes is read as zeros
     const storage* from = state_row(from_c, d, b);
     for (int64_t u = 0; u < units; u += K::kLanes)
-      store(c + (d * shape.batch + b) * units + u, from && u < shape.hidden ? K::load(from + u, shape.hidden - u) : V{});
+      store(c + (d * shape.batch + b) * units + u,
+            from && u < shape.hidden ? K::load(from + u, shape.hidden - u) : V{});
   }
 
   // Runs all time steps for batch rows `rows`, blocks and projection panels of the given ranges (over all directions).
@@ -208,8 +215,7 @@ class Forward {
   // first_row[s - s0]: where step s starts among the chunk's rows. Only packed batches shrink.
   void count_rows(int64_t* first_row, int64_t d, Range rows, int64_t s0, int64_t s1) const {
     first_row[0] = 0;
-    for (int64_t s = s0; s < s1; ++s)
-      first_row[s - s0 + 1] = first_row[s - s0] + index.rows_at(index.step(s, d), rows);
+    for (int64_t s = s0; s < s1; ++s) first_row[s - s0 + 1] = first_row[s - s0] + index.rows_at(index.step(s, d), rows);
   }
 
   // pre[block][row] = bias + W_ih x for the rows of steps s0 .. s1 - 1. Accumulated as `acc`.
@@ -254,24 +260,26 @@ class Forward {
     return index.data_row<storage>(a.input, index.step(s, d), b);
   }
 
-  // One block of units of one time step: tile by tile, W_hh h in registers, then the cell, then all stores.
-  void block_step(int64_t d, int64_t i, int64_t own_block, Range rows, int64_t s, int64_t first_row,
-                  int64_t end_row) {
-    const int64_t t = index.step(s, d);
+  // One block of units of one time step: its pre-activations, the cell, and all stores.
+  void block_step(int64_t d, int64_t i, int64_t own_block, Range rows, int64_t s, int64_t first_row, int64_t end_row) {
     const int64_t unit = i % blocks * K::kLanes;
-    const operand* panel = panels_h + i * depth_h * K::kPanel;
-    const operand* h_now = h[s & 1] + (d * shape.batch + rows.begin) * h_width;
     acc* pre_block = pre + (own_block * chunk_rows + first_row) * K::kPanel;
     const int64_t count = end_row - first_row;
     if (plan.direct) {
-      direct_block(d, i, unit, h_now, pre_block, first_row, count);
-      for (int64_t r = 0; r < count; ++r) {
-        V gates[kPanelVectors];
-        for (int gate = 0; gate < kPanelVectors; ++gate)
-          gates[gate] = load<V>(pre_block + r * K::kPanel + gate * K::kLanes);
-        finish_row(gates, d, s, t, rows.begin + r, unit);
-      }
-    } else for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
+      direct_block(d, i, rows, s, unit, pre_block, first_row, count);
+    } else {
+      packed_block(d, i, rows, s, unit, pre_block, count);
+    }
+    // Rows that a packed batch no longer (or not yet) has keep their state.
+    if (shape.proj == 0)
+      for (int64_t b = rows.begin + count; b < rows.end; ++b) next_h(d, s, b, unit, hold_h(d, s, b, unit));
+  }
+
+  // Tile by tile, with W_hh h in registers.
+  void packed_block(int64_t d, int64_t i, Range rows, int64_t s, int64_t unit, const acc* pre_block, int64_t count) {
+    const operand* panel = panels_h + i * depth_h * K::kPanel;
+    const operand* h_now = h[s & 1] + (d * shape.batch + rows.begin) * h_width;
+    for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
       constexpr int kRows = constant;
       // W_hh h is summed from zero and then added: its rounding errors are in proportion to it, and it is usually much
       // smaller than the input's part.
@@ -282,27 +290,30 @@ class Forward {
       for (int r = 0; r < kRows; ++r) {
         for (int gate = 0; gate < kPanelVectors; ++gate)
           tile.v[r][gate] += load<V>(pre_block + (r0 + r) * K::kPanel + gate * K::kLanes);
-        finish_row(tile.v[r], d, s, t, rows.begin + r0 + r, unit);
+        finish_row(tile.v[r], d, s, index.step(s, d), rows.begin + r0 + r, unit);
       }
     });
-    // Rows that a packed batch no longer (or not yet) has keep their state.
-    if (shape.proj == 0)
-      for (int64_t b = rows.begin + count; b < rows.end; ++b) next_h(d, s, b, unit, hold_h(d, s, b, unit));
   }
 
-  // The pre-activations of one block with the weights where they are, into the layout of input_part.
-  void direct_block(int64_t d, int64_t i, int64_t unit, const operand* h_now, acc* to, int64_t first_row, int64_t count) {
+  // Row by row, both products with the weights where they are; `to` receives the pre-activations.
+  void direct_block(int64_t d, int64_t i, Range rows, int64_t s, int64_t unit, acc* to, int64_t first_row,
+                    int64_t count) {
     const int64_t end = unit + K::kLanes < shape.hidden ? unit + K::kLanes : shape.hidden;
+    const operand* h_now = h[s & 1] + (d * shape.batch + rows.begin) * h_width;
     const DirectOperand<K> operands[2] = {
-        {static_cast<const storage*>(a.weights[d].ih), staged + (d * chunk_rows + first_row) * depth_x, shape.input, depth_x},
+        {static_cast<const storage*>(a.weights[d].ih), staged + (d * chunk_rows + first_row) * depth_x, shape.input,
+         depth_x},
         {static_cast<const storage*>(a.weights[d].hh), h_now, shape.recurrent(), h_width}};
-    const acc* b = bias + i * K::kPanel - unit;
-    direct_gates<K>(operands, shape.hidden, {unit, end}, count, [&](int64_t row, int gate, int64_t u, acc sum) FUSEDLSTM_LAMBDA {
-      to[row * K::kPanel + gate * K::kLanes + u - unit] = sum + b[gate * K::kLanes + u];
-    });
-    for (int64_t u = end; u < unit + K::kLanes; ++u)  // padded units stay at rest
-      for (int64_t row = 0; row < count; ++row)
-        for (int gate = 0; gate < kPanelVectors; ++gate) to[row * K::kPanel + gate * K::kLanes + u - unit] = 0;
+    __builtin_memset(to, 0, size_t(count * K::kPanel) * sizeof(acc));  // padded units stay at rest
+    direct_gates<K>(operands, shape.hidden, {unit, end}, count,
+                    [&](int64_t row, int gate, int64_t u, acc sum)
+                        FUSEDLSTM_LAMBDA { to[row * K::kPanel + gate * K::kLanes + u - unit] = sum; });
+    for (int64_t r = 0; r < count; ++r) {
+      V gates[kPanelVectors];
+      for (int gate = 0; gate < kPanelVectors; ++gate)
+        gates[gate] = load<V>(to + r * K::kPanel + gate * K::kLanes) + load<V>(bias + i * K::kPanel + gate * K::kLanes);
+      finish_row(gates, d, s, index.step(s, d), rows.begin + r, unit);
+    }
   }
 
   FUSEDLSTM_INLINE V hold_h(int64_t d, int64_t s, int64_t b, int64_t u) const {

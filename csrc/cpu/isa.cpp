@@ -38,7 +38,8 @@ const Kernels& by_name(const std::string& name) {
     if (c.runs_here && name == c.kernels->isa) return *c.kernels;
     if (c.runs_here) runnable += std::string(runnable.empty() ? "" : ", ") + c.kernels->isa;
   }
-  throw std::runtime_error("fusedlstm: expected a CPU instruction set of this machine (" + runnable + "), got '" + name + "'");
+  throw std::runtime_error("fusedlstm: expected a CPU instruction set of this machine (" + runnable + "), got '" +
+                           name + "'");
 }
 
 const Kernels& widest() {
@@ -67,8 +68,8 @@ Choice& choice() {
 }
 
 // A team's meeting costs about as much as this many multiply-adds of one thread; below it a thread works alone.
-constexpr double kTeamWork = 4e5;   // of a whole call
-constexpr double kMeetWork = 2e5;   // of one time step, where the team meets every step
+constexpr double kTeamWork = 4e5;     // of a whole call
+constexpr double kMeetWork = 2e5;     // of one time step, where the team meets every step
 constexpr int64_t kDirectPasses = 4;  // readings of the weights in place that cost less than bringing them into panels
 constexpr double kCacheBytes = 768 << 10;  // weights that stay in a core's own cache while its rows are few
 
@@ -97,8 +98,10 @@ void force(const std::string& isa, const std::string& plan) {
 }
 
 Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threads) {
-  const double per_row = 4.0 * double(shape.hidden) * double(shape.input + shape.recurrent()) * double(shape.directions);
-  const double step_work = 4.0 * double(shape.hidden) * double(shape.recurrent()) * double(shape.batch * shape.directions);
+  const double per_row =
+      4.0 * double(shape.hidden) * double(shape.input + shape.recurrent()) * double(shape.directions);
+  const double step_work =
+      4.0 * double(shape.hidden) * double(shape.recurrent()) * double(shape.batch * shape.directions);
   const double weight_bytes = 16.0 * double(shape.hidden) * double(shape.recurrent());
   const double work = per_row * double(row_count) * (training ? 3 : 1);
   Plan plan{shape.steps * ((shape.batch + 3) / 4) <= kDirectPasses, Split::kRows, 1};
@@ -127,7 +130,7 @@ Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threa
 std::string describe() {
   const Kernels& active = active_kernels();
   const char* reason = choice().source == Source::kForced && choice().kernels ? "forced by name"
-                       : choice().source == Source::kEnvironment             ? "named by FUSEDLSTM_CPU_ISA"
+                       : choice().source == Source::kEnvironment              ? "named by FUSEDLSTM_CPU_ISA"
                                                                               : "the widest that this processor has";
   std::string available;
   for (const Candidate& c : candidates())

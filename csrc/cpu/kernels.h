@@ -23,11 +23,11 @@ constexpr LayerKernels layer_kernels() {
 // BFloat16Product: how bfloat16 is multiplied; every other dtype in the precision it accumulates in.
 template <class Isa, class BFloat16Product = FullProduct<float>>
 constexpr Kernels kernels(const char* name) {
-  return {name,
-          {layer_kernels<Kit<Isa, Full<float>, FullProduct<float>>>(),
-           layer_kernels<Kit<Isa, Full<double>, FullProduct<double>>>(),
-           layer_kernels<Kit<Isa, BFloat16, BFloat16Product>>(),
-           layer_kernels<Kit<Isa, Float16, FullProduct<float>>>()}};
+  return {
+      name,
+      {layer_kernels<Kit<Isa, Full<float>, FullProduct<float>>>(),
+       layer_kernels<Kit<Isa, Full<double>, FullProduct<double>>>(),
+       layer_kernels<Kit<Isa, BFloat16, BFloat16Product>>(), layer_kernels<Kit<Isa, Float16, FullProduct<float>>>()}};
 }
 
 }  // namespace fusedlstm::cpu

@@ -33,16 +33,16 @@ struct RowData {
   int64_t step, batch;
 };
 
-struct Weights {       // of one direction, storage dtype, contiguous
-  const void* ih;      // [4H, I]
-  const void* hh;      // [4H, R]
-  const void* bias_ih; // [4H] or null
-  const void* bias_hh; // [4H] or null
-  const void* hr;      // [P, H] or null
+struct Weights {        // of one direction, storage dtype, contiguous
+  const void* ih;       // [4H, I]
+  const void* hh;       // [4H, R]
+  const void* bias_ih;  // [4H] or null
+  const void* bias_hh;  // [4H] or null
+  const void* hr;       // [P, H] or null
 };
 
-struct State {      // one row a batch element, unit stride within a row
-  const void* data; // null: zeros
+struct State {       // one row a batch element, unit stride within a row
+  const void* data;  // null: zeros
   int64_t direction, batch;
 };
 
@@ -72,9 +72,9 @@ struct BackwardArgs {
   const void* d_cell_states;  // [D, N, H], acc, or null
   int64_t row_count;
   // Results, each null where it is not needed; storage dtype, contiguous.
-  void* d_input;               // [N, I]
-  void *d_h_0, *d_c_0;         // [D, B, R], [D, B, H]
-  void *d_reset_h, *d_reset_c; // the same shapes
+  void* d_input;                // [N, I]
+  void *d_h_0, *d_c_0;          // [D, B, R], [D, B, H]
+  void *d_reset_h, *d_reset_c;  // the same shapes
   void *d_weight_ih[2], *d_weight_hh[2], *d_bias[2], *d_weight_hr[2];
 };
 
@@ -94,7 +94,9 @@ struct Plan {
 struct Range {
   int64_t begin, end;
 };
-constexpr Range part(int64_t n, int64_t index, int64_t count) { return {n * index / count, n * (index + 1) / count}; }
+constexpr Range part(int64_t n, int64_t index, int64_t count) {
+  return {n * index / count, n * (index + 1) / count};
+}
 
 // The shares first .. last - 1 of `count`, which one thread works on: usually one share, more where torch's pool has
 // fewer threads to give. `meet` returns when all shares have called it; what was written before is then visible to all.

@@ -10,10 +10,14 @@ namespace {
 
 DType dtype_of(ScalarType dtype) {
   switch (dtype) {
-    case ScalarType::Double: return DType::kFloat64;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kFloat16;
-    default: return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      return DType::kFloat32;
   }
 }
 
@@ -112,14 +116,17 @@ ForwardResults forward(LayerTensors tensors, bool training) {
     const ForwardArgs& args;
     Plan plan;
   } call{in.kernels(), a, choose_plan(a.shape, a.row_count, false, pool_threads())};
-  run_team(call.plan.threads, call.kernels.forward_bytes(a, call.plan), [](void* context, Share share, char* workspace) {
-    const Call& c = *static_cast<Call*>(context);
-    c.kernels.forward(c.args, c.plan, share, workspace);
-  }, &call);
+  run_team(
+      call.plan.threads, call.kernels.forward_bytes(a, call.plan),
+      [](void* context, Share share, char* workspace) {
+        const Call& c = *static_cast<Call*>(context);
+        c.kernels.forward(c.args, c.plan, share, workspace);
+      },
+      &call);
   return r;
 }
 
-#define FUSEDLSTM_LAYER_PARAMETERS                                                                            \
+#define FUSEDLSTM_LAYER_PARAMETERS                                                                              \
   Tensor input, Tensor h_0, Tensor c_0, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, \
       Tensors weight_hr, OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor reset,              \
       OptionalTensor reset_h, OptionalTensor reset_c, bool /*allow_tf32*/
@@ -215,10 +222,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, 
     const BackwardArgs& args;
     Plan plan;
   } call{in.kernels(), a, choose_plan(a.shape, a.row_count, true, pool_threads())};
-  run_team(call.plan.threads, call.kernels.backward_bytes(a, call.plan), [](void* context, Share share, char* workspace) {
-    const Call& c = *static_cast<Call*>(context);
-    c.kernels.backward(c.args, c.plan, share, workspace);
-  }, &call);
+  run_team(
+      call.plan.threads, call.kernels.backward_bytes(a, call.plan),
+      [](void* context, Share share, char* workspace) {
+        const Call& c = *static_cast<Call*>(context);
+        c.kernels.backward(c.args, c.plan, share, workspace);
+      },
+      &call);
 
   // The two biases enter as a sum: their gradients are equal, but must not share memory.
   for (size_t i = 0; i < directions; ++i)

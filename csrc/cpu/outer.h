@@ -79,7 +79,8 @@ class Outer {
   acc* sums;  // [left columns][panels of the share][kPanel]
 
   // to[m][n] += sum over the rows k of a block of left[k][m] * block[k][n].
-  void accumulate(acc* to, int64_t ld, int64_t columns, const storage* const* left, int64_t depth, const Left& shape) const {
+  void accumulate(acc* to, int64_t ld, int64_t columns, const storage* const* left, int64_t depth,
+                  const Left& shape) const {
     const int64_t width = shape.d_weight ? shape.width : 0, lefts = shape.columns();
     const int64_t padded = round_up(depth, K::kDepth);
     for (int64_t m0 = 0; m0 < lefts; m0 += kOuterColumns) {

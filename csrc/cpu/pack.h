@@ -6,7 +6,9 @@
 
 namespace fusedlstm::cpu {
 
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 // Everything the kernels need to know about one dtype on one instruction set.
 template <class IsaT, class StorageT, class ProductT>
@@ -98,7 +100,8 @@ void pack_gates(typename K::operand* panel, const typename K::storage* weight, i
     const int64_t groups = (depth - k + K::kDepth - 1) / K::kDepth;
     for (int gate = 0; gate < kPanelVectors; ++gate) {
       typename K::V v[kLanes] = {};
-      for (int64_t l = 0; l < rows; ++l) v[l] = depth_vector<K>(weight + (gate * units + unit + l) * depth + k, depth - k);
+      for (int64_t l = 0; l < rows; ++l)
+        v[l] = depth_vector<K>(weight + (gate * units + unit + l) * depth + k, depth - k);
       transpose<K>(v);
       for (int64_t i = 0; i < kLanes && i < groups; ++i)
         store(panel + (k + i * K::kDepth) * K::kPanel + gate * kLanes * K::kDepth, v[i]);

@@ -11,9 +11,7 @@ class RowIndex {
   RowIndex(const Shape& shape, const Rows& rows) : shape(shape), rows(rows) {}
 
   // Time step of scan position s: the reverse direction runs from the end.
-  FUSEDLSTM_INLINE int64_t step(int64_t s, int64_t direction) const {
-    return direction == 0 ? s : shape.steps - 1 - s;
-  }
+  FUSEDLSTM_INLINE int64_t step(int64_t s, int64_t direction) const { return direction == 0 ? s : shape.steps - 1 - s; }
   FUSEDLSTM_INLINE int64_t row(int64_t t, int64_t b) const {
     return (rows.offsets ? rows.offsets[t] : t * shape.batch) + b;
   }

@@ -13,8 +13,7 @@ FUSEDLSTM_INLINE V load_some(const T* p, int64_t n) {
 #if defined(__AVX512VL__)
   if constexpr (sizeof(V) == 64 && sizeof(T) == 4)
     return bits<V>(_mm512_maskz_loadu_epi32(__mmask16((1u << n) - 1), p));
-  if constexpr (sizeof(V) == 64 && sizeof(T) == 8)
-    return bits<V>(_mm512_maskz_loadu_epi64(__mmask8((1u << n) - 1), p));
+  if constexpr (sizeof(V) == 64 && sizeof(T) == 8) return bits<V>(_mm512_maskz_loadu_epi64(__mmask8((1u << n) - 1), p));
   if constexpr (sizeof(V) == 32 && sizeof(T) == 2)
     return bits<V>(_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p));
 #endif

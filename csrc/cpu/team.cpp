@@ -48,7 +48,9 @@ class Barrier {
 
 }  // namespace
 
-int pool_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+int pool_threads() {
+  return static_cast<int>(torch::stable::get_num_threads());
+}
 
 void run_team(int threads, int64_t workspace_bytes, void (*body)(void*, Share, char*), void* context) {
   char* workspace = scratch_memory(workspace_bytes > 0 ? workspace_bytes : 64);
