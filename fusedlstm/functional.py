@@ -168,10 +168,6 @@ def run(input, hx, weights, sizes: Sizes, options: Options):
     wants_states = options.return_cell_states or options.return_gates
     differentiable = [x, h_0, c_0, *tensors, *(reset_state or ())]
     operator = _operator(differentiable, x.device, wants_states, lengths, reset)
-    if lengths is not None and operator is ops.lstm_layer:
-        # The weights' gradient is a product over all rows, where 0 * NaN would count.
-        padding = torch.arange(x.size(0), device=x.device)[:, None, None] >= lengths[:, None]
-        x = x.masked_fill(padding, 0)
     output, (h_n, c_n), cell_states, gates = _stack(
         operator, x, h_0, c_0, weights, sizes, options, (batch_sizes, lengths, reset), reset_state
     )

@@ -175,8 +175,8 @@ def test_more_steps_than_16_bits_count(device):
     assert torch.equal(output[-1], h_n[0])
 
 
-# In float32 both are within a rounding of the exact result, and the order of sums decides between them.
-@pytest.mark.parametrize("dtype, times", [(torch.float32, 3), (torch.bfloat16, 1.05), (torch.float16, 1.05)], ids=str)
+# In float32 both are within a rounding of the exact result, and the order of the sums, by chance, decides between them.
+@pytest.mark.parametrize("dtype, times", [(torch.float32, 1.15), (torch.bfloat16, 1.05), (torch.float16, 1.05)], ids=str)
 @pytest.mark.parametrize(
     "case", [Case("long", 400, 2, 40, 64), Case("wide", 20, 16, 33, 200)], ids=lambda case: case.name
 )

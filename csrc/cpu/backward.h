@@ -40,7 +40,8 @@ class Backward {
         width(panels * K::kPanel),
         units(unit_panels * K::kPanel),
         proj_depth(round_up(shape.proj, K::kDepth)),
-        row_groups((plan.threads + shape.directions - 1) / shape.directions) {}
+        row_groups((plan.threads + shape.directions - 1) / shape.directions),
+        zero_width(shape.input > recurrent ? shape.input : recurrent) {}
 
   int64_t workspace_bytes() {
     Arena arena{nullptr};
@@ -74,14 +75,14 @@ class Backward {
   const Shape& shape;
   const Plan& plan;
   const RowIndex index;
-  const int64_t gates, recurrent, panels, unit_panels, input_panels, width, units, proj_depth, row_groups;
+  const int64_t gates, recurrent, panels, unit_panels, input_panels, width, units, proj_depth, row_groups, zero_width;
   // Shared by the team.
   operand *panels_h, *panels_r,
       *panels_x;     // W_hh [D][panels] of 4H; W_hr [D][unit_panels] of P; W_ih [D][input_panels] of 4H
   operand* d_gates;  // [D][N][4H]
   operand* d_y;      // gradient of the projected output, [D][N][proj_depth]
   storage* hidden;   // o * tanh(c), [D][N][H], for d_weight_hr
-  storage* zeros;    // a row of zeros: h before a step that resets to nothing
+  storage* zeros;    // a row of zeros, of the input's width or of h's
   acc *carry, *d_c, *d_reset_h, *d_reset_c;  // [D][B][width], [D][B][units], and of resets the same
   Outer<K> outer, projection;                // scratch of this share
   acc* scratch;                              // of this share, partial sums of panel_product
@@ -95,7 +96,7 @@ class Backward {
     d_gates = arena.take<operand>(rows * gates);
     d_y = arena.take<operand>(proj ? rows * proj_depth : 0);
     hidden = arena.take<storage>(proj ? rows * shape.hidden : 0);
-    zeros = arena.take<storage>(recurrent);
+    zeros = arena.take<storage>(zero_width);
     carry = arena.take<acc>(states * width);
     d_c = arena.take<acc>(states * units);
     d_reset_h = arena.take<acc>(a.d_reset_h ? states * width : 0);
@@ -128,7 +129,7 @@ class Backward {
       if (a.d_reset_h) __builtin_memset(d_reset_h + i * width, 0, size_t(width) * sizeof(acc));
       if (a.d_reset_c) __builtin_memset(d_reset_c + i * units, 0, size_t(units) * sizeof(acc));
     }
-    if (share.first == 0) __builtin_memset(zeros, 0, size_t(recurrent) * sizeof(storage));
+    if (share.first == 0) __builtin_memset(zeros, 0, size_t(zero_width) * sizeof(storage));
   }
 
   const storage* state_row(const State& s, int64_t d, int64_t b) const {
@@ -311,6 +312,7 @@ class Backward {
         share, a.row_count, lefts,
         [&](int i, int64_t row) {
           at.go(row);
+          if (!index.active(at.t, at.b)) return static_cast<const storage*>(zeros);  // padding may hold anything
           return i == 0 ? index.template data_row<storage>(a.input, at.t, at.b) : h_before(d, at.t, at.b);
         },
         [&](int64_t row) { return d_gates_row(d, row); }, gates);

@@ -247,7 +247,7 @@ class Forward {
             x[r] = staged + (d * chunk_rows + q + r) * depth_x;
           }
         }
-        Tile<typename K::Isa, typename K::Product, kRows> tile{};
+        Tile<typename K::Isa, typename K::Product, kRows> tile;
         multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panel, depth_x);
         for (int r = 0; r < kRows; ++r)
           for (int gate = 0; gate < kPanelVectors; ++gate)
@@ -283,7 +283,7 @@ class Forward {
       constexpr int kRows = constant;
       // W_hh h is summed from zero and then added: its rounding errors are in proportion to it, and it is usually much
       // smaller than the input's part.
-      Tile<typename K::Isa, typename K::Product, kRows> tile{};
+      Tile<typename K::Isa, typename K::Product, kRows> tile;
       const operand* x[kRows];
       for (int r = 0; r < kRows; ++r) x[r] = h_now + (r0 + r) * h_width;
       multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panel, depth_h);
@@ -373,7 +373,7 @@ class Forward {
     const int64_t count = index.rows_at(t, rows);
     for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
       constexpr int kRows = constant;
-      Tile<typename K::Isa, typename K::Product, kRows> tile{};
+      Tile<typename K::Isa, typename K::Product, kRows> tile;
       const operand* x[kRows];
       for (int r = 0; r < kRows; ++r) x[r] = from + (r0 + r) * units;
       multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panels_r + i * units * K::kPanel, units);

@@ -93,7 +93,7 @@ class Outer {
         for_panel_width<K>(columns - n, [&](auto width) FUSEDLSTM_LAMBDA {
           for_each_tile<K>(count, [&](int64_t m, auto rows) FUSEDLSTM_LAMBDA {
             constexpr int kRows = rows, kVectors = width;
-            Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile{};
+            Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
             const operand* x[kRows];
             for (int r = 0; r < kRows; ++r) x[r] = tiles + m * kOuterDepth + r * K::kDepth;
             multiply<typename K::Isa, typename K::Product, kRows, kRows, kVectors>(tile, x, panel, padded);

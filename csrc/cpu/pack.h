@@ -183,7 +183,7 @@ FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int parts, in
         const typename K::operand* panel = panel_of(part) + k * K::kPanel;
         for_each_tile<K>(rows, [&](int64_t r0, auto count) FUSEDLSTM_LAMBDA {
           constexpr int kRows = count;
-          Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile{};
+          Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
           const typename K::operand* x[kRows];
           for (int r = 0; r < kRows; ++r) x[r] = row_of(part, r0 + r) + k;
           multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, block);
