@@ -24,7 +24,7 @@ KERNELS = [(isa, plan) for isa in ISAS for plan in PLANS if isa == ISAS[-1] or p
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 # Below, on and above the borders of tiles (3 or 6 rows), vectors (2 to 16 units), panels (8 to 64 columns) and, in the
-# last one, of the stretches (128), of the blocks of depth (1024 gate rows) and of rows (256).
+# last one, of the stretches (256), of the blocks of depth (1024 gate rows) and of rows (256).
 SHAPES = [
     Case("units-1", 2, 1, 1, 1),
     Case("rows-7", 3, 7, 9, 33, bidirectional=True),

@@ -9,7 +9,7 @@
 namespace fusedlstm::cpu {
 namespace {
 
-constexpr int64_t kKeptBytes = int64_t(16) << 20;
+constexpr int64_t kKeptBytes = int64_t(128) << 20;
 constexpr int64_t kHugePage = int64_t(2) << 20;
 
 struct Free {

@@ -10,7 +10,7 @@ namespace fusedlstm::cpu {
 void prefer_huge_pages(void* data, int64_t bytes);
 
 // This thread's scratch memory of at least `bytes`, 64-byte aligned, uninitialised; valid until the next call.
-// Blocks of the size that small, frequent calls need are kept, so that these neither allocate nor touch new pages.
+// Blocks up to 128 MiB are kept for the thread's next call, which then neither allocates nor touches new pages.
 char* scratch_memory(int64_t bytes);
 
 // Returns a large block at once; call it when the scratch memory is no longer used.

@@ -96,7 +96,8 @@ class Outer {
             Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
             const operand* x[kRows];
             for (int r = 0; r < kRows; ++r) x[r] = tiles + m * kOuterDepth + r * K::kDepth;
-            multiply<typename K::Isa, typename K::Product, kRows, kRows, kVectors>(tile, x, panel, padded);
+            multiply<typename K::Isa, typename K::Product, kRows, kRows, kVectors, kOuterDepth / 2>(tile, x, panel,
+                                                                                                    padded);
             // Blocks are summed from zero and then added up: fewer roundings at the size of the whole sum.
             acc* sum = to + (m0 + m) * ld + n;
             for (int r = 0; r < kRows; ++r)

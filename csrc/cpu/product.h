@@ -111,20 +111,20 @@ FUSEDLSTM_INLINE void multiply_stretch(Tile<Isa, Product, kRows, kVectors>& tile
 }
 
 // A running sum rounds in proportion to itself at every step: longer ones are cut into stretches that are added up.
-inline constexpr int64_t kStretch = 128;
+inline constexpr int kStretch = 256;
 
 // tile[r] = sum over k of a[r][k * kStride] * panel[k]. `depth` counts elements of k, a multiple of kDepth.
-template <class Isa, class Product, int kRows, int kStride = 1, int kVectors = kPanelVectors>
+template <class Isa, class Product, int kRows, int kStride = 1, int kVectors = kPanelVectors, int kLongest = kStretch>
 FUSEDLSTM_INLINE void multiply(Tile<Isa, Product, kRows, kVectors>& tile, const typename Product::operand* const* a,
                                const typename Product::operand* panel, int64_t depth) {
   tile = {};
-  multiply_stretch<Isa, Product, kRows, kStride, kVectors>(tile, a, panel, depth < kStretch ? depth : kStretch);
-  for (int64_t k = kStretch; k < depth; k += kStretch) {
+  multiply_stretch<Isa, Product, kRows, kStride, kVectors>(tile, a, panel, depth < kLongest ? depth : kLongest);
+  for (int64_t k = kLongest; k < depth; k += kLongest) {
     const typename Product::operand* rest[kRows];
     for (int r = 0; r < kRows; ++r) rest[r] = a[r] + k * kStride;
     Tile<Isa, Product, kRows, kVectors> part{};
     multiply_stretch<Isa, Product, kRows, kStride, kVectors>(part, rest, panel + k * kPanelWidth<Isa, Product>,
-                                                             depth - k < kStretch ? depth - k : kStretch);
+                                                             depth - k < kLongest ? depth - k : kLongest);
     for (int r = 0; r < kRows; ++r)
       for (int q = 0; q < kVectors; ++q) tile.v[r][q] += part.v[r][q];
   }
