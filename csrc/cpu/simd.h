@@ -25,7 +25,7 @@ struct VectorOf {
 template <class Isa, class T>
 using Vector = typename VectorOf<T, Isa::kVectorBytes>::type;
 
-// Two more than the vectors of 16-bit types need: a half-width integer vector that widens to a Vector<Isa, uint32_t>.
+// As many 16-bit integers as a Vector<Isa, uint32_t> has lanes: it widens to one.
 template <class Isa>
 using HalfVector = typename VectorOf<uint16_t, Isa::kVectorBytes / 2>::type;
 
@@ -68,7 +68,8 @@ FUSEDLSTM_INLINE To bits(From v) {
 }
 
 // exp and its relatives by range reduction, x = n ln 2 + r with |r| <= ln 2 / 2, and the Taylor polynomial of
-// expm1(r) to the first term below half a unit in the last place. Errors, measured over all exponents: below 2 ulp.
+// expm1(r) to the first term below half a unit in the last place. Relative errors of
+// sigmoid and tanh, measured from -30 to 30: below 2 eps.
 template <class Isa, class T>
 struct Exponential;
 
