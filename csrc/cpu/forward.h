@@ -42,7 +42,6 @@ class Forward {
         depth_x(round_up(shape.input, plan.direct ? kVector : K::kDepth)),
         depth_h(round_up(shape.recurrent(), K::kDepth)),
         h_width(round_up(shape.proj > 0 ? project_panels * K::kPanel : units, kVector)),
-        row_groups((plan.threads + shape.directions - 1) / shape.directions),
         chunk(chunk_steps()),
         chunk_rows(chunk * rows_per_share()) {}
 
@@ -57,17 +56,7 @@ class Forward {
     lay_out(arena, share.first);
     pack(share);
     share.meet();
-    if (plan.split == Split::kRows) {
-      const Range tasks = share.of(shape.directions * row_groups);
-      for (int64_t task = tasks.begin; task < tasks.end; ++task) {
-        const Range rows = part(shape.batch, task % row_groups, row_groups);
-        const int64_t d = task / row_groups;
-        steps(rows, {d * blocks, (d + 1) * blocks}, {d * project_panels, (d + 1) * project_panels}, nullptr);
-      }
-    } else {
-      const int64_t d = shape.directions;
-      steps({0, shape.batch}, share.of(d * blocks), share.of(d * project_panels), &share);
-    }
+    for_each_task(plan, shape, share, [&](const Task& task) { steps(task); });
   }
 
  private:
@@ -76,7 +65,7 @@ class Forward {
   const Plan& plan;
   const RowIndex index;
   const int64_t blocks, project_panels, units, depth_x, depth_h, h_width;
-  const int64_t row_groups, chunk, chunk_rows;  // groups of Split::kRows; steps and rows of a chunk of pre-activations
+  const int64_t chunk, chunk_rows;  // steps and rows of a chunk of pre-activations
   // Shared by the team.
   operand *panels_x, *panels_h, *panels_r;  // [D][blocks] panels of depth_x, depth_h; [D][project_panels] of units
   acc* bias;                                // [D][blocks][4][lanes]
@@ -91,7 +80,8 @@ class Forward {
   bool staging() const { return plan.direct || !kInputIsOperand || shape.input % K::kDepth != 0; }
 
   int64_t rows_per_share() const {
-    return plan.split == Split::kRows ? (shape.batch + row_groups - 1) / row_groups : shape.batch;
+    const int64_t groups = row_groups(plan, shape);
+    return (shape.batch + groups - 1) / groups;
   }
   int64_t blocks_per_share() const {
     return plan.split == Split::kRows ? blocks : (shape.directions * blocks + plan.threads - 1) / plan.threads;
@@ -169,23 +159,19 @@ class Forward {
   }
 
   int64_t first_step(int64_t d) const { return d == 0 ? 0 : shape.steps - 1; }
-  static const storage* state_row(const State& s, int64_t d, int64_t b) {
-    return s.data ? static_cast<const storage*>(s.data) + d * s.direction + b * s.batch : nullptr;
-  }
 
   void set_state(int64_t d, int64_t b, const State& from_h, const State& from_c) {
     const int64_t row = (d * shape.batch + b) * h_width;
-    to_operands<K>(h[0] + row, state_row(from_h, d, b), shape.recurrent(), h_width);
+    to_operands<K>(h[0] + row, state_row<storage>(from_h, d, b), shape.recurrent(), h_width);
     to_operands<K>(h[1] + row, nullptr, 0, h_width);  // what no unit writes is read as zeros
-    const storage* from = state_row(from_c, d, b);
+    const storage* from = state_row<storage>(from_c, d, b);
     for (int64_t u = 0; u < units; u += K::kLanes)
       store(c + (d * shape.batch + b) * units + u,
             from && u < shape.hidden ? K::load(from + u, shape.hidden - u) : V{});
   }
 
-  // Runs all time steps for batch rows `rows`, blocks and projection panels of the given ranges (over all directions).
-  // `team` is null where nobody else works on these rows.
-  void steps(Range rows, Range range, Range panels, const Share* team) {
+  void steps(const Task& task) {
+    const Range rows = task.rows, range = task.of(blocks), panels = task.of(project_panels);
     int64_t first_row[2][kMaxChunkSteps + 1];
     for (int64_t s0 = 0; s0 < shape.steps; s0 += chunk) {
       const int64_t s1 = s0 + chunk < shape.steps ? s0 + chunk : shape.steps;
@@ -203,10 +189,10 @@ class Forward {
           block_step(d, i, i - range.begin, rows, s, first_row[d][s - s0], first_row[d][s - s0 + 1]);
         }
         if (shape.proj > 0) {
-          if (team) team->meet();
+          task.meet();
           for (int64_t i = panels.begin; i < panels.end; ++i) project(i / project_panels, i, rows, s);
         }
-        if (team) team->meet();
+        task.meet();
       }
     }
     for (int64_t i = range.begin; i < range.end; ++i) final_state(i / blocks, i % blocks, rows);
@@ -323,7 +309,7 @@ class Forward {
   // Writes h for the next step, or what a reset puts in its place.
   FUSEDLSTM_INLINE void next_h(int64_t d, int64_t s, int64_t b, int64_t u, V value) {
     if (a.rows.reset && s + 1 < shape.steps && index.reset(index.step(s + 1, d), b)) {
-      const storage* row = state_row(a.reset_h, d, b);
+      const storage* row = state_row<storage>(a.reset_h, d, b);
       value = row && u < shape.recurrent() ? K::load(row + u, shape.recurrent() - u) : V{};
     }
     K::store_operand(h[(s + 1) & 1] + (d * shape.batch + b) * h_width + u, value);
@@ -348,7 +334,7 @@ class Forward {
     }
     V c_next = active ? y.c : c_prev;
     if (a.rows.reset && s + 1 < shape.steps && index.reset(index.step(s + 1, d), b)) {
-      const storage* reset = state_row(a.reset_c, d, b);
+      const storage* reset = state_row<storage>(a.reset_c, d, b);
       c_next = reset ? K::load(reset + unit, n) : V{};
     }
     store(c_row, c_next);

@@ -108,6 +108,38 @@ struct Share {
   Range of(int64_t n) const { return {n * first / count, n * last / count}; }
 };
 
+// What runs through all time steps together: some batch rows of some directions. Where the rows are divided it is
+// alone and meets nobody; where the units are, it is the whole layer and `team` is the share of it to work on.
+struct Task {
+  Range directions, rows;
+  int64_t group;  // of rows
+  const Share* team;
+  void meet() const {
+    if (team) team->meet();
+  }
+  // The items to work on, of `n` in each direction.
+  Range of(int64_t n) const {
+    return team ? team->of(directions.end * n) : Range{directions.begin * n, directions.end * n};
+  }
+};
+
+// Groups of rows in one direction: as many as keep every thread busy.
+constexpr int64_t row_groups(const Plan& plan, const Shape& shape) {
+  return plan.split == Split::kUnits ? 1 : (plan.threads + shape.directions - 1) / shape.directions;
+}
+
+// Runs body(task) for every task of a share.
+template <class Body>
+void for_each_task(const Plan& plan, const Shape& shape, const Share& share, Body body) {
+  if (plan.split == Split::kUnits) return body(Task{{0, shape.directions}, {0, shape.batch}, 0, &share});
+  const int64_t groups = row_groups(plan, shape);
+  const Range tasks = share.of(shape.directions * groups);
+  for (int64_t i = tasks.begin; i < tasks.end; ++i) {
+    const int64_t d = i / groups, group = i % groups;
+    body(Task{{d, d + 1}, part(shape.batch, group, groups), group, nullptr});
+  }
+}
+
 struct LayerKernels {
   int64_t (*forward_bytes)(const ForwardArgs&, const Plan&);  // workspace, 64-byte aligned
   void (*forward)(const ForwardArgs&, const Plan&, Share, char* workspace);

@@ -1,9 +1,9 @@
-// Weight gradients: products over all rows of a layer, d_weight[n][m] = sum over rows k of right[k][n] * left[k][m].
+// Sums over rows, as weight gradients are: d_weight[n][m] = sum over rows k of right[k][n] * left[k][m].
 //
 // The wide side (gate gradients, n) is brought into panels by whole vectors, the narrow side (inputs or hidden states,
 // m) into tiles; both for a block of rows that stays in the cache. Sums are kept in `acc` over all rows and rounded
 // once. A column of ones on the left gives the bias gradient in the same pass, and several left matrices share the
-// panels of the right one. Each share owns a range of panels.
+// panels of the right one.
 #pragma once
 
 #include "pack.h"
@@ -11,10 +11,10 @@
 
 namespace fusedlstm::cpu {
 
-inline constexpr int64_t kOuterDepth = 256;    // rows k of a block
+inline constexpr int64_t kOuterDepth = 256;    // rows k of a block, at most
 inline constexpr int64_t kOuterColumns = 240;  // columns m of a block, a multiple of every tile height
 
-template <class K>
+template <class K, int kLefts>
 class Outer {
  public:
   using V = typename K::V;
@@ -22,86 +22,106 @@ class Outer {
   using operand = typename K::operand;
   using storage = typename K::storage;
 
-  // One left matrix and where its products go: d_weight [columns, width] or null, d_bias [columns] or null.
+  // One left matrix: its width, and whether there are products with it and with a column of ones.
   struct Left {
     int64_t width;
+    bool has_weight, has_bias;
+    int64_t columns() const { return (has_weight ? width : 0) + (has_bias ? 1 : 0); }
+  };
+  // Where they go: d_weight [columns, width], d_bias [columns].
+  struct Result {
     storage *d_weight, *d_bias;
-    int64_t columns() const { return (d_weight ? width : 0) + (d_bias ? 1 : 0); }
+  };
+  // Rows of one block, by pointer.
+  struct Block {
+    int64_t depth = 0;
+    const storage* left[kLefts][kOuterDepth];
+    const operand* right[kOuterDepth];
   };
 
-  // Scratch of `shares` shares for up to `columns` right columns and `lefts` left columns (ones included) in all; this
-  // one begins at `share`.
-  void lay_out(Arena& arena, int64_t columns, int64_t lefts, int64_t shares, int64_t share) {
-    constexpr int64_t kTiles = kOuterColumns * kOuterDepth + 2 * K::kPanel;
-    const int64_t panels = (round_up(columns, K::kPanel) / K::kPanel + shares - 1) / shares;
-    const int64_t right = panels * kOuterDepth * K::kPanel, sum = lefts * panels * K::kPanel;
-    tiles = arena.take<operand>(shares * kTiles) + share * kTiles;
-    block = arena.take<operand>(shares * right) + share * right;
-    sums = arena.take<acc>(shares * sum) + share * sum;
+  const int64_t columns, panels;  // of the right matrix
+
+  Outer(int64_t columns, const Left (&lefts)[kLefts])
+      : columns(columns), panels(round_up(columns, K::kPanel) / K::kPanel), ld(panels * K::kPanel) {
+    for (int i = 0; i < kLefts; ++i) all += (this->lefts[i] = lefts[i]).columns();
   }
 
-  // left_row(i, k): row k of the i-th left matrix, storage; right_row(k): row k of the right matrix, operands.
-  template <int kLefts, class LeftRow, class RightRow>
-  void run(Share share, int64_t rows, const Left (&lefts)[kLefts], LeftRow left_row, RightRow right_row,
-           int64_t columns) const {
-    const Range panels = share.of(round_up(columns, K::kPanel) / K::kPanel);
-    const int64_t ld = (panels.end - panels.begin) * K::kPanel;
-    int64_t all = 0;
-    for (const Left& left : lefts) all += left.columns();
-    if (ld == 0 || all == 0) return;
-    __builtin_memset(sums, 0, size_t(all * ld) * sizeof(acc));
-    for (int64_t k0 = 0; k0 < rows; k0 += kOuterDepth) {
-      const int64_t depth = rows - k0 < kOuterDepth ? rows - k0 : kOuterDepth;
-      for (int64_t k = 0; k < depth; k += K::kDepth)  // whole rows in turn: they are read from memory
-        for (int64_t p = panels.begin; p < panels.end; ++p)
-          pack_columns<K, typename K::OperandStorage>(
-              block + (p - panels.begin) * kOuterDepth * K::kPanel + k * K::kPanel,
-              [&](int64_t next) { return right_row(k0 + k + next); }, depth - k < K::kDepth ? depth - k : K::kDepth,
-              columns, p * K::kPanel);
-      acc* to = sums;
-      for (int i = 0; i < kLefts; ++i) {
-        if (lefts[i].columns() == 0) continue;
-        const storage* left[kOuterDepth];
-        for (int64_t k = 0; k < depth; ++k) left[k] = left_row(i, k0 + k);
-        accumulate(to, ld, columns - panels.begin * K::kPanel, left, depth, lefts[i]);
-        to += lefts[i].columns() * ld;
-      }
+  // `sets` sets of sums, and scratch of `shares` shares for `own_panels` at a time; this is number `share`.
+  void lay_out(Arena& arena, int64_t sets, int64_t own_panels, int64_t shares, int64_t share) {
+    constexpr int64_t kTiles = kOuterColumns * kOuterDepth + 2 * K::kPanel;
+    const int64_t packed = own_panels * kOuterDepth * K::kPanel;
+    tiles = arena.take<operand>(shares * kTiles) + share * kTiles;
+    packed_right = arena.take<operand>(shares * packed) + share * packed;
+    sums = arena.take<acc>(sets * all * ld);
+  }
+
+  // Adds a block to the sums of a set, for the panels of `range`. The `first` block of a set starts it, and may be
+  // empty.
+  void accumulate(int64_t set, Range range, const Block& block, bool first) const {
+    if (all == 0) return;
+    for (int64_t k = 0; k < block.depth; k += K::kDepth)  // whole rows in turn: they lie together
+      for (int64_t p = range.begin; p < range.end; ++p)
+        pack_columns<K, typename K::OperandStorage>(
+            packed_right + (p - range.begin) * kOuterDepth * K::kPanel + k * K::kPanel,
+            [&](int64_t next) { return block.right[k + next]; },
+            block.depth - k < K::kDepth ? block.depth - k : K::kDepth, columns, p * K::kPanel);
+    acc* to = sums + set * all * ld;
+    for (int i = 0; i < kLefts; ++i) {
+      accumulate_left(to, range, block.left[i], block.depth, lefts[i], first);
+      to += lefts[i].columns() * ld;
     }
-    const acc* from = sums;
-    for (const Left& left : lefts) {
-      write(from, ld, panels.begin * K::kPanel, left, columns);
-      from += left.columns() * ld;
+  }
+
+  // Adds up the sets set .. set + sets - 1 and writes the columns of `range` of all results.
+  void write(int64_t set, int64_t sets, Range range, const Result (&results)[kLefts]) const {
+    acc* from = sums + set * all * ld;
+    for (int64_t other = 1; other < sets; ++other)
+      for (int64_t m = 0; m < all; ++m)
+        for (int64_t n = range.begin * K::kPanel; n < range.end * K::kPanel; n += K::kLanes)
+          add(from + m * ld + n, cpu::load<V>(from + (other * all + m) * ld + n));
+    for (int i = 0; i < kLefts; ++i) {
+      write_left(from, range, lefts[i], results[i]);
+      from += lefts[i].columns() * ld;
     }
   }
 
  private:
-  operand *tiles, *block;
-  acc* sums;  // [left columns][panels of the share][kPanel]
+  const int64_t ld;
+  Left lefts[kLefts];
+  int64_t all = 0;                // left columns, the ones included
+  operand *tiles, *packed_right;  // of this share
+  acc* sums;                      // [sets][all][ld]
 
-  // to[m][n] += sum over the rows k of a block of left[k][m] * block[k][n].
-  void accumulate(acc* to, int64_t ld, int64_t columns, const storage* const* left, int64_t depth,
-                  const Left& shape) const {
-    const int64_t width = shape.d_weight ? shape.width : 0, lefts = shape.columns();
+  // to[m][n] += sum over the rows k of a block of left[k][m] * right[k][n].
+  void accumulate_left(acc* to, Range range, const storage* const* left, int64_t depth, const Left& shape,
+                       bool first) const {
+    const int64_t width = shape.has_weight ? shape.width : 0, lefts = shape.columns();
     const int64_t padded = round_up(depth, K::kDepth);
     for (int64_t m0 = 0; m0 < lefts; m0 += kOuterColumns) {
       const int64_t count = lefts - m0 < kOuterColumns ? lefts - m0 : kOuterColumns;
       for_each_tile<K>(count, [&](int64_t m, auto rows) FUSEDLSTM_LAMBDA {
         pack_tile<rows>(tiles + m * kOuterDepth, left, depth, m0 + m, width);
       });
-      for (int64_t n = 0; n < ld; n += K::kPanel) {
-        const operand* panel = block + n * kOuterDepth;
-        for_panel_width<K>(columns - n, [&](auto width) FUSEDLSTM_LAMBDA {
+      for (int64_t p = range.begin; p < range.end; ++p) {
+        const operand* panel = packed_right + (p - range.begin) * kOuterDepth * K::kPanel;
+        for_panel_width<K>(columns - p * K::kPanel, [&](auto width) FUSEDLSTM_LAMBDA {
           for_each_tile<K>(count, [&](int64_t m, auto rows) FUSEDLSTM_LAMBDA {
             constexpr int kRows = rows, kVectors = width;
             Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
             const operand* x[kRows];
             for (int r = 0; r < kRows; ++r) x[r] = tiles + m * kOuterDepth + r * K::kDepth;
+            acc* sum = to + (m0 + m) * ld + p * K::kPanel;
+            // Blocks are summed from zero and then added up: fewer roundings at the size of the whole sum. Sums of
+            // large weights come from memory; they are on their way while the block is summed.
+            for (int r = 0; r < kRows; ++r)
+              for (int q = 0; q < kVectors; ++q) __builtin_prefetch(sum + r * ld + q * K::kLanes, 1);
             multiply<typename K::Isa, typename K::Product, kRows, kRows, kVectors, kOuterDepth / 2>(tile, x, panel,
                                                                                                     padded);
-            // Blocks are summed from zero and then added up: fewer roundings at the size of the whole sum.
-            acc* sum = to + (m0 + m) * ld + n;
             for (int r = 0; r < kRows; ++r)
-              for (int q = 0; q < kVectors; ++q) add(sum + r * ld + q * K::kLanes, tile.v[r][q]);
+              for (int q = 0; q < kVectors; ++q) {
+                acc* at = sum + r * ld + q * K::kLanes;
+                cpu::store(at, first ? tile.v[r][q] : tile.v[r][q] + cpu::load<V>(at));
+              }
           });
         });
       }
@@ -129,17 +149,17 @@ class Outer {
   }
 
   // from [m][n] -> d_weight [n][m], transposed by squares of lanes; the column of ones -> d_bias.
-  static void write(const acc* from, int64_t ld, int64_t n0, const Left& left, int64_t columns) {
-    const int64_t width = left.d_weight ? left.width : 0;
-    for (int64_t n = 0; n < ld && n0 + n < columns; n += K::kLanes) {
-      const int64_t lanes = columns - n0 - n < K::kLanes ? columns - n0 - n : K::kLanes;
+  void write_left(const acc* from, Range range, const Left& shape, const Result& to) const {
+    const int64_t width = shape.has_weight ? shape.width : 0;
+    for (int64_t n = range.begin * K::kPanel; n < range.end * K::kPanel && n < columns; n += K::kLanes) {
+      const int64_t lanes = columns - n < K::kLanes ? columns - n : K::kLanes;
       for (int64_t m = 0; m < width; m += K::kLanes) {
         V v[K::kLanes] = {};
         for (int64_t i = 0; i < K::kLanes && m + i < width; ++i) v[i] = cpu::load<V>(from + (m + i) * ld + n);
         transpose<K>(v);
-        for (int64_t l = 0; l < lanes; ++l) K::store(left.d_weight + (n0 + n + l) * width + m, v[l], width - m);
+        for (int64_t l = 0; l < lanes; ++l) K::store(to.d_weight + (n + l) * width + m, v[l], width - m);
       }
-      if (left.d_bias) K::store(left.d_bias + n0 + n, cpu::load<V>(from + width * ld + n), lanes);
+      if (shape.has_bias) K::store(to.d_bias + n, cpu::load<V>(from + width * ld + n), lanes);
     }
   }
 };

@@ -1,6 +1,7 @@
 // Brings matrices into panels (product.h) and rows into operands, for one storage dtype and one way to multiply.
 #pragma once
 
+#include "layer.h"
 #include "product.h"
 #include "storage.h"
 
@@ -122,6 +123,20 @@ FUSEDLSTM_INLINE void pack_columns(typename K::operand* panel, RowOf row_of, int
       if (c < columns) v = column_vector<K, S>(row + c, next ? next + c : nullptr, columns - c);
       store(panel + k * K::kPanel + q * K::kLanes * K::kDepth, v);
     }
+  }
+}
+
+// Panels of the columns of a weight [depth, columns], which multiply from the left by its transpose: [D][panels] of
+// `padded` depth. The team divides them.
+template <class K, class WeightOf>
+void pack_transposed_weights(Share share, int64_t directions, typename K::operand* to, int64_t panels, int64_t depth,
+                             int64_t padded, int64_t columns, WeightOf weight_of) {
+  const Range range = share.of(directions * panels);
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    const auto* w = static_cast<const typename K::storage*>(weight_of(i / panels));
+    pack_columns<K>(
+        to + i * padded * K::kPanel, [&](int64_t k) { return w + k * columns; }, depth, columns,
+        i % panels * K::kPanel);
   }
 }
 

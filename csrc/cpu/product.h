@@ -26,7 +26,7 @@ struct FullProduct {  // float or double
   }
   template <class V>
   static FUSEDLSTM_INLINE V broadcast(const operand* a) {
-    return V{} + *a;
+    return *a - V{};  // x - 0 is x; 0 + x is not for x = -0, and would cost an addition
   }
 };
 

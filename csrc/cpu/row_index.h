@@ -36,6 +36,12 @@ class RowIndex {
   const Rows& rows;
 };
 
+// A row of a state, or null where there is none.
+template <class T>
+const T* state_row(const State& s, int64_t d, int64_t b) {
+  return s.data ? static_cast<const T*>(s.data) + d * s.direction + b * s.batch : nullptr;
+}
+
 // Hands out 64-byte aligned pieces of one block. With a null base it only counts.
 struct Arena {
   char* base;
