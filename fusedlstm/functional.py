@@ -208,11 +208,11 @@ def _states_of_layers(x, hx, reset_state, B, sizes):
         h_0 = x.new_zeros((D, B, R)) if R else c_0
         initial = [h_0] * L, [c_0] * L
     else:
-        initial = [[state] if L == 1 else state.split(D) for state in hx]
+        initial = [[state] if L == 1 else state.chunk(L) for state in hx]
     if reset_state is None:
         nothing = [None] * L
         return zip(*initial, nothing, nothing)
-    return zip(*initial, *[state.split(D) for state in reset_state])
+    return zip(*initial, *[state.chunk(L) for state in reset_state])
 
 
 def _stack(operator, x, states, weights, sizes, options, rows):
