@@ -92,6 +92,7 @@ struct LayerTensors {
     STD_TORCH_CHECK(weight_hh[0].dim() == 2 && weight_hh[0].size(0) % 4 == 0,
                     "fusedlstm: expected weight_hh of size [4 * hidden_size, ...], got ", sizes_of(weight_hh[0]));
     dtype = input.scalar_type();
+    input_facts = facts_of(input);
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
                         dtype == ScalarType::Half,
                     "fusedlstm: expected input of dtype float32, float64, bfloat16 or float16");
@@ -160,13 +161,27 @@ struct LayerTensors {
   // Checks that t has these sizes and the dtype and device of the input.
   void like_input(const Tensor& t, std::initializer_list<int64_t> sizes, const char* name) const {
     check_sizes(t, sizes, name);
-    STD_TORCH_CHECK(t.scalar_type() == dtype, "fusedlstm: expected ", name, " of the input's dtype");
+    STD_TORCH_CHECK(facts_of(t).dtype == input_facts.dtype, "fusedlstm: expected ", name, " of the input's dtype");
     same_device(t, name);
   }
   void same_device(const Tensor& t, const char* name) const {
-    STD_TORCH_CHECK(t.is_cpu() == input.is_cpu() && t.get_device() == input.get_device(), "fusedlstm: expected ", name,
-                    " on the input's device");
+    const Facts facts = facts_of(t);
+    STD_TORCH_CHECK(facts.device_type == input_facts.device_type && facts.device_index == input_facts.device_index,
+                    "fusedlstm: expected ", name, " on the input's device");
   }
+
+  // In PyTorch's own codes: to translate the dtype takes up to ten calls more, for each tensor.
+  struct Facts {
+    int32_t dtype, device_type, device_index;
+  };
+  static Facts facts_of(const Tensor& t) {
+    Facts facts{};
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &facts.dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &facts.device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &facts.device_index));
+    return facts;
+  }
+  Facts input_facts{};
 };
 
 }  // namespace fusedlstm

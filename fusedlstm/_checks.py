@@ -152,6 +152,13 @@ def check_state(state, expected, x, name):
 
 def checked_cell_state(hx, x, is_batched, H):
     """A cell's state as [1, B, H] tensors."""
+    expected = (x.size(0), H) if is_batched else (H,)
+    if hx[0].shape != expected or hx[1].shape != expected:
+        _refuse_cell_state(hx, x, is_batched, H)
+    return [s.unsqueeze(0) if is_batched else s.view(1, 1, H) for s in hx]
+
+
+def _refuse_cell_state(hx, x, is_batched, H):
     for place, tensor in enumerate(hx):
         if tensor.dim() not in (1, 2):
             raise ValueError(f"LSTMCell: Expected hx[{place}] to be 1D or 2D, got {tensor.dim()}D instead")
@@ -167,7 +174,6 @@ def checked_cell_state(hx, x, is_batched, H):
             raise RuntimeError(f"hidden{place} has inconsistent hidden_size: got {tensor.size(-1)}, expected {H}")
         if is_batched and tensor.size(0) != x.size(0):
             raise RuntimeError(f"Input batch size {x.size(0)} doesn't match hidden{place} batch size {tensor.size(0)}")
-    return tuple(s.unsqueeze(0) if is_batched else s.view(1, 1, H) for s in hx)
 
 
 def _is_readable(tensor) -> bool:

@@ -154,22 +154,28 @@ def run(input, hx, weights, sizes: Sizes, options: Options):
         if not is_packed or hx[0].dim() != 3 or hx[1].dim() != 3:
             hx = _checks.batched_state(hx, is_batched)
 
+    reset_state = options.reset_state
+    if torch._C._is_any_autocast_enabled():
+        x, hx, weights, reset_state = _autocast(x, hx, weights, reset_state)
     tensors = [tensor for layer in weights for tensor in layer]
-    x, hx, weights, tensors, reset_state = _autocast(x, hx, weights, tensors, options.reset_state)
     _checks.check_input(x, tensors, sizes.input_size)
     _checks.check_weights(weights, sizes, x)
 
     B = x.size(1) if batch_sizes is None else _checks.first_batch_size(batch_sizes, hx)
     rows, R = sizes.num_layers * sizes.directions, sizes.proj_size or sizes.hidden_size
     expected = (rows, B, R), (rows, B, sizes.hidden_size)
-    h_0, c_0 = _initial_state(x, hx, expected, sorted_indices)
+    if hx is not None:
+        _checks.check_state(hx, expected, x, "hidden")
+        if sorted_indices is not None:
+            hx = [state.index_select(1, sorted_indices) for state in hx]
     lengths, reset, reset_state = _row_states(x, options, reset_state, expected, is_batched, sizes)
 
     wants_states = options.return_cell_states or options.return_gates
-    differentiable = [x, h_0, c_0, *tensors, *(reset_state or ())]
+    differentiable = [x, *(hx or ()), *tensors, *(reset_state or ())]
     operator = _operator(differentiable, x.device, wants_states, lengths, reset)
+    states = _states_of_layers(x, hx, reset_state, B, sizes)
     output, (h_n, c_n), cell_states, gates = _stack(
-        operator, x, h_0, c_0, weights, sizes, options, (batch_sizes, lengths, reset), reset_state
+        operator, x, states, weights, sizes, options, (batch_sizes, lengths, reset)
     )
 
     if is_packed:
@@ -194,31 +200,29 @@ def run(input, hx, weights, sizes: Sizes, options: Options):
     return result
 
 
-def _initial_state(x, hx, expected, sorted_indices):
-    """h_0 and c_0 in the order of the batch rows: zeros, or checked ones."""
+def _states_of_layers(x, hx, reset_state, B, sizes):
+    """For each layer h_0, c_0, reset_h, reset_c; the first two are zeros where there is no hx."""
+    D, L, R = sizes.directions, sizes.num_layers, sizes.proj_size
     if hx is None:
-        zeros = x.new_zeros(expected[1])
-        return (zeros if expected[0] == expected[1] else x.new_zeros(expected[0])), zeros
-    _checks.check_state(hx, expected, x, "hidden")
-    if sorted_indices is None:
-        return hx
-    return tuple(state.index_select(1, sorted_indices) for state in hx)
+        c_0 = x.new_zeros((D, B, sizes.hidden_size))
+        h_0 = x.new_zeros((D, B, R)) if R else c_0
+        initial = [h_0] * L, [c_0] * L
+    else:
+        initial = [[state] if L == 1 else state.chunk(L) for state in hx]
+    if reset_state is None:
+        nothing = [None] * L
+        return zip(*initial, nothing, nothing)
+    return zip(*initial, *[state.chunk(L) for state in reset_state])
 
 
-def _stack(operator, x, h_0, c_0, weights, sizes, options, rows, reset_state):
+def _stack(operator, x, states, weights, sizes, options, rows):
     """All layers: output of the last one; final states and all-step states of all, layer by layer."""
     D, L = sizes.directions, sizes.num_layers
     allow_tf32 = _allow_tf32(x)
-    reset_h, reset_c = reset_state or (None, None)
     finals_h, finals_c, all_cells, all_gates = [], [], [], []
-    for layer in range(L):
-        h, c, r_h, r_c = (
-            s if s is None or L == 1 else s[layer * D : layer * D + D] for s in (h_0, c_0, reset_h, reset_c)
-        )
-        result = operator(
-            x, h, c, *_by_kind(weights[layer * D : layer * D + D], sizes), *rows, r_h, r_c,
-            allow_tf32,
-        )  # fmt: skip
+    for layer, (h_0, c_0, *reset_state) in enumerate(states):
+        kinds = _by_kind(weights[layer * D : layer * D + D], sizes)
+        result = operator(x, h_0, c_0, *kinds, *rows, *reset_state, allow_tf32)
         x = result[0]
         finals_h.append(result[1])
         finals_c.append(result[2])
@@ -228,8 +232,8 @@ def _stack(operator, x, h_0, c_0, weights, sizes, options, rows, reset_state):
             all_cells.append(result[4])
         if options.training and options.dropout != 0 and layer < L - 1:
             x = torch.dropout(x, options.dropout, True)
-    states = (finals_h, finals_c, all_cells, all_gates)
-    h_n, c_n, cells, gates = (s[0] if len(s) == 1 else torch.cat(s) if s else None for s in states)
+    of_layers = (finals_h, finals_c, all_cells, all_gates)
+    h_n, c_n, cells, gates = [s[0] if len(s) == 1 else torch.cat(s) if s else None for s in of_layers]
     return x, (h_n, c_n), cells, gates
 
 
@@ -250,7 +254,7 @@ def _operator(differentiable, device, wants_states, lengths, reset):
     is_transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     if is_transformed and not _vmap.is_only_transform():
         return reference.lstm_layer
-    if device.type != "cpu" and device.type != "meta" and _lacks_kernels(device):
+    if device.type not in ("cpu", "meta") and _lacks_kernels(device):
         is_plain = not (is_transformed or wants_states) and lengths is None and reset is None
         return _torch_layer if is_plain else reference.lstm_layer
     # What is recorded for later must serve both with and without gradients; and of the two, only
@@ -258,9 +262,11 @@ def _operator(differentiable, device, wants_states, lengths, reset):
     is_recorded = torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
     if wants_states or is_recorded or (is_transformed and torch.is_grad_enabled()):
         return ops.lstm_layer
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
-        return ops.lstm_layer
-    return ops.lstm_layer_inference
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)):
+        return ops.lstm_layer_inference
+    # Compilers, and whoever overrides operators, must see the operator itself.
+    is_seen = torch.compiler.is_compiling() or torch.overrides.has_torch_function(differentiable)
+    return ops.lstm_layer if is_seen else ops.differentiable_layer
 
 
 @functools.cache
@@ -289,7 +295,7 @@ def _torch_layer(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight
 
 def _allow_tf32(x) -> bool:
     """Whether the user lets cuDNN's LSTM use TF32, by either of PyTorch's two sets of switches."""
-    if x.dtype is not torch.float32 or x.device.type != "cuda":
+    if not x.is_cuda or x.dtype is not torch.float32:
         return False
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"
 
@@ -318,11 +324,11 @@ def _arranged(tensor, time, is_batched, batch_first):
     return tensor.transpose(time, time + 1) if batch_first else tensor
 
 
-def _autocast(x, hx, weights, tensors, reset_state):
+def _autocast(x, hx, weights, reset_state):
     """Casts as autocast does for nn.LSTM: all to its dtype, except what is float64."""
     device = x.device.type
-    if not (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device)):
-        return x, hx, weights, tensors, reset_state
+    if not torch.is_autocast_enabled(device):
+        return x, hx, weights, reset_state
     dtype = torch.get_autocast_dtype(device)
 
     def cast(tensor):
@@ -330,9 +336,8 @@ def _autocast(x, hx, weights, tensors, reset_state):
         return tensor.to(dtype) if is_eligible and tensor.dtype != torch.float64 else tensor
 
     weights = [[cast(tensor) for tensor in layer] for layer in weights]
-    tensors = [tensor for layer in weights for tensor in layer]
     hx, reset_state = (None if s is None else tuple(map(cast, s)) for s in (hx, reset_state))
-    return cast(x), hx, weights, tensors, reset_state
+    return cast(x), hx, weights, reset_state
 
 
 def _row_states(x, options, reset_state, expected, is_batched, sizes):

@@ -56,9 +56,7 @@ class FusedLSTM(nn.RNNBase):
         return_gates: bool = False,
     ):
         """Run the layers; arguments, results and errors are those of `fusedlstm.functional.lstm`."""
-        # Parameters are read by name at each call: a list kept across calls would miss
-        # parametrizations, functional_call and deleted parameters.
-        weights = [[getattr(self, name) for name in names] for names in self._all_weights]
+        weights = [_parameters(self, names) for names in self._all_weights]
         directions = 2 if self.bidirectional else 1
         sizes = Sizes(
             self.input_size, self.hidden_size, self.proj_size, self.num_layers, directions,
@@ -111,4 +109,14 @@ class FusedLSTMCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Run one step; arguments, results and errors are those of `functional.lstm_cell`."""
-        return lstm_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return lstm_cell(input, hx, *_parameters(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
+
+
+def _parameters(module: nn.Module, names) -> list[Tensor]:
+    """The module's tensors of these names, read at each call.
+
+    A list kept across calls would miss parametrizations, functional_call and deleted parameters.
+    Most are where nn.Module keeps parameters, which its __getattr__ looks up slowly.
+    """
+    own = module._parameters
+    return [own[name] if name in own else getattr(module, name) for name in names]

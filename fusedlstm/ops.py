@@ -28,6 +28,7 @@ lstm_layer_backward = torch.ops.fusedlstm.lstm_layer_backward.default
 # A layer's arguments by place: input, h_0, c_0; five lists of one tensor per direction;
 # batch_sizes, lengths, reset, reset_h, reset_c; allow_tf32.
 LISTS = slice(3, 8)
+_ROWS = slice(8, 11)
 _LAYER_ARGUMENTS = 14
 # Those that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
 _DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12)
@@ -68,54 +69,51 @@ class _Layer(torch.autograd.Function):
 
     Written out instead of `torch.library.register_autograd`, which flattens lists of tensors by a
     general tree walk in every call: that took longer than a whole small layer. Arguments here are
-    flat: the sizes of the five lists, allow_tf32, the eight single tensors, the lists' elements.
+    the operator's, as one tuple, then all that can have gradients, flat: input, h_0, c_0, the lists'
+    elements, reset_h, reset_c.
     """
 
     # No setup_context: with it, every call of apply inspects the signature, for 50 microseconds.
     @staticmethod
-    def forward(ctx, list_sizes, allow_tf32, *tensors):
+    def forward(ctx, arguments, *tensors):
         with torch._C._AutoDispatchBelowAutograd():
-            results = lstm_layer(*_layer_arguments(list_sizes, allow_tf32, tensors))
+            results = lstm_layer(*arguments)
         output, _, _, gates, cell_states = results
-        ctx.list_sizes, ctx.allow_tf32 = list_sizes, allow_tf32
+        batch_sizes, lengths, reset = arguments[_ROWS]
+        ctx.list_sizes = [len(tensors) for tensors in arguments[LISTS]]
+        ctx.allow_tf32 = arguments[-1]
         ctx.mark_non_differentiable(gates)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output, gates, cell_states, *tensors)
+        ctx.save_for_backward(output, gates, cell_states, batch_sizes, lengths, reset, *tensors)
         return results
 
     @staticmethod
     def backward(ctx, d_output, d_h_n, d_c_n, _, d_cell_states):
-        output, gates, cell_states, *tensors = ctx.saved_tensors
-        asked = ctx.needs_input_grad[2:]
-        lists = _split(asked[_SINGLE:], ctx.list_sizes)
-        needs = [*asked[:3], *map(any, lists), *asked[6:8]]
+        output, gates, cell_states, batch_sizes, lengths, reset, *tensors = ctx.saved_tensors
+        first, lists, last = _split(tensors, ctx.list_sizes)
+        asked = ctx.needs_input_grad[1:]
+        asked_first, asked_lists, asked_last = _split(asked, ctx.list_sizes)
         arguments = (
             d_output, d_h_n, d_c_n, d_cell_states,
-            *_layer_arguments(ctx.list_sizes, ctx.allow_tf32, tensors),
-            output, gates, cell_states, needs,
+            *first, *lists, batch_sizes, lengths, reset, *last, ctx.allow_tf32,
+            output, gates, cell_states, [*asked_first, *map(any, asked_lists), *asked_last],
         )  # fmt: skip
         if torch.is_grad_enabled():  # double backward
             found = lstm_layer_backward(*arguments)
         else:
             with torch._C._AutoDispatchBelowAutograd():
                 found = lstm_layer_backward(*arguments)
-        elements = [gradient for gradients in found[3:8] for gradient in gradients]
-        flat = (*found[:3], None, None, None, *found[8:], *elements)
-        return (None, None, *[g if ask else None for g, ask in zip(flat, asked)])
+        flat = (*found[:3], *chain.from_iterable(found[3:8]), *found[8:])
+        return (None, *[gradient if ask else None for gradient, ask in zip(flat, asked)])
 
 
-# Flat order: input, h_0, c_0, batch_sizes, lengths, reset, reset_h, reset_c, then the lists.
-_SINGLE = 8
-
-
-def _layer_arguments(list_sizes, allow_tf32, tensors):
-    """The operator's arguments from flat ones."""
-    return (*tensors[:3], *_split(tensors[_SINGLE:], list_sizes), *tensors[3:_SINGLE], allow_tf32)
-
-
-def _split(elements, sizes):
-    elements = iter(elements)
-    return [list(islice(elements, size)) for size in sizes]
+def _split(flat, list_sizes):
+    """The three entries before the lists, the lists, and the two after them, from all in a row."""
+    lists, end = [], 3
+    for size in list_sizes:
+        lists.append(flat[end : end + size])
+        end += size
+    return flat[:3], lists, flat[end:]
 
 
 # Function.apply without its detour for functorch: under vmap, the rule in _vmap.py comes first, and
@@ -123,21 +121,30 @@ def _split(elements, sizes):
 _apply_layer = super(torch.autograd.Function, _Layer).apply
 
 
-def _differentiable_layer(*arguments):
+def differentiable_layer(*arguments):
+    """`lstm_layer` of tensors of which some require gradients.
+
+    What the operator does at the Autograd keys. To call it is the same as to call the operator, and
+    faster: on the dispatcher's way there, all arguments and results are converted there and back.
+    """
+    return _apply_layer(arguments, *arguments[:3], *chain.from_iterable(arguments[LISTS]), *arguments[11:13])
+
+
+def _layer_at_autograd_keys(*arguments):
     """`lstm_layer` at the Autograd keys.
 
     AOTInductor's executor passes None for an empty list of tensors: accepted here, on the way.
     """
-    lists = [tensors or [] for tensors in arguments[LISTS]]
-    tensors = (*arguments[:3], *arguments[8:13], *chain.from_iterable(lists))
+    arguments = (*arguments[:3], *[tensors or [] for tensors in arguments[LISTS]], *arguments[8:])
+    tensors = (*arguments[:3], *chain.from_iterable(arguments[LISTS]), *arguments[11:13])
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _apply_layer(tuple(map(len, lists)), arguments[13], *tensors)
+        return differentiable_layer(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
-        return lstm_layer(*arguments[:3], *lists, *arguments[8:])
+        return lstm_layer(*arguments)
 
 
 _library_rules = torch.library.Library("fusedlstm", "IMPL")
-_library_rules.impl("lstm_layer", _differentiable_layer, "Autograd")
+_library_rules.impl("lstm_layer", _layer_at_autograd_keys, "Autograd")
 
 
 def _save_backward(ctx, inputs, output):

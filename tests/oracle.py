@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from cases import Case
@@ -10,7 +11,7 @@ from tolerance import assert_near, tolerance
 from torch import Tensor, nn
 
 import fusedlstm
-from fusedlstm import functional, ops, reference
+from fusedlstm import ops, reference
 
 
 @dataclass
@@ -70,12 +71,13 @@ class ReferenceLSTM(fusedlstm.FusedLSTM):
     layer = staticmethod(reference.lstm_layer)
 
     def forward(self, *args, **kwargs):
-        kernels = ops.lstm_layer, ops.lstm_layer_inference
-        functional.ops.lstm_layer = functional.ops.lstm_layer_inference = self.layer
-        try:
+        with mock.patch.multiple(
+            ops,
+            lstm_layer=self.layer,
+            lstm_layer_inference=self.layer,
+            differentiable_layer=self.layer,
+        ):
             return super().forward(*args, **kwargs)
-        finally:
-            functional.ops.lstm_layer, functional.ops.lstm_layer_inference = kernels
 
 
 def check(actual, expected, case: Case, dtype) -> dict[str, float]:

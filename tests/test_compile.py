@@ -13,6 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusedlstm import FusedLSTM, ops
 
@@ -205,6 +207,46 @@ def test_make_fx_and_symbolic_trace():
     torch.testing.assert_close(traced(x), model(x)[0])
     symbolic = torch.fx.symbolic_trace(model)
     torch.testing.assert_close(symbolic(x)[0], model(x)[0])
+
+
+class _FunctionCalls(TorchFunctionMode):
+    """Records what is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.functions = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.functions.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+class _DispatchedCalls(TorchDispatchMode):
+    """Records what is dispatched below autograd."""
+
+    def __init__(self):
+        super().__init__()
+        self.functions = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.functions.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_modes_see_the_operators_of_training():
+    """Eager training takes a shorter way to the derivative than through the dispatcher."""
+    module, x = FusedLSTM(3, 4, 2), torch.randn(5, 2, 3)
+    with _FunctionCalls() as seen, _DispatchedCalls() as dispatched:
+        module(x)[0].sum().backward()
+    assert seen.functions.count(ops.lstm_layer) == 2
+    assert dispatched.functions.count(ops.lstm_layer) == 2
+    assert dispatched.functions.count(ops.lstm_layer_backward) == 2
+    with _DispatchedCalls() as dispatched:
+        module(x)[0].sum().backward()
+    assert dispatched.functions.count(ops.lstm_layer) == 2
+    assert dispatched.functions.count(ops.lstm_layer_backward) == 2
+    traced = make_fx(lambda x: module(x)[0], pre_dispatch=True)(x)
+    assert _layer_nodes(traced.graph) == 2
 
 
 def test_fake_tensors():

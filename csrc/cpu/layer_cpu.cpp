@@ -1,4 +1,7 @@
 // The layer operators on the CPU: tensors to plain argument structs, a plan, and a team that runs the kernels.
+#include <cstring>
+#include <utility>
+
 #include "../layer_tensors.h"
 #include "isa.h"
 #include "layer.h"
@@ -130,17 +133,21 @@ ForwardResults forward(LayerTensors tensors, bool training) {
   Tensor input, Tensor h_0, Tensor c_0, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, \
       Tensors weight_hr, OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor reset,              \
       OptionalTensor reset_h, OptionalTensor reset_c, bool /*allow_tf32*/
-#define FUSEDLSTM_LAYER_TENSORS \
-  {input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, lengths, reset, reset_h, reset_c}
+#define FUSEDLSTM_LAYER_TENSORS                                                                                   \
+  {                                                                                                               \
+      std::move(input),   std::move(h_0),     std::move(c_0),       std::move(weight_ih),   std::move(weight_hh), \
+      std::move(bias_ih), std::move(bias_hh), std::move(weight_hr), std::move(batch_sizes), std::move(lengths),   \
+      std::move(reset),   std::move(reset_h), std::move(reset_c),                                                 \
+  }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_layer(FUSEDLSTM_LAYER_PARAMETERS) {
   ForwardResults r = forward(FUSEDLSTM_LAYER_TENSORS, true);
-  return {r.output, r.h_n, r.c_n, r.gates, r.cell_states};
+  return {std::move(r.output), std::move(r.h_n), std::move(r.c_n), std::move(r.gates), std::move(r.cell_states)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(FUSEDLSTM_LAYER_PARAMETERS) {
   ForwardResults r = forward(FUSEDLSTM_LAYER_TENSORS, false);
-  return {r.output, r.h_n, r.c_n};
+  return {std::move(r.output), std::move(r.h_n), std::move(r.c_n)};
 }
 
 // Positions in `needs`, which are those of the results.
@@ -232,8 +239,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, 
 
   // The two biases enter as a sum: their gradients are equal, but must not share memory.
   for (size_t i = 0; i < directions; ++i)
-    if (unused[i]) torch::stable::copy_(d_bias_hh[i], d_bias_ih[i]);
-  return {d_input, d_h_0, d_c_0, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh, d_weight_hr, d_reset_h, d_reset_c};
+    if (unused[i]) std::memcpy(unused[i], a.d_bias[i], size_t(4 * t.hidden) * t.input.element_size());
+  return {std::move(d_input),     std::move(d_h_0),     std::move(d_c_0),     std::move(d_weight_ih),
+          std::move(d_weight_hh), std::move(d_bias_ih), std::move(d_bias_hh), std::move(d_weight_hr),
+          std::move(d_reset_h),   std::move(d_reset_c)};
 }
 
 }  // namespace
