@@ -75,10 +75,13 @@ class Backward {
     return n < shape.steps ? n : shape.steps;
   }
 
+  // Whether gradients flow through W_hh: not in a single step from a state without a gradient.
+  bool recurs() const { return shape.steps > 1 || a.d_h_0 || a.rows.reset; }
+
   void lay_out(Arena& arena, int64_t share) {
     const int64_t d = shape.directions, states = d * shape.batch;
     const bool proj = shape.proj > 0;
-    panels_h = arena.take<operand>(d * panels * gates * K::kPanel);
+    panels_h = arena.take<operand>(recurs() ? d * panels * gates * K::kPanel : 0);
     panels_r = arena.take<operand>(proj ? d * unit_panels * ring.proj_depth * K::kPanel : 0);
     carry = arena.take<acc>(states * width);
     d_c = arena.take<acc>(states * units);
@@ -90,8 +93,9 @@ class Backward {
   }
 
   void pack(Share share) {
-    pack_transposed_weights<K>(share, shape.directions, panels_h, panels, gates, gates, recurrent,
-                               [&](int64_t d) { return a.weights[d].hh; });
+    if (recurs())
+      pack_transposed_weights<K>(share, shape.directions, panels_h, panels, gates, gates, recurrent,
+                                 [&](int64_t d) { return a.weights[d].hh; });
     if (shape.proj > 0)
       pack_transposed_weights<K>(share, shape.directions, panels_r, unit_panels, shape.proj, ring.proj_depth,
                                  shape.hidden, [&](int64_t d) { return a.weights[d].hr; });
@@ -214,9 +218,12 @@ class Backward {
       return;
     }
     const storage* y = static_cast<const storage*>(a.gates) + saved * gates + u;
+    const acc* cells = static_cast<const acc*>(a.cell_states) + d * a.row_count * shape.hidden + u;
+    // The rows of the next tile are on their way from memory while this one is finished.
+    for (int gate = 0; gate < kPanelVectors; ++gate) __builtin_prefetch(y + K::kTileRows * gates + gate * shape.hidden);
+    __builtin_prefetch(cells + (row + K::kTileRows) * shape.hidden);
     const V i = K::load(y, n), f = K::load(y + shape.hidden, n), g = K::load(y + 2 * shape.hidden, n),
             o = K::load(y + 3 * shape.hidden, n);
-    const acc* cells = static_cast<const acc*>(a.cell_states) + d * a.row_count * shape.hidden + u;
     const V c = load_some<V>(cells + row * shape.hidden, n);
     V c_prev;
     const int64_t before = s > 0 ? index.step(s - 1, d) : -1;

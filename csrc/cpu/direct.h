@@ -6,22 +6,29 @@
 
 namespace fusedlstm::cpu {
 
-// Batch rows and hidden units of one pass: their sums, four gates each, must stay in registers.
-template <class K>
-inline constexpr int kDirectRows = K::kTileRows == 6 ? 4 : 2;
-template <int kRows>
-inline constexpr int kDirectUnits = kRows == 1 ? 2 : 1;
+// Hidden units of one gate whose sums a pass keeps in registers, for kRows batch rows.
+template <class K, int kRows>
+inline constexpr int kDirectUnits = K::kLanes < K::Isa::kDirectSums / kRows ? K::kLanes : K::Isa::kDirectSums / kRows;
 
-// The sum of all lanes, by folding the upper half onto the lower one.
-template <class K>
-FUSEDLSTM_INLINE typename K::acc sum_lanes(typename K::V v) {
+// Lane u: the sum of all lanes of v[u], for u < kCount. Vectors are added in pairs that leave every other lane to one
+// of them, until one is left.
+template <class K, int kCount>
+FUSEDLSTM_INLINE typename K::V sum_lanes(typename K::V (&v)[kCount]) {
   using Index = Vector<typename K::Isa, std::conditional_t<sizeof(typename K::acc) == 4, int32_t, int64_t>>;
-#pragma GCC unroll 4
-  for (int width = K::kLanes / 2; width >= 1; width /= 2) {
-    Index upper{};
+  constexpr int kLanes = K::kLanes;
+#pragma GCC unroll 8
+  for (int s = 1; s < kLanes; s *= 2) {
+    Index low{}, high{};
 #pragma GCC unroll 16
-    for (int l = 0; l < K::kLanes; ++l) upper[l] = (l + width) % K::kLanes;
-    v += __builtin_shuffle(v, upper);
+    for (int l = 0; l < kLanes; ++l) {
+      low[l] = l & s ? kLanes + l - s : l;
+      high[l] = l & s ? kLanes + l : l + s;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; i += 2 * s) {
+      const auto a = v[i], b = v[s < kCount ? i + s : i];
+      v[i] = __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+    }
   }
   return v[0];
 }
@@ -34,45 +41,53 @@ struct DirectOperand {
   int64_t depth, stride;
 };
 
-// sums(row, gate, unit) = sum over both operands of weight[gate * units + unit] . row, for `kRows` rows from `row` on
-// and `kUnits` hidden units from `unit` on. Accumulated as K::acc, one rounding per element.
+// to(row, gate, unit, sums): lane u = sum over both operands of weight[gate * units + unit + u] . row, for `kRows` rows
+// from `row` on and `count` <= kUnits hidden units from `unit` on. Accumulated as K::acc, one rounding per element.
 template <class K, int kRows, int kUnits, class Store>
-FUSEDLSTM_INLINE void direct_product(const DirectOperand<K> (&operands)[2], int64_t units, int64_t unit, int64_t row,
-                                     Store to) {
+FUSEDLSTM_INLINE void direct_product(const DirectOperand<K> (&operands)[2], int64_t units, int64_t unit, int64_t count,
+                                     int64_t row, Store to) {
   using V = typename K::V;
-  V sums[kRows][kUnits][kPanelVectors] = {};
-  for (const auto& x : operands) {
-    for (int64_t k = 0; k < x.depth; k += K::kLanes * K::kDepth) {
-      V a[kRows];
-      for (int r = 0; r < kRows; ++r) a[r] = load<V>(x.rows + (row + r) * x.stride + k);
-      for (int u = 0; u < kUnits; ++u)
-        for (int gate = 0; gate < kPanelVectors; ++gate) {
-          const V w = depth_vector<K>(x.weight + (gate * units + unit + u) * x.depth + k, x.depth - k);
-          for (int r = 0; r < kRows; ++r) sums[r][u][gate] = K::Product::multiply_add(a[r], w, sums[r][u][gate]);
+  constexpr int64_t kStep = K::kLanes * K::kDepth;
+  for (int gate = 0; gate < kPanelVectors; ++gate) {
+    V sums[kRows][kUnits];
+    for (auto& of_row : sums)
+      for (V& sum : of_row) sum = V{};
+    for (const auto& x : operands) {
+      const typename K::storage* weights[kUnits];
+      for (int u = 0; u < kUnits; ++u)  // those beyond `count` repeat the last one
+        weights[u] = x.weight + (gate * units + unit + (u < count ? u : count - 1)) * x.depth;
+      const auto add = [&](int64_t k, int64_t n) FUSEDLSTM_LAMBDA {
+        V a[kRows];
+        for (int r = 0; r < kRows; ++r) a[r] = load<V>(x.rows + (row + r) * x.stride + k);
+#pragma GCC unroll 16
+        for (int u = 0; u < kUnits; ++u) {
+          const V w = depth_vector<K>(weights[u] + k, n);
+          for (int r = 0; r < kRows; ++r) sums[r][u] = K::Product::multiply_add(a[r], w, sums[r][u]);
         }
+      };
+      int64_t k = 0;
+      for (; k + kStep <= x.depth; k += kStep) add(k, kStep);
+      if (k < x.depth) add(k, x.depth - k);
     }
+    for (int r = 0; r < kRows; ++r) to(row + r, gate, unit, sum_lanes<K>(sums[r]));
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int u = 0; u < kUnits; ++u)
-      for (int gate = 0; gate < kPanelVectors; ++gate) to(row + r, gate, unit + u, sum_lanes<K>(sums[r][u][gate]));
 }
 
-// All rows and the units of `range`.
+// All rows and the units of `range`; as many lanes of what `to` gets are sums as units are left, up to all.
 template <class K, class Store>
 void direct_gates(const DirectOperand<K> (&operands)[2], int64_t units, Range range, int64_t rows, Store to) {
   const auto tile = [&](int64_t row, auto count) FUSEDLSTM_LAMBDA {
-    constexpr int kRows = count, kUnits = kDirectUnits<kRows>;
-    int64_t u = range.begin;
-    for (; u + kUnits <= range.end; u += kUnits) direct_product<K, kRows, kUnits>(operands, units, u, row, to);
-    for (; u < range.end; ++u) direct_product<K, kRows, 1>(operands, units, u, row, to);
+    constexpr int kRows = count, kUnits = kDirectUnits<K, kRows>;
+    for (int64_t u = range.begin; u < range.end; u += kUnits)
+      direct_product<K, kRows, kUnits>(operands, units, u, range.end - u, row, to);
   };
   int64_t r = 0;
-  for (; r + kDirectRows<K> <= rows; r += kDirectRows<K>) tile(r, std::integral_constant<int, kDirectRows<K>>{});
-  if constexpr (kDirectRows<K> == 4) {
-    if (rows - r == 3) tile(r, std::integral_constant<int, 3>{});
-    if (rows - r == 2) tile(r, std::integral_constant<int, 2>{});
+  for (; r + 4 <= rows; r += 4) tile(r, std::integral_constant<int, 4>{});
+  if (rows - r >= 2) {
+    tile(r, std::integral_constant<int, 2>{});
+    r += 2;
   }
-  if (rows - r == 1) tile(r, std::integral_constant<int, 1>{});
+  if (r < rows) tile(r, std::integral_constant<int, 1>{});
 }
 
 }  // namespace fusedlstm::cpu

@@ -117,10 +117,12 @@ class Forward {
       const Weights& w = a.weights[i / blocks];
       const int64_t unit = i % blocks * K::kLanes;
       if (!plan.direct) {
-        pack_gates<K>(panels_x + i * depth_x * K::kPanel, static_cast<const storage*>(w.ih), shape.hidden, shape.input,
-                      unit);
-        pack_gates<K>(panels_h + i * depth_h * K::kPanel, static_cast<const storage*>(w.hh), shape.hidden,
-                      shape.recurrent(), unit);
+        for_fold<K>(shape.hidden - unit, [&](auto fold) {
+          pack_gates<K, fold>(panels_x + i * depth_x * K::kPanel, static_cast<const storage*>(w.ih), shape.hidden,
+                              shape.input, unit);
+          pack_gates<K, fold>(panels_h + i * depth_h * K::kPanel, static_cast<const storage*>(w.hh), shape.hidden,
+                              shape.recurrent(), unit);
+        });
       }
       for (int gate = 0; gate < kPanelVectors; ++gate) {
         V sum{};
@@ -204,7 +206,7 @@ class Forward {
     for (int64_t s = s0; s < s1; ++s) first_row[s - s0 + 1] = first_row[s - s0] + index.rows_at(index.step(s, d), rows);
   }
 
-  // pre[block][row] = bias + W_ih x for the rows of steps s0 .. s1 - 1. Accumulated as `acc`.
+  // pre[block][row] = bias + W_ih x, folded like its block, for the rows of steps s0 .. s1 - 1. Accumulated as `acc`.
   void input_part(int64_t d, Range range, int64_t range_begin, Range rows, int64_t s0, int64_t s1,
                   const int64_t* first_row) {
     const int64_t total = first_row[s1 - s0];
@@ -215,31 +217,46 @@ class Forward {
                          shape.input, depth_x);
     }
     if (plan.direct) return;  // both products are made together, step by step
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      const operand* panel = panels_x + i * depth_x * K::kPanel;
-      V b[kPanelVectors];
-      for (int gate = 0; gate < kPanelVectors; ++gate) b[gate] = load<V>(bias + i * K::kPanel + gate * K::kLanes);
-      acc* to = pre + (i - range_begin) * chunk_rows * K::kPanel;
-      int64_t s = s0;
-      for_each_tile<K>(total, [&](int64_t q, auto count) FUSEDLSTM_LAMBDA {
-        constexpr int kRows = count;
-        const operand* x[kRows];
-        for (int r = 0; r < kRows; ++r) {
-          if constexpr (kInputIsOperand) {
-            while (q + r >= first_row[s - s0 + 1]) ++s;
-            x[r] = staging() ? staged + (d * chunk_rows + q + r) * depth_x
-                             : input_row(d, s, rows.begin + q + r - first_row[s - s0]);
-          } else {
-            x[r] = staged + (d * chunk_rows + q + r) * depth_x;
-          }
-        }
-        Tile<typename K::Isa, typename K::Product, kRows> tile;
-        multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panel, depth_x);
-        for (int r = 0; r < kRows; ++r)
-          for (int gate = 0; gate < kPanelVectors; ++gate)
-            store(to + (q + r) * K::kPanel + gate * K::kLanes, tile.v[r][gate] + b[gate]);
+    for (int64_t i = range.begin; i < range.end; ++i)
+      for_fold<K>(shape.hidden - i % blocks * K::kLanes, [&](auto fold) {
+        input_block<fold>(d, i, pre + (i - range_begin) * chunk_rows * K::kPanel, rows, s0, first_row, total);
       });
-    }
+  }
+
+  template <int kFold>
+  void input_block(int64_t d, int64_t i, acc* to, Range rows, int64_t s0, const int64_t* first_row, int64_t total) {
+    constexpr int kVectors = kPanelVectors / kFold;
+    const operand* panel = panels_x + i * depth_x * K::kPanel;
+    V b[kPanelVectors];
+    for (int gate = 0; gate < kPanelVectors; ++gate) b[gate] = load<V>(bias + i * K::kPanel + gate * K::kLanes);
+    for (int q = 0; q < kVectors; ++q) b[q] = side_by_side<kFold>(b + q * kFold);
+    int64_t s = s0;
+    for_each_tile<K>(total, [&](int64_t q, auto count) FUSEDLSTM_LAMBDA {
+      constexpr int kRows = count;
+      const operand* x[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        if constexpr (kInputIsOperand) {
+          while (q + r >= first_row[s - s0 + 1]) ++s;
+          x[r] = staging() ? staged + (d * chunk_rows + q + r) * depth_x
+                           : input_row(d, s, rows.begin + q + r - first_row[s - s0]);
+        } else {
+          x[r] = staged + (d * chunk_rows + q + r) * depth_x;
+        }
+      }
+      Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
+      multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, depth_x);
+      for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v) store(to + (q + r) * K::kPanel + v * K::kLanes, tile.v[r][v] + b[v]);
+    });
+  }
+
+  // The first blocks of kFold vectors in one.
+  template <int kFold>
+  static FUSEDLSTM_INLINE V side_by_side(const V* from) {
+    V v[kFold];
+    for (int j = 0; j < kFold; ++j) v[j] = from[j];
+    transpose<K, K::kLanes / kFold>(v);
+    return v[0];
   }
 
   const storage* input_row(int64_t d, int64_t s, int64_t b) const {
@@ -254,7 +271,7 @@ class Forward {
     if (plan.direct) {
       direct_block(d, i, rows, s, unit, pre_block, first_row, count);
     } else {
-      packed_block(d, i, rows, s, unit, pre_block, count);
+      for_fold<K>(shape.hidden - unit, [&](auto fold) { packed_block<fold>(d, i, rows, s, unit, pre_block, count); });
     }
     // Rows that a packed batch no longer (or not yet) has keep their state.
     if (shape.proj == 0)
@@ -262,22 +279,22 @@ class Forward {
   }
 
   // Tile by tile, with W_hh h in registers.
+  template <int kFold>
   void packed_block(int64_t d, int64_t i, Range rows, int64_t s, int64_t unit, const acc* pre_block, int64_t count) {
     const operand* panel = panels_h + i * depth_h * K::kPanel;
     const operand* h_now = h[s & 1] + (d * shape.batch + rows.begin) * h_width;
+    const int64_t t = index.step(s, d);
     for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
-      constexpr int kRows = constant;
+      constexpr int kRows = constant, kVectors = kPanelVectors / kFold;
       // W_hh h is summed from zero and then added: its rounding errors are in proportion to it, and it is usually much
       // smaller than the input's part.
-      Tile<typename K::Isa, typename K::Product, kRows> tile;
+      Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
       const operand* x[kRows];
       for (int r = 0; r < kRows; ++r) x[r] = h_now + (r0 + r) * h_width;
-      multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panel, depth_h);
-      for (int r = 0; r < kRows; ++r) {
-        for (int gate = 0; gate < kPanelVectors; ++gate)
-          tile.v[r][gate] += load<V>(pre_block + (r0 + r) * K::kPanel + gate * K::kLanes);
-        finish_row(tile.v[r], d, s, index.step(s, d), rows.begin + r0 + r, unit);
-      }
+      multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, depth_h);
+      for (int r = 0; r < kRows; ++r)
+        for (int q = 0; q < kVectors; ++q) tile.v[r][q] += load<V>(pre_block + (r0 + r) * K::kPanel + q * K::kLanes);
+      finish_rows<kFold, kRows>(tile.v, d, s, t, rows.begin + r0, unit);
     });
   }
 
@@ -292,8 +309,9 @@ class Forward {
         {static_cast<const storage*>(a.weights[d].hh), h_now, shape.recurrent(), h_width}};
     __builtin_memset(to, 0, size_t(count * K::kPanel) * sizeof(acc));  // padded units stay at rest
     direct_gates<K>(operands, shape.hidden, {unit, end}, count,
-                    [&](int64_t row, int gate, int64_t u, acc sum)
-                        FUSEDLSTM_LAMBDA { to[row * K::kPanel + gate * K::kLanes + u - unit] = sum; });
+                    [&](int64_t row, int gate, int64_t u, V sums) FUSEDLSTM_LAMBDA {
+                      store_some(to + row * K::kPanel + gate * K::kLanes + u - unit, sums, end - u);
+                    });
     for (int64_t r = 0; r < count; ++r) {
       V gates[kPanelVectors];
       for (int gate = 0; gate < kPanelVectors; ++gate)
@@ -315,34 +333,106 @@ class Forward {
     K::store_operand(h[(s + 1) & 1] + (d * shape.batch + b) * h_width + u, value);
   }
 
-  FUSEDLSTM_INLINE void finish_row(V (&pre_gates)[kPanelVectors], int64_t d, int64_t s, int64_t t, int64_t b,
-                                   int64_t unit) {
-    const int64_t n = shape.hidden - unit;
-    const int64_t row = index.row(t, b);
-    acc* c_row = c + (d * shape.batch + b) * units + unit;
-    V c_prev = load<V>(c_row);
-    const bool active = index.active(t, b);
-    auto y = cell_forward<V, typename K::Math>(pre_gates[0], pre_gates[1], pre_gates[2], pre_gates[3], c_prev);
-    if (!active) y = {V{}, V{}, V{}, V{}, V{}, V{}};
-    if (a.gates) {
-      storage* gates = static_cast<storage*>(a.gates) + (d * a.row_count + row) * 4 * shape.hidden + unit;
-      K::store(gates, y.i, n);
-      K::store(gates + shape.hidden, y.f, n);
-      K::store(gates + 2 * shape.hidden, y.g, n);
-      K::store(gates + 3 * shape.hidden, y.o, n);
-      store_some(static_cast<acc*>(a.cell_states) + (d * a.row_count + row) * shape.hidden + unit, y.c, n);
+  template <int kFold, int kRows>
+  FUSEDLSTM_INLINE void finish_rows(V (&sums)[kRows][kPanelVectors / kFold], int64_t d, int64_t s, int64_t t, int64_t b,
+                                    int64_t unit) {
+    if constexpr (kFold == 1) {
+      for (int r = 0; r < kRows; ++r) finish_row(sums[r], d, s, t, b + r, unit);
+    } else if (index.plain()) {
+      for (int r = 0; r < kRows; r += kFold)
+        finish_folded<kFold>(sums + r, kRows - r < kFold ? kRows - r : kFold, d, s, t, b + r, unit);
+    } else {
+      for (int r = 0; r < kRows; ++r) {
+        V gates[kPanelVectors] = {};
+        for (int q = 0; q < kPanelVectors / kFold; ++q) unfold<kFold>(sums[r][q], gates + q * kFold);
+        finish_row(gates, d, s, t, b + r, unit);
+      }
     }
+  }
+
+  // Up to kFold rows of a folded block: their gates are transposed, block by block, so that a vector holds one gate of
+  // all rows.
+  template <int kFold>
+  FUSEDLSTM_INLINE void finish_folded(const V (*sums)[kPanelVectors / kFold], int rows, int64_t d, int64_t s, int64_t t,
+                                      int64_t b, int64_t unit) {
+    V gates[kPanelVectors], cells[kFold];
+#pragma GCC unroll 2
+    for (int q = 0; q < kPanelVectors / kFold; ++q) {
+      V v[kFold];
+#pragma GCC unroll 4
+      for (int j = 0; j < kFold; ++j) v[j] = j < rows ? sums[j][q] : V{};
+      transpose<K, K::kLanes / kFold>(v);
+#pragma GCC unroll 4
+      for (int j = 0; j < kFold; ++j) gates[q * kFold + j] = v[j];
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < kFold; ++j) cells[j] = j < rows ? load<V>(c_row(d, b + j) + unit) : V{};
+    const auto y =
+        cell_forward<V, typename K::Math>(gates[0], gates[1], gates[2], gates[3], side_by_side<kFold>(cells));
+    V all_c[kFold], all_h[kFold];
+    unfold<kFold>(y.c, all_c);
+    unfold<kFold>(y.h, all_h);
+#pragma GCC unroll 4
+    for (int j = 0; j < kFold; ++j)
+      if (j < rows) write_states(all_c[j], all_h[j], true, d, s, t, b + j, unit);
+    if (!a.gates) return;
+    V all_i[kFold], all_f[kFold], all_g[kFold], all_o[kFold];
+    unfold<kFold>(y.i, all_i);
+    unfold<kFold>(y.f, all_f);
+    unfold<kFold>(y.g, all_g);
+    unfold<kFold>(y.o, all_o);
+#pragma GCC unroll 4
+    for (int j = 0; j < kFold; ++j)
+      if (j < rows) write_gates({all_i[j], all_f[j], all_g[j], all_o[j], all_c[j], all_h[j]}, d, t, b + j, unit);
+  }
+
+  // The blocks of a vector, each as the first of its own; the rest of it is zero.
+  template <int kFold>
+  static FUSEDLSTM_INLINE void unfold(V from, V* to) {
+    V v[kFold];
+#pragma GCC unroll 4
+    for (int j = 0; j < kFold; ++j) v[j] = j == 0 ? from : V{};
+    transpose<K, K::kLanes / kFold>(v);
+#pragma GCC unroll 4
+    for (int j = 0; j < kFold; ++j) to[j] = v[j];
+  }
+
+  acc* c_row(int64_t d, int64_t b) const { return c + (d * shape.batch + b) * units; }
+
+  FUSEDLSTM_INLINE void finish_row(V (&sums)[kPanelVectors], int64_t d, int64_t s, int64_t t, int64_t b, int64_t unit) {
+    const bool active = index.active(t, b);
+    const V c_prev = load<V>(c_row(d, b) + unit);
+    auto y = cell_forward<V, typename K::Math>(sums[0], sums[1], sums[2], sums[3], c_prev);
+    if (!active) y = {V{}, V{}, V{}, V{}, V{}, V{}};
+    if (a.gates) write_gates(y, d, t, b, unit);
     V c_next = active ? y.c : c_prev;
     if (a.rows.reset && s + 1 < shape.steps && index.reset(index.step(s + 1, d), b)) {
       const storage* reset = state_row<storage>(a.reset_c, d, b);
-      c_next = reset ? K::load(reset + unit, n) : V{};
+      c_next = reset ? K::load(reset + unit, shape.hidden - unit) : V{};
     }
-    store(c_row, c_next);
+    write_states(c_next, y.h, active, d, s, t, b, unit);
+  }
+
+  // What backward needs of a step.
+  FUSEDLSTM_INLINE void write_gates(const CellForward<V>& y, int64_t d, int64_t t, int64_t b, int64_t unit) {
+    const int64_t n = shape.hidden - unit, row = d * a.row_count + index.row(t, b);
+    storage* gates = static_cast<storage*>(a.gates) + row * 4 * shape.hidden + unit;
+    K::store(gates, y.i, n);
+    K::store(gates + shape.hidden, y.f, n);
+    K::store(gates + 2 * shape.hidden, y.g, n);
+    K::store(gates + 3 * shape.hidden, y.o, n);
+    store_some(static_cast<acc*>(a.cell_states) + row * shape.hidden + unit, y.c, n);
+  }
+
+  // The states after a step, and the output.
+  FUSEDLSTM_INLINE void write_states(V c_next, V h_now, bool active, int64_t d, int64_t s, int64_t t, int64_t b,
+                                     int64_t unit) {
+    store(c_row(d, b) + unit, c_next);
     if (shape.proj > 0) {
-      K::store_operand(m + (d * shape.batch + b) * units + unit, y.h);
+      K::store_operand(m + (d * shape.batch + b) * units + unit, h_now);
     } else {
-      const V h_new = K::round(y.h);
-      K::store(output_row(d, row) + unit, h_new, n);
+      const V h_new = K::round(h_now);
+      K::store(output_row(d, index.row(t, b)) + unit, h_new, shape.hidden - unit);
       next_h(d, s, b, unit, active ? h_new : hold_h(d, s, b, unit));
     }
   }

@@ -68,10 +68,12 @@ Choice& choice() {
 }
 
 // A team's meeting costs about as much as this many multiply-adds of one thread; below it a thread works alone.
-constexpr double kTeamWork = 4e5;     // of a whole call
-constexpr double kMeetWork = 2e5;     // of one time step, where the team meets every step
-constexpr int64_t kDirectPasses = 4;  // readings of the weights in place that cost less than bringing them into panels
-constexpr double kCacheBytes = 768 << 10;  // weights that stay in a core's own cache while its rows are few
+constexpr double kTeamWork = 4e5;  // of a whole call
+constexpr double kMeetWork = 5e4;  // of one time step, where the team meets every step
+// Recurrent weights that stay in a core's own cache while its rows are few.
+constexpr double kCacheBytes = 768 << 10;
+// Readings of the weights where they are that cost less than bringing them into panels: from the cache, and beyond it.
+constexpr int64_t kDirectPasses = 2, kDirectPassesLarge = 8;
 
 }  // namespace
 
@@ -104,17 +106,14 @@ Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threa
       4.0 * double(shape.hidden) * double(shape.recurrent()) * double(shape.batch * shape.directions);
   const double weight_bytes = 16.0 * double(shape.hidden) * double(shape.recurrent());
   const double work = per_row * double(row_count) * (training ? 3 : 1);
-  Plan plan{shape.steps * ((shape.batch + 3) / 4) <= kDirectPasses, Split::kRows, 1};
+  const bool cached = weight_bytes <= kCacheBytes;
+  const int64_t passes = shape.steps * ((shape.batch + 3) / 4);
+  Plan plan{passes <= (cached ? kDirectPasses : kDirectPassesLarge), Split::kRows, 1};
   const int64_t groups = (threads + shape.directions - 1) / shape.directions;
-  const bool many_rows = shape.batch >= 6 * groups;  // every thread has full tiles of its own
-  plan.split = groups == 1 || (many_rows && weight_bytes <= kCacheBytes) ? Split::kRows : Split::kUnits;
-  const bool worth = plan.split == Split::kRows ? work >= kTeamWork : step_work >= kMeetWork;
-  if (worth) {
-    plan.threads = threads;
-  } else if (many_rows && work >= kTeamWork) {
-    plan.split = Split::kRows;
-    plan.threads = threads;
-  }
+  const bool many_rows = shape.batch >= 4 * groups;  // every thread has good tiles of its own
+  plan.split = groups == 1 || (many_rows && cached) ? Split::kRows : Split::kUnits;
+  if (work >= kTeamWork && plan.split == Split::kUnits && step_work < kMeetWork && many_rows) plan.split = Split::kRows;
+  if (work >= kTeamWork && (plan.split == Split::kRows || step_work >= kMeetWork)) plan.threads = threads;
   const std::string& forced = choice().plan;
   if (!forced.empty()) {
     plan.direct = forced.rfind("direct", 0) == 0;

@@ -67,21 +67,23 @@ FUSEDLSTM_INLINE typename K::V depth_vector(const typename K::storage* row, int6
   }
 }
 
-// Transposes the square v[lanes] in registers: exchanges ever larger sub-blocks across the diagonal.
-template <class K>
-FUSEDLSTM_INLINE void transpose(typename K::V (&v)[K::kLanes]) {
+// Transposes a square of blocks of kBlock lanes in registers, v[row] = block by block: exchanges ever larger
+// sub-squares across the diagonal.
+template <class K, int kBlock = 1>
+FUSEDLSTM_INLINE void transpose(typename K::V (&v)[K::kLanes / kBlock]) {
   using Index = Vector<typename K::Isa, std::conditional_t<sizeof(typename K::acc) == 4, int32_t, int64_t>>;
-  constexpr int kLanes = K::kLanes;
+  constexpr int kLanes = K::kLanes, kRows = kLanes / kBlock;
 #pragma GCC unroll 8
-  for (int s = 1; s < kLanes; s *= 2) {
+  for (int s = 1; s < kRows; s *= 2) {
     Index low{}, high{};
 #pragma GCC unroll 16
     for (int l = 0; l < kLanes; ++l) {
-      low[l] = l & s ? kLanes + l - s : l;
-      high[l] = l & s ? kLanes + l : l + s;
+      const bool upper = l / kBlock & s;
+      low[l] = upper ? kLanes + l - s * kBlock : l;
+      high[l] = upper ? kLanes + l : l + s * kBlock;
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       if (i & s) continue;
       const auto a = v[i], b = v[i + s];
       v[i] = __builtin_shuffle(a, b, low);
@@ -90,23 +92,46 @@ FUSEDLSTM_INLINE void transpose(typename K::V (&v)[K::kLanes]) {
   }
 }
 
+// The last block of hidden units is *folded* where it has so few that several gates fit into one vector: kFold of them
+// side by side, `lanes / kFold` units each. The block then takes a fraction of the multiply-adds, and as many rows as
+// gates share the vectors of the cell update.
+template <class K, class Body>
+FUSEDLSTM_INLINE void for_fold(int64_t units, Body body) {
+  if constexpr (K::kLanes >= 4) {
+    if (units <= K::kLanes / 4) return body(std::integral_constant<int, 4>{});
+  }
+  if (units <= K::kLanes / 2) return body(std::integral_constant<int, 2>{});
+  body(std::integral_constant<int, 1>{});
+}
+
 // The forward panel of one block of hidden units: panel[k][gate][lane] = weight[gate * units + unit + lane][k],
-// zero beyond `units` (a padded unit then stays exactly 0) and beyond `depth`.
-template <class K>
+// zero beyond `units` (a padded unit then stays exactly 0) and beyond `depth`. Folded: panel[k][gate / kFold][lane],
+// where gate % kFold is the lane's block.
+template <class K, int kFold>
 void pack_gates(typename K::operand* panel, const typename K::storage* weight, int64_t units, int64_t depth,
                 int64_t unit) {
-  constexpr int kLanes = K::kLanes;
-  const int64_t rows = units - unit < kLanes ? units - unit : kLanes;
-  for (int64_t k = 0; k < depth; k += kLanes * K::kDepth) {
-    const int64_t groups = (depth - k + K::kDepth - 1) / K::kDepth;
-    for (int gate = 0; gate < kPanelVectors; ++gate) {
-      typename K::V v[kLanes] = {};
-      for (int64_t l = 0; l < rows; ++l)
-        v[l] = depth_vector<K>(weight + (gate * units + unit + l) * depth + k, depth - k);
+  constexpr int kLanes = K::kLanes, kUnits = kLanes / kFold;
+  const int64_t rows = units - unit < kUnits ? units - unit : kUnits;
+  for (int q = 0; q < kPanelVectors / kFold; ++q) {
+    const typename K::storage* from[kLanes];
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l)
+      from[l] = l % kUnits < rows ? weight + ((q * kFold + l / kUnits) * units + unit + l % kUnits) * depth : nullptr;
+    const auto square = [&](int64_t k, int64_t n) FUSEDLSTM_LAMBDA {
+      typename K::V v[kLanes];
+#pragma GCC unroll 16
+      for (int l = 0; l < kLanes; ++l) v[l] = from[l] ? depth_vector<K>(from[l] + k, n) : typename K::V{};
       transpose<K>(v);
-      for (int64_t i = 0; i < kLanes && i < groups; ++i)
-        store(panel + (k + i * K::kDepth) * K::kPanel + gate * kLanes * K::kDepth, v[i]);
-    }
+      typename K::operand* to = panel + k * K::kPanel + q * kLanes * K::kDepth;
+      const int64_t groups = (n + K::kDepth - 1) / K::kDepth;
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        if (i < groups) store(to + i * K::kDepth * K::kPanel, v[i]);
+    };
+    constexpr int64_t kStep = kLanes * K::kDepth;
+    int64_t k = 0;
+    for (; k + kStep <= depth; k += kStep) square(k, kStep);
+    if (k < depth) square(k, depth - k);
   }
 }
 

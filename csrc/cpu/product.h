@@ -67,6 +67,13 @@ struct Tile {
   AccVector<Isa, Product> v[kRows][kVectors];
 };
 
+// By assignments, which stay in registers; an initializer is a block of memory to GCC.
+template <class Isa, class Product, int kRows, int kVectors>
+FUSEDLSTM_INLINE void clear(Tile<Isa, Product, kRows, kVectors>& tile) {
+  for (auto& row : tile.v)
+    for (auto& v : row) v = AccVector<Isa, Product>{};
+}
+
 // tile[r] += sum over k of a[r][k * kStride] * panel[k], one running sum an element.
 // Few rows leave too few independent sums to hide the latency of a multiply-add: they take two k at a time.
 template <class Isa, class Product, int kRows, int kStride = 1, int kVectors = kPanelVectors>
@@ -79,7 +86,8 @@ FUSEDLSTM_INLINE void multiply_stretch(Tile<Isa, Product, kRows, kVectors>& tile
   constexpr int kUnroll = kRows * kVectors * 2 <= Isa::kTileRows * kPanelVectors ? 2 : 1;
   const typename Product::operand* rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = a[r];
-  Tile<Isa, Product, kRows, kVectors> odd{};
+  Tile<Isa, Product, kRows, kVectors> odd;
+  clear(odd);
   int64_t k = 0;
   for (; k + kD * kUnroll <= depth; k += kD * kUnroll) {
 #pragma GCC unroll 2
@@ -117,12 +125,13 @@ inline constexpr int kStretch = 256;
 template <class Isa, class Product, int kRows, int kStride = 1, int kVectors = kPanelVectors, int kLongest = kStretch>
 FUSEDLSTM_INLINE void multiply(Tile<Isa, Product, kRows, kVectors>& tile, const typename Product::operand* const* a,
                                const typename Product::operand* panel, int64_t depth) {
-  tile = {};
+  clear(tile);
   multiply_stretch<Isa, Product, kRows, kStride, kVectors>(tile, a, panel, depth < kLongest ? depth : kLongest);
   for (int64_t k = kLongest; k < depth; k += kLongest) {
     const typename Product::operand* rest[kRows];
     for (int r = 0; r < kRows; ++r) rest[r] = a[r] + k * kStride;
-    Tile<Isa, Product, kRows, kVectors> part{};
+    Tile<Isa, Product, kRows, kVectors> part;
+    clear(part);
     multiply_stretch<Isa, Product, kRows, kStride, kVectors>(part, rest, panel + k * kPanelWidth<Isa, Product>,
                                                              depth - k < kLongest ? depth - k : kLongest);
     for (int r = 0; r < kRows; ++r)

@@ -33,16 +33,19 @@ using HalfVector = typename VectorOf<uint16_t, Isa::kVectorBytes / 2>::type;
 struct Baseline {
   static constexpr int kVectorBytes = 16;
   static constexpr int kTileRows = 3;  // 3 x 4 accumulators + 3 broadcasts + 1 weight = the 16 registers
+  static constexpr int kDirectSums = 8;
 };
 // AVX2, FMA and F16C (x86-64-v3).
 struct Avx2 {
   static constexpr int kVectorBytes = 32;
   static constexpr int kTileRows = 3;
+  static constexpr int kDirectSums = 8;
 };
 // AVX-512 F, BW, VL, DQ (x86-64-v4).
 struct Avx512 {
   static constexpr int kVectorBytes = 64;
   static constexpr int kTileRows = 6;  // 6 x 4 accumulators + 4 weights + 1 broadcast = 29 of 32 registers
+  static constexpr int kDirectSums = 16;
 };
 // Avx512 with bfloat16 dot products.
 struct Avx512Bf16 : Avx512 {};
