@@ -53,8 +53,9 @@ def lstm_layer(
     Computes in float32 (float64 for float64); 16-bit h is rounded at every step, c only at the end.
     """
     if batch_sizes is not None:
-        rows, lengths = _dense_rows(batch_sizes, h_0.size(1))
-        input = input[rows.clamp(max=input.size(0) - 1)]
+        rows, lengths = (index.to(input.device) for index in dense_rows(batch_sizes, h_0.size(1)))
+        sizes = (batch_sizes.size(0), h_0.size(1))
+        input = input.new_zeros(sizes[0] * sizes[1], input.size(1)).index_copy(0, rows, input).unflatten(0, sizes)
 
     T, B = input.shape[:2]
     runs = None
@@ -85,10 +86,7 @@ def lstm_layer(
     gates, cell_states = torch.stack(gates).flatten(1, 2), torch.stack(cell_states).flatten(1, 2)
 
     if batch_sizes is not None:
-        order = torch.empty(batch_sizes.sum(), dtype=torch.int64, device=input.device)
-        order[rows[runs[..., 0]]] = torch.arange(T * B, device=input.device)[runs.flatten()]
-        output, gates = output.flatten(0, 1)[order], gates[:, order]
-        cell_states = cell_states[:, order]
+        output, gates, cell_states = output.flatten(0, 1)[rows], gates[:, rows], cell_states[:, rows]
     return output, torch.stack(h_n), torch.stack(c_n), gates.detach(), cell_states
 
 
@@ -131,12 +129,7 @@ def _direction(input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_h, 
     return torch.stack(outputs), h, c.to(dtype), torch.stack(gates), torch.stack(cells)
 
 
-def _dense_rows(batch_sizes: Tensor, B: int) -> tuple[Tensor, Tensor]:
-    """Packed rows of a dense [T, B] layout, [T, B], and the length of each sequence, [B].
-
-    Where a sequence has ended, the row belongs to another one: callers mask it by the length.
-    """
-    first_row = batch_sizes.cumsum(0) - batch_sizes
-    columns = torch.arange(B)
-    lengths = (columns < batch_sizes[:, None]).sum(0)
-    return first_row[:, None] + columns, lengths
+def dense_rows(batch_sizes: Tensor, B: int) -> tuple[Tensor, Tensor]:
+    """Where the packed rows are among the T * B rows of a dense layout, [N], and the length of each sequence, [B]."""
+    runs = torch.arange(B) < batch_sizes[:, None]
+    return runs.flatten().nonzero().squeeze(1), runs.sum(0)

@@ -1,0 +1,396 @@
+"""Double backward: the gradients of `lstm_layer_backward` for its arguments.
+
+They are those of the sum of <cotangent, gradient> over all gradients that it returns. The same sum, seen from the
+layer's results, is that of <incoming gradient, tangent>: how the results change when the layer's arguments move along
+the cotangents. With s for the state (h, c) after each step, F for the step, and arguments (x, s before, weights):
+
+* tangents of the states, in the order of the steps: s' = DF (x', s' before, weights'). They are the gradients for the
+  incoming gradients.
+* adjoints of the tangents, in the opposite order: what `lstm_layer_backward` finds for the states.
+* adjoints of the states: each step adds the gradient of <adjoint, DF (x', s' before, weights')> for x, s before and
+  weights; what goes to s before flows on as any gradient of a state does, by `lstm_layer_backward`.
+
+So only the tangents need a loop in Python, of a few small operations a step, and no graph. The gradients that the
+steps add do not depend on one another: the steps are rows of one batch of one step, of which the reference is
+differentiated, a block at a time. The graph of a block is the only one, whatever T is.
+"""
+
+from __future__ import annotations
+
+from itertools import repeat
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from fusedlstm import reference
+
+# Arguments of a layer by place that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
+DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12)
+
+# Values of gates in a block of steps: its graph keeps about thirty times as many values.
+BLOCK = 2**20
+
+
+def second_order(layer, incoming, results, cotangents, asked) -> list:
+    """Gradients for `incoming` and for `layer`, of the sum of <cotangent, gradient>.
+
+    Args:
+        layer: the arguments of `lstm_layer`.
+        incoming: d_output, d_h_n, d_c_n, d_cell_states; None where there is none.
+        results: output, gates and cell_states that `lstm_layer` returned.
+        cotangents: for each result of `lstm_layer_backward`; None for zeros.
+        asked: whether to return a gradient for each of `incoming` and of `layer`.
+
+    Returns:
+        As many as `asked`, lists where the layer's arguments are lists; None where nothing was asked or nothing flows.
+    """
+    batch_sizes, lengths, reset = layer[8:11]
+    steps = layer[0].size(0) if batch_sizes is None else batch_sizes.size(0)
+    # Gradients of third order need a graph of all. lengths together with reset are for callers of the operator only.
+    if torch.is_grad_enabled() or steps <= 1 or not (lengths is None or reset is None):
+        return _by_reference(layer, incoming, cotangents, asked)
+    if all(d is None for d in incoming) or not any(_some(u) for u in cotangents):
+        return [_nothing(argument) for argument in (*incoming, *layer)]
+    with torch.autocast(layer[0].device.type, enabled=False):
+        by_steps = _by_steps if batch_sizes is None else _by_steps_packed
+        return by_steps(layer, incoming, results, cotangents, asked)
+
+
+def _by_reference(layer, incoming, cotangents, asked) -> list:
+    """`second_order` by differentiating the reference twice."""
+    keep_graph = torch.is_grad_enabled()
+    arguments = [*incoming, *layer]
+    moved = dict(zip((len(incoming) + place for place in DIFFERENTIABLE), cotangents))
+    with torch.enable_grad():
+        arguments = [_leaf(a, need or _some(moved.get(k))) for k, (a, need) in enumerate(zip(arguments, asked))]
+        layer, incoming = arguments[len(incoming) :], arguments[: len(incoming)]
+        first_order = _first_order(layer, incoming, cotangents)
+
+    wanted = [tensor for argument, need in zip(arguments, asked) for tensor in _listed(argument) if need]
+    wanted = [tensor for tensor in wanted if tensor is not None]
+    found = repeat(None)
+    if first_order and wanted:
+        gradients, directions = zip(*first_order)
+        found = iter(torch.autograd.grad(gradients, wanted, directions, create_graph=keep_graph, allow_unused=True))
+
+    def taken(argument, need):
+        if isinstance(argument, list):
+            return [taken(tensor, need) for tensor in argument]
+        return next(found) if need and argument is not None else None
+
+    return [taken(argument, need) for argument, need in zip(arguments, asked)]
+
+
+def _first_order(layer, incoming, cotangents) -> list:
+    """Pairs (gradient of a layer's argument, its cotangent), connected to the arguments."""
+    moved = [
+        (argument, cotangent)
+        for place, cotangents_of_place in zip(DIFFERENTIABLE, cotangents)
+        for argument, cotangent in zip(_listed(layer[place]), _listed(cotangents_of_place))
+        if cotangent is not None
+    ]
+    output, h_n, c_n, _, cell_states = reference.lstm_layer(*layer)
+    results = [
+        (result, d_result)
+        for result, d_result in zip((output, h_n, c_n, cell_states), incoming)
+        if d_result is not None and result.requires_grad
+    ]
+    if not moved or not results:
+        return []
+    gradients = torch.autograd.grad(
+        [result for result, _ in results],
+        [argument for argument, _ in moved],
+        [d_result for _, d_result in results],
+        create_graph=True,
+        materialize_grads=True,
+    )
+    pairs = ((gradient, cotangent) for gradient, (_, cotangent) in zip(gradients, moved))
+    return [(gradient, cotangent) for gradient, cotangent in pairs if gradient.requires_grad]
+
+
+def _by_steps(layer, incoming, results, cotangents, asked) -> list:
+    """`second_order` of dense data from the tangents and adjoints of all states: no graph over time."""
+    asks_incoming, asks_layer = asked[: len(incoming)], asked[len(incoming) :]
+    directions = [_Direction(layer, results, cotangents, d) for d in range(layer[1].size(0))]
+    tangents = _side_by_side([one.tangents_of_results() for one in directions])
+    found = [tangent.to(d.dtype) if need else None for tangent, d, need in zip(tangents, incoming, asks_incoming)]
+    found += [_nothing(argument) for argument in layer]
+    if not any(asks_layer):
+        return found
+
+    # The part of the states' adjoints that comes through the gates of the next step: the gradient for the "input" of
+    # a layer whose weight_ih is weight_hh, with columns of its own for each direction.
+    backward = torch.ops.fusedlstm.lstm_layer_backward.default
+    weight_hh = layer[4]
+    as_input = [results[0], *layer[1:3], list(torch.block_diag(*weight_hh).chunk(len(weight_hh))), *layer[4:]]
+    through_gates = backward(*incoming, *as_input, *results, [place == 0 for place in DIFFERENTIABLE])[0]
+
+    needs = [asks_layer[place] for place in DIFFERENTIABLE]
+    added = [one.contributions(incoming, through_gates, needs) for one in directions]
+    to_states, to_input, to_weights, to_reset_state = zip(*added)
+    d_output, to_h_0, to_c_0, d_cell_states = _side_by_side(to_states)
+    flowed = backward(d_output.to(layer[0].dtype), None, None, d_cell_states, *layer, *results, needs)
+    added = [sum(to_input), to_h_0, to_c_0, *map(list, zip(*to_weights)), *map(torch.stack, zip(*to_reset_state))]
+    for place, need, *parts in zip(DIFFERENTIABLE, needs, flowed, added):
+        if need:
+            sums = [(a + b).to(a.dtype) for a, b in zip(*map(_listed, parts))]
+            found[len(incoming) + place] = sums if isinstance(parts[0], list) else sums[0]
+    return found
+
+
+def _side_by_side(directions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All h, one h, one c and all c of each direction, arranged as the operators' output, h_n, c_n and cell_states."""
+    all_h, h, c, all_c = zip(*directions)
+    return torch.cat(all_h, -1), torch.stack(h), torch.stack(c), torch.stack(all_c).flatten(1, 2)
+
+
+class _Direction:
+    """One direction of a layer: its states (h, c) and their tangents, `states_dot`, in float32 or float64.
+
+    States are [T + 1, B, features]: those before and after step t at t and t + 1, in the reverse direction at t + 1
+    and t. A sequence begins with the state at `first` and ends with the one at `last`: one place for all, or with
+    lengths one each, [B]. At steps that are not run the gates, and so all that is computed from them, are zeros.
+    """
+
+    def __init__(self, layer, results, cotangents, d: int):
+        self.input, h_0, c_0, *weights, _, lengths, reset, reset_h, reset_c, _ = layer
+        output, gates, cell_states = results
+        T, B = self.input.shape[:2]
+        self.d, self.dtype, self.features = d, cell_states.dtype, (h_0.size(-1), c_0.size(-1))
+        self.sequences = torch.arange(B, device=self.input.device)
+        self.first, self.last, self.runs = 0, T, None
+        if lengths is not None:
+            self.last = lengths.clamp(max=T)
+            self.runs = (torch.arange(T, device=lengths.device)[:, None] < lengths).unsqueeze(-1)
+        if d == 1:
+            self.first, self.last = self.last, self.first
+        self.reset = None if reset is None else reset.unsqueeze(-1)
+        self.gates = gates[d].unflatten(0, (T, B))
+        steps = max(1, BLOCK // max(1, B * gates.size(-1)))
+        self.blocks = self._in_order([slice(t, min(t + steps, T)) for t in range(0, T, steps)])
+
+        self.weights = [self._own(kind) for kind in weights]
+        self.reset_state = self._own(reset_h), self._own(reset_c)
+        self.states = self._states(output, cell_states, self.first, h_0, c_0)
+
+        self.input_dot, h_0_dot, c_0_dot, *weights_dot, reset_h_dot, reset_c_dot = cotangents
+        self.weights_dot = [self._own(kind) for kind in weights_dot]
+        self.reset_state_dot = self._own(reset_h_dot), self._own(reset_c_dot)
+        self.states_dot = self._states(None, None, self.first, h_0_dot, c_0_dot)
+        for block in self.blocks:
+            self._move(block)
+
+    def tangents_of_results(self):
+        """Of output, h_n, c_n and cell_states, as `_side_by_side` takes them."""
+        h, c = self.states_dot
+        at_end = self.last, self.sequences
+        return self._of_run(self._after(h)), h[at_end], c[at_end], self._of_run(self._after(c))
+
+    def contributions(self, incoming, through_gates, needs):
+        """What the steps add to the gradients for all states, for the input, the five weights and the reset state.
+
+        Those for the states are as `_side_by_side` takes them, those for the initial state as the single ones.
+        """
+        adjoints = self._adjoints(incoming, through_gates)
+        to_states = [torch.zeros_like(states) for states in adjoints]
+        to_reset_state = [torch.zeros_like(states[0]) for states in adjoints]
+        to_input = torch.zeros_like(self.input, dtype=self.dtype) if needs[0] else 0
+        to_weights = [0] * len(self.weights)
+        weights = [[] if w is None else [w] for w in self.weights]
+        asked = [False] * len(incoming) + [needs[0], True, True, *needs[3:8]] + [False] * 6
+
+        for block in self.blocks:
+            rows = [self._of_run(self.input, block), *self._entering(self.states, self.reset_state, block)]
+            rows_dot = self._of_run(self.input_dot, block), *self._entering(self.states_dot, self.reset_state_dot, block)
+            d_h, d_c = (_as_batch(self._of_run(self._after(states), block)) for states in adjoints)
+            found = _by_reference(
+                [*map(_as_batch, rows), *weights, None, None, None, None, None, False],
+                [d_h, None, None, d_c],
+                [*map(_as_batch, rows_dot), *self.weights_dot, None, None],
+                asked,
+            )[len(incoming) :]
+            if needs[0]:
+                to_input[block] = found[0].view_as(rows[0])
+            for k in range(2):
+                added = found[1 + k].view_as(rows[1 + k])
+                if self.reset is not None:
+                    to_reset_state[k] += added.where(self.reset[block], 0).sum(0)
+                    added = added.masked_fill(self.reset[block], 0)
+                self._before(to_states[k])[block] = added
+            for k, kind in enumerate(found[3:8]):
+                if needs[3 + k] and kind:
+                    to_weights[k] += kind[0]
+
+        h, c = to_states
+        at_start = self.first, self.sequences
+        return (self._after(h), h[at_start], c[at_start], self._after(c)), to_input, to_weights, to_reset_state
+
+    def _move(self, block: slice):
+        """Add to the tangents of the states what the steps of a block make of those before and of the arguments'."""
+        w_ih, w_hh, _, _, w_hr = self.weights
+        w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot = self.weights_dot
+        i, f, g, o, tanh_c, h_by_c = self._cells(block)
+        h, c = self._entering(self.states, self.reset_state, block)
+        # How c changes with the sums of i, f and g, and h (before its projection) with that of o.
+        by_sums = torch.cat([g * i * (1 - i), c * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], -1)
+
+        sums_dot = torch.zeros_like(by_sums)
+        rows = self._of_run(self.input, block), self._of_run(self.input_dot, block), h
+        for x, w in zip(rows, (w_ih_dot, w_ih, w_hh_dot)):
+            if x is not None and w is not None:
+                sums_dot += linear(x, w)
+        for b_dot in (b_ih_dot, b_hh_dot):
+            if b_dot is not None:
+                sums_dot += b_dot
+        projected_dot = None if w_hr_dot is None else linear(o * tanh_c, w_hr_dot)
+
+        after_h, after_c = map(self._after, self.states_dot)
+        for t in self._in_order(range(block.start, block.stop)):
+            k = t - block.start
+            h, c = self._entering(self.states_dot, self.reset_state_dot, t)
+            i_dot, f_dot, g_dot, o_dot = (torch.addmm(sums_dot[k], h, w_hh.t()) * by_sums[k]).chunk(4, -1)
+            c = torch.addcmul(i_dot + f_dot + g_dot, f[k], c)
+            h = torch.addcmul(o_dot, h_by_c[k], c)
+            if w_hr is not None:
+                h = linear(h, w_hr)
+            if projected_dot is not None:
+                h += projected_dot[k]
+            after_h[t] += h
+            after_c[t] += c
+
+    def _adjoints(self, incoming, through_gates):
+        """The gradients of first order for all states."""
+        d_output, d_h_n, d_c_n, d_cell_states = incoming
+        adjoints = self._states(d_output, d_cell_states, self.last, d_h_n, d_c_n)
+        h, c = map(self._after, adjoints)
+        before_h, before_c = map(self._before, adjoints)
+        through_gates = through_gates[..., self._columns()]
+        before_h += through_gates if self.reset is None else through_gates.masked_fill(self.reset, 0)
+        w_hr = self.weights[-1]
+        for block in reversed(self.blocks):
+            _, f, _, _, _, h_by_c = self._cells(block)
+            if self.reset is not None:
+                f = f.masked_fill(self.reset[block], 0)
+            through_h = (h[block] if w_hr is None else h[block] @ w_hr) * h_by_c
+            for t in reversed(self._in_order(range(block.start, block.stop))):
+                k = t - block.start
+                before_c[t].addcmul_(f[k], c[t] + through_h[k])
+        return adjoints
+
+    def _cells(self, block: slice):
+        """i, f, g, o, tanh(c) and how h, before its projection, changes with c: at the steps of a block."""
+        i, f, g, o = self.gates[block].to(self.dtype).chunk(4, -1)
+        tanh_c = self._after(self.states[1])[block].tanh()
+        return i, f, g, o, tanh_c, o * (1 - tanh_c * tanh_c)
+
+    def _entering(self, states, reset_state, at):
+        """(h, c) before step or steps `at`, after resets."""
+        entering = [self._before(kind)[at] for kind in states]
+        if self.reset is None:
+            return entering
+        return [
+            before.masked_fill(self.reset[at], 0) if replaced is None else replaced.where(self.reset[at], before)
+            for before, replaced in zip(entering, reset_state)
+        ]
+
+    def _states(self, output, cell_states, place, h, c):
+        """States that are those of the steps that are run, and to which (h, c) are added at `place`."""
+        if output is not None:
+            output = output[..., self._columns()]
+        if cell_states is not None:
+            cell_states = cell_states[self.d].unflatten(0, self.input.shape[:2])
+        found = []
+        for steps, one, features in zip((output, cell_states), (h, c), self.features):
+            T, B = self.input.shape[:2]
+            states = torch.zeros((T + 1, B, features), dtype=self.dtype, device=self.input.device)
+            if steps is not None:
+                self._after(states).copy_(self._of_run(steps))
+            if one is not None:
+                states[place, self.sequences] += self._own(one)
+            found.append(states)
+        return found
+
+    def _before(self, states):
+        """The states before each step, [T, B, features], in the order of time."""
+        return states[self.d : self.d + self.input.size(0)]
+
+    def _after(self, states):
+        return states[1 - self.d : 1 - self.d + self.input.size(0)]
+
+    def _of_run(self, rows, block=slice(None)):
+        """Rows of steps, with zeros where they are not run."""
+        if rows is None:
+            return None
+        rows = rows[block].to(self.dtype)
+        return rows if self.runs is None else rows.where(self.runs[block], 0)
+
+    def _in_order(self, steps):
+        """Steps, or blocks of them, in the order in which this direction runs them."""
+        return steps[::-1] if self.d == 1 else steps
+
+    def _columns(self):
+        """This direction's part of the features of an output."""
+        return slice(self.d * self.features[0], (self.d + 1) * self.features[0])
+
+    def _own(self, of_directions):
+        """This direction's tensor of a list or a stack of them."""
+        if of_directions is None or len(of_directions) == 0 or of_directions[self.d] is None:
+            return None
+        return of_directions[self.d].to(self.dtype)
+
+
+def _by_steps_packed(layer, incoming, results, cotangents, asked) -> list:
+    """`_by_steps` of packed data: the same sequences side by side, with lengths."""
+    input, h_0, _, *weights, batch_sizes, _, _, _, _, allow_tf32 = layer
+    d_output, d_h_n, d_c_n, d_cell_states = incoming
+    output, gates, cell_states = results
+    T, B = batch_sizes.size(0), h_0.size(1)
+    rows, lengths = (index.to(input.device) for index in reference.dense_rows(batch_sizes, B))
+
+    def dense(tensor, dim=0):
+        if tensor is None:
+            return None
+        sizes = [*tensor.shape[:dim], T * B, tensor.size(-1)]
+        tensor = tensor.new_zeros(sizes).index_copy(dim, rows, tensor)
+        return tensor.unflatten(0, (T, B)) if dim == 0 else tensor
+
+    found = _by_steps(
+        [dense(input), *layer[1:3], *weights, None, lengths, None, None, None, allow_tf32],
+        [dense(d_output), d_h_n, d_c_n, dense(d_cell_states, 1)],
+        [dense(output), dense(gates, 1), dense(cell_states, 1)],
+        [dense(cotangents[0]), *cotangents[1:]],
+        asked,
+    )
+
+    def packed(tensor, dim=0):
+        return None if tensor is None else tensor.flatten(0, 1 - dim).index_select(dim, rows)
+
+    d_output, d_h_n, d_c_n, d_cell_states, input, *rest = found
+    return [packed(d_output), d_h_n, d_c_n, packed(d_cell_states, 1), packed(input), *rest]
+
+
+def _as_batch(rows):
+    """Rows of several steps, [steps, B, features], as one step of a larger batch."""
+    return None if rows is None else rows.flatten(0, 1).unsqueeze(0)
+
+
+def _listed(argument) -> list:
+    return list(argument) if isinstance(argument, (list, tuple)) else [argument]
+
+
+def _some(argument) -> bool:
+    return any(tensor is not None for tensor in _listed(argument))
+
+
+def _nothing(argument):
+    return [None] * len(argument) if isinstance(argument, list) else None
+
+
+def _leaf(argument, needed):
+    """The argument where a derivative for it begins: no path from one argument to another outside is followed."""
+    if isinstance(argument, list):
+        return [_leaf(tensor, needed) for tensor in argument]
+    if not needed or argument is None:
+        return argument
+    return argument.view_as(argument) if argument.requires_grad else argument.detach().requires_grad_()
