@@ -28,7 +28,7 @@ from fusedlstm import reference
 # Arguments of a layer by place that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
 DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12)
 
-# Values of gates in a block of steps: its graph keeps about thirty times as many values.
+# Values of gates in a block of steps: the graph of a block keeps about fifteen times as many.
 BLOCK = 2**20
 
 
@@ -202,7 +202,10 @@ class _Direction:
 
         for block in self.blocks:
             rows = [self._of_run(self.input, block), *self._entering(self.states, self.reset_state, block)]
-            rows_dot = self._of_run(self.input_dot, block), *self._entering(self.states_dot, self.reset_state_dot, block)
+            rows_dot = (
+                self._of_run(self.input_dot, block),
+                *self._entering(self.states_dot, self.reset_state_dot, block),
+            )
             d_h, d_c = (_as_batch(self._of_run(self._after(states), block)) for states in adjoints)
             found = _by_reference(
                 [*map(_as_batch, rows), *weights, None, None, None, None, None, False],
@@ -296,13 +299,13 @@ class _Direction:
 
     def _states(self, output, cell_states, place, h, c):
         """States that are those of the steps that are run, and to which (h, c) are added at `place`."""
+        T, B = self.input.shape[:2]
         if output is not None:
             output = output[..., self._columns()]
         if cell_states is not None:
-            cell_states = cell_states[self.d].unflatten(0, self.input.shape[:2])
+            cell_states = cell_states[self.d].unflatten(0, (T, B))
         found = []
         for steps, one, features in zip((output, cell_states), (h, c), self.features):
-            T, B = self.input.shape[:2]
             states = torch.zeros((T + 1, B, features), dtype=self.dtype, device=self.input.device)
             if steps is not None:
                 self._after(states).copy_(self._of_run(steps))
@@ -363,11 +366,12 @@ def _by_steps_packed(layer, incoming, results, cotangents, asked) -> list:
         asked,
     )
 
-    def packed(tensor, dim=0):
-        return None if tensor is None else tensor.flatten(0, 1 - dim).index_select(dim, rows)
-
-    d_output, d_h_n, d_c_n, d_cell_states, input, *rest = found
-    return [packed(d_output), d_h_n, d_c_n, packed(d_cell_states, 1), packed(input), *rest]
+    for place in (0, len(incoming)):  # as d_output and input
+        if found[place] is not None:
+            found[place] = found[place].flatten(0, 1)[rows]
+    if found[3] is not None:  # as d_cell_states
+        found[3] = found[3][:, rows]
+    return found
 
 
 def _as_batch(rows):

@@ -15,7 +15,6 @@ from __future__ import annotations
 from itertools import chain, islice
 
 import torch
-from torch import Tensor
 
 from fusedlstm import _library
 from fusedlstm._second_order import DIFFERENTIABLE, second_order

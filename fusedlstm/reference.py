@@ -53,14 +53,13 @@ def lstm_layer(
     Computes in float32 (float64 for float64); 16-bit h is rounded at every step, c only at the end.
     """
     if batch_sizes is not None:
-        rows, lengths = (index.to(input.device) for index in dense_rows(batch_sizes, h_0.size(1)))
-        sizes = (batch_sizes.size(0), h_0.size(1))
-        input = input.new_zeros(sizes[0] * sizes[1], input.size(1)).index_copy(0, rows, input).unflatten(0, sizes)
+        T, B = batch_sizes.size(0), h_0.size(1)
+        rows, lengths = (index.to(input.device) for index in dense_rows(batch_sizes, B))
+        input = input.new_zeros(T * B, input.size(1)).index_copy(0, rows, input).unflatten(0, (T, B))
 
-    T, B = input.shape[:2]
     runs = None
     if lengths is not None:
-        steps = torch.arange(T, device=input.device)
+        steps = torch.arange(input.size(0), device=input.device)
         runs = (steps[:, None] < lengths).unsqueeze(-1)
         # What lies in the padding, even NaN, must reach neither results nor gradients.
         input = input.where(runs, 0)
