@@ -113,9 +113,10 @@ def _by_steps(layer, incoming, results, cotangents, asked) -> list:
     """`second_order` of dense data from the tangents and adjoints of all states: no graph over time."""
     asks_incoming, asks_layer = asked[: len(incoming)], asked[len(incoming) :]
     directions = [_Direction(layer, results, cotangents, d) for d in range(layer[1].size(0))]
-    tangents = _side_by_side([one.tangents_of_results() for one in directions])
-    found = [tangent.to(d.dtype) if need else None for tangent, d, need in zip(tangents, incoming, asks_incoming)]
-    found += [_nothing(argument) for argument in layer]
+    found = [_nothing(argument) for argument in (*incoming, *layer)]
+    if any(asks_incoming):
+        tangents = zip(_side_by_side([one.tangents_of_results() for one in directions]), incoming, asks_incoming)
+        found[: len(incoming)] = [tangent.to(d.dtype) if need else None for tangent, d, need in tangents]
     if not any(asks_layer):
         return found
 
@@ -127,9 +128,10 @@ def _by_steps(layer, incoming, results, cotangents, asked) -> list:
     through_gates = backward(*incoming, *as_input, *results, [place == 0 for place in DIFFERENTIABLE])[0]
 
     needs = [asks_layer[place] for place in DIFFERENTIABLE]
-    added = [one.contributions(incoming, through_gates, needs) for one in directions]
-    to_states, to_input, to_weights, to_reset_state = zip(*added)
+    added = zip(*(one.contributions(incoming, through_gates, needs) for one in directions))
+    to_states, to_input, to_weights, to_reset_state = added
     d_output, to_h_0, to_c_0, d_cell_states = _side_by_side(to_states)
+    del directions, through_gates, to_states  # as large as all h and c, several times
     flowed = backward(d_output.to(layer[0].dtype), None, None, d_cell_states, *layer, *results, needs)
     added = [sum(to_input), to_h_0, to_c_0, *map(list, zip(*to_weights)), *map(torch.stack, zip(*to_reset_state))]
     for place, need, *parts in zip(DIFFERENTIABLE, needs, flowed, added):

@@ -1,8 +1,8 @@
 """What one LSTM layer means, in plain differentiable PyTorch.
 
 `lstm_layer` takes the arguments of the op `fusedlstm::lstm_layer` and returns its five results.
-Every kernel is tested against it, double backward differentiates it, and calls that no kernel
-covers (vmap, forward-mode differentiation, devices without kernels) run it.
+Every kernel is tested against it, double backward differentiates it (by steps, see _second_order.py),
+and calls that no kernel covers (torch.func.grad, forward mode, devices without kernels) run it.
 
 Letters: T steps, B batch, I input features, H hidden units, P projection, R = P or H (features of
 h), D directions, N rows of gates (T * B, or the rows of packed data). Gates in the order i, f, g, o.
@@ -100,7 +100,8 @@ def _direction(input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_h, 
         reset_h = h.new_zeros(()) if reset_h is None else reset_h
         reset_c = c.new_zeros(()) if reset_c is None else reset_c
 
-    from_input = linear(input.to(wide), w_ih, bias)
+    # unbind, whose derivative is one stack: that of each [t] is a tensor of all steps.
+    from_input = linear(input.to(wide), w_ih, bias).unbind()
     outputs, gates, cells = [None] * T, [None] * T, [None] * T
     c = c.to(wide)
     for t in reversed(range(T)) if reverse else range(T):
