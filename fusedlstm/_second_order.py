@@ -24,9 +24,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fusedlstm import reference
-
-# Arguments of a layer by place that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
-DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12)
+from fusedlstm.reference import DIFFERENTIABLE, leaf, listed
 
 # Values of gates in a block of steps: the graph of a block keeps about fifteen times as many.
 BLOCK = 2**20
@@ -47,10 +45,12 @@ def second_order(layer, incoming, results, cotangents, asked) -> list:
     """
     batch_sizes, lengths, reset = layer[8:11]
     steps = layer[0].size(0) if batch_sizes is None else batch_sizes.size(0)
-    # Gradients of third order need a graph of all. lengths together with reset are for callers of the operator only.
-    if torch.is_grad_enabled() or steps <= 1 or not (lengths is None or reset is None):
+    # Gradients of third order need a graph of all; batched ones cannot be written into memory that is not batched.
+    # lengths together with reset: only by calling the operator.
+    needs_graph = torch.is_grad_enabled() or any(map(_is_batched, (*incoming, *layer[:-1], *results, *cotangents)))
+    if needs_graph or steps <= 1 or not (lengths is None or reset is None):
         return _by_reference(layer, incoming, cotangents, asked)
-    if all(d is None for d in incoming) or not any(_some(u) for u in cotangents):
+    if all(d is None for d in incoming) or not any(map(listed, cotangents)):
         return [_nothing(argument) for argument in (*incoming, *layer)]
     with torch.autocast(layer[0].device.type, enabled=False):
         by_steps = _by_steps if batch_sizes is None else _by_steps_packed
@@ -60,18 +60,16 @@ def second_order(layer, incoming, results, cotangents, asked) -> list:
 def _by_reference(layer, incoming, cotangents, asked) -> list:
     """`second_order` by differentiating the reference twice."""
     keep_graph = torch.is_grad_enabled()
-    arguments = [*incoming, *layer]
-    moved = dict(zip((len(incoming) + place for place in DIFFERENTIABLE), cotangents))
     with torch.enable_grad():
-        arguments = [_leaf(a, need or _some(moved.get(k))) for k, (a, need) in enumerate(zip(arguments, asked))]
-        layer, incoming = arguments[len(incoming) :], arguments[: len(incoming)]
-        first_order = _first_order(layer, incoming, cotangents)
-
-    wanted = [tensor for argument, need in zip(arguments, asked) for tensor in _listed(argument) if need]
-    wanted = [tensor for tensor in wanted if tensor is not None]
+        arguments = [leaf(a) if need else a for a, need in zip((*incoming, *layer), asked)]
+        needs = [len(listed(u)) > 0 for u in cotangents]
+        gradients = reference.lstm_layer_backward(*arguments, None, None, None, needs)
+    pairs = (pair for parts in zip(gradients, cotangents) for pair in zip(*map(_as_list, parts)))
+    moved = [(gradient, u) for gradient, u in pairs if u is not None and gradient.requires_grad]
+    wanted = [tensor for argument, need in zip(arguments, asked) if need for tensor in listed(argument)]
     found = repeat(None)
-    if first_order and wanted:
-        gradients, directions = zip(*first_order)
+    if moved and wanted:
+        gradients, directions = zip(*moved)
         found = iter(torch.autograd.grad(gradients, wanted, directions, create_graph=keep_graph, allow_unused=True))
 
     def taken(argument, need):
@@ -80,33 +78,6 @@ def _by_reference(layer, incoming, cotangents, asked) -> list:
         return next(found) if need and argument is not None else None
 
     return [taken(argument, need) for argument, need in zip(arguments, asked)]
-
-
-def _first_order(layer, incoming, cotangents) -> list:
-    """Pairs (gradient of a layer's argument, its cotangent), connected to the arguments."""
-    moved = [
-        (argument, cotangent)
-        for place, cotangents_of_place in zip(DIFFERENTIABLE, cotangents)
-        for argument, cotangent in zip(_listed(layer[place]), _listed(cotangents_of_place))
-        if cotangent is not None
-    ]
-    output, h_n, c_n, _, cell_states = reference.lstm_layer(*layer)
-    results = [
-        (result, d_result)
-        for result, d_result in zip((output, h_n, c_n, cell_states), incoming)
-        if d_result is not None and result.requires_grad
-    ]
-    if not moved or not results:
-        return []
-    gradients = torch.autograd.grad(
-        [result for result, _ in results],
-        [argument for argument, _ in moved],
-        [d_result for _, d_result in results],
-        create_graph=True,
-        materialize_grads=True,
-    )
-    pairs = ((gradient, cotangent) for gradient, (_, cotangent) in zip(gradients, moved))
-    return [(gradient, cotangent) for gradient, cotangent in pairs if gradient.requires_grad]
 
 
 def _by_steps(layer, incoming, results, cotangents, asked) -> list:
@@ -136,7 +107,7 @@ def _by_steps(layer, incoming, results, cotangents, asked) -> list:
     added = [sum(to_input), to_h_0, to_c_0, *map(list, zip(*to_weights)), *map(torch.stack, zip(*to_reset_state))]
     for place, need, *parts in zip(DIFFERENTIABLE, needs, flowed, added):
         if need:
-            sums = [(a + b).to(a.dtype) for a, b in zip(*map(_listed, parts))]
+            sums = [(a + b).to(a.dtype) for a, b in zip(*map(_as_list, parts))]
             found[len(incoming) + place] = sums if isinstance(parts[0], list) else sums[0]
     return found
 
@@ -381,22 +352,16 @@ def _as_batch(rows):
     return None if rows is None else rows.flatten(0, 1).unsqueeze(0)
 
 
-def _listed(argument) -> list:
+def _as_list(argument) -> list:
+    """The argument, or what it is a list of; None where there is none."""
     return list(argument) if isinstance(argument, (list, tuple)) else [argument]
 
 
-def _some(argument) -> bool:
-    return any(tensor is not None for tensor in _listed(argument))
+def _is_batched(argument) -> bool:
+    """Whether is_grads_batched=True, or torch.func.vmap, has made a batch of tensors of it."""
+    functorch = torch._C._functorch
+    return any(functorch.is_legacy_batchedtensor(t) or functorch.is_batchedtensor(t) for t in listed(argument))
 
 
 def _nothing(argument):
     return [None] * len(argument) if isinstance(argument, list) else None
-
-
-def _leaf(argument, needed):
-    """The argument where a derivative for it begins: no path from one argument to another outside is followed."""
-    if isinstance(argument, list):
-        return [_leaf(tensor, needed) for tensor in argument]
-    if not needed or argument is None:
-        return argument
-    return argument.view_as(argument) if argument.requires_grad else argument.detach().requires_grad_()

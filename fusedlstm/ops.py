@@ -17,7 +17,8 @@ from itertools import chain, islice
 import torch
 
 from fusedlstm import _library
-from fusedlstm._second_order import DIFFERENTIABLE, second_order
+from fusedlstm._second_order import second_order
+from fusedlstm.reference import DIFFERENTIABLE
 
 _library.load()
 

@@ -1,6 +1,7 @@
 """What one LSTM layer means, in plain differentiable PyTorch.
 
-`lstm_layer` takes the arguments of the op `fusedlstm::lstm_layer` and returns its five results.
+`lstm_layer` takes the arguments of the op `fusedlstm::lstm_layer` and returns its five results, and
+`lstm_layer_backward` differentiates it for those of `fusedlstm::lstm_layer_backward`.
 Every kernel is tested against it, double backward differentiates it (by steps, see _second_order.py),
 and calls that no kernel covers (torch.func.grad, forward mode, devices without kernels) run it.
 
@@ -13,6 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+# Arguments of a layer by place that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
+DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12)
 
 
 def lstm_layer(
@@ -87,6 +91,56 @@ def lstm_layer(
     if batch_sizes is not None:
         output, gates, cell_states = output.flatten(0, 1)[rows], gates[:, rows], cell_states[:, rows]
     return output, torch.stack(h_n), torch.stack(c_n), gates.detach(), cell_states
+
+
+def lstm_layer_backward(d_output, d_h_n, d_c_n, d_cell_states, *arguments) -> tuple:
+    """The gradients for `lstm_layer`'s arguments, from those for its results; differentiable in grad mode.
+
+    Args:
+        d_output, d_h_n, d_c_n, d_cell_states: None for zeros.
+        *arguments: those of `lstm_layer`; output, gates and cell_states, which are computed anew here; and `needs`,
+            whether to return a gradient for each argument that can have one.
+
+    Returns:
+        Gradients of the sizes of the arguments, of size [0] where not needed.
+    """
+    *layer, _, _, _, needs = arguments
+    keep_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        for place, need in zip(DIFFERENTIABLE, needs):
+            layer[place] = leaf(layer[place]) if need else layer[place]
+        output, h_n, c_n, _, cell_states = lstm_layer(*layer)
+    arriving = zip((output, h_n, c_n, cell_states), (d_output, d_h_n, d_c_n, d_cell_states))
+    arriving = [(result, d) for result, d in arriving if d is not None and result.requires_grad]
+    wanted = [tensor for place, need in zip(DIFFERENTIABLE, needs) if need for tensor in listed(layer[place])]
+    if arriving and wanted:
+        results, incoming = zip(*arriving)
+        options = {"create_graph": keep_graph, "materialize_grads": True}
+        found = iter(torch.autograd.grad(results, wanted, incoming, **options))
+    else:
+        found = map(torch.zeros_like, wanted)
+
+    def taken(argument, need):
+        if isinstance(argument, list):
+            return [taken(tensor, need) for tensor in argument]
+        return next(found) if need and argument is not None else layer[0].new_empty(0)
+
+    return tuple(taken(layer[place], need) for place, need in zip(DIFFERENTIABLE, needs))
+
+
+def leaf(argument):
+    """The argument, or a list of them, as one that a derivative ends at: not followed to what it depends on."""
+    if isinstance(argument, list):
+        return [leaf(tensor) for tensor in argument]
+    if argument is None:
+        return None
+    return argument.view_as(argument) if argument.requires_grad else argument.detach().requires_grad_()
+
+
+def listed(argument) -> list:
+    """The tensors of an argument that is a list, a tensor or None."""
+    tensors = argument if isinstance(argument, (list, tuple)) else [argument]
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _direction(input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_h, reset_c, *, reverse):
