@@ -99,8 +99,9 @@ def _by_steps(layer, incoming, results, cotangents, asked) -> list:
     through_gates = backward(*incoming, *as_input, *results, [place == 0 for place in DIFFERENTIABLE])[0]
 
     needs = [asks_layer[place] for place in DIFFERENTIABLE]
-    added = zip(*(one.contributions(incoming, through_gates, needs) for one in directions))
-    to_states, to_input, to_weights, to_reset_state = added
+    to_states, to_input, to_weights, to_reset_state = zip(
+        *(one.contributions(incoming, through_gates, needs) for one in directions)
+    )
     d_output, to_h_0, to_c_0, d_cell_states = _side_by_side(to_states)
     del directions, through_gates, to_states  # as large as all h and c, several times
     flowed = backward(d_output.to(layer[0].dtype), None, None, d_cell_states, *layer, *results, needs)
