@@ -1,7 +1,7 @@
 """The rules of torch.func.vmap for the layer operators: kernels, and no loop over time in Python.
 
 Members that share their weights are rows of one larger batch: one call. Members with weights of
-their own (ensembles), and packed data, are one call each.
+their own (ensembles), packed data, and gradients of members are one call each.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from fusedlstm import ops
+from fusedlstm import ops, reference
 
 # Arguments by place, see ops.py.
 _BATCH_SIZES, _LENGTHS = 8, 9
@@ -29,17 +29,30 @@ def _rule(operator):
         shares_weights = all(dim is None for dims in in_dims[ops.LISTS] for dim in dims)
         if shares_weights and arguments[_BATCH_SIZES] is None:
             return _as_one_batch(operator, V, in_dims, arguments)
-
-        def member(k, argument, dim):
-            if isinstance(argument, list):
-                return [member(k, tensor, d) for tensor, d in zip(argument, dim)]
-            return argument if dim is None else argument.select(dim, k)
-
-        calls = [operator(*(member(k, a, d) for a, d in zip(arguments, in_dims))) for k in range(V)]
-        results = tuple(map(torch.stack, zip(*calls)))
-        return results, (0,) * len(results)
+        return _one_by_one(operator, V, in_dims, arguments)
 
     return rule
+
+
+def _backward_rule(info, in_dims, *arguments):
+    """Gradients of members, or several for one result: those for the weights are each one's own."""
+    return _one_by_one(ops.lstm_layer_backward, info.batch_size, in_dims, arguments)
+
+
+def _one_by_one(operator, V, in_dims, arguments):
+    def member(k, argument, dim):
+        if dim is None:
+            return argument
+        if isinstance(argument, list):
+            return [member(k, tensor, d) for tensor, d in zip(argument, dim)]
+        return argument.select(dim, k)
+
+    def stacked(results):
+        return list(map(stacked, zip(*results))) if isinstance(results[0], list) else torch.stack(results)
+
+    calls = [operator(*(member(k, a, d) for a, d in zip(arguments, in_dims))) for k in range(V)]
+    results = tuple(map(stacked, zip(*calls)))
+    return results, tuple([0] * len(r) if isinstance(r, list) else 0 for r in results)
 
 
 def _as_one_batch(operator, V, in_dims, arguments):
@@ -65,3 +78,17 @@ def _as_one_batch(operator, V, in_dims, arguments):
 
 torch.library.register_vmap("fusedlstm::lstm_layer", _rule(ops.lstm_layer))
 torch.library.register_vmap("fusedlstm::lstm_layer_inference", _rule(ops.lstm_layer_inference))
+torch.library.register_vmap("fusedlstm::lstm_layer_backward", _backward_rule)
+
+
+def _batched_backward(*arguments):
+    """`lstm_layer_backward` under the older vmap of is_grads_batched=True and jacobian(vectorize=True).
+
+    That takes rules for no operator with lists: differentiates the reference, also where ops.py is below autograd.
+    """
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+        return reference.lstm_layer_backward(*arguments)
+
+
+_library_rules = torch.library.Library("fusedlstm", "IMPL")
+_library_rules.impl("lstm_layer_backward", _batched_backward, "Batched")

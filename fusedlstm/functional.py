@@ -173,6 +173,8 @@ def run(input, hx, weights, sizes: Sizes, options: Options):
     wants_states = options.return_cell_states or options.return_gates
     differentiable = [x, *(hx or ()), *tensors, *(reset_state or ())]
     operator = _operator(differentiable, x.device, wants_states, lengths, reset)
+    if sizes.hidden_size == 0:  # as nn.LSTMCell allows: nothing for a kernel to do
+        operator = reference.lstm_layer
     states = _states_of_layers(x, hx, reset_state, B, sizes)
     output, (h_n, c_n), cell_states, gates = _stack(
         operator, x, states, weights, sizes, options, (batch_sizes, lengths, reset)

@@ -7,17 +7,18 @@
 * `lstm_layer_backward`: the gradients that are asked for in `needs`; the others have size [0].
 
 This module adds what PyTorch needs to trace and to differentiate them. The derivative of the
-backward operator itself (double backward) differentiates the reference.
+backward operator itself (double backward) is in _second_order.py.
 """
 
 from __future__ import annotations
 
-from itertools import chain, islice, repeat
+from itertools import chain, islice
 
 import torch
-from torch import Tensor
 
-from fusedlstm import _library, reference
+from fusedlstm import _library
+from fusedlstm._second_order import second_order
+from fusedlstm.reference import DIFFERENTIABLE
 
 _library.load()
 
@@ -30,8 +31,6 @@ lstm_layer_backward = torch.ops.fusedlstm.lstm_layer_backward.default
 LISTS = slice(3, 8)
 _ROWS = slice(8, 11)
 _LAYER_ARGUMENTS = 14
-# Those that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
-_DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12)
 
 
 @torch.library.register_fake("fusedlstm::lstm_layer")
@@ -61,7 +60,7 @@ def _fake_backward(*arguments):
         needed = needed and argument is not None  # a reset state that was not given has none
         return layer[0].new_empty(argument.shape if needed else (0,))
 
-    return tuple(gradient(layer[place], need) for place, need in zip(_DIFFERENTIABLE, needs))
+    return tuple(gradient(layer[place], need) for place, need in zip(DIFFERENTIABLE, needs))
 
 
 class _Layer(torch.autograd.Function):
@@ -150,7 +149,7 @@ _library_rules.impl("lstm_layer", _layer_at_autograd_keys, "Autograd")
 def _save_backward(ctx, inputs, output):
     ctx.set_materialize_grads(False)
     ctx.needs = inputs[-1]
-    _save(ctx, inputs[4 : 4 + _LAYER_ARGUMENTS], inputs[:4])
+    _save(ctx, inputs[4 : 4 + _LAYER_ARGUMENTS], (*inputs[:4], *inputs[-4:-1]))
 
 
 def _double_backward(ctx, *gradients_of_gradients):
@@ -159,61 +158,11 @@ def _double_backward(ctx, *gradients_of_gradients):
     Its arguments output, gates and cell_states are functions of the layer's arguments: what flows
     through them is counted there, and None is returned for themselves.
     """
-    layer, incoming = _saved(ctx, 4)
-    with torch.enable_grad():
-        # Aliases, so that no path from one argument to another outside this layer is followed.
-        layer = [_alias(argument) for argument in layer]
-        incoming = [_alias(argument) for argument in incoming]
-        first_order = _first_order(layer, incoming, ctx.needs, gradients_of_gradients)
-
-    arguments = [*incoming, *layer]
-    asked = [_any(need) for need in ctx.needs_input_grad[: len(arguments)]]
-    wanted = [
-        tensor
-        for argument, need in zip(arguments, asked)
-        for tensor in _listed(argument)
-        if need and tensor.requires_grad
-    ]
-    found = repeat(None)
-    if first_order and wanted:
-        gradients, cotangents = zip(*first_order)
-        keep_graph = torch.is_grad_enabled()
-        found = iter(torch.autograd.grad(gradients, wanted, cotangents, create_graph=keep_graph, allow_unused=True))
-
-    def taken(argument, need):
-        if isinstance(argument, list):
-            return [taken(tensor, need) for tensor in argument]
-        return next(found) if need and argument.requires_grad else None
-
-    second_order = [taken(argument, need) for argument, need in zip(arguments, asked)]
-    return (*second_order, None, None, None, None)
-
-
-def _first_order(layer, incoming, needs, gradients_of_gradients):
-    """Pairs (gradient of a layer's argument, its incoming gradient), connected to the arguments."""
-    wanted = [
-        (argument, grad)
-        for place, needed, grads in zip(_DIFFERENTIABLE, needs, gradients_of_gradients)
-        for argument, grad in zip(_listed(layer[place]), _listed(grads))
-        if needed and grad is not None and argument.requires_grad
-    ]
-    output, h_n, c_n, _, cell_states = reference.lstm_layer(*layer)
-    results = [
-        (result, d_result)
-        for result, d_result in zip((output, h_n, c_n, cell_states), incoming)
-        if d_result is not None and result.requires_grad
-    ]
-    if not wanted or not results:
-        return []
-    gradients = torch.autograd.grad(
-        [result for result, _ in results],
-        [argument for argument, _ in wanted],
-        [d_result for _, d_result in results],
-        create_graph=True,
-        materialize_grads=True,
-    )
-    pairs = ((gradient, grad) for gradient, (_, grad) in zip(gradients, wanted))
-    return [(gradient, grad) for gradient, grad in pairs if gradient.requires_grad]
+    layer, (*incoming, output, gates, cell_states) = _saved(ctx, 7)
+    cotangents = [u if needed else None for u, needed in zip(gradients_of_gradients, ctx.needs)]
+    asked = [_any(need) for need in ctx.needs_input_grad[: 4 + _LAYER_ARGUMENTS]]
+    found = second_order(layer, incoming, (output, gates, cell_states), cotangents, asked)
+    return (*found, None, None, None, None)
 
 
 def _save(ctx, layer, more):
@@ -234,17 +183,6 @@ def _saved(ctx, count):
 
 def _any(needs) -> bool:
     return any(needs) if isinstance(needs, (list, tuple)) else needs
-
-
-def _listed(argument) -> list:
-    return list(argument) if isinstance(argument, (list, tuple)) else [argument]
-
-
-def _alias(argument):
-    if isinstance(argument, list):
-        return [_alias(tensor) for tensor in argument]
-    is_differentiable = isinstance(argument, Tensor) and argument.requires_grad
-    return argument.view_as(argument) if is_differentiable else argument
 
 
 torch.library.register_autograd("fusedlstm::lstm_layer_backward", _double_backward, setup_context=_save_backward)

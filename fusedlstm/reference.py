@@ -1,8 +1,9 @@
 """What one LSTM layer means, in plain differentiable PyTorch.
 
-`lstm_layer` takes the arguments of the op `fusedlstm::lstm_layer` and returns its five results.
-Every kernel is tested against it, double backward differentiates it, and calls that no kernel
-covers (vmap, forward-mode differentiation, devices without kernels) run it.
+`lstm_layer` takes the arguments of the op `fusedlstm::lstm_layer` and returns its five results, and
+`lstm_layer_backward` differentiates it for those of `fusedlstm::lstm_layer_backward`.
+Every kernel is tested against it, double backward differentiates it (by steps, see _second_order.py),
+and calls that no kernel covers (torch.func.grad, forward mode, devices without kernels) run it.
 
 Letters: T steps, B batch, I input features, H hidden units, P projection, R = P or H (features of
 h), D directions, N rows of gates (T * B, or the rows of packed data). Gates in the order i, f, g, o.
@@ -13,6 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+# Arguments of a layer by place that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
+DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12)
 
 
 def lstm_layer(
@@ -53,13 +57,13 @@ def lstm_layer(
     Computes in float32 (float64 for float64); 16-bit h is rounded at every step, c only at the end.
     """
     if batch_sizes is not None:
-        rows, lengths = _dense_rows(batch_sizes, h_0.size(1))
-        input = input[rows.clamp(max=input.size(0) - 1)]
+        T, B = batch_sizes.size(0), h_0.size(1)
+        rows, lengths = (index.to(input.device) for index in dense_rows(batch_sizes, B))
+        input = input.new_zeros(T * B, input.size(1)).index_copy(0, rows, input).unflatten(0, (T, B))
 
-    T, B = input.shape[:2]
     runs = None
     if lengths is not None:
-        steps = torch.arange(T, device=input.device)
+        steps = torch.arange(input.size(0), device=input.device)
         runs = (steps[:, None] < lengths).unsqueeze(-1)
         # What lies in the padding, even NaN, must reach neither results nor gradients.
         input = input.where(runs, 0)
@@ -85,11 +89,58 @@ def lstm_layer(
     gates, cell_states = torch.stack(gates).flatten(1, 2), torch.stack(cell_states).flatten(1, 2)
 
     if batch_sizes is not None:
-        order = torch.empty(batch_sizes.sum(), dtype=torch.int64, device=input.device)
-        order[rows[runs[..., 0]]] = torch.arange(T * B, device=input.device)[runs.flatten()]
-        output, gates = output.flatten(0, 1)[order], gates[:, order]
-        cell_states = cell_states[:, order]
+        output, gates, cell_states = output.flatten(0, 1)[rows], gates[:, rows], cell_states[:, rows]
     return output, torch.stack(h_n), torch.stack(c_n), gates.detach(), cell_states
+
+
+def lstm_layer_backward(d_output, d_h_n, d_c_n, d_cell_states, *arguments) -> tuple:
+    """The gradients for `lstm_layer`'s arguments, from those for its results; differentiable in grad mode.
+
+    Args:
+        d_output, d_h_n, d_c_n, d_cell_states: None for zeros.
+        *arguments: those of `lstm_layer`; output, gates and cell_states, which are computed anew here; and `needs`,
+            whether to return a gradient for each argument that can have one.
+
+    Returns:
+        Gradients of the sizes of the arguments, of size [0] where not needed.
+    """
+    *layer, _, _, _, needs = arguments
+    keep_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        for place, need in zip(DIFFERENTIABLE, needs):
+            layer[place] = leaf(layer[place]) if need else layer[place]
+        output, h_n, c_n, _, cell_states = lstm_layer(*layer)
+    arriving = zip((output, h_n, c_n, cell_states), (d_output, d_h_n, d_c_n, d_cell_states))
+    arriving = [(result, d) for result, d in arriving if d is not None and result.requires_grad]
+    wanted = [tensor for place, need in zip(DIFFERENTIABLE, needs) if need for tensor in listed(layer[place])]
+    if arriving and wanted:
+        results, incoming = zip(*arriving)
+        options = {"create_graph": keep_graph, "materialize_grads": True}
+        found = iter(torch.autograd.grad(results, wanted, incoming, **options))
+    else:
+        found = map(torch.zeros_like, wanted)
+
+    def taken(argument, need):
+        if isinstance(argument, list):
+            return [taken(tensor, need) for tensor in argument]
+        return next(found) if need and argument is not None else layer[0].new_empty(0)
+
+    return tuple(taken(layer[place], need) for place, need in zip(DIFFERENTIABLE, needs))
+
+
+def leaf(argument):
+    """The argument, or a list of them, as one that a derivative ends at: not followed to what it depends on."""
+    if isinstance(argument, list):
+        return [leaf(tensor) for tensor in argument]
+    if argument is None:
+        return None
+    return argument.view_as(argument) if argument.requires_grad else argument.detach().requires_grad_()
+
+
+def listed(argument) -> list:
+    """The tensors of an argument that is a list, a tensor or None."""
+    tensors = argument if isinstance(argument, (list, tuple)) else [argument]
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _direction(input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_h, reset_c, *, reverse):
@@ -103,7 +154,8 @@ def _direction(input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_h, 
         reset_h = h.new_zeros(()) if reset_h is None else reset_h
         reset_c = c.new_zeros(()) if reset_c is None else reset_c
 
-    from_input = linear(input.to(wide), w_ih, bias)
+    # unbind, whose derivative is one stack: that of each [t] is a tensor of all steps.
+    from_input = linear(input.to(wide), w_ih, bias).unbind()
     outputs, gates, cells = [None] * T, [None] * T, [None] * T
     c = c.to(wide)
     for t in reversed(range(T)) if reverse else range(T):
@@ -131,12 +183,7 @@ def _direction(input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_h, 
     return torch.stack(outputs), h, c.to(dtype), torch.stack(gates), torch.stack(cells)
 
 
-def _dense_rows(batch_sizes: Tensor, B: int) -> tuple[Tensor, Tensor]:
-    """Packed rows of a dense [T, B] layout, [T, B], and the length of each sequence, [B].
-
-    Where a sequence has ended, the row belongs to another one: callers mask it by the length.
-    """
-    first_row = batch_sizes.cumsum(0) - batch_sizes
-    columns = torch.arange(B)
-    lengths = (columns < batch_sizes[:, None]).sum(0)
-    return first_row[:, None] + columns, lengths
+def dense_rows(batch_sizes: Tensor, B: int) -> tuple[Tensor, Tensor]:
+    """Where the packed rows are among the T * B rows of a dense layout, [N], and the length of each sequence, [B]."""
+    runs = torch.arange(B) < batch_sizes[:, None]
+    return runs.flatten().nonzero().squeeze(1), runs.sum(0)

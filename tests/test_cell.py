@@ -56,11 +56,21 @@ def test_gradients(device):
     assert torch.autograd.gradgradcheck(lambda *a: cell(a[0], a[1:]), (x, h, c))
 
 
-def test_no_input_features():
-    plain, fused = _pair(0, 4)
-    x = torch.randn(2, 0)
-    for actual, expected in zip(fused(x), plain(x)):
-        torch.testing.assert_close(actual, expected)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("outer", [(), (0,), (2,)], ids=str)
+@pytest.mark.parametrize("input_size, hidden_size", [(0, 4), (3, 0), (0, 0)])
+def test_sizes_of_zero(input_size, hidden_size, outer, bias, device):
+    """nn.LSTMCell allows both; the results and gradients are empty, or those of the biases and the state."""
+    plain, fused = _pair(input_size, hidden_size, bias=bias, device=device)
+    x = torch.randn(*outer, input_size, device=device, requires_grad=True)
+    hx = [torch.randn(*outer, hidden_size, device=device) for _ in range(2)]
+    for state in (None, hx):
+        results = []
+        for module in (plain, fused):
+            h, c = module(x, state)
+            results.append([h, c, *torch.autograd.grad(h.sum() + c.sum(), [x, *module.parameters()])])
+        for expected, actual in zip(*results):
+            torch.testing.assert_close(actual, expected)
 
 
 def test_loop_of_two_cells(device):

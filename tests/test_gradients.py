@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import OPTIONS, Case
 from torch import nn
+from torch.autograd.functional import hessian, jacobian
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
@@ -181,6 +182,40 @@ def test_gradient_penalty_is_not_silently_wrong(device):
         found.append([penalty, *torch.autograd.grad(penalty, list(module.parameters()))])
     for expected, actual in zip(*found):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+def _by_is_grads_batched(results, inputs, batch):
+    return torch.autograd.grad(results, inputs, batch, retain_graph=True, is_grads_batched=True)
+
+
+def _by_vmap(results, inputs, batch):
+    return torch.func.vmap(lambda d: torch.autograd.grad(results, inputs, d, retain_graph=True))(batch)
+
+
+@pytest.mark.parametrize("batched", [_by_is_grads_batched, _by_vmap])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 2}], ids=str)
+def test_batches_of_gradients(batched, options, device):
+    """Several gradients for one result at a time, of first and second order, are those found one by one."""
+    module = FusedLSTM(3, 4, **options, device=device, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, device=device, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *module.parameters()]
+    output = module(x)[0]
+    (gradient,) = torch.autograd.grad(output.sin().sum(), x, create_graph=True)
+    for results in (output, gradient):
+        batch = torch.randn(3, *results.shape, device=device, dtype=torch.float64)
+        one_by_one = zip(*(torch.autograd.grad(results, inputs, d, retain_graph=True) for d in batch))
+        for actual, expected in zip(batched(results, inputs, batch), one_by_one):
+            torch.testing.assert_close(actual, torch.stack(expected), rtol=0, atol=1e-12)
+
+
+def test_vectorized_jacobian_and_hessian(device):
+    plain, fused = (lstm(2, 3, device=device, dtype=torch.float64) for lstm in (nn.LSTM, FusedLSTM))
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 2, 2, device=device, dtype=torch.float64)
+    for of, result in ((jacobian, lambda output: output), (hessian, lambda output: output.sin().sum())):
+        expected = of(lambda x, r=result: r(plain(x)[0]), x)
+        actual = of(lambda x, r=result: r(fused(x)[0]), x, vectorize=True)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")

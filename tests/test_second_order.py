@@ -1,0 +1,245 @@
+"""Double backward: its blocks of steps, against differentiating the reference at once; its memory."""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import pytest
+import torch
+from tolerance import assert_near, tolerance
+from torch.autograd.graph import saved_tensors_hooks
+
+from fusedlstm import _second_order, ops, reference
+
+T, B, I, H = 5, 3, 2, 4
+
+
+@dataclass(frozen=True)
+class Options:
+    directions: int = 1
+    proj_size: int = 0
+    bias: bool = True
+    rows: str = ""
+
+
+KINDS = {
+    "plain": Options(),
+    "no-bias": Options(bias=False),
+    "projection": Options(proj_size=3),
+    "bidirectional": Options(directions=2),
+    "packed": Options(rows="packed"),
+    "packed-everything": Options(directions=2, proj_size=3, rows="packed"),
+    "lengths": Options(rows="lengths"),
+    "lengths-everything": Options(directions=2, proj_size=3, rows="lengths"),
+    "reset": Options(rows="reset"),
+    "reset-state": Options(proj_size=3, rows="reset-state"),
+    "reset-and-lengths": Options(rows="reset-state lengths"),
+}
+BY_STEPS = [kind for kind in KINDS if kind != "reset-and-lengths"]
+
+
+@pytest.fixture
+def one_step_a_block(monkeypatch):
+    monkeypatch.setattr(_second_order, "BLOCK", 1)
+
+
+def _layer(options, device, steps=T, batch=B, features=I, hidden=H):
+    """Arguments of `lstm_layer` in float64, and those of them that can have gradients."""
+    D, P = options.directions, options.proj_size
+    R = P or hidden
+
+    def random(*shape):
+        return torch.randn(shape, dtype=torch.float64, device=device).requires_grad_()
+
+    def weights(*shape, given=True):
+        return [random(*shape) for _ in range(D)] if given else []
+
+    x, batch_sizes, lengths, reset, reset_h, reset_c = random(steps, batch, features), *[None] * 5
+    ends = torch.tensor([2, steps, 0])
+    if options.rows == "packed":
+        batch_sizes = (torch.arange(steps)[:, None] < torch.tensor([steps, steps - 2, 1])).sum(1)
+        x = random(int(batch_sizes.sum()), features)
+    if "lengths" in options.rows:
+        lengths = ends.to(device)
+    if "reset" in options.rows:
+        reset = torch.rand(steps, batch, device=device) < 0.4
+        reset[:1, :1] = reset[-1:, -1:] = True
+    if "state" in options.rows:
+        reset_h, reset_c = random(D, batch, R), random(D, batch, hidden)
+    layer = [
+        x, random(D, batch, R), random(D, batch, hidden),
+        weights(4 * hidden, features), weights(4 * hidden, R),
+        weights(4 * hidden, given=options.bias), weights(4 * hidden, given=options.bias),
+        weights(P, hidden, given=P > 0), batch_sizes, lengths, reset, reset_h, reset_c, False,
+    ]  # fmt: skip
+    return layer, _leaves(layer)
+
+
+def _leaves(layer):
+    flat = [tensor for argument in layer for tensor in (argument if isinstance(argument, list) else [argument])]
+    return [tensor for tensor in flat if isinstance(tensor, torch.Tensor) and tensor.requires_grad]
+
+
+def _like(tensors):
+    return [torch.randn_like(tensor) for tensor in tensors]
+
+
+def _incoming(layer):
+    """Gradients that arrive at output, h_n, c_n and cell_states."""
+    output, h_n, c_n, _, cell_states = ops.lstm_layer(*layer)
+    return [d.requires_grad_() for d in _like([output, h_n, c_n, cell_states])]
+
+
+def _second_order_of(operator, layer, incoming, cotangents, wanted):
+    """Gradients for `wanted` of the sum of <cotangent, gradient>; None among the first two: left out."""
+    leaves = _leaves(layer)
+    output, h_n, c_n, _, cell_states = operator(*layer)
+    arrive = zip((output, h_n, c_n, cell_states), incoming)
+    arrive = [(result, d) for result, d in arrive if d is not None and result.requires_grad]
+    results, gradients = zip(*arrive)
+    found = torch.autograd.grad(results, leaves, gradients, create_graph=True, materialize_grads=True)
+    moved = [(gradient, u) for gradient, u in zip(found, cotangents) if u is not None and gradient.requires_grad]
+    gradients, directions = zip(*moved)
+    return torch.autograd.grad(gradients, wanted, directions, materialize_grads=True)
+
+
+def _assert_equal(layer, incoming, cotangents, wanted):
+    actual, expected = (
+        _second_order_of(operator, layer, incoming, cotangents, wanted)
+        for operator in (ops.lstm_layer, reference.lstm_layer)
+    )
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_subset_of_results(kind, one_step_a_block, device):
+    layer, leaves = _layer(KINDS[kind], device)
+    incoming, cotangents = _incoming(layer), _like(leaves)
+    for size in range(1, 5):
+        for chosen in combinations(range(4), size):
+            some = [d if k in chosen else None for k, d in enumerate(incoming)]
+            _assert_equal(layer, some, cotangents, [*leaves, *(incoming[k] for k in chosen)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_cotangent_and_each_gradient_alone(kind, one_step_a_block, device):
+    layer, leaves = _layer(KINDS[kind], device)
+    incoming, cotangents = _incoming(layer), _like(leaves)
+    for alone in range(len(leaves)):
+        some = [u if k == alone else None for k, u in enumerate(cotangents)]
+        _assert_equal(layer, incoming, some, [*leaves, *incoming])
+    for wanted in [*leaves, *incoming]:
+        _assert_equal(layer, incoming, cotangents, [wanted])
+
+
+@pytest.mark.parametrize("steps_a_block", [1, 2, 3, T, T + 1])
+@pytest.mark.parametrize("kind", ["reset-state", "lengths-everything", "packed-everything"])
+def test_every_length_of_a_block(kind, steps_a_block, monkeypatch, device):
+    monkeypatch.setattr(_second_order, "BLOCK", steps_a_block * B * 4 * H)
+    layer, leaves = _layer(KINDS[kind], device)
+    incoming = _incoming(layer)
+    _assert_equal(layer, incoming, _like(leaves), [*leaves, *incoming])
+
+
+@pytest.mark.parametrize("steps, batch", [(0, 3), (1, 3), (2, 1), (4, 0)])
+@pytest.mark.parametrize("kind", ["plain", "bidirectional", "reset-state"])
+def test_small_sizes(kind, steps, batch, device):
+    layer, leaves = _layer(KINDS[kind], device, steps, batch)
+    incoming = _incoming(layer)
+    _assert_equal(layer, incoming, _like(leaves), [*leaves, *incoming])
+
+
+@pytest.mark.parametrize("kind", BY_STEPS)
+def test_gradgradcheck(kind, one_step_a_block, device):
+    """By finite differences of the gradients, which do not use the reference."""
+    layer, leaves = _layer(KINDS[kind], device, steps=3)
+
+    def call(*_):
+        return tuple(result for result in ops.lstm_layer(*layer) if result.requires_grad)
+
+    assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
+
+
+def test_the_steps_are_not_a_graph(one_step_a_block, monkeypatch, device):
+    """The reference is differentiated one step at a time, unless there is to be a third order."""
+    steps = []
+    run = reference.lstm_layer
+    monkeypatch.setattr(reference, "lstm_layer", lambda *layer: steps.append(layer[0].size(0)) or run(*layer))
+    layer, leaves = _layer(KINDS["bidirectional"], device)
+    incoming, cotangents = _incoming(layer), _like(leaves)
+    _second_order_of(ops.lstm_layer, layer, incoming, cotangents, leaves)
+    assert steps == [1] * (2 * T)
+
+
+class _Kept:
+    """What a graph has saved, while it is saved; `alive` and `most` are bytes."""
+
+    alive = most = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        _Kept.alive += tensor.nbytes
+        _Kept.most = max(_Kept.most, _Kept.alive)
+
+    def __del__(self):
+        _Kept.alive -= self.tensor.nbytes
+
+
+def _graph_bytes(steps, device) -> int:
+    """The most that the graphs of double backward keep at one time, beyond that of the gradients themselves."""
+    layer, leaves = _layer(KINDS["plain"], device, steps, hidden=16)
+    output = ops.lstm_layer(*layer)[0]
+    gradients = torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
+    loss = sum(gradient.square().sum() for gradient in gradients)
+    _Kept.alive = _Kept.most = 0
+    with saved_tensors_hooks(_Kept, lambda kept: kept.tensor):
+        torch.autograd.grad(loss, leaves)
+    return _Kept.most
+
+
+def test_memory_of_the_graph_does_not_grow_with_time(monkeypatch, device):
+    monkeypatch.setattr(_second_order, "BLOCK", 4 * B * 4 * 16)
+    assert 0 < _graph_bytes(64, device) == _graph_bytes(8, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "projection", "lengths-everything", "reset-state"])
+def test_other_dtypes(kind, dtype, device):
+    """Values and gradients in the dtype, against float64 of the same values."""
+    steps, features, hidden = 20, 16, 32
+    exact, leaves = _layer(KINDS[kind], device, steps, features=features, hidden=hidden)
+    with torch.no_grad():
+        for weight in leaves[3:]:
+            weight *= hidden**-0.5
+
+    def cast(argument, dtype):
+        if isinstance(argument, list):
+            return [cast(tensor, dtype) for tensor in argument]
+        is_floating = isinstance(argument, torch.Tensor) and argument.is_floating_point()
+        return argument.detach().to(dtype).requires_grad_() if is_floating else argument
+
+    layer = cast(exact, dtype)
+    incoming, cotangents = _incoming(layer), _like(_leaves(layer))
+    found = []
+    for operator, wide in ((ops.lstm_layer, None), (reference.lstm_layer, torch.float64)):
+        arguments = [a if wide is None else cast(a, wide) for a in (layer, incoming, cotangents)]
+        found.append(_second_order_of(operator, *arguments, [*_leaves(arguments[0]), *arguments[1]]))
+    allowed = tolerance(dtype, steps * B + features + hidden, steps)
+    for k, (actual, expected) in enumerate(zip(*found, strict=True)):
+        assert_near(actual / expected.abs().max(), expected / expected.abs().max(), allowed, f"gradient {k}")
+
+
+def test_an_argument_without_gradient_of_its_own(device):
+    """Who calls the operator may ask for any gradient, and differentiate it for the other arguments."""
+    layer, _ = _layer(KINDS["plain"], device)
+    d_output, u = torch.randn(T, B, H, dtype=torch.float64, device=device), torch.randn_like(layer[0])
+    (weight,) = layer[4]
+    output = reference.lstm_layer(*layer)[0]
+    (gradient,) = torch.autograd.grad(output, layer[0], d_output, create_graph=True)
+    expected = torch.autograd.grad(gradient, weight, u)[0]
+
+    layer[0] = layer[0].detach()
+    output, _, _, gates, cell_states = ops.lstm_layer(*layer)
+    needs = [True] + [False] * 9
+    gradient = ops.lstm_layer_backward(d_output, None, None, None, *layer, output, gates, cell_states, needs)[0]
+    torch.testing.assert_close(torch.autograd.grad(gradient, weight, u)[0], expected, rtol=1e-12, atol=1e-12)
