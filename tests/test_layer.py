@@ -176,11 +176,11 @@ def test_more_steps_than_16_bits_count(device):
 
 
 # In float32 both are within a rounding of the exact result, and the order of the sums, by chance, decides between them.
-@pytest.mark.parametrize("dtype, times", [(torch.float32, 1.15), (torch.bfloat16, 1.05), (torch.float16, 1.05)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "case", [Case("long", 400, 2, 40, 64), Case("wide", 20, 16, 33, 200)], ids=lambda case: case.name
 )
-def test_as_accurate_as_torch(case, dtype, times, device):
+def test_as_accurate_as_torch(case, dtype, device):
     """Root mean square error of outputs and gradients, beside that of nn.LSTM."""
     inputs = make_inputs(case, dtype)
     exact = run(nn.LSTM, case, inputs)
@@ -191,4 +191,4 @@ def test_as_accurate_as_torch(case, dtype, times, device):
         return (found[name].double().cpu() - exact[name]).square().mean().sqrt().item()
 
     for name in ("output", "d_x", "d_weight_ih_l0", "d_weight_hh_l0"):
-        assert error(ours, name) <= times * error(of_torch, name), name
+        assert error(ours, name) <= 1.02 * error(of_torch, name), name

@@ -72,7 +72,7 @@ FUSEDLSTM_INLINE To bits(From v) {
 
 // exp and its relatives by range reduction, x = n ln 2 + r with |r| <= ln 2 / 2, and a polynomial for
 // (expm1(r) - r) / r^2: its interpolation at the Chebyshev nodes of that interval. Relative errors of sigmoid and tanh,
-// measured from -30 to 30: below 1.5 eps.
+// measured from -30 to 30: below 1.6 eps.
 template <class T>
 struct Exponential;
 
@@ -158,7 +158,9 @@ struct VectorMath {
   static FUSEDLSTM_INLINE V sigmoid(V x) {
     V scale, fraction;
     reduce<-1>(clamp(x, E::kMaxSigmoid), scale, fraction);
-    return T(1) / ((scale * fraction + scale) + T(1));
+    const V exp = scale * fraction + scale, sum = exp + T(1), y = T(1) / sum;
+    const V lost = exp - (sum - T(1));  // in rounding the sum; taken back, it is worth a sixth of the error
+    return y - lost * (y * y);
   }
   static FUSEDLSTM_INLINE V tanh(V x) {  // by expm1, so that small x keep their relative precision
     V scale, fraction;
