@@ -169,4 +169,16 @@ struct LayerTensors {
   }
 };
 
+// The parameters that the bindings of all three operators share, in the order of the schema, and how they become
+// LayerTensors.
+#define FUSEDLSTM_LAYER_PARAMETERS                                                                              \
+  Tensor input, Tensor h_0, Tensor c_0, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, \
+      Tensors weight_hr, OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor reset,              \
+      OptionalTensor reset_h, OptionalTensor reset_c, [[maybe_unused]] bool allow_tf32
+#define FUSEDLSTM_LAYER_TENSORS \
+  {input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, lengths, reset, reset_h, reset_c}
+
+// Positions in `needs` of lstm_layer_backward, which are those of its results.
+enum Need { kInput, kH0, kC0, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kResetH, kResetC, kNeeds };
+
 }  // namespace fusedlstm

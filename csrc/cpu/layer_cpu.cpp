@@ -126,13 +126,6 @@ ForwardResults forward(LayerTensors tensors, bool training) {
   return r;
 }
 
-#define FUSEDLSTM_LAYER_PARAMETERS                                                                              \
-  Tensor input, Tensor h_0, Tensor c_0, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, \
-      Tensors weight_hr, OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor reset,              \
-      OptionalTensor reset_h, OptionalTensor reset_c, bool /*allow_tf32*/
-#define FUSEDLSTM_LAYER_TENSORS \
-  {input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, lengths, reset, reset_h, reset_c}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_layer(FUSEDLSTM_LAYER_PARAMETERS) {
   ForwardResults r = forward(FUSEDLSTM_LAYER_TENSORS, true);
   return {r.output, r.h_n, r.c_n, r.gates, r.cell_states};
@@ -142,9 +135,6 @@ std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(FUSEDLSTM_LAYER_PARAMETE
   ForwardResults r = forward(FUSEDLSTM_LAYER_TENSORS, false);
   return {r.output, r.h_n, r.c_n};
 }
-
-// Positions in `needs`, which are those of the results.
-enum Need { kInput, kH0, kC0, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kResetH, kResetC, kNeeds };
 
 std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_layer_backward(
     OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, OptionalTensor d_cell_states,
