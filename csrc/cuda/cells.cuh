@@ -22,7 +22,7 @@ struct ForwardCell {
 
   ForwardCell() = default;
   __device__ __forceinline__ ForwardCell(const Args& a, int d, int b, int u, int steps)
-      : unit(a, d, b, u), hidden(a, d, b, u), steps(steps) {}
+      : unit(a, d, b, u), hidden(unit.clock, u), steps(steps) {}
 
   __device__ __forceinline__ int time(int s) const { return time_of(unit.clock.d, s, steps); }
 
@@ -69,7 +69,7 @@ struct BackwardCell {
 
   BackwardCell() = default;
   __device__ __forceinline__ BackwardCell(const Args& a, int d, int b, int u, int steps)
-      : unit(a, d, b, u), hidden(a, d, b, u), steps(steps), d_gates{} {}
+      : unit(a, d, b, u), hidden(unit.clock, u), steps(steps), d_gates{} {}
 
   __device__ __forceinline__ int time(int s) const { return time_of(unit.clock.d, steps - 1 - s, steps); }
 

@@ -31,7 +31,7 @@ __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
   const int64_t i = own.b * H + own.column;
   const bool projects = state.hidden != nullptr;  // then h belongs to forward_projected_kernel
   ForwardUnit<scalar_t> unit(args, state.d, own.b, own.column);
-  ForwardHidden<scalar_t> hidden(args, state.d, own.b, own.column);
+  ForwardHidden<scalar_t> hidden(unit.clock, own.column);
   if (s < 0) {
     unit.start(args);
     if (!projects) hidden.start(args);
@@ -70,7 +70,7 @@ __global__ void forward_projected_kernel(const __grid_constant__ ForwardArgs arg
   if (!own.exists) return;
   const int T = static_cast<int>(args.rows.T), s = static_cast<int>(state.step);
   const int64_t i = own.b * R + own.column;
-  ForwardHidden<scalar_t> hidden(args, state.d, own.b, own.column);
+  ForwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b), own.column);
   if (s < 0) {
     hidden.start(args);
   } else {
@@ -119,7 +119,7 @@ __global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
   const int64_t i = own.b * H + own.column;
   const bool projects = state.d_projected != nullptr;  // then d_hidden has come through W_hr already
   BackwardUnit<scalar_t> unit(args, state.d, own.b, own.column);
-  BackwardHidden<scalar_t> hidden(args, state.d, own.b, own.column);
+  BackwardHidden<scalar_t> hidden(unit.clock, own.column);
   const bool runs =
       projects ? s < T && hidden.clock.runs(time_of(state.d, T - 1 - s, T)) : advance_hidden(args, state, s, hidden, i);
   if (s == 0)
@@ -147,7 +147,7 @@ __global__ void backward_projected_kernel(const __grid_constant__ BackwardArgs a
   const Element own(args.rows.B, R);
   if (!own.exists) return;
   const int T = static_cast<int>(args.rows.T), s = static_cast<int>(state.step);
-  BackwardHidden<scalar_t> hidden(args, state.d, own.b, own.column);
+  BackwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b), own.column);
   if (advance_hidden(args, state, s, hidden, own.b * R + own.column)) {
     const int64_t row = row_of(args.rows, time_of(state.d, T - 1 - s, T), own.b);
     at<scalar_t>(state.d_projected, row * R + own.column) = from_acc<scalar_t>(hidden.total());
