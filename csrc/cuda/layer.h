@@ -7,6 +7,7 @@
 #include "../layer_tensors.h"
 #include "choice.h"
 #include "launch.h"
+#include "products.h"
 
 namespace fusedlstm::gpu {
 
@@ -32,6 +33,12 @@ struct Layer {
   Tensor rows_of_step(const Tensor& all, int64_t step) const;
 
   Choice plan(Pass pass) const;
+
+  // out = a b and out += a b, see products.h.
+  void multiply(const Tensor& out, const Tensor& a, const Tensor& b) const { gpu::multiply(out, a, b, allow_tf32); }
+  void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b) const {
+    gpu::multiply_add(out, a, b, allow_tf32);
+  }
 
   // A new tensor with one row of `columns` per step and batch row, in the shape of the input.
   Tensor like_rows(int64_t columns) const;

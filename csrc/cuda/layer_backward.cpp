@@ -22,13 +22,13 @@ void stream_backward(const Layer& layer, const BackwardArgs& a, size_t d, const 
   for (state.step = 0; state.step <= t.steps; ++state.step) {
     if (state.step > 0) {
       const int64_t done = layer.time(d, t.steps - state.step);
-      multiply(first_rows(sums, layer.rows_at(done)), layer.rows_of_step(d_gates, done), t.weight_hh[d]);
+      layer.multiply(first_rows(sums, layer.rows_at(done)), layer.rows_of_step(d_gates, done), t.weight_hh[d]);
     }
     if (t.proj > 0) {
       check(launch_backward_projected(a, state, stream), "projection's backward step");
       if (state.step < t.steps) {
         const int64_t now = layer.time(d, t.steps - 1 - state.step);
-        multiply(first_rows(d_hidden, layer.rows_at(now)), layer.rows_of_step(d_projected, now), t.weight_hr[d]);
+        layer.multiply(first_rows(d_hidden, layer.rows_at(now)), layer.rows_of_step(d_projected, now), t.weight_hr[d]);
       }
     }
     check(launch_backward_step(a, state, stream), "backward step");
@@ -111,13 +111,14 @@ void finish_gradients(const Layer& layer, const BackwardRecurrence& r, const Ten
     const Tensor d_gates = torch::stable::select(r.d_gates, 0, i);
     if (needs[kInput]) {
       const Tensor d_x = torch::stable::view(grads.input, {t.rows, t.features});
-      d == 0 ? multiply(d_x, d_gates, t.weight_ih[d]) : multiply_add(d_x, d_gates, t.weight_ih[d]);
+      d == 0 ? layer.multiply(d_x, d_gates, t.weight_ih[d]) : layer.multiply_add(d_x, d_gates, t.weight_ih[d]);
     }
-    if (needs[kWeightIh]) multiply(grads.weight_ih[d], transposed(d_gates), x);
-    if (needs[kWeightHh]) multiply(grads.weight_hh[d], transposed(d_gates), torch::stable::select(previous, 0, i));
+    if (needs[kWeightIh]) layer.multiply(grads.weight_ih[d], transposed(d_gates), x);
+    if (needs[kWeightHh])
+      layer.multiply(grads.weight_hh[d], transposed(d_gates), torch::stable::select(previous, 0, i));
     if (t.proj > 0 && needs[kWeightHr])
-      multiply(grads.weight_hr[d], transposed(torch::stable::select(r.d_projected, 0, i)),
-               torch::stable::select(hidden, 0, i));
+      layer.multiply(grads.weight_hr[d], transposed(torch::stable::select(r.d_projected, 0, i)),
+                     torch::stable::select(hidden, 0, i));
     // The two biases enter as a sum: their gradients are equal, but must not share memory.
     Tensor* first = nullptr;
     for (auto [need, list] : {std::pair{kBiasIh, &grads.bias_ih}, {kBiasHh, &grads.bias_hh}}) {

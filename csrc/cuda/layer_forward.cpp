@@ -23,7 +23,7 @@ Tensor project_input(const Layer& layer, size_t d, ForwardArgs& a) {
   }
   x = torch::stable::view(dense(x), {t.rows, t.features});
   Tensor pre_gates = new_tensor(t.input, {t.rows, width}, t.acc_dtype());
-  multiply(pre_gates, x, transposed(t.weight_ih[d]));
+  layer.multiply(pre_gates, x, transposed(t.weight_ih[d]));
   a.pre_gates[d] = pre_gates.data_ptr();
   return pre_gates;
 }
@@ -44,10 +44,10 @@ void stream_forward(const Layer& layer, const ForwardArgs& a, size_t d, cudaStre
   const Tensor weight_hh = transposed(t.weight_hh[d]);
   for (state.step = -1; state.step < t.steps; ++state.step) {
     const int64_t count = state.step < 0 ? t.batch : layer.rows_at(layer.time(d, state.step));
-    if (state.step >= 0) multiply(first_rows(sums, count), first_rows(h, count), weight_hh);
+    if (state.step >= 0) layer.multiply(first_rows(sums, count), first_rows(h, count), weight_hh);
     check(launch_forward_step(a, state, stream), "forward step");
     if (t.proj == 0) continue;
-    if (state.step >= 0) multiply(first_rows(projected, count), first_rows(hidden, count), weight_hr);
+    if (state.step >= 0) layer.multiply(first_rows(projected, count), first_rows(hidden, count), weight_hr);
     check(launch_forward_projected(a, state, projected.data_ptr(), stream), "projection step");
   }
 }

@@ -8,6 +8,7 @@
 #include <string>
 #include <type_traits>
 
+#include "cuda/gemm.h"
 #include "cuda/launch.h"
 
 namespace emulator {
@@ -108,6 +109,11 @@ inline void bind_launchers(py::module_& m) {
                             FIELD(BackwardStep, sums), FIELD(BackwardStep, d_h), FIELD(BackwardStep, d_c),
                             FIELD(BackwardStep, d_projected), FIELD(BackwardStep, d_hidden));
 
+  // (is_transposed, leading dimension), or None
+  m.def("gemm_operand", [](int64_t rows, int64_t columns, int64_t stride_row, int64_t stride_column) {
+    const auto operand = gemm_operand(rows, columns, stride_row, stride_column);
+    return operand ? py::object(py::make_tuple(operand->is_transposed, operand->leading_dimension)) : py::none();
+  });
   m.def("exchange_bytes", &exchange_bytes);
   m.def("weight_pitch", [](const std::string& dtype, int64_t H) { return weight_pitch(dtype_from(dtype), H); });
   m.def("launch_forward", [](const Plan& plan, const ForwardArgs& args) {
