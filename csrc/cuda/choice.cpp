@@ -3,7 +3,6 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
-#include <set>
 #include <stdexcept>
 
 #include "device_query.h"
@@ -23,49 +22,27 @@ const Device& device_record(int ordinal) {
   return known.emplace(ordinal, device).first->second;
 }
 
-// Transports that a device has refused to launch: by MPS, MIG, an old driver, or a build without its architecture.
-class Refusals {
- public:
-  bool contains(int ordinal, Transport transport) {
-    const std::lock_guard lock(mutex_);
-    return refused_.count({ordinal, transport}) > 0;
-  }
-
-  void add(int ordinal, Transport transport, cudaError_t error) {
-    const std::lock_guard lock(mutex_);
-    if (!refused_.insert({ordinal, transport}).second) return;
-    const std::string message = "fusedlstm: device " + std::to_string(ordinal) + " cannot launch the " +
-                                transport_name(transport) + " kernels (" + cudaGetErrorString(error) +
-                                "); it runs the layer step by step from now on";
-    aoti_torch_warn(__func__, __FILE__, __LINE__, message.c_str());
-  }
-
- private:
-  std::mutex mutex_;
-  std::set<std::pair<int, Transport>> refused_;
-};
-Refusals refusals;
+Fallback fallback;
 
 }  // namespace
 
 Choice choose(const Problem& problem, int ordinal) {
   const char* request = std::getenv("FUSEDLSTM_PLAN");
-  const bool forced = request && *request;
   try {
-    Plan plan = make_plan(problem, device_record(ordinal), forced ? request : "");
-    if (!forced && refusals.contains(ordinal, plan.shape.transport))
-      plan = make_plan(problem, device_record(ordinal), "stream");
-    return {plan, forced};
+    return fallback.choose(problem, device_record(ordinal), ordinal, request ? request : "");
   } catch (const std::invalid_argument& error) {
     STD_TORCH_CHECK(false, error.what());
   }
 }
 
 bool was_launched(const Choice& choice, int ordinal, cudaError_t result) {
-  if (result == cudaSuccess) return true;
-  if (choice.forced) check(result, to_string(choice.plan).c_str());
-  refusals.add(ordinal, choice.plan.shape.transport, result);
-  return false;
+  try {
+    const Fallback::Outcome outcome = fallback.after_launch(choice, ordinal, result);
+    if (!outcome.warning.empty()) aoti_torch_warn(__func__, __FILE__, __LINE__, outcome.warning.c_str());
+    return outcome.was_launched;
+  } catch (const std::runtime_error& error) {
+    STD_TORCH_CHECK(false, error.what());
+  }
 }
 
 }  // namespace fusedlstm::gpu

@@ -1,17 +1,8 @@
 // Which kernel runs a layer on a device of this machine: the planner's choice, or what is left after a refused launch.
 #pragma once
-#include <cuda_runtime_api.h>
-
-#include <string>
-
-#include "plan.h"
+#include "fallback.h"
 
 namespace fusedlstm::gpu {
-
-struct Choice {
-  Plan plan;
-  bool forced;  // by FUSEDLSTM_PLAN: a refused launch is an error then
-};
 
 // The plan for this problem on device `ordinal`, which must be the current one.
 Choice choose(const Problem& problem, int ordinal);

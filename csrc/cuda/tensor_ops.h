@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include "../layer_tensors.h"
+#include "fallback.h"
 
 namespace fusedlstm::gpu {
 
@@ -24,9 +25,7 @@ inline cudaStream_t current_stream(const Tensor& t) {
 }
 
 inline void check(cudaError_t error, const char* what) {
-  const bool no_image = error == cudaErrorNoKernelImageForDevice;
-  STD_TORCH_CHECK(error == cudaSuccess, "fusedlstm: ", what, ": ", cudaGetErrorString(error),
-                  no_image ? " (build with TORCH_CUDA_ARCH_LIST set to this device's compute capability)" : "");
+  STD_TORCH_CHECK(error == cudaSuccess, failure_text(what, error));
 }
 
 }  // namespace fusedlstm::gpu

@@ -8,6 +8,7 @@
 #include <string>
 #include <type_traits>
 
+#include "cuda/fallback.h"
 #include "cuda/gemm.h"
 #include "cuda/launch.h"
 
@@ -58,6 +59,12 @@ void bind_struct(py::module_& m, const char* name, std::pair<const char*, Fields
   (bind_field(cls, fields.first, fields.second), ...);
 }
 
+inline const fusedlstm::gpu::Device& known_device(const std::string& name) {
+  for (const auto& known : fusedlstm::gpu::known_devices())
+    if (known.name == name) return known;
+  throw std::invalid_argument("no known device is called '" + name + "'");
+}
+
 inline void require_success(const char* launcher, cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(launcher) + ": CUDA error " + std::to_string(error));
 }
@@ -71,21 +78,32 @@ inline void bind_launchers(py::module_& m) {
   using namespace fusedlstm::gpu;
 
   // A class of its own beside the planner's bindings, which hand out dictionaries: launchers take the plan itself.
-  py::class_<Plan>(m, "Plan", py::module_local()).def("__str__", [](const Plan& plan) { return to_string(plan); });
-  m.def(
-      "make_plan",
-      [](const std::string& device, const std::string& request, int64_t T, int64_t B, int64_t H, int64_t proj_size,
-         int directions, const std::string& dtype, bool allow_tf32, bool backward) {
-        for (const Device& known : known_devices())
-          if (known.name == device)
-            return make_plan(Problem{T, B, H, proj_size, directions, dtype_from(dtype), allow_tf32,
-                                     backward ? Pass::kBackward : Pass::kForward},
-                             known, request);
-        throw std::invalid_argument("no known device is called '" + device + "'");
-      },
-      py::kw_only(), py::arg("device"), py::arg("request"), py::arg("T"), py::arg("B"), py::arg("H"),
-      py::arg("proj_size") = 0, py::arg("directions") = 1, py::arg("dtype"), py::arg("allow_tf32") = true,
-      py::arg("backward") = false);
+  py::class_<Plan>(m, "Plan", py::module_local())
+      .def_property_readonly("transport", [](const Plan& plan) { return transport_name(plan.shape.transport); })
+      .def("__str__", [](const Plan& plan) { return to_string(plan); });
+  py::class_<Problem>(m, "Problem", py::module_local())
+      .def(py::init([](int64_t T, int64_t B, int64_t H, int64_t proj_size, int directions, const std::string& dtype,
+                       bool allow_tf32, bool backward) {
+             return Problem{T,          B,
+                            H,          proj_size,
+                            directions, dtype_from(dtype),
+                            allow_tf32, backward ? Pass::kBackward : Pass::kForward};
+           }),
+           py::kw_only(), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("proj_size") = 0, py::arg("directions") = 1,
+           py::arg("dtype"), py::arg("allow_tf32") = true, py::arg("backward") = false);
+  m.def("make_plan", [](const Problem& problem, const std::string& device, const std::string& request) {
+    return make_plan(problem, known_device(device), request);
+  });
+  py::class_<Choice>(m, "Choice", py::module_local()).def_readonly("plan", &Choice::plan);
+  py::class_<Fallback>(m, "Fallback", py::module_local())
+      .def(py::init<>())
+      .def("choose",
+           [](Fallback& fallback, const Problem& problem, const std::string& device, int ordinal,
+              const std::string& request) { return fallback.choose(problem, known_device(device), ordinal, request); })
+      .def("after_launch", [](Fallback& fallback, const Choice& choice, int ordinal, int result) {
+        const auto outcome = fallback.after_launch(choice, ordinal, static_cast<cudaError_t>(result));
+        return std::pair(outcome.was_launched, outcome.warning);
+      });
   bind_struct<RowStates>(m, "RowStates", FIELD(RowStates, T), FIELD(RowStates, B), FIELD(RowStates, N),
                          FIELD(RowStates, H), FIELD(RowStates, R), FIELD(RowStates, D), FIELD(RowStates, lengths),
                          FIELD(RowStates, row_offsets), FIELD(RowStates, reset), FIELD(RowStates, reset_h),

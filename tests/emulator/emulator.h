@@ -23,6 +23,7 @@ struct Options {
   int sm_count = 132;          // co-residency limit of a cooperative launch, one CTA per SM
   size_t smem_limit = 232448;  // bytes of dynamic shared memory per CTA
   int max_cluster_size = 16;
+  int launch_error = 0;  // a cudaError_t that every launch fails with
 };
 Options& options();
 

@@ -253,6 +253,7 @@ inline float divide_fast(float a, float b) {
 
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), const LaunchConfig& config, cudaStream_t, Args&&... args) {
+  if (const int error = emulator::options().launch_error) return static_cast<cudaError_t>(error);
   std::tuple<Params...> params(static_cast<Params>(args)...);
   auto body = [&] { std::apply(kernel, params); };
   emulator::run_launch(
