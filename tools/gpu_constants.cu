@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 1) cluster_exchange_kernel(Run run, 
       for (int i = threadIdx.x; i < vectors * ctas; i += kThreads)
         store_async128(map_cluster_address(buffer + first + i / ctas * kVectorBytes, i % ctas),
                        Vec4{{static_cast<uint32_t>(s), 0, 0, 0}}, map_cluster_address(barrier, i % ctas));
-      mbarrier_wait(barrier, s / 2 % 2);
+      mbarrier_wait<Scope::kCluster>(barrier, s / 2 % 2);
       if (threadIdx.x == 0 && s + 2 < run.steps) mbarrier_arrive_expect(barrier, bytes);
       block_sync();
     }

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "_build_backend"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_build_backend"))
 from cuda_toolkit import find_toolkit
 from fusedlstm import FusedLSTM
 
+ROOT = Path(__file__).resolve().parent.parent
 PLANS = ("stream", "local", "cluster", "grid")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
 SPEED_SHAPES = [(64, 64), (128, 64), (256, 64), (512, 8), (512, 64), (1024, 16), (1024, 64), (2048, 16)]  # H, B

@@ -1,6 +1,10 @@
 // The layer operators on CUDA: arguments checked, results allocated, and what torch is told of them.
 #include <torch/csrc/stable/accelerator.h>
 
+#include <cstdio>
+#include <exception>
+
+#include "device_query.h"
 #include "layer.h"
 #include "tensor_ops.h"
 
@@ -93,7 +97,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, 
           grads.bias_ih, grads.bias_hh, grads.weight_hr, grads.reset_h,   grads.reset_c};
 }
 
+// Why no kernel of this library can run on a device, or "".
+std::string cuda_obstacle(int64_t ordinal) {
+  const DeviceGuard guard(static_cast<int32_t>(ordinal));
+  Device device;
+  const cudaError_t error = query_device(static_cast<int>(ordinal), device);
+  return error == cudaSuccess ? "" : failure_text("device " + std::to_string(ordinal), error);
+}
+
 }  // namespace
+
+// Here and not with the other schemas, since it exists only where this library is loaded. For the `catch` see there.
+STABLE_TORCH_LIBRARY_FRAGMENT(fusedlstm, m) {
+  try {
+    m.def("_cuda_obstacle(int ordinal) -> str");
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "fusedlstm: its CUDA operators could not be defined (%s)\n", error.what());
+  }
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CompositeExplicitAutograd, m) {
+  m.impl("_cuda_obstacle", TORCH_BOX(&cuda_obstacle));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CUDA, m) {
   m.impl("lstm_layer", TORCH_BOX(&lstm_layer));
