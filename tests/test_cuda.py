@@ -143,9 +143,11 @@ def test_other_stream(plan):
         assert torch.equal(a, b)
 
 
-def test_cuda_graph(plan):
-    skip_if_impossible(plan, torch.float32, 50)  # also the warm-up that loads the kernels
-    arguments = on_gpu(layer_arguments(torch.float32, 50))
+@pytest.mark.parametrize("options", ["plain", "packed", "lengths", "resets"])
+def test_cuda_graph(plan, options):
+    skip_if_impossible(plan, torch.float32, 50)
+    arguments = on_gpu(layer_arguments(torch.float32, 50, **OPTIONS[options]))
+    # Also the warm-up that loads the kernels.
     expected = [t.clone() for t in torch.ops.fusedlstm.lstm_layer_inference(*arguments)]
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

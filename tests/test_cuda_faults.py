@@ -76,7 +76,7 @@ FAULTS = [
           r"race on shared memory|which nothing has written"),
     Fault("wrong phase of the mbarrier", "cluster", "exchange.cuh", "(barrier, s / 2 % 2)",
           "(barrier, s % 2)", r"race on shared memory|has landed|deadlock"),
-    Fault("mbarrier not waited for", "cluster", "exchange.cuh", 
+    Fault("mbarrier not waited for", "cluster", "exchange.cuh",
           "mbarrier_wait<Scope::kCluster>(barrier, s / 2 % 2);", "",
           r"race on shared memory|has landed|arrives when"),
     Fault("published into the buffer being read", "cluster", "exchange.cuh",

@@ -39,18 +39,18 @@ Layer::Layer(LayerTensors tensors, bool allow_tf32) : t(std::move(tensors)), all
 }
 
 void Layer::tabulate_rows() {
-  Tensor host = new_tensor(*t.batch_sizes, {t.steps + t.batch}, ScalarType::Long);
-  auto* table = static_cast<int64_t*>(host.data_ptr());
+  std::vector<int64_t> lengths(static_cast<size_t>(t.batch));
   int64_t row = 0;
-  for (int64_t b = 0; b < t.batch; ++b) table[t.steps + b] = 0;
   for (int64_t step = 0; step < t.steps; ++step) {
     offsets.push_back(row);
-    table[step] = row;
     row += rows_at(step);
-    for (int64_t b = 0; b < rows_at(step); ++b) ++table[t.steps + b];
+    for (int64_t b = 0; b < rows_at(step); ++b) ++lengths[static_cast<size_t>(b)];
   }
   row_table = new_tensor(t.input, {t.steps + t.batch}, ScalarType::Long);
-  torch::stable::copy_(row_table, host, /*non_blocking=*/true);
+  auto* table = static_cast<int64_t*>(row_table.data_ptr());
+  const cudaStream_t stream = current_stream(t.input);
+  check(launch_store_values(offsets.data(), t.steps, table, stream), "row offsets");
+  check(launch_store_values(lengths.data(), t.batch, table + t.steps, stream), "lengths");
   rows.row_offsets = row_table.const_data_ptr<int64_t>();
   rows.lengths = rows.row_offsets + t.steps;
 }

@@ -1,5 +1,7 @@
 // The pointwise kernels of STREAM, and what comes before and after any recurrence. One thread per element; nothing is
 // shared between threads, so that there is nothing to synchronise.
+#include <algorithm>
+
 #include "rows.cuh"
 
 namespace fusedlstm::gpu {
@@ -205,6 +207,17 @@ __global__ void hidden_states_kernel(const __grid_constant__ RowStates rows, con
   }
 }
 
+// Of one launch: its parameters have 4 KiB.
+constexpr int kValues = 448;
+struct Values {
+  int64_t value[kValues];
+};
+
+__global__ void store_values_kernel(const __grid_constant__ Values values, int count, int64_t* to) {
+  const int i = blockIdx.x * kBlock + threadIdx.x;
+  if (i < count) to[i] = values.value[i];
+}
+
 LaunchConfig one_thread_each(int64_t elements) {
   LaunchConfig config;
   config.grid = dim3(static_cast<unsigned>((elements + kBlock - 1) / kBlock));
@@ -264,6 +277,17 @@ cudaError_t launch_backward_projected(const BackwardArgs& args, const BackwardSt
     return launch(backward_projected_kernel<decltype(scalar)>, one_thread_each(args.rows.B * args.rows.R), stream, args,
                   state);
   });
+}
+
+cudaError_t launch_store_values(const int64_t* values, int64_t count, int64_t* to, cudaStream_t stream) {
+  for (int64_t first = 0; first < count; first += kValues) {
+    const int part = static_cast<int>(count - first < kValues ? count - first : kValues);
+    Values some{};
+    std::copy_n(values + first, part, some.value);
+    const cudaError_t error = launch(store_values_kernel, one_thread_each(part), stream, some, part, to + first);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 cudaError_t launch_previous_states(const RowStates& rows, Dtype dtype, const void* output, void* previous,

@@ -153,6 +153,10 @@ inline void bind_launchers(py::module_& m) {
   m.def("launch_backward_projected", [](const BackwardArgs& args, const BackwardStep& state) {
     require_success("launch_backward_projected", launch_backward_projected(args, state, nullptr));
   });
+  m.def("launch_store_values", [](const std::vector<int64_t>& values, uintptr_t to) {
+    require_success("launch_store_values", launch_store_values(values.data(), static_cast<int64_t>(values.size()),
+                                                               reinterpret_cast<int64_t*>(to), nullptr));
+  });
   m.def("launch_previous_states",
         [](const RowStates& rows, const std::string& dtype, uintptr_t output, uintptr_t previous) {
           require_success("launch_previous_states",
