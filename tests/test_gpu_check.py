@@ -1,17 +1,9 @@
 """What tools/gpu_check makes of its measurements; the measurements themselves need a GPU."""
 
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
-from pathlib import Path
-
 import pytest
+import scripts
 
-SCRIPT = Path(__file__).resolve().parent.parent / "tools/gpu_check"
-if not SCRIPT.is_file():
-    pytest.skip("the tools are in the source tree only", allow_module_level=True)
-_spec = spec_from_loader("gpu_check", SourceFileLoader("gpu_check", str(SCRIPT)))
-gpu_check = module_from_spec(_spec)
-_spec.loader.exec_module(gpu_check)
+gpu_check = scripts.load("gpu_check")
 
 CONSTANTS = [
     {"what": "resident clusters", "ctas": 16, "bytes": 0, "cycles": 7.0},

@@ -4,20 +4,13 @@ import json
 import re
 import subprocess
 import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
-from pathlib import Path
 
 import pytest
+import scripts
 
 from fusedlstm import _library
 
-SCRIPT = Path(__file__).resolve().parent.parent / "tools/check_sass"
-if not SCRIPT.is_file():
-    pytest.skip("the tools are in the source tree only", allow_module_level=True)
-_spec = spec_from_loader("check_sass", SourceFileLoader("check_sass", str(SCRIPT)))
-check_sass = module_from_spec(_spec)
-_spec.loader.exec_module(check_sass)
+check_sass = scripts.load("check_sass")
 
 # Shape 2 of kernel_shapes.h in bfloat16.
 SYMBOL = "_ZN9fusedlstm3gpu17recurrence_kernelINS0_12BFloat16MathELi2ENS0_11ForwardCellEEvT2_i"
@@ -42,7 +35,7 @@ arch = sm_80
 @pytest.mark.skipif(not _library.CUDA_LIBRARY.is_file(), reason="built without the CUDA library")
 @pytest.mark.skipif(bool(check_sass.missing_tools()), reason="no cuobjdump and nvdisasm")
 def test_compiled_kernels():
-    done = subprocess.run([sys.executable, SCRIPT, _library.CUDA_LIBRARY], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, check_sass.__file__, _library.CUDA_LIBRARY], capture_output=True, text=True)
     assert done.returncode == 0, "\n".join(x for x in done.stdout.splitlines() if x.startswith("FAULT")) + done.stderr
 
 

@@ -11,17 +11,13 @@
 #include "cuda/fallback.h"
 #include "cuda/gemm.h"
 #include "cuda/launch.h"
+#include "cuda/plan_bindings.h"
 
 namespace emulator {
 
 namespace py = pybind11;
 
-inline fusedlstm::Dtype dtype_from(const std::string& name) {
-  using enum fusedlstm::Dtype;
-  for (const auto dtype : {kFloat32, kFloat64, kBFloat16, kFloat16})
-    if (name == fusedlstm::dtype_name(dtype)) return dtype;
-  throw std::invalid_argument("expected a dtype's name, got '" + name + "'");
-}
+using fusedlstm::gpu::dtype_from_name;
 
 // A field of a struct as a Python attribute: pointers are integers, arrays are tuples.
 template <class Struct, class Field>
@@ -46,7 +42,7 @@ void bind_field(py::class_<Struct>& cls, const char* name, Field Struct::* membe
   } else if constexpr (std::is_same_v<Field, fusedlstm::Dtype>) {
     cls.def_property(
         name, [member](const Struct& s) { return fusedlstm::dtype_name(s.*member); },
-        [member](Struct& s, const std::string& value) { s.*member = dtype_from(value); });
+        [member](Struct& s, const std::string& value) { s.*member = dtype_from_name(value); });
   } else {
     cls.def_readwrite(name, member);
   }
@@ -86,7 +82,7 @@ inline void bind_launchers(py::module_& m) {
                        bool allow_tf32, bool backward) {
              return Problem{T,          B,
                             H,          proj_size,
-                            directions, dtype_from(dtype),
+                            directions, dtype_from_name(dtype),
                             allow_tf32, backward ? Pass::kBackward : Pass::kForward};
            }),
            py::kw_only(), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("proj_size") = 0, py::arg("directions") = 1,
@@ -133,7 +129,7 @@ inline void bind_launchers(py::module_& m) {
     return operand ? py::object(py::make_tuple(operand->is_transposed, operand->leading_dimension)) : py::none();
   });
   m.def("exchange_bytes", &exchange_bytes);
-  m.def("weight_pitch", [](const std::string& dtype, int64_t H) { return weight_pitch(dtype_from(dtype), H); });
+  m.def("weight_pitch", [](const std::string& dtype, int64_t H) { return weight_pitch(dtype_from_name(dtype), H); });
   m.def("launch_forward", [](const Plan& plan, const ForwardArgs& args) {
     require_success("launch_forward", launch_forward(plan, args, nullptr));
   });
@@ -160,13 +156,13 @@ inline void bind_launchers(py::module_& m) {
   m.def("launch_previous_states",
         [](const RowStates& rows, const std::string& dtype, uintptr_t output, uintptr_t previous) {
           require_success("launch_previous_states",
-                          launch_previous_states(rows, dtype_from(dtype), reinterpret_cast<const void*>(output),
+                          launch_previous_states(rows, dtype_from_name(dtype), reinterpret_cast<const void*>(output),
                                                  reinterpret_cast<void*>(previous), nullptr));
         });
   m.def("launch_hidden_states",
         [](const RowStates& rows, const std::string& dtype, uintptr_t gates, uintptr_t cell_states, uintptr_t hidden) {
           require_success("launch_hidden_states",
-                          launch_hidden_states(rows, dtype_from(dtype), reinterpret_cast<const void*>(gates),
+                          launch_hidden_states(rows, dtype_from_name(dtype), reinterpret_cast<const void*>(gates),
                                                reinterpret_cast<const void*>(cell_states),
                                                reinterpret_cast<void*>(hidden), nullptr));
         });
