@@ -49,9 +49,9 @@ struct ForwardCell {
 
  private:
   __device__ __forceinline__ void enter(const Args& a, int s) {
-    if (s >= steps) return;
-    unit.enter(a, time(s));
-    hidden.enter(a, time(s));
+    if (s >= steps || !is_reset(a.rows, unit.clock, time(s))) return;
+    unit.reset(a);
+    hidden.reset(a);
   }
 };
 

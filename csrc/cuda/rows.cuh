@@ -112,9 +112,8 @@ struct ForwardUnit {
     c = state_or_zero<scalar_t>(a.rows.c_0, a.rows.H, a.rows, clock, u);
   }
 
-  // Applies a reset before step t.
-  __device__ __forceinline__ void enter(const ForwardArgs& a, int t) {
-    if (is_reset(a.rows, clock, t)) c = state_or_zero<scalar_t>(a.rows.reset_c, a.rows.H, a.rows, clock, u);
+  __device__ __forceinline__ void reset(const ForwardArgs& a) {
+    c = state_or_zero<scalar_t>(a.rows.reset_c, a.rows.H, a.rows, clock, u);
   }
 
   // Loads what nothing of the recurrence goes into, a step early, as it lies in memory: the first instruction that uses
@@ -163,8 +162,8 @@ struct ForwardHidden {
     h = state_or_zero<scalar_t>(a.rows.h_0, a.rows.R, a.rows, clock, r);
   }
 
-  __device__ __forceinline__ void enter(const ForwardArgs& a, int t) {
-    if (is_reset(a.rows, clock, t)) h = state_or_zero<scalar_t>(a.rows.reset_h, a.rows.R, a.rows, clock, r);
+  __device__ __forceinline__ void reset(const ForwardArgs& a) {
+    h = state_or_zero<scalar_t>(a.rows.reset_h, a.rows.R, a.rows, clock, r);
   }
 
   // The result of a step that ran.

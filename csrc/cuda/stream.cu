@@ -51,11 +51,11 @@ __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
       hidden.store(args, t, value);
   }
   if (s + 1 < T) {
-    const int t = time_of(state.d, s + 1, T);
-    unit.enter(args, t);
+    const bool is_next_reset = is_reset(args.rows, unit.clock, time_of(state.d, s + 1, T));
+    if (is_next_reset) unit.reset(args);
     at<acc_t>(state.c, i) = unit.c;
     if (projects) return;
-    hidden.enter(args, t);
+    if (is_next_reset) hidden.reset(args);
     at<scalar_t>(state.h, i) = from_acc<scalar_t>(hidden.h);
   } else {
     unit.finish(args);
@@ -81,7 +81,7 @@ __global__ void forward_projected_kernel(const __grid_constant__ ForwardArgs arg
     if (hidden.clock.runs(t)) hidden.store(args, t, at<acc_t>(projected, i));
   }
   if (s + 1 < T) {
-    hidden.enter(args, time_of(state.d, s + 1, T));
+    if (is_reset(args.rows, hidden.clock, time_of(state.d, s + 1, T))) hidden.reset(args);
     at<scalar_t>(state.h, i) = from_acc<scalar_t>(hidden.h);
   } else {
     hidden.finish(args);
