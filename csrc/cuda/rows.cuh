@@ -125,21 +125,24 @@ struct ForwardUnit {
     for (int q = 0; q < 4; ++q) pre[q] = at<acc_t>(a.pre_gates[clock.d], row + q * a.rows.H + u);
   }
 
-  // Step t with sums = W_hh h of the four gates, of a row that runs. Returns o * tanh(c), not rounded.
-  __device__ __forceinline__ acc_t step(const ForwardArgs& a, int t, const acc_t (&sums)[4]) {
+  // A step of a row that runs, with sums = W_hh h of the four gates.
+  __device__ __forceinline__ CellForward<acc_t> step(const acc_t (&sums)[4]) {
     const auto y =
         cell_forward<acc_t, ActivationMath<scalar_t>>(pre[0] + bias[0] + sums[0], pre[1] + bias[1] + sums[1],
                                                       pre[2] + bias[2] + sums[2], pre[3] + bias[3] + sums[3], c);
     c = y.c;
-    if (a.gates) {
-      const int64_t row = clock.d * a.rows.N + row_of(a.rows, t, clock.b), H = a.rows.H;
-      at<scalar_t>(a.gates, row * 4 * H + u) = from_acc<scalar_t>(y.i);
-      at<scalar_t>(a.gates, row * 4 * H + H + u) = from_acc<scalar_t>(y.f);
-      at<scalar_t>(a.gates, row * 4 * H + 2 * H + u) = from_acc<scalar_t>(y.g);
-      at<scalar_t>(a.gates, row * 4 * H + 3 * H + u) = from_acc<scalar_t>(y.o);
-      at<acc_t>(a.cell_states, row * H + u) = c;
-    }
-    return y.h;
+    return y;
+  }
+
+  // What step t came to, for training.
+  __device__ __forceinline__ void store(const ForwardArgs& a, int t, const CellForward<acc_t>& y) const {
+    if (!a.gates) return;
+    const int64_t row = clock.d * a.rows.N + row_of(a.rows, t, clock.b), H = a.rows.H;
+    at<scalar_t>(a.gates, row * 4 * H + u) = from_acc<scalar_t>(y.i);
+    at<scalar_t>(a.gates, row * 4 * H + H + u) = from_acc<scalar_t>(y.f);
+    at<scalar_t>(a.gates, row * 4 * H + 2 * H + u) = from_acc<scalar_t>(y.g);
+    at<scalar_t>(a.gates, row * 4 * H + 3 * H + u) = from_acc<scalar_t>(y.o);
+    at<acc_t>(a.cell_states, row * H + u) = y.c;
   }
 
   __device__ __forceinline__ void finish(const ForwardArgs& a) const {
@@ -166,11 +169,11 @@ struct ForwardHidden {
     h = state_or_zero<scalar_t>(a.rows.reset_h, a.rows.R, a.rows, clock, r);
   }
 
-  // The result of a step that ran.
-  __device__ __forceinline__ void store(const ForwardArgs& a, int t, acc_t value) {
-    h = rounded<scalar_t>(value);
+  // After a step that ran, with its result.
+  __device__ __forceinline__ void leave(acc_t value) { h = rounded<scalar_t>(value); }
+  __device__ __forceinline__ void store(const ForwardArgs& a, int t, acc_t value) const {
     const int64_t row = row_of(a.rows, t, clock.b);
-    at<scalar_t>(a.output, (row * a.rows.D + clock.d) * a.rows.R + r) = from_acc<scalar_t>(h);
+    at<scalar_t>(a.output, (row * a.rows.D + clock.d) * a.rows.R + r) = from_acc<scalar_t>(value);
   }
 
   __device__ __forceinline__ void finish(const ForwardArgs& a) const {
@@ -253,8 +256,8 @@ struct BackwardUnit {
       c_prev = at<acc_t>(a.cell_states, (clock.d * a.rows.N + row_of(a.rows, clock.previous(t), clock.b)) * H + u);
   }
 
-  // Step t of a row that runs, with d_h the whole gradient of o * tanh(c). Stores d_gates and returns them rounded.
-  __device__ __forceinline__ void step(const BackwardArgs& a, int t, acc_t d_h, scalar_t (&d_gates)[4]) {
+  // A step of a row that runs, with d_h the whole gradient of o * tanh(c). Returns d_gates rounded.
+  __device__ __forceinline__ void step(acc_t d_h, scalar_t (&d_gates)[4]) {
     const auto y = cell_backward<acc_t, ActivationMath<scalar_t>>(to_acc(gate[0]), to_acc(gate[1]), to_acc(gate[2]),
                                                                   to_acc(gate[3]), c, c_prev, d_h, d_c);
     d_gates[0] = from_acc<scalar_t>(y.d_i);
@@ -262,6 +265,9 @@ struct BackwardUnit {
     d_gates[2] = from_acc<scalar_t>(y.d_g);
     d_gates[3] = from_acc<scalar_t>(y.d_o);
     d_c = y.d_c_prev;
+  }
+
+  __device__ __forceinline__ void store(const BackwardArgs& a, int t, const scalar_t (&d_gates)[4]) const {
     const int64_t H = a.rows.H, row = clock.d * a.rows.N + row_of(a.rows, t, clock.b);
 #pragma unroll
     for (int q = 0; q < 4; ++q) at<scalar_t>(a.d_gates, (row * 4 + q) * H + u) = d_gates[q];

@@ -44,11 +44,18 @@ __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
     unit.prefetch(args, t);
     acc_t sums[4];
     for (int q = 0; q < 4; ++q) sums[q] = at<acc_t>(state.sums, (own.b * 4 + q) * H + own.column);
-    const acc_t value = unit.clock.runs(t) ? unit.step(args, t, sums) : acc_t(0);
-    if (projects)
+    acc_t value = 0;
+    if (unit.clock.runs(t)) {
+      const auto y = unit.step(sums);
+      unit.store(args, t, y);
+      value = y.h;
+    }
+    if (projects) {
       at<scalar_t>(state.hidden, i) = from_acc<scalar_t>(value);
-    else if (unit.clock.runs(t))
+    } else if (unit.clock.runs(t)) {
+      hidden.leave(value);
       hidden.store(args, t, value);
+    }
   }
   if (s + 1 < T) {
     const bool is_next_reset = is_reset(args.rows, unit.clock, time_of(state.d, s + 1, T));
@@ -78,7 +85,11 @@ __global__ void forward_projected_kernel(const __grid_constant__ ForwardArgs arg
   } else {
     const int t = time_of(state.d, s, T);
     hidden.h = to_acc(at<scalar_t>(state.h, i));
-    if (hidden.clock.runs(t)) hidden.store(args, t, at<acc_t>(projected, i));
+    if (hidden.clock.runs(t)) {
+      const acc_t value = at<acc_t>(projected, i);
+      hidden.leave(value);
+      hidden.store(args, t, value);
+    }
   }
   if (s + 1 < T) {
     if (is_reset(args.rows, hidden.clock, time_of(state.d, s + 1, T))) hidden.reset(args);
@@ -136,7 +147,8 @@ __global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
   if (runs) {
     unit.prefetch(args, t);
     scalar_t d_gates[4];
-    unit.step(args, t, projects ? at<acc_t>(state.d_hidden, i) : hidden.total(), d_gates);
+    unit.step(projects ? at<acc_t>(state.d_hidden, i) : hidden.total(), d_gates);
+    unit.store(args, t, d_gates);
   }
   unit.leave(args, t);
   at<acc_t>(state.d_c, i) = unit.d_c;
