@@ -12,6 +12,7 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace fusedlstm {
@@ -183,5 +184,21 @@ struct LayerTensors {
   }
   Facts input_facts{};
 };
+
+// The parameters that the bindings of all three operators share, in the order of the schema, and how they become
+// LayerTensors.
+#define FUSEDLSTM_LAYER_PARAMETERS                                                                              \
+  Tensor input, Tensor h_0, Tensor c_0, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, \
+      Tensors weight_hr, OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor reset,              \
+      OptionalTensor reset_h, OptionalTensor reset_c, [[maybe_unused]] bool allow_tf32
+#define FUSEDLSTM_LAYER_TENSORS                                                                                   \
+  {                                                                                                               \
+      std::move(input),   std::move(h_0),     std::move(c_0),       std::move(weight_ih),   std::move(weight_hh), \
+      std::move(bias_ih), std::move(bias_hh), std::move(weight_hr), std::move(batch_sizes), std::move(lengths),   \
+      std::move(reset),   std::move(reset_h), std::move(reset_c),                                                 \
+  }
+
+// Positions in `needs` of lstm_layer_backward, which are those of its results.
+enum Need { kInput, kH0, kC0, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kResetH, kResetC, kNeeds };
 
 }  // namespace fusedlstm

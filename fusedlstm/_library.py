@@ -101,13 +101,20 @@ def why_no_kernels(device: torch.device) -> Reason | None:
         return reason
     capability = torch.cuda.get_device_capability(device)
     if any(_runs_on(arch, capability) for arch in build_facts()["cuda_archs"]):
-        return None
+        obstacle = _cuda_obstacle(device)
+        return Reason(obstacle, is_a_fault=True) if obstacle else None
     wanted = f"{capability[0]}.{capability[1]}"
     return Reason(
         f"expected kernels for compute capability {wanted}, got only {' '.join(build_facts()['cuda_archs'])}; "
         f"rebuild with TORCH_CUDA_ARCH_LIST={wanted}",
         is_a_fault=True,
     )
+
+
+def _cuda_obstacle(device: torch.device) -> str:
+    """Why the driver cannot run the CUDA library's kernels on `device`, by asking it; "" where it can."""
+    ordinal = torch.cuda.current_device() if device.index is None else device.index
+    return torch.ops.fusedlstm._cuda_obstacle(ordinal).removeprefix("fusedlstm: ")
 
 
 def driver_version() -> tuple[int, int] | None:

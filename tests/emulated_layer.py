@@ -102,12 +102,15 @@ class Emulated:
         self.dtype = str(layer.dtype).removeprefix("torch.")
         self.memory = Memory(emu)
 
-    def plan(self, backward):
+    def problem(self, backward):
         layer = self.layer
-        return self.emu.make_plan(
-            device=self.device, request=self.request, T=layer.T, B=layer.B, H=layer.H, proj_size=layer.proj_size,
-            directions=layer.directions, dtype=self.dtype, allow_tf32=layer.allow_tf32, backward=backward,
+        return self.emu.Problem(
+            T=layer.T, B=layer.B, H=layer.H, proj_size=layer.proj_size, directions=layer.directions, dtype=self.dtype,
+            allow_tf32=layer.allow_tf32, backward=backward,
         )  # fmt: skip
+
+    def plan(self, backward):
+        return self.emu.make_plan(self.problem(backward), self.device, self.request)
 
     def put(self, tensor, name, initialised=True):
         """The pointer of a tensor that kernels may touch; 0 for None."""

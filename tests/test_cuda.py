@@ -3,6 +3,8 @@
 Without a GPU the same kernels run in test_cuda_emulated.py; here it is the hardware, the driver and the binding.
 """
 
+from unittest import mock
+
 import pytest
 import torch
 from tolerance import assert_near, tolerance
@@ -141,9 +143,11 @@ def test_other_stream(plan):
         assert torch.equal(a, b)
 
 
-def test_cuda_graph(plan):
-    skip_if_impossible(plan, torch.float32, 50)  # also the warm-up that loads the kernels
-    arguments = on_gpu(layer_arguments(torch.float32, 50))
+@pytest.mark.parametrize("options", ["plain", "packed", "lengths", "resets"])
+def test_cuda_graph(plan, options):
+    skip_if_impossible(plan, torch.float32, 50)
+    arguments = on_gpu(layer_arguments(torch.float32, 50, **OPTIONS[options]))
+    # Also the warm-up that loads the kernels.
     expected = [t.clone() for t in torch.ops.fusedlstm.lstm_layer_inference(*arguments)]
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -152,6 +156,22 @@ def test_cuda_graph(plan):
     for _ in range(2):
         graph.replay()
     for a, b in zip(out, expected):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("allow_tf32", [False, True])
+def test_only_the_switch_of_nn_lstm_decides_on_tf32(plan, allow_tf32):
+    """The products outside the recurrence too: torch.matmul's switch changes no bit."""
+    skip_if_impossible(plan, torch.float32, 50)
+    arguments = layer_arguments(torch.float32, 50)
+    arguments[-1] = allow_tf32
+    runs = []
+    for matmul in ("ieee", "tf32"):
+        with mock.patch.object(torch.backends.cuda.matmul, "fp32_precision", matmul):
+            inputs = moved(arguments, lambda t: t.cuda().requires_grad_() if t.is_floating_point() else t.cuda())
+            out = torch.ops.fusedlstm.lstm_layer(*inputs)
+            runs.append([*out, *torch.autograd.grad(out[0].sum(), [inputs[0], *inputs[3], *inputs[4]])])
+    for a, b in zip(*runs):
         assert torch.equal(a, b)
 
 

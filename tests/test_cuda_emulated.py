@@ -164,3 +164,12 @@ def test_wrong_lengths_stay_in_bounds(length):
         out = Emulated(emulator.module(), layer, transport).forward()
         for name, value in Emulated(emulator.module(), nearest, transport).forward().items():
             assert torch.equal(out[name], value), name
+
+
+@pytest.mark.parametrize("count", [1, 448, 1000])
+def test_values_that_travel_with_the_launch(count):
+    values = torch.randint(-(2**62), 2**62, (count,))
+    out = torch.zeros(count, dtype=torch.int64)
+    with emulator.Memory() as memory:
+        memory.module.launch_store_values(values.tolist(), memory.pointer(out, "out", initialised=False))
+    assert torch.equal(out, values)

@@ -102,6 +102,7 @@ class TestCudaReasons:
         facts = {"cuda_toolkit": "13.0", "cuda_archs": ["8.0", "9.0a", "12.0+PTX"]}
         monkeypatch.setattr(_library, "build_facts", lambda: facts)
         monkeypatch.setattr(_library, "driver_version", lambda: (13, 1))
+        monkeypatch.setattr(_library, "_cuda_obstacle", lambda device: "")
 
     def test_all_is_well(self):
         assert _library.cuda_inactive_reason() is None
@@ -139,6 +140,13 @@ class TestCudaReasons:
                 "expected kernels for compute capability 10.0, got only 8.0 9.0a 12.0+PTX; "
                 "rebuild with TORCH_CUDA_ARCH_LIST=10.0"
             )
+
+    def test_what_the_driver_says_against_it(self, monkeypatch):
+        refused = "device 0: no kernel image is available (no kernels for this device)"
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        monkeypatch.setattr(_library, "_cuda_obstacle", lambda device: refused)
+        reason = _library.why_no_kernels(torch.device("cuda", 0))
+        assert reason == refused and reason.is_a_fault
 
     def test_other_devices_have_no_kernels(self):
         assert "not for meta" in _library.why_no_kernels(torch.device("meta"))

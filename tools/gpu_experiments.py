@@ -1,4 +1,4 @@
-"""The measurements of tools/gpu_check: `gpu_experiments.py {small,robustness,numerics,speed} [--out FILE]`.
+"""The measurements of tools/gpu_check: `gpu_experiments.py EXPERIMENT [--out FILE]`.
 
 Rows are written to FILE as they come, so that running out of time loses nothing. Timing: CUDA events around at least
 10 ms of work, the contenders in turns, median of the rounds; random data, never zeros.
@@ -9,15 +9,20 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_build_backend"))
+from cuda_toolkit import find_toolkit
 from fusedlstm import FusedLSTM
 
+ROOT = Path(__file__).resolve().parent.parent
 PLANS = ("stream", "local", "cluster", "grid")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
 SPEED_SHAPES = [(64, 64), (128, 64), (256, 64), (512, 8), (512, 64), (1024, 16), (1024, 64), (2048, 16)]  # H, B
@@ -79,6 +84,21 @@ def small(rows):
         x = torch.randn(4, 9, 5, device="cuda")
         if fits(partial(forward_and_gradients, ours, x)):
             rows.add(H=H, **options)
+
+
+def constants(rows):
+    """E1: what the planner's model takes for granted, as gpu_constants.cu measures it."""
+    major, minor = torch.cuda.get_device_capability()
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "gpu_constants"
+        flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-arch=sm_{major}{minor}", f"-I{ROOT / 'csrc'}"]
+        nvcc = str(find_toolkit().nvcc)
+        subprocess.run([nvcc, *flags, ROOT / "tools/gpu_constants.cu", "-o", program], check=True)
+        with subprocess.Popen([program], stdout=subprocess.PIPE, text=True) as running:
+            for line in running.stdout:
+                rows.add(**json.loads(line))
+    if running.returncode:
+        raise SystemExit(running.returncode)
 
 
 def robustness(rows):
@@ -191,7 +211,7 @@ def speed(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    experiments = {f.__name__: f for f in (small, robustness, numerics, speed)}
+    experiments = {f.__name__: f for f in (small, constants, robustness, numerics, speed)}
     parser.add_argument("experiment", choices=experiments)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -129,17 +129,6 @@ ForwardResults forward(LayerTensors tensors, bool training) {
   return r;
 }
 
-#define FUSEDLSTM_LAYER_PARAMETERS                                                                              \
-  Tensor input, Tensor h_0, Tensor c_0, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, \
-      Tensors weight_hr, OptionalTensor batch_sizes, OptionalTensor lengths, OptionalTensor reset,              \
-      OptionalTensor reset_h, OptionalTensor reset_c, bool /*allow_tf32*/
-#define FUSEDLSTM_LAYER_TENSORS                                                                                   \
-  {                                                                                                               \
-      std::move(input),   std::move(h_0),     std::move(c_0),       std::move(weight_ih),   std::move(weight_hh), \
-      std::move(bias_ih), std::move(bias_hh), std::move(weight_hr), std::move(batch_sizes), std::move(lengths),   \
-      std::move(reset),   std::move(reset_h), std::move(reset_c),                                                 \
-  }
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_layer(FUSEDLSTM_LAYER_PARAMETERS) {
   ForwardResults r = forward(FUSEDLSTM_LAYER_TENSORS, true);
   return {std::move(r.output), std::move(r.h_n), std::move(r.c_n), std::move(r.gates), std::move(r.cell_states)};
@@ -149,9 +138,6 @@ std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(FUSEDLSTM_LAYER_PARAMETE
   ForwardResults r = forward(FUSEDLSTM_LAYER_TENSORS, false);
   return {std::move(r.output), std::move(r.h_n), std::move(r.c_n)};
 }
-
-// Positions in `needs`, which are those of the results.
-enum Need { kInput, kH0, kC0, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kResetH, kResetC, kNeeds };
 
 std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_layer_backward(
     OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, OptionalTensor d_cell_states,

@@ -81,8 +81,9 @@ struct Product {
   __device__ __forceinline__ void multiply(SharedAddress operand, int chunk_stride, float (&acc)[kRows][2]) const {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     if constexpr (Math::kTensorCores) {
-      // A chain of dependent mma instructions is latency; two sums per row halve it where registers allow.
-      constexpr int kSums = kRows <= 4 ? 2 : 1;
+      // A chain of dependent mma instructions is latency; two sums per row halve it where registers allow. On sm_75 two
+      // warps keep the slower tensor cores busy with one.
+      constexpr int kSums = kRows <= 4 && kArch >= 800 ? 2 : 1;
       float sum[kSums][kRows][2] = {};
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {

@@ -47,7 +47,12 @@ cudaError_t query_device(int ordinal, Device& device) {
   // Two transfers a clock, in bits: the published bandwidth of every device in the planner's table.
   device.memory_gb_per_s =
       2.0 * attribute(cudaDevAttrMemoryClockRate) * attribute(cudaDevAttrGlobalMemoryBusWidth) / 8 * 1e-6;
-  if (error != cudaSuccess) return error;
+  cudaFuncAttributes attributes;
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, whole_sm_kernel);  // is there code for it?
+  if (error != cudaSuccess) {
+    (void)cudaGetLastError();
+    return error;
+  }
   if (device.compute_capability >= 90) {
     const int smem_bytes = static_cast<int>(device.smem_bytes);
     error = cudaFuncSetAttribute(whole_sm_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes);

@@ -86,7 +86,7 @@ struct Exchange<Math, kShape, Transport::kCluster> : ExchangeLayout<Math, kShape
   }
   __device__ __forceinline__ SharedAddress await(int s) {
     const SharedAddress barrier = tile.barriers + barrier_offset(s);
-    mbarrier_wait(barrier, s / 2 % 2);
+    mbarrier_wait<Scope::kCluster>(barrier, s / 2 % 2);
     // Operand s + 2 cannot come before this CTA has published s + 1, which is after the next barrier of the CTA.
     if (threadIdx.x == 0 && s + 2 < tile.steps) mbarrier_arrive_expect(barrier, expected_bytes());
     return tile.operand + s % 2 * Layout::kOperandBytes;

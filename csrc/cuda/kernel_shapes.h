@@ -56,6 +56,12 @@ constexpr int smem_bytes(const KernelShape& shape, Arithmetic arithmetic) {
   return 128 + operand + partials + KernelShape::kWarps * 32 * product_bytes(arithmetic);
 }
 
+// Compute capability, times ten, from which on the kernels run: their code for older ones is empty.
+constexpr int needed_capability(Transport transport, Arithmetic arithmetic) {
+  if (transport == Transport::kCluster) return 90;
+  return arithmetic == Arithmetic::kBFloat16 || arithmetic == Arithmetic::kTf32 ? 80 : 75;
+}
+
 // Whether there is a kernel of this shape for this arithmetic.
 constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   if (arithmetic == Arithmetic::kFloat64) return false;  // no tensor cores to speak of, and twice the registers

@@ -11,6 +11,24 @@ int64_t round_up(int64_t bytes) {
   return (bytes + 15) / 16 * 16;
 }
 
+// Calls f for the arithmetic's type.
+template <class F>
+cudaError_t with_math(Arithmetic arithmetic, F f) {
+  switch (arithmetic) {
+    case Arithmetic::kBFloat16:
+      return f.template operator()<BFloat16Math>();
+    case Arithmetic::kFloat16:
+      return f.template operator()<Float16Math>();
+    case Arithmetic::kTf32:
+      return f.template operator()<Tf32Math>();
+    case Arithmetic::kFloat32:
+      return f.template operator()<Float32Math>();
+    case Arithmetic::kFloat64:
+      break;
+  }
+  return cudaErrorInvalidConfiguration;
+}
+
 }  // namespace
 
 int64_t weight_pitch(Dtype dtype, int64_t H) {
@@ -25,35 +43,11 @@ int64_t exchange_bytes(const Plan& plan, const RowStates& rows) {
 }
 
 cudaError_t launch_forward(const Plan& plan, const ForwardArgs& args, cudaStream_t stream) {
-  switch (plan.arithmetic) {
-    case Arithmetic::kBFloat16:
-      return launch_forward_with<BFloat16Math>(plan, args, stream);
-    case Arithmetic::kFloat16:
-      return launch_forward_with<Float16Math>(plan, args, stream);
-    case Arithmetic::kTf32:
-      return launch_forward_with<Tf32Math>(plan, args, stream);
-    case Arithmetic::kFloat32:
-      return launch_forward_with<Float32Math>(plan, args, stream);
-    case Arithmetic::kFloat64:
-      break;
-  }
-  return cudaErrorInvalidConfiguration;
+  return with_math(plan.arithmetic, [&]<class Math>() { return launch_forward_with<Math>(plan, args, stream); });
 }
 
 cudaError_t launch_backward(const Plan& plan, const BackwardArgs& args, cudaStream_t stream) {
-  switch (plan.arithmetic) {
-    case Arithmetic::kBFloat16:
-      return launch_backward_with<BFloat16Math>(plan, args, stream);
-    case Arithmetic::kFloat16:
-      return launch_backward_with<Float16Math>(plan, args, stream);
-    case Arithmetic::kTf32:
-      return launch_backward_with<Tf32Math>(plan, args, stream);
-    case Arithmetic::kFloat32:
-      return launch_backward_with<Float32Math>(plan, args, stream);
-    case Arithmetic::kFloat64:
-      break;
-  }
-  return cudaErrorInvalidConfiguration;
+  return with_math(plan.arithmetic, [&]<class Math>() { return launch_backward_with<Math>(plan, args, stream); });
 }
 
 }  // namespace fusedlstm::gpu

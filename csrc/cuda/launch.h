@@ -125,6 +125,10 @@ cudaError_t launch_backward_projected(const BackwardArgs& args, const BackwardSt
 
 // ---- before and after the recurrence --------------------------------------------------------------------------------
 
+// to[0..count) = values, which travel with the launches: a copy from ordinary host memory may wait for the device, and
+// a CUDA graph would repeat it after that memory is gone.
+cudaError_t launch_store_values(const int64_t* values, int64_t count, int64_t* to, cudaStream_t stream);
+
 // previous: scalar_t [D, N, R], the h that every run step started from: the output of the step before, h_0 or reset_h.
 cudaError_t launch_previous_states(const RowStates& rows, Dtype dtype, const void* output, void* previous,
                                    cudaStream_t stream);

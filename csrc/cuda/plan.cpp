@@ -52,9 +52,7 @@ std::string obstacle(Transport transport, const Problem& p, const Device& d) {
   const Arithmetic arithmetic = arithmetic_of(p);
   if (arithmetic == Arithmetic::kFloat64) return "expected a 16-bit or 32-bit dtype, got float64";
   if (p.proj_size > 0) return text("expected no projection, got proj_size %lld", static_cast<long long>(p.proj_size));
-  const int needed = transport == Transport::kCluster                                         ? 90
-                     : arithmetic == Arithmetic::kBFloat16 || arithmetic == Arithmetic::kTf32 ? 80
-                                                                                              : 75;
+  const int needed = needed_capability(transport, arithmetic);
   if (d.compute_capability < needed) return text("expected sm_%d or later, got sm_%d", needed, d.compute_capability);
   if (transport == Transport::kGrid) {
     if (!d.cooperative_launch) return "expected a device with cooperative launch, got one without";

@@ -84,5 +84,3 @@ inline void bind_plan(pybind11::module_& m) {
 }
 
 }  // namespace fusedlstm::gpu
-
-using fusedlstm::gpu::bind_plan;

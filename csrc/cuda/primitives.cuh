@@ -29,6 +29,9 @@ struct Vec4 {
   uint32_t w[4];
 };
 
+// Between which threads an acquire makes writes visible.
+enum class Scope : uint8_t { kBlock, kCluster };
+
 // One kernel launch. `cluster` CTAs share their shared memory (sm_90 and later); a `cooperative` grid is resident
 // as a whole, or the launch fails.
 struct LaunchConfig {
@@ -95,10 +98,6 @@ __device__ __forceinline__ void store_shared32(SharedAddress a, uint32_t v) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(a), "r"(v) : "memory");
 }
 
-__device__ __forceinline__ void store_shared64(SharedAddress a, uint32_t v0, uint32_t v1) {
-  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(a), "r"(v0), "r"(v1) : "memory");
-}
-
 __device__ __forceinline__ void store_shared128(SharedAddress a, Vec4 v) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3])
                : "memory");
@@ -115,7 +114,7 @@ __device__ __forceinline__ Vec4 load_constant128(const void* p) {
   return v;
 }
 
-// For polling data that other CTAs publish with store_relaxed*: each of the four words is old or new on its own.
+// For polling data that other CTAs publish with store_relaxed128: each of the four words is old or new on its own.
 __device__ __forceinline__ Vec4 load_relaxed128(const void* p) {
   Vec4 v;
   asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -123,16 +122,6 @@ __device__ __forceinline__ Vec4 load_relaxed128(const void* p) {
                : "l"(p)
                : "memory");
   return v;
-}
-
-__device__ __forceinline__ uint32_t load_relaxed32(const void* p) {
-  uint32_t v;
-  asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-  return v;
-}
-
-__device__ __forceinline__ void store_relaxed32(void* p, uint32_t v) {
-  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
 __device__ __forceinline__ void store_relaxed128(void* p, Vec4 v) {
@@ -146,16 +135,6 @@ __device__ __forceinline__ void store_relaxed128(void* p, Vec4 v) {
 // All threads of the CTA; orders their accesses to shared and global memory.
 __device__ __forceinline__ void block_sync() {
   __syncthreads();
-}
-
-// Named barrier `id` (1..15) of `threads` threads (a multiple of 32), as block_sync for those threads.
-__device__ __forceinline__ void barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-// Counts as one of the `threads` of barrier_sync without waiting: for threads that only hand data over.
-__device__ __forceinline__ void barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // All lanes of the warp; orders their accesses to shared and global memory.
@@ -172,13 +151,6 @@ __device__ __forceinline__ uint32_t shuffle_xor(uint32_t v, int mask) {
 
 __device__ __forceinline__ bool warp_any(bool predicate) {
   return __any_sync(~0u, predicate);
-}
-
-// Transposes an 8 x 8 matrix of 16-bit elements: lane l holds row l/4, columns 2*(l%4) and 2*(l%4)+1 (low half first).
-__device__ __forceinline__ uint32_t transpose_8x8(uint32_t v) {
-  uint32_t r;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
-  return r;
 }
 
 // Matrix products D[16 x 8] += A[16 x K] * B[K x 8], accumulated in float32. With g = lane / 4, t = lane % 4:
@@ -260,33 +232,35 @@ __device__ __forceinline__ void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// Arrives at the CTA's own barrier, whose current phase also waits for `bytes` more by store_async*.
+// Arrives at the CTA's own barrier, whose current phase also waits for `bytes` more by store_async128.
 __device__ __forceinline__ void mbarrier_arrive_expect(SharedAddress barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// Waits until the phase with this parity (0 for the first, then alternating) is complete; then what store_async*
-// delivered in it may be read. At cluster scope, since peers wrote it.
+// Waits until the phase with this parity (0 for the first, then alternating) is complete; then what was written for it
+// may be read, if the writer is within the scope: the CTA itself, or with kCluster its peers too.
+template <Scope kScope>
 __device__ __forceinline__ void mbarrier_wait(SharedAddress barrier, int parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "retry_%=:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra retry_%=;\n"
-      "}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
+#define FUSEDLSTM_WAIT(scope)                   \
+  asm volatile(                                 \
+      "{\n"                                     \
+      ".reg .pred done;\n"                      \
+      "retry_%=:\n"                             \
+      "mbarrier.try_wait.parity.acquire." scope \
+      ".shared::cta.b64 done, [%0], %1;\n"      \
+      "@!done bra retry_%=;\n"                  \
+      "}" ::"r"(barrier),                       \
+      "r"(parity)                               \
+      : "memory")
+  if constexpr (kScope == Scope::kCluster)
+    FUSEDLSTM_WAIT("cluster");
+  else
+    FUSEDLSTM_WAIT("cta");
+#undef FUSEDLSTM_WAIT
 }
 
 // Writes to shared memory of any CTA of the cluster and then counts the bytes at `barrier` in that same CTA. The
 // writer may go on at once; nothing else tells anybody that the data is there.
-__device__ __forceinline__ void store_async64(SharedAddress a, uint32_t v0, uint32_t v1, SharedAddress barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(a), "r"(v0),
-               "r"(v1), "r"(barrier)
-               : "memory");
-}
-
 __device__ __forceinline__ void store_async128(SharedAddress a, Vec4 v, SharedAddress barrier) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(a),
                "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3]), "r"(barrier)

@@ -211,6 +211,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
     cells[e] = make_cell(e);
     if (exists(threadIdx.x + kThreads * e)) cells[e].start(args);
     publish(0, e, cells[e]);
+    if (exists(threadIdx.x + kThreads * e)) cells[e].store(args, -1, {});
   }
 
   for (int s = 0; s < steps; ++s) {
@@ -226,12 +227,14 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
 #pragma unroll
     for (int e = 0; e < kPairs; ++e) {
       const int i = threadIdx.x + kThreads * e;
+      typename Cell::Result result{};
       if (exists(i)) {
         float sums[Cell::kSums];
         sum_partials<Math, kShape, Cell::kSums>(partials, unit_of_pair(i), row_of_pair(i), sums);
-        cells[e].advance(args, s, sums);
+        result = cells[e].advance(args, s, sums);
       }
       publish(s + 1, e, cells[e]);
+      if (exists(i)) cells[e].store(args, s, result);
     }
 #pragma unroll
     for (int e = 0; e < kPairs; ++e)
@@ -247,7 +250,8 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
 template <class Math, int kShapeIndex, class Cell, class Args>
 __global__ void __launch_bounds__(kThreads, 1) recurrence_kernel(const __grid_constant__ Args args, int ctas) {
   constexpr KernelShape kShape = kKernelShapes[kShapeIndex];
-  if constexpr (kShape.transport != Transport::kCluster || kArch >= 900) run_recurrence<Math, kShape, Cell>(args, ctas);
+  if constexpr (kArch >= 10 * needed_capability(kShape.transport, Math::kArithmetic))
+    run_recurrence<Math, kShape, Cell>(args, ctas);
 }
 
 }  // namespace fusedlstm::gpu

@@ -96,7 +96,7 @@ struct ForwardUnit {
   int u;
   acc_t c;
   acc_t bias[4];
-  acc_t pre[4];  // of the step to come: loaded early, since nothing of it depends on the recurrence
+  acc_t pre[4];  // of the step to come
 
   ForwardUnit() = default;
   __device__ __forceinline__ ForwardUnit(const ForwardArgs& a, int d, int b, int u) : clock(a.rows, d, b), u(u), c(0) {
@@ -112,32 +112,37 @@ struct ForwardUnit {
     c = state_or_zero<scalar_t>(a.rows.c_0, a.rows.H, a.rows, clock, u);
   }
 
-  // Applies a reset before step t.
-  __device__ __forceinline__ void enter(const ForwardArgs& a, int t) {
-    if (is_reset(a.rows, clock, t)) c = state_or_zero<scalar_t>(a.rows.reset_c, a.rows.H, a.rows, clock, u);
+  __device__ __forceinline__ void reset(const ForwardArgs& a) {
+    c = state_or_zero<scalar_t>(a.rows.reset_c, a.rows.H, a.rows, clock, u);
   }
 
+  // Loads what nothing of the recurrence goes into, a step early, as it lies in memory: the first instruction that uses
+  // a loaded value waits for it, even one that only converts it.
   __device__ __forceinline__ void prefetch(const ForwardArgs& a, int t) {
     if (!clock.runs(t)) return;
     const int64_t row = strided_row(a.rows, t, clock.b, a.pre_gates_stride_t, a.pre_gates_stride_b);
 #pragma unroll
-    for (int q = 0; q < 4; ++q) pre[q] = at<acc_t>(a.pre_gates[clock.d], row + q * a.rows.H + u) + bias[q];
+    for (int q = 0; q < 4; ++q) pre[q] = at<acc_t>(a.pre_gates[clock.d], row + q * a.rows.H + u);
   }
 
-  // Step t with sums = W_hh h of the four gates, of a row that runs. Returns o * tanh(c), not rounded.
-  __device__ __forceinline__ acc_t step(const ForwardArgs& a, int t, const acc_t (&sums)[4]) {
-    const auto y = cell_forward<acc_t, ActivationMath<scalar_t>>(pre[0] + sums[0], pre[1] + sums[1], pre[2] + sums[2],
-                                                                 pre[3] + sums[3], c);
+  // A step of a row that runs, with sums = W_hh h of the four gates.
+  __device__ __forceinline__ CellForward<acc_t> step(const acc_t (&sums)[4]) {
+    const auto y =
+        cell_forward<acc_t, ActivationMath<scalar_t>>(pre[0] + bias[0] + sums[0], pre[1] + bias[1] + sums[1],
+                                                      pre[2] + bias[2] + sums[2], pre[3] + bias[3] + sums[3], c);
     c = y.c;
-    if (a.gates) {
-      const int64_t row = clock.d * a.rows.N + row_of(a.rows, t, clock.b), H = a.rows.H;
-      at<scalar_t>(a.gates, row * 4 * H + u) = from_acc<scalar_t>(y.i);
-      at<scalar_t>(a.gates, row * 4 * H + H + u) = from_acc<scalar_t>(y.f);
-      at<scalar_t>(a.gates, row * 4 * H + 2 * H + u) = from_acc<scalar_t>(y.g);
-      at<scalar_t>(a.gates, row * 4 * H + 3 * H + u) = from_acc<scalar_t>(y.o);
-      at<acc_t>(a.cell_states, row * H + u) = c;
-    }
-    return y.h;
+    return y;
+  }
+
+  // What step t came to, for training.
+  __device__ __forceinline__ void store(const ForwardArgs& a, int t, const CellForward<acc_t>& y) const {
+    if (!a.gates) return;
+    const int64_t row = clock.d * a.rows.N + row_of(a.rows, t, clock.b), H = a.rows.H;
+    at<scalar_t>(a.gates, row * 4 * H + u) = from_acc<scalar_t>(y.i);
+    at<scalar_t>(a.gates, row * 4 * H + H + u) = from_acc<scalar_t>(y.f);
+    at<scalar_t>(a.gates, row * 4 * H + 2 * H + u) = from_acc<scalar_t>(y.g);
+    at<scalar_t>(a.gates, row * 4 * H + 3 * H + u) = from_acc<scalar_t>(y.o);
+    at<acc_t>(a.cell_states, row * H + u) = y.c;
   }
 
   __device__ __forceinline__ void finish(const ForwardArgs& a) const {
@@ -154,22 +159,21 @@ struct ForwardHidden {
   acc_t h;
 
   ForwardHidden() = default;
-  __device__ __forceinline__ ForwardHidden(const ForwardArgs& a, int d, int b, int r)
-      : clock(a.rows, d, b), r(r), h(0) {}
+  __device__ __forceinline__ ForwardHidden(RowClock clock, int r) : clock(clock), r(r), h(0) {}
 
   __device__ __forceinline__ void start(const ForwardArgs& a) {
     h = state_or_zero<scalar_t>(a.rows.h_0, a.rows.R, a.rows, clock, r);
   }
 
-  __device__ __forceinline__ void enter(const ForwardArgs& a, int t) {
-    if (is_reset(a.rows, clock, t)) h = state_or_zero<scalar_t>(a.rows.reset_h, a.rows.R, a.rows, clock, r);
+  __device__ __forceinline__ void reset(const ForwardArgs& a) {
+    h = state_or_zero<scalar_t>(a.rows.reset_h, a.rows.R, a.rows, clock, r);
   }
 
-  // The result of a step that ran.
-  __device__ __forceinline__ void store(const ForwardArgs& a, int t, acc_t value) {
-    h = rounded<scalar_t>(value);
+  // After a step that ran, with its result.
+  __device__ __forceinline__ void leave(acc_t value) { h = rounded<scalar_t>(value); }
+  __device__ __forceinline__ void store(const ForwardArgs& a, int t, acc_t value) const {
     const int64_t row = row_of(a.rows, t, clock.b);
-    at<scalar_t>(a.output, (row * a.rows.D + clock.d) * a.rows.R + r) = from_acc<scalar_t>(h);
+    at<scalar_t>(a.output, (row * a.rows.D + clock.d) * a.rows.R + r) = from_acc<scalar_t>(value);
   }
 
   __device__ __forceinline__ void finish(const ForwardArgs& a) const {
@@ -186,11 +190,10 @@ struct BackwardHidden {
   RowClock clock;
   int r;
   acc_t d_h;
-  acc_t d_out;  // of the step to come: loaded early
+  scalar_t d_out;  // of the step to come
 
   BackwardHidden() = default;
-  __device__ __forceinline__ BackwardHidden(const BackwardArgs& a, int d, int b, int r)
-      : clock(a.rows, d, b), r(r), d_h(0), d_out(0) {}
+  __device__ __forceinline__ BackwardHidden(RowClock clock, int r) : clock(clock), r(r), d_h(0), d_out{} {}
 
   __device__ __forceinline__ void start(const BackwardArgs& a) {
     d_h = state_or_zero<scalar_t>(a.d_h_n, a.rows.R, a.rows, clock, r);
@@ -199,11 +202,11 @@ struct BackwardHidden {
   __device__ __forceinline__ void prefetch(const BackwardArgs& a, int t) {
     if (!clock.runs(t) || !a.d_output) return;
     const int64_t row = strided_row(a.rows, t, clock.b, a.d_output_stride_t, a.d_output_stride_b);
-    d_out = to_acc(at<scalar_t>(a.d_output, row + clock.d * a.rows.R + r));
+    d_out = at<scalar_t>(a.d_output, row + clock.d * a.rows.R + r);
   }
 
   // Gradient of the h that step t computed.
-  __device__ __forceinline__ acc_t total() const { return d_h + d_out; }
+  __device__ __forceinline__ acc_t total() const { return d_h + to_acc(d_out); }
 
   // After step t: `sum` = d_gates W_hh, if the row ran it, goes to the step before, or to reset_h.
   __device__ __forceinline__ void leave(const BackwardArgs& a, int t, acc_t sum) {
@@ -225,7 +228,8 @@ struct BackwardUnit {
   RowClock clock;
   int u;
   acc_t d_c;
-  acc_t gate[4], c, c_prev;  // of the step to come: loaded early
+  scalar_t gate[4];  // of the step to come
+  acc_t c, c_prev;
 
   BackwardUnit() = default;
   __device__ __forceinline__ BackwardUnit(const BackwardArgs& a, int d, int b, int u)
@@ -241,7 +245,7 @@ struct BackwardUnit {
     if (!clock.runs(t)) return;
     const int64_t H = a.rows.H, row = clock.d * a.rows.N + row_of(a.rows, t, clock.b);
 #pragma unroll
-    for (int q = 0; q < 4; ++q) gate[q] = to_acc(at<scalar_t>(a.gates, (row * 4 + q) * H + u));
+    for (int q = 0; q < 4; ++q) gate[q] = at<scalar_t>(a.gates, (row * 4 + q) * H + u);
     c = at<acc_t>(a.cell_states, row * H + u);
     if (a.d_cell_states) d_c += at<acc_t>(a.d_cell_states, row * H + u);
     if (is_reset(a.rows, clock, t))
@@ -252,15 +256,18 @@ struct BackwardUnit {
       c_prev = at<acc_t>(a.cell_states, (clock.d * a.rows.N + row_of(a.rows, clock.previous(t), clock.b)) * H + u);
   }
 
-  // Step t of a row that runs, with d_h the whole gradient of o * tanh(c). Stores d_gates and returns them rounded.
-  __device__ __forceinline__ void step(const BackwardArgs& a, int t, acc_t d_h, scalar_t (&d_gates)[4]) {
-    const auto y =
-        cell_backward<acc_t, ActivationMath<scalar_t>>(gate[0], gate[1], gate[2], gate[3], c, c_prev, d_h, d_c);
+  // A step of a row that runs, with d_h the whole gradient of o * tanh(c). Returns d_gates rounded.
+  __device__ __forceinline__ void step(acc_t d_h, scalar_t (&d_gates)[4]) {
+    const auto y = cell_backward<acc_t, ActivationMath<scalar_t>>(to_acc(gate[0]), to_acc(gate[1]), to_acc(gate[2]),
+                                                                  to_acc(gate[3]), c, c_prev, d_h, d_c);
     d_gates[0] = from_acc<scalar_t>(y.d_i);
     d_gates[1] = from_acc<scalar_t>(y.d_f);
     d_gates[2] = from_acc<scalar_t>(y.d_g);
     d_gates[3] = from_acc<scalar_t>(y.d_o);
     d_c = y.d_c_prev;
+  }
+
+  __device__ __forceinline__ void store(const BackwardArgs& a, int t, const scalar_t (&d_gates)[4]) const {
     const int64_t H = a.rows.H, row = clock.d * a.rows.N + row_of(a.rows, t, clock.b);
 #pragma unroll
     for (int q = 0; q < 4; ++q) at<scalar_t>(a.d_gates, (row * 4 + q) * H + u) = d_gates[q];

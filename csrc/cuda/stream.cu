@@ -1,5 +1,7 @@
 // The pointwise kernels of STREAM, and what comes before and after any recurrence. One thread per element; nothing is
 // shared between threads, so that there is nothing to synchronise.
+#include <algorithm>
+
 #include "rows.cuh"
 
 namespace fusedlstm::gpu {
@@ -31,7 +33,7 @@ __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
   const int64_t i = own.b * H + own.column;
   const bool projects = state.hidden != nullptr;  // then h belongs to forward_projected_kernel
   ForwardUnit<scalar_t> unit(args, state.d, own.b, own.column);
-  ForwardHidden<scalar_t> hidden(args, state.d, own.b, own.column);
+  ForwardHidden<scalar_t> hidden(unit.clock, own.column);
   if (s < 0) {
     unit.start(args);
     if (!projects) hidden.start(args);
@@ -42,18 +44,25 @@ __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
     unit.prefetch(args, t);
     acc_t sums[4];
     for (int q = 0; q < 4; ++q) sums[q] = at<acc_t>(state.sums, (own.b * 4 + q) * H + own.column);
-    const acc_t value = unit.clock.runs(t) ? unit.step(args, t, sums) : acc_t(0);
-    if (projects)
+    acc_t value = 0;
+    if (unit.clock.runs(t)) {
+      const auto y = unit.step(sums);
+      unit.store(args, t, y);
+      value = y.h;
+    }
+    if (projects) {
       at<scalar_t>(state.hidden, i) = from_acc<scalar_t>(value);
-    else if (unit.clock.runs(t))
+    } else if (unit.clock.runs(t)) {
+      hidden.leave(value);
       hidden.store(args, t, value);
+    }
   }
   if (s + 1 < T) {
-    const int t = time_of(state.d, s + 1, T);
-    unit.enter(args, t);
+    const bool is_next_reset = is_reset(args.rows, unit.clock, time_of(state.d, s + 1, T));
+    if (is_next_reset) unit.reset(args);
     at<acc_t>(state.c, i) = unit.c;
     if (projects) return;
-    hidden.enter(args, t);
+    if (is_next_reset) hidden.reset(args);
     at<scalar_t>(state.h, i) = from_acc<scalar_t>(hidden.h);
   } else {
     unit.finish(args);
@@ -70,16 +79,20 @@ __global__ void forward_projected_kernel(const __grid_constant__ ForwardArgs arg
   if (!own.exists) return;
   const int T = static_cast<int>(args.rows.T), s = static_cast<int>(state.step);
   const int64_t i = own.b * R + own.column;
-  ForwardHidden<scalar_t> hidden(args, state.d, own.b, own.column);
+  ForwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b), own.column);
   if (s < 0) {
     hidden.start(args);
   } else {
     const int t = time_of(state.d, s, T);
     hidden.h = to_acc(at<scalar_t>(state.h, i));
-    if (hidden.clock.runs(t)) hidden.store(args, t, at<acc_t>(projected, i));
+    if (hidden.clock.runs(t)) {
+      const acc_t value = at<acc_t>(projected, i);
+      hidden.leave(value);
+      hidden.store(args, t, value);
+    }
   }
   if (s + 1 < T) {
-    hidden.enter(args, time_of(state.d, s + 1, T));
+    if (is_reset(args.rows, hidden.clock, time_of(state.d, s + 1, T))) hidden.reset(args);
     at<scalar_t>(state.h, i) = from_acc<scalar_t>(hidden.h);
   } else {
     hidden.finish(args);
@@ -119,7 +132,7 @@ __global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
   const int64_t i = own.b * H + own.column;
   const bool projects = state.d_projected != nullptr;  // then d_hidden has come through W_hr already
   BackwardUnit<scalar_t> unit(args, state.d, own.b, own.column);
-  BackwardHidden<scalar_t> hidden(args, state.d, own.b, own.column);
+  BackwardHidden<scalar_t> hidden(unit.clock, own.column);
   const bool runs =
       projects ? s < T && hidden.clock.runs(time_of(state.d, T - 1 - s, T)) : advance_hidden(args, state, s, hidden, i);
   if (s == 0)
@@ -134,7 +147,8 @@ __global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
   if (runs) {
     unit.prefetch(args, t);
     scalar_t d_gates[4];
-    unit.step(args, t, projects ? at<acc_t>(state.d_hidden, i) : hidden.total(), d_gates);
+    unit.step(projects ? at<acc_t>(state.d_hidden, i) : hidden.total(), d_gates);
+    unit.store(args, t, d_gates);
   }
   unit.leave(args, t);
   at<acc_t>(state.d_c, i) = unit.d_c;
@@ -147,7 +161,7 @@ __global__ void backward_projected_kernel(const __grid_constant__ BackwardArgs a
   const Element own(args.rows.B, R);
   if (!own.exists) return;
   const int T = static_cast<int>(args.rows.T), s = static_cast<int>(state.step);
-  BackwardHidden<scalar_t> hidden(args, state.d, own.b, own.column);
+  BackwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b), own.column);
   if (advance_hidden(args, state, s, hidden, own.b * R + own.column)) {
     const int64_t row = row_of(args.rows, time_of(state.d, T - 1 - s, T), own.b);
     at<scalar_t>(state.d_projected, row * R + own.column) = from_acc<scalar_t>(hidden.total());
@@ -203,6 +217,17 @@ __global__ void hidden_states_kernel(const __grid_constant__ RowStates rows, con
     const acc_t c = at<acc_t>(cell_states, row * H + own.column);
     at<scalar_t>(hidden, row * H + own.column) = from_acc<scalar_t>(o * ActivationMath<scalar_t>::tanh(c));
   }
+}
+
+// Of one launch: its parameters have 4 KiB.
+constexpr int kValues = 448;
+struct Values {
+  int64_t value[kValues];
+};
+
+__global__ void store_values_kernel(const __grid_constant__ Values values, int count, int64_t* to) {
+  const int i = blockIdx.x * kBlock + threadIdx.x;
+  if (i < count) to[i] = values.value[i];
 }
 
 LaunchConfig one_thread_each(int64_t elements) {
@@ -264,6 +289,17 @@ cudaError_t launch_backward_projected(const BackwardArgs& args, const BackwardSt
     return launch(backward_projected_kernel<decltype(scalar)>, one_thread_each(args.rows.B * args.rows.R), stream, args,
                   state);
   });
+}
+
+cudaError_t launch_store_values(const int64_t* values, int64_t count, int64_t* to, cudaStream_t stream) {
+  for (int64_t first = 0; first < count; first += kValues) {
+    const int part = static_cast<int>(count - first < kValues ? count - first : kValues);
+    Values some{};
+    std::copy_n(values + first, part, some.value);
+    const cudaError_t error = launch(store_values_kernel, one_thread_each(part), stream, some, part, to + first);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 cudaError_t launch_previous_states(const RowStates& rows, Dtype dtype, const void* output, void* previous,

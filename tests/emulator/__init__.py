@@ -46,7 +46,7 @@ class Memory:
 
 @contextmanager
 def options(module, **values):
-    """Options of the runtime (seed, preempt, sm_count, smem_limit, max_cluster_size) for the time of a block."""
+    """Options of the runtime for the time of a block; emulator.h says which there are."""
     current = module.options()
     before = {name: getattr(current, name) for name in values}
     for name, value in values.items():

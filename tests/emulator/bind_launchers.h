@@ -8,18 +8,16 @@
 #include <string>
 #include <type_traits>
 
+#include "cuda/fallback.h"
+#include "cuda/gemm.h"
 #include "cuda/launch.h"
+#include "cuda/plan_bindings.h"
 
 namespace emulator {
 
 namespace py = pybind11;
 
-inline fusedlstm::Dtype dtype_from(const std::string& name) {
-  using enum fusedlstm::Dtype;
-  for (const auto dtype : {kFloat32, kFloat64, kBFloat16, kFloat16})
-    if (name == fusedlstm::dtype_name(dtype)) return dtype;
-  throw std::invalid_argument("expected a dtype's name, got '" + name + "'");
-}
+using fusedlstm::gpu::dtype_from_name;
 
 // A field of a struct as a Python attribute: pointers are integers, arrays are tuples.
 template <class Struct, class Field>
@@ -44,7 +42,7 @@ void bind_field(py::class_<Struct>& cls, const char* name, Field Struct::* membe
   } else if constexpr (std::is_same_v<Field, fusedlstm::Dtype>) {
     cls.def_property(
         name, [member](const Struct& s) { return fusedlstm::dtype_name(s.*member); },
-        [member](Struct& s, const std::string& value) { s.*member = dtype_from(value); });
+        [member](Struct& s, const std::string& value) { s.*member = dtype_from_name(value); });
   } else {
     cls.def_readwrite(name, member);
   }
@@ -55,6 +53,12 @@ void bind_struct(py::module_& m, const char* name, std::pair<const char*, Fields
   py::class_<Struct> cls(m, name, py::module_local());
   cls.def(py::init([] { return Struct{}; }));
   (bind_field(cls, fields.first, fields.second), ...);
+}
+
+inline const fusedlstm::gpu::Device& known_device(const std::string& name) {
+  for (const auto& known : fusedlstm::gpu::known_devices())
+    if (known.name == name) return known;
+  throw std::invalid_argument("no known device is called '" + name + "'");
 }
 
 inline void require_success(const char* launcher, cudaError_t error) {
@@ -70,21 +74,32 @@ inline void bind_launchers(py::module_& m) {
   using namespace fusedlstm::gpu;
 
   // A class of its own beside the planner's bindings, which hand out dictionaries: launchers take the plan itself.
-  py::class_<Plan>(m, "Plan", py::module_local()).def("__str__", [](const Plan& plan) { return to_string(plan); });
-  m.def(
-      "make_plan",
-      [](const std::string& device, const std::string& request, int64_t T, int64_t B, int64_t H, int64_t proj_size,
-         int directions, const std::string& dtype, bool allow_tf32, bool backward) {
-        for (const Device& known : known_devices())
-          if (known.name == device)
-            return make_plan(Problem{T, B, H, proj_size, directions, dtype_from(dtype), allow_tf32,
-                                     backward ? Pass::kBackward : Pass::kForward},
-                             known, request);
-        throw std::invalid_argument("no known device is called '" + device + "'");
-      },
-      py::kw_only(), py::arg("device"), py::arg("request"), py::arg("T"), py::arg("B"), py::arg("H"),
-      py::arg("proj_size") = 0, py::arg("directions") = 1, py::arg("dtype"), py::arg("allow_tf32") = true,
-      py::arg("backward") = false);
+  py::class_<Plan>(m, "Plan", py::module_local())
+      .def_property_readonly("transport", [](const Plan& plan) { return transport_name(plan.shape.transport); })
+      .def("__str__", [](const Plan& plan) { return to_string(plan); });
+  py::class_<Problem>(m, "Problem", py::module_local())
+      .def(py::init([](int64_t T, int64_t B, int64_t H, int64_t proj_size, int directions, const std::string& dtype,
+                       bool allow_tf32, bool backward) {
+             return Problem{T,          B,
+                            H,          proj_size,
+                            directions, dtype_from_name(dtype),
+                            allow_tf32, backward ? Pass::kBackward : Pass::kForward};
+           }),
+           py::kw_only(), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("proj_size") = 0, py::arg("directions") = 1,
+           py::arg("dtype"), py::arg("allow_tf32") = true, py::arg("backward") = false);
+  m.def("make_plan", [](const Problem& problem, const std::string& device, const std::string& request) {
+    return make_plan(problem, known_device(device), request);
+  });
+  py::class_<Choice>(m, "Choice", py::module_local()).def_readonly("plan", &Choice::plan);
+  py::class_<Fallback>(m, "Fallback", py::module_local())
+      .def(py::init<>())
+      .def("choose",
+           [](Fallback& fallback, const Problem& problem, const std::string& device, int ordinal,
+              const std::string& request) { return fallback.choose(problem, known_device(device), ordinal, request); })
+      .def("after_launch", [](Fallback& fallback, const Choice& choice, int ordinal, int result) {
+        const auto outcome = fallback.after_launch(choice, ordinal, static_cast<cudaError_t>(result));
+        return std::pair(outcome.was_launched, outcome.warning);
+      });
   bind_struct<RowStates>(m, "RowStates", FIELD(RowStates, T), FIELD(RowStates, B), FIELD(RowStates, N),
                          FIELD(RowStates, H), FIELD(RowStates, R), FIELD(RowStates, D), FIELD(RowStates, lengths),
                          FIELD(RowStates, row_offsets), FIELD(RowStates, reset), FIELD(RowStates, reset_h),
@@ -108,8 +123,13 @@ inline void bind_launchers(py::module_& m) {
                             FIELD(BackwardStep, sums), FIELD(BackwardStep, d_h), FIELD(BackwardStep, d_c),
                             FIELD(BackwardStep, d_projected), FIELD(BackwardStep, d_hidden));
 
+  // (is_transposed, leading dimension), or None
+  m.def("gemm_operand", [](int64_t rows, int64_t columns, int64_t stride_row, int64_t stride_column) {
+    const auto operand = gemm_operand(rows, columns, stride_row, stride_column);
+    return operand ? py::object(py::make_tuple(operand->is_transposed, operand->leading_dimension)) : py::none();
+  });
   m.def("exchange_bytes", &exchange_bytes);
-  m.def("weight_pitch", [](const std::string& dtype, int64_t H) { return weight_pitch(dtype_from(dtype), H); });
+  m.def("weight_pitch", [](const std::string& dtype, int64_t H) { return weight_pitch(dtype_from_name(dtype), H); });
   m.def("launch_forward", [](const Plan& plan, const ForwardArgs& args) {
     require_success("launch_forward", launch_forward(plan, args, nullptr));
   });
@@ -129,16 +149,20 @@ inline void bind_launchers(py::module_& m) {
   m.def("launch_backward_projected", [](const BackwardArgs& args, const BackwardStep& state) {
     require_success("launch_backward_projected", launch_backward_projected(args, state, nullptr));
   });
+  m.def("launch_store_values", [](const std::vector<int64_t>& values, uintptr_t to) {
+    require_success("launch_store_values", launch_store_values(values.data(), static_cast<int64_t>(values.size()),
+                                                               reinterpret_cast<int64_t*>(to), nullptr));
+  });
   m.def("launch_previous_states",
         [](const RowStates& rows, const std::string& dtype, uintptr_t output, uintptr_t previous) {
           require_success("launch_previous_states",
-                          launch_previous_states(rows, dtype_from(dtype), reinterpret_cast<const void*>(output),
+                          launch_previous_states(rows, dtype_from_name(dtype), reinterpret_cast<const void*>(output),
                                                  reinterpret_cast<void*>(previous), nullptr));
         });
   m.def("launch_hidden_states",
         [](const RowStates& rows, const std::string& dtype, uintptr_t gates, uintptr_t cell_states, uintptr_t hidden) {
           require_success("launch_hidden_states",
-                          launch_hidden_states(rows, dtype_from(dtype), reinterpret_cast<const void*>(gates),
+                          launch_hidden_states(rows, dtype_from_name(dtype), reinterpret_cast<const void*>(gates),
                                                reinterpret_cast<const void*>(cell_states),
                                                reinterpret_cast<void*>(hidden), nullptr));
         });

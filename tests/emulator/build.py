@@ -93,7 +93,7 @@ def units(changed):
     # torch brings pybind11's headers along; nothing else of it is used. As flags, so that each Python has its object.
     python = [f"-isystem{Path(torch.__file__).parent / 'include'}", f"-isystem{sysconfig.get_paths()['include']}"]
     kernel_headers = [*RUNTIME_HEADERS, *CSRC.glob("cuda/*.h")]
-    for name in ("plan.cpp", "launch.cpp"):
+    for name in ("plan.cpp", "launch.cpp", "fallback.cpp"):
         yield Unit(CSRC / "cuda" / name, RUNTIME_FLAGS, include, kernel_headers)
     for source in sorted(HERE.glob("*.cu")):
         yield Unit(source, KERNEL_FLAGS, include, RUNTIME_HEADERS)

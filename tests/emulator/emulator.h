@@ -23,6 +23,7 @@ struct Options {
   int sm_count = 132;          // co-residency limit of a cooperative launch, one CTA per SM
   size_t smem_limit = 232448;  // bytes of dynamic shared memory per CTA
   int max_cluster_size = 16;
+  int launch_error = 0;  // a cudaError_t that every launch fails with
 };
 Options& options();
 
@@ -52,8 +53,6 @@ void load(void* value, uintptr_t address, size_t bytes, Access access, Site site
 void store(uintptr_t address, const void* value, size_t bytes, Access access, Site site);
 
 void block_sync(Site site);
-void barrier_sync(int id, int threads, Site site);
-void barrier_arrive(int id, int threads, Site site);
 void warp_sync(Site site);
 
 // Every lane of the warp calls it at the same site; the last one runs `compute` on the operands of all lanes.
@@ -67,7 +66,7 @@ void cluster_sync(Site site);
 void mbarrier_init(uintptr_t barrier, int arrivals, Site site);
 void mbarrier_init_fence();
 void mbarrier_arrive_expect(uintptr_t barrier, int bytes, Site site);
-void mbarrier_wait(uintptr_t barrier, int parity, Site site);
+void mbarrier_wait(uintptr_t barrier, int parity, bool cluster_scope, Site site);
 void store_async(uintptr_t address, const void* value, size_t bytes, uintptr_t barrier, Site site);
 
 // ---- tensor core operations on the operands of all 32 lanes, in the fragment layouts of PTX ------------------------
@@ -78,6 +77,5 @@ struct MmaOperands {
 };
 enum class MmaKind { kBf16, kF16, kF16K8, kTf32 };
 void compute_mma(MmaKind kind, void* const* lanes);  // lanes: MmaOperands*
-void compute_transpose_8x8(void* const* lanes);      // lanes: uint32_t*, in place
 
 }  // namespace emulator

@@ -92,9 +92,9 @@ Fiber* next_ready() {
 void exit_thread() {
   Fiber* me = current;
   Cta* cta = me->cta;
-  if (!cta->barriers[0].waiting.empty())
-    fail("divergent barrier: " + name_of(me) + " exits while " + std::to_string(cta->barriers[0].waiting.size()) +
-         " threads wait at block_sync (" + text(cta->barriers[0].site) + ")");
+  if (!cta->barrier.waiting.empty())
+    fail("divergent barrier: " + name_of(me) + " exits while " + std::to_string(cta->barrier.waiting.size()) +
+         " threads wait at block_sync (" + text(cta->barrier.site) + ")");
   if (WarpOp& op = cta->warps[me->index / 32]; op.what)
     fail("divergent warp: " + name_of(me) + " exits while other lanes are at " + op.what + " (" + text(op.site) + ")");
   me->state = State::kDone;

@@ -76,25 +76,25 @@ struct Fiber {
   ClockRef known;
   uint32_t epoch = 1, async_epoch = 0;
   std::vector<uintptr_t> polled;    // addresses of relaxed loads since it last gave way
-  uint64_t arrived_phase[16] = {};  // per named barrier: number of the phase it arrived in last
   std::vector<uintptr_t> unfenced;  // mbarriers it initialised, without a fence so far
 };
 
 struct Barrier {
-  uint64_t phase = 1;
-  size_t expected = 0;
-  Site site;
+  Site site;  // of the first arrival
   std::vector<Fiber*> waiting;
   std::vector<Stamp> arrived;
 };
 
+struct Cta;
 struct MBarrier {
+  const Cta* owner = nullptr;
   int arrivals = 0, pending = 0;
   long bytes = 0;  // expected minus landed
   int parity = 0;
   bool fenced = false;
   std::vector<Stamp> arrived;
-  ClockRef released;  // knowledge of the last complete phase
+  ClockRef released,
+      released_in_block;  // knowledge of the phases so far: everybody's, and that of the CTA's own threads
   std::vector<Fiber*> waiting;
 };
 
@@ -114,7 +114,7 @@ struct Cta {
   std::unique_ptr<Region> shared;
   std::vector<Fiber*> fibers;
   std::vector<WarpOp> warps;
-  Barrier barriers[16];
+  Barrier barrier;
   std::map<uintptr_t, MBarrier> mbarriers;
   size_t exited = 0;
   bool started = false;

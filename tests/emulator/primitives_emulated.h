@@ -47,10 +47,6 @@ inline void store_shared16(SharedAddress a, uint16_t v, Site site = Site::curren
 inline void store_shared32(SharedAddress a, uint32_t v, Site site = Site::current()) {
   emulator::store(a, &v, 4, Access::kWrite, site);
 }
-inline void store_shared64(SharedAddress a, uint32_t v0, uint32_t v1, Site site = Site::current()) {
-  const uint32_t v[2] = {v0, v1};
-  emulator::store(a, v, 8, Access::kWrite, site);
-}
 inline void store_shared128(SharedAddress a, Vec4 v, Site site = Site::current()) {
   emulator::store(a, &v, 16, Access::kWrite, site);
 }
@@ -64,12 +60,6 @@ inline Vec4 load_constant128(const void* p, Site site = Site::current()) {
 inline Vec4 load_relaxed128(const void* p, Site site = Site::current()) {
   return load_as<Vec4>(global_address(p), Access::kRelaxedRead, site);
 }
-inline uint32_t load_relaxed32(const void* p, Site site = Site::current()) {
-  return load_as<uint32_t>(global_address(p), Access::kRelaxedRead, site);
-}
-inline void store_relaxed32(void* p, uint32_t v, Site site = Site::current()) {
-  emulator::store(global_address(p), &v, 4, Access::kRelaxedWrite, site);
-}
 inline void store_relaxed128(void* p, Vec4 v, Site site = Site::current()) {
   emulator::store(global_address(p), &v, 16, Access::kRelaxedWrite, site);
 }
@@ -78,12 +68,6 @@ inline void store_relaxed128(void* p, Vec4 v, Site site = Site::current()) {
 
 inline void block_sync(Site site = Site::current()) {
   emulator::block_sync(site);
-}
-inline void barrier_sync(int id, int threads, Site site = Site::current()) {
-  emulator::barrier_sync(id, threads, site);
-}
-inline void barrier_arrive(int id, int threads, Site site = Site::current()) {
-  emulator::barrier_arrive(id, threads, site);
 }
 inline void warp_sync(Site site = Site::current()) {
   emulator::warp_sync(site);
@@ -112,11 +96,6 @@ inline bool warp_any(bool predicate, Site site = Site::current()) {
   };
   emulator::warp_collective("warp_any", &predicate, compute, site);
   return predicate;
-}
-
-inline uint32_t transpose_8x8(uint32_t v, Site site = Site::current()) {
-  emulator::warp_collective("transpose_8x8", &v, emulator::compute_transpose_8x8, site);
-  return v;
 }
 
 template <emulator::MmaKind kKind>
@@ -163,13 +142,9 @@ inline void mbarrier_init_fence() {
 inline void mbarrier_arrive_expect(SharedAddress barrier, int bytes, Site site = Site::current()) {
   emulator::mbarrier_arrive_expect(barrier, bytes, site);
 }
-inline void mbarrier_wait(SharedAddress barrier, int parity, Site site = Site::current()) {
-  emulator::mbarrier_wait(barrier, parity, site);
-}
-inline void store_async64(SharedAddress a, uint32_t v0, uint32_t v1, SharedAddress barrier,
-                          Site site = Site::current()) {
-  const uint32_t v[2] = {v0, v1};
-  emulator::store_async(a, v, 8, barrier, site);
+template <Scope kScope>
+void mbarrier_wait(SharedAddress barrier, int parity, Site site = Site::current()) {
+  emulator::mbarrier_wait(barrier, parity, kScope == Scope::kCluster, site);
 }
 inline void store_async128(SharedAddress a, Vec4 v, SharedAddress barrier, Site site = Site::current()) {
   emulator::store_async(a, &v, 16, barrier, site);
@@ -253,6 +228,7 @@ inline float divide_fast(float a, float b) {
 
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), const LaunchConfig& config, cudaStream_t, Args&&... args) {
+  if (const int error = emulator::options().launch_error) return static_cast<cudaError_t>(error);
   std::tuple<Params...> params(static_cast<Params>(args)...);
   auto body = [&] { std::apply(kernel, params); };
   emulator::run_launch(

@@ -92,44 +92,6 @@ __global__ void constant_load_of_written_data(uint32_t* out) {
   out[128 + threadIdx.x] = load_constant128(out + 4 * (threadIdx.x / 4)).w[0];
 }
 
-// ---- named barriers: two warps -----------------------------------------------------------------------------------
-
-__global__ void named_barrier_pair(uint32_t* out) {
-  if (threadIdx.x < 32) {
-    store_shared32(shared_word(threadIdx.x), threadIdx.x);
-    barrier_arrive(1, 64);
-  } else {
-    barrier_sync(1, 64);
-    out[threadIdx.x] = load_shared32(shared_word(threadIdx.x - 32));
-  }
-}
-__global__ void arrives_without_the_data(uint32_t* out) {  // the store comes after the arrival
-  if (threadIdx.x < 32) {
-    barrier_arrive(1, 64);
-    store_shared32(shared_word(threadIdx.x), threadIdx.x);
-  } else {
-    barrier_sync(1, 64);
-    out[threadIdx.x] = load_shared32(shared_word(threadIdx.x - 32));
-  }
-}
-__global__ void arrives_twice(uint32_t* out) {
-  if (threadIdx.x < 32) {
-    barrier_arrive(1, 64);
-    barrier_arrive(1, 64);
-  } else {
-    out[threadIdx.x] = shuffle_xor(1, 1);
-    barrier_sync(1, 64);
-  }
-}
-__global__ void two_thread_counts(uint32_t* out) {
-  out[threadIdx.x] = 0;
-  barrier_sync(1, threadIdx.x < 32 ? 64 : 32);
-}
-__global__ void partner_never_comes(uint32_t* out) {
-  out[threadIdx.x] = 0;
-  if (threadIdx.x < 32) barrier_sync(1, 64);
-}
-
 // ---- several CTAs ------------------------------------------------------------------------------------------------
 // Block 0 publishes 32 vectors at out[256...], block 1 polls them. The buffer holds ~0, "not written", before.
 
@@ -158,14 +120,14 @@ __global__ void plain_read_of_published_data(uint32_t* out) {
   if (blockIdx.x == 1) out[threadIdx.x] = out[256 + 4 * threadIdx.x];
 }
 __global__ void relaxed_store_then_barrier(uint32_t* out) {  // ordered, so visible at once
-  store_relaxed32(out + threadIdx.x, threadIdx.x);
+  store_relaxed128(out + 4 * threadIdx.x, Vec4{{threadIdx.x}});
   block_sync();
-  out[128 + threadIdx.x] = load_relaxed32(out + (threadIdx.x ^ 32));
+  out[256 + threadIdx.x] = load_relaxed128(out + 4 * (threadIdx.x ^ 32)).w[0];
 }
 __global__ void relaxed_store_without_barrier(uint32_t* out) {  // not ordered: late
-  store_relaxed32(out + threadIdx.x, threadIdx.x);
+  store_relaxed128(out + 4 * threadIdx.x, Vec4{{threadIdx.x}});
   shuffle_xor(0, 1);
-  out[128 + threadIdx.x] = load_relaxed32(out + (threadIdx.x ^ 31));
+  out[256 + threadIdx.x] = load_relaxed128(out + 4 * (threadIdx.x ^ 31)).w[0];
 }
 
 // ---- clusters of two CTAs ----------------------------------------------------------------------------------------
@@ -177,6 +139,7 @@ enum class Fault {
   kNoSyncAtEnd,
   kWrongParity,
   kNoWait,
+  kWaitWithinBlock,
   kTooFewBytes,
   kTooManyBytes,
   kSingleBuffer,
@@ -185,7 +148,7 @@ enum class Fault {
 template <Fault kFault>
 __global__ void exchange(uint32_t* out) {
   const int lane = threadIdx.x, peer = cluster_rank() ^ 1;
-  const int bytes = 128 + (kFault == Fault::kTooFewBytes ? -8 : kFault == Fault::kTooManyBytes ? 8 : 0);
+  const int bytes = 128 + (kFault == Fault::kTooFewBytes ? -16 : kFault == Fault::kTooManyBytes ? 16 : 0);
   if (lane == 0) {
     for (int i = 0; i < 2; ++i) mbarrier_init(shared_word(2 * i), 1);
     if (kFault != Fault::kNoInitFence) mbarrier_init_fence();
@@ -199,10 +162,12 @@ __global__ void exchange(uint32_t* out) {
   for (int round = 0; round < 2; ++round) {
     const int buffer = kFault == Fault::kSingleBuffer ? 32 : 32 + 32 * round;
     const SharedAddress barrier = shared_word(2 * round);
-    if (lane < 16)
-      store_async64(map_cluster_address(shared_word(buffer + 2 * lane), peer), 100 * peer + lane, round,
-                    map_cluster_address(barrier, peer));
-    if (kFault != Fault::kNoWait) mbarrier_wait(barrier, kFault == Fault::kWrongParity ? 1 : 0);
+    const uint32_t number = 100 * peer + 2 * lane, tag = round;
+    if (lane < 8)
+      store_async128(map_cluster_address(shared_word(buffer + 4 * lane), peer), Vec4{{number, tag, number + 1, tag}},
+                     map_cluster_address(barrier, peer));
+    constexpr Scope kScope = kFault == Fault::kWaitWithinBlock ? Scope::kBlock : Scope::kCluster;
+    if (kFault != Fault::kNoWait) mbarrier_wait<kScope>(barrier, kFault == Fault::kWrongParity ? 1 : 0);
     sum += load_shared32(shared_word(buffer + lane));
   }
   out[blockIdx.x * 32 + lane] = sum;
@@ -216,7 +181,7 @@ __global__ void send_and_exit(uint32_t* out) {  // the peer does not wait for wh
     mbarrier_init_fence();
   }
   cluster_sync();
-  if (threadIdx.x == 0) store_async64(peer + 64, 1, 2, peer);
+  if (threadIdx.x == 0) store_async128(peer + 64, Vec4{{1, 2, 3, 4}}, peer);
   out[blockIdx.x * 32 + threadIdx.x] = 0;
   if (kSyncAtEnd) cluster_sync();
 }
@@ -253,11 +218,6 @@ static const std::map<std::string, Case> kCases = {
     {"neighbours_write_halves", {neighbours_write_halves, kTwoWarps}},
     {"constant_table", {constant_table, kWarp}},
     {"constant_load_of_written_data", {constant_load_of_written_data, kWarp}},
-    {"named_barrier_pair", {named_barrier_pair, kTwoWarps}},
-    {"arrives_without_the_data", {arrives_without_the_data, kTwoWarps}},
-    {"arrives_twice", {arrives_twice, kTwoWarps}},
-    {"two_thread_counts", {two_thread_counts, kTwoWarps}},
-    {"partner_never_comes", {partner_never_comes, kTwoWarps}},
     {"sentinel_poll", {sentinel_poll<4>, kGridOfTwo}},
     {"sentinel_poll_of_one_word", {sentinel_poll<1>, kGridOfTwo}},
     {"sentinel_poll_without_residency", {sentinel_poll<4>, kWaves}},
@@ -270,6 +230,7 @@ static const std::map<std::string, Case> kCases = {
     {"exchange_no_sync_at_end", {exchange<Fault::kNoSyncAtEnd>, kClusterOfTwo}},
     {"exchange_wrong_parity", {exchange<Fault::kWrongParity>, kClusterOfTwo}},
     {"exchange_no_wait", {exchange<Fault::kNoWait>, kClusterOfTwo}},
+    {"exchange_wait_within_block", {exchange<Fault::kWaitWithinBlock>, kClusterOfTwo}},
     {"exchange_too_few_bytes", {exchange<Fault::kTooFewBytes>, kClusterOfTwo}},
     {"exchange_too_many_bytes", {exchange<Fault::kTooManyBytes>, kClusterOfTwo}},
     {"exchange_single_buffer", {exchange<Fault::kSingleBuffer>, kClusterOfTwo}},

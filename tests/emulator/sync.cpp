@@ -46,11 +46,10 @@ void learn(Fiber* fiber, const ClockRef& clock) {
 
 namespace {
 
-constexpr const char *kBlockSync = "block_sync", *kNamedBarrier = "barrier_sync", *kClusterSync = "cluster_sync";
+constexpr const char *kBlockSync = "block_sync", *kClusterSync = "cluster_sync";
 
 void complete(Barrier& barrier) {
   ++machine->progress;
-  ++barrier.phase;
   const ClockRef known = join(barrier.arrived);
   barrier.arrived.clear();
   for (Fiber* fiber : barrier.waiting) {
@@ -60,16 +59,9 @@ void complete(Barrier& barrier) {
   wake(barrier.waiting);
 }
 
-void arrive(Barrier& barrier, size_t expected, Site site) {
-  if (barrier.arrived.empty()) {
-    barrier.expected = expected;
-    barrier.site = site;
-  }
-  barrier.arrived.push_back(stamp(current));
-}
-
 void arrive_and_wait(Barrier& barrier, size_t expected, const char* what, Site site) {
-  arrive(barrier, expected, site);
+  if (barrier.arrived.empty()) barrier.site = site;
+  barrier.arrived.push_back(stamp(current));
   barrier.waiting.push_back(current);
   if (barrier.arrived.size() == expected) {
     complete(barrier);
@@ -80,29 +72,12 @@ void arrive_and_wait(Barrier& barrier, size_t expected, const char* what, Site s
   }
 }
 
-Barrier& named_barrier(int id, int threads, Site site) {
-  const auto refuse = [&](const std::string& why) {
-    fail("named barrier " + std::to_string(id) + " for " + std::to_string(threads) + " threads" + actor_at(site) +
-         ": " + why);
-  };
-  if (id < 1 || id > 15) refuse("expected 1 to 15");
-  const size_t all = current->cta->fibers.size();
-  if (threads < 32 || threads % 32 || size_t(threads) > all) refuse("expected whole warps of the CTA");
-  Barrier& barrier = current->cta->barriers[id];
-  if (!barrier.arrived.empty() && barrier.expected != size_t(threads))
-    refuse("it is for " + std::to_string(barrier.expected) + " threads at " + text(barrier.site));
-  if (current->arrived_phase[id] == barrier.phase)
-    refuse("arrives again before the others have, " + std::to_string(barrier.arrived.size()) + " so far");
-  current->arrived_phase[id] = barrier.phase;
-  return barrier;
-}
-
 }  // namespace
 
 void block_sync(Site site) {
   RuntimeScope scope;
   Cta* cta = current->cta;
-  Barrier& barrier = cta->barriers[0];
+  Barrier& barrier = cta->barrier;
   const auto refuse = [&](const std::string& why) {
     fail("divergent barrier: " + name_of(current) + " is at block_sync (" + text(site) + ") " + why);
   };
@@ -111,19 +86,6 @@ void block_sync(Site site) {
   if (!barrier.waiting.empty() && (first.line() != site.line() || strcmp(first.file_name(), site.file_name())))
     refuse("while " + std::to_string(barrier.waiting.size()) + " threads wait at block_sync (" + text(first) + ")");
   arrive_and_wait(barrier, cta->fibers.size(), kBlockSync, site);
-}
-
-void barrier_sync(int id, int threads, Site site) {
-  RuntimeScope scope;
-  arrive_and_wait(named_barrier(id, threads, site), threads, kNamedBarrier, site);
-}
-
-void barrier_arrive(int id, int threads, Site site) {
-  RuntimeScope scope;
-  Barrier& barrier = named_barrier(id, threads, site);
-  arrive(barrier, threads, site);
-  ++current->epoch;
-  if (barrier.arrived.size() == size_t(threads)) complete(barrier);
 }
 
 void cluster_sync(Site site) {
@@ -219,7 +181,12 @@ MBarrier& own_mbarrier(uintptr_t barrier, Site site) {
 void complete_if_due(MBarrier& m) {
   if (m.pending != 0 || m.bytes != 0) return;
   ++machine->progress;
+  std::vector<Stamp> own;  // never empty: a phase needs an arrival of the CTA
+  const uint32_t first = m.owner->first_thread, last = first + static_cast<uint32_t>(m.owner->fibers.size());
+  for (const Stamp& s : m.arrived)
+    if (const size_t thread = s.thread % machine->thread_count; thread >= first && thread < last) own.push_back(s);
   m.released = join(m.arrived, m.released);
+  m.released_in_block = join(own, m.released_in_block);
   m.arrived.clear();
   m.pending = m.arrivals;
   m.parity ^= 1;
@@ -231,6 +198,7 @@ void mbarrier_init(uintptr_t barrier, int arrivals, Site site) {
   if (arrivals < 1) fail("mbarrier_init with " + std::to_string(arrivals) + " arrivals by " + name_of(current));
   touch(barrier, true, site);
   MBarrier m;
+  m.owner = current->cta;
   m.arrivals = m.pending = arrivals;
   current->cta->mbarriers[barrier] = m;
   current->unfenced.push_back(barrier);
@@ -254,14 +222,14 @@ void mbarrier_arrive_expect(uintptr_t barrier, int bytes, Site site) {
   complete_if_due(m);
 }
 
-void mbarrier_wait(uintptr_t barrier, int parity, Site site) {
+void mbarrier_wait(uintptr_t barrier, int parity, bool cluster_scope, Site site) {
   RuntimeScope scope;
   MBarrier& m = own_mbarrier(barrier, site);
   while (m.parity == parity) {
     m.waiting.push_back(current);
     block("mbarrier_wait", site);
   }
-  learn(current, m.released);
+  learn(current, cluster_scope ? m.released : m.released_in_block);
 }
 
 }  // namespace emulator

@@ -50,14 +50,4 @@ void compute_mma(MmaKind kind, void* const* lanes) {
     }
 }
 
-void compute_transpose_8x8(void* const* lanes) {
-  uint16_t m[8][8];
-  auto word = [&](int l) { return static_cast<uint32_t*>(lanes[l]); };
-  for (int l = 0; l < 32; ++l) {
-    m[l / 4][l % 4 * 2] = static_cast<uint16_t>(*word(l));
-    m[l / 4][l % 4 * 2 + 1] = static_cast<uint16_t>(*word(l) >> 16);
-  }
-  for (int l = 0; l < 32; ++l) *word(l) = m[l % 4 * 2][l / 4] | static_cast<uint32_t>(m[l % 4 * 2 + 1][l / 4]) << 16;
-}
-
 }  // namespace emulator

@@ -1,0 +1,103 @@
+#include "layer.h"
+
+#include <array>
+#include <limits>
+
+#include "tensor_ops.h"
+
+namespace fusedlstm::gpu {
+
+Dtype dtype_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      return Dtype::kFloat32;
+  }
+}
+
+Layer::Layer(LayerTensors tensors, bool allow_tf32) : t(std::move(tensors)), allow_tf32(allow_tf32) {
+  t.prepare();
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  STD_TORCH_CHECK(t.steps <= kMost && t.batch <= kMost && 4 * t.hidden <= kMost,
+                  "fusedlstm: expected steps, batch and 4 * hidden_size below 2^31");
+  for (Tensor* state : {&t.h_0, &t.c_0}) *state = dense(*state);
+  for (OptionalTensor* state : {&t.reset, &t.reset_h, &t.reset_c})
+    if (*state) *state = dense(**state);
+  rows = {t.steps,         t.batch, t.rows,  t.hidden, t.recurrent(), static_cast<int>(t.directions),
+          nullptr,         nullptr, nullptr, nullptr,  nullptr,       t.h_0.data_ptr(),
+          t.c_0.data_ptr()};
+  if (t.batch_sizes) tabulate_rows();
+  if (t.lengths) rows.lengths = t.lengths->const_data_ptr<int64_t>();
+  if (t.reset) rows.reset = t.reset->const_data_ptr<bool>();
+  if (t.reset_h) rows.reset_h = t.reset_h->data_ptr();
+  if (t.reset_c) rows.reset_c = t.reset_c->data_ptr();
+}
+
+void Layer::tabulate_rows() {
+  std::vector<int64_t> lengths(static_cast<size_t>(t.batch));
+  int64_t row = 0;
+  for (int64_t step = 0; step < t.steps; ++step) {
+    offsets.push_back(row);
+    row += rows_at(step);
+    for (int64_t b = 0; b < rows_at(step); ++b) ++lengths[static_cast<size_t>(b)];
+  }
+  row_table = new_tensor(t.input, {t.steps + t.batch}, ScalarType::Long);
+  auto* table = static_cast<int64_t*>(row_table.data_ptr());
+  const cudaStream_t stream = current_stream(t.input);
+  check(launch_store_values(offsets.data(), t.steps, table, stream), "row offsets");
+  check(launch_store_values(lengths.data(), t.batch, table + t.steps, stream), "lengths");
+  rows.row_offsets = row_table.const_data_ptr<int64_t>();
+  rows.lengths = rows.row_offsets + t.steps;
+}
+
+Tensor Layer::rows_of_step(const Tensor& all, int64_t step) const {
+  Tensor view = all;
+  return torch::stable::narrow(view, 0, first_row(step), rows_at(step));
+}
+
+Choice Layer::plan(Pass pass) const {
+  return choose(
+      {t.steps, t.batch, t.hidden, t.proj, static_cast<int>(t.directions), dtype_of(t.dtype), allow_tf32, pass},
+      ordinal());
+}
+
+Tensor Layer::like_rows(int64_t columns) const {
+  return t.batch_sizes ? new_tensor(t.input, {t.rows, columns}, t.dtype)
+                       : new_tensor(t.input, {t.steps, t.batch, columns}, t.dtype);
+}
+
+Tensor Layer::new_rows(std::initializer_list<int64_t> sizes, ScalarType dtype) const {
+  return has_idle_rows() ? zeros(t.input, sizes, dtype) : new_tensor(t.input, sizes, dtype);
+}
+
+Tensor Layer::exchange(const Plan& plan) const {
+  return new_tensor(t.input, {exchange_bytes(plan, rows) / 4}, ScalarType::Int);
+}
+
+Tensor Layer::resident_weight(size_t d, bool is_transposed) const {
+  const int64_t H = t.hidden, pitch = weight_pitch(dtype_of(t.dtype), H);
+  // A parameter may be a view into a larger buffer, at any address.
+  const bool is_aligned = reinterpret_cast<uintptr_t>(t.weight_hh[d].data_ptr()) % 16 == 0;
+  if (!is_transposed && pitch == H && is_aligned) return t.weight_hh[d];
+  Tensor blocks = torch::stable::view(t.weight_hh[d], {4, H, H});
+  if (is_transposed) blocks = torch::stable::transpose(torch::stable::transpose(blocks, 0, 2), 1, 2);
+  const std::array<int64_t, 2> outer = is_transposed ? std::array{H, int64_t{4}} : std::array{int64_t{4}, H};
+  Tensor padded = pitch == H ? new_tensor(t.input, {outer[0], outer[1], pitch}, t.dtype)
+                             : zeros(t.input, {outer[0], outer[1], pitch}, t.dtype);
+  Tensor inner = torch::stable::narrow(padded, 2, 0, H);
+  torch::stable::copy_(inner, blocks);
+  return padded;
+}
+
+Tensor first_rows(const Tensor& all, int64_t count) {
+  if (all.size(0) == count) return all;
+  Tensor view = all;
+  return torch::stable::narrow(view, 0, 0, count);
+}
+
+}  // namespace fusedlstm::gpu

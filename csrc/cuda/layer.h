@@ -1,0 +1,108 @@
+// One layer on a CUDA device: its arguments as the kernels take them, its workspaces, and the two passes over it.
+//
+// The input projection is one product per direction before the recurrence; the gradients of input and weights are
+// products after it, from d_gates of all steps. In between runs one resident kernel, or STREAM. Everything is on the
+// current stream of the input's device; nothing waits for the device.
+#pragma once
+#include "../layer_tensors.h"
+#include "choice.h"
+#include "launch.h"
+#include "products.h"
+
+namespace fusedlstm::gpu {
+
+Dtype dtype_of(ScalarType dtype);
+
+struct Layer {
+  LayerTensors t;
+  bool allow_tf32;
+  RowStates rows{};
+
+  Layer(LayerTensors tensors, bool allow_tf32);
+
+  int ordinal() const { return t.input.get_device(); }
+  bool empty() const { return t.rows == 0; }
+  // Dense rows beyond a length are not run: what the kernels do not write there must be zero.
+  bool has_idle_rows() const { return t.lengths.has_value(); }
+  int64_t rows_at(int64_t step) const {
+    return t.batch_sizes ? t.batch_sizes->const_data_ptr<int64_t>()[step] : t.batch;
+  }
+  int64_t first_row(int64_t step) const { return t.batch_sizes ? offsets[static_cast<size_t>(step)] : step * t.batch; }
+  int64_t time(size_t d, int64_t position) const { return d == 0 ? position : t.steps - 1 - position; }
+  // Rows of one step of a [N, columns] tensor.
+  Tensor rows_of_step(const Tensor& all, int64_t step) const;
+
+  Choice plan(Pass pass) const;
+
+  // out = a b and out += a b, see products.h.
+  void multiply(const Tensor& out, const Tensor& a, const Tensor& b) const { gpu::multiply(out, a, b, allow_tf32); }
+  void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b) const {
+    gpu::multiply_add(out, a, b, allow_tf32);
+  }
+
+  // A new tensor with one row of `columns` per step and batch row, in the shape of the input.
+  Tensor like_rows(int64_t columns) const;
+  // A new tensor of `sizes` in which rows that are not run read as zeros.
+  Tensor new_rows(std::initializer_list<int64_t> sizes, ScalarType dtype) const;
+  // Workspace of GRID: an int32 tensor, so that it comes from torch's caching allocator.
+  Tensor exchange(const Plan& plan) const;
+  // W_hh as resident kernels read it: [4, H, pitch], or transposed [H, 4, pitch], rows padded with zeros to 16 bytes.
+  Tensor resident_weight(size_t d, bool is_transposed) const;
+
+  // Fills in what a resident kernel needs beside the tensors of the layer. Returns the owners of that memory, to be
+  // kept until the launch: from then on the caching allocator orders reuse by the stream.
+  template <class Args>
+  Tensors prepare_resident(const Plan& plan, Args& a) const {
+    Tensors owners;
+    for (size_t d = 0; d < t.weight_hh.size(); ++d) {
+      owners.push_back(resident_weight(d, plan.shape.pass == Pass::kBackward));
+      a.weight_hh[d] = owners.back().data_ptr();
+    }
+    owners.push_back(exchange(plan));
+    a.exchange = owners.back().data_ptr();
+    return owners;
+  }
+
+ private:
+  std::vector<int64_t> offsets;  // packed: the first row of each step
+  Tensor row_table;              // packed: the same [T], then lengths [B], on the device
+
+  void tabulate_rows();
+};
+
+// The first `count` rows of a tensor.
+Tensor first_rows(const Tensor& all, int64_t count);
+
+struct ForwardResults {
+  Tensor output, h_n, c_n, gates, cell_states;
+};
+
+// training: whether gates and cell_states are wanted; undefined otherwise.
+ForwardResults run_forward(const Layer& layer, bool training);
+
+struct OutputGradients {
+  OptionalTensor output, h_n, c_n, cell_states;
+};
+
+// What the recurrence backward leaves behind, for the products after it.
+struct BackwardRecurrence {
+  Tensor d_gates;               // [D, N, 4H]
+  Tensor d_projected;           // [D, N, P], with a projection
+  Tensor d_h_0, d_c_0;          // [D, B, R], [D, B, H]
+  Tensor d_reset_h, d_reset_c;  // the same sizes, in the accumulation dtype; undefined without resets
+};
+
+BackwardRecurrence run_backward(const Layer& layer, const OutputGradients& d_out, const Tensor& gates,
+                                const Tensor& cell_states);
+
+struct Gradients {
+  Tensor input, h_0, c_0;
+  Tensors weight_ih, weight_hh, bias_ih, bias_hh, weight_hr;
+  Tensor reset_h, reset_c;
+};
+
+// The products after the recurrence, into `grads`: gradients of the input and of everything that all steps share.
+void finish_gradients(const Layer& layer, const BackwardRecurrence& r, const Tensor& output, const Tensor& gates,
+                      const Tensor& cell_states, const std::vector<bool>& needs, Gradients& grads);
+
+}  // namespace fusedlstm::gpu
