@@ -22,12 +22,16 @@ _SAMPLE_SECONDS = 500e-6
 
 @dataclass(frozen=True)
 class Budget:
-    """When to stop: enough precision, or enough time, but never before `min_rounds` rounds."""
+    """When to stop: enough precision, or enough time, but never before `min_rounds` rounds.
+
+    Only where a single round takes longer than `patience` seconds, nothing is repeated.
+    """
 
     seconds: float = 2.0
     min_rounds: int = 5
     max_rounds: int = 400
     precision: float = 0.004  # standard error of the median ratio, relative
+    patience: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ def interleave(programs: Mapping[str, Program], device: torch.device, budget: Bu
         order = names if round_number % 2 == 0 else names[::-1]
         for name in order:
             samples[name].append(seconds_of_calls(programs[name], calls[name]))
+        if round_number == 0 and time.perf_counter() - start > budget.patience:
+            break
         if round_number + 1 < budget.min_rounds:
             continue
         if time.perf_counter() - start > budget.seconds or _precise(samples, budget.precision):

@@ -174,6 +174,12 @@ def test_rounds_are_interleaved():
     assert "".join(visits) == "abc" + "abcbabcba"
 
 
+def test_rounds_beyond_patience_are_not_repeated():
+    budget = timing.Budget(seconds=0, min_rounds=4, patience=0)
+    samples = timing.interleave({"a": lambda call: None, "b": lambda call: None}, CPU, budget)
+    assert [len(values) for values in samples.values()] == [1, 1]
+
+
 def test_precise_samples_stop_early():
     steady = {"a": [1.0] * 5, "b": [2.0] * 5}
     noisy = {"a": [1.0] * 5, "b": [1.0, 2.0, 3.0, 4.0, 5.0]}
