@@ -5,7 +5,6 @@
 #include "../layer_tensors.h"
 #include "isa.h"
 #include "layer.h"
-#include "memory.h"
 #include "team.h"
 
 namespace fusedlstm::cpu {
@@ -81,15 +80,6 @@ struct LayerInputs {
   const LayerKernels& kernels() const { return active_kernels().layer[int(dtype_of(t.dtype))]; }
 };
 
-// A result that a kernel is about to write for the first time.
-Tensor new_result(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  Tensor y = new_tensor(like, sizes, dtype);
-  int64_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
-  for (const int64_t size : sizes) bytes *= size;
-  prefer_huge_pages(y.data_ptr(), bytes);
-  return y;
-}
-
 struct ForwardResults {
   Tensor output, h_n, c_n, gates, cell_states;
 };
@@ -99,18 +89,18 @@ ForwardResults forward(LayerTensors tensors, bool training) {
   const LayerTensors& t = in.t;
   const int64_t d = t.directions;
   ForwardResults r;
-  r.output = t.batch_sizes ? new_result(t.input, {t.rows, d * t.recurrent()}, t.dtype)
-                           : new_result(t.input, {t.steps, t.batch, d * t.recurrent()}, t.dtype);
-  r.h_n = new_result(t.input, {d, t.batch, t.recurrent()}, t.dtype);
-  r.c_n = new_result(t.input, {d, t.batch, t.hidden}, t.dtype);
+  r.output = t.batch_sizes ? new_tensor(t.input, {t.rows, d * t.recurrent()}, t.dtype)
+                           : new_tensor(t.input, {t.steps, t.batch, d * t.recurrent()}, t.dtype);
+  r.h_n = new_tensor(t.input, {d, t.batch, t.recurrent()}, t.dtype);
+  r.c_n = new_tensor(t.input, {d, t.batch, t.hidden}, t.dtype);
   ForwardArgs a{};
   in.fill(a);
   a.output = r.output.data_ptr();
   a.h_n = r.h_n.data_ptr();
   a.c_n = r.c_n.data_ptr();
   if (training) {
-    r.gates = new_result(t.input, {d, t.rows, 4 * t.hidden}, t.dtype);
-    r.cell_states = new_result(t.input, {d, t.rows, t.hidden}, t.acc_dtype());
+    r.gates = new_tensor(t.input, {d, t.rows, 4 * t.hidden}, t.dtype);
+    r.cell_states = new_tensor(t.input, {d, t.rows, t.hidden}, t.acc_dtype());
     a.gates = r.gates.data_ptr();
     a.cell_states = r.cell_states.data_ptr();
   }
@@ -189,7 +179,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, 
   }
 
   const auto result = [&](bool needed, std::initializer_list<int64_t> sizes, void*& data) {
-    Tensor y = needed ? new_result(t.input, sizes, t.dtype) : new_result(t.input, {0}, t.dtype);
+    Tensor y = needed ? new_tensor(t.input, sizes, t.dtype) : new_tensor(t.input, {0}, t.dtype);
     data = needed ? y.data_ptr() : nullptr;
     return y;
   };

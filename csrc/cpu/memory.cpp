@@ -28,13 +28,6 @@ Scratch& scratch() {
 
 }  // namespace
 
-void prefer_huge_pages(void* data, int64_t bytes) {
-  const auto address = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (address + uintptr_t(bytes)) / kHugePage * kHugePage;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-}
-
 char* scratch_memory(int64_t bytes) {
   Scratch& own = scratch();
   if (bytes > own.bytes) {
@@ -44,7 +37,7 @@ char* scratch_memory(int64_t bytes) {
     own.data.reset(static_cast<char*>(std::aligned_alloc(size_t(alignment), size_t(rounded))));
     if (!own.data) throw std::bad_alloc();
     own.bytes = rounded;
-    prefer_huge_pages(own.data.get(), rounded);
+    if (alignment == kHugePage) madvise(own.data.get(), size_t(rounded), MADV_HUGEPAGE);
   }
   return own.data.get();
 }
