@@ -4,18 +4,15 @@
 // registers, the pre-activations from the input are added, the cell update is applied there, and only its results are
 // stored. The input's part, W_ih x + biases, is computed in the same panel layout for a chunk of time steps at once,
 // small enough to stay in the cache, by the thread that will use it.
-//
-// h is double-buffered by the parity of the step: with Split::kUnits a thread writes h of step s while others may
-// still read h of step s - 1, and the team meets once per step (twice with a projection).
 #pragma once
 
 #include <initializer_list>
 
-#include "../cell.h"
 #include "direct.h"
 #include "layer.h"
 #include "pack.h"
 #include "row_index.h"
+#include "states.h"
 
 namespace fusedlstm::cpu {
 
@@ -38,10 +35,10 @@ class Forward {
         index(args.shape, args.rows),
         blocks(round_up(shape.hidden, K::kLanes) / K::kLanes),
         project_panels(round_up(shape.proj, K::kPanel) / K::kPanel),
-        units(blocks * K::kLanes),
         depth_x(round_up(shape.input, plan.direct ? kVector : K::kDepth)),
         depth_h(round_up(shape.recurrent(), K::kDepth)),
-        h_width(round_up(shape.proj > 0 ? project_panels * K::kPanel : units, kVector)),
+        states(args, index, blocks * K::kLanes,
+               round_up(shape.proj > 0 ? project_panels * K::kPanel : blocks * K::kLanes, kVector)),
         chunk(chunk_steps()),
         chunk_rows(chunk * rows_per_share()) {}
 
@@ -64,13 +61,12 @@ class Forward {
   const Shape& shape;
   const Plan& plan;
   const RowIndex index;
-  const int64_t blocks, project_panels, units, depth_x, depth_h, h_width;
+  const int64_t blocks, project_panels, depth_x, depth_h;
+  States<K> states;
   const int64_t chunk, chunk_rows;  // steps and rows of a chunk of pre-activations
   // Shared by the team.
   operand *panels_x, *panels_h, *panels_r;  // [D][blocks] panels of depth_x, depth_h; [D][project_panels] of units
   acc* bias;                                // [D][blocks][4][lanes]
-  operand *h[2], *m;                        // [D][B][h_width]; o * tanh(c) before the projection, [D][B][units]
-  acc* c;                                   // [D][B][units]
   // Of this share.
   acc* pre;         // [blocks of the range][chunk rows][4][lanes]
   operand* staged;  // [D][chunk rows][depth_x], where the input cannot be read in place
@@ -99,11 +95,9 @@ class Forward {
     const int64_t d = shape.directions;
     panels_x = arena.take<operand>(plan.direct ? 0 : d * blocks * depth_x * K::kPanel);
     panels_h = arena.take<operand>(plan.direct ? 0 : d * blocks * depth_h * K::kPanel);
-    panels_r = arena.take<operand>(d * project_panels * units * K::kPanel);
+    panels_r = arena.take<operand>(d * project_panels * states.units * K::kPanel);
     bias = arena.take<acc>(d * blocks * K::kPanel);
-    for (auto& buffer : h) buffer = arena.take<operand>(d * shape.batch * h_width);
-    m = arena.take<operand>(shape.proj > 0 ? d * shape.batch * units : 0);
-    c = arena.take<acc>(d * shape.batch * units);
+    states.lay_out(arena);
     const int64_t own_pre = blocks_per_share() * chunk_rows * K::kPanel,
                   own_staged = staging() ? shape.directions * chunk_rows * depth_x : 0;
     pre = arena.take<acc>(plan.threads * own_pre) + share * own_pre;
@@ -135,41 +129,24 @@ class Forward {
     for (int64_t i = panels.begin; i < panels.end; ++i) {
       const auto* hr = static_cast<const storage*>(a.weights[i / project_panels].hr);
       // panel[k][column] = hr[column][k]: the rows of a panel are columns of hr.
-      pack_transposed(panels_r + i * units * K::kPanel, hr, i % project_panels * K::kPanel);
+      pack_transposed(panels_r + i * states.units * K::kPanel, hr, i % project_panels * K::kPanel);
     }
-    const Range rows = share.of(shape.directions * shape.batch);
-    for (int64_t i = rows.begin; i < rows.end; ++i) {
-      const int64_t d = i / shape.batch, b = i % shape.batch;
-      const bool reset = shape.steps > 0 && index.reset(first_step(d), b);
-      set_state(d, b, reset ? a.reset_h : a.h_0, reset ? a.reset_c : a.c_0);
-    }
+    states.start(share);
   }
 
   void pack_transposed(operand* panel, const storage* hr, int64_t column) {
     for (int q = 0; q < kPanelVectors; ++q) {
       const int64_t first = column + q * K::kLanes;
-      for (int64_t k = 0; k < units; k += K::kLanes * K::kDepth) {
+      for (int64_t k = 0; k < states.units; k += K::kLanes * K::kDepth) {
         V v[K::kLanes] = {};
         for (int64_t l = 0; l < K::kLanes; ++l)
           if (first + l < shape.proj && k < shape.hidden)
             v[l] = depth_vector<K>(hr + (first + l) * shape.hidden + k, shape.hidden - k);
         transpose<K>(v);
-        for (int64_t i = 0; i < K::kLanes && k + i * K::kDepth < units; ++i)
+        for (int64_t i = 0; i < K::kLanes && k + i * K::kDepth < states.units; ++i)
           store(panel + (k + i * K::kDepth) * K::kPanel + q * K::kLanes * K::kDepth, v[i]);
       }
     }
-  }
-
-  int64_t first_step(int64_t d) const { return d == 0 ? 0 : shape.steps - 1; }
-
-  void set_state(int64_t d, int64_t b, const State& from_h, const State& from_c) {
-    const int64_t row = (d * shape.batch + b) * h_width;
-    to_operands<K>(h[0] + row, state_row<storage>(from_h, d, b), shape.recurrent(), h_width);
-    to_operands<K>(h[1] + row, nullptr, 0, h_width);  // what no unit writes is read as zeros
-    const storage* from = state_row<storage>(from_c, d, b);
-    for (int64_t u = 0; u < units; u += K::kLanes)
-      store(c + (d * shape.batch + b) * units + u,
-            from && u < shape.hidden ? K::load(from + u, shape.hidden - u) : V{});
   }
 
   void steps(const Task& task) {
@@ -197,7 +174,7 @@ class Forward {
         task.meet();
       }
     }
-    for (int64_t i = range.begin; i < range.end; ++i) final_state(i / blocks, i % blocks, rows);
+    for (int64_t i = range.begin; i < range.end; ++i) states.finish(i / blocks, i % blocks, rows);
   }
 
   // first_row[s - s0]: where step s starts among the chunk's rows. Only packed batches shrink.
@@ -229,7 +206,7 @@ class Forward {
     const operand* panel = panels_x + i * depth_x * K::kPanel;
     V b[kPanelVectors];
     for (int gate = 0; gate < kPanelVectors; ++gate) b[gate] = load<V>(bias + i * K::kPanel + gate * K::kLanes);
-    for (int q = 0; q < kVectors; ++q) b[q] = side_by_side<kFold>(b + q * kFold);
+    for (int q = 0; q < kVectors; ++q) b[q] = side_by_side<K, kFold>(b + q * kFold);
     int64_t s = s0;
     for_each_tile<K>(total, [&](int64_t q, auto count) FUSEDLSTM_LAMBDA {
       constexpr int kRows = count;
@@ -250,15 +227,6 @@ class Forward {
     });
   }
 
-  // The first blocks of kFold vectors in one.
-  template <int kFold>
-  static FUSEDLSTM_INLINE V side_by_side(const V* from) {
-    V v[kFold];
-    for (int j = 0; j < kFold; ++j) v[j] = from[j];
-    transpose<K, K::kLanes / kFold>(v);
-    return v[0];
-  }
-
   const storage* input_row(int64_t d, int64_t s, int64_t b) const {
     return index.data_row<storage>(a.input, index.step(s, d), b);
   }
@@ -273,16 +241,14 @@ class Forward {
     } else {
       for_fold<K>(shape.hidden - unit, [&](auto fold) { packed_block<fold>(d, i, rows, s, unit, pre_block, count); });
     }
-    // Rows that a packed batch no longer (or not yet) has keep their state.
-    if (shape.proj == 0)
-      for (int64_t b = rows.begin + count; b < rows.end; ++b) next_h(d, s, b, unit, hold_h(d, s, b, unit));
+    if (shape.proj == 0) states.hold({rows.begin + count, rows.end}, d, s, unit);
   }
 
   // Tile by tile, with W_hh h in registers.
   template <int kFold>
   void packed_block(int64_t d, int64_t i, Range rows, int64_t s, int64_t unit, const acc* pre_block, int64_t count) {
     const operand* panel = panels_h + i * depth_h * K::kPanel;
-    const operand* h_now = h[s & 1] + (d * shape.batch + rows.begin) * h_width;
+    const operand* h_now = states.h_row(d, s, rows.begin);
     const int64_t t = index.step(s, d);
     for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
       constexpr int kRows = constant, kVectors = kPanelVectors / kFold;
@@ -290,11 +256,11 @@ class Forward {
       // smaller than the input's part.
       Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
       const operand* x[kRows];
-      for (int r = 0; r < kRows; ++r) x[r] = h_now + (r0 + r) * h_width;
+      for (int r = 0; r < kRows; ++r) x[r] = h_now + (r0 + r) * states.h_width;
       multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, depth_h);
       for (int r = 0; r < kRows; ++r)
         for (int q = 0; q < kVectors; ++q) tile.v[r][q] += load<V>(pre_block + (r0 + r) * K::kPanel + q * K::kLanes);
-      finish_rows<kFold, kRows>(tile.v, d, s, t, rows.begin + r0, unit);
+      states.template finish_rows<kFold, kRows>(tile.v, d, s, t, rows.begin + r0, unit);
     });
   }
 
@@ -302,11 +268,11 @@ class Forward {
   void direct_block(int64_t d, int64_t i, Range rows, int64_t s, int64_t unit, acc* to, int64_t first_row,
                     int64_t count) {
     const int64_t end = unit + K::kLanes < shape.hidden ? unit + K::kLanes : shape.hidden;
-    const operand* h_now = h[s & 1] + (d * shape.batch + rows.begin) * h_width;
+    const operand* h_now = states.h_row(d, s, rows.begin);
     const DirectOperand<K> operands[2] = {
         {static_cast<const storage*>(a.weights[d].ih), staged + (d * chunk_rows + first_row) * depth_x, shape.input,
          depth_x},
-        {static_cast<const storage*>(a.weights[d].hh), h_now, shape.recurrent(), h_width}};
+        {static_cast<const storage*>(a.weights[d].hh), h_now, shape.recurrent(), states.h_width}};
     __builtin_memset(to, 0, size_t(count * K::kPanel) * sizeof(acc));  // padded units stay at rest
     direct_gates<K>(operands, shape.hidden, {unit, end}, count,
                     [&](int64_t row, int gate, int64_t u, V sums) FUSEDLSTM_LAMBDA {
@@ -316,173 +282,29 @@ class Forward {
       V gates[kPanelVectors];
       for (int gate = 0; gate < kPanelVectors; ++gate)
         gates[gate] = load<V>(to + r * K::kPanel + gate * K::kLanes) + load<V>(bias + i * K::kPanel + gate * K::kLanes);
-      finish_row(gates, d, s, index.step(s, d), rows.begin + r, unit);
+      states.finish_row(gates, d, s, index.step(s, d), rows.begin + r, unit);
     }
-  }
-
-  FUSEDLSTM_INLINE V hold_h(int64_t d, int64_t s, int64_t b, int64_t u) const {
-    return K::load_operand(h[s & 1] + (d * shape.batch + b) * h_width + u);
-  }
-
-  // Writes h for the next step, or what a reset puts in its place.
-  FUSEDLSTM_INLINE void next_h(int64_t d, int64_t s, int64_t b, int64_t u, V value) {
-    if (a.rows.reset && s + 1 < shape.steps && index.reset(index.step(s + 1, d), b)) {
-      const storage* row = state_row<storage>(a.reset_h, d, b);
-      value = row && u < shape.recurrent() ? K::load(row + u, shape.recurrent() - u) : V{};
-    }
-    K::store_operand(h[(s + 1) & 1] + (d * shape.batch + b) * h_width + u, value);
-  }
-
-  template <int kFold, int kRows>
-  FUSEDLSTM_INLINE void finish_rows(V (&sums)[kRows][kPanelVectors / kFold], int64_t d, int64_t s, int64_t t, int64_t b,
-                                    int64_t unit) {
-    if constexpr (kFold == 1) {
-      for (int r = 0; r < kRows; ++r) finish_row(sums[r], d, s, t, b + r, unit);
-    } else if (index.plain()) {
-      for (int r = 0; r < kRows; r += kFold)
-        finish_folded<kFold>(sums + r, kRows - r < kFold ? kRows - r : kFold, d, s, t, b + r, unit);
-    } else {
-      for (int r = 0; r < kRows; ++r) {
-        V gates[kPanelVectors] = {};
-        for (int q = 0; q < kPanelVectors / kFold; ++q) unfold<kFold>(sums[r][q], gates + q * kFold);
-        finish_row(gates, d, s, t, b + r, unit);
-      }
-    }
-  }
-
-  // Up to kFold rows of a folded block: their gates are transposed, block by block, so that a vector holds one gate of
-  // all rows.
-  template <int kFold>
-  FUSEDLSTM_INLINE void finish_folded(const V (*sums)[kPanelVectors / kFold], int rows, int64_t d, int64_t s, int64_t t,
-                                      int64_t b, int64_t unit) {
-    V gates[kPanelVectors], cells[kFold];
-#pragma GCC unroll 2
-    for (int q = 0; q < kPanelVectors / kFold; ++q) {
-      V v[kFold];
-#pragma GCC unroll 4
-      for (int j = 0; j < kFold; ++j) v[j] = j < rows ? sums[j][q] : V{};
-      transpose<K, K::kLanes / kFold>(v);
-#pragma GCC unroll 4
-      for (int j = 0; j < kFold; ++j) gates[q * kFold + j] = v[j];
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < kFold; ++j) cells[j] = j < rows ? load<V>(c_row(d, b + j) + unit) : V{};
-    const auto y =
-        cell_forward<V, typename K::Math>(gates[0], gates[1], gates[2], gates[3], side_by_side<kFold>(cells));
-    V all_c[kFold], all_h[kFold];
-    unfold<kFold>(y.c, all_c);
-    unfold<kFold>(y.h, all_h);
-#pragma GCC unroll 4
-    for (int j = 0; j < kFold; ++j)
-      if (j < rows) write_states(all_c[j], all_h[j], true, d, s, t, b + j, unit);
-    if (!a.gates) return;
-    V all_i[kFold], all_f[kFold], all_g[kFold], all_o[kFold];
-    unfold<kFold>(y.i, all_i);
-    unfold<kFold>(y.f, all_f);
-    unfold<kFold>(y.g, all_g);
-    unfold<kFold>(y.o, all_o);
-#pragma GCC unroll 4
-    for (int j = 0; j < kFold; ++j)
-      if (j < rows) write_gates({all_i[j], all_f[j], all_g[j], all_o[j], all_c[j], all_h[j]}, d, t, b + j, unit);
-  }
-
-  // The blocks of a vector, each as the first of its own; the rest of it is zero.
-  template <int kFold>
-  static FUSEDLSTM_INLINE void unfold(V from, V* to) {
-    V v[kFold];
-#pragma GCC unroll 4
-    for (int j = 0; j < kFold; ++j) v[j] = j == 0 ? from : V{};
-    transpose<K, K::kLanes / kFold>(v);
-#pragma GCC unroll 4
-    for (int j = 0; j < kFold; ++j) to[j] = v[j];
-  }
-
-  acc* c_row(int64_t d, int64_t b) const { return c + (d * shape.batch + b) * units; }
-
-  FUSEDLSTM_INLINE void finish_row(V (&sums)[kPanelVectors], int64_t d, int64_t s, int64_t t, int64_t b, int64_t unit) {
-    const bool active = index.active(t, b);
-    const V c_prev = load<V>(c_row(d, b) + unit);
-    auto y = cell_forward<V, typename K::Math>(sums[0], sums[1], sums[2], sums[3], c_prev);
-    if (!active) y = {V{}, V{}, V{}, V{}, V{}, V{}};
-    if (a.gates) write_gates(y, d, t, b, unit);
-    V c_next = active ? y.c : c_prev;
-    if (a.rows.reset && s + 1 < shape.steps && index.reset(index.step(s + 1, d), b)) {
-      const storage* reset = state_row<storage>(a.reset_c, d, b);
-      c_next = reset ? K::load(reset + unit, shape.hidden - unit) : V{};
-    }
-    write_states(c_next, y.h, active, d, s, t, b, unit);
-  }
-
-  // What backward needs of a step.
-  FUSEDLSTM_INLINE void write_gates(const CellForward<V>& y, int64_t d, int64_t t, int64_t b, int64_t unit) {
-    const int64_t n = shape.hidden - unit, row = d * a.row_count + index.row(t, b);
-    storage* gates = static_cast<storage*>(a.gates) + row * 4 * shape.hidden + unit;
-    K::store(gates, y.i, n);
-    K::store(gates + shape.hidden, y.f, n);
-    K::store(gates + 2 * shape.hidden, y.g, n);
-    K::store(gates + 3 * shape.hidden, y.o, n);
-    store_some(static_cast<acc*>(a.cell_states) + row * shape.hidden + unit, y.c, n);
-  }
-
-  // The states after a step, and the output.
-  FUSEDLSTM_INLINE void write_states(V c_next, V h_now, bool active, int64_t d, int64_t s, int64_t t, int64_t b,
-                                     int64_t unit) {
-    store(c_row(d, b) + unit, c_next);
-    if (shape.proj > 0) {
-      K::store_operand(m + (d * shape.batch + b) * units + unit, h_now);
-    } else {
-      const V h_new = K::round(h_now);
-      K::store(output_row(d, index.row(t, b)) + unit, h_new, shape.hidden - unit);
-      next_h(d, s, b, unit, active ? h_new : hold_h(d, s, b, unit));
-    }
-  }
-
-  storage* output_row(int64_t d, int64_t row) const {
-    return static_cast<storage*>(a.output) + (row * shape.directions + d) * shape.recurrent();
   }
 
   // h = W_hr (o * tanh(c)) for one panel of projected features. Panel k beyond `hidden` is zero.
   void project(int64_t d, int64_t i, Range rows, int64_t s) {
     const int64_t t = index.step(s, d);
     const int64_t column = i % project_panels * K::kPanel;
-    const operand* from = m + (d * shape.batch + rows.begin) * units;
+    const operand* from = states.m_row(d, rows.begin);
     const int64_t count = index.rows_at(t, rows);
     for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
       constexpr int kRows = constant;
       Tile<typename K::Isa, typename K::Product, kRows> tile;
       const operand* x[kRows];
-      for (int r = 0; r < kRows; ++r) x[r] = from + (r0 + r) * units;
-      multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panels_r + i * units * K::kPanel, units);
+      for (int r = 0; r < kRows; ++r) x[r] = from + (r0 + r) * states.units;
+      multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panels_r + i * states.units * K::kPanel,
+                                                            states.units);
       for (int r = 0; r < kRows; ++r) {
-        const int64_t b = rows.begin + r0 + r;
-        const bool active = index.active(t, b);
-        for (int q = 0; q < kPanelVectors; ++q) {
-          const int64_t u = column + q * K::kLanes;
-          const V h_new = active ? K::round(tile.v[r][q]) : V{};
-          if (u < shape.proj) K::store(output_row(d, index.row(t, b)) + u, h_new, shape.proj - u);
-          next_h(d, s, b, u, active ? h_new : hold_h(d, s, b, u));
-        }
+        for (int q = 0; q < kPanelVectors; ++q)
+          states.write_projected(tile.v[r][q], d, s, t, rows.begin + r0 + r, column + q * K::kLanes);
       }
     });
-    for (int64_t b = rows.begin + count; b < rows.end; ++b)
-      for (int q = 0; q < kPanelVectors; ++q) {
-        const int64_t u = column + q * K::kLanes;
-        next_h(d, s, b, u, hold_h(d, s, b, u));
-      }
-  }
-
-  // h_n and c_n of one block; with a projection, block 0 writes the whole h_n.
-  void final_state(int64_t d, int64_t block, Range rows) {
-    const int64_t unit = block * K::kLanes;
-    for (int64_t b = rows.begin; b < rows.end; ++b) {
-      const int64_t row = d * shape.batch + b;
-      K::store(static_cast<storage*>(a.c_n) + row * shape.hidden + unit, load<V>(c + row * units + unit),
-               shape.hidden - unit);
-      storage* h_n = static_cast<storage*>(a.h_n) + row * shape.recurrent();
-      if (shape.proj == 0) K::store(h_n + unit, hold_h(d, shape.steps, b, unit), shape.hidden - unit);
-      for (int64_t u = 0; shape.proj > 0 && block == 0 && u < shape.proj; u += K::kLanes)
-        K::store(h_n + u, hold_h(d, shape.steps, b, u), shape.proj - u);
-    }
+    for (int q = 0; q < kPanelVectors; ++q) states.hold({rows.begin + count, rows.end}, d, s, column + q * K::kLanes);
   }
 };
 

@@ -104,6 +104,27 @@ FUSEDLSTM_INLINE void for_fold(int64_t units, Body body) {
   body(std::integral_constant<int, 1>{});
 }
 
+// The first blocks of kFold vectors in one.
+template <class K, int kFold>
+FUSEDLSTM_INLINE typename K::V side_by_side(const typename K::V* from) {
+  typename K::V v[kFold];
+#pragma GCC unroll 4
+  for (int j = 0; j < kFold; ++j) v[j] = from[j];
+  transpose<K, K::kLanes / kFold>(v);
+  return v[0];
+}
+
+// The blocks of a vector, each as the first of its own; the rest of it is zero.
+template <class K, int kFold>
+FUSEDLSTM_INLINE void unfold(typename K::V from, typename K::V* to) {
+  typename K::V v[kFold];
+#pragma GCC unroll 4
+  for (int j = 0; j < kFold; ++j) v[j] = j == 0 ? from : typename K::V{};
+  transpose<K, K::kLanes / kFold>(v);
+#pragma GCC unroll 4
+  for (int j = 0; j < kFold; ++j) to[j] = v[j];
+}
+
 // The forward panel of one block of hidden units: panel[k][gate][lane] = weight[gate * units + unit + lane][k],
 // zero beyond `units` (a padded unit then stays exactly 0) and beyond `depth`. Folded: panel[k][gate / kFold][lane],
 // where gate % kFold is the lane's block.
