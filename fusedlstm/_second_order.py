@@ -44,7 +44,8 @@ def second_order(layer, incoming, results, cotangents, asked) -> list:
         As many as `asked`, lists where the layer's arguments are lists; None where nothing was asked or nothing flows.
     """
     batch_sizes, lengths, reset = layer[8:11]
-    steps = layer[0].size(0) if batch_sizes is None else batch_sizes.size(0)
+    is_ensemble = layer[1].dim() == 4
+    steps = layer[0].size(int(is_ensemble)) if batch_sizes is None else batch_sizes.size(0)
     # Gradients of third order need a graph of all; batched ones cannot be written into memory that is not batched.
     # lengths together with reset: only by calling the operator.
     needs_graph = torch.is_grad_enabled() or any(map(_is_batched, (*incoming, *layer[:-1], *results, *cotangents)))
@@ -52,6 +53,8 @@ def second_order(layer, incoming, results, cotangents, asked) -> list:
         return _by_reference(layer, incoming, cotangents, asked)
     if all(d is None for d in incoming) or not any(map(listed, cotangents)):
         return [_nothing(argument) for argument in (*incoming, *layer)]
+    if is_ensemble:
+        return _by_members(layer, incoming, results, cotangents, asked)
     with torch.autocast(layer[0].device.type, enabled=False):
         by_steps = _by_steps if batch_sizes is None else _by_steps_packed
         return by_steps(layer, incoming, results, cotangents, asked)
@@ -78,6 +81,21 @@ def _by_reference(layer, incoming, cotangents, asked) -> list:
         return next(found) if need and argument is not None else None
 
     return [taken(argument, need) for argument, need in zip(arguments, asked)]
+
+
+def _by_members(layer, incoming, results, cotangents, asked) -> list:
+    """`second_order` of an ensemble, one member after another."""
+    found = []
+    for m in range(layer[1].size(0)):
+        others = (reference.of_member(tensors, m) for tensors in (incoming, results, cotangents))
+        found.append(second_order(reference.member(layer, m), *others, asked))
+
+    def stacked(members):
+        if isinstance(members[0], list):
+            return list(map(stacked, zip(*members)))
+        return None if members[0] is None else torch.stack(members)
+
+    return list(map(stacked, zip(*found)))
 
 
 def _by_steps(layer, incoming, results, cotangents, asked) -> list:
