@@ -105,8 +105,8 @@ void run_members(const std::vector<Args>& members, bool training, int64_t (*byte
     decltype(run) kernel;
     EnsemblePlan plan;
     int64_t bytes_of_thread, bytes_of_team;
-  } call{members, run,
-         choose_ensemble_plan(members[0].shape, members[0].row_count, count, training, pool_threads()), 0, 0};
+  } call{members, run, choose_ensemble_plan(members[0].shape, members[0].row_count, count, training, pool_threads()), 0,
+         0};
   if (call.plan.alone > 0) call.bytes_of_thread = bytes(members[0], call.plan.of_thread);
   if (call.plan.alone < count) call.bytes_of_team = bytes(members[0], call.plan.of_team);
   run_team(
