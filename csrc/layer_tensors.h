@@ -121,6 +121,21 @@ struct LayerTensors {
     return batch_sizes ? Sizes{rows, features} : Sizes{steps, batch, features};
   }
 
+  // One member, after prepare().
+  LayerTensors member(int64_t index) const {
+    if (lead == 0) return *this;
+    LayerTensors one = *this;
+    one.members = 1;
+    one.lead = 0;
+    const auto narrow = [&](Tensor& tensor) { tensor = torch::stable::select(tensor, 0, index); };
+    for (Tensor* tensor : {&one.input, &one.h_0, &one.c_0}) narrow(*tensor);
+    for (Tensors* list : {&one.weight_ih, &one.weight_hh, &one.bias_ih, &one.bias_hh, &one.weight_hr})
+      for (Tensor& tensor : *list) narrow(tensor);
+    for (OptionalTensor* tensor : {&one.lengths, &one.reset, &one.reset_h, &one.reset_c})
+      if (*tensor) narrow(**tensor);
+    return one;
+  }
+
   // Derives the sizes, checks everything, and makes inner strides 1 (weights: contiguous, member by member).
   void prepare() {
     directions = static_cast<int64_t>(weight_ih.size());
