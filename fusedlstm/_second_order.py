@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fusedlstm import reference
-from fusedlstm.reference import DIFFERENTIABLE, leaf, listed
+from fusedlstm.reference import DIFFERENTIABLE, as_list, leaf, listed
 
 # Values of gates in a block of steps: the graph of a block keeps about fifteen times as many.
 BLOCK = 2**20
@@ -67,7 +67,7 @@ def _by_reference(layer, incoming, cotangents, asked) -> list:
         arguments = [leaf(a) if need else a for a, need in zip((*incoming, *layer), asked)]
         needs = [len(listed(u)) > 0 for u in cotangents]
         gradients = reference.lstm_layer_backward(*arguments, None, None, None, needs)
-    pairs = (pair for parts in zip(gradients, cotangents) for pair in zip(*map(_as_list, parts)))
+    pairs = (pair for parts in zip(gradients, cotangents) for pair in zip(*map(as_list, parts)))
     moved = [(gradient, u) for gradient, u in pairs if u is not None and gradient.requires_grad]
     wanted = [tensor for argument, need in zip(arguments, asked) if need for tensor in listed(argument)]
     found = repeat(None)
@@ -126,7 +126,7 @@ def _by_steps(layer, incoming, results, cotangents, asked) -> list:
     added = [sum(to_input), to_h_0, to_c_0, *map(list, zip(*to_weights)), *map(torch.stack, zip(*to_reset_state))]
     for place, need, *parts in zip(DIFFERENTIABLE, needs, flowed, added):
         if need:
-            sums = [(a + b).to(a.dtype) for a, b in zip(*map(_as_list, parts))]
+            sums = [(a + b).to(a.dtype) for a, b in zip(*map(as_list, parts))]
             found[len(incoming) + place] = sums if isinstance(parts[0], list) else sums[0]
     return found
 
@@ -369,11 +369,6 @@ def _by_steps_packed(layer, incoming, results, cotangents, asked) -> list:
 def _as_batch(rows):
     """Rows of several steps, [steps, B, features], as one step of a larger batch."""
     return None if rows is None else rows.flatten(0, 1).unsqueeze(0)
-
-
-def _as_list(argument) -> list:
-    """The argument, or what it is a list of; None where there is none."""
-    return list(argument) if isinstance(argument, (list, tuple)) else [argument]
 
 
 def _is_batched(argument) -> bool:

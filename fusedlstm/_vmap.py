@@ -6,11 +6,14 @@ gradients of members are an ensemble.
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
 from fusedlstm import ops, reference
-from fusedlstm.reference import BATCH_SIZES
+from fusedlstm.reference import BATCH_SIZES, as_list
 
 _ROWS = slice(9, 13)  # of the arguments: lengths, reset, reset_h, reset_c
 
@@ -27,27 +30,24 @@ def is_only_transform() -> bool:
 is_only_transform._dynamo_marked_constant = True
 
 
-def _rule(operator):
-    def rule(info, in_dims, *arguments):
-        shares_weights = all(dim is None for dims in in_dims[ops.LISTS] for dim in dims)
-        if shares_weights and arguments[BATCH_SIZES] is None:
-            return _as_one_batch(operator, info.batch_size, in_dims, arguments)
-        return _as_ensemble(operator, info.batch_size, in_dims, arguments, first=0)
-
-    return rule
+def _forward(operator, V, arguments, dims):
+    shares_weights = all(dim is None for kind in dims[ops.LISTS] for dim in kind)
+    if shares_weights and arguments[BATCH_SIZES] is None:
+        return _as_one_batch(operator, V, arguments, dims)
+    return _as_ensemble(operator, V, arguments, dims, first=0)
 
 
-def _backward_rule(info, in_dims, *arguments):
+def _backward(operator, V, arguments, dims):
     """Gradients of members, or several for one result: those for the weights are each one's own."""
-    return _as_ensemble(ops.lstm_layer_backward, info.batch_size, in_dims, arguments, first=4)
+    return _as_ensemble(operator, V, arguments, dims, first=4)
 
 
-def _as_ensemble(operator, V, in_dims, arguments, first):
+def _as_ensemble(operator, V, arguments, dims, first):
     """Call `operator`, whose layer arguments begin at `first`, with V times as many members."""
-    if in_dims[first + BATCH_SIZES] is not None:
+    h_0, batch_sizes = first + 1, first + BATCH_SIZES
+    if dims[batch_sizes] is not None:
         raise NotImplementedError("fusedlstm: expected batch_sizes common to all members of a vmap, got one each")
-    h_0 = first + 1
-    is_nested = arguments[h_0].dim() - (in_dims[h_0] is not None) == 4
+    is_nested = arguments[h_0].dim() - (dims[h_0] is not None) == 4
 
     def in_front(argument, dim):
         if isinstance(argument, list):
@@ -62,16 +62,12 @@ def _as_ensemble(operator, V, in_dims, arguments, first):
             return list(map(unfolded, result))
         return result.unflatten(0, (V, result.size(0) // V)) if is_nested and result.dim() > 1 else result
 
-    def dim(result):  # those of gradients that are not needed have size [0]
-        return list(map(dim, result)) if isinstance(result, list) else 0 if result.dim() > 1 else None
-
-    call = list(map(in_front, arguments, in_dims))
-    call[first + BATCH_SIZES] = arguments[first + BATCH_SIZES]
-    results = tuple(map(unfolded, operator(*call)))
-    return results, tuple(map(dim, results))
+    call = list(map(in_front, arguments, dims))
+    call[batch_sizes] = arguments[batch_sizes]
+    return map(unfolded, operator(*call))
 
 
-def _as_one_batch(operator, V, in_dims, arguments):
+def _as_one_batch(operator, V, arguments, dims):
     """Call `operator` on V members with common weights as on V * B rows."""
 
     def folded(tensor, dim, batch=-2):
@@ -80,19 +76,50 @@ def _as_one_batch(operator, V, in_dims, arguments):
         tensor = tensor.expand(V, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
         return tensor.movedim(0, batch - 1).flatten(batch - 1, batch)
 
-    input, *state = map(folded, arguments[:3], in_dims[:3])
-    rows = map(folded, arguments[_ROWS], in_dims[_ROWS], (-1, -1, -2, -2))  # in the first two, batch is last
+    input, *state = map(folded, arguments[:3], dims[:3])
+    rows = map(folded, arguments[_ROWS], dims[_ROWS], (-1, -1, -2, -2))  # in the first two, batch is last
     results = operator(input, *state, *arguments[ops.LISTS], None, *rows, arguments[-1])
     T, B = input.size(-3), input.size(-2) // V
-    unfolded = [result.unflatten(-2, (V, B)).movedim(-3, 0) for result in results[:3]]
+    for result in results[:3]:
+        yield result.unflatten(-2, (V, B)).movedim(-3, 0)
     for result in results[3:]:  # gates and cell states, [D, T * V * B, ...]
-        unfolded.append(result.unflatten(-2, (T, V, B)).movedim(-3, 0).flatten(-3, -2))
-    return tuple(unfolded), (0,) * len(unfolded)
+        yield result.unflatten(-2, (T, V, B)).movedim(-3, 0).flatten(-3, -2)
 
 
-torch.library.register_vmap("fusedlstm::lstm_layer", _rule(ops.lstm_layer))
-torch.library.register_vmap("fusedlstm::lstm_layer_inference", _rule(ops.lstm_layer_inference))
-torch.library.register_vmap("fusedlstm::lstm_layer_backward", _backward_rule)
+def _register(operator, rule):
+    """Make `rule` what `operator` does under vmap.
+
+    rule(operator, V, arguments, dims) has for each tensor the dimension in which it has V members, or None, and returns
+    results that have them in front; those without elements, for gradients that are not needed, have none.
+
+    Written out instead of `torch.library.register_vmap`, whose general tree walks took longer than a small ensemble.
+    """
+
+    def under_vmap(*arguments):
+        interpreter = retrieve_current_functorch_interpreter()
+        level = interpreter.level()
+
+        def unwrapped(argument):
+            if isinstance(argument, list):
+                pairs = list(map(unwrapped, argument))
+                return [value for value, _ in pairs], [dim for _, dim in pairs]
+            if isinstance(argument, torch.Tensor):
+                return torch._C._functorch._unwrap_batched(argument, level)
+            return argument, None
+
+        def wrapped(result):
+            if isinstance(result, list):
+                return list(map(wrapped, result))
+            return torch._C._functorch._add_batch_dim(result, 0, level) if result.dim() > 1 else result
+
+        values, dims = zip(*map(unwrapped, arguments))
+        with torch._C._ExcludeDispatchKeyGuard(_VMAP_KEYS):
+            if all(dim is None for dim in chain.from_iterable(map(as_list, dims))):
+                return operator(*arguments)
+            results = list(rule(operator, interpreter.batch_size(), values, dims))
+        return tuple(map(wrapped, results))
+
+    _library_rules.impl(operator, under_vmap, "FuncTorchBatched")
 
 
 def _batched_backward(*arguments):
@@ -104,5 +131,9 @@ def _batched_backward(*arguments):
         return reference.lstm_layer_backward(*arguments)
 
 
+_VMAP_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
 _library_rules = torch.library.Library("fusedlstm", "IMPL")
+_register(ops.lstm_layer, _forward)
+_register(ops.lstm_layer_inference, _forward)
+_register(ops.lstm_layer_backward, _backward)
 _library_rules.impl("lstm_layer_backward", _batched_backward, "Batched")

@@ -165,8 +165,12 @@ def leaf(argument):
 
 def listed(argument) -> list:
     """The tensors of an argument that is a list, a tensor or None."""
-    tensors = argument if isinstance(argument, (list, tuple)) else [argument]
-    return [tensor for tensor in tensors if tensor is not None]
+    return [tensor for tensor in as_list(argument) if tensor is not None]
+
+
+def as_list(argument) -> list:
+    """The argument, or what it is a list of; None where there is none."""
+    return list(argument) if isinstance(argument, (list, tuple)) else [argument]
 
 
 def _direction(input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_h, reset_c, *, reverse):
