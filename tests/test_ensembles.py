@@ -327,6 +327,29 @@ def test_inputs_and_states_of_each_member(x):
     assert_same(torch.autograd.grad(found_sum, leaves), torch.autograd.grad(expected_sum, leaves))
 
 
+def test_some_weights_are_common(x):
+    common = [torch.randn(16, 3, device=x.device, dtype=x.dtype), *torch.randn(2, 16, device=x.device, dtype=x.dtype)]
+    w_hh = torch.randn(16, 3, 4, device=x.device, dtype=x.dtype)
+    leaves = [w_hh, *(tensor.requires_grad_() for tensor in common)]
+    w_hh.requires_grad_()
+
+    def call(w):
+        return functional.lstm(x, None, [[common[0], w, *common[1:]]])[0]
+
+    found = vmap(call, in_dims=1)(w_hh)
+    expected = torch.stack([call(w) for w in w_hh.unbind(1)])
+    assert_same(found, expected)
+    gradients = [torch.autograd.grad(outputs.sin().sum(), leaves) for outputs in (found, expected)]
+    assert_same(*gradients)
+
+
+def test_batch_sizes_are_common():
+    arguments, _ = draw_ensemble(CASES[5], 2, "cpu", torch.float64)
+    first = reference.member(arguments, 0)
+    with pytest.raises(NotImplementedError, match="batch_sizes common to all members"):
+        vmap(lambda sizes: ops.lstm_layer(*first[:8], sizes, *first[9:])[0])(torch.stack([first[8], first[8]]))
+
+
 @pytest.mark.parametrize("each", [False, True])
 def test_lengths_and_resets(each, x):
     lengths, resets = (
