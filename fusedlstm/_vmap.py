@@ -54,7 +54,7 @@ def _as_ensemble(operator, V, arguments, dims, first):
             return list(map(in_front, argument, dim))
         if not isinstance(argument, torch.Tensor):
             return argument
-        members = argument.expand(V, *argument.shape) if dim is None else argument.movedim(dim, 0)
+        members = _members_first(argument, dim, V)
         return members.flatten(0, 1) if is_nested else members
 
     def unfolded(result):
@@ -73,8 +73,7 @@ def _as_one_batch(operator, V, arguments, dims):
     def folded(tensor, dim, batch=-2):
         if tensor is None:
             return None
-        tensor = tensor.expand(V, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        return tensor.movedim(0, batch - 1).flatten(batch - 1, batch)
+        return _members_first(tensor, dim, V).movedim(0, batch - 1).flatten(batch - 1, batch)
 
     input, *state = map(folded, arguments[:3], dims[:3])
     rows = map(folded, arguments[_ROWS], dims[_ROWS], (-1, -1, -2, -2))  # in the first two, batch is last
@@ -84,6 +83,12 @@ def _as_one_batch(operator, V, arguments, dims):
         yield result.unflatten(-2, (V, B)).movedim(-3, 0)
     for result in results[3:]:  # gates and cell states, [D, T * V * B, ...]
         yield result.unflatten(-2, (T, V, B)).movedim(-3, 0).flatten(-3, -2)
+
+
+def _members_first(tensor, dim, V):
+    if dim is None:
+        return tensor.expand(V, *tensor.shape)
+    return tensor if dim == 0 else tensor.movedim(dim, 0)  # operations under vmap are slow, even this one
 
 
 def _register(operator, rule):
