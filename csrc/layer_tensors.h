@@ -1,5 +1,8 @@
 // The arguments of the layer operators as tensors, checked: what every device's binding starts from.
 //
+// One layer, or an ensemble of layers: M members of the same sizes. Then every tensor, argument or result, has the
+// members as one more dimension in front, of any stride; only batch_sizes are common to all.
+//
 // The checks are the last line of defence: fusedlstm/functional.py has already raised what nn.LSTM would raise. They
 // make sure that a direct call of the operator with wrong sizes, dtypes or devices is an exception and not a crash.
 #pragma once
@@ -22,7 +25,25 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
 
-inline std::string to_string(std::initializer_list<int64_t> sizes) {
+// Up to four sizes, without an allocation.
+class Sizes {
+ public:
+  Sizes(std::initializer_list<int64_t> sizes) {
+    for (const int64_t size : sizes) values[count++] = size;
+  }
+  // The same with one more in front.
+  Sizes(int64_t first, const Sizes& others) : Sizes({first}) {
+    for (const int64_t size : others) values[count++] = size;
+  }
+  const int64_t* begin() const { return values; }
+  const int64_t* end() const { return values + count; }
+  int64_t size() const { return count; }
+
+ private:
+  int64_t values[4], count = 0;
+};
+
+inline std::string to_string(const Sizes& sizes) {
   std::string s = "[";
   for (const int64_t size : sizes) s += (s.size() > 1 ? ", " : "") + std::to_string(size);
   return s + "]";
@@ -34,18 +55,18 @@ inline std::string sizes_of(const Tensor& t) {
   return s + "]";
 }
 
-inline void check_sizes(const Tensor& t, std::initializer_list<int64_t> expected, const char* name) {
-  bool same = t.dim() == static_cast<int64_t>(expected.size());
+inline void check_sizes(const Tensor& t, const Sizes& expected, const char* name) {
+  bool same = t.dim() == expected.size();
   int64_t i = 0;
   for (const int64_t size : expected) same = same && t.size(i++) == size;
   STD_TORCH_CHECK(same, "fusedlstm: expected ", name, " of size ", to_string(expected), ", got ", sizes_of(t));
 }
 
 // A new contiguous tensor on the device of `like`.
-inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+inline Tensor new_tensor(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
   int64_t strides[4];
   int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0;) {
+  for (int64_t i = sizes.size(); i-- > 0;) {
     strides[i] = stride;
     stride *= sizes.begin()[i] > 0 ? sizes.begin()[i] : 1;
   }
@@ -54,8 +75,8 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type, device_index, &handle));
+      sizes.size(), sizes.begin(), strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      device_type, device_index, &handle));
   return Tensor(handle);
 }
 
@@ -69,19 +90,53 @@ inline Tensor dense(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
+// The tensor itself if it is contiguous but for its first `lead` dimensions, else a contiguous copy.
+inline Tensor dense_after(int64_t lead, const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  int64_t stride = 1;
+  for (int64_t i = t.dim(); i-- > lead;) {
+    if (t.size(i) != 1 && t.stride(i) != stride) return torch::stable::contiguous(t);
+    stride *= t.size(i);
+  }
+  return lead > 0 ? t : torch::stable::contiguous(t);
+}
+
 // The tensor arguments that all three operators share; see library.cpp for the schema.
 struct LayerTensors {
   Tensor input, h_0, c_0;
   Tensors weight_ih, weight_hh, bias_ih, bias_hh, weight_hr;
   OptionalTensor batch_sizes, lengths, reset, reset_h, reset_c;
 
-  int64_t steps = 0, batch = 0, rows = 0, features = 0, hidden = 0, proj = 0, directions = 0;
+  int64_t members = 1, lead = 0;  // lead: how many dimensions are in front of a member's, 1 for an ensemble
+  int64_t steps = 0, batch = 0, rows = 0, features = 0, hidden = 0, proj = 0, directions = 0;  // of each member
   ScalarType dtype{};
 
   int64_t recurrent() const { return proj > 0 ? proj : hidden; }
   ScalarType acc_dtype() const { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
-  // Derives the sizes, checks everything, and makes inner strides 1 (weights: contiguous).
+  // The sizes of a tensor of which every member has one.
+  Sizes each(const Sizes& sizes) const { return lead > 0 ? Sizes(members, sizes) : sizes; }
+  // A member's input, output and their gradients.
+  Sizes row_sizes(int64_t features) const {
+    return batch_sizes ? Sizes{rows, features} : Sizes{steps, batch, features};
+  }
+
+  // One member, after prepare().
+  LayerTensors member(int64_t index) const {
+    if (lead == 0) return *this;
+    LayerTensors one = *this;
+    one.members = 1;
+    one.lead = 0;
+    const auto narrow = [&](Tensor& tensor) { tensor = torch::stable::select(tensor, 0, index); };
+    for (Tensor* tensor : {&one.input, &one.h_0, &one.c_0}) narrow(*tensor);
+    for (Tensors* list : {&one.weight_ih, &one.weight_hh, &one.bias_ih, &one.bias_hh, &one.weight_hr})
+      for (Tensor& tensor : *list) narrow(tensor);
+    for (OptionalTensor* tensor : {&one.lengths, &one.reset, &one.reset_h, &one.reset_c})
+      if (*tensor) narrow(**tensor);
+    return one;
+  }
+
+  // Derives the sizes, checks everything, and makes inner strides 1 (weights: contiguous, member by member).
   void prepare() {
     directions = static_cast<int64_t>(weight_ih.size());
     STD_TORCH_CHECK(directions == 1 || directions == 2, "fusedlstm: expected 1 or 2 directions, got ", directions);
@@ -90,22 +145,28 @@ struct LayerTensors {
     for (const auto& [list, name] : {std::pair{&bias_ih, "bias_ih"}, {&bias_hh, "bias_hh"}, {&weight_hr, "weight_hr"}})
       STD_TORCH_CHECK(list->empty() || list->size() == d, "fusedlstm: expected 0 or ", d, " ", name, ", got ",
                       list->size());
-    STD_TORCH_CHECK(weight_hh[0].dim() == 2 && weight_hh[0].size(0) % 4 == 0,
-                    "fusedlstm: expected weight_hh of size [4 * hidden_size, ...], got ", sizes_of(weight_hh[0]));
+    const int64_t input_dim = batch_sizes ? 2 : 3;
+    lead = input.dim() - input_dim;
+    STD_TORCH_CHECK(lead == 0 || lead == 1, "fusedlstm: expected ", batch_sizes ? "packed " : "", "input with ",
+                    input_dim, " dimensions, or one more for an ensemble, got ", input.dim());
+    if (lead > 0) members = input.size(0);
+    STD_TORCH_CHECK(weight_hh[0].dim() == lead + 2 && weight_hh[0].size(lead) % 4 == 0,
+                    "fusedlstm: expected weight_hh of size [", lead > 0 ? "members, " : "",
+                    "4 * hidden_size, ...], got ", sizes_of(weight_hh[0]));
     dtype = input.scalar_type();
     input_facts = facts_of(input);
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
                         dtype == ScalarType::Half,
                     "fusedlstm: expected input of dtype float32, float64, bfloat16 or float16");
-    hidden = weight_hh[0].size(0) / 4;
+    hidden = weight_hh[0].size(lead) / 4;
     STD_TORCH_CHECK(hidden > 0, "fusedlstm: expected a positive hidden size, got ", hidden);
     if (!weight_hr.empty()) {
-      STD_TORCH_CHECK(weight_hr[0].dim() == 2 && weight_hr[0].size(0) > 0,
-                      "fusedlstm: expected weight_hr of size [proj_size, ", hidden, "], got ", sizes_of(weight_hr[0]));
-      proj = weight_hr[0].size(0);
+      STD_TORCH_CHECK(weight_hr[0].dim() == lead + 2 && weight_hr[0].size(lead) > 0,
+                      "fusedlstm: expected weight_hr of size [", lead > 0 ? "members, " : "", "proj_size, ", hidden,
+                      "], got ", sizes_of(weight_hr[0]));
+      proj = weight_hr[0].size(lead);
     }
     if (batch_sizes) {
-      STD_TORCH_CHECK(input.dim() == 2, "fusedlstm: expected packed input with 2 dimensions, got ", input.dim());
       STD_TORCH_CHECK(!lengths && !reset, "fusedlstm: expected no lengths and no reset with packed input");
       STD_TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->size(0) > 0 && batch_sizes->is_cpu() &&
                           batch_sizes->scalar_type() == ScalarType::Long,
@@ -119,13 +180,12 @@ struct LayerTensors {
                         "fusedlstm: expected positive, non-increasing batch_sizes, got ", sizes[t], " at step ", t);
         rows += sizes[t];
       }
-      STD_TORCH_CHECK(input.size(0) == rows, "fusedlstm: expected ", rows, " packed rows, got ", input.size(0));
-      features = input.size(1);
+      STD_TORCH_CHECK(input.size(lead) == rows, "fusedlstm: expected ", rows, " packed rows, got ", input.size(lead));
+      features = input.size(lead + 1);
     } else {
-      STD_TORCH_CHECK(input.dim() == 3, "fusedlstm: expected input with 3 dimensions, got ", input.dim());
-      steps = input.size(0);
-      batch = input.size(1);
-      features = input.size(2);
+      steps = input.size(lead);
+      batch = input.size(lead + 1);
+      features = input.size(lead + 2);
       rows = steps * batch;
     }
     like_input(h_0, {directions, batch, recurrent()}, "h_0");
@@ -137,18 +197,18 @@ struct LayerTensors {
       if (!bias_hh.empty()) like_input(bias_hh[i], {4 * hidden}, "bias_hh");
       if (proj > 0) like_input(weight_hr[i], {proj, hidden}, "weight_hr");
       for (Tensors* list : {&weight_ih, &weight_hh, &bias_ih, &bias_hh, &weight_hr})
-        if (!list->empty()) (*list)[i] = dense((*list)[i]);
+        if (!list->empty()) (*list)[i] = dense_after(lead, (*list)[i]);
     }
     if (reset_h) like_input(*reset_h, {directions, batch, recurrent()}, "reset_h");
     if (reset_c) like_input(*reset_c, {directions, batch, hidden}, "reset_c");
     if (lengths) {
-      check_sizes(*lengths, {batch}, "lengths");
+      check_sizes(*lengths, each({batch}), "lengths");
       same_device(*lengths, "lengths");
       STD_TORCH_CHECK(lengths->scalar_type() == ScalarType::Long, "fusedlstm: expected lengths of dtype int64");
       lengths = dense(*lengths);
     }
     if (reset) {
-      check_sizes(*reset, {steps, batch}, "reset");
+      check_sizes(*reset, each({steps, batch}), "reset");
       same_device(*reset, "reset");
       STD_TORCH_CHECK(reset->scalar_type() == ScalarType::Bool, "fusedlstm: expected reset of dtype bool");
       STD_TORCH_CHECK(directions == 1, "fusedlstm: expected one direction with reset, got ", directions);
@@ -159,9 +219,9 @@ struct LayerTensors {
       if (*state) *state = unit_stride(**state);
   }
 
-  // Checks that t has these sizes and the dtype and device of the input.
-  void like_input(const Tensor& t, std::initializer_list<int64_t> sizes, const char* name) const {
-    check_sizes(t, sizes, name);
+  // Checks that t has, for each member, these sizes, and the dtype and device of the input.
+  void like_input(const Tensor& t, const Sizes& sizes, const char* name) const {
+    check_sizes(t, each(sizes), name);
     STD_TORCH_CHECK(facts_of(t).dtype == input_facts.dtype, "fusedlstm: expected ", name, " of the input's dtype");
     same_device(t, name);
   }

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fusedlstm import reference
-from fusedlstm.reference import DIFFERENTIABLE, leaf, listed
+from fusedlstm.reference import DIFFERENTIABLE, as_list, leaf, listed
 
 # Values of gates in a block of steps: the graph of a block keeps about fifteen times as many.
 BLOCK = 2**20
@@ -44,7 +44,8 @@ def second_order(layer, incoming, results, cotangents, asked) -> list:
         As many as `asked`, lists where the layer's arguments are lists; None where nothing was asked or nothing flows.
     """
     batch_sizes, lengths, reset = layer[8:11]
-    steps = layer[0].size(0) if batch_sizes is None else batch_sizes.size(0)
+    is_ensemble = layer[1].dim() == 4
+    steps = layer[0].size(int(is_ensemble)) if batch_sizes is None else batch_sizes.size(0)
     # Gradients of third order need a graph of all; batched ones cannot be written into memory that is not batched.
     # lengths together with reset: only by calling the operator.
     needs_graph = torch.is_grad_enabled() or any(map(_is_batched, (*incoming, *layer[:-1], *results, *cotangents)))
@@ -52,6 +53,8 @@ def second_order(layer, incoming, results, cotangents, asked) -> list:
         return _by_reference(layer, incoming, cotangents, asked)
     if all(d is None for d in incoming) or not any(map(listed, cotangents)):
         return [_nothing(argument) for argument in (*incoming, *layer)]
+    if is_ensemble:
+        return _by_members(layer, incoming, results, cotangents, asked)
     with torch.autocast(layer[0].device.type, enabled=False):
         by_steps = _by_steps if batch_sizes is None else _by_steps_packed
         return by_steps(layer, incoming, results, cotangents, asked)
@@ -64,7 +67,7 @@ def _by_reference(layer, incoming, cotangents, asked) -> list:
         arguments = [leaf(a) if need else a for a, need in zip((*incoming, *layer), asked)]
         needs = [len(listed(u)) > 0 for u in cotangents]
         gradients = reference.lstm_layer_backward(*arguments, None, None, None, needs)
-    pairs = (pair for parts in zip(gradients, cotangents) for pair in zip(*map(_as_list, parts)))
+    pairs = (pair for parts in zip(gradients, cotangents) for pair in zip(*map(as_list, parts)))
     moved = [(gradient, u) for gradient, u in pairs if u is not None and gradient.requires_grad]
     wanted = [tensor for argument, need in zip(arguments, asked) if need for tensor in listed(argument)]
     found = repeat(None)
@@ -78,6 +81,21 @@ def _by_reference(layer, incoming, cotangents, asked) -> list:
         return next(found) if need and argument is not None else None
 
     return [taken(argument, need) for argument, need in zip(arguments, asked)]
+
+
+def _by_members(layer, incoming, results, cotangents, asked) -> list:
+    """`second_order` of an ensemble, one member after another."""
+    found = []
+    for m in range(layer[1].size(0)):
+        others = (reference.of_member(tensors, m) for tensors in (incoming, results, cotangents))
+        found.append(second_order(reference.member(layer, m), *others, asked))
+
+    def stacked(members):
+        if isinstance(members[0], list):
+            return list(map(stacked, zip(*members)))
+        return None if members[0] is None else torch.stack(members)
+
+    return list(map(stacked, zip(*found)))
 
 
 def _by_steps(layer, incoming, results, cotangents, asked) -> list:
@@ -108,7 +126,7 @@ def _by_steps(layer, incoming, results, cotangents, asked) -> list:
     added = [sum(to_input), to_h_0, to_c_0, *map(list, zip(*to_weights)), *map(torch.stack, zip(*to_reset_state))]
     for place, need, *parts in zip(DIFFERENTIABLE, needs, flowed, added):
         if need:
-            sums = [(a + b).to(a.dtype) for a, b in zip(*map(_as_list, parts))]
+            sums = [(a + b).to(a.dtype) for a, b in zip(*map(as_list, parts))]
             found[len(incoming) + place] = sums if isinstance(parts[0], list) else sums[0]
     return found
 
@@ -351,11 +369,6 @@ def _by_steps_packed(layer, incoming, results, cotangents, asked) -> list:
 def _as_batch(rows):
     """Rows of several steps, [steps, B, features], as one step of a larger batch."""
     return None if rows is None else rows.flatten(0, 1).unsqueeze(0)
-
-
-def _as_list(argument) -> list:
-    """The argument, or what it is a list of; None where there is none."""
-    return list(argument) if isinstance(argument, (list, tuple)) else [argument]
 
 
 def _is_batched(argument) -> bool:

@@ -1,84 +1,130 @@
-"""The rules of torch.func.vmap for the layer operators: kernels, and no loop over time in Python.
+"""The rules of torch.func.vmap for the layer operators: kernels, one call, and no loop in Python.
 
-Members that share their weights are rows of one larger batch: one call. Members with weights of
-their own (ensembles), packed data, and gradients of members are one call each.
+Members that share their weights are rows of one larger batch. Members with weights of their own, packed data, and
+gradients of members are an ensemble.
 """
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
 from fusedlstm import ops, reference
+from fusedlstm.reference import BATCH_SIZES, as_list
 
-# Arguments by place, see ops.py.
-_BATCH_SIZES, _LENGTHS = 8, 9
+_ROWS = slice(9, 13)  # of the arguments: lengths, reset, reset_h, reset_c
 
 
 def is_only_transform() -> bool:
     """Whether all active transforms are vmap, for which the operators have rules."""
-    if forward_ad._current_level >= 0 or torch.compiler.is_compiling():
-        return False  # Dynamo cannot ask which transforms are active
+    if forward_ad._current_level >= 0:
+        return False
     transforms = torch._C._functorch.get_interpreter_stack() or []
     return all(t.key() == torch._C._functorch.TransformType.Vmap for t in transforms)
 
 
-def _rule(operator):
-    def rule(info, in_dims, *arguments):
-        V = info.batch_size
-        shares_weights = all(dim is None for dims in in_dims[ops.LISTS] for dim in dims)
-        if shares_weights and arguments[_BATCH_SIZES] is None:
-            return _as_one_batch(operator, V, in_dims, arguments)
-        return _one_by_one(operator, V, in_dims, arguments)
-
-    return rule
+# What torch.compiler.assume_constant_result does (see functional.py): Dynamo runs transforms while it traces them.
+is_only_transform._dynamo_marked_constant = True
 
 
-def _backward_rule(info, in_dims, *arguments):
+def _forward(operator, V, arguments, dims):
+    shares_weights = all(dim is None for kind in dims[ops.LISTS] for dim in kind)
+    if shares_weights and arguments[BATCH_SIZES] is None:
+        return _as_one_batch(operator, V, arguments, dims)
+    return _as_ensemble(operator, V, arguments, dims, first=0)
+
+
+def _backward(operator, V, arguments, dims):
     """Gradients of members, or several for one result: those for the weights are each one's own."""
-    return _one_by_one(ops.lstm_layer_backward, info.batch_size, in_dims, arguments)
+    return _as_ensemble(operator, V, arguments, dims, first=4)
 
 
-def _one_by_one(operator, V, in_dims, arguments):
-    def member(k, argument, dim):
-        if dim is None:
-            return argument
+def _as_ensemble(operator, V, arguments, dims, first):
+    """Call `operator`, whose layer arguments begin at `first`, with V times as many members."""
+    h_0, batch_sizes = first + 1, first + BATCH_SIZES
+    if dims[batch_sizes] is not None:
+        raise NotImplementedError("fusedlstm: expected batch_sizes common to all members of a vmap, got one each")
+    is_nested = arguments[h_0].dim() - (dims[h_0] is not None) == 4
+
+    def in_front(argument, dim):
         if isinstance(argument, list):
-            return [member(k, tensor, d) for tensor, d in zip(argument, dim)]
-        return argument.select(dim, k)
+            return list(map(in_front, argument, dim))
+        if not isinstance(argument, torch.Tensor):
+            return argument
+        members = _members_first(argument, dim, V)
+        return members.flatten(0, 1) if is_nested else members
 
-    def stacked(results):
-        return list(map(stacked, zip(*results))) if isinstance(results[0], list) else torch.stack(results)
+    def unfolded(result):
+        if isinstance(result, list):
+            return list(map(unfolded, result))
+        return result.unflatten(0, (V, result.size(0) // V)) if is_nested and result.dim() > 1 else result
 
-    calls = [operator(*(member(k, a, d) for a, d in zip(arguments, in_dims))) for k in range(V)]
-    results = tuple(map(stacked, zip(*calls)))
-    return results, tuple([0] * len(r) if isinstance(r, list) else 0 for r in results)
+    call = list(map(in_front, arguments, dims))
+    call[batch_sizes] = arguments[batch_sizes]
+    return map(unfolded, operator(*call))
 
 
-def _as_one_batch(operator, V, in_dims, arguments):
+def _as_one_batch(operator, V, arguments, dims):
     """Call `operator` on V members with common weights as on V * B rows."""
 
-    def folded(place):
-        tensor, dim = arguments[place], in_dims[place]
+    def folded(tensor, dim, batch=-2):
         if tensor is None:
             return None
-        tensor = tensor.expand(V, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        batch = 0 if place == _LENGTHS else 1  # lengths are [B]; in all others the batch is second
-        return tensor.movedim(0, batch).flatten(batch, batch + 1)
+        return _members_first(tensor, dim, V).movedim(0, batch - 1).flatten(batch - 1, batch)
 
-    input, *state = map(folded, range(3))
-    rows = map(folded, range(_LENGTHS, _LENGTHS + 4))
+    input, *state = map(folded, arguments[:3], dims[:3])
+    rows = map(folded, arguments[_ROWS], dims[_ROWS], (-1, -1, -2, -2))  # in the first two, batch is last
     results = operator(input, *state, *arguments[ops.LISTS], None, *rows, arguments[-1])
-    T, B = input.size(0), input.size(1) // V
-    unfolded = [result.unflatten(1, (V, B)) for result in results[:3]]
+    T, B = input.size(-3), input.size(-2) // V
+    for result in results[:3]:
+        yield result.unflatten(-2, (V, B)).movedim(-3, 0)
     for result in results[3:]:  # gates and cell states, [D, T * V * B, ...]
-        unfolded.append(result.unflatten(1, (T, V, B)).transpose(1, 2).flatten(2, 3))
-    return tuple(unfolded), (1,) * len(unfolded)
+        yield result.unflatten(-2, (T, V, B)).movedim(-3, 0).flatten(-3, -2)
 
 
-torch.library.register_vmap("fusedlstm::lstm_layer", _rule(ops.lstm_layer))
-torch.library.register_vmap("fusedlstm::lstm_layer_inference", _rule(ops.lstm_layer_inference))
-torch.library.register_vmap("fusedlstm::lstm_layer_backward", _backward_rule)
+def _members_first(tensor, dim, V):
+    if dim is None:
+        return tensor.expand(V, *tensor.shape)
+    return tensor if dim == 0 else tensor.movedim(dim, 0)  # operations under vmap are slow, even this one
+
+
+def _register(operator, rule):
+    """Make `rule` what `operator` does under vmap.
+
+    rule(operator, V, arguments, dims) has for each tensor the dimension in which it has V members, or None, and returns
+    results that have them in front; those without elements, for gradients that are not needed, have none.
+
+    Written out instead of `torch.library.register_vmap`, whose general tree walks took longer than a small ensemble.
+    """
+
+    def under_vmap(*arguments):
+        interpreter = retrieve_current_functorch_interpreter()
+        level = interpreter.level()
+
+        def unwrapped(argument):
+            if isinstance(argument, list):
+                pairs = list(map(unwrapped, argument))
+                return [value for value, _ in pairs], [dim for _, dim in pairs]
+            if isinstance(argument, torch.Tensor):
+                return torch._C._functorch._unwrap_batched(argument, level)
+            return argument, None
+
+        def wrapped(result):
+            if isinstance(result, list):
+                return list(map(wrapped, result))
+            return torch._C._functorch._add_batch_dim(result, 0, level) if result.dim() > 1 else result
+
+        values, dims = zip(*map(unwrapped, arguments))
+        with torch._C._ExcludeDispatchKeyGuard(_VMAP_KEYS):
+            if all(dim is None for dim in chain.from_iterable(map(as_list, dims))):
+                return operator(*arguments)
+            results = list(rule(operator, interpreter.batch_size(), values, dims))
+        return tuple(map(wrapped, results))
+
+    _library_rules.impl(operator, under_vmap, "FuncTorchBatched")
 
 
 def _batched_backward(*arguments):
@@ -90,5 +136,9 @@ def _batched_backward(*arguments):
         return reference.lstm_layer_backward(*arguments)
 
 
+_VMAP_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
 _library_rules = torch.library.Library("fusedlstm", "IMPL")
+_register(ops.lstm_layer, _forward)
+_register(ops.lstm_layer_inference, _forward)
+_register(ops.lstm_layer_backward, _backward)
 _library_rules.impl("lstm_layer_backward", _batched_backward, "Batched")

@@ -6,12 +6,16 @@
 * `lstm_layer_inference`: the same arguments; output, h_n and c_n only; no derivative.
 * `lstm_layer_backward`: the gradients that are asked for in `needs`; the others have size [0].
 
+All take ensembles: with the members as one more dimension in front of every tensor but batch_sizes, one call runs M
+layers, and gives what M calls would.
+
 This module adds what PyTorch needs to trace and to differentiate them. The derivative of the
 backward operator itself (double backward) is in _second_order.py.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import chain, islice
 
 import torch
@@ -37,15 +41,15 @@ _LAYER_ARGUMENTS = 14
 def _fake_layer(*arguments):
     output, h_n, c_n = _fake_inference(*arguments)
     input = arguments[0]
-    rows = input.shape[0] if input.dim() == 2 else input.shape[0] * input.shape[1]
-    D, _, H = c_n.shape
-    cell_states = input.new_empty((D, rows, H), dtype=torch.promote_types(input.dtype, torch.float32))
-    return output, h_n, c_n, input.new_empty((D, rows, 4 * H)), cell_states
+    *front, D, _, H = c_n.shape  # front: the members of an ensemble
+    rows = math.prod(input.shape[len(front) : -1])
+    cell_states = input.new_empty((*front, D, rows, H), dtype=torch.promote_types(input.dtype, torch.float32))
+    return output, h_n, c_n, input.new_empty((*front, D, rows, 4 * H)), cell_states
 
 
 @torch.library.register_fake("fusedlstm::lstm_layer_inference")
 def _fake_inference(input, h_0, c_0, *_):
-    D, _, R = h_0.shape
+    D, _, R = h_0.shape[-3:]
     output = input.new_empty((*input.shape[:-1], D * R))
     return output, input.new_empty(h_0.shape), input.new_empty(c_0.shape)
 

@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 
 # Arguments of a layer by place that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
 DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12)
+BATCH_SIZES = 8  # also by place
 
 
 def lstm_layer(
@@ -37,6 +38,9 @@ def lstm_layer(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run one layer, in one or two directions, over all steps.
 
+    Or of an ensemble: M layers of the same sizes, each with arguments of its own. Then all tensors but `batch_sizes`,
+    results too, have the members as one more dimension in front.
+
     Args:
         input: [T, B, I], or packed [N, I] together with `batch_sizes`.
         h_0, c_0: [D, B, R] and [D, B, H].
@@ -55,7 +59,17 @@ def lstm_layer(
         float32 for 16-bit inputs. Zeros at the steps that are not run.
 
     Computes in float32 (float64 for float64); 16-bit h is rounded at every step, c only at the end.
+
+    An ensemble is equivalent to:
+        [torch.stack(results) for results in zip(*(lstm_layer(*arguments_of_m) for m in range(M)))]
     """
+    if h_0.dim() == 4:
+        layer = (
+            input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, lengths, reset, reset_h,
+            reset_c, allow_tf32,
+        )  # fmt: skip
+        results = zip(*(lstm_layer(*member(layer, m)) for m in range(len(h_0))))
+        return tuple(map(torch.stack, results))
     if batch_sizes is not None:
         T, B = batch_sizes.size(0), h_0.size(1)
         rows, lengths = (index.to(input.device) for index in dense_rows(batch_sizes, B))
@@ -128,6 +142,18 @@ def lstm_layer_backward(d_output, d_h_n, d_c_n, d_cell_states, *arguments) -> tu
     return tuple(taken(layer[place], need) for place, need in zip(DIFFERENTIABLE, needs))
 
 
+def member(layer, m: int) -> list:
+    """The arguments of member `m` in those of an ensemble of layers."""
+    return [a if place == BATCH_SIZES else of_member(a, m) for place, a in enumerate(layer)]
+
+
+def of_member(argument, m: int):
+    """What is member m's of a tensor or a list of them; anything else is everybody's."""
+    if isinstance(argument, (list, tuple)):
+        return [of_member(tensor, m) for tensor in argument]
+    return argument[m] if isinstance(argument, Tensor) else argument
+
+
 def leaf(argument):
     """The argument, or a list of them, as one that a derivative ends at: not followed to what it depends on."""
     if isinstance(argument, list):
@@ -139,8 +165,12 @@ def leaf(argument):
 
 def listed(argument) -> list:
     """The tensors of an argument that is a list, a tensor or None."""
-    tensors = argument if isinstance(argument, (list, tuple)) else [argument]
-    return [tensor for tensor in tensors if tensor is not None]
+    return [tensor for tensor in as_list(argument) if tensor is not None]
+
+
+def as_list(argument) -> list:
+    """The argument, or what it is a list of; None where there is none."""
+    return list(argument) if isinstance(argument, (list, tuple)) else [argument]
 
 
 def _direction(input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_h, reset_c, *, reverse):

@@ -75,6 +75,13 @@ constexpr double kCacheBytes = 768 << 10;
 // Readings of the weights where they are that cost less than bringing them into panels: from the cache, and beyond it.
 constexpr int64_t kDirectPasses = 2, kDirectPassesLarge = 8;
 
+// Multiply-adds of a call.
+double layer_work(const Shape& shape, int64_t row_count, bool training) {
+  const double per_row =
+      4.0 * double(shape.hidden) * double(shape.input + shape.recurrent()) * double(shape.directions);
+  return per_row * double(row_count) * (training ? 3 : 1);
+}
+
 }  // namespace
 
 const Kernels& active_kernels() {
@@ -100,12 +107,10 @@ void force(const std::string& isa, const std::string& plan) {
 }
 
 Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threads) {
-  const double per_row =
-      4.0 * double(shape.hidden) * double(shape.input + shape.recurrent()) * double(shape.directions);
   const double step_work =
       4.0 * double(shape.hidden) * double(shape.recurrent()) * double(shape.batch * shape.directions);
   const double weight_bytes = 16.0 * double(shape.hidden) * double(shape.recurrent());
-  const double work = per_row * double(row_count) * (training ? 3 : 1);
+  const double work = layer_work(shape, row_count, training);
   const bool cached = weight_bytes <= kCacheBytes;
   const int64_t passes = shape.steps * ((shape.batch + 3) / 4);
   Plan plan{passes <= (cached ? kDirectPasses : kDirectPassesLarge), Split::kRows, 1};
@@ -124,6 +129,15 @@ Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threa
   }
   if (plan.threads == 1) plan.split = Split::kRows;
   return plan;
+}
+
+EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, bool training, int threads) {
+  const Plan of_team = choose_plan(shape, row_count, training, threads);
+  if (members == 1) return {of_team.threads, 0, {}, of_team};
+  const Plan of_thread = choose_plan(shape, row_count, training, 1);
+  if (of_team.threads == threads) return {threads, members / threads * threads, of_thread, of_team};
+  const bool is_enough = double(members) * layer_work(shape, row_count, training) >= kTeamWork;
+  return {is_enough && members < threads ? int(members) : is_enough ? threads : 1, members, of_thread, {}};
 }
 
 std::string describe() {

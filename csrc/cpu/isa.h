@@ -20,6 +20,15 @@ void force(const std::string& isa, const std::string& plan);
 // How a layer runs: how many threads, and what they divide.
 Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threads);
 
+// How the members of an ensemble run in one launch of `threads`: the first `alone` of them by one thread each, the
+// others one after another by all threads.
+struct EnsemblePlan {
+  int threads;
+  int64_t alone;
+  Plan of_thread, of_team;
+};
+EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, bool training, int threads);
+
 // JSON: {"isa": ..., "reason": ..., "available": [...], "plan": ..., "threads": ...}.
 std::string describe();
 

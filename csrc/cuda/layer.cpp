@@ -21,7 +21,6 @@ Dtype dtype_of(ScalarType dtype) {
 }
 
 Layer::Layer(LayerTensors tensors, bool allow_tf32) : t(std::move(tensors)), allow_tf32(allow_tf32) {
-  t.prepare();
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   STD_TORCH_CHECK(t.steps <= kMost && t.batch <= kMost && 4 * t.hidden <= kMost,
                   "fusedlstm: expected steps, batch and 4 * hidden_size below 2^31");
@@ -66,12 +65,7 @@ Choice Layer::plan(Pass pass) const {
       ordinal());
 }
 
-Tensor Layer::like_rows(int64_t columns) const {
-  return t.batch_sizes ? new_tensor(t.input, {t.rows, columns}, t.dtype)
-                       : new_tensor(t.input, {t.steps, t.batch, columns}, t.dtype);
-}
-
-Tensor Layer::new_rows(std::initializer_list<int64_t> sizes, ScalarType dtype) const {
+Tensor Layer::new_rows(const Sizes& sizes, ScalarType dtype) const {
   return has_idle_rows() ? zeros(t.input, sizes, dtype) : new_tensor(t.input, sizes, dtype);
 }
 

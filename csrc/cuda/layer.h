@@ -18,6 +18,7 @@ struct Layer {
   bool allow_tf32;
   RowStates rows{};
 
+  // Of one layer, or one member of an ensemble; prepared.
   Layer(LayerTensors tensors, bool allow_tf32);
 
   int ordinal() const { return t.input.get_device(); }
@@ -40,10 +41,8 @@ struct Layer {
     gpu::multiply_add(out, a, b, allow_tf32);
   }
 
-  // A new tensor with one row of `columns` per step and batch row, in the shape of the input.
-  Tensor like_rows(int64_t columns) const;
   // A new tensor of `sizes` in which rows that are not run read as zeros.
-  Tensor new_rows(std::initializer_list<int64_t> sizes, ScalarType dtype) const;
+  Tensor new_rows(const Sizes& sizes, ScalarType dtype) const;
   // Workspace of GRID: an int32 tensor, so that it comes from torch's caching allocator.
   Tensor exchange(const Plan& plan) const;
   // W_hh as resident kernels read it: [4, H, pitch], or transposed [H, 4, pitch], rows padded with zeros to 16 bytes.
@@ -73,12 +72,13 @@ struct Layer {
 // The first `count` rows of a tensor.
 Tensor first_rows(const Tensor& all, int64_t count);
 
+// Allocated by the caller; gates and cell_states are undefined where they are not wanted. The rows of steps that are
+// not run are zeros already.
 struct ForwardResults {
   Tensor output, h_n, c_n, gates, cell_states;
 };
 
-// training: whether gates and cell_states are wanted; undefined otherwise.
-ForwardResults run_forward(const Layer& layer, bool training);
+void run_forward(const Layer& layer, ForwardResults& results);
 
 struct OutputGradients {
   OptionalTensor output, h_n, c_n, cell_states;
@@ -88,12 +88,12 @@ struct OutputGradients {
 struct BackwardRecurrence {
   Tensor d_gates;               // [D, N, 4H]
   Tensor d_projected;           // [D, N, P], with a projection
-  Tensor d_h_0, d_c_0;          // [D, B, R], [D, B, H]
-  Tensor d_reset_h, d_reset_c;  // the same sizes, in the accumulation dtype; undefined without resets
+  Tensor d_reset_h, d_reset_c;  // [D, B, R], [D, B, H], in the accumulation dtype; undefined without resets
 };
 
+// Writes d_h_0 [D, B, R] and d_c_0 [D, B, H] too.
 BackwardRecurrence run_backward(const Layer& layer, const OutputGradients& d_out, const Tensor& gates,
-                                const Tensor& cell_states);
+                                const Tensor& cell_states, const Tensor& d_h_0, const Tensor& d_c_0);
 
 struct Gradients {
   Tensor input, h_0, c_0;

@@ -38,13 +38,11 @@ void stream_backward(const Layer& layer, const BackwardArgs& a, size_t d, const 
 }  // namespace
 
 BackwardRecurrence run_backward(const Layer& layer, const OutputGradients& d_out, const Tensor& gates,
-                                const Tensor& cell_states) {
+                                const Tensor& cell_states, const Tensor& d_h_0, const Tensor& d_c_0) {
   const LayerTensors& t = layer.t;
   const int64_t D = t.directions;
   BackwardRecurrence r;
   r.d_gates = layer.new_rows({D, t.rows, 4 * t.hidden}, t.dtype);
-  r.d_h_0 = new_tensor(t.input, {D, t.batch, t.recurrent()}, t.dtype);
-  r.d_c_0 = new_tensor(t.input, {D, t.batch, t.hidden}, t.dtype);
   BackwardArgs a{};
   a.rows = layer.rows;
   a.dtype = dtype_of(t.dtype);
@@ -59,8 +57,8 @@ BackwardRecurrence run_backward(const Layer& layer, const OutputGradients& d_out
   a.d_c_n = d_out.c_n ? d_out.c_n->data_ptr() : nullptr;
   a.d_cell_states = d_out.cell_states ? d_out.cell_states->data_ptr() : nullptr;
   a.d_gates = r.d_gates.data_ptr();
-  a.d_h_0 = r.d_h_0.data_ptr();
-  a.d_c_0 = r.d_c_0.data_ptr();
+  a.d_h_0 = d_h_0.data_ptr();
+  a.d_c_0 = d_c_0.data_ptr();
   if (t.reset) {
     r.d_reset_h = zeros(t.input, {D, t.batch, t.recurrent()}, t.acc_dtype());
     r.d_reset_c = zeros(t.input, {D, t.batch, t.hidden}, t.acc_dtype());

@@ -13,16 +13,73 @@ namespace {
 
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
+// What is member `index`'s of a result: the tensor itself where there is one layer, or no result.
+Tensor of_member(const LayerTensors& t, const Tensor& result, int64_t index) {
+  const bool is_all = t.lead == 0 || !result.defined() || result.dim() == 1;
+  return is_all ? result : torch::stable::select(result, 0, index);
+}
+
+ForwardResults forward(LayerTensors t, bool allow_tf32, bool training) {
+  t.prepare();
+  const int64_t D = t.directions;
+  const auto new_rows = [&](const Sizes& sizes, ScalarType dtype) {
+    return t.lengths ? zeros(t.input, t.each(sizes), dtype) : new_tensor(t.input, t.each(sizes), dtype);
+  };
+  ForwardResults r;
+  r.output = new_rows(t.row_sizes(D * t.recurrent()), t.dtype);
+  r.h_n = new_tensor(t.input, t.each({D, t.batch, t.recurrent()}), t.dtype);
+  r.c_n = new_tensor(t.input, t.each({D, t.batch, t.hidden}), t.dtype);
+  if (training) {
+    r.gates = new_rows({D, t.rows, 4 * t.hidden}, t.dtype);
+    r.cell_states = new_rows({D, t.rows, t.hidden}, t.acc_dtype());
+  }
+  for (int64_t m = 0; m < t.members; ++m) {
+    ForwardResults own{of_member(t, r.output, m), of_member(t, r.h_n, m), of_member(t, r.c_n, m),
+                       of_member(t, r.gates, m), of_member(t, r.cell_states, m)};
+    run_forward(Layer(t.member(m), allow_tf32), own);
+  }
+  return r;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_layer(FUSEDLSTM_LAYER_PARAMETERS) {
   const DeviceGuard guard(input.get_device_index());
-  ForwardResults r = run_forward(Layer(FUSEDLSTM_LAYER_TENSORS, allow_tf32), true);
+  ForwardResults r = forward(FUSEDLSTM_LAYER_TENSORS, allow_tf32, true);
   return {r.output, r.h_n, r.c_n, r.gates, r.cell_states};
 }
 
 std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(FUSEDLSTM_LAYER_PARAMETERS) {
   const DeviceGuard guard(input.get_device_index());
-  ForwardResults r = run_forward(Layer(FUSEDLSTM_LAYER_TENSORS, allow_tf32), false);
+  ForwardResults r = forward(FUSEDLSTM_LAYER_TENSORS, allow_tf32, false);
   return {r.output, r.h_n, r.c_n};
+}
+
+// What lstm_layer_backward is given beside the layer.
+struct Incoming {
+  OutputGradients d;
+  Tensor output, gates, cell_states;
+};
+
+// All gradients of one layer or member, into `grads`.
+void backward(const Layer& layer, const Incoming& in, const std::vector<bool>& needs, Gradients& grads) {
+  const LayerTensors& t = layer.t;
+  if (layer.empty()) {
+    // The gradients that were allocated are zeros.
+    if (needs[kH0] && in.d.h_n) torch::stable::copy_(grads.h_0, *in.d.h_n);
+    if (needs[kC0] && in.d.c_n) torch::stable::copy_(grads.c_0, *in.d.c_n);
+    return;
+  }
+  const auto written = [&](bool needed, const Tensor& gradient, int64_t size) {
+    return needed ? gradient : new_tensor(t.input, {t.directions, t.batch, size}, t.dtype);
+  };
+  const BackwardRecurrence r =
+      run_backward(layer, in.d, in.gates, in.cell_states, written(needs[kH0], grads.h_0, t.recurrent()),
+                   written(needs[kC0], grads.c_0, t.hidden));
+  finish_gradients(layer, r, in.output, in.gates, in.cell_states, needs, grads);
+  const auto finish_reset = [&](bool needed, Tensor& gradient, const Tensor& sum) {
+    if (needed) t.reset ? torch::stable::copy_(gradient, sum) : torch::stable::zero_(gradient);
+  };
+  finish_reset(needs[kResetH] && t.reset_h, grads.reset_h, r.d_reset_h);
+  finish_reset(needs[kResetC] && t.reset_c, grads.reset_c, r.d_reset_c);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_layer_backward(
@@ -30,40 +87,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, 
     FUSEDLSTM_LAYER_PARAMETERS, Tensor output, Tensor gates, Tensor cell_states, std::vector<bool> needs) {
   STD_TORCH_CHECK(needs.size() == kNeeds, "fusedlstm: expected ", int(kNeeds), " needs, got ", needs.size());
   const DeviceGuard guard(input.get_device_index());
-  const Layer layer(FUSEDLSTM_LAYER_TENSORS, allow_tf32);
-  const LayerTensors& t = layer.t;
+  LayerTensors t FUSEDLSTM_LAYER_TENSORS;
+  t.prepare();
   const int64_t D = t.directions;
-  const auto check_output = [&](const Tensor& y, const char* name) {
-    if (t.batch_sizes)
-      t.like_input(y, {t.rows, D * t.recurrent()}, name);
-    else
-      t.like_input(y, {t.steps, t.batch, D * t.recurrent()}, name);
-  };
   const auto check_cells = [&](const Tensor& cells, const char* name) {
-    check_sizes(cells, {D, t.rows, t.hidden}, name);
+    check_sizes(cells, t.each({D, t.rows, t.hidden}), name);
     STD_TORCH_CHECK(cells.scalar_type() == t.acc_dtype(), "fusedlstm: expected ", name, " of the accumulation dtype");
     t.same_device(cells, name);
   };
-  check_output(output, "output");
+  t.like_input(output, t.row_sizes(D * t.recurrent()), "output");
   t.like_input(gates, {D, t.rows, 4 * t.hidden}, "gates");
   check_cells(cell_states, "cell_states");
   if (d_output) {
-    check_output(*d_output, "d_output");
+    t.like_input(*d_output, t.row_sizes(D * t.recurrent()), "d_output");
     d_output = unit_stride(*d_output);
   }
   if (d_h_n) t.like_input(*d_h_n, {D, t.batch, t.recurrent()}, "d_h_n");
   if (d_c_n) t.like_input(*d_c_n, {D, t.batch, t.hidden}, "d_c_n");
   if (d_cell_states) check_cells(*d_cell_states, "d_cell_states");
   for (OptionalTensor* grad : {&d_h_n, &d_c_n, &d_cell_states})
-    if (*grad) *grad = dense(**grad);
+    if (*grad) *grad = dense_after(t.lead, **grad);
+  for (Tensor* saved : {&output, &gates, &cell_states}) *saved = dense_after(t.lead, *saved);
 
   // Zeros where there is nothing to run; otherwise every element is written.
-  const auto result = [&](bool needed, std::initializer_list<int64_t> sizes) {
+  const auto result = [&](bool needed, const Sizes& sizes) {
     if (!needed) return new_tensor(t.input, {0}, t.dtype);
-    return layer.empty() ? zeros(t.input, sizes, t.dtype) : new_tensor(t.input, sizes, t.dtype);
+    return t.rows == 0 ? zeros(t.input, t.each(sizes), t.dtype) : new_tensor(t.input, t.each(sizes), t.dtype);
   };
   Gradients grads;
-  grads.input = needs[kInput] ? layer.like_rows(t.features) : new_tensor(t.input, {0}, t.dtype);
+  grads.input = result(needs[kInput], t.row_sizes(t.features));
+  grads.h_0 = result(needs[kH0], {D, t.batch, t.recurrent()});
+  grads.c_0 = result(needs[kC0], {D, t.batch, t.hidden});
+  grads.reset_h = result(needs[kResetH] && t.reset_h, {D, t.batch, t.recurrent()});
+  grads.reset_c = result(needs[kResetC] && t.reset_c, {D, t.batch, t.hidden});
   for (size_t d = 0; d < t.weight_ih.size(); ++d) {
     grads.weight_ih.push_back(result(needs[kWeightIh], {4 * t.hidden, t.features}));
     grads.weight_hh.push_back(result(needs[kWeightHh], {4 * t.hidden, t.recurrent()}));
@@ -71,27 +127,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, 
     if (!t.bias_hh.empty()) grads.bias_hh.push_back(result(needs[kBiasHh], {4 * t.hidden}));
     if (t.proj > 0) grads.weight_hr.push_back(result(needs[kWeightHr], {t.proj, t.hidden}));
   }
-  const auto optional_result = [&](bool needed, const Tensor& value) {
-    return needed ? torch::stable::to(value, t.dtype) : new_tensor(t.input, {0}, t.dtype);
-  };
-  if (layer.empty()) {
-    const auto pass_on = [&](bool needed, const OptionalTensor& grad, int64_t size) {
-      return needed && grad ? torch::stable::clone(*grad) : result(needed, {D, t.batch, size});
+
+  for (int64_t m = 0; m < t.members; ++m) {
+    const auto one = [&](const Tensor& tensor) { return of_member(t, tensor, m); };
+    const auto optional = [&](const OptionalTensor& tensor) { return tensor ? OptionalTensor(one(*tensor)) : tensor; };
+    const auto list = [&](const Tensors& all) {
+      Tensors own;
+      for (const Tensor& tensor : all) own.push_back(one(tensor));
+      return own;
     };
-    grads.h_0 = pass_on(needs[kH0], d_h_n, t.recurrent());
-    grads.c_0 = pass_on(needs[kC0], d_c_n, t.hidden);
-    grads.reset_h = result(needs[kResetH] && t.reset_h, {D, t.batch, t.recurrent()});
-    grads.reset_c = result(needs[kResetC] && t.reset_c, {D, t.batch, t.hidden});
-  } else {
-    output = dense(output);
-    gates = dense(gates);
-    cell_states = dense(cell_states);
-    const BackwardRecurrence r = run_backward(layer, {d_output, d_h_n, d_c_n, d_cell_states}, gates, cell_states);
-    finish_gradients(layer, r, output, gates, cell_states, needs, grads);
-    grads.h_0 = needs[kH0] ? r.d_h_0 : result(false, {});
-    grads.c_0 = needs[kC0] ? r.d_c_0 : result(false, {});
-    grads.reset_h = optional_result(needs[kResetH] && t.reset && t.reset_h, r.d_reset_h);
-    grads.reset_c = optional_result(needs[kResetC] && t.reset && t.reset_c, r.d_reset_c);
+    const Incoming own{{optional(d_output), optional(d_h_n), optional(d_c_n), optional(d_cell_states)},
+                       one(output),
+                       one(gates),
+                       one(cell_states)};
+    Gradients own_grads{one(grads.input),      one(grads.h_0),      one(grads.c_0),      list(grads.weight_ih),
+                        list(grads.weight_hh), list(grads.bias_ih), list(grads.bias_hh), list(grads.weight_hr),
+                        one(grads.reset_h),    one(grads.reset_c)};
+    backward(Layer(t.member(m), allow_tf32), own, needs, own_grads);
   }
   return {grads.input,   grads.h_0,     grads.c_0,       grads.weight_ih, grads.weight_hh,
           grads.bias_ih, grads.bias_hh, grads.weight_hr, grads.reset_h,   grads.reset_c};

@@ -54,32 +54,21 @@ void stream_forward(const Layer& layer, const ForwardArgs& a, size_t d, cudaStre
 
 }  // namespace
 
-ForwardResults run_forward(const Layer& layer, bool training) {
+void run_forward(const Layer& layer, ForwardResults& r) {
   const LayerTensors& t = layer.t;
-  const int64_t D = t.directions;
-  ForwardResults r;
-  r.output = layer.like_rows(D * t.recurrent());
-  if (training) {
-    r.gates = layer.new_rows({D, t.rows, 4 * t.hidden}, t.dtype);
-    r.cell_states = layer.new_rows({D, t.rows, t.hidden}, t.acc_dtype());
-  }
   if (layer.empty()) {
-    r.h_n = torch::stable::clone(t.h_0);
-    r.c_n = torch::stable::clone(t.c_0);
-    return r;
+    torch::stable::copy_(r.h_n, t.h_0);
+    torch::stable::copy_(r.c_n, t.c_0);
+    return;
   }
-  if (layer.has_idle_rows()) torch::stable::zero_(r.output);
-  r.h_n = new_tensor(t.input, {D, t.batch, t.recurrent()}, t.dtype);
-  r.c_n = new_tensor(t.input, {D, t.batch, t.hidden}, t.dtype);
-
   ForwardArgs a{};
   a.rows = layer.rows;
   a.dtype = dtype_of(t.dtype);
   a.output = r.output.data_ptr();
   a.h_n = r.h_n.data_ptr();
   a.c_n = r.c_n.data_ptr();
-  a.gates = training ? r.gates.data_ptr() : nullptr;
-  a.cell_states = training ? r.cell_states.data_ptr() : nullptr;
+  a.gates = r.gates.defined() ? r.gates.data_ptr() : nullptr;
+  a.cell_states = r.cell_states.defined() ? r.cell_states.data_ptr() : nullptr;
   Tensors projected;  // kept until everything is launched
   for (size_t d = 0; d < t.weight_ih.size(); ++d) {
     projected.push_back(project_input(layer, d, a));
@@ -90,10 +79,9 @@ ForwardResults run_forward(const Layer& layer, bool training) {
   const Choice choice = layer.plan(Pass::kForward);
   if (choice.plan.shape.transport != Transport::kStream) {
     const Tensors owners = layer.prepare_resident(choice.plan, a);
-    if (was_launched(choice, layer.ordinal(), launch_forward(choice.plan, a, stream))) return r;
+    if (was_launched(choice, layer.ordinal(), launch_forward(choice.plan, a, stream))) return;
   }
   for (size_t d = 0; d < t.weight_hh.size(); ++d) stream_forward(layer, a, d, stream);
-  return r;
 }
 
 }  // namespace fusedlstm::gpu

@@ -12,7 +12,7 @@ inline Tensor transposed(const Tensor& t) {
   return torch::stable::transpose(t, 0, 1);
 }
 
-inline Tensor zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+inline Tensor zeros(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
   Tensor t = new_tensor(like, sizes, dtype);
   torch::stable::zero_(t);
   return t;
