@@ -247,7 +247,7 @@ FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int parts, in
           Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
           const typename K::operand* x[kRows];
           for (int r = 0; r < kRows; ++r) x[r] = row_of(part, r0 + r) + k;
-          multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors, 128>(tile, x, panel, block);
+          multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors, kBackwardStretch>(tile, x, panel, block);
           for (int r = 0; r < kRows; ++r) {
             for (int q = 0; q < kVectors && !first; ++q)
               tile.v[r][q] += load<V>(scratch + (r0 + r) * K::kPanel + q * K::kLanes);

@@ -120,6 +120,8 @@ FUSEDLSTM_INLINE void multiply_stretch(Tile<Isa, Product, kRows, kVectors>& tile
 
 // A running sum rounds in proportion to itself at every step: longer ones are cut into stretches that are added up.
 inline constexpr int kStretch = 256;
+// In backward: with 256, gradients of the input had a larger error than nn.LSTM's.
+inline constexpr int kBackwardStretch = 128;
 
 // tile[r] = sum over k of a[r][k * kStride] * panel[k]. `depth` counts elements of k, a multiple of kDepth.
 template <class Isa, class Product, int kRows, int kStride = 1, int kVectors = kPanelVectors, int kLongest = kStretch>

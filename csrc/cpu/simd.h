@@ -32,8 +32,8 @@ using HalfVector = typename VectorOf<uint16_t, Isa::kVectorBytes / 2>::type;
 // Any x86-64 machine, and the portable path on every other: 128-bit vectors without a fused multiply-add.
 struct Baseline {
   static constexpr int kVectorBytes = 16;
-  static constexpr int kTileRows = 3;  // 3 x 4 accumulators + 3 broadcasts + 1 weight = the 16 registers
-  static constexpr int kDirectSums = 8;
+  static constexpr int kTileRows = 3;    // 3 x 4 accumulators + 3 broadcasts + 1 weight = the 16 registers
+  static constexpr int kDirectSums = 8;  // vectors that direct.h adds up at once: half of the registers
 };
 // AVX2, FMA and F16C (x86-64-v3).
 struct Avx2 {
