@@ -95,6 +95,9 @@ FUSEDLSTM_INLINE void multiply_stretch(Tile<Isa, Product, kRows, kVectors>& tile
       V w[kVectors];
 #pragma GCC unroll 4
       for (int q = 0; q < kVectors; ++q) w[q] = load<V>(panel + u * kStep + q * kLanes<Isa, Product> * kD);
+      if constexpr (kUnroll == 2 && kRows > 1 && kVectors == kPanelVectors) {
+        for (V& v : w) keep_in_register(v);  // loads would take longer than the multiply-adds
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4

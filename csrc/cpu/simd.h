@@ -64,6 +64,13 @@ template <class V, class T>
 FUSEDLSTM_INLINE void add(T* p, V v) {
   store(p, load<V>(p) + v);
 }
+// For a value that several instructions use: GCC would make each of them load it again.
+template <class V>
+FUSEDLSTM_INLINE void keep_in_register([[maybe_unused]] V& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+}
 template <class To, class From>
 FUSEDLSTM_INLINE To bits(From v) {
   static_assert(sizeof(To) == sizeof(From));
