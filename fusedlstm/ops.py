@@ -48,7 +48,11 @@ def _fake_layer(*arguments):
 
 
 @torch.library.register_fake("fusedlstm::lstm_layer_inference")
-def _fake_inference(input, h_0, c_0, *_):
+def _fake_inference(input, h_0, c_0, *others):
+    # Called in place of a kernel also where only some of the tensors are on the meta device.
+    for tensor in (h_0, c_0, *chain.from_iterable(others[:5])):
+        if tensor.device != input.device:
+            raise RuntimeError(f"fusedlstm: expected all tensors on {input.device}, got one on {tensor.device}")
     D, _, R = h_0.shape[-3:]
     output = input.new_empty((*input.shape[:-1], D * R))
     return output, input.new_empty(h_0.shape), input.new_empty(c_0.shape)
