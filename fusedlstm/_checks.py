@@ -2,12 +2,14 @@
 
 Where nn.LSTM checks nothing and reads out of bounds, or fails by accident, there is an exception
 that says what was expected and what was got. Nothing is converted or moved to make a call fit.
+
+`sizes` is what the weights of a stack of layers must look like: input_size, hidden_size, proj_size, num_layers,
+directions, bias. A tuple without names, since one is made in every call.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,18 +18,7 @@ _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16
 _INDEX_DTYPES = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
 
 
-class Sizes(NamedTuple):
-    """What the weights of a stack of layers must look like."""
-
-    input_size: int
-    hidden_size: int
-    proj_size: int
-    num_layers: int
-    directions: int
-    bias: bool
-
-
-def sizes_of(weights, bidirectional) -> Sizes:
+def sizes_of(weights, bidirectional) -> tuple:
     """The sizes that the first layer's weights imply."""
     D = 2 if bidirectional else 1
     if len(weights) == 0 or len(weights) % D:
@@ -43,13 +34,31 @@ def sizes_of(weights, bidirectional) -> Sizes:
         )
     proj_size = first[-1].shape[0] if len(first) % 2 else 0
     H4, I = first[0].shape
-    return Sizes(I, H4 // 4, proj_size, len(weights) // D, D, len(first) > 3)
+    for row, layer in enumerate(weights):
+        if len(layer) != len(first):
+            raise RuntimeError(f"LSTM: Expected {len(first)} tensors in weights[{row}], got {len(layer)}")
+    return I, H4 // 4, proj_size, len(weights) // D, D, len(first) > 3
 
 
-def check_input(x, tensors, input_size):
+def check_tensors(x, hx, weights, sizes, B):
+    """Checks a call's tensors, of which `weights` are all in a row."""
+    check_input(x, weights[0], sizes[0])
+    check_weights(weights, sizes, x)
+    if hx is not None:
+        check_state(hx, sizes, B, x, "hidden")
+
+
+def refuse(*call):
+    """Raises what `check_tensors` does, in place of the exception that is being handled; or nothing."""
+    try:
+        check_tensors(*call)
+    except Exception as refusal:
+        raise refusal from None
+
+
+def check_input(x, weight, input_size):
     if x.dtype not in _DTYPES:
         raise RuntimeError(f"LSTM: Expected dtype float32, float64, bfloat16 or float16, got {x.dtype}")
-    weight = tensors[0]
     if not isinstance(weight, Tensor):
         raise TypeError(f"LSTM: Expected weight_ih_l0 to be a Tensor, got {type(weight).__name__}")
     if x.dtype is not weight.dtype:
@@ -66,36 +75,32 @@ def check_input(x, tensors, input_size):
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {x.size(-1)}")
 
 
-def check_weights(weights, sizes: Sizes, x):
+def check_weights(weights, sizes, x):
     input_size, hidden_size, proj_size, num_layers, D, bias = sizes
-    if len(weights) != num_layers * D:
-        raise RuntimeError(f"LSTM: Expected weights of {num_layers} layers x {D} directions, got {len(weights)}")
     dtype, device = x.dtype, x.device
     R = proj_size or hidden_size
-    shapes = [(4 * hidden_size, input_size), (4 * hidden_size, R)]
+    shapes = {"weight_ih": (4 * hidden_size, input_size), "weight_hh": (4 * hidden_size, R)}
     if bias:
-        shapes += [(4 * hidden_size,)] * 2
+        shapes |= {"bias_ih": (4 * hidden_size,), "bias_hh": (4 * hidden_size,)}
     if proj_size:
-        shapes.append((proj_size, hidden_size))
-    for row, layer in enumerate(weights):
-        if row == D:
-            shapes[0] = (4 * hidden_size, D * R)
-        if len(layer) != len(shapes):
-            raise RuntimeError(f"LSTM: Expected {len(shapes)} tensors in weights[{row}], got {len(layer)}")
-        for place, (tensor, shape) in enumerate(zip(layer, shapes)):
-            if (
-                not isinstance(tensor, Tensor)
-                or tensor.shape != shape
-                or tensor.dtype is not dtype
-                or tensor.device != device
-            ):
-                _refuse_weight(tensor, _weight_name(row, place, sizes), shape, dtype, device)
-
-
-def _weight_name(row, place, sizes: Sizes) -> str:
-    kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * sizes.bias + ["weight_hr"]
-    reverse = "_reverse" if row % sizes.directions else ""
-    return f"{kinds[place]}_l{row // sizes.directions}{reverse}"
+        shapes["weight_hr"] = (proj_size, hidden_size)
+    if len(weights) != num_layers * D * len(shapes):
+        raise RuntimeError(
+            f"LSTM: Expected {len(shapes)} weights for each of {num_layers} layers x {D} directions, got {len(weights)}"
+        )
+    tensors = iter(weights)
+    for layer in range(num_layers):
+        for reverse in ("", "_reverse")[:D]:
+            for kind, shape in shapes.items():
+                tensor = next(tensors)
+                if (
+                    not isinstance(tensor, Tensor)
+                    or tensor.shape != shape
+                    or tensor.dtype is not dtype
+                    or tensor.device != device
+                ):
+                    _refuse_weight(tensor, f"{kind}_l{layer}{reverse}", shape, dtype, device)
+        shapes["weight_ih"] = (4 * hidden_size, D * R)
 
 
 def _refuse_weight(tensor, name, shape, dtype, device):
@@ -134,10 +139,11 @@ def batched_state(state, is_batched):
     return state if is_batched else (state[0].unsqueeze(1), state[1].unsqueeze(1))
 
 
-def check_state(state, expected, x, name):
-    for place, tensor in enumerate(state):
-        if tensor.shape != expected[place]:
-            raise RuntimeError(f"Expected {name}[{place}] size {expected[place]}, got {list(tensor.shape)}")
+def check_state(state, sizes, B, x, name):
+    _, H, P, L, D, _ = sizes
+    for place, (tensor, expected) in enumerate(zip(state, ((L * D, B, P or H), (L * D, B, H)))):
+        if tensor.shape != expected:
+            raise RuntimeError(f"Expected {name}[{place}] size {expected}, got {list(tensor.shape)}")
         if tensor.device != x.device:
             raise RuntimeError(
                 f"Input and hidden tensors are not at the same device, "
@@ -186,9 +192,9 @@ def _is_readable(tensor) -> bool:
     )
 
 
-def check_packed(data, batch_sizes, options):
-    for name in ("lengths", "reset", "reset_state"):
-        if getattr(options, name) is not None:
+def check_packed(data, batch_sizes, **others):
+    for name, other in others.items():
+        if other is not None:
             raise ValueError(f"LSTM: Expected no {name} with a PackedSequence, got one")
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")

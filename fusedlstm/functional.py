@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import chain
 
 import torch
 from torch import _VF, Tensor
@@ -17,20 +17,6 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks, _library, _vmap, ops, reference
-from fusedlstm._checks import Sizes
-
-
-class Options(NamedTuple):
-    """How a call is made; see `lstm` for each."""
-
-    batch_first: bool = False
-    dropout: float = 0.0
-    training: bool = False
-    lengths: Tensor | None = None
-    reset: Tensor | None = None
-    reset_state: tuple[Tensor, Tensor] | None = None
-    return_cell_states: bool = False
-    return_gates: bool = False
 
 
 def lstm(
@@ -87,11 +73,10 @@ def lstm(
         m(input, hx)
     """
     sizes = _checks.sizes_of(weights, bidirectional)
-    options = Options(
-        batch_first, dropout, training, lengths, reset, reset_state, return_cell_states,
-        return_gates,
+    return run(
+        input, hx, list(chain.from_iterable(weights)), sizes, batch_first, dropout, training,
+        lengths, reset, reset_state, return_cell_states, return_gates,
     )  # fmt: skip
-    return run(input, hx, weights, sizes, options)
 
 
 def lstm_cell(
@@ -134,141 +119,140 @@ def lstm_cell(
         hx = _checks.checked_cell_state(hx, x, is_batched, H)
     if x.size(1) != I:
         raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {I}")
-    sizes = Sizes(I, H, 0, 1, 1, bias_ih is not None)
-    _, (h, c) = run(x.unsqueeze(0), hx, [weights], sizes, Options())
+    _, (h, c) = run(x.unsqueeze(0), hx, weights, (I, H, 0, 1, 1, bias_ih is not None))
     return (h[0], c[0]) if is_batched else (h[0, 0], c[0, 0])
 
 
-def run(input, hx, weights, sizes: Sizes, options: Options):
-    """`lstm` with sizes that the weights are checked against."""
+def run(
+    input, hx, weights, sizes, batch_first=False, dropout=0.0, training=False,
+    lengths=None, reset=None, reset_state=None, return_cell_states=False, return_gates=False,
+):  # fmt: skip
+    """`lstm` with all weights in a row, and the sizes (see _checks.py) that they are checked against."""
     batch_sizes = sorted_indices = unsorted_indices = None
     is_packed = isinstance(input, PackedSequence)
     if is_packed:
         x, batch_sizes, sorted_indices, unsorted_indices = input
-        _checks.check_packed(x, batch_sizes, options)
+        _checks.check_packed(x, batch_sizes, lengths=lengths, reset=reset, reset_state=reset_state)
         is_batched = True
     else:
-        x, is_batched = _time_major(input, options.batch_first)
+        x, is_batched = _time_major(input, batch_first)
     if hx is not None:
         hx = _checks.checked_pair(hx, "LSTM")
         if not is_packed or hx[0].dim() != 3 or hx[1].dim() != 3:
             hx = _checks.batched_state(hx, is_batched)
-
-    reset_state = options.reset_state
     if torch._C._is_any_autocast_enabled():
         x, hx, weights, reset_state = _autocast(x, hx, weights, reset_state)
-    tensors = [tensor for layer in weights for tensor in layer]
-    _checks.check_input(x, tensors, sizes.input_size)
-    _checks.check_weights(weights, sizes, x)
 
-    B = x.size(1) if batch_sizes is None else _checks.first_batch_size(batch_sizes, hx)
-    rows, R = sizes.num_layers * sizes.directions, sizes.proj_size or sizes.hidden_size
-    expected = (rows, B, R), (rows, B, sizes.hidden_size)
-    if hx is not None:
-        _checks.check_state(hx, expected, x, "hidden")
-        if sorted_indices is not None:
+    input_size, H, P, L, D, bias = sizes
+    shape = x.shape
+    B = shape[1] if batch_sizes is None else _checks.first_batch_size(batch_sizes, hx)
+    try:
+        if lengths is not None or reset is not None or reset_state is not None:
+            lengths, reset, reset_state = _row_states(
+                x, lengths, reset, reset_state, sizes, B, is_batched, batch_first
+            )  # fmt: skip
+        tensors = [*weights, x, *(hx or ()), *(reset_state or ())]
+        wants_states, is_compiling = return_cell_states or return_gates, torch.compiler.is_compiling()
+        operator = _operator(x, tensors, H, wants_states, lengths, reset, is_compiling)
+        # Kernels check all that they are given, and that it fits together; but they do not know `sizes`.
+        fits = (
+            len(weights) == L * D * ((4 if bias else 2) + (1 if P else 0))
+            and weights[1].shape == (4 * H, P or H)
+            and shape[-1] == input_size
+        )
+        if is_compiling or not fits or operator not in _KERNELS:
+            _checks.check_tensors(x, hx, weights, sizes, B)
+        if sorted_indices is not None and hx is not None:
+            _checks.check_state(hx, sizes, B, x, "hidden")
             hx = [state.index_select(1, sorted_indices) for state in hx]
-    lengths, reset, reset_state = _row_states(x, options, reset_state, expected, is_batched, sizes)
-
-    wants_states = options.return_cell_states or options.return_gates
-    differentiable = [x, *(hx or ()), *tensors, *(reset_state or ())]
-    operator = _operator(differentiable, x.device, wants_states, lengths, reset)
-    if sizes.hidden_size == 0:  # as nn.LSTMCell allows: nothing for a kernel to do
-        operator = reference.lstm_layer
-    states = _states_of_layers(x, hx, reset_state, B, sizes)
-    output, (h_n, c_n), cell_states, gates = _stack(
-        operator, x, states, weights, sizes, options, (batch_sizes, lengths, reset)
-    )
+        states = _states_of_layers(x, hx, reset_state, sizes, B)
+        rows, wanted = (batch_sizes, lengths, reset), (4,) * return_cell_states + (3,) * return_gates
+        output, h_n, c_n, *steps = _stack(operator, x, states, weights, sizes, rows, dropout if training else 0, wanted)
+        if type(output) is not Tensor or output.is_meta:  # a fake kernel may have run, which checks little
+            _checks.check_tensors(x, hx, weights, sizes, B)
+    except Exception:
+        _checks.refuse(x, hx, weights, sizes, B)
+        raise
 
     if is_packed:
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         if unsorted_indices is not None:
             h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
     else:
-        output = _arranged(output, 0, is_batched, options.batch_first)
-        if wants_states:
-            steps = (rows, x.size(0), B)
-            cell_states, gates = (
-                s if s is None else _arranged(s.view(*steps, s.size(-1)), 1, is_batched, options.batch_first)
-                for s in (cell_states, gates)
-            )
+        output = _arranged(output, 0, is_batched, batch_first)
+        if steps:
+            steps = [_arranged(s.view(L * D, *shape[:2], s.size(-1)), 1, is_batched, batch_first) for s in steps]
         if not is_batched:
             h_n, c_n = h_n.squeeze(1), c_n.squeeze(1)
-    result = output, (h_n, c_n)
-    if options.return_cell_states:
-        result += (cell_states,)
-    if options.return_gates:
-        result += (gates,)
-    return result
+    return output, (h_n, c_n), *steps
 
 
-def _states_of_layers(x, hx, reset_state, B, sizes):
-    """For each layer h_0, c_0, reset_h, reset_c; the first two are zeros where there is no hx."""
-    D, L, R = sizes.directions, sizes.num_layers, sizes.proj_size
+def _states_of_layers(x, hx, reset_state, sizes, B):
+    """h_0, c_0, reset_h and reset_c, each for all layers; the first two are zeros where there is no hx."""
+    _, H, P, L, D, _ = sizes
     if hx is None:
-        c_0 = x.new_zeros((D, B, sizes.hidden_size))
-        h_0 = x.new_zeros((D, B, R)) if R else c_0
+        c_0 = x.new_zeros(D, B, H)
+        h_0 = x.new_zeros(D, B, P) if P else c_0
         initial = [h_0] * L, [c_0] * L
     else:
         initial = [[state] if L == 1 else state.chunk(L) for state in hx]
     if reset_state is None:
         nothing = [None] * L
-        return zip(*initial, nothing, nothing)
-    return zip(*initial, *[state.chunk(L) for state in reset_state])
+        return *initial, nothing, nothing
+    return *initial, *[state.chunk(L) for state in reset_state]
 
 
-def _stack(operator, x, states, weights, sizes, options, rows):
-    """All layers: output of the last one; final states and all-step states of all, layer by layer."""
-    D, L = sizes.directions, sizes.num_layers
+def _stack(operator, x, states, weights, sizes, rows, dropout, wanted):
+    """All layers: output of the last; of all, layer by layer, h_n, c_n and the results at the places `wanted`."""
+    _, _, P, L, D, bias = sizes
+    h_0, c_0, reset_h, reset_c = states
+    each = len(weights) // L
     allow_tf32 = _allow_tf32(x)
-    finals_h, finals_c, all_cells, all_gates = [], [], [], []
-    for layer, (h_0, c_0, *reset_state) in enumerate(states):
-        kinds = _by_kind(weights[layer * D : layer * D + D], sizes)
-        result = operator(x, h_0, c_0, *kinds, *rows, *reset_state, allow_tf32)
+    kept = []
+    for layer in range(L):
+        kinds = _by_kind(weights[layer * each : (layer + 1) * each], D, bias, P)
+        result = operator(x, h_0[layer], c_0[layer], *kinds, *rows, reset_h[layer], reset_c[layer], allow_tf32)
         x = result[0]
-        finals_h.append(result[1])
-        finals_c.append(result[2])
-        if options.return_gates:
-            all_gates.append(result[3])
-        if options.return_cell_states:
-            all_cells.append(result[4])
-        if options.training and options.dropout != 0 and layer < L - 1:
-            x = torch.dropout(x, options.dropout, True)
-    of_layers = (finals_h, finals_c, all_cells, all_gates)
-    h_n, c_n, cells, gates = [s[0] if len(s) == 1 else torch.cat(s) if s else None for s in of_layers]
-    return x, (h_n, c_n), cells, gates
+        kept.append(result[1:3] + tuple([result[place] for place in wanted]) if wanted else result[1:3])
+        if dropout != 0 and layer < L - 1:
+            x = torch.dropout(x, dropout, True)
+    return x, *(kept[0] if L == 1 else map(torch.cat, zip(*kept)))
 
 
-def _by_kind(layer, sizes):
-    """One layer's weights as the operator takes them: five lists over the directions."""
-    bias = sizes.bias
-    return (
-        [w[0] for w in layer],
-        [w[1] for w in layer],
-        [w[2] for w in layer] if bias else [],
-        [w[3] for w in layer] if bias else [],
-        [w[-1] for w in layer] if sizes.proj_size else [],
-    )
+def _by_kind(weights, D, bias, P):
+    """One layer's weights as the operator takes them: of each kind those of all directions, none of absent kinds."""
+    kinds = len(weights) // D
+    lists = [*(zip(weights) if D == 1 else zip(weights[:kinds], weights[kinds:]))]
+    if not bias:
+        lists[2:2] = (), ()
+    if not P:
+        lists.append(())
+    return lists
 
 
-def _operator(differentiable, device, wants_states, lengths, reset):
+def _operator(x, tensors, H, wants_states, lengths, reset, is_compiling):
     """What runs a layer: the cheapest operator that serves the call, or the reference."""
     is_transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    if is_transformed and not _vmap.is_only_transform():
+    # A hidden size of 0, as nn.LSTMCell allows: nothing for a kernel to do.
+    if H == 0 or (is_transformed and not _vmap.is_only_transform()):
         return reference.lstm_layer
-    if device.type not in ("cpu", "meta") and _lacks_kernels(device):
+    if not x.is_cpu and not x.is_meta and _lacks_kernels(x.device):
         is_plain = not (is_transformed or wants_states) and lengths is None and reset is None
         return _torch_layer if is_plain else reference.lstm_layer
     # What is recorded for later must serve both with and without gradients; and of the two, only
     # lstm_layer can be called by AOTInductor, see ops.py. vmap hides what requires gradients.
-    is_recorded = torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
+    is_recorded = torch._C._get_tracing_state() is not None or (is_compiling and torch.compiler.is_exporting())
     if wants_states or is_recorded or (is_transformed and torch.is_grad_enabled()):
         return ops.lstm_layer
-    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)):
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         return ops.lstm_layer_inference
     # Compilers, and whoever overrides operators, must see the operator itself.
-    is_seen = torch.compiler.is_compiling() or torch.overrides.has_torch_function(differentiable)
+    is_seen = is_compiling or torch.overrides.has_torch_function(tensors)
     return ops.lstm_layer if is_seen else ops.differentiable_layer
+
+
+# What checks its arguments by itself.
+_KERNELS = (ops.lstm_layer_inference, ops.differentiable_layer, ops.lstm_layer)
 
 
 @functools.cache
@@ -337,26 +321,24 @@ def _autocast(x, hx, weights, reset_state):
         is_eligible = isinstance(tensor, Tensor) and tensor.is_floating_point()
         return tensor.to(dtype) if is_eligible and tensor.dtype != torch.float64 else tensor
 
-    weights = [[cast(tensor) for tensor in layer] for layer in weights]
     hx, reset_state = (None if s is None else tuple(map(cast, s)) for s in (hx, reset_state))
-    return cast(x), hx, weights, reset_state
+    return cast(x), hx, list(map(cast, weights)), reset_state
 
 
-def _row_states(x, options, reset_state, expected, is_batched, sizes):
+def _row_states(x, lengths, reset, reset_state, sizes, B, is_batched, batch_first):
     """Checked lengths, reset and reset_state as the operator takes them."""
-    lengths, reset = options.lengths, options.reset
     if lengths is not None:
         lengths = _checks.checked_lengths(lengths, x, is_batched)
     if reset is None:
         if reset_state is not None:
             raise ValueError("LSTM: Expected reset with reset_state, got reset_state alone")
         return lengths, None, None
-    if sizes.directions == 2:
+    if sizes[4] == 2:
         raise ValueError("LSTM: reset has no meaning with bidirectional=True, got both")
     if lengths is not None:
         raise ValueError("LSTM: Expected one of reset and lengths, got both")
-    reset = _checks.checked_reset(reset, x, is_batched, options.batch_first)
+    reset = _checks.checked_reset(reset, x, is_batched, batch_first)
     if reset_state is not None:
         reset_state = _checks.batched_state(_checks.checked_pair(reset_state, "LSTM", "reset_state"), is_batched)
-        _checks.check_state(reset_state, expected, x, "reset_state")
+        _checks.check_state(reset_state, sizes, B, x, "reset_state")
     return lengths, reset, reset_state

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm.functional import Options, Sizes, lstm_cell, run
+from fusedlstm.functional import lstm_cell, run
 
 # torch.fx.symbolic_trace records calls of these as one node each, as it does for nn.LSTM.
 torch.fx.wrap("run")
@@ -56,17 +56,13 @@ class FusedLSTM(nn.RNNBase):
         return_gates: bool = False,
     ):
         """Run the layers; arguments, results and errors are those of `fusedlstm.functional.lstm`."""
-        weights = [_parameters(self, names) for names in self._all_weights]
         directions = 2 if self.bidirectional else 1
-        sizes = Sizes(
-            self.input_size, self.hidden_size, self.proj_size, self.num_layers, directions,
-            self.bias,
+        sizes = self.input_size, self.hidden_size, self.proj_size, self.num_layers, directions, self.bias
+        weights = _parameters(self, self._flat_weights_names)
+        return run(
+            input, hx, weights, sizes, self.batch_first, self.dropout, self.training,
+            lengths, reset, reset_state, return_cell_states, return_gates,
         )  # fmt: skip
-        options = Options(
-            self.batch_first, self.dropout, self.training, lengths, reset, reset_state,
-            return_cell_states, return_gates,
-        )  # fmt: skip
-        return run(input, hx, weights, sizes, options)
 
     def flatten_parameters(self) -> None:
         """Does nothing: parameters are separate tensors, and are used as they are."""
@@ -76,7 +72,7 @@ class FusedLSTM(nn.RNNBase):
 
     @property
     def _flat_weights(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self._flat_weights_names]
+        return _parameters(self, self._flat_weights_names)
 
     def _init_flat_weights(self) -> None:
         pass

@@ -15,8 +15,9 @@ backward operator itself (double backward) is in _second_order.py.
 
 from __future__ import annotations
 
+import functools
 import math
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 
 import torch
 
@@ -48,7 +49,11 @@ def _fake_layer(*arguments):
 
 
 @torch.library.register_fake("fusedlstm::lstm_layer_inference")
-def _fake_inference(input, h_0, c_0, *_):
+def _fake_inference(input, h_0, c_0, *others):
+    # Called in place of a kernel also where only some of the tensors are on the meta device.
+    for tensor in (h_0, c_0, *chain.from_iterable(others[:5])):
+        if tensor.device != input.device:
+            raise RuntimeError(f"fusedlstm: expected all tensors on {input.device}, got one on {tensor.device}")
     D, _, R = h_0.shape[-3:]
     output = input.new_empty((*input.shape[:-1], D * R))
     return output, input.new_empty(h_0.shape), input.new_empty(c_0.shape)
@@ -83,8 +88,7 @@ class _Layer(torch.autograd.Function):
             results = lstm_layer(*arguments)
         output, _, _, gates, cell_states = results
         batch_sizes, lengths, reset = arguments[_ROWS]
-        ctx.list_sizes = [len(tensors) for tensors in arguments[LISTS]]
-        ctx.allow_tf32 = arguments[-1]
+        ctx.places, ctx.allow_tf32 = _places(*map(len, arguments[LISTS])), arguments[-1]
         ctx.mark_non_differentiable(gates)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output, gates, cell_states, batch_sizes, lengths, reset, *tensors)
@@ -93,13 +97,12 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_output, d_h_n, d_c_n, _, d_cell_states):
         output, gates, cell_states, batch_sizes, lengths, reset, *tensors = ctx.saved_tensors
-        first, lists, last = _split(tensors, ctx.list_sizes)
-        asked = ctx.needs_input_grad[1:]
-        asked_first, asked_lists, asked_last = _split(asked, ctx.list_sizes)
+        places, asked = ctx.places, ctx.needs_input_grad[1:]
+        lists, asked_lists = [tensors[place] for place in places], [any(asked[place]) for place in places]
         arguments = (
             d_output, d_h_n, d_c_n, d_cell_states,
-            *first, *lists, batch_sizes, lengths, reset, *last, ctx.allow_tf32,
-            output, gates, cell_states, [*asked_first, *map(any, asked_lists), *asked_last],
+            *tensors[:3], *lists, batch_sizes, lengths, reset, *tensors[-2:], ctx.allow_tf32,
+            output, gates, cell_states, [*asked[:3], *asked_lists, *asked[-2:]],
         )  # fmt: skip
         if torch.is_grad_enabled():  # double backward
             found = lstm_layer_backward(*arguments)
@@ -110,13 +113,19 @@ class _Layer(torch.autograd.Function):
         return (None, *[gradient if ask else None for gradient, ask in zip(flat, asked)])
 
 
-def _split(flat, list_sizes):
-    """The three entries before the lists, the lists, and the two after them, from all in a row."""
-    lists, end = [], 3
-    for size in list_sizes:
-        lists.append(flat[end : end + size])
-        end += size
-    return flat[:3], lists, flat[end:]
+def _tensors(
+    input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+    batch_sizes, lengths, reset, reset_h, reset_c, allow_tf32,
+):  # fmt: skip
+    """Of a layer's arguments all that can have gradients, in a row."""
+    return input, h_0, c_0, *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr, reset_h, reset_c
+
+
+@functools.cache
+def _places(*list_sizes) -> list[slice]:
+    """Where the lists are in the row of `_tensors`."""
+    ends = list(accumulate(list_sizes, initial=3))
+    return list(map(slice, ends, ends[1:]))
 
 
 # Function.apply without its detour for functorch: under vmap, the rule in _vmap.py comes first, and
@@ -130,7 +139,7 @@ def differentiable_layer(*arguments):
     What the operator does at the Autograd keys. To call it is the same as to call the operator, and
     faster: on the dispatcher's way there, all arguments and results are converted there and back.
     """
-    return _apply_layer(arguments, *arguments[:3], *chain.from_iterable(arguments[LISTS]), *arguments[11:13])
+    return _apply_layer(arguments, *_tensors(*arguments))
 
 
 def _layer_at_autograd_keys(*arguments):
@@ -139,8 +148,7 @@ def _layer_at_autograd_keys(*arguments):
     AOTInductor's executor passes None for an empty list of tensors: accepted here, on the way.
     """
     arguments = (*arguments[:3], *[tensors or [] for tensors in arguments[LISTS]], *arguments[8:])
-    tensors = (*arguments[:3], *chain.from_iterable(arguments[LISTS]), *arguments[11:13])
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in _tensors(*arguments)):
         return differentiable_layer(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return lstm_layer(*arguments)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from fusedlstm import FusedLSTM, convert, functional
@@ -151,8 +152,8 @@ def _break(module, name):
         ("meta", RuntimeError, "bias_ih_l1.*on cpu, got.*on meta"),
         ("None", TypeError, "weight_hh_l0 to be a Tensor, got NoneType"),
         ("hidden_size", RuntimeError, r"weight_ih_l0 of shape \[400, 3\].*got \[16, 3\]"),
-        ("num_layers", RuntimeError, "5 layers x 1 directions, got 2"),
-        ("bidirectional", RuntimeError, "2 layers x 2 directions, got 2"),
+        ("num_layers", RuntimeError, "4 weights for each of 5 layers x 1 directions, got 8"),
+        ("bidirectional", RuntimeError, "2 layers x 2 directions, got 8"),
     ],
 )
 def test_changed_module(name, error, text):
@@ -161,6 +162,46 @@ def test_changed_module(name, error, text):
     _break(module, name)
     with pytest.raises(error, match=text):
         module(X)
+
+
+@pytest.mark.parametrize(
+    "name, value, text",
+    [
+        ("hidden_size", 5, r"ih_l0 of shape \[20, 3\].*\[16, 3\]"),
+        ("proj_size", 3, r"hh_l0 of shape \[16, 3\].*\[16, 2\]"),
+    ],
+)
+def test_changed_module_with_a_state(name, value, text):
+    """The state fits the weights, but not what the module says of them."""
+    module = FusedLSTM(3, 4, 2, proj_size=2)
+    setattr(module, name, value)
+    with pytest.raises(RuntimeError, match=text):
+        module(X, (H[..., :2], H))
+
+
+@pytest.mark.parametrize("layers", range(6))
+def test_states_of_other_numbers_of_layers(layers):
+    module, state = FusedLSTM(3, 4, 2, bidirectional=True), torch.zeros(layers, 2, 4)
+    if layers == 4:
+        return module(X, (state, state))
+    with pytest.raises(RuntimeError, match=rf"hidden\[0\] size \(4, 2, 4\), got \[{layers}, 2, 4\]"):
+        module(X, (state, state))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_no_trace_of_the_kernels_own_exception(grad):
+    """The kernels refuse first; what users see is nn.LSTM's exception alone."""
+    with pytest.raises(RuntimeError, match="Expected 3, got 4") as caught, torch.set_grad_enabled(grad):
+        FusedLSTM(3, 4)(torch.ones(5, 2, 4))
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("is_fake", [True, False])
+def test_fake_tensors(is_fake):
+    """Which no kernel sees."""
+    module, x = FusedLSTM(3, 4), torch.ones(5, 2, 4)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.raises(RuntimeError, match="Expected 3, got 4"):
+        module(mode.from_tensor(x) if is_fake else x)
 
 
 def _packed(data=None, batch_sizes=(2, 2, 1), dtype=torch.int64):

@@ -1,6 +1,7 @@
 """Devices without kernels: PyTorch's own LSTM runs the layers, after one warning."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,6 +45,7 @@ def test_one_warning_names_the_cause():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert functional._lacks_kernels(device)
-    assert functional._operator([], device, False, None, None) is functional._torch_layer
-    wants_states = functional._operator([], device, True, None, None)
+    x = SimpleNamespace(is_cpu=False, is_meta=False, device=device)
+    assert functional._operator(x, [], 4, False, None, None, False) is functional._torch_layer
+    wants_states = functional._operator(x, [], 4, True, None, None, False)
     assert wants_states is functional.reference.lstm_layer

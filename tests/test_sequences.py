@@ -180,6 +180,8 @@ def test_states_of_other_arrangements(device):
     packed = pack_sequence([x[0], x[1, :3]])
     _, _, cells = module(packed, return_cell_states=True)
     assert cells.shape == (4, 8, 4)
+    _, _, cells, gates = module(x[:, :0], return_cell_states=True, return_gates=True)
+    assert cells.shape == (4, 2, 0, 4) and gates.shape == (4, 2, 0, 16)
 
 
 def test_cell_states_of_16_bits_are_float32(device):
