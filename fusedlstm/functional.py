@@ -151,9 +151,9 @@ def run(
             lengths, reset, reset_state = _row_states(
                 x, lengths, reset, reset_state, sizes, B, is_batched, batch_first
             )  # fmt: skip
-        tensors = [*weights, x, *(hx or ()), *(reset_state or ())]
+        differentiable = [*weights, x, *(hx or ()), *(reset_state or ())] if torch.is_grad_enabled() else []
         wants_states, is_compiling = return_cell_states or return_gates, torch.compiler.is_compiling()
-        operator = _operator(x, tensors, H, wants_states, lengths, reset, is_compiling)
+        operator = _operator(x, differentiable, H, wants_states, lengths, reset, is_compiling)
         # Kernels check all that they are given, and that it fits together; but they do not know `sizes`.
         fits = (
             len(weights) == L * D * ((4 if bias else 2) + (1 if P else 0))
@@ -166,7 +166,8 @@ def run(
             _checks.check_state(hx, sizes, B, x, "hidden")
             hx = [state.index_select(1, sorted_indices) for state in hx]
         states = _states_of_layers(x, hx, reset_state, sizes, B)
-        rows, wanted = (batch_sizes, lengths, reset), (4,) * return_cell_states + (3,) * return_gates
+        rows = batch_sizes, lengths, reset
+        wanted = (4,) * return_cell_states + (3,) * return_gates if wants_states else ()
         output, h_n, c_n, *steps = _stack(operator, x, states, weights, sizes, rows, dropout if training else 0, wanted)
         if type(output) is not Tensor or output.is_meta:  # a fake kernel may have run, which checks little
             _checks.check_tensors(x, hx, weights, sizes, B)
@@ -230,7 +231,7 @@ def _by_kind(weights, D, bias, P):
     return lists
 
 
-def _operator(x, tensors, H, wants_states, lengths, reset, is_compiling):
+def _operator(x, differentiable, H, wants_states, lengths, reset, is_compiling):
     """What runs a layer: the cheapest operator that serves the call, or the reference."""
     is_transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     # A hidden size of 0, as nn.LSTMCell allows: nothing for a kernel to do.
@@ -242,12 +243,12 @@ def _operator(x, tensors, H, wants_states, lengths, reset, is_compiling):
     # What is recorded for later must serve both with and without gradients; and of the two, only
     # lstm_layer can be called by AOTInductor, see ops.py. vmap hides what requires gradients.
     is_recorded = torch._C._get_tracing_state() is not None or (is_compiling and torch.compiler.is_exporting())
-    if wants_states or is_recorded or (is_transformed and torch.is_grad_enabled()):
+    if wants_states or is_recorded or (is_transformed and differentiable):
         return ops.lstm_layer
-    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+    if not (differentiable and any(tensor.requires_grad for tensor in differentiable)):
         return ops.lstm_layer_inference
     # Compilers, and whoever overrides operators, must see the operator itself.
-    is_seen = is_compiling or torch.overrides.has_torch_function(tensors)
+    is_seen = is_compiling or torch.overrides.has_torch_function(differentiable)
     return ops.lstm_layer if is_seen else ops.differentiable_layer
 
 
