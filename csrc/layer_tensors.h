@@ -3,8 +3,8 @@
 // One layer, or an ensemble of layers: M members of the same sizes. Then every tensor, argument or result, has the
 // members as one more dimension in front, of any stride; only batch_sizes are common to all.
 //
-// The checks are the last line of defence: fusedlstm/functional.py has already raised what nn.LSTM would raise. They
-// make sure that a direct call of the operator with wrong sizes, dtypes or devices is an exception and not a crash.
+// The checks here are those of a plain call: only when one fails does fusedlstm/functional.py look for what nn.LSTM
+// would raise. They also make a direct call of the operator with wrong sizes, dtypes or devices an exception.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
