@@ -12,7 +12,15 @@ the cotangents. With s for the state (h, c) after each step, F for the step, and
 
 So only the tangents need a loop in Python, of a few small operations a step, and no graph. The gradients that the
 steps add do not depend on one another: the steps are rows of one batch of one step, of which the reference is
-differentiated, a block at a time. The graph of a block is the only one, whatever T is.
+differentiated.
+
+The memory: all this goes by chunks of steps, each a layer of its own between the states of its neighbours. First
+through the chunks in the order of the steps, for the tangents; only those of the state before each chunk are kept.
+Then back: a chunk computes its tangents again, its adjoints, and its part of the gradients, and hands the gradients for
+the state before it to its neighbour. As large as all steps are only the arguments and the results. A chunk has `CHUNK`
+values of gates, whatever T is; it needs some dozens of tensors of that size, its graph included.
+
+Between chunks, gradients for c pass through the operator's arguments and results: of 16-bit types, rounded to them.
 """
 
 from __future__ import annotations
@@ -20,14 +28,13 @@ from __future__ import annotations
 from itertools import repeat
 
 import torch
-from torch import Tensor
 from torch.nn.functional import linear
 
 from fusedlstm import reference
-from fusedlstm.reference import DIFFERENTIABLE, as_list, leaf, listed
+from fusedlstm.reference import DIFFERENTIABLE, arranged, as_list, dense_rows, leaf, listed
 
-# Values of gates in a block of steps: the graph of a block keeps about fifteen times as many.
-BLOCK = 2**20
+# Values of gates in a chunk of steps: its graph keeps about fifteen times as many.
+CHUNK = 2**20
 
 
 def second_order(layer, incoming, results, cotangents, asked) -> list:
@@ -56,8 +63,7 @@ def second_order(layer, incoming, results, cotangents, asked) -> list:
     if is_ensemble:
         return _by_members(layer, incoming, results, cotangents, asked)
     with torch.autocast(layer[0].device.type, enabled=False):
-        by_steps = _by_steps if batch_sizes is None else _by_steps_packed
-        return by_steps(layer, incoming, results, cotangents, asked)
+        return _by_chunks(layer, incoming, results, cotangents, asked)
 
 
 def _by_reference(layer, incoming, cotangents, asked) -> list:
@@ -75,12 +81,7 @@ def _by_reference(layer, incoming, cotangents, asked) -> list:
         gradients, directions = zip(*moved)
         found = iter(torch.autograd.grad(gradients, wanted, directions, create_graph=keep_graph, allow_unused=True))
 
-    def taken(argument, need):
-        if isinstance(argument, list):
-            return [taken(tensor, need) for tensor in argument]
-        return next(found) if need and argument is not None else None
-
-    return [taken(argument, need) for argument, need in zip(arguments, asked)]
+    return [arranged(argument, need, found, lambda: None) for argument, need in zip(arguments, asked)]
 
 
 def _by_members(layer, incoming, results, cotangents, asked) -> list:
@@ -98,141 +99,218 @@ def _by_members(layer, incoming, results, cotangents, asked) -> list:
     return list(map(stacked, zip(*found)))
 
 
-def _by_steps(layer, incoming, results, cotangents, asked) -> list:
-    """`second_order` of dense data from the tangents and adjoints of all states: no graph over time."""
+def _by_chunks(layer, incoming, results, cotangents, asked) -> list:
+    """`second_order` of one layer of several steps: without a graph over time."""
     asks_incoming, asks_layer = asked[: len(incoming)], asked[len(incoming) :]
-    directions = [_Direction(layer, results, cotangents, d) for d in range(layer[1].size(0))]
-    found = [_nothing(argument) for argument in (*incoming, *layer)]
-    if any(asks_incoming):
-        tangents = zip(_side_by_side([one.tangents_of_results() for one in directions]), incoming, asks_incoming)
-        found[: len(incoming)] = [tangent.to(d.dtype) if need else None for tangent, d, need in tangents]
-    if not any(asks_layer):
-        return found
+    wide = results[2].dtype
+    tangents = [torch.zeros_like(d) if need else None for d, need in zip(incoming, asks_incoming)]
+    sums = [_zeros(layer[place], wide) if asks_layer[place] else None for place in DIFFERENTIABLE]
+    for d in range(layer[1].size(0)):
+        _Direction(layer, incoming, results, cotangents, d).run(tangents, sums)
 
-    # The part of the states' adjoints that comes through the gates of the next step: the gradient for the "input" of
-    # a layer whose weight_ih is weight_hh, with columns of its own for each direction.
-    backward = torch.ops.fusedlstm.lstm_layer_backward.default
-    weight_hh = layer[4]
-    as_input = [results[0], *layer[1:3], list(torch.block_diag(*weight_hh).chunk(len(weight_hh))), *layer[4:]]
-    through_gates = backward(*incoming, *as_input, *results, [place == 0 for place in DIFFERENTIABLE])[0]
-
-    needs = [asks_layer[place] for place in DIFFERENTIABLE]
-    to_states, to_input, to_weights, to_reset_state = zip(
-        *(one.contributions(incoming, through_gates, needs) for one in directions)
-    )
-    d_output, to_h_0, to_c_0, d_cell_states = _side_by_side(to_states)
-    del directions, through_gates, to_states  # as large as all h and c, several times
-    flowed = backward(d_output.to(layer[0].dtype), None, None, d_cell_states, *layer, *results, needs)
-    added = [sum(to_input), to_h_0, to_c_0, *map(list, zip(*to_weights)), *map(torch.stack, zip(*to_reset_state))]
-    for place, need, *parts in zip(DIFFERENTIABLE, needs, flowed, added):
-        if need:
-            sums = [(a + b).to(a.dtype) for a, b in zip(*map(as_list, parts))]
-            found[len(incoming) + place] = sums if isinstance(parts[0], list) else sums[0]
+    found = [*tangents, *map(_nothing, layer)]
+    for place, total in zip(DIFFERENTIABLE, sums):
+        if total is not None:
+            narrow = [one.to(layer[0].dtype) for one in as_list(total)]
+            found[len(incoming) + place] = narrow if isinstance(total, list) else narrow[0]
     return found
 
 
-def _side_by_side(directions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All h, one h, one c and all c of each direction, arranged as the operators' output, h_n, c_n and cell_states."""
-    all_h, h, c, all_c = zip(*directions)
-    return torch.cat(all_h, -1), torch.stack(h), torch.stack(c), torch.stack(all_c).flatten(1, 2)
-
-
 class _Direction:
-    """One direction of a layer: its states (h, c) and their tangents, `states_dot`, in float32 or float64.
+    """One direction of a layer: its arguments, and the rows of its steps in the order in which it runs them.
 
-    States are [T + 1, B, features]: those before and after step t at t and t + 1, in the reverse direction at t + 1
-    and t. A sequence begins with the state at `first` and ends with the one at `last`: one place for all, or with
-    lengths one each, [B]. At steps that are not run the gates, and so all that is computed from them, are zeros.
+    Tensors of S steps are [S, B, features], in `wide`: float32 or float64. Pairs are of h and c.
     """
 
-    def __init__(self, layer, results, cotangents, d: int):
-        self.input, h_0, c_0, *weights, _, lengths, reset, reset_h, reset_c, _ = layer
+    def __init__(self, layer, incoming, results, cotangents, d: int):
+        self.d, self.dtype, self.wide, self.allow_tf32 = d, layer[0].dtype, results[2].dtype, layer[-1]
+        arguments = [layer[place] for place in DIFFERENTIABLE]
+        self.input, *self.start, w_ih, w_hh, b_ih, b_hh, w_hr, reset_h, reset_c = self._own(arguments)
+        self.input_dot, *start_dot, w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot, reset_h_dot, reset_c_dot = (
+            self._own(cotangents)
+        )
+        self.weights = [w_ih, w_hh, b_ih, b_hh, w_hr]
+        self.weights_dot = [w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot]
+        self.lists = [[kind[d]] if kind else [] for kind in layer[3:8]]  # the weights as an operator's arguments
+        _, *end_adjoint = self._own([None, *incoming[1:3]])
+        self.start_dot, self.end_adjoint = (
+            [torch.zeros_like(state) if given is None else given for given, state in zip(pair, self.start)]
+            for pair in (start_dot, end_adjoint)
+        )
+
+        self.batch_sizes, self.lengths, self.reset = layer[8:11]
+        self.B, H = self.start[1].shape
+        self.T = self.input.size(0) if self.batch_sizes is None else self.batch_sizes.size(0)
+        self.sequences = torch.arange(self.B, device=self.input.device)
+        if self.batch_sizes is not None:
+            self.first_rows = [0, *self.batch_sizes.cumsum(0).tolist()]
+            self.lengths = dense_rows(self.batch_sizes, self.B)[1].to(self.input.device)
+        # The state that a sequence ends with is that before step `last`, or after all.
+        self.last = torch.full_like(self.sequences, self.T) if self.lengths is None else self.lengths.clamp(max=self.T)
+        self.reset_state, self.reset_state_dot = (reset_h, reset_c), (reset_h_dot, reset_c_dot)
+        # The reverse direction meets the padding first. Where a sequence begins it is reset, to the initial state.
+        self.begins_by_reset = d == 1 and self.lengths is not None
+        if self.begins_by_reset:
+            steps = torch.arange(self.T, device=self.input.device)
+            self.reset = steps[:, None] == self.T - self.last
+            self.last = self.T * (self.last > 0)
+            self.reset_state, self.reset_state_dot = self.start, self.start_dot
+
         output, gates, cell_states = results
-        T, B = self.input.shape[:2]
-        self.d, self.dtype, self.features = d, cell_states.dtype, (h_0.size(-1), c_0.size(-1))
-        self.sequences = torch.arange(B, device=self.input.device)
-        self.first, self.last, self.runs = 0, T, None
-        if lengths is not None:
-            self.last = lengths.clamp(max=T)
-            self.runs = (torch.arange(T, device=lengths.device)[:, None] < lengths).unsqueeze(-1)
-        if d == 1:
-            self.first, self.last = self.last, self.first
-        self.reset = None if reset is None else reset.unsqueeze(-1)
-        self.gates = gates[d].unflatten(0, (T, B))
-        steps = max(1, BLOCK // max(1, B * gates.size(-1)))
-        self.blocks = self._in_order([slice(t, min(t + steps, T)) for t in range(0, T, steps)])
+        self.gates, self.states = self._of_all_rows(gates), (self._columns(output), self._of_all_rows(cell_states))
+        self.incoming = self._columns(incoming[0]), self._of_all_rows(incoming[3])
+        steps = max(1, CHUNK // max(1, 4 * self.B * H))
+        self.chunks = [range(k, min(k + steps, self.T)) for k in range(0, self.T, steps)]
 
-        self.weights = [self._own(kind) for kind in weights]
-        self.reset_state = self._own(reset_h), self._own(reset_c)
-        self.states = self._states(output, cell_states, self.first, h_0, c_0)
+    def run(self, tangents, sums):
+        """Write the tangents of the results, and add the gradients for the layer's arguments; None: not asked."""
+        to_output, to_h_n, to_c_n, to_cell_states = tangents
+        before, befores = self.start_dot, []
+        for steps in self.chunks:
+            befores.append(before)
+            chunk = _Chunk(self, steps, before)
+            before = [states[chunk.end] for states in chunk.states_dot]
+            for to, states in zip((self._columns(to_output), self._of_all_rows(to_cell_states)), chunk.states_dot):
+                self.add(states[1:], to, steps)
+        for to, end in zip((to_h_n, to_c_n), before):
+            if to is not None:
+                to[self.d] = end
+        if all(total is None for total in sums):
+            return
 
-        self.input_dot, h_0_dot, c_0_dot, *weights_dot, reset_h_dot, reset_c_dot = cotangents
-        self.weights_dot = [self._own(kind) for kind in weights_dot]
-        self.reset_state_dot = self._own(reset_h_dot), self._own(reset_c_dot)
-        self.states_dot = self._states(None, None, self.first, h_0_dot, c_0_dot)
-        for block in self.blocks:
-            self._move(block)
+        to_input, to_h_0, to_c_0, *to_shared = self._own(sums)
+        if self.begins_by_reset:
+            to_shared[-2:] = to_h_0, to_c_0
+        adjoint, flow = self.end_adjoint, [torch.zeros_like(state) for state in self.start]
+        for steps, before in zip(reversed(self.chunks), reversed(befores)):
+            if steps != chunk.steps:  # the last chunk is still at hand
+                chunk = None  # its memory is for the next one
+                chunk = _Chunk(self, steps, before)
+            adjoint, flow = chunk.add_gradients(adjoint, flow, to_input, to_shared)
+        for to, gradient in zip((to_h_0, to_c_0), flow):
+            if to is not None:
+                to += gradient
 
-    def tangents_of_results(self):
-        """Of output, h_n, c_n and cell_states, as `_side_by_side` takes them."""
-        h, c = self.states_dot
-        at_end = self.last, self.sequences
-        return self._of_run(self._after(h)), h[at_end], c[at_end], self._of_run(self._after(c))
+    def read(self, rows, steps: range):
+        """The rows of some steps, with zeros where they are not run."""
+        if rows is None:
+            return None
+        times = self._times(steps)
+        if self.batch_sizes is None:
+            dense = rows[times].to(self.wide)
+            if self.lengths is not None:
+                runs = torch.arange(times.start, times.stop, device=rows.device)[:, None] < self.lengths
+                dense = dense.where(runs.unsqueeze(-1), 0)
+        else:
+            of_times, places = self._packed(rows, times)
+            dense = torch.zeros(len(steps) * self.B, rows.size(-1), dtype=self.wide, device=rows.device)
+            dense = dense.index_copy_(0, places, of_times.to(self.wide)).unflatten(0, (len(steps), self.B))
+        return dense.flip(0) if self.d == 1 else dense
 
-    def contributions(self, incoming, through_gates, needs):
-        """What the steps add to the gradients for all states, for the input, the five weights and the reset state.
+    def add(self, dense, to, steps: range):
+        """Add to the rows of some steps in `to`, unless that is None."""
+        if to is None:
+            return
+        times, dense = self._times(steps), dense.flip(0) if self.d == 1 else dense
+        if self.batch_sizes is None:
+            to[times] += dense
+        else:
+            of_times, places = self._packed(to, times)
+            of_times += dense.flatten(0, 1)[places]
 
-        Those for the states are as `_side_by_side` takes them, those for the initial state as the single ones.
+    def before(self, steps: range):
+        """The states before the first of some steps."""
+        if steps.start == 0:
+            return self.start
+        return [self.read(rows, range(steps.start - 1, steps.start))[0] for rows in self.states]
+
+    def _times(self, steps: range) -> slice:
+        return slice(self.T - steps.stop, self.T - steps.start) if self.d == 1 else slice(steps.start, steps.stop)
+
+    def _packed(self, rows, times: slice):
+        """Packed rows of some times, and their places among as many times B rows."""
+        places = dense_rows(self.batch_sizes[times], self.B)[0].to(rows.device)
+        return rows[self.first_rows[times.start] : self.first_rows[times.stop]], places
+
+    def _columns(self, output):
+        """This direction's part of the features of an output."""
+        width = self.start[0].size(-1)
+        return None if output is None else output[..., self.d * width : (self.d + 1) * width]
+
+    def _of_all_rows(self, rows):
+        """This direction's part of [D, N, features]: by times, or packed."""
+        if rows is None:
+            return None
+        return rows[self.d].unflatten(0, (self.T, self.B)) if self.batch_sizes is None else rows[self.d]
+
+    def _own(self, arguments):
+        """This direction's of arguments that can have gradients, of which the first, the input, is everybody's."""
+        input, *of_directions = arguments
+        found = [None if kind is None or len(kind) == 0 else kind[self.d] for kind in of_directions]
+        return [input, *(None if one is None else one.to(self.wide) for one in found)]
+
+
+class _Chunk:
+    """Some steps of a direction, with their states and tangents: [S + 1, B, features], step k between k and k + 1.
+
+    At steps that are not run the gates, and so all that is computed from them, are zeros.
+    """
+
+    def __init__(self, direction: _Direction, steps: range, before_dot):
+        self.direction, self.steps = direction, steps
+        rows = direction.input, direction.input_dot, direction.gates, *direction.states
+        self.input, self.input_dot, gates, *after = (direction.read(each, steps) for each in rows)
+        self.states = [torch.cat([b.unsqueeze(0), a]) for b, a in zip(direction.before(steps), after)]
+        self.reset = None if direction.reset is None else direction.reset[steps.start : steps.stop].unsqueeze(-1)
+        # Where each sequence is in the states when it ends, or the chunk does.
+        self.end = (direction.last - steps.start).clamp(0, len(steps)), direction.sequences
+
+        i, f, g, o = gates.chunk(4, -1)
+        tanh_c = after[1].tanh()
+        self.gates, self.f, self.h_by_c = gates, f, o * (1 - tanh_c * tanh_c)  # how h, unprojected, changes with c
+        self.states_dot = self._tangents(before_dot, i, f, g, o, tanh_c)
+
+    def add_gradients(self, adjoint, flow, to_input, to_shared):
+        """Add to the gradients for the input, and for the five weights and the reset state; None: not asked.
+
+        Args:
+            adjoint, flow: the gradients of first and of second order for the states at the end.
+
+        Returns:
+            Those for the states before the chunk.
         """
-        adjoints = self._adjoints(incoming, through_gates)
-        to_states = [torch.zeros_like(states) for states in adjoints]
-        to_reset_state = [torch.zeros_like(states[0]) for states in adjoints]
-        to_input = torch.zeros_like(self.input, dtype=self.dtype) if needs[0] else 0
-        to_weights = [0] * len(self.weights)
-        weights = [[] if w is None else [w] for w in self.weights]
-        asked = [False] * len(incoming) + [needs[0], True, True, *needs[3:8]] + [False] * 6
+        direction = self.direction
+        needs = [to is not None for to in (to_input, *to_shared)]
+        adjoints = self._adjoints(adjoint)
+        to_rows, to_h, to_c, *added = self._added_by_steps(adjoints, needs)
+        to_states, to_reset_state = [torch.zeros_like(states) for states in adjoints], [None, None]
+        for k, to_before in enumerate((to_h, to_c)):
+            if self.reset is not None:
+                to_reset_state[k] = to_before.where(self.reset, 0).sum(0)
+                to_before = to_before.masked_fill(self.reset, 0)
+            to_states[k][:-1] = to_before
+            to_states[k][self.end] += flow[k]
+        through_rows, through_h, through_c, *through = self._backward(to_states, self.input, direction.lists, needs)
 
-        for block in self.blocks:
-            rows = [self._of_run(self.input, block), *self._entering(self.states, self.reset_state, block)]
-            rows_dot = (
-                self._of_run(self.input_dot, block),
-                *self._entering(self.states_dot, self.reset_state_dot, block),
-            )
-            d_h, d_c = (_as_batch(self._of_run(self._after(states), block)) for states in adjoints)
-            found = _by_reference(
-                [*map(_as_batch, rows), *weights, None, None, None, None, None, False],
-                [d_h, None, None, d_c],
-                [*map(_as_batch, rows_dot), *self.weights_dot, None, None],
-                asked,
-            )[len(incoming) :]
-            if needs[0]:
-                to_input[block] = found[0].view_as(rows[0])
-            for k in range(2):
-                added = found[1 + k].view_as(rows[1 + k])
-                if self.reset is not None:
-                    to_reset_state[k] += added.where(self.reset[block], 0).sum(0)
-                    added = added.masked_fill(self.reset[block], 0)
-                self._before(to_states[k])[block] = added
-            for k, kind in enumerate(found[3:8]):
-                if needs[3 + k] and kind:
-                    to_weights[k] += kind[0]
+        if to_input is not None:
+            direction.add(to_rows + through_rows, to_input, self.steps)
+        for to, *parts in zip(to_shared, [*added, *to_reset_state], through):
+            for part in parts:
+                if to is not None and part is not None:
+                    to += part
+        return [kind[0].clone() for kind in adjoints], [to_states[0][0] + through_h, to_states[1][0] + through_c]
 
-        h, c = to_states
-        at_start = self.first, self.sequences
-        return (self._after(h), h[at_start], c[at_start], self._after(c)), to_input, to_weights, to_reset_state
-
-    def _move(self, block: slice):
-        """Add to the tangents of the states what the steps of a block make of those before and of the arguments'."""
-        w_ih, w_hh, _, _, w_hr = self.weights
-        w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot = self.weights_dot
-        i, f, g, o, tanh_c, h_by_c = self._cells(block)
-        h, c = self._entering(self.states, self.reset_state, block)
+    def _tangents(self, before_dot, i, f, g, o, tanh_c):
+        """How the states change along the cotangents."""
+        direction = self.direction
+        w_ih, w_hh, _, _, w_hr = direction.weights
+        w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot = direction.weights_dot
+        h, c = self._entering(self.states, direction.reset_state)
         # How c changes with the sums of i, f and g, and h (before its projection) with that of o.
         by_sums = torch.cat([g * i * (1 - i), c * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], -1)
 
         sums_dot = torch.zeros_like(by_sums)
-        rows = self._of_run(self.input, block), self._of_run(self.input_dot, block), h
-        for x, w in zip(rows, (w_ih_dot, w_ih, w_hh_dot)):
+        for x, w in zip((self.input, self.input_dot, h), (w_ih_dot, w_ih, w_hh_dot)):
             if x is not None and w is not None:
                 sums_dot += linear(x, w)
         for b_dot in (b_ih_dot, b_hh_dot):
@@ -240,130 +318,110 @@ class _Direction:
                 sums_dot += b_dot
         projected_dot = None if w_hr_dot is None else linear(o * tanh_c, w_hr_dot)
 
-        after_h, after_c = map(self._after, self.states_dot)
-        for t in self._in_order(range(block.start, block.stop)):
-            k = t - block.start
-            h, c = self._entering(self.states_dot, self.reset_state_dot, t)
+        states_dot = [torch.cat([b.unsqueeze(0), torch.empty_like(a[1:])]) for b, a in zip(before_dot, self.states)]
+        for k in range(len(self.steps)):
+            h, c = self._entering(states_dot, direction.reset_state_dot, k)
             i_dot, f_dot, g_dot, o_dot = (torch.addmm(sums_dot[k], h, w_hh.t()) * by_sums[k]).chunk(4, -1)
-            c = torch.addcmul(i_dot + f_dot + g_dot, f[k], c)
-            h = torch.addcmul(o_dot, h_by_c[k], c)
+            c = torch.addcmul(i_dot + f_dot + g_dot, f[k], c, out=states_dot[1][k + 1])
+            h = torch.addcmul(o_dot, self.h_by_c[k], c)
             if w_hr is not None:
                 h = linear(h, w_hr)
             if projected_dot is not None:
                 h += projected_dot[k]
-            after_h[t] += h
-            after_c[t] += c
+            states_dot[0][k + 1] = h
+        return states_dot
 
-    def _adjoints(self, incoming, through_gates):
+    def _adjoints(self, at_end):
         """The gradients of first order for all states."""
-        d_output, d_h_n, d_c_n, d_cell_states = incoming
-        adjoints = self._states(d_output, d_cell_states, self.last, d_h_n, d_c_n)
-        h, c = map(self._after, adjoints)
-        before_h, before_c = map(self._before, adjoints)
-        through_gates = through_gates[..., self._columns()]
-        before_h += through_gates if self.reset is None else through_gates.masked_fill(self.reset, 0)
-        w_hr = self.weights[-1]
-        for block in reversed(self.blocks):
-            _, f, _, _, _, h_by_c = self._cells(block)
-            if self.reset is not None:
-                f = f.masked_fill(self.reset[block], 0)
-            through_h = (h[block] if w_hr is None else h[block] @ w_hr) * h_by_c
-            for t in reversed(self._in_order(range(block.start, block.stop))):
-                k = t - block.start
-                before_c[t].addcmul_(f[k], c[t] + through_h[k])
+        direction, adjoints = self.direction, []
+        for states, rows, one in zip(self.states, direction.incoming, at_end):
+            adjoint, given = torch.zeros_like(states), direction.read(rows, self.steps)
+            if given is not None:
+                adjoint[1:] = given
+            adjoint[self.end] += one
+            adjoints.append(adjoint)
+
+        # The part for h that comes through the gates of the step after it: the gradient for the "input" of a layer
+        # whose weight_ih is weight_hh.
+        h, c = adjoints
+        _, weight_hh, *others = direction.lists
+        needs = [True] + [False] * (len(direction.weights) + 2)
+        through_gates = self._backward(adjoints, self.states[0][1:], [weight_hh, weight_hh, *others], needs)[0]
+        f = self.f
+        if self.reset is not None:
+            through_gates, f = (each.masked_fill(self.reset, 0) for each in (through_gates, f))
+        h[:-1] += through_gates
+        w_hr = direction.weights[-1]
+        through_h = (h[1:] if w_hr is None else h[1:] @ w_hr) * self.h_by_c
+        for k in reversed(range(len(self.steps))):
+            c[k].addcmul_(f[k], c[k + 1] + through_h[k])
         return adjoints
 
-    def _cells(self, block: slice):
-        """i, f, g, o, tanh(c) and how h, before its projection, changes with c: at the steps of a block."""
-        i, f, g, o = self.gates[block].to(self.dtype).chunk(4, -1)
-        tanh_c = self._after(self.states[1])[block].tanh()
-        return i, f, g, o, tanh_c, o * (1 - tanh_c * tanh_c)
+    def _added_by_steps(self, adjoints, needs):
+        """What steps add: each to the gradients for its input and the state before it, all to those for the weights."""
+        direction = self.direction
+        rows = self.input, *self._entering(self.states, direction.reset_state)
+        rows_dot = self.input_dot, *self._entering(self.states_dot, direction.reset_state_dot)
+        d_h, d_c = (_as_batch(states[1:]) for states in adjoints)
+        weights = [[] if w is None else [w] for w in direction.weights]
+        found = _by_reference(
+            [*map(_as_batch, rows), *weights, None, None, None, None, None, False],
+            [d_h, None, None, d_c],
+            [*map(_as_batch, rows_dot), *direction.weights_dot, None, None],
+            [False] * 4 + [needs[0], True, True, *needs[1:6]] + [False] * 6,
+        )
+        to_rows = [None if to is None else to.view_as(x) for to, x in zip(found[4:7], rows)]
+        return *to_rows, *map(_only, found[7:12])
 
-    def _entering(self, states, reset_state, at):
-        """(h, c) before step or steps `at`, after resets."""
-        entering = [self._before(kind)[at] for kind in states]
+    def _backward(self, d_states, input, lists, needs):
+        """`lstm_layer_backward` of the chunk as a layer, from the gradients for the states after each step.
+
+        Gradients for the input, the state before the chunk, the weights and the reset state. `needs` are without those
+        for the state, which are always found.
+        """
+        direction = self.direction
+
+        def of_operator(pair):
+            return [None if one is None else one.unsqueeze(0).to(direction.dtype) for one in pair]
+
+        def results(pair):
+            h, c = (states[1:] for states in pair)
+            return h.to(direction.dtype), c.flatten(0, 1).unsqueeze(0)
+
+        d_output, d_cell_states = results(d_states)
+        output, cell_states = results(self.states)
+        found = torch.ops.fusedlstm.lstm_layer_backward.default(
+            *(d_output, None, None, d_cell_states),
+            *(input.to(direction.dtype), *of_operator(states[0] for states in self.states), *lists, None, None),
+            None if self.reset is None else self.reset.squeeze(-1),
+            *(*of_operator(direction.reset_state), direction.allow_tf32),
+            *(output, self.gates.flatten(0, 1).unsqueeze(0).to(direction.dtype), cell_states),
+            [needs[0], True, True, *needs[1:]],
+        )
+        d_input, d_h, d_c, *d_weights, d_reset_h, d_reset_c = found
+        return d_input, d_h[0], d_c[0], *map(_only, d_weights), *(d.squeeze(0) for d in (d_reset_h, d_reset_c))
+
+    def _entering(self, states, reset_state, k=slice(None)):
+        """(h, c) before step k, or all steps, after resets."""
+        before = [kind[:-1][k] for kind in states]
         if self.reset is None:
-            return entering
+            return before
         return [
-            before.masked_fill(self.reset[at], 0) if replaced is None else replaced.where(self.reset[at], before)
-            for before, replaced in zip(entering, reset_state)
+            kind.masked_fill(self.reset[k], 0) if replaced is None else replaced.where(self.reset[k], kind)
+            for kind, replaced in zip(before, reset_state)
         ]
 
-    def _states(self, output, cell_states, place, h, c):
-        """States that are those of the steps that are run, and to which (h, c) are added at `place`."""
-        T, B = self.input.shape[:2]
-        if output is not None:
-            output = output[..., self._columns()]
-        if cell_states is not None:
-            cell_states = cell_states[self.d].unflatten(0, (T, B))
-        found = []
-        for steps, one, features in zip((output, cell_states), (h, c), self.features):
-            states = torch.zeros((T + 1, B, features), dtype=self.dtype, device=self.input.device)
-            if steps is not None:
-                self._after(states).copy_(self._of_run(steps))
-            if one is not None:
-                states[place, self.sequences] += self._own(one)
-            found.append(states)
-        return found
 
-    def _before(self, states):
-        """The states before each step, [T, B, features], in the order of time."""
-        return states[self.d : self.d + self.input.size(0)]
-
-    def _after(self, states):
-        return states[1 - self.d : 1 - self.d + self.input.size(0)]
-
-    def _of_run(self, rows, block=slice(None)):
-        """Rows of steps, with zeros where they are not run."""
-        if rows is None:
-            return None
-        rows = rows[block].to(self.dtype)
-        return rows if self.runs is None else rows.where(self.runs[block], 0)
-
-    def _in_order(self, steps):
-        """Steps, or blocks of them, in the order in which this direction runs them."""
-        return steps[::-1] if self.d == 1 else steps
-
-    def _columns(self):
-        """This direction's part of the features of an output."""
-        return slice(self.d * self.features[0], (self.d + 1) * self.features[0])
-
-    def _own(self, of_directions):
-        """This direction's tensor of a list or a stack of them."""
-        if of_directions is None or len(of_directions) == 0 or of_directions[self.d] is None:
-            return None
-        return of_directions[self.d].to(self.dtype)
+def _zeros(argument, dtype):
+    """Zeros of the sizes of an argument, or of each of a list."""
+    if isinstance(argument, list):
+        return [_zeros(tensor, dtype) for tensor in argument]
+    return torch.zeros_like(argument, dtype=dtype)
 
 
-def _by_steps_packed(layer, incoming, results, cotangents, asked) -> list:
-    """`_by_steps` of packed data: the same sequences side by side, with lengths."""
-    input, h_0, _, *weights, batch_sizes, _, _, _, _, allow_tf32 = layer
-    d_output, d_h_n, d_c_n, d_cell_states = incoming
-    output, gates, cell_states = results
-    T, B = batch_sizes.size(0), h_0.size(1)
-    rows, lengths = (index.to(input.device) for index in reference.dense_rows(batch_sizes, B))
-
-    def dense(tensor, dim=0):
-        if tensor is None:
-            return None
-        sizes = [*tensor.shape[:dim], T * B, tensor.size(-1)]
-        tensor = tensor.new_zeros(sizes).index_copy(dim, rows, tensor)
-        return tensor.unflatten(0, (T, B)) if dim == 0 else tensor
-
-    found = _by_steps(
-        [dense(input), *layer[1:3], *weights, None, lengths, None, None, None, allow_tf32],
-        [dense(d_output), d_h_n, d_c_n, dense(d_cell_states, 1)],
-        [dense(output), dense(gates, 1), dense(cell_states, 1)],
-        [dense(cotangents[0]), *cotangents[1:]],
-        asked,
-    )
-
-    for place in (0, len(incoming)):  # as d_output and input
-        if found[place] is not None:
-            found[place] = found[place].flatten(0, 1)[rows]
-    if found[3] is not None:  # as d_cell_states
-        found[3] = found[3][:, rows]
-    return found
+def _only(tensors):
+    """The one tensor of a list; None of an empty one."""
+    return tensors[0] if tensors else None
 
 
 def _as_batch(rows):

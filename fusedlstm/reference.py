@@ -134,12 +134,19 @@ def lstm_layer_backward(d_output, d_h_n, d_c_n, d_cell_states, *arguments) -> tu
     else:
         found = map(torch.zeros_like, wanted)
 
-    def taken(argument, need):
-        if isinstance(argument, list):
-            return [taken(tensor, need) for tensor in argument]
-        return next(found) if need and argument is not None else layer[0].new_empty(0)
+    nothing = layer[0].new_empty
+    return tuple(arranged(layer[place], need, found, lambda: nothing(0)) for place, need in zip(DIFFERENTIABLE, needs))
 
-    return tuple(taken(layer[place], need) for place, need in zip(DIFFERENTIABLE, needs))
+
+def arranged(argument, need, found, otherwise):
+    """The next of `found` for the argument, or for each of a list, if it is needed; else what `otherwise` returns.
+
+    Not inside the functions that call it: a recursive closure is a cycle, which would keep a whole graph for the
+    garbage collector.
+    """
+    if isinstance(argument, list):
+        return [arranged(tensor, need, found, otherwise) for tensor in argument]
+    return next(found) if need and argument is not None else otherwise()
 
 
 def member(layer, m: int) -> list:

@@ -1,14 +1,18 @@
-"""Double backward: its blocks of steps, against differentiating the reference at once; its memory."""
+"""Double backward: its chunks of steps, against differentiating the reference at once; its memory."""
 
+import gc
+import weakref
 from dataclasses import dataclass
 from itertools import combinations
 
 import pytest
 import torch
 from tolerance import assert_near, tolerance
-from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fusedlstm import _second_order, ops, reference
+from fusedlstm._second_order import second_order
 
 T, B, I, H = 5, 3, 2, 4
 
@@ -38,8 +42,8 @@ BY_STEPS = [kind for kind in KINDS if kind != "reset-and-lengths"]
 
 
 @pytest.fixture
-def one_step_a_block(monkeypatch):
-    monkeypatch.setattr(_second_order, "BLOCK", 1)
+def one_step_a_chunk(monkeypatch):
+    monkeypatch.setattr(_second_order, "CHUNK", 1)
 
 
 def _layer(options, device, steps=T, batch=B, features=I, hidden=H):
@@ -112,7 +116,7 @@ def _assert_equal(layer, incoming, cotangents, wanted):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_subset_of_results(kind, one_step_a_block, device):
+def test_each_subset_of_results(kind, one_step_a_chunk, device):
     layer, leaves = _layer(KINDS[kind], device)
     incoming, cotangents = _incoming(layer), _like(leaves)
     for size in range(1, 5):
@@ -122,7 +126,7 @@ def test_each_subset_of_results(kind, one_step_a_block, device):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_cotangent_and_each_gradient_alone(kind, one_step_a_block, device):
+def test_each_cotangent_and_each_gradient_alone(kind, one_step_a_chunk, device):
     layer, leaves = _layer(KINDS[kind], device)
     incoming, cotangents = _incoming(layer), _like(leaves)
     for alone in range(len(leaves)):
@@ -132,10 +136,10 @@ def test_each_cotangent_and_each_gradient_alone(kind, one_step_a_block, device):
         _assert_equal(layer, incoming, cotangents, [wanted])
 
 
-@pytest.mark.parametrize("steps_a_block", [1, 2, 3, T, T + 1])
+@pytest.mark.parametrize("steps_a_chunk", [1, 2, 3, T, T + 1])
 @pytest.mark.parametrize("kind", ["reset-state", "lengths-everything", "packed-everything"])
-def test_every_length_of_a_block(kind, steps_a_block, monkeypatch, device):
-    monkeypatch.setattr(_second_order, "BLOCK", steps_a_block * B * 4 * H)
+def test_every_length_of_a_chunk(kind, steps_a_chunk, monkeypatch, device):
+    monkeypatch.setattr(_second_order, "CHUNK", steps_a_chunk * B * 4 * H)
     layer, leaves = _layer(KINDS[kind], device)
     incoming = _incoming(layer)
     _assert_equal(layer, incoming, _like(leaves), [*leaves, *incoming])
@@ -150,7 +154,7 @@ def test_small_sizes(kind, steps, batch, device):
 
 
 @pytest.mark.parametrize("kind", BY_STEPS)
-def test_gradgradcheck(kind, one_step_a_block, device):
+def test_gradgradcheck(kind, one_step_a_chunk, device):
     """By finite differences of the gradients, which do not use the reference."""
     layer, leaves = _layer(KINDS[kind], device, steps=3)
 
@@ -160,7 +164,7 @@ def test_gradgradcheck(kind, one_step_a_block, device):
     assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
 
 
-def test_the_steps_are_not_a_graph(one_step_a_block, monkeypatch, device):
+def test_the_steps_are_not_a_graph(one_step_a_chunk, monkeypatch, device):
     """The reference is differentiated one step at a time, unless there is to be a third order."""
     steps = []
     run = reference.lstm_layer
@@ -171,42 +175,77 @@ def test_the_steps_are_not_a_graph(one_step_a_block, monkeypatch, device):
     assert steps == [1] * (2 * T)
 
 
-class _Kept:
-    """What a graph has saved, while it is saved; `alive` and `most` are bytes."""
+class _Live(TorchDispatchMode):
+    """Counts the bytes of all tensors that operators make while it is active: those alive, and the most at one time."""
 
-    alive = most = 0
+    def __init__(self, given):
+        super().__init__()
+        self.known = {tensor.untyped_storage()._cdata for tensor in given}
+        self.alive = self.most = 0
 
-    def __init__(self, tensor):
-        self.tensor = tensor
-        _Kept.alive += tensor.nbytes
-        _Kept.most = max(_Kept.most, _Kept.alive)
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        results = operator(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                self._count(tensor.untyped_storage())
+        return results
 
-    def __del__(self):
-        _Kept.alive -= self.tensor.nbytes
+    def _count(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        self.known.add(key)
+        self.alive += size
+        self.most = max(self.most, self.alive)
+        weakref.finalize(storage, self._freed, key, size)
 
-
-def _graph_bytes(steps, device) -> int:
-    """The most that the graphs of double backward keep at one time, beyond that of the gradients themselves."""
-    layer, leaves = _layer(KINDS["plain"], device, steps, hidden=16)
-    output = ops.lstm_layer(*layer)[0]
-    gradients = torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
-    loss = sum(gradient.square().sum() for gradient in gradients)
-    _Kept.alive = _Kept.most = 0
-    with saved_tensors_hooks(_Kept, lambda kept: kept.tensor):
-        torch.autograd.grad(loss, leaves)
-    return _Kept.most
+    def _freed(self, key, size):
+        self.known.remove(key)
+        self.alive -= size
 
 
-def test_memory_of_the_graph_does_not_grow_with_time(monkeypatch, device):
-    monkeypatch.setattr(_second_order, "BLOCK", 4 * B * 4 * 16)
-    assert 0 < _graph_bytes(64, device) == _graph_bytes(8, device)
+def _bytes_beyond_results(kind, steps, device) -> int:
+    """The most memory that double backward takes at one time, beyond its arguments and what it returns."""
+    layer, _ = _layer(KINDS[kind], device, steps)
+    output, h_n, c_n, gates, cell_states = ops.lstm_layer(*layer)
+    incoming, results = _like([output, h_n, c_n, cell_states]), [output, gates, cell_states]
+    cotangents = [_cotangent(layer[place]) for place in reference.DIFFERENTIABLE]
+    asked = [True] * 4 + [bool(reference.listed(u)) for u in layer[:8]] + [False] * 3
+    asked += [u is not None for u in layer[11:13]] + [False]
+    given = [t for t in tree_leaves([layer, incoming, results, cotangents]) if isinstance(t, torch.Tensor)]
+    gc.collect()
+    gc.disable()  # what waits for it counts
+    try:
+        with torch.no_grad(), _Live(given) as live:
+            found = second_order(layer, incoming, results, cotangents, asked)
+    finally:
+        gc.enable()
+    return live.most - sum(tensor.nbytes for tensor in tree_leaves(found) if tensor is not None)
+
+
+def _cotangent(argument):
+    if isinstance(argument, list):
+        return _like(argument)
+    return None if argument is None else torch.randn_like(argument)
+
+
+@pytest.mark.parametrize("kind", BY_STEPS)
+def test_memory_does_not_grow_with_time(kind, monkeypatch, device):
+    """But by the two states, and in the reverse direction the row of a mask, that are kept for each chunk."""
+    steps_a_chunk = 4
+    monkeypatch.setattr(_second_order, "CHUNK", steps_a_chunk * B * 4 * H)
+    few, many = 16, 160
+    grown = _bytes_beyond_results(kind, many, device) - _bytes_beyond_results(kind, few, device)
+    options = KINDS[kind]
+    states = B * ((options.proj_size or H) + H) * 8
+    mask = steps_a_chunk * B * 2
+    assert 0 < grown <= (many - few) // steps_a_chunk * (states + mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ["plain", "projection", "lengths-everything", "reset-state"])
-def test_other_dtypes(kind, dtype, device):
+def test_other_dtypes(kind, dtype, monkeypatch, device):
     """Values and gradients in the dtype, against float64 of the same values."""
     steps, features, hidden = 20, 16, 32
+    monkeypatch.setattr(_second_order, "CHUNK", 3 * B * 4 * hidden)
     exact, leaves = _layer(KINDS[kind], device, steps, features=features, hidden=hidden)
     with torch.no_grad():
         for weight in leaves[3:]:
