@@ -4,7 +4,8 @@ The recurrence alone is of interest here. So the input is the contribution of th
 (`W_ih` is the identity), its gradient is `d_gates`, and the matrix products between the steps of STREAM are torch's.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from emulator import Memory
@@ -94,10 +95,27 @@ class Layer:
         return {n: v.detach() for n, v in out.items()} | {"d_" + n: v for n, v in zip(names, grads)}
 
 
+def _ensemble(layers):
+    """One `Layer` whose tensors have the members in front."""
+    ensemble = replace(layers[0], t={})
+    for name, own in layers[0].t.items():
+        all_own = [one.t[name] for one in layers]
+        ensemble.t[name] = list(map(torch.stack, zip(*all_own))) if isinstance(own, list) else torch.stack(all_own)
+    if layers[0].lengths is not None and not layers[0].packed:
+        ensemble.t["lengths"] = torch.tensor([one.lengths for one in layers])
+    return ensemble
+
+
 class Emulated:
-    """Runs a `Layer` through the launchers of the emulated module `emu`."""
+    """Runs a `Layer` through the launchers of the emulated module `emu`.
+
+    Or, in one launch, a list of layers of the same sizes, and of the same lengths if they are packed: an ensemble, with
+    the members as one more dimension in front of all results.
+    """
 
     def __init__(self, emu, layer, request, device=H200):
+        self.members = () if isinstance(layer, Layer) else (len(layer),)
+        layer = layer if isinstance(layer, Layer) else _ensemble(layer)
         self.emu, self.layer, self.request, self.device = emu, layer, request, device
         self.dtype = str(layer.dtype).removeprefix("torch.")
         self.memory = Memory(emu)
@@ -105,8 +123,8 @@ class Emulated:
     def problem(self, backward):
         layer = self.layer
         return self.emu.Problem(
-            T=layer.T, B=layer.B, H=layer.H, proj_size=layer.proj_size, directions=layer.directions, dtype=self.dtype,
-            allow_tf32=layer.allow_tf32, backward=backward,
+            T=layer.T, B=layer.B, H=layer.H, proj_size=layer.proj_size, directions=layer.directions,
+            members=math.prod(self.members), dtype=self.dtype, allow_tf32=layer.allow_tf32, backward=backward,
         )  # fmt: skip
 
     def plan(self, backward):
@@ -121,7 +139,7 @@ class Emulated:
 
     def new(self, name, *shape, dtype=None, zero=False):
         """Memory for a result: NaN, or zeros where the kernels leave rows that do not run."""
-        dtype = dtype or self.layer.dtype
+        dtype, shape = dtype or self.layer.dtype, (*self.members, *shape)
         tensor = torch.zeros(shape, dtype=dtype) if zero else torch.full(shape, float("nan"), dtype=dtype)
         self.put(tensor, name, initialised=zero)
         return tensor
@@ -131,8 +149,8 @@ class Emulated:
         layer, padded = self.layer, []
         pitch = self.emu.weight_pitch(self.dtype, layer.H)
         for weight in layer.t["weight_hh"]:
-            blocks = weight.view(4, layer.H, layer.H)
-            blocks = blocks.permute(2, 0, 1) if transposed else blocks
+            blocks = weight.view(*self.members, 4, layer.H, layer.H)
+            blocks = blocks.movedim(-1, -3) if transposed else blocks
             padded.append(torch.nn.functional.pad(blocks, (0, pitch - layer.H)).contiguous())
         return tuple(self.put(w, "weight_hh") for w in self.pair(padded))
 
@@ -142,9 +160,17 @@ class Emulated:
 
     def rows(self):
         layer, r = self.layer, self.emu.RowStates()
-        r.T, r.B, r.N, r.H, r.R, r.D = layer.T, layer.B, layer.rows, layer.H, layer.R, layer.directions
+        r.T, r.B, r.N, r.H, r.R, r.D, r.M = (
+            layer.T,
+            layer.B,
+            layer.rows,
+            layer.H,
+            layer.R,
+            layer.directions,
+            math.prod(self.members),
+        )
         if layer.lengths is not None:
-            r.lengths = self.put(torch.tensor(layer.lengths), "lengths")
+            r.lengths = self.put(layer.t.get("lengths", torch.tensor(layer.lengths)), "lengths")
         if layer.packed:
             sizes = layer.batch_sizes
             r.row_offsets = self.put(sizes.cumsum(0) - sizes, "row_offsets")
@@ -236,7 +262,7 @@ class Emulated:
                 a.weight_hh = self.weights(transposed=True)
                 a.exchange = self.exchange(plan, a.rows)
                 self.emu.launch_backward(plan, a)
-        grads["d_x"] = grads.pop("d_gates").to(torch.float64).sum(0)
+        grads["d_x"] = grads.pop("d_gates").to(torch.float64).sum(-3)
         return grads
 
     def stream_backward(self, a, d, d_gates):

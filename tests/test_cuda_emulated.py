@@ -88,6 +88,33 @@ def test_tails(transport, arithmetic, T, B, H):
     check(make(arithmetic, T, B, hidden_size(transport, H)), arithmetic, transport)
 
 
+@pytest.mark.parametrize("states", [states for states in ROW_STATES if states != "batch first"])
+@pytest.mark.parametrize("arithmetic", ["float32", "tf32", "bfloat16", "float16"])
+def test_ensemble_in_one_launch(arithmetic, states):
+    """Each member bit for bit as alone, in more than one tile of the batch."""
+    options, module = ROW_STATES[states], emulator.module()
+    layers = [make(arithmetic, 3, len(LENGTHS), 20, seed=seed, **options) for seed in range(3)]
+    for shift, layer in enumerate(layers):
+        if layer.lengths and not layer.packed:
+            layer.lengths = layer.lengths[shift:] + layer.lengths[:shift]
+    run = Emulated(module, layers, "local")
+    out = run.forward()
+    found = out | run.backward(out)
+    for m, layer in enumerate(layers):
+        run = Emulated(module, layer, "local")
+        out = run.forward()
+        for name, expected in (out | run.backward(out)).items():
+            assert torch.equal(found[name][m], expected), name
+    assert not torch.equal(found["h_n"][0], found["h_n"][1])
+
+
+@pytest.mark.parametrize("transport", ["cluster", "grid"])
+def test_only_local_kernels_launch_ensembles(transport):
+    layers = [make("bfloat16", 3, 9, 70, seed=seed) for seed in range(2)]
+    with pytest.raises(RuntimeError, match="CUDA error 1"):
+        Emulated(emulator.module(), layers, transport).forward()
+
+
 @pytest.mark.parametrize("proj_size", [1, 7, 20])
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_projection(arithmetic, proj_size):

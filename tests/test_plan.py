@@ -122,6 +122,18 @@ def test_forced_plan(transport):
     assert plan(H=64, dtype="bfloat16").microseconds <= forced.microseconds
 
 
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_members_side_by_side(backward):
+    """LOCAL runs members on SMs that one would leave idle; of other transports, each member takes its own time."""
+    options = {"H": 64, "B": 8, "T": 1000, "dtype": "bfloat16", "backward": backward}
+    one, many = (plan(members=members, request="local", **options) for members in (1, 100))
+    assert many.microseconds < 2 * one.microseconds
+    assert plan(members=100, **options).transport == "local"
+    for transport in ("stream", "grid"):
+        one, many = (plan(members=members, request=transport, **options) for members in (1, 100))
+        assert many.microseconds == pytest.approx(100 * one.microseconds)
+
+
 def test_forced_shape():
     forced = plan(request="grid:16x16", H=500, dtype="bfloat16")
     assert (forced.transport, forced.units, forced.batch_rows) == ("grid", 16, 16)
@@ -134,9 +146,11 @@ def test_says_what_it_is():
     assert [reason.split(":")[0] for reason in nothing_fits.rejected] == list(RESIDENT)
 
 
-@pytest.mark.parametrize("wrong", [{"T": 0}, {"B": -1}, {"H": 0}, {"directions": 3}, {"proj_size": -1}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"T": 0}, {"B": -1}, {"H": 0}, {"members": 0}, {"directions": 3}, {"proj_size": -1}], ids=str
+)
 def test_wrong_sizes(wrong):
-    with pytest.raises(ValueError, match="expected T, B, H >= 1"):
+    with pytest.raises(ValueError, match="expected T, B, H, members >= 1"):
         plan(**wrong)
 
 

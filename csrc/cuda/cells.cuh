@@ -24,8 +24,8 @@ struct ForwardCell {
   using Result = CellForward<float>;
 
   ForwardCell() = default;
-  __device__ __forceinline__ ForwardCell(const Args& a, int d, int b, int u, int steps)
-      : unit(a, d, b, u), hidden(unit.clock, u), steps(steps) {}
+  __device__ __forceinline__ ForwardCell(const Args& a, int d, int b, int u, int m, int steps)
+      : unit(a, d, b, u, m), hidden(unit.clock, u), steps(steps) {}
 
   __device__ __forceinline__ int time(int s) const { return time_of(unit.clock.d, s, steps); }
 
@@ -81,8 +81,8 @@ struct BackwardCell {
   struct Result {};  // that is d_gates
 
   BackwardCell() = default;
-  __device__ __forceinline__ BackwardCell(const Args& a, int d, int b, int u, int steps)
-      : unit(a, d, b, u), hidden(unit.clock, u), steps(steps), d_gates{} {}
+  __device__ __forceinline__ BackwardCell(const Args& a, int d, int b, int u, int m, int steps)
+      : unit(a, d, b, u, m), hidden(unit.clock, u), steps(steps), d_gates{} {}
 
   __device__ __forceinline__ int time(int s) const { return time_of(unit.clock.d, steps - 1 - s, steps); }
 

@@ -4,6 +4,8 @@
 // Letters: T steps, B batch, H hidden units, R size of h (the projection's P, or H without one), D directions,
 // N rows: T*B of a dense batch, the number of packed rows otherwise. scalar_t is the element type of the layer,
 // acc_t what it is computed in (double for double, float for the rest).
+// M members of an ensemble: LOCAL kernels run them all in one launch. Then all tensors but row_offsets and packed
+// lengths have one more dimension in front, [M, ...], are contiguous, and M * D * N < 2^31. For everything else M is 1.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -19,7 +21,7 @@ inline constexpr int kMaxDirections = 2;
 // Which steps of which batch row are run, and from which state. Packed batches, lengths and resets in one view.
 struct RowStates {
   int64_t T, B, N, H, R;
-  int D;
+  int D, M;
   // [B] on the device, or null: all T steps. Steps t >= lengths[b] are not run: the state of the row stays as it is and
   // nothing is written. Direction 1 goes from the end, so that it starts at every row's own last step.
   const int64_t* lengths;

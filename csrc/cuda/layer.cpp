@@ -1,6 +1,5 @@
 #include "layer.h"
 
-#include <array>
 #include <limits>
 
 #include "tensor_ops.h"
@@ -25,10 +24,23 @@ Layer::Layer(LayerTensors tensors, bool allow_tf32) : t(std::move(tensors)), all
   STD_TORCH_CHECK(t.steps <= kMost && t.batch <= kMost && 4 * t.hidden <= kMost,
                   "fusedlstm: expected steps, batch and 4 * hidden_size below 2^31");
   for (Tensor* state : {&t.h_0, &t.c_0}) *state = dense(*state);
+  for (Tensors* list : {&t.weight_hh, &t.bias_ih, &t.bias_hh})
+    for (Tensor& tensor : *list) tensor = dense(tensor);
   for (OptionalTensor* state : {&t.reset, &t.reset_h, &t.reset_c})
     if (*state) *state = dense(**state);
-  rows = {t.steps,         t.batch, t.rows,  t.hidden, t.recurrent(), static_cast<int>(t.directions),
-          nullptr,         nullptr, nullptr, nullptr,  nullptr,       t.h_0.data_ptr(),
+  rows = {t.steps,
+          t.batch,
+          t.rows,
+          t.hidden,
+          t.recurrent(),
+          static_cast<int>(t.directions),
+          static_cast<int>(t.members),
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          nullptr,
+          t.h_0.data_ptr(),
           t.c_0.data_ptr()};
   if (t.batch_sizes) tabulate_rows();
   if (t.lengths) rows.lengths = t.lengths->const_data_ptr<int64_t>();
@@ -59,10 +71,15 @@ Tensor Layer::rows_of_step(const Tensor& all, int64_t step) const {
   return torch::stable::narrow(view, 0, first_row(step), rows_at(step));
 }
 
-Choice Layer::plan(Pass pass) const {
-  return choose(
-      {t.steps, t.batch, t.hidden, t.proj, static_cast<int>(t.directions), dtype_of(t.dtype), allow_tf32, pass},
-      ordinal());
+Tensor member_of(const LayerTensors& t, const Tensor& tensor, int64_t index) {
+  const bool is_all = t.lead == 0 || !tensor.defined() || tensor.dim() == 1;
+  return is_all ? tensor : torch::stable::select(tensor, 0, index);
+}
+
+Choice plan_of(const LayerTensors& t, bool allow_tf32, Pass pass) {
+  return choose({t.steps, t.batch, t.hidden, t.proj, static_cast<int>(t.directions), static_cast<int>(t.members),
+                 dtype_of(t.dtype), allow_tf32, pass},
+                t.input.get_device());
 }
 
 Tensor Layer::new_rows(const Sizes& sizes, ScalarType dtype) const {
@@ -78,12 +95,13 @@ Tensor Layer::resident_weight(size_t d, bool is_transposed) const {
   // A parameter may be a view into a larger buffer, at any address.
   const bool is_aligned = reinterpret_cast<uintptr_t>(t.weight_hh[d].data_ptr()) % 16 == 0;
   if (!is_transposed && pitch == H && is_aligned) return t.weight_hh[d];
-  Tensor blocks = torch::stable::view(t.weight_hh[d], {4, H, H});
-  if (is_transposed) blocks = torch::stable::transpose(torch::stable::transpose(blocks, 0, 2), 1, 2);
-  const std::array<int64_t, 2> outer = is_transposed ? std::array{H, int64_t{4}} : std::array{int64_t{4}, H};
-  Tensor padded = pitch == H ? new_tensor(t.input, {outer[0], outer[1], pitch}, t.dtype)
-                             : zeros(t.input, {outer[0], outer[1], pitch}, t.dtype);
-  Tensor inner = torch::stable::narrow(padded, 2, 0, H);
+  const Sizes square = t.each({4, H, H});
+  Tensor blocks = torch::stable::view(t.weight_hh[d], {square.begin(), static_cast<size_t>(square.size())});
+  const int64_t i = t.lead, j = i + 1, k = i + 2;  // the three dimensions of a member
+  if (is_transposed) blocks = torch::stable::transpose(torch::stable::transpose(blocks, i, k), j, k);
+  const Sizes sizes = is_transposed ? t.each({H, 4, pitch}) : t.each({4, H, pitch});
+  Tensor padded = pitch == H ? new_tensor(t.input, sizes, t.dtype) : zeros(t.input, sizes, t.dtype);
+  Tensor inner = torch::stable::narrow(padded, k, 0, H);
   torch::stable::copy_(inner, blocks);
   return padded;
 }

@@ -13,12 +13,18 @@ namespace fusedlstm::gpu {
 
 Dtype dtype_of(ScalarType dtype);
 
+// What is member `index`'s of a tensor: the tensor itself where there is one layer, or no such tensor.
+Tensor member_of(const LayerTensors& t, const Tensor& tensor, int64_t index);
+
+// The plan for prepared tensors of at least one row, of all members.
+Choice plan_of(const LayerTensors& t, bool allow_tf32, Pass pass);
+
 struct Layer {
   LayerTensors t;
   bool allow_tf32;
   RowStates rows{};
 
-  // Of one layer, or one member of an ensemble; prepared.
+  // Prepared. An ensemble can only be run by the LOCAL kernels.
   Layer(LayerTensors tensors, bool allow_tf32);
 
   int ordinal() const { return t.input.get_device(); }
@@ -33,7 +39,7 @@ struct Layer {
   // Rows of one step of a [N, columns] tensor.
   Tensor rows_of_step(const Tensor& all, int64_t step) const;
 
-  Choice plan(Pass pass) const;
+  Choice plan(Pass pass) const { return plan_of(t, allow_tf32, pass); }
 
   // out = a b and out += a b, see products.h.
   void multiply(const Tensor& out, const Tensor& a, const Tensor& b) const { gpu::multiply(out, a, b, allow_tf32); }
@@ -45,7 +51,8 @@ struct Layer {
   Tensor new_rows(const Sizes& sizes, ScalarType dtype) const;
   // Workspace of GRID: an int32 tensor, so that it comes from torch's caching allocator.
   Tensor exchange(const Plan& plan) const;
-  // W_hh as resident kernels read it: [4, H, pitch], or transposed [H, 4, pitch], rows padded with zeros to 16 bytes.
+  // W_hh as resident kernels read it: [4, H, pitch], or transposed [H, 4, pitch], rows padded with zeros to 16 bytes;
+  // of each member.
   Tensor resident_weight(size_t d, bool is_transposed) const;
 
   // Fills in what a resident kernel needs beside the tensors of the layer. Returns the owners of that memory, to be
@@ -78,7 +85,8 @@ struct ForwardResults {
   Tensor output, h_n, c_n, gates, cell_states;
 };
 
-void run_forward(const Layer& layer, ForwardResults& results);
+// False: an ensemble that the device refuses to launch, of which nothing was run.
+bool run_forward(const Layer& layer, ForwardResults& results);
 
 struct OutputGradients {
   OptionalTensor output, h_n, c_n, cell_states;
@@ -86,14 +94,15 @@ struct OutputGradients {
 
 // What the recurrence backward leaves behind, for the products after it.
 struct BackwardRecurrence {
+  // Of an ensemble, with the members in front.
   Tensor d_gates;               // [D, N, 4H]
   Tensor d_projected;           // [D, N, P], with a projection
   Tensor d_reset_h, d_reset_c;  // [D, B, R], [D, B, H], in the accumulation dtype; undefined without resets
 };
 
-// Writes d_h_0 [D, B, R] and d_c_0 [D, B, H] too.
-BackwardRecurrence run_backward(const Layer& layer, const OutputGradients& d_out, const Tensor& gates,
-                                const Tensor& cell_states, const Tensor& d_h_0, const Tensor& d_c_0);
+// Writes d_h_0 [D, B, R] and d_c_0 [D, B, H] too. Nothing: as false of run_forward.
+std::optional<BackwardRecurrence> run_backward(const Layer& layer, const OutputGradients& d_out, const Tensor& gates,
+                                               const Tensor& cell_states, const Tensor& d_h_0, const Tensor& d_c_0);
 
 struct Gradients {
   Tensor input, h_0, c_0;
@@ -101,7 +110,8 @@ struct Gradients {
   Tensor reset_h, reset_c;
 };
 
-// The products after the recurrence, into `grads`: gradients of the input and of everything that all steps share.
+// The products after the recurrence, into `grads`: gradients of the input and of everything that all steps share. Of
+// one layer.
 void finish_gradients(const Layer& layer, const BackwardRecurrence& r, const Tensor& output, const Tensor& gates,
                       const Tensor& cell_states, const std::vector<bool>& needs, Gradients& grads);
 

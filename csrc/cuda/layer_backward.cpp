@@ -37,12 +37,12 @@ void stream_backward(const Layer& layer, const BackwardArgs& a, size_t d, const 
 
 }  // namespace
 
-BackwardRecurrence run_backward(const Layer& layer, const OutputGradients& d_out, const Tensor& gates,
-                                const Tensor& cell_states, const Tensor& d_h_0, const Tensor& d_c_0) {
+std::optional<BackwardRecurrence> run_backward(const Layer& layer, const OutputGradients& d_out, const Tensor& gates,
+                                               const Tensor& cell_states, const Tensor& d_h_0, const Tensor& d_c_0) {
   const LayerTensors& t = layer.t;
   const int64_t D = t.directions;
   BackwardRecurrence r;
-  r.d_gates = layer.new_rows({D, t.rows, 4 * t.hidden}, t.dtype);
+  r.d_gates = layer.new_rows(t.each({D, t.rows, 4 * t.hidden}), t.dtype);
   BackwardArgs a{};
   a.rows = layer.rows;
   a.dtype = dtype_of(t.dtype);
@@ -50,8 +50,8 @@ BackwardRecurrence run_backward(const Layer& layer, const OutputGradients& d_out
   a.cell_states = cell_states.data_ptr();
   if (d_out.output) {
     a.d_output = d_out.output->data_ptr();
-    a.d_output_stride_t = t.batch_sizes ? 0 : d_out.output->stride(0);
-    a.d_output_stride_b = d_out.output->stride(t.batch_sizes ? 0 : 1);
+    a.d_output_stride_t = t.batch_sizes ? 0 : d_out.output->stride(t.lead);
+    a.d_output_stride_b = d_out.output->stride(t.batch_sizes ? t.lead : t.lead + 1);
   }
   a.d_h_n = d_out.h_n ? d_out.h_n->data_ptr() : nullptr;
   a.d_c_n = d_out.c_n ? d_out.c_n->data_ptr() : nullptr;
@@ -60,8 +60,8 @@ BackwardRecurrence run_backward(const Layer& layer, const OutputGradients& d_out
   a.d_h_0 = d_h_0.data_ptr();
   a.d_c_0 = d_c_0.data_ptr();
   if (t.reset) {
-    r.d_reset_h = zeros(t.input, {D, t.batch, t.recurrent()}, t.acc_dtype());
-    r.d_reset_c = zeros(t.input, {D, t.batch, t.hidden}, t.acc_dtype());
+    r.d_reset_h = zeros(t.input, t.each({D, t.batch, t.recurrent()}), t.acc_dtype());
+    r.d_reset_c = zeros(t.input, t.each({D, t.batch, t.hidden}), t.acc_dtype());
     a.d_reset_h = r.d_reset_h.data_ptr();
     a.d_reset_c = r.d_reset_c.data_ptr();
   }
@@ -71,6 +71,7 @@ BackwardRecurrence run_backward(const Layer& layer, const OutputGradients& d_out
     const Tensors owners = layer.prepare_resident(choice.plan, a);
     if (was_launched(choice, layer.ordinal(), launch_backward(choice.plan, a, stream))) return r;
   }
+  if (t.lead > 0) return std::nullopt;
   if (t.proj > 0) r.d_projected = layer.new_rows({D, t.rows, t.proj}, t.dtype);
   for (size_t d = 0; d < t.weight_hh.size(); ++d) {
     const auto i = static_cast<int64_t>(d);

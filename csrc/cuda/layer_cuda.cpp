@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <limits>
 
 #include "device_query.h"
 #include "layer.h"
@@ -13,10 +14,14 @@ namespace {
 
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
-// What is member `index`'s of a result: the tensor itself where there is one layer, or no result.
-Tensor of_member(const LayerTensors& t, const Tensor& result, int64_t index) {
-  const bool is_all = t.lead == 0 || !result.defined() || result.dim() == 1;
-  return is_all ? result : torch::stable::select(result, 0, index);
+// Whether all members of an ensemble are run by one launch, by the LOCAL kernels. Those of other transports fill the
+// device with one member, and are launched for one after another.
+bool runs_at_once(const LayerTensors& t, bool allow_tf32, Pass pass) {
+  constexpr int64_t kMostMembers = 65535;  // blocks of a grid in that dimension
+  constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max();
+  const int64_t rows = t.members * t.directions * t.rows;
+  if (t.lead == 0 || rows == 0 || rows > kMostRows || t.members > kMostMembers) return false;
+  return plan_of(t, allow_tf32, pass).plan.shape.transport == Transport::kLocal;
 }
 
 ForwardResults forward(LayerTensors t, bool allow_tf32, bool training) {
@@ -33,9 +38,10 @@ ForwardResults forward(LayerTensors t, bool allow_tf32, bool training) {
     r.gates = new_rows({D, t.rows, 4 * t.hidden}, t.dtype);
     r.cell_states = new_rows({D, t.rows, t.hidden}, t.acc_dtype());
   }
+  if (runs_at_once(t, allow_tf32, Pass::kForward) && run_forward(Layer(t, allow_tf32), r)) return r;
   for (int64_t m = 0; m < t.members; ++m) {
-    ForwardResults own{of_member(t, r.output, m), of_member(t, r.h_n, m), of_member(t, r.c_n, m),
-                       of_member(t, r.gates, m), of_member(t, r.cell_states, m)};
+    ForwardResults own{member_of(t, r.output, m), member_of(t, r.h_n, m), member_of(t, r.c_n, m),
+                       member_of(t, r.gates, m), member_of(t, r.cell_states, m)};
     run_forward(Layer(t.member(m), allow_tf32), own);
   }
   return r;
@@ -59,27 +65,74 @@ struct Incoming {
   Tensor output, gates, cell_states;
 };
 
-// All gradients of one layer or member, into `grads`.
-void backward(const Layer& layer, const Incoming& in, const std::vector<bool>& needs, Gradients& grads) {
-  const LayerTensors& t = layer.t;
-  if (layer.empty()) {
-    // The gradients that were allocated are zeros.
-    if (needs[kH0] && in.d.h_n) torch::stable::copy_(grads.h_0, *in.d.h_n);
-    if (needs[kC0] && in.d.c_n) torch::stable::copy_(grads.c_0, *in.d.c_n);
-    return;
-  }
-  const auto written = [&](bool needed, const Tensor& gradient, int64_t size) {
-    return needed ? gradient : new_tensor(t.input, {t.directions, t.batch, size}, t.dtype);
+Incoming of_member(const LayerTensors& t, const Incoming& in, int64_t m) {
+  const auto one = [&](const OptionalTensor& d) { return d ? OptionalTensor(member_of(t, *d, m)) : d; };
+  return {{one(in.d.output), one(in.d.h_n), one(in.d.c_n), one(in.d.cell_states)},
+          member_of(t, in.output, m),
+          member_of(t, in.gates, m),
+          member_of(t, in.cell_states, m)};
+}
+
+Gradients of_member(const LayerTensors& t, const Gradients& grads, int64_t m) {
+  const auto one = [&](const Tensor& all) { return member_of(t, all, m); };
+  const auto each = [&](const Tensors& all) {
+    Tensors own;
+    for (const Tensor& tensor : all) own.push_back(one(tensor));
+    return own;
   };
-  const BackwardRecurrence r =
-      run_backward(layer, in.d, in.gates, in.cell_states, written(needs[kH0], grads.h_0, t.recurrent()),
-                   written(needs[kC0], grads.c_0, t.hidden));
+  return {one(grads.input),    one(grads.h_0),      one(grads.c_0),        each(grads.weight_ih), each(grads.weight_hh),
+          each(grads.bias_ih), each(grads.bias_hh), each(grads.weight_hr), one(grads.reset_h),    one(grads.reset_c)};
+}
+
+BackwardRecurrence of_member(const LayerTensors& t, const BackwardRecurrence& r, int64_t m) {
+  return {member_of(t, r.d_gates, m), member_of(t, r.d_projected, m), member_of(t, r.d_reset_h, m),
+          member_of(t, r.d_reset_c, m)};
+}
+
+// The recurrence, with the gradients of the initial state.
+std::optional<BackwardRecurrence> recur(const Layer& layer, const Incoming& in, const std::vector<bool>& needs,
+                                        const Gradients& grads) {
+  const LayerTensors& t = layer.t;
+  const auto written = [&](bool needed, const Tensor& gradient, int64_t size) {
+    return needed ? gradient : new_tensor(t.input, t.each({t.directions, t.batch, size}), t.dtype);
+  };
+  return run_backward(layer, in.d, in.gates, in.cell_states, written(needs[kH0], grads.h_0, t.recurrent()),
+                      written(needs[kC0], grads.c_0, t.hidden));
+}
+
+// The other gradients of one layer or member, from those of the recurrence.
+void finish(const Layer& layer, const BackwardRecurrence& r, const Incoming& in, const std::vector<bool>& needs,
+            Gradients grads) {
+  const LayerTensors& t = layer.t;
   finish_gradients(layer, r, in.output, in.gates, in.cell_states, needs, grads);
   const auto finish_reset = [&](bool needed, Tensor& gradient, const Tensor& sum) {
     if (needed) t.reset ? torch::stable::copy_(gradient, sum) : torch::stable::zero_(gradient);
   };
   finish_reset(needs[kResetH] && t.reset_h, grads.reset_h, r.d_reset_h);
   finish_reset(needs[kResetC] && t.reset_c, grads.reset_c, r.d_reset_c);
+}
+
+// All gradients, into `grads`.
+void backward(const LayerTensors& t, bool allow_tf32, Incoming in, const std::vector<bool>& needs, Gradients& grads) {
+  if (t.rows == 0) {
+    // The gradients that were allocated are zeros.
+    if (needs[kH0] && in.d.h_n) torch::stable::copy_(grads.h_0, *in.d.h_n);
+    if (needs[kC0] && in.d.c_n) torch::stable::copy_(grads.c_0, *in.d.c_n);
+    return;
+  }
+  std::optional<BackwardRecurrence> all;
+  if (runs_at_once(t, allow_tf32, Pass::kBackward)) {
+    for (OptionalTensor* grad : {&in.d.output, &in.d.h_n, &in.d.c_n, &in.d.cell_states})
+      if (*grad) *grad = dense(**grad);
+    for (Tensor* saved : {&in.gates, &in.cell_states}) *saved = dense(*saved);
+    all = recur(Layer(t, allow_tf32), in, needs, grads);
+  }
+  for (int64_t m = 0; m < t.members; ++m) {
+    const Layer layer(t.member(m), allow_tf32);
+    const Incoming own = of_member(t, in, m);
+    const Gradients own_grads = of_member(t, grads, m);
+    finish(layer, all ? of_member(t, *all, m) : *recur(layer, own, needs, own_grads), own, needs, own_grads);
+  }
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_layer_backward(
@@ -128,23 +181,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, 
     if (t.proj > 0) grads.weight_hr.push_back(result(needs[kWeightHr], {t.proj, t.hidden}));
   }
 
-  for (int64_t m = 0; m < t.members; ++m) {
-    const auto one = [&](const Tensor& tensor) { return of_member(t, tensor, m); };
-    const auto optional = [&](const OptionalTensor& tensor) { return tensor ? OptionalTensor(one(*tensor)) : tensor; };
-    const auto list = [&](const Tensors& all) {
-      Tensors own;
-      for (const Tensor& tensor : all) own.push_back(one(tensor));
-      return own;
-    };
-    const Incoming own{{optional(d_output), optional(d_h_n), optional(d_c_n), optional(d_cell_states)},
-                       one(output),
-                       one(gates),
-                       one(cell_states)};
-    Gradients own_grads{one(grads.input),      one(grads.h_0),      one(grads.c_0),      list(grads.weight_ih),
-                        list(grads.weight_hh), list(grads.bias_ih), list(grads.bias_hh), list(grads.weight_hr),
-                        one(grads.reset_h),    one(grads.reset_c)};
-    backward(Layer(t.member(m), allow_tf32), own, needs, own_grads);
-  }
+  backward(t, allow_tf32, {{d_output, d_h_n, d_c_n, d_cell_states}, output, gates, cell_states}, needs, grads);
   return {grads.input,   grads.h_0,     grads.c_0,       grads.weight_ih, grads.weight_hh,
           grads.bias_ih, grads.bias_hh, grads.weight_hr, grads.reset_h,   grads.reset_c};
 }

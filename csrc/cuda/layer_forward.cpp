@@ -6,25 +6,28 @@ namespace fusedlstm::gpu {
 namespace {
 
 // W_ih x of all steps for one direction, and where step t of batch row b stands in it. A transposed input (batch
-// first) is multiplied as it lies; other strides are copied.
+// first) is multiplied as it lies; other strides are copied, and so is a transposed input of an ensemble, whose members
+// the kernels expect one after another.
 Tensor project_input(const Layer& layer, size_t d, ForwardArgs& a) {
   const LayerTensors& t = layer.t;
   const int64_t width = 4 * t.hidden;
-  Tensor x = t.input;
+  Tensor pre_gates = new_tensor(t.input, t.each({t.rows, width}), t.acc_dtype());
+  a.pre_gates[d] = pre_gates.data_ptr();
   a.pre_gates_stride_t = t.batch * width;
   a.pre_gates_stride_b = width;
-  if (!t.batch_sizes && !x.is_contiguous()) {
-    Tensor batch_first = torch::stable::transpose(x, 0, 1);
-    if (batch_first.is_contiguous()) {
-      x = batch_first;
-      a.pre_gates_stride_t = width;
-      a.pre_gates_stride_b = t.steps * width;
+  for (int64_t m = 0; m < t.members; ++m) {
+    Tensor x = member_of(t, t.input, m);
+    if (t.lead == 0 && !t.batch_sizes && !x.is_contiguous()) {
+      Tensor batch_first = torch::stable::transpose(x, 0, 1);
+      if (batch_first.is_contiguous()) {
+        x = batch_first;
+        a.pre_gates_stride_t = width;
+        a.pre_gates_stride_b = t.steps * width;
+      }
     }
+    x = torch::stable::view(dense(x), {t.rows, t.features});
+    layer.multiply(member_of(t, pre_gates, m), x, transposed(member_of(t, t.weight_ih[d], m)));
   }
-  x = torch::stable::view(dense(x), {t.rows, t.features});
-  Tensor pre_gates = new_tensor(t.input, {t.rows, width}, t.acc_dtype());
-  layer.multiply(pre_gates, x, transposed(t.weight_ih[d]));
-  a.pre_gates[d] = pre_gates.data_ptr();
   return pre_gates;
 }
 
@@ -54,12 +57,12 @@ void stream_forward(const Layer& layer, const ForwardArgs& a, size_t d, cudaStre
 
 }  // namespace
 
-void run_forward(const Layer& layer, ForwardResults& r) {
+bool run_forward(const Layer& layer, ForwardResults& r) {
   const LayerTensors& t = layer.t;
   if (layer.empty()) {
     torch::stable::copy_(r.h_n, t.h_0);
     torch::stable::copy_(r.c_n, t.c_0);
-    return;
+    return true;
   }
   ForwardArgs a{};
   a.rows = layer.rows;
@@ -79,9 +82,11 @@ void run_forward(const Layer& layer, ForwardResults& r) {
   const Choice choice = layer.plan(Pass::kForward);
   if (choice.plan.shape.transport != Transport::kStream) {
     const Tensors owners = layer.prepare_resident(choice.plan, a);
-    if (was_launched(choice, layer.ordinal(), launch_forward(choice.plan, a, stream))) return;
+    if (was_launched(choice, layer.ordinal(), launch_forward(choice.plan, a, stream))) return true;
   }
+  if (t.lead > 0) return false;
   for (size_t d = 0; d < t.weight_hh.size(); ++d) stream_forward(layer, a, d, stream);
+  return true;
 }
 
 }  // namespace fusedlstm::gpu

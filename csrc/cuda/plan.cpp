@@ -133,7 +133,9 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
   double cycles = cost::kSlack + cost::kSharedLoad + product + cost::kMmaLatency + cost::kSharedStore + cost::kBarrier +
                   cost::kSharedLoad + partials + pointwise + cost::kSharedStore;
 
-  const int64_t ctas = ctas_per_tile(shape, p), tiles = batch_tiles(shape, p) * p.D;
+  // LOCAL runs members side by side: the more there are, the less is gained by small tiles.
+  const int64_t abreast = shape.transport == Transport::kLocal ? p.M : 1;
+  const int64_t ctas = ctas_per_tile(shape, p), tiles = batch_tiles(shape, p) * p.D * abreast;
   const double incoming = std::min<double>(n, p.B) * static_cast<double>(product_k(p, arithmetic)) * bytes;
   int64_t resident = d.sm_count;
   double us = cost::kLaunchUs;
@@ -153,8 +155,9 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
   }
   const double waves = static_cast<double>(ceil_div(tiles, resident));
   const double compute = waves * static_cast<double>(p.T) * cycles / d.clock_mhz;
-  const double traffic = static_cast<double>(p.T * p.D * p.B * p.H) * (forward ? 16 : 4 * 2 * bytes + 8 + bytes);
-  return us + std::max(compute, traffic / (d.memory_gb_per_s * 1e3));
+  const double traffic =
+      static_cast<double>(p.T * p.D * abreast * p.B * p.H) * (forward ? 16 : 4 * 2 * bytes + 8 + bytes);
+  return (us + std::max(compute, traffic / (d.memory_gb_per_s * 1e3))) * static_cast<double>(p.M / abreast);
 }
 
 double stream_microseconds(const Problem& p, const Device& d) {
@@ -170,7 +173,8 @@ double stream_microseconds(const Problem& p, const Device& d) {
   const double product = 4 * H * outer * B / (rate * d.sm_count * d.clock_mhz);
   const double pointwise = B * H * (40 + bytes) / (d.memory_gb_per_s * 1e3);
   const double projection = p.proj_size > 0 ? cost::kStreamStepUs : 0;
-  return static_cast<double>(p.T * p.D) * (std::max(weights, product) + pointwise + projection + cost::kStreamStepUs);
+  return static_cast<double>(p.T * p.D * p.M) *
+         (std::max(weights, product) + pointwise + projection + cost::kStreamStepUs);
 }
 
 // ---- choosing -----------------------------------------------------------------------------------------------------

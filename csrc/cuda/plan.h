@@ -28,6 +28,7 @@ struct Problem {
   int64_t T, B, H;
   int64_t proj_size;  // 0: none
   int D;              // directions
+  int M;              // members of an ensemble, at once with LOCAL and else one after another
   Dtype dtype;
   bool allow_tf32;
   Pass pass;
@@ -67,7 +68,7 @@ struct Plan {
   Arithmetic arithmetic;
   KernelShape shape;    // shape.transport == kStream: the rest is 0
   int ctas_per_tile;    // CTAs that together hold W_hh once
-  int tiles;            // tiles of the batch
+  int tiles;            // tiles of the batch, of each direction and member
   int64_t smem_bytes;   // per CTA
   double microseconds;  // of the whole pass, by the model: an estimate to choose by, never a result
   // Why the transports that do not fit were not taken, one sentence each.

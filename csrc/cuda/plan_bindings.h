@@ -50,28 +50,33 @@ inline void bind_plan(pybind11::module_& m) {
   m.def(
       "plan",
       [](const Device& device, int64_t T, int64_t B, int64_t H, const std::string& dtype, int64_t proj_size,
-         int directions, bool allow_tf32, bool backward, const std::string& request) {
-        if (T < 1 || B < 1 || H < 1 || directions < 1 || directions > 2 || proj_size < 0)
+         int directions, int members, bool allow_tf32, bool backward, const std::string& request) {
+        if (T < 1 || B < 1 || H < 1 || members < 1 || directions < 1 || directions > 2 || proj_size < 0)
           throw std::invalid_argument(
-              "plan: expected T, B, H >= 1, proj_size >= 0 and 1 or 2 directions, got T=" + std::to_string(T) +
+              "plan: expected T, B, H, members >= 1, proj_size >= 0 and 1 or 2 directions, got T=" + std::to_string(T) +
               " B=" + std::to_string(B) + " H=" + std::to_string(H) + " proj_size=" + std::to_string(proj_size) +
-              " directions=" + std::to_string(directions));
-        const Problem problem{T,          B,
-                              H,          proj_size,
-                              directions, dtype_from_name(dtype),
-                              allow_tf32, backward ? Pass::kBackward : Pass::kForward};
+              " directions=" + std::to_string(directions) + " members=" + std::to_string(members));
+        const Problem problem{T,
+                              B,
+                              H,
+                              proj_size,
+                              directions,
+                              members,
+                              dtype_from_name(dtype),
+                              allow_tf32,
+                              backward ? Pass::kBackward : Pass::kForward};
         return make_plan(problem, device, request);
       },
       py::kw_only(), py::arg("device"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("dtype") = "float32",
-      py::arg("proj_size") = 0, py::arg("directions") = 1, py::arg("allow_tf32") = true, py::arg("backward") = false,
-      py::arg("request") = "",
+      py::arg("proj_size") = 0, py::arg("directions") = 1, py::arg("members") = 1, py::arg("allow_tf32") = true,
+      py::arg("backward") = false, py::arg("request") = "",
       "The plan of one layer's recurrence; ValueError with the reason if `request` does not fit.");
 
   m.def(
       "kernel_shapes",
       [](const std::string& dtype, bool allow_tf32, bool backward) {
         const Problem problem{
-            1, 1, 1, 0, 1, dtype_from_name(dtype), allow_tf32, backward ? Pass::kBackward : Pass::kForward};
+            1, 1, 1, 0, 1, 1, dtype_from_name(dtype), allow_tf32, backward ? Pass::kBackward : Pass::kForward};
         py::list shapes;
         for (const KernelShape& shape : kKernelShapes)
           if (shape.pass == problem.pass && is_compiled(shape, arithmetic_of(problem)))

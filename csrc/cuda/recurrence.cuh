@@ -1,7 +1,8 @@
 // The resident kernel: all time steps of one layer in one launch, W_hh in registers from the first to the last.
 //
 //   One CTA owns `units` hidden units of a tile of the batch: their weight rows, their state, their outputs. The CTAs
-//   of a tile (1, a cluster, or part of the grid) together hold W_hh once. blockIdx.y is the direction.
+//   of a tile (1, a cluster, or part of the grid) together hold W_hh once. blockIdx.y is the direction, and for LOCAL
+//   blockIdx.z the member of an ensemble, of which the others run one at a time.
 //   One warp multiplies a share of the rows with a share of K; one thread owns, for the whole sequence, the state of
 //   the (unit, batch row) pairs i = threadIdx.x + 256 e with unit = i % units, batch row = i / units.
 //   Synchronisation: the exchange makes operand s readable; one barrier of the CTA per position separates the partial
@@ -134,10 +135,10 @@ __device__ __forceinline__ Vec4 gather_vector(SharedAddress stage, scalar_t x) {
 }
 
 // Positions that change anything in the tile: those that some row runs, or all where resets may come after the end.
-__device__ __forceinline__ int steps_of_tile(const RowStates& rows, int first_row, int batch_rows) {
+__device__ __forceinline__ int steps_of_tile(const RowStates& rows, int first_row, int batch_rows, int m) {
   if (!rows.lengths || rows.reset) return static_cast<int>(rows.T);
   int steps = 0;
-  for (int n = 0; n < batch_rows; ++n) steps = std::max(steps, length_of(rows, first_row + n));
+  for (int n = 0; n < batch_rows; ++n) steps = std::max(steps, length_of(rows, first_row + n, m));
   return steps;
 }
 
@@ -153,10 +154,11 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   const int rank = kShape.transport == Transport::kLocal     ? 0
                    : kShape.transport == Transport::kCluster ? cluster_rank()
                                                              : blockIdx.x % ctas;
+  const int m = kShape.transport == Transport::kLocal ? blockIdx.z : 0;
   const int first_unit = rank * kUnits;
   const int first_row = tile_index * kBatchRows;
   const int batch_rows = rows.B - first_row < kBatchRows ? static_cast<int>(rows.B - first_row) : kBatchRows;
-  const int steps = steps_of_tile(rows, first_row, batch_rows);
+  const int steps = steps_of_tile(rows, first_row, batch_rows, m);
   // Elements of one gate's block in weights and operands: the next multiple of 16 bytes.
   const int gate_pitch = (H + Traffic::kVectorElements - 1) / Traffic::kVectorElements * Traffic::kVectorElements;
   const int pitch = Cell::kOperands * gate_pitch;
@@ -179,7 +181,8 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   exchange.open();
 
   Product<Math, kShape.rows_per_lane, kShape.chunks_per_warp> product;
-  load_weight<Math, kShape>(product, args.weight_hh[d], H, pitch, first_unit);
+  load_weight<Math, kShape>(product, &at<scalar_t>(args.weight_hh[d], m * int64_t{4} * H * gate_pitch), H, pitch,
+                            first_unit);
 
   const auto unit_of_pair = [](int i) { return i % kUnits; };
   const auto row_of_pair = [](int i) { return i / kUnits; };
@@ -189,7 +192,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
     const int i = threadIdx.x + kThreads * e;
     const int n = row_of_pair(i) < batch_rows ? row_of_pair(i) : 0;
     const int u = first_unit + unit_of_pair(i) < H ? first_unit + unit_of_pair(i) : 0;
-    return Cell(args, d, first_row + n, u, steps);
+    return Cell(args, d, first_row + n, u, m, steps);
   };
   // Position s of all pairs; whole warps beyond the last pair have nothing to publish.
   const auto publish = [&](int s, int e, const Cell& cell) {

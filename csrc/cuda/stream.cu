@@ -79,7 +79,7 @@ __global__ void forward_projected_kernel(const __grid_constant__ ForwardArgs arg
   if (!own.exists) return;
   const int T = static_cast<int>(args.rows.T), s = static_cast<int>(state.step);
   const int64_t i = own.b * R + own.column;
-  ForwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b), own.column);
+  ForwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b, 0), own.column);
   if (s < 0) {
     hidden.start(args);
   } else {
@@ -161,7 +161,7 @@ __global__ void backward_projected_kernel(const __grid_constant__ BackwardArgs a
   const Element own(args.rows.B, R);
   if (!own.exists) return;
   const int T = static_cast<int>(args.rows.T), s = static_cast<int>(state.step);
-  BackwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b), own.column);
+  BackwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b, 0), own.column);
   if (advance_hidden(args, state, s, hidden, own.b * R + own.column)) {
     const int64_t row = row_of(args.rows, time_of(state.d, T - 1 - s, T), own.b);
     at<scalar_t>(state.d_projected, row * R + own.column) = from_acc<scalar_t>(hidden.total());
@@ -177,7 +177,7 @@ __global__ void previous_states_kernel(const __grid_constant__ RowStates rows, c
   const Element own(rows.B, R);
   if (!own.exists) return;
   const int d = blockIdx.z;
-  const RowClock clock(rows, d, own.b);
+  const RowClock clock(rows, d, own.b, 0);
   for (int t = blockIdx.y; t < clock.length; t += gridDim.y) {
     scalar_t h;
     if (is_reset(rows, clock, t))
@@ -210,7 +210,7 @@ __global__ void hidden_states_kernel(const __grid_constant__ RowStates rows, con
   const Element own(rows.B, H);
   if (!own.exists) return;
   const int d = blockIdx.z;
-  const RowClock clock(rows, d, own.b);
+  const RowClock clock(rows, d, own.b, 0);
   for (int t = blockIdx.y; t < clock.length; t += gridDim.y) {
     const int64_t row = d * rows.N + row_of(rows, t, own.b);
     const acc_t o = to_acc(at<scalar_t>(gates, (row * 4 + 3) * H + own.column));

@@ -78,15 +78,20 @@ inline void bind_launchers(py::module_& m) {
       .def_property_readonly("transport", [](const Plan& plan) { return transport_name(plan.shape.transport); })
       .def("__str__", [](const Plan& plan) { return to_string(plan); });
   py::class_<Problem>(m, "Problem", py::module_local())
-      .def(py::init([](int64_t T, int64_t B, int64_t H, int64_t proj_size, int directions, const std::string& dtype,
-                       bool allow_tf32, bool backward) {
-             return Problem{T,          B,
-                            H,          proj_size,
-                            directions, dtype_from_name(dtype),
-                            allow_tf32, backward ? Pass::kBackward : Pass::kForward};
+      .def(py::init([](int64_t T, int64_t B, int64_t H, int64_t proj_size, int directions, int members,
+                       const std::string& dtype, bool allow_tf32, bool backward) {
+             return Problem{T,
+                            B,
+                            H,
+                            proj_size,
+                            directions,
+                            members,
+                            dtype_from_name(dtype),
+                            allow_tf32,
+                            backward ? Pass::kBackward : Pass::kForward};
            }),
            py::kw_only(), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("proj_size") = 0, py::arg("directions") = 1,
-           py::arg("dtype"), py::arg("allow_tf32") = true, py::arg("backward") = false);
+           py::arg("members") = 1, py::arg("dtype"), py::arg("allow_tf32") = true, py::arg("backward") = false);
   m.def("make_plan", [](const Problem& problem, const std::string& device, const std::string& request) {
     return make_plan(problem, known_device(device), request);
   });
@@ -101,9 +106,10 @@ inline void bind_launchers(py::module_& m) {
         return std::pair(outcome.was_launched, outcome.warning);
       });
   bind_struct<RowStates>(m, "RowStates", FIELD(RowStates, T), FIELD(RowStates, B), FIELD(RowStates, N),
-                         FIELD(RowStates, H), FIELD(RowStates, R), FIELD(RowStates, D), FIELD(RowStates, lengths),
-                         FIELD(RowStates, row_offsets), FIELD(RowStates, reset), FIELD(RowStates, reset_h),
-                         FIELD(RowStates, reset_c), FIELD(RowStates, h_0), FIELD(RowStates, c_0));
+                         FIELD(RowStates, H), FIELD(RowStates, R), FIELD(RowStates, D), FIELD(RowStates, M),
+                         FIELD(RowStates, lengths), FIELD(RowStates, row_offsets), FIELD(RowStates, reset),
+                         FIELD(RowStates, reset_h), FIELD(RowStates, reset_c), FIELD(RowStates, h_0),
+                         FIELD(RowStates, c_0));
   bind_struct<ForwardArgs>(m, "ForwardArgs", FIELD(ForwardArgs, rows), FIELD(ForwardArgs, dtype),
                            FIELD(ForwardArgs, pre_gates), FIELD(ForwardArgs, pre_gates_stride_t),
                            FIELD(ForwardArgs, pre_gates_stride_b), FIELD(ForwardArgs, bias_ih),
