@@ -123,7 +123,11 @@ def _time_jobs(console: Console, results: Results, jobs: list[Job], budget: Budg
             ratio = f"{row.ratio:.2f}x" if row.ratio else row.status
             progress.update(task, advance=1, description=f"{name} {ratio}"[:48].ljust(48))
 
-        run_jobs(jobs, budget, on_row)
+        try:
+            run_jobs(jobs, budget, on_row)
+        except KeyboardInterrupt:  # what is measured is kept
+            results.machine["stopped"] = f"after {len(results.rows)} of {total} measurements"
+            console.print(f"[yellow]stopped {results.machine['stopped']}[/]")
     # A table wider than a file or a narrow window keeps its columns: lines are not folded.
     wide = console if console.width >= 170 else Console(width=170, file=console.file)
     wide.print(rows_table(results.rows), crop=False, soft_wrap=True)

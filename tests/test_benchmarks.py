@@ -297,6 +297,19 @@ def test_command_writes_everything(tmp_path, capsys):
     assert "decode-32" in capsys.readouterr().out
 
 
+def test_a_stopped_run_keeps_its_rows(tmp_path, monkeypatch):
+    def stopped(jobs, budget, on_row):
+        suite.run_jobs(jobs[:1], budget, on_row)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_jobs", stopped)
+    options = ["--cases", "decode-32", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert command.main(options) == 0
+    results = Results.read(tmp_path / "custom.json")
+    assert len(results.rows) == 1
+    assert results.machine["stopped"] == "after 1 of 2 measurements"
+
+
 def test_command_fails_when_a_result_is_wrong(tmp_path, monkeypatch):
     broken = _broken(lambda output, h_n, c_n: (output + 1, h_n, c_n))
     monkeypatch.setitem(CONTENDERS, FUSED, broken)
