@@ -106,6 +106,13 @@ def _ensemble(layers):
     return ensemble
 
 
+def apart(tensor):
+    """A copy amid memory that holds nothing else: what lies past its end is not by chance another tensor."""
+    margin = 4096 // tensor.element_size()
+    memory = tensor.new_empty(tensor.numel() + 2 * margin)
+    return memory[margin:-margin].view(tensor.shape).copy_(tensor)
+
+
 class Emulated:
     """Runs a `Layer` through the launchers of the emulated module `emu`.
 
@@ -152,7 +159,7 @@ class Emulated:
             blocks = weight.view(*self.members, 4, layer.H, layer.H)
             blocks = blocks.movedim(-1, -3) if transposed else blocks
             padded.append(torch.nn.functional.pad(blocks, (0, pitch - layer.H)).contiguous())
-        return tuple(self.put(w, "weight_hh") for w in self.pair(padded))
+        return tuple(self.put(w if w is None else apart(w), "weight_hh") for w in self.pair(padded))
 
     @staticmethod
     def pair(values):

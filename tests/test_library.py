@@ -207,7 +207,7 @@ class TestPlanCommand:
         "arguments, message",
         [
             (["1", "1", "1", "--device", "abacus"], "--device: expected one of .* got 'abacus'"),
-            (["0", "1", "1"], "expected T, B, H >= 1"),
+            (["0", "1", "1"], "expected T, B, H, members >= 1"),
             (["10", "16", "100000", "--force", "local"], "local"),
         ],
     )
