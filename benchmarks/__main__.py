@@ -183,7 +183,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", type=_choices(PEERS), help=_names(PEERS))
     parser.add_argument("--cuda-graph", action="store_true", help="CUDA graphs as well as eager")
     size = parser.add_mutually_exclusive_group()
-    for profile, text in (("quick", "seconds: does it run"), ("full", "everything: half an hour on two good cores")):
+    for profile, text in (("quick", "seconds: does it run"), ("full", "everything: about an hour on two cores")):
         size.add_argument(f"--{profile}", dest="profile", action="store_const", const=profile, help=text)
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
