@@ -45,22 +45,20 @@ __device__ __forceinline__ int length_of(const RowStates& rows, int b, int m = 0
 // Member m of an ensemble begins m * N rows later in a tensor [M, N, ...], which is as if `b` were. To keep the indices
 // of the time loop as they are for one layer, it is, and the others make up for that with constants of their own.
 struct RowClock {
-  int b, length, d;
-  int block;  // of N rows in a tensor [M, D, N, ...], counted from b
-  int state;  // the row in a tensor [M, D, B, ...], counted from b
+  int b, length, d, m;
 
   RowClock() = default;
   __device__ __forceinline__ RowClock(const RowStates& rows, int d, int b, int m)
-      : b(static_cast<int>(b + m * rows.N)),
-        length(length_of(rows, b, m)),
-        d(d),
-        block(d + m * (rows.D - 1)),
-        state(static_cast<int>((m * rows.D + d) * rows.B - m * rows.N)) {}
+      : b(static_cast<int>(b + m * rows.N)), length(length_of(rows, b, m)), d(d), m(m) {}
 
   __device__ __forceinline__ bool runs(int t) const { return t < length; }
   __device__ __forceinline__ bool first(int t) const { return t == (d == 0 ? 0 : length - 1); }
   __device__ __forceinline__ int previous(int t) const { return d == 0 ? t - 1 : t + 1; }
-  __device__ __forceinline__ int64_t state_row() const { return int64_t{state} + b; }
+  // The block of N rows in a tensor [M, D, N, ...], counted from b; the row in a tensor [M, D, B, ...].
+  __device__ __forceinline__ int block(const RowStates& rows) const { return d + m * (rows.D - 1); }
+  __device__ __forceinline__ int64_t state_row(const RowStates& rows) const {
+    return (m * rows.D + d) * rows.B - m * rows.N + b;
+  }
 };
 
 __device__ __forceinline__ int time_of(int d, int s, int steps) {
@@ -96,7 +94,7 @@ __device__ __forceinline__ bool is_reset(const RowStates& rows, const RowClock& 
 template <class scalar_t>
 __device__ __forceinline__ AccOf<scalar_t> state_or_zero(const void* state, int64_t size, const RowStates& rows,
                                                          const RowClock& clock, int u) {
-  return state ? to_acc(at<scalar_t>(state, clock.state_row() * size + u)) : AccOf<scalar_t>(0);
+  return state ? to_acc(at<scalar_t>(state, clock.state_row(rows) * size + u)) : AccOf<scalar_t>(0);
 }
 
 // ---- forward ------------------------------------------------------------------------------------------------------
@@ -150,7 +148,7 @@ struct ForwardUnit {
   // What step t came to, for training.
   __device__ __forceinline__ void store(const ForwardArgs& a, int t, const CellForward<acc_t>& y) const {
     if (!a.gates) return;
-    const int64_t row = clock.block * a.rows.N + row_of(a.rows, t, clock.b), H = a.rows.H;
+    const int64_t row = clock.block(a.rows) * a.rows.N + row_of(a.rows, t, clock.b), H = a.rows.H;
     at<scalar_t>(a.gates, row * 4 * H + u) = from_acc<scalar_t>(y.i);
     at<scalar_t>(a.gates, row * 4 * H + H + u) = from_acc<scalar_t>(y.f);
     at<scalar_t>(a.gates, row * 4 * H + 2 * H + u) = from_acc<scalar_t>(y.g);
@@ -159,7 +157,7 @@ struct ForwardUnit {
   }
 
   __device__ __forceinline__ void finish(const ForwardArgs& a) const {
-    at<scalar_t>(a.c_n, clock.state_row() * a.rows.H + u) = from_acc<scalar_t>(c);
+    at<scalar_t>(a.c_n, clock.state_row(a.rows) * a.rows.H + u) = from_acc<scalar_t>(c);
   }
 };
 
@@ -190,7 +188,7 @@ struct ForwardHidden {
   }
 
   __device__ __forceinline__ void finish(const ForwardArgs& a) const {
-    at<scalar_t>(a.h_n, clock.state_row() * a.rows.R + r) = from_acc<scalar_t>(h);
+    at<scalar_t>(a.h_n, clock.state_row(a.rows) * a.rows.R + r) = from_acc<scalar_t>(h);
   }
 };
 
@@ -225,13 +223,13 @@ struct BackwardHidden {
   __device__ __forceinline__ void leave(const BackwardArgs& a, int t, acc_t sum) {
     if (clock.runs(t)) d_h = sum;
     if (is_reset(a.rows, clock, t)) {
-      if (a.d_reset_h) at<acc_t>(a.d_reset_h, clock.state_row() * a.rows.R + r) += d_h;
+      if (a.d_reset_h) at<acc_t>(a.d_reset_h, clock.state_row(a.rows) * a.rows.R + r) += d_h;
       d_h = 0;
     }
   }
 
   __device__ __forceinline__ void finish(const BackwardArgs& a) const {
-    at<scalar_t>(a.d_h_0, clock.state_row() * a.rows.R + r) = from_acc<scalar_t>(d_h);
+    at<scalar_t>(a.d_h_0, clock.state_row(a.rows) * a.rows.R + r) = from_acc<scalar_t>(d_h);
   }
 };
 
@@ -256,7 +254,7 @@ struct BackwardUnit {
   // outside.
   __device__ __forceinline__ void prefetch(const BackwardArgs& a, int t) {
     if (!clock.runs(t)) return;
-    const int64_t H = a.rows.H, row = clock.block * a.rows.N + row_of(a.rows, t, clock.b);
+    const int64_t H = a.rows.H, row = clock.block(a.rows) * a.rows.N + row_of(a.rows, t, clock.b);
 #pragma unroll
     for (int q = 0; q < 4; ++q) gate[q] = at<scalar_t>(a.gates, (row * 4 + q) * H + u);
     c = at<acc_t>(a.cell_states, row * H + u);
@@ -266,7 +264,8 @@ struct BackwardUnit {
     else if (clock.first(t))
       c_prev = state_or_zero<scalar_t>(a.rows.c_0, H, a.rows, clock, u);
     else
-      c_prev = at<acc_t>(a.cell_states, (clock.block * a.rows.N + row_of(a.rows, clock.previous(t), clock.b)) * H + u);
+      c_prev = at<acc_t>(a.cell_states,
+                         (clock.block(a.rows) * a.rows.N + row_of(a.rows, clock.previous(t), clock.b)) * H + u);
   }
 
   // A step of a row that runs, with d_h the whole gradient of o * tanh(c). Returns d_gates rounded.
@@ -281,7 +280,7 @@ struct BackwardUnit {
   }
 
   __device__ __forceinline__ void store(const BackwardArgs& a, int t, const scalar_t (&d_gates)[4]) const {
-    const int64_t H = a.rows.H, row = clock.block * a.rows.N + row_of(a.rows, t, clock.b);
+    const int64_t H = a.rows.H, row = clock.block(a.rows) * a.rows.N + row_of(a.rows, t, clock.b);
 #pragma unroll
     for (int q = 0; q < 4; ++q) at<scalar_t>(a.d_gates, (row * 4 + q) * H + u) = d_gates[q];
   }
@@ -289,12 +288,12 @@ struct BackwardUnit {
   // After step t, whether the row ran it or not: what a reset before it cuts off goes to reset_c.
   __device__ __forceinline__ void leave(const BackwardArgs& a, int t) {
     if (!is_reset(a.rows, clock, t)) return;
-    if (a.d_reset_c) at<acc_t>(a.d_reset_c, clock.state_row() * a.rows.H + u) += d_c;
+    if (a.d_reset_c) at<acc_t>(a.d_reset_c, clock.state_row(a.rows) * a.rows.H + u) += d_c;
     d_c = 0;
   }
 
   __device__ __forceinline__ void finish(const BackwardArgs& a) const {
-    at<scalar_t>(a.d_c_0, clock.state_row() * a.rows.H + u) = from_acc<scalar_t>(d_c);
+    at<scalar_t>(a.d_c_0, clock.state_row(a.rows) * a.rows.H + u) = from_acc<scalar_t>(d_c);
   }
 };
 
