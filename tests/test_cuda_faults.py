@@ -40,7 +40,7 @@ class Fault:
     which: str = "forward"
 
 
-STEP_BARRIER = """    }
+STEP_BARRIER = """s + Cell::kLead + 1);
     block_sync();
 #pragma unroll
     for (int e = 0; e < kPairs; ++e) {"""
@@ -55,14 +55,14 @@ FAULTS = [
     Fault("single buffer of partial sums", "grid", "recurrence.cuh", "s % 2 * Smem::kPartialsBuffer", "0",
           r"race on shared memory"),
     Fault("batch tail forgotten", "local", "recurrence.cuh",
-          "rows.B - first_row < kBatchRows ? static_cast<int>(rows.B - first_row) : kBatchRows", "kBatchRows",
+          "rows.B - first_row < kBatchRows ? rows.B - first_row : kBatchRows", "kBatchRows",
           r"bytes past the end of"),
     Fault("batch tail forgotten", "local", "recurrence.cuh",
-          "rows.B - first_row < kBatchRows ? static_cast<int>(rows.B - first_row) : kBatchRows", "kBatchRows",
+          "rows.B - first_row < kBatchRows ? rows.B - first_row : kBatchRows", "kBatchRows",
           r"bytes past the end of", which="backward"),
     Fault("hidden tail forgotten", "local", "recurrence.cuh",
-          "return row_of_pair(i) < batch_rows && first_unit + unit_of_pair(i) < H;",
-          "return row_of_pair(i) < batch_rows;", r"race on|bytes past the end of"),
+          "const bool exists = n < batch_rows && u < H;", "const bool exists = n < batch_rows;",
+          r"race on|bytes past the end of"),
     Fault("weight tail forgotten", "local", "recurrence.cuh", "if (unit < H && k < pitch)", "if (k < pitch)",
           r"bytes past the end of weight_hh"),
     Fault("operand not cleared beyond the batch", "local", "recurrence.cuh",

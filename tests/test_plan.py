@@ -28,6 +28,11 @@ def test_known_devices():
         ({"H": 256, "B": 64, "dtype": "bfloat16"}, "cluster"),
         ({"H": 1024, "B": 16, "dtype": "bfloat16"}, "grid"),
         ({"H": 1024, "B": 16, "dtype": "bfloat16", "backward": True}, "grid"),
+        ({"H": 1150, "B": 16, "dtype": "bfloat16"}, "grid"),  # with a part of the weights in shared memory
+        ({"H": 1150, "B": 8, "dtype": "bfloat16", "backward": True}, "grid"),
+        ({"H": 2048, "B": 8, "dtype": "float16"}, "grid"),
+        ({"H": 2048, "B": 8, "dtype": "float16", "backward": True}, "stream"),
+        ({"device": "A100", "H": 2048, "B": 8, "dtype": "float16"}, "stream"),
         ({"H": 512, "B": 16, "dtype": "float32", "backward": True}, "grid"),
         ({"device": "A100", "H": 512, "B": 8, "dtype": "bfloat16"}, "grid"),
         ({"device": "RTX 5090", "H": 640, "B": 8, "dtype": "float16"}, "grid"),
@@ -92,16 +97,21 @@ def test_more_work_never_takes_less_time():
 @pytest.mark.parametrize(
     ("request_", "problem", "reason"),
     [
-        ("local", {"H": 200, "dtype": "bfloat16"}, "local: expected at most 128 of K in registers, got 200"),
+        ("local", {"H": 200, "dtype": "bfloat16"}, "local: expected at most 128 of K on the chip, got 200"),
         ("cluster", {"device": "A100"}, "cluster: expected sm_90 or later, got sm_80"),
-        ("cluster", {"device": "RTX 5090", "dtype": "bfloat16"}, "expected room for clusters of 16 CTAs, got none"),
-        ("cluster", {"H": 8}, "expected at least 2 CTAs of 32 units, got 1"),
+        (
+            "cluster",
+            {"device": "RTX 5090", "dtype": "bfloat16"},
+            "cluster: expected at most 101376 bytes of shared memory, got",
+        ),
+        ("cluster", {"H": 8}, "expected at least 2 CTAs of 64 units, got 1"),
         ("grid", {"T": 1}, "grid: expected at least 2 time steps, got 1"),
         ("grid", {"H": 1024, "B": 512, "dtype": "bfloat16"}, "grid: expected at most 132 CTAs, one per SM, got"),
         ("grid", {"device": "T4", "dtype": "bfloat16"}, "expected sm_80 or later, got sm_75"),
         ("grid", {"dtype": "float64"}, "expected a 16-bit or 32-bit dtype, got float64"),
         ("local", {"proj_size": 3}, "expected no projection, got proj_size 3"),
         ("grid:24x8", {}, "expected a shape of 24 units x 8 rows, got none compiled"),
+        ("grid:16x8x7", {}, "expected a shape of 16 units x 8 rows x 7 of K, got none compiled"),
     ],
 )
 def test_forced_plan_that_does_not_fit(request_, problem, reason):
@@ -109,7 +119,10 @@ def test_forced_plan_that_does_not_fit(request_, problem, reason):
         plan(request=request_, **problem)
 
 
-@pytest.mark.parametrize("request_", ["fast", "grid:", "grid:8", "grid:8x8x", "grid:0x8", "stream:8x8", "local,grid"])
+@pytest.mark.parametrize(
+    "request_",
+    ["fast", "grid:", "grid:8", "grid:8x8x", "grid:8x8x0", "grid:8x8x64x1", "grid:0x8", "stream:8x8", "local,grid"],
+)
 def test_unknown_request(request_):
     with pytest.raises(ValueError, match=f"expected stream, local, cluster or grid.*got '{request_}'"):
         plan(request=request_)
@@ -124,14 +137,15 @@ def test_forced_plan(transport):
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_members_side_by_side(backward):
-    """LOCAL runs members on SMs that one would leave idle; of other transports, each member takes its own time."""
+    """Members run on SMs that one would leave idle; where all SMs must run one member at once, one after another."""
     options = {"H": 64, "B": 8, "T": 1000, "dtype": "bfloat16", "backward": backward}
-    one, many = (plan(members=members, request="local", **options) for members in (1, 100))
-    assert many.microseconds < 2 * one.microseconds
     assert plan(members=100, **options).transport == "local"
+    for transport, members in (("local", 100), ("cluster", 10), ("grid", 10)):
+        one, many = (plan(members=n, request=transport, **options) for n in (1, members))
+        assert many.microseconds < 2 * one.microseconds and many.members == members
     for transport in ("stream", "grid"):
-        one, many = (plan(members=members, request=transport, **options) for members in (1, 100))
-        assert many.microseconds == pytest.approx(100 * one.microseconds)
+        one, many = (plan(members=n, request=transport, **options) for n in (1, 100))
+        assert many.microseconds == pytest.approx(100 * one.microseconds) and many.members == 1
 
 
 def test_forced_shape():

@@ -1,4 +1,5 @@
-// The recurrent product on one SM: weights in registers, the operand in shared memory, tensor cores or FFMA.
+// The recurrent product on one SM: weights in registers, what does not fit of them and the operand in shared memory,
+// tensor cores or FFMA.
 //
 // Level 2. One byte layout for every arithmetic. K is cut into chunks of 64 bytes. Lane (g = lane / 4, t = lane % 4)
 // owns vector t (16 bytes) of a chunk in weight row g of each 8-row group. K may be permuted freely as long as both
@@ -14,16 +15,30 @@ namespace fusedlstm::gpu {
 inline constexpr int kChunkBytes = 64;
 inline constexpr int kVectorBytes = 16;
 
-// Two m16 operands of one 8-column product. `low` holds the rows g, `high` the rows g + 8.
+// A lane's vectors of two weight rows, the low one from the rows g of an m16 operand and the high one from g + 8. Words
+// stand as two mma k-steps take them, low, high, low, high: so that they are loaded into the registers they are used
+// in.
+struct RowPair {
+  Vec4 step[2];
+
+  RowPair() = default;
+  __device__ __forceinline__ RowPair(const Vec4& low, const Vec4& high)
+      : step{{low.w[0], high.w[0], low.w[1], high.w[1]}, {low.w[2], high.w[2], low.w[3], high.w[3]}} {}
+  // Word j of the low or the high vector.
+  __device__ __forceinline__ uint32_t word(int is_high, int j) const { return step[j / 2].w[j % 2 * 2 + is_high]; }
+};
+
+// mma: sums of 16 rows and 8 columns, d += a b.
 struct BFloat16Math {
   using scalar_t = BFloat16;
   static constexpr Arithmetic kArithmetic = Arithmetic::kBFloat16;
   static constexpr bool kTensorCores = true;
   static __device__ __forceinline__ Vec4 operand(Vec4 v) { return v; }
-  static __device__ __forceinline__ void mma(float* d, const uint32_t* low, const uint32_t* high, const Vec4& b) {
+  static __device__ __forceinline__ void mma(float* d, const RowPair& a, const Vec4& b) {
     if constexpr (kArch >= 800) {
-      mma_bf16(d, low[0], high[0], low[1], high[1], b.w[0], b.w[1]);
-      mma_bf16(d, low[2], high[2], low[3], high[3], b.w[2], b.w[3]);
+#pragma unroll
+      for (int s = 0; s < 2; ++s)
+        mma_bf16(d, a.step[s].w[0], a.step[s].w[1], a.step[s].w[2], a.step[s].w[3], b.w[2 * s], b.w[2 * s + 1]);
     }
   }
 };
@@ -33,13 +48,14 @@ struct Float16Math {
   static constexpr Arithmetic kArithmetic = Arithmetic::kFloat16;
   static constexpr bool kTensorCores = true;
   static __device__ __forceinline__ Vec4 operand(Vec4 v) { return v; }
-  static __device__ __forceinline__ void mma(float* d, const uint32_t* low, const uint32_t* high, const Vec4& b) {
+  static __device__ __forceinline__ void mma(float* d, const RowPair& a, const Vec4& b) {
     if constexpr (kArch >= 800) {
-      mma_f16(d, low[0], high[0], low[1], high[1], b.w[0], b.w[1]);
-      mma_f16(d, low[2], high[2], low[3], high[3], b.w[2], b.w[3]);
+#pragma unroll
+      for (int s = 0; s < 2; ++s)
+        mma_f16(d, a.step[s].w[0], a.step[s].w[1], a.step[s].w[2], a.step[s].w[3], b.w[2 * s], b.w[2 * s + 1]);
     } else {  // sm_75 has half the k-step
 #pragma unroll
-      for (int s = 0; s < 4; ++s) mma_f16_k8(d, low[s], high[s], b.w[s]);
+      for (int s = 0; s < 4; ++s) mma_f16_k8(d, a.word(0, s), a.word(1, s), b.w[s]);
     }
   }
 };
@@ -55,10 +71,11 @@ struct Tf32Math {
     }
     return v;
   }
-  static __device__ __forceinline__ void mma(float* d, const uint32_t* low, const uint32_t* high, const Vec4& b) {
+  static __device__ __forceinline__ void mma(float* d, const RowPair& a, const Vec4& b) {
     if constexpr (kArch >= 800) {
-      mma_tf32(d, low[0], high[0], low[1], high[1], b.w[0], b.w[1]);
-      mma_tf32(d, low[2], high[2], low[3], high[3], b.w[2], b.w[3]);
+#pragma unroll
+      for (int s = 0; s < 2; ++s)
+        mma_tf32(d, a.step[s].w[0], a.step[s].w[1], a.step[s].w[2], a.step[s].w[3], b.w[2 * s], b.w[2 * s + 1]);
     }
   }
 };
@@ -71,11 +88,33 @@ struct Float32Math {
 };
 
 // One warp's product: acc[r][e] = sum over the warp's K of weight[row r of group g][k] * operand[k][batch row 2t + e],
-// for one tile of 8 batch rows. kRows rows per lane, in pairs; kChunks chunks of K.
-template <class Math, int kRows, int kChunks>
+// for one tile of 8 batch rows. kRows rows per lane, in pairs; kChunks chunks of K, of which the weights of the last
+// kSharedChunks are in shared memory, [chunk][row][lane][16 bytes]: every lane reads what it wrote itself, so that
+// nobody waits for anybody.
+template <class Math, int kRows, int kChunks, int kSharedChunks>
 struct Product {
   static_assert(kRows % 2 == 0, "an mma takes rows in two groups of 8");
-  uint32_t weight[kRows][kChunks][4];
+  static constexpr int kHeld = kChunks - kSharedChunks;
+  static constexpr int kSharedBytes = kSharedChunks * kRows * 32 * kVectorBytes;  // of one warp
+  RowPair held[kRows / 2][kHeld];
+  SharedAddress shared;  // kSharedBytes of the warp's own
+
+  // The lane's weights of rows r and r + 1 in chunk c.
+  __device__ __forceinline__ void set_weight(int r, int c, const RowPair& pair) {
+    if (c < kHeld) {
+      held[r / 2][c] = pair;
+    } else {
+      store_shared128(shared_vector(r, c), pair.step[0]);
+      store_shared128(shared_vector(r + 1, c), pair.step[1]);
+    }
+  }
+  __device__ __forceinline__ RowPair weight(int r, int c) const {
+    if (c < kHeld) return held[r / 2][c];
+    RowPair pair;
+    pair.step[0] = load_shared128(shared_vector(r, c));
+    pair.step[1] = load_shared128(shared_vector(r + 1, c));
+    return pair;
+  }
 
   // operand: vector 0 of batch row 0 of the warp's first chunk. chunk_stride: bytes between its chunks.
   __device__ __forceinline__ void multiply(SharedAddress operand, int chunk_stride, float (&acc)[kRows][2]) const {
@@ -89,7 +128,7 @@ struct Product {
       for (int c = 0; c < kChunks; ++c) {
         const Vec4 b = load_shared128(operand + c * chunk_stride + g * kChunkBytes + t * kVectorBytes);
 #pragma unroll
-        for (int r = 0; r < kRows; r += 2) Math::mma(sum[c % kSums][r], weight[r][c], weight[r + 1][c], b);
+        for (int r = 0; r < kRows; r += 2) Math::mma(sum[c % kSums][r], weight(r, c), b);
       }
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
@@ -100,15 +139,20 @@ struct Product {
       // ends with batch rows 2t and 2t + 1, as after an mma.
       float sum[kRows][8] = {};
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c)
+      for (int c = 0; c < kChunks; ++c) {
+        RowPair pair[kRows / 2];
+#pragma unroll
+        for (int r = 0; r < kRows; r += 2) pair[r / 2] = weight(r, c);
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
           const Vec4 b = load_shared128(operand + c * chunk_stride + n * kChunkBytes + t * kVectorBytes);
 #pragma unroll
           for (int r = 0; r < kRows; ++r)
 #pragma unroll
-            for (int j = 0; j < 4; ++j) sum[r][n] = fmaf(bits_float(weight[r][c][j]), bits_float(b.w[j]), sum[r][n]);
+            for (int j = 0; j < 4; ++j)
+              sum[r][n] = fmaf(bits_float(pair[r / 2].word(r % 2, j)), bits_float(b.w[j]), sum[r][n]);
         }
+      }
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         float half[4];
@@ -121,6 +165,9 @@ struct Product {
   }
 
  private:
+  __device__ __forceinline__ SharedAddress shared_vector(int r, int c) const {
+    return shared + (((c - kHeld) * kRows + r) * 32 + threadIdx.x % 32) * kVectorBytes;
+  }
   // Lanes with bit `mask` clear keep the sum of both lanes' `low`, the others that of `high`.
   static __device__ __forceinline__ float keep_and_give(float low, float high, int mask) {
     const bool upper = threadIdx.x & mask;

@@ -1,11 +1,12 @@
 // What the resident kernel does between two products, for one hidden unit of one batch row: forward and backward.
 //
 // Level 2. Both walk positions s = 0..steps-1, each with one product of the operand published for it:
-//   forward:  operand s is the h that step s starts from; `advance(s)` runs step s with the product's sums;
-//   backward: operand s is the d_gates of the s-th step from the end; `advance(s)` takes the product as the gradient
-//             of the h before it and computes the next d_gates, `start` the first ones.
-// `store(s)` then writes what `advance(s)`, or `start` as position -1, came to: the others wait for the operand, and
-// nobody waits for this. What it writes is no member, since members take registers during the product.
+//   forward:  operand s is the h that step s starts from; `advance` runs step s with the product's sums;
+//   backward: operand s is the d_gates of the s-th step from the end; `advance` takes the product as the gradient of
+//             the h before it and computes the d_gates of step s + 1, `start` the first ones.
+// So at position s the step that is run `now` is number s + kLead in the order of running.
+// `store` then writes what `advance`, or `start`, came to: the others wait for the operand, and nobody waits for this.
+// What it writes is no member, since members take registers during the product.
 #pragma once
 #include "rows.cuh"
 
@@ -18,50 +19,52 @@ struct ForwardCell {
   static constexpr Pass kPass = Pass::kForward;
   static constexpr int kSums = 4;      // of the product, per unit
   static constexpr int kOperands = 1;  // published per unit and position
+  static constexpr int kLead = 0;
   ForwardUnit<scalar_t> unit;
   ForwardHidden<scalar_t> hidden;
-  int steps;
   using Result = CellForward<float>;
 
   ForwardCell() = default;
-  __device__ __forceinline__ ForwardCell(const Args& a, int d, int b, int u, int m, int steps)
-      : unit(a, d, b, u, m), hidden(unit.clock, u), steps(steps) {}
+  __device__ __forceinline__ ForwardCell(const Args& a, int d, int b, int u, int m, bool exists)
+      : unit(a, d, b, u, m, exists), hidden(unit.clock, u) {}
 
-  __device__ __forceinline__ int time(int s) const { return time_of(unit.clock.d, s, steps); }
+  // The time of step p in the order of running.
+  static __device__ __forceinline__ int time(int d, int p, int steps) { return time_of(d, p, steps); }
 
-  __device__ __forceinline__ void start(const Args& a) {
+  // before, now: the steps around the beginning of position 0.
+  __device__ __forceinline__ void start(const Args& a, const Step&, const Step& now) {
+    if (!unit.clock.exists()) return;
     unit.start(a);
     hidden.start(a);
-    enter(a, 0);
-    prefetch(a, 0);
+    enter(a, now.t);
+    prefetch(a, now);
   }
-  // Loads what advance(s) needs beside the sums.
-  __device__ __forceinline__ void prefetch(const Args& a, int s) {
-    if (s < steps) unit.prefetch(a, time(s));
-  }
-  __device__ __forceinline__ Result advance(const Args& a, int s, const float (&sums)[kSums]) {
-    Result result{};
-    if (unit.clock.runs(time(s))) {
+  // Loads what advance() needs beside the sums to run `step`.
+  __device__ __forceinline__ void prefetch(const Args& a, const Step& step) { unit.prefetch(a, step); }
+  // before: the time of the step before `now`. The result is written if the row runs the step, as then it is stored.
+  __device__ __forceinline__ void advance(const Args& a, int, const Step& now, const Step& next,
+                                          const float (&sums)[kSums], Result& result) {
+    if (unit.clock.runs(now.t)) {
       result = unit.step(sums);
       hidden.leave(result.h);
     }
-    enter(a, s + 1);
-    return result;
+    enter(a, next.t);
   }
-  __device__ __forceinline__ void store(const Args& a, int s, const Result& result) const {
-    if (s < 0 || !unit.clock.runs(time(s))) return;
-    unit.store(a, time(s), result);
-    hidden.store(a, time(s), result.h);
+  __device__ __forceinline__ void store(const Args& a, const Step& step, const Result& result) const {
+    if (!unit.clock.runs(step.t)) return;
+    unit.store(a, step, result);
+    hidden.store(a, step, result.h);
   }
   __device__ __forceinline__ scalar_t operand(int) const { return from_acc<scalar_t>(hidden.h); }
   __device__ __forceinline__ void finish(const Args& a) const {
+    if (!unit.clock.exists()) return;
     unit.finish(a);
     hidden.finish(a);
   }
 
  private:
-  __device__ __forceinline__ void enter(const Args& a, int s) {
-    if (s >= steps || !is_reset(a.rows, unit.clock, time(s))) return;
+  __device__ __forceinline__ void enter(const Args& a, int t) {
+    if (!is_reset(a.rows, unit.clock, t)) return;
     unit.reset(a);
     hidden.reset(a);
   }
@@ -74,53 +77,52 @@ struct BackwardCell {
   static constexpr Pass kPass = Pass::kBackward;
   static constexpr int kSums = 1;
   static constexpr int kOperands = 4;
+  static constexpr int kLead = 1;
   BackwardUnit<scalar_t> unit;
   BackwardHidden<scalar_t> hidden;
-  int steps;
   scalar_t d_gates[4];
   struct Result {};  // that is d_gates
 
   BackwardCell() = default;
-  __device__ __forceinline__ BackwardCell(const Args& a, int d, int b, int u, int m, int steps)
-      : unit(a, d, b, u, m), hidden(unit.clock, u), steps(steps), d_gates{} {}
+  __device__ __forceinline__ BackwardCell(const Args& a, int d, int b, int u, int m, bool exists)
+      : unit(a, d, b, u, m, exists), hidden(unit.clock, u), d_gates{} {}
 
-  __device__ __forceinline__ int time(int s) const { return time_of(unit.clock.d, steps - 1 - s, steps); }
+  static __device__ __forceinline__ int time(int d, int p, int steps) { return time_of(d, steps - 1 - p, steps); }
 
-  __device__ __forceinline__ void start(const Args& a) {
+  __device__ __forceinline__ void start(const Args& a, const Step& before, const Step& now) {
+    if (!unit.clock.exists()) return;
     unit.start(a);
     hidden.start(a);
-    prefetch(a, -1);
-    step(a, 0);
-    prefetch(a, 0);
+    prefetch(a, before);
+    step(a, before);
+    prefetch(a, now);
   }
-  __device__ __forceinline__ void prefetch(const Args& a, int s) {
-    if (s + 1 >= steps) return;
-    unit.prefetch(a, time(s + 1));
-    hidden.prefetch(a, time(s + 1));
+  __device__ __forceinline__ void prefetch(const Args& a, const Step& step) {
+    unit.prefetch(a, step);
+    hidden.prefetch(a, step);
   }
-  __device__ __forceinline__ Result advance(const Args& a, int s, const float (&sums)[kSums]) {
-    hidden.leave(a, time(s), sums[0]);
-    step(a, s + 1);
-    return {};
+  __device__ __forceinline__ void advance(const Args& a, int before, const Step& now, const Step&,
+                                          const float (&sums)[kSums], Result&) {
+    hidden.leave(a, before, sums[0]);
+    step(a, now);
   }
-  __device__ __forceinline__ void store(const Args& a, int s, Result) const {
-    if (s + 1 < steps && unit.clock.runs(time(s + 1))) unit.store(a, time(s + 1), d_gates);
+  __device__ __forceinline__ void store(const Args& a, const Step& step, const Result&) const {
+    if (unit.clock.runs(step.t)) unit.store(a, step, d_gates);
   }
   __device__ __forceinline__ scalar_t operand(int q) const { return d_gates[q]; }
   __device__ __forceinline__ void finish(const Args& a) const {
+    if (!unit.clock.exists()) return;
     unit.finish(a);
     hidden.finish(a);
   }
 
  private:
   // A row that does not run sends zeros.
-  __device__ __forceinline__ void step(const Args& a, int s) {
-    if (s >= steps) return;
+  __device__ __forceinline__ void step(const Args& a, const Step& step) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) d_gates[q] = scalar_t{};
-    const int t = time(s);
-    if (unit.clock.runs(t)) unit.step(hidden.total(), d_gates);
-    unit.leave(a, t);
+    if (unit.clock.runs(step.t)) unit.step(hidden.total(), d_gates);
+    unit.leave(a, step.t);
   }
 };
 

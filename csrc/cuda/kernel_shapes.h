@@ -1,7 +1,8 @@
 // The shapes that resident kernels are compiled in. The planner chooses among them and the launcher finds them here.
 //
-// Level 2, plain C++. Chosen so that the weights of a lane, rows_per_lane * chunks_per_warp * 4 words, take at most
-// half of its 255 registers. Hidden sizes below are for 16-bit elements; with 32 bits K holds half of them.
+// Level 2, plain C++. Chosen so that the weights that a lane keeps, rows_per_lane * (chunks_per_warp - shared_chunks) *
+// 4 words, take about half of its 255 registers. Hidden sizes below are for 16-bit elements; with 32 bits K holds half
+// of them.
 #pragma once
 #include <array>
 
@@ -10,31 +11,38 @@
 namespace fusedlstm::gpu {
 
 inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
-    // transport, pass, rows per lane, chunks per warp, K splits, batch tiles
-    {Transport::kLocal, Pass::kForward, 4, 2, 1, 1},      //  64 units, H <= 64
-    {Transport::kLocal, Pass::kForward, 4, 4, 1, 1},      //  64 units, H <= 64 (32-bit)
-    {Transport::kLocal, Pass::kForward, 8, 4, 1, 1},      // 128 units, H <= 128
-    {Transport::kCluster, Pass::kForward, 4, 2, 4, 1},    //  16 units, H <= 256
-    {Transport::kCluster, Pass::kForward, 4, 4, 2, 1},    //  32 units, H <= 256
-    {Transport::kCluster, Pass::kForward, 4, 4, 2, 2},    //  32 units, H <= 256
-    {Transport::kCluster, Pass::kForward, 4, 8, 2, 1},    //  32 units, H <= 512
-    {Transport::kCluster, Pass::kForward, 4, 8, 2, 2},    //  32 units, H <= 512
-    {Transport::kGrid, Pass::kForward, 4, 1, 8, 1},       //   8 units, H <= 256
-    {Transport::kGrid, Pass::kForward, 4, 2, 8, 1},       //   8 units, H <= 512
-    {Transport::kGrid, Pass::kForward, 4, 4, 8, 1},       //   8 units, H <= 1024
-    {Transport::kGrid, Pass::kForward, 4, 8, 8, 1},       //   8 units, H <= 1024, also in 32 bits
-    {Transport::kGrid, Pass::kForward, 8, 2, 8, 2},       //  16 units, H <= 512
-    {Transport::kGrid, Pass::kForward, 8, 4, 8, 1},       //  16 units, H <= 1024
-    {Transport::kGrid, Pass::kForward, 8, 4, 8, 2},       //  16 units, H <= 1024
-    {Transport::kLocal, Pass::kBackward, 2, 4, 2, 1},     //  64 units, H <= 64
-    {Transport::kLocal, Pass::kBackward, 2, 8, 2, 1},     //  64 units, H <= 64 (32-bit)
-    {Transport::kLocal, Pass::kBackward, 2, 16, 1, 1},    // 128 units, H <= 128
-    {Transport::kCluster, Pass::kBackward, 2, 8, 4, 1},   //  32 units, H <= 256
-    {Transport::kCluster, Pass::kBackward, 2, 16, 4, 1},  //  32 units, H <= 512
-    {Transport::kGrid, Pass::kBackward, 2, 4, 8, 1},      //  16 units, H <= 256
-    {Transport::kGrid, Pass::kBackward, 2, 8, 8, 1},      //  16 units, H <= 512
-    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 1},     //  16 units, H <= 1024
-    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 2},     //  16 units, H <= 1024
+    // transport, pass, rows per lane, chunks per warp, K splits, batch tiles, chunks in shared memory
+    {Transport::kLocal, Pass::kForward, 4, 2, 1, 1, 0},      //  64 units, H <= 64
+    {Transport::kLocal, Pass::kForward, 4, 4, 1, 1, 0},      //  64 units, H <= 64 (32-bit)
+    {Transport::kLocal, Pass::kForward, 8, 4, 1, 1, 0},      // 128 units, H <= 128
+    {Transport::kLocal, Pass::kForward, 8, 8, 1, 1, 5},      // 128 units, H <= 128 (32-bit)
+    {Transport::kCluster, Pass::kForward, 4, 2, 4, 1, 0},    //  16 units, H <= 256
+    {Transport::kCluster, Pass::kForward, 4, 4, 2, 1, 0},    //  32 units, H <= 256
+    {Transport::kCluster, Pass::kForward, 4, 4, 2, 2, 0},    //  32 units, H <= 256
+    {Transport::kCluster, Pass::kForward, 4, 8, 2, 1, 0},    //  32 units, H <= 512
+    {Transport::kCluster, Pass::kForward, 4, 8, 2, 2, 0},    //  32 units, H <= 512
+    {Transport::kCluster, Pass::kForward, 8, 8, 2, 1, 4},    //  64 units, H <= 512
+    {Transport::kGrid, Pass::kForward, 4, 1, 8, 1, 0},       //   8 units, H <= 256
+    {Transport::kGrid, Pass::kForward, 4, 2, 8, 1, 0},       //   8 units, H <= 512
+    {Transport::kGrid, Pass::kForward, 4, 4, 8, 1, 0},       //   8 units, H <= 1024
+    {Transport::kGrid, Pass::kForward, 4, 8, 8, 1, 0},       //   8 units, H <= 1024, also in 32 bits
+    {Transport::kGrid, Pass::kForward, 8, 2, 8, 2, 0},       //  16 units, H <= 512
+    {Transport::kGrid, Pass::kForward, 8, 4, 8, 1, 0},       //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kForward, 8, 4, 8, 2, 0},       //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kForward, 8, 6, 8, 1, 2},       //  16 units, H <= 1536
+    {Transport::kGrid, Pass::kForward, 8, 6, 8, 2, 2},       //  16 units, H <= 1536
+    {Transport::kGrid, Pass::kForward, 8, 8, 8, 1, 5},       //  16 units, H <= 2048
+    {Transport::kLocal, Pass::kBackward, 2, 4, 2, 1, 0},     //  64 units, H <= 64
+    {Transport::kLocal, Pass::kBackward, 2, 8, 2, 1, 0},     //  64 units, H <= 64 (32-bit)
+    {Transport::kLocal, Pass::kBackward, 2, 16, 1, 1, 0},    // 128 units, H <= 128
+    {Transport::kLocal, Pass::kBackward, 2, 32, 1, 1, 20},   // 128 units, H <= 128 (32-bit)
+    {Transport::kCluster, Pass::kBackward, 2, 8, 4, 1, 0},   //  32 units, H <= 256
+    {Transport::kCluster, Pass::kBackward, 2, 16, 4, 1, 0},  //  32 units, H <= 512
+    {Transport::kGrid, Pass::kBackward, 2, 4, 8, 1, 0},      //  16 units, H <= 256
+    {Transport::kGrid, Pass::kBackward, 2, 8, 8, 1, 0},      //  16 units, H <= 512
+    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 1, 0},     //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 2, 0},     //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kBackward, 2, 24, 8, 1, 8},     //  16 units, H <= 1536
 });
 
 constexpr int product_bytes(Arithmetic arithmetic) {  // of one element of weights and operand
@@ -53,7 +61,7 @@ constexpr int smem_bytes(const KernelShape& shape, Arithmetic arithmetic) {
   const int operand = shape.chunks() * shape.batch_rows() * 64 * (shape.transport == Transport::kCluster ? 2 : 1);
   const int sums = shape.pass == Pass::kForward ? 4 : 1;
   const int partials = 2 * shape.k_splits * shape.batch_rows() * (sums * shape.units() + 4) * 4;
-  return 128 + operand + partials + KernelShape::kWarps * 32 * product_bytes(arithmetic);
+  return 128 + operand + partials + KernelShape::kWarps * 32 * product_bytes(arithmetic) + shape.shared_weight_bytes();
 }
 
 // Compute capability, times ten, from which on the kernels run: their code for older ones is empty.
@@ -66,10 +74,12 @@ constexpr int needed_capability(Transport transport, Arithmetic arithmetic) {
 constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   if (arithmetic == Arithmetic::kFloat64) return false;  // no tensor cores to speak of, and twice the registers
   const int operands = shape.pass == Pass::kForward ? 1 : 4;
-  // One CTA holds the whole K: units beyond it would be idle.
-  if (shape.transport == Transport::kLocal && k_capacity(shape, arithmetic) < shape.units() * operands) return false;
-  // FFMA keeps 8 sums a row, which do not fit beside the weights.
-  if (arithmetic == Arithmetic::kFloat32 && shape.rows_per_lane > 4) return false;
+  // One CTA holds the whole K: units beyond it would be idle, and so would be room for more than its units.
+  if (shape.transport == Transport::kLocal && k_capacity(shape, arithmetic) != shape.units() * operands) return false;
+  constexpr int kMostSharedMemory = 232448;  // of a CTA on any device
+  if (smem_bytes(shape, arithmetic) > kMostSharedMemory) return false;
+  // FFMA keeps 8 sums a row, and spills where those of many rows or the indices of much K come on top of the weights.
+  if (arithmetic == Arithmetic::kFloat32 && (shape.rows_per_lane > 4 || shape.chunks_per_warp > 24)) return false;
   return true;
 }
 

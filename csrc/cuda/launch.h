@@ -2,10 +2,10 @@
 //
 // Level 2: no torch. The same launchers serve the real library and the CPU emulation of the tests.
 // Letters: T steps, B batch, H hidden units, R size of h (the projection's P, or H without one), D directions,
-// N rows: T*B of a dense batch, the number of packed rows otherwise. scalar_t is the element type of the layer,
-// acc_t what it is computed in (double for double, float for the rest).
-// M members of an ensemble: LOCAL kernels run them all in one launch. Then all tensors but row_offsets and packed
-// lengths have one more dimension in front, [M, ...], are contiguous, and M * D * N < 2^31. For everything else M is 1.
+// N rows: T*B of a dense batch, the number of packed rows otherwise. Sizes and rows are int: M * D * N < 2^31. scalar_t
+// is the element type of the layer, acc_t what it is computed in (double for double, float for the rest). M members of
+// an ensemble, which resident kernels run in one launch where the plan says so. Then all tensors but row_offsets and
+// packed lengths have one more dimension in front, [M, ...], are contiguous. For everything else M is 1.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -20,8 +20,7 @@ inline constexpr int kMaxDirections = 2;
 
 // Which steps of which batch row are run, and from which state. Packed batches, lengths and resets in one view.
 struct RowStates {
-  int64_t T, B, N, H, R;
-  int D, M;
+  int T, B, N, H, R, D, M;
   // [B] on the device, or null: all T steps. Steps t >= lengths[b] are not run: the state of the row stays as it is and
   // nothing is written. Direction 1 goes from the end, so that it starts at every row's own last step.
   const int64_t* lengths;
@@ -42,7 +41,8 @@ struct ForwardArgs {
   // pre_gates[d] + t * pre_gates_stride_t + b * pre_gates_stride_b + gate row; row_offsets replaces t * stride_t
   // by row_offsets[t] * stride_b.
   const void* pre_gates[kMaxDirections];
-  int64_t pre_gates_stride_t, pre_gates_stride_b;
+  int64_t pre_gates_stride_t;
+  int pre_gates_stride_b;
   const void* bias_ih[kMaxDirections];  // scalar_t [4H], or null
   const void* bias_hh[kMaxDirections];  // scalar_t [4H], or null
   // Resident kernels only: scalar_t [4, H, weight_pitch], rows zero from H on, 16-byte aligned.
@@ -65,7 +65,8 @@ struct BackwardArgs {
   // scalar_t, or null for zeros: element (row, d * R + r) at d_output + t * stride_t + b * stride_b + d * R + r;
   // with row_offsets as for pre_gates.
   const void* d_output;
-  int64_t d_output_stride_t, d_output_stride_b;
+  int64_t d_output_stride_t;
+  int d_output_stride_b;
   const void* d_h_n;          // scalar_t [D, B, R], or null
   const void* d_c_n;          // scalar_t [D, B, H], or null
   const void* d_cell_states;  // acc_t [D, N, H], or null
@@ -79,14 +80,15 @@ struct BackwardArgs {
   void* d_reset_c;  // acc_t [D, B, H], zero before the call; null without reset
 };
 
-// Bytes of the exchange buffer that this plan needs for all directions; 0 for every transport but GRID.
+// Bytes of the exchange buffer that this plan needs for all directions and members; 0 for every transport but
+// GRID.
 int64_t exchange_bytes(const Plan& plan, const RowStates& rows);
 
 // Elements of one padded row of W_hh: H rounded up to 16 bytes.
 int64_t weight_pitch(Dtype dtype, int64_t H);
 
-// The whole recurrence of one layer, all directions, in one launch (GRID: after a memset on the same stream).
-// Without projection (R = H). Deterministic: fixed order of sums, no atomics. T >= 1, B >= 1.
+// The whole recurrence of one layer, all directions and members, in one launch (GRID: after a memset on the same
+// stream). Without projection (R = H). Deterministic: fixed order of sums, no atomics. T >= 1, B >= 1.
 // cudaErrorInvalidConfiguration: this build has no kernel of the plan's shape.
 cudaError_t launch_forward(const Plan& plan, const ForwardArgs& args, cudaStream_t stream);
 cudaError_t launch_backward(const Plan& plan, const BackwardArgs& args, cudaStream_t stream);

@@ -10,7 +10,6 @@ namespace fusedlstm::gpu {
 template <class Math, class Cell, int kIndex>
 cudaError_t launch_shape(const Plan& plan, const typename Cell::Args& args, cudaStream_t stream) {
   constexpr KernelShape kShape = kKernelShapes[kIndex];
-  if (args.rows.M > 1 && kShape.transport != Transport::kLocal) return cudaErrorInvalidValue;
   LaunchConfig config;
   config.grid = dim3(plan.ctas_per_tile * plan.tiles, args.rows.D, args.rows.M);
   config.block = dim3(kThreads);

@@ -1,7 +1,5 @@
 #include "layer.h"
 
-#include <limits>
-
 #include "tensor_ops.h"
 
 namespace fusedlstm::gpu {
@@ -20,19 +18,19 @@ Dtype dtype_of(ScalarType dtype) {
 }
 
 Layer::Layer(LayerTensors tensors, bool allow_tf32) : t(std::move(tensors)), allow_tf32(allow_tf32) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  STD_TORCH_CHECK(t.steps <= kMost && t.batch <= kMost && 4 * t.hidden <= kMost,
-                  "fusedlstm: expected steps, batch and 4 * hidden_size below 2^31");
+  STD_TORCH_CHECK(
+      is_int(t.steps) && is_int(t.batch) && is_int(4 * t.hidden) && is_int(t.members * t.directions * t.rows),
+      "fusedlstm: expected steps, batch, 4 * hidden_size and directions * steps * batch below 2^31");
   for (Tensor* state : {&t.h_0, &t.c_0}) *state = dense(*state);
   for (Tensors* list : {&t.weight_hh, &t.bias_ih, &t.bias_hh})
     for (Tensor& tensor : *list) tensor = dense(tensor);
   for (OptionalTensor* state : {&t.reset, &t.reset_h, &t.reset_c})
     if (*state) *state = dense(**state);
-  rows = {t.steps,
-          t.batch,
-          t.rows,
-          t.hidden,
-          t.recurrent(),
+  rows = {static_cast<int>(t.steps),
+          static_cast<int>(t.batch),
+          static_cast<int>(t.rows),
+          static_cast<int>(t.hidden),
+          static_cast<int>(t.recurrent()),
           static_cast<int>(t.directions),
           static_cast<int>(t.members),
           nullptr,

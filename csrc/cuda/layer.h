@@ -4,6 +4,8 @@
 // products after it, from d_gates of all steps. In between runs one resident kernel, or STREAM. Everything is on the
 // current stream of the input's device; nothing waits for the device.
 #pragma once
+#include <limits>
+
 #include "../layer_tensors.h"
 #include "choice.h"
 #include "launch.h"
@@ -12,6 +14,11 @@
 namespace fusedlstm::gpu {
 
 Dtype dtype_of(ScalarType dtype);
+
+// Whether the kernels can take it as an int.
+constexpr bool is_int(int64_t size) {
+  return size <= std::numeric_limits<int>::max();
+}
 
 // What is member `index`'s of a tensor: the tensor itself where there is one layer, or no such tensor.
 Tensor member_of(const LayerTensors& t, const Tensor& tensor, int64_t index);
@@ -24,7 +31,7 @@ struct Layer {
   bool allow_tf32;
   RowStates rows{};
 
-  // Prepared. An ensemble can only be run by the LOCAL kernels.
+  // Prepared. Only resident kernels whose plan says so can run an ensemble.
   Layer(LayerTensors tensors, bool allow_tf32);
 
   int ordinal() const { return t.input.get_device(); }

@@ -48,10 +48,13 @@ std::optional<BackwardRecurrence> run_backward(const Layer& layer, const OutputG
   a.dtype = dtype_of(t.dtype);
   a.gates = gates.data_ptr();
   a.cell_states = cell_states.data_ptr();
+  Tensor d_output;  // kept until everything is launched
   if (d_out.output) {
-    a.d_output = d_out.output->data_ptr();
-    a.d_output_stride_t = t.batch_sizes ? 0 : d_out.output->stride(t.lead);
-    a.d_output_stride_b = d_out.output->stride(t.batch_sizes ? t.lead : t.lead + 1);
+    const int64_t batch = t.batch_sizes ? t.lead : t.lead + 1;  // or packed rows
+    d_output = is_int(d_out.output->stride(batch)) ? *d_out.output : dense(*d_out.output);
+    a.d_output = d_output.data_ptr();
+    a.d_output_stride_t = t.batch_sizes ? 0 : d_output.stride(t.lead);
+    a.d_output_stride_b = static_cast<int>(d_output.stride(batch));
   }
   a.d_h_n = d_out.h_n ? d_out.h_n->data_ptr() : nullptr;
   a.d_c_n = d_out.c_n ? d_out.c_n->data_ptr() : nullptr;

@@ -3,7 +3,6 @@
 
 #include <cstdio>
 #include <exception>
-#include <limits>
 
 #include "device_query.h"
 #include "layer.h"
@@ -14,14 +13,12 @@ namespace {
 
 using DeviceGuard = torch::stable::accelerator::DeviceGuard;
 
-// Whether all members of an ensemble are run by one launch, by the LOCAL kernels. Those of other transports fill the
-// device with one member, and are launched for one after another.
+// Whether all members of an ensemble are run by one launch; else they run one after another.
 bool runs_at_once(const LayerTensors& t, bool allow_tf32, Pass pass) {
   constexpr int64_t kMostMembers = 65535;  // blocks of a grid in that dimension
-  constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max();
   const int64_t rows = t.members * t.directions * t.rows;
-  if (t.lead == 0 || rows == 0 || rows > kMostRows || t.members > kMostMembers) return false;
-  return plan_of(t, allow_tf32, pass).plan.shape.transport == Transport::kLocal;
+  if (t.lead == 0 || rows == 0 || !is_int(rows) || t.members > kMostMembers) return false;
+  return plan_of(t, allow_tf32, pass).plan.members == t.members;
 }
 
 ForwardResults forward(LayerTensors t, bool allow_tf32, bool training) {

@@ -14,15 +14,15 @@ Tensor project_input(const Layer& layer, size_t d, ForwardArgs& a) {
   Tensor pre_gates = new_tensor(t.input, t.each({t.rows, width}), t.acc_dtype());
   a.pre_gates[d] = pre_gates.data_ptr();
   a.pre_gates_stride_t = t.batch * width;
-  a.pre_gates_stride_b = width;
+  a.pre_gates_stride_b = static_cast<int>(width);
   for (int64_t m = 0; m < t.members; ++m) {
     Tensor x = member_of(t, t.input, m);
-    if (t.lead == 0 && !t.batch_sizes && !x.is_contiguous()) {
+    if (t.lead == 0 && !t.batch_sizes && !x.is_contiguous() && is_int(t.steps * width)) {
       Tensor batch_first = torch::stable::transpose(x, 0, 1);
       if (batch_first.is_contiguous()) {
         x = batch_first;
         a.pre_gates_stride_t = width;
-        a.pre_gates_stride_b = t.steps * width;
+        a.pre_gates_stride_b = static_cast<int>(t.steps * width);
       }
     }
     x = torch::stable::view(dense(x), {t.rows, t.features});

@@ -32,6 +32,13 @@ int64_t batch_tiles(const KernelShape& shape, const Problem& p) {
   return ceil_div(p.B, shape.batch_rows());
 }
 
+// Members of an ensemble that one launch runs. Those of LOCAL and CLUSTER wait for nobody, so that any number can queue
+// for the SMs; all CTAs of GRID must run at once.
+int members_at_once(const KernelShape& shape, const Problem& p, const Device& d) {
+  const int64_t ctas = ctas_per_tile(shape, p) * batch_tiles(shape, p) * p.D * p.M;
+  return shape.transport == Transport::kGrid && ctas > d.sm_count ? 1 : p.M;
+}
+
 int resident_clusters(const Device& d, int64_t size) {
   if (size <= 2) return d.max_clusters_of_2;
   if (size <= 4) return d.max_clusters_of_4;
@@ -67,7 +74,7 @@ std::string misfit(const KernelShape& shape, const Problem& p, const Device& d) 
   const int64_t k = product_k(p, arithmetic), capacity = k_capacity(shape, arithmetic);
   const int64_t ctas = ctas_per_tile(shape, p), all = ctas * batch_tiles(shape, p) * p.D;
   if (k > capacity)
-    return text("expected at most %lld of K in registers, got %lld (H = %lld)", static_cast<long long>(capacity),
+    return text("expected at most %lld of K on the chip, got %lld (H = %lld)", static_cast<long long>(capacity),
                 static_cast<long long>(k), static_cast<long long>(p.H));
   if (smem_bytes(shape, arithmetic) > d.smem_bytes)
     return text("expected at most %lld bytes of shared memory, got %d", static_cast<long long>(d.smem_bytes),
@@ -129,12 +136,13 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
                               : std::max(rows / 16 * k / mma_k * n / 8 * cost::kMma / 4, cost::kMmaLatency * 4);
   const double pointwise = (arithmetic == Arithmetic::kBFloat16 ? cost::kActivationsFast : cost::kActivations) +
                            pairs * cost::kPairIssue * (forward ? 1 : 1.3);
+  // The tensor cores wait for weights from shared memory, and those for each other.
+  const double weights = shape.shared_weight_bytes() / cost::kSharedBytes * n / 8;
   const double partials = pairs * (forward ? 16 : 4) * shape.k_splits * 2 / cost::kSharedBytes;
-  double cycles = cost::kSlack + cost::kSharedLoad + product + cost::kMmaLatency + cost::kSharedStore + cost::kBarrier +
-                  cost::kSharedLoad + partials + pointwise + cost::kSharedStore;
+  double cycles = cost::kSlack + cost::kSharedLoad + std::max(product, weights) + cost::kMmaLatency +
+                  cost::kSharedStore + cost::kBarrier + cost::kSharedLoad + partials + pointwise + cost::kSharedStore;
 
-  // LOCAL runs members side by side: the more there are, the less is gained by small tiles.
-  const int64_t abreast = shape.transport == Transport::kLocal ? p.M : 1;
+  const int64_t abreast = members_at_once(shape, p, d);  // the more there are, the less is gained by small tiles
   const int64_t ctas = ctas_per_tile(shape, p), tiles = batch_tiles(shape, p) * p.D * abreast;
   const double incoming = std::min<double>(n, p.B) * static_cast<double>(product_k(p, arithmetic)) * bytes;
   int64_t resident = d.sm_count;
@@ -147,7 +155,7 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
     case Transport::kGrid:
       cycles += cost::kGridLatency + incoming / cost::kGridBytes;
       resident = tiles;
-      us += static_cast<double>(p.T * p.B * p.D * product_k(p, arithmetic)) * bytes / cost::kMemsetBytesPerUs;
+      us += static_cast<double>(p.T * p.B * p.D * abreast * product_k(p, arithmetic)) * bytes / cost::kMemsetBytesPerUs;
       break;
     default:
       cycles += cost::kBarrier;
@@ -181,7 +189,7 @@ double stream_microseconds(const Problem& p, const Device& d) {
 
 struct Request {
   std::optional<Transport> transport;
-  int units = 0, batch_rows = 0;  // 0: any
+  int units = 0, batch_rows = 0, k = 0;  // 0: any
 };
 
 Request parse_request(const std::string& request) {
@@ -193,19 +201,30 @@ Request parse_request(const std::string& request) {
     if (name == transport_name(transport)) parsed.transport = transport;
   int used = 0;
   const bool sized = colon != std::string::npos;
-  if (sized) std::sscanf(request.c_str() + colon, ":%dx%d%n", &parsed.units, &parsed.batch_rows, &used);
+  if (sized) {
+    const char* sizes = request.c_str() + colon;
+    std::sscanf(sizes, ":%dx%d%n", &parsed.units, &parsed.batch_rows, &used);
+    if (std::sscanf(sizes, ":%*dx%*dx%d%n", &parsed.k, &used) == 1 && parsed.k <= 0) used = 0;
+  }
   const bool size_ok = !sized || (colon + used == request.size() && parsed.units > 0 && parsed.batch_rows > 0 &&
                                   parsed.transport != Transport::kStream);
   if (!parsed.transport || !size_ok)
     throw std::invalid_argument(
-        "FUSEDLSTM_PLAN: expected stream, local, cluster or grid, the last three perhaps with :UNITSxROWS, got '" +
+        "FUSEDLSTM_PLAN: expected stream, local, cluster or grid, the last three perhaps with :UNITSxROWS or "
+        ":UNITSxROWSxK, got '" +
         request + "'");
   return parsed;
 }
 
 Plan stream_plan(const Problem& p, const Device& d) {
-  return Plan{
-      arithmetic_of(p), KernelShape{Transport::kStream, p.pass, 0, 0, 0, 0}, 0, 0, 0, stream_microseconds(p, d), {}};
+  return Plan{arithmetic_of(p),
+              KernelShape{Transport::kStream, p.pass, 0, 0, 0, 0, 0},
+              0,
+              0,
+              1,
+              0,
+              stream_microseconds(p, d),
+              {}};
 }
 
 Plan resident_plan(const KernelShape& shape, const Problem& p, const Device& d) {
@@ -214,6 +233,7 @@ Plan resident_plan(const KernelShape& shape, const Problem& p, const Device& d) 
               shape,
               static_cast<int>(ctas_per_tile(shape, p)),
               static_cast<int>(batch_tiles(shape, p)),
+              members_at_once(shape, p, d),
               smem_bytes(shape, arithmetic),
               resident_microseconds(shape, p, d),
               {}};
@@ -225,11 +245,12 @@ std::optional<Plan> best_of(Transport transport, const Request& request, const P
   std::optional<Plan> best;
   why_not = obstacle(transport, p, d);
   if (!why_not.empty()) return best;
-  why_not =
-      "expected a shape of " + text("%d units x %d rows", request.units, request.batch_rows) + ", got none compiled";
+  why_not = "expected a shape of " + text("%d units x %d rows", request.units, request.batch_rows) +
+            (request.k > 0 ? text(" x %d of K", request.k) : "") + ", got none compiled";
   for (const KernelShape& shape : kKernelShapes) {
     if (shape.transport != transport || shape.pass != p.pass || !is_compiled(shape, arithmetic_of(p))) continue;
     if (request.units > 0 && (shape.units() != request.units || shape.batch_rows() != request.batch_rows)) continue;
+    if (request.k > 0 && k_capacity(shape, arithmetic_of(p)) != request.k) continue;
     const std::string reason = misfit(shape, p, d);
     if (!reason.empty()) {
       why_not = reason;  // shapes are listed from small to large: the last reason is that of the largest

@@ -28,7 +28,7 @@ struct Problem {
   int64_t T, B, H;
   int64_t proj_size;  // 0: none
   int D;              // directions
-  int M;              // members of an ensemble, at once with LOCAL and else one after another
+  int M;              // members of an ensemble
   Dtype dtype;
   bool allow_tf32;
   Pass pass;
@@ -54,12 +54,14 @@ struct KernelShape {
   int chunks_per_warp;  // 64-byte chunks of K that a warp holds
   int k_splits;         // warps that share one set of rows
   int batch_tiles;      // batch rows per CTA, in tiles of 8
+  int shared_chunks;    // of chunks_per_warp, the last ones: their weights are in shared memory, not in registers
 
   constexpr int units() const {  // hidden units per CTA
     return kWarps / k_splits * 8 * rows_per_lane / (pass == Pass::kForward ? 4 : 1);
   }
   constexpr int batch_rows() const { return 8 * batch_tiles; }
   constexpr int chunks() const { return chunks_per_warp * k_splits; }
+  constexpr int shared_weight_bytes() const { return shared_chunks * rows_per_lane * kWarps * 32 * 16; }
   static constexpr int kWarps = 8;
   bool operator==(const KernelShape&) const = default;
 };
@@ -69,6 +71,7 @@ struct Plan {
   KernelShape shape;    // shape.transport == kStream: the rest is 0
   int ctas_per_tile;    // CTAs that together hold W_hh once
   int tiles;            // tiles of the batch, of each direction and member
+  int members;          // that one launch runs: all of the ensemble, or 1
   int64_t smem_bytes;   // per CTA
   double microseconds;  // of the whole pass, by the model: an estimate to choose by, never a result
   // Why the transports that do not fit were not taken, one sentence each.
@@ -77,7 +80,8 @@ struct Plan {
 
 // The cheapest plan that fits, by the model; STREAM always fits. `request` forces the choice, as FUSEDLSTM_PLAN does:
 // empty, "stream", "local", "cluster" or "grid", or one of the last three with units and batch rows per CTA,
-// "grid:16x8". Throws std::invalid_argument with the reason if what is requested does not fit or does not exist.
+// "grid:16x8", and the elements of K that it holds, "grid:16x8x2048". Throws std::invalid_argument with the reason if
+// what is requested does not fit or does not exist.
 Plan make_plan(const Problem& problem, const Device& device, const std::string& request = "");
 
 // One line: "grid bfloat16 64 CTAs x 16 units, 2 tiles of 8 rows, 38 KiB shared memory, estimated 612 us".

@@ -26,6 +26,7 @@ inline void bind_plan(pybind11::module_& m) {
       .def_property_readonly("batch_rows", [](const Plan& p) { return p.shape.batch_rows(); })
       .def_readonly("ctas_per_tile", &Plan::ctas_per_tile)
       .def_readonly("tiles", &Plan::tiles)
+      .def_readonly("members", &Plan::members, "Of an ensemble, that one launch runs: all or 1.")
       .def_readonly("smem_bytes", &Plan::smem_bytes)
       .def_readonly("microseconds", &Plan::microseconds, "Estimated by the model, to choose by; never a result.")
       .def_readonly("rejected", &Plan::rejected, "Why transports that do not fit were not taken.")

@@ -1,10 +1,12 @@
-// The resident kernel: all time steps of one layer in one launch, W_hh in registers from the first to the last.
+// The resident kernel: all time steps of one layer in one launch, W_hh in registers and shared memory from the first to
+// the last.
 //
 //   One CTA owns `units` hidden units of a tile of the batch: their weight rows, their state, their outputs. The CTAs
-//   of a tile (1, a cluster, or part of the grid) together hold W_hh once. blockIdx.y is the direction, and for LOCAL
-//   blockIdx.z the member of an ensemble, of which the others run one at a time.
+//   of a tile (1, a cluster, or part of the grid) together hold W_hh once. blockIdx.y is the direction and
+//   blockIdx.z the member of an ensemble.
 //   One warp multiplies a share of the rows with a share of K; one thread owns, for the whole sequence, the state of
-//   the (unit, batch row) pairs i = threadIdx.x + 256 e with unit = i % units, batch row = i / units.
+//   pairs of one unit, threadIdx.x % units, and batch rows threadIdx.x / units + e * (256 / units): evenly spaced, as
+//   then are all their indices.
 //   Synchronisation: the exchange makes operand s readable; one barrier of the CTA per position separates the partial
 //   sums' writers from their readers. They have two buffers, so that nobody overwrites sums still being read: whoever
 //   writes those of position s + 2 has passed the barrier of s + 1, which their reader reached after reading.
@@ -32,8 +34,8 @@ struct SmemLayout {
   static constexpr int kPartialsSplit = kShape.batch_rows() * kPartialsRow;
   static constexpr int kPartialsBuffer = kShape.k_splits * kPartialsSplit;
   static constexpr int kStage = kPartials + 2 * kPartialsBuffer;
-  static constexpr int kStageWarp = 32 * Traffic::kElementBytes;
-  static constexpr int kBytes = kStage + KernelShape::kWarps * kStageWarp;
+  static constexpr int kWeights = kStage + kThreads * Traffic::kElementBytes;
+  static constexpr int kBytes = kWeights + kShape.shared_weight_bytes();
   static_assert(kBytes == smem_bytes(kShape, Math::kArithmetic), "the planner counts otherwise");
 };
 
@@ -45,26 +47,29 @@ __device__ __forceinline__ int unit_of_row(int r, int row_warp, int g) {
 }
 
 template <class Math, KernelShape kShape>
-__device__ __forceinline__ void load_weight(Product<Math, kShape.rows_per_lane, kShape.chunks_per_warp>& product,
-                                            const void* weight, int64_t H, int64_t pitch, int first_unit) {
+using ProductOf = Product<Math, kShape.rows_per_lane, kShape.chunks_per_warp, kShape.shared_chunks>;
+
+template <class Math, KernelShape kShape>
+__device__ __forceinline__ void load_weight(ProductOf<Math, kShape>& product, const void* weight, int64_t H,
+                                            int64_t pitch, int first_unit) {
   using Layout = ExchangeLayout<Math, kShape>;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int row_warp = warp / kShape.k_splits, k_split = warp % kShape.k_splits;
 #pragma unroll
-  for (int r = 0; r < kShape.rows_per_lane; ++r) {
-    const int64_t unit = first_unit + unit_of_row<kShape>(r, row_warp, g);
-    const int64_t row = kShape.pass == Pass::kForward ? r % 4 * H + unit : unit;
+  for (int r = 0; r < kShape.rows_per_lane; r += 2)
 #pragma unroll
     for (int c = 0; c < kShape.chunks_per_warp; ++c) {
       const int64_t k = (k_split * kShape.chunks_per_warp + c) * Layout::kChunkElements + t * Layout::kVectorElements;
-      Vec4 v{};
-      if (unit < H && k < pitch)
-        v = load_constant128(static_cast<const typename Math::scalar_t*>(weight) + row * pitch + k);
-      v = Math::operand(v);
+      Vec4 rows[2] = {};
 #pragma unroll
-      for (int j = 0; j < 4; ++j) product.weight[r][c][j] = v.w[j];
+      for (int i = 0; i < 2; ++i) {
+        const int64_t unit = first_unit + unit_of_row<kShape>(r + i, row_warp, g);
+        const int64_t row = kShape.pass == Pass::kForward ? (r + i) % 4 * H + unit : unit;
+        if (unit < H && k < pitch)
+          rows[i] = load_constant128(static_cast<const typename Math::scalar_t*>(weight) + row * pitch + k);
+      }
+      product.set_weight(r, c, {Math::operand(rows[0]), Math::operand(rows[1])});
     }
-  }
 }
 
 // The warp's partial sums of 8 batch rows into its buffer.
@@ -93,16 +98,17 @@ template <class Math, KernelShape kShape, int kSums>
 __device__ __forceinline__ void sum_partials(SharedAddress buffer, int unit, int n, float (&sums)[kSums]) {
   using Smem = SmemLayout<Math, kShape, kSums>;
 #pragma unroll
-  for (int q = 0; q < kSums; ++q) sums[q] = 0;
-#pragma unroll
   for (int k_split = 0; k_split < kShape.k_splits; ++k_split) {
+    const auto add = [&](int q, uint32_t bits) {
+      sums[q] = k_split == 0 ? bits_float(bits) : sums[q] + bits_float(bits);
+    };
     const SharedAddress from = buffer + k_split * Smem::kPartialsSplit + n * Smem::kPartialsRow + unit * kSums * 4;
     if constexpr (kSums == 4) {
       const Vec4 v = load_shared128(from);
 #pragma unroll
-      for (int q = 0; q < 4; ++q) sums[q] += bits_float(v.w[q]);
+      for (int q = 0; q < 4; ++q) add(q, v.w[q]);
     } else {
-      sums[0] += bits_float(load_shared32(from));
+      add(0, load_shared32(from));
     }
   }
 }
@@ -119,24 +125,25 @@ __device__ __forceinline__ uint32_t published(Float16 x) {
   return x.bits;
 }
 
-// A warp's 32 elements, one a lane, in vectors of 16 bytes: lane l gets vector l % kVectors.
+// A warp's 32 elements, one a lane, in vectors of 16 bytes: lane l gets vector l % kVectors. `stage` has room for the
+// elements of all threads of the CTA.
 template <class scalar_t>
 __device__ __forceinline__ Vec4 gather_vector(SharedAddress stage, scalar_t x) {
-  constexpr int kVectors = 32 * sizeof(scalar_t) / kVectorBytes;
-  const int lane = threadIdx.x % 32;
-  if constexpr (sizeof(scalar_t) == 2)
-    store_shared16(stage + lane * 2, static_cast<uint16_t>(published(x)));
+  constexpr int kBytes = sizeof(scalar_t), kVectors = 32 * kBytes / kVectorBytes;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if constexpr (kBytes == 2)
+    store_shared16(stage + threadIdx.x * 2, static_cast<uint16_t>(published(x)));
   else
-    store_shared32(stage + lane * 4, published(x));
+    store_shared32(stage + threadIdx.x * 4, published(x));
   warp_sync();
-  const Vec4 v = load_shared128(stage + lane % kVectors * kVectorBytes);
+  const Vec4 v = load_shared128(stage + warp * 32 * kBytes + lane % kVectors * kVectorBytes);
   warp_sync();  // before the stage is used again
   return v;
 }
 
 // Positions that change anything in the tile: those that some row runs, or all where resets may come after the end.
 __device__ __forceinline__ int steps_of_tile(const RowStates& rows, int first_row, int batch_rows, int m) {
-  if (!rows.lengths || rows.reset) return static_cast<int>(rows.T);
+  if (!rows.lengths || rows.reset) return rows.T;
   int steps = 0;
   for (int n = 0; n < batch_rows; ++n) steps = std::max(steps, length_of(rows, first_row + n, m));
   return steps;
@@ -148,29 +155,31 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   using Smem = SmemLayout<Math, kShape, Cell::kSums>;
   using Traffic = Exchange<Math, kShape>;
   constexpr int kUnits = kShape.units(), kBatchRows = kShape.batch_rows();
-  constexpr int kPairs = (kUnits * kBatchRows + kThreads - 1) / kThreads;
+  static_assert(kThreads % kUnits == 0, "a thread has one unit");
+  constexpr int kRowsApart = kThreads / kUnits, kPairs = (kBatchRows + kRowsApart - 1) / kRowsApart;
+  constexpr bool kAllOwnPairs = kBatchRows % kRowsApart == 0;
   const RowStates& rows = args.rows;
-  const int H = static_cast<int>(rows.H), d = blockIdx.y, tile_index = blockIdx.x / ctas;
+  const int H = rows.H, d = blockIdx.y, tile_index = blockIdx.x / ctas;
   const int rank = kShape.transport == Transport::kLocal     ? 0
                    : kShape.transport == Transport::kCluster ? cluster_rank()
                                                              : blockIdx.x % ctas;
-  const int m = kShape.transport == Transport::kLocal ? blockIdx.z : 0;
+  const int m = blockIdx.z;
   const int first_unit = rank * kUnits;
   const int first_row = tile_index * kBatchRows;
-  const int batch_rows = rows.B - first_row < kBatchRows ? static_cast<int>(rows.B - first_row) : kBatchRows;
+  const int batch_rows = rows.B - first_row < kBatchRows ? rows.B - first_row : kBatchRows;
   const int steps = steps_of_tile(rows, first_row, batch_rows, m);
   // Elements of one gate's block in weights and operands: the next multiple of 16 bytes.
   const int gate_pitch = (H + Traffic::kVectorElements - 1) / Traffic::kVectorElements * Traffic::kVectorElements;
   const int pitch = Cell::kOperands * gate_pitch;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, k_split = warp % kShape.k_splits;
   const SharedAddress smem = shared_address(shared_memory());
-  const SharedAddress stage = smem + Smem::kStage + warp * Smem::kStageWarp;
 
   Traffic exchange;
   exchange.tile = {smem + Smem::kOperand, smem + Smem::kBarriers, batch_rows, pitch, ctas, steps, nullptr, 0};
   if constexpr (kShape.transport == Transport::kGrid) {
-    exchange.tile.global = static_cast<scalar_t*>(args.exchange) + (d * rows.T * rows.B + first_row) * pitch;
-    exchange.tile.global_stride = rows.B * pitch;
+    const int block = (m * rows.D + d) * rows.T * rows.B;
+    exchange.tile.global = &at<scalar_t>(args.exchange, element(block + first_row, pitch, 0));
+    exchange.tile.global_stride = int64_t{rows.B} * pitch;
   } else {
     // Where nothing is ever published (beyond H, beyond B) the weights are zero, but zero times garbage may be NaN.
     for (int i = threadIdx.x * kVectorBytes; i < Traffic::kBuffers * Traffic::kOperandBytes;
@@ -180,41 +189,48 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   }
   exchange.open();
 
-  Product<Math, kShape.rows_per_lane, kShape.chunks_per_warp> product;
+  ProductOf<Math, kShape> product;
+  product.shared = smem + Smem::kWeights + warp * ProductOf<Math, kShape>::kSharedBytes;
   load_weight<Math, kShape>(product, &at<scalar_t>(args.weight_hh[d], m * int64_t{4} * H * gate_pitch), H, pitch,
                             first_unit);
 
-  const auto unit_of_pair = [](int i) { return i % kUnits; };
-  const auto row_of_pair = [](int i) { return i / kUnits; };
-  const auto exists = [&](int i) { return row_of_pair(i) < batch_rows && first_unit + unit_of_pair(i) < H; };
-  // Pairs that do not exist are made from ones that do, so that reading their constants is safe; they never run.
+  const int own_unit = threadIdx.x % kUnits, own_row = threadIdx.x / kUnits;
+  // Of the tile, whether it exists or not. Threads beyond the last pair of a small tile own none.
+  const auto is_pair = [&](int e) { return kAllOwnPairs || own_row + e * kRowsApart < kBatchRows; };
   const auto make_cell = [&](int e) {
-    const int i = threadIdx.x + kThreads * e;
-    const int n = row_of_pair(i) < batch_rows ? row_of_pair(i) : 0;
-    const int u = first_unit + unit_of_pair(i) < H ? first_unit + unit_of_pair(i) : 0;
-    return Cell(args, d, first_row + n, u, m, steps);
+    const int n = own_row + e * kRowsApart, u = first_unit + own_unit;
+    const bool exists = n < batch_rows && u < H;
+    return Cell(args, d, first_row + n, u, m, exists);
   };
-  // Position s of all pairs; whole warps beyond the last pair have nothing to publish.
+  // Number p in the order of running.
+  const auto time_at = [&](int p) { return p >= 0 && p < steps ? Cell::time(d, p, steps) : kNoTime; };
+  const auto step_at = [&](int p) { return time_at(p) == kNoTime ? Step{} : step_of(args, d, m, time_at(p)); };
+  // Position s of all pairs. The lane sends a vector of the units of one batch row; whole warps beyond the last pair
+  // have nothing to send.
+  constexpr int kVectors = 32 / Traffic::kVectorElements;
+  const unsigned sent = threadIdx.x / 32 * 32 + lane % kVectors * Traffic::kVectorElements;
+  const int sent_unit = first_unit + sent % kUnits, sent_row = sent / kUnits;
   const auto publish = [&](int s, int e, const Cell& cell) {
-    if (s >= steps || warp * 32 + kThreads * e >= kUnits * kBatchRows) return;
-    constexpr int kVectors = 32 / Traffic::kVectorElements;
-    const int i = warp * 32 + kThreads * e + lane % kVectors * Traffic::kVectorElements;
-    const int n = row_of_pair(i), u = first_unit + unit_of_pair(i);
-    const bool own_exists = exists(threadIdx.x + kThreads * e);
+    if (s >= steps || (!kAllOwnPairs && warp * 32 / kUnits + e * kRowsApart >= kBatchRows)) return;
+    const int n = sent_row + e * kRowsApart;
 #pragma unroll
     for (int q = 0; q < Cell::kOperands; ++q) {
-      const Vec4 v = Math::operand(gather_vector(stage, own_exists ? cell.operand(q) : scalar_t{}));
-      if (n < batch_rows && u < gate_pitch) exchange.publish(s, q * gate_pitch + u, n, lane / kVectors, v);
+      const Vec4 v = Math::operand(gather_vector(smem + Smem::kStage, cell.operand(q)));
+      if (n < batch_rows && sent_unit < gate_pitch)
+        exchange.publish(s, q * gate_pitch + sent_unit, n, lane / kVectors, v);
     }
   };
 
+  const Step first = step_at(Cell::kLead - 1);
+  Step now = step_at(Cell::kLead);
   Cell cells[kPairs];
 #pragma unroll
+  for (int e = 0; e < kPairs; ++e) cells[e] = make_cell(e);  // at once, so that the compiler sees what they share
+#pragma unroll
   for (int e = 0; e < kPairs; ++e) {
-    cells[e] = make_cell(e);
-    if (exists(threadIdx.x + kThreads * e)) cells[e].start(args);
+    cells[e].start(args, first, now);
     publish(0, e, cells[e]);
-    if (exists(threadIdx.x + kThreads * e)) cells[e].store(args, -1, {});
+    cells[e].store(args, first, {});
   }
 
   for (int s = 0; s < steps; ++s) {
@@ -226,26 +242,25 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
       product.multiply(operand + n * kChunkBytes, Traffic::kChunkStride, acc);
       store_partials<Math, kShape, Cell::kSums>(partials, n, acc);
     }
+    const Step next = step_at(s + Cell::kLead + 1);
     block_sync();
 #pragma unroll
     for (int e = 0; e < kPairs; ++e) {
-      const int i = threadIdx.x + kThreads * e;
-      typename Cell::Result result{};
-      if (exists(i)) {
+      typename Cell::Result result;
+      if (is_pair(e)) {
         float sums[Cell::kSums];
-        sum_partials<Math, kShape, Cell::kSums>(partials, unit_of_pair(i), row_of_pair(i), sums);
-        result = cells[e].advance(args, s, sums);
+        sum_partials<Math, kShape, Cell::kSums>(partials, own_unit, own_row + e * kRowsApart, sums);
+        cells[e].advance(args, time_at(s + Cell::kLead - 1), now, next, sums, result);
       }
       publish(s + 1, e, cells[e]);
-      if (exists(i)) cells[e].store(args, s, result);
+      cells[e].store(args, now, result);
     }
 #pragma unroll
-    for (int e = 0; e < kPairs; ++e)
-      if (exists(threadIdx.x + kThreads * e)) cells[e].prefetch(args, s + 1);
+    for (int e = 0; e < kPairs; ++e) cells[e].prefetch(args, next);
+    now = next;
   }
 #pragma unroll
-  for (int e = 0; e < kPairs; ++e)
-    if (exists(threadIdx.x + kThreads * e)) cells[e].finish(args);
+  for (int e = 0; e < kPairs; ++e) cells[e].finish(args);
   exchange.close();
 }
 

@@ -31,16 +31,53 @@ struct ActivationMath<double> {
   static __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 };
 
+// Rows and sizes are int, and are multiplied as such: 64-bit products take four instructions each, and a thread of the
+// resident kernels would do dozens in every time step.
+__device__ __forceinline__ int64_t element(int row, int pitch, int column) {
+  return int64_t{row} * pitch + column;
+}
+
 // Steps that batch row b runs. Lengths stay on the device, where nobody has checked them: none may lead out of bounds.
 // Packed rows are the same for all members m of an ensemble.
 __device__ __forceinline__ int length_of(const RowStates& rows, int b, int m = 0) {
-  if (!rows.lengths) return static_cast<int>(rows.T);
+  if (!rows.lengths) return rows.T;
   const int64_t length = rows.lengths[rows.row_offsets ? b : m * rows.B + b];
   return static_cast<int>(length < 0 ? 0 : length > rows.T ? rows.T : length);
 }
 
-// Where one batch row of one direction is in time. Position s counts the steps in the order of running forward; t is
-// the time of the sequence.
+// The row of batch row b at time t in a tensor [N, ...].
+__device__ __forceinline__ int row_of(const RowStates& rows, int t, int b) {
+  return (rows.row_offsets ? static_cast<int>(rows.row_offsets[t]) : t * rows.B) + b;
+}
+
+// A time before the first step or after the last, which no row runs.
+inline constexpr int kNoTime = 0x7FFFFFFF;
+
+// One time step, as far as it is the same for all units and batch rows.
+struct Step {
+  int t = kNoTime;
+  int row = 0;          // of batch row 0 in a tensor [N, ...]
+  int saved = 0;        // of batch row 0 in a tensor [M, D, N, ...], counted as RowClock counts
+  int64_t strided = 0;  // of batch row 0 in what comes with strides: pre_gates forward, d_output backward
+};
+
+// The first row that direction d of member m has in a tensor [M, D, N, ...], counted as RowClock counts.
+__device__ __forceinline__ int first_saved(const RowStates& rows, int d, int m) {
+  return (d + m * (rows.D - 1)) * rows.N;
+}
+
+__device__ __forceinline__ Step step_of(const RowStates& rows, int d, int m, int t, int64_t stride_t, int stride_b) {
+  const int row = row_of(rows, t, 0);
+  return {t, row, first_saved(rows, d, m) + row, rows.row_offsets ? int64_t{row} * stride_b : t * stride_t};
+}
+__device__ __forceinline__ Step step_of(const ForwardArgs& a, int d, int m, int t) {
+  return step_of(a.rows, d, m, t, a.pre_gates_stride_t, a.pre_gates_stride_b);
+}
+__device__ __forceinline__ Step step_of(const BackwardArgs& a, int d, int m, int t) {
+  return step_of(a.rows, d, m, t, a.d_output_stride_t, a.d_output_stride_b);
+}
+
+// Where one batch row of one direction is in time.
 //
 // Member m of an ensemble begins m * N rows later in a tensor [M, N, ...], which is as if `b` were. To keep the indices
 // of the time loop as they are for one layer, it is, and the others make up for that with constants of their own.
@@ -48,31 +85,22 @@ struct RowClock {
   int b, length, d, m;
 
   RowClock() = default;
-  __device__ __forceinline__ RowClock(const RowStates& rows, int d, int b, int m)
-      : b(static_cast<int>(b + m * rows.N)), length(length_of(rows, b, m)), d(d), m(m) {}
+  // One that does not exist never runs, is never reset and reads nothing.
+  __device__ __forceinline__ RowClock(const RowStates& rows, int d, int b, int m, bool exists = true)
+      : b(b + m * rows.N), length(exists ? length_of(rows, b, m) : -1), d(d), m(m) {}
 
+  __device__ __forceinline__ bool exists() const { return length >= 0; }
   __device__ __forceinline__ bool runs(int t) const { return t < length; }
   __device__ __forceinline__ bool first(int t) const { return t == (d == 0 ? 0 : length - 1); }
   __device__ __forceinline__ int previous(int t) const { return d == 0 ? t - 1 : t + 1; }
-  // The block of N rows in a tensor [M, D, N, ...], counted from b; the row in a tensor [M, D, B, ...].
-  __device__ __forceinline__ int block(const RowStates& rows) const { return d + m * (rows.D - 1); }
-  __device__ __forceinline__ int64_t state_row(const RowStates& rows) const {
+  // The row in a tensor [M, D, B, ...].
+  __device__ __forceinline__ int state_row(const RowStates& rows) const {
     return (m * rows.D + d) * rows.B - m * rows.N + b;
   }
 };
 
 __device__ __forceinline__ int time_of(int d, int s, int steps) {
   return d == 0 ? s : steps - 1 - s;
-}
-
-__device__ __forceinline__ int64_t row_of(const RowStates& rows, int t, int b) {
-  return (rows.row_offsets ? rows.row_offsets[t] : t * rows.B) + b;
-}
-
-// Offset of row (t, b) in a tensor that the caller laid out with these strides.
-__device__ __forceinline__ int64_t strided_row(const RowStates& rows, int t, int b, int64_t stride_t,
-                                               int64_t stride_b) {
-  return (rows.row_offsets ? rows.row_offsets[t] * stride_b : t * stride_t) + b * stride_b;
 }
 
 template <class T>
@@ -86,15 +114,17 @@ __device__ __forceinline__ AccOf<scalar_t> rounded(AccOf<scalar_t> x) {
   return to_acc(from_acc<scalar_t>(x));
 }
 
+// Whether the row is reset before the step of time t.
 __device__ __forceinline__ bool is_reset(const RowStates& rows, const RowClock& clock, int t) {
-  return rows.reset && at<bool>(rows.reset, t * rows.B + clock.b);
+  if (!rows.reset || t == kNoTime) return false;  // the same for all threads
+  return clock.exists() && rows.reset[t * rows.B + clock.b];
 }
 
 // Element u of the h (size R) or c (size H) that the row starts step t from, if that is not the step before's.
 template <class scalar_t>
-__device__ __forceinline__ AccOf<scalar_t> state_or_zero(const void* state, int64_t size, const RowStates& rows,
+__device__ __forceinline__ AccOf<scalar_t> state_or_zero(const void* state, int size, const RowStates& rows,
                                                          const RowClock& clock, int u) {
-  return state ? to_acc(at<scalar_t>(state, clock.state_row(rows) * size + u)) : AccOf<scalar_t>(0);
+  return state ? to_acc(at<scalar_t>(state, element(clock.state_row(rows), size, u))) : AccOf<scalar_t>(0);
 }
 
 // ---- forward ------------------------------------------------------------------------------------------------------
@@ -109,12 +139,14 @@ struct ForwardUnit {
   acc_t pre[4];  // of the step to come
 
   ForwardUnit() = default;
-  __device__ __forceinline__ ForwardUnit(const ForwardArgs& a, int d, int b, int u, int m = 0)
-      : clock(a.rows, d, b, m), u(u), c(0) {
+  __device__ __forceinline__ ForwardUnit(const ForwardArgs& a, int d, int b, int u, int m = 0, bool exists = true)
+      : clock(a.rows, d, b, m, exists), u(u), c(0) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-      const int64_t i = (m * 4 + q) * a.rows.H + u;
-      bias[q] = a.bias_ih[d] ? to_acc(at<scalar_t>(a.bias_ih[d], i)) + to_acc(at<scalar_t>(a.bias_hh[d], i)) : acc_t(0);
+      const int64_t i = element(m * 4 + q, a.rows.H, u);
+      bias[q] = u < a.rows.H && a.bias_ih[d]
+                    ? to_acc(at<scalar_t>(a.bias_ih[d], i)) + to_acc(at<scalar_t>(a.bias_hh[d], i))
+                    : acc_t(0);
       pre[q] = 0;
     }
   }
@@ -129,11 +161,11 @@ struct ForwardUnit {
 
   // Loads what nothing of the recurrence goes into, a step early, as it lies in memory: the first instruction that uses
   // a loaded value waits for it, even one that only converts it.
-  __device__ __forceinline__ void prefetch(const ForwardArgs& a, int t) {
-    if (!clock.runs(t)) return;
-    const int64_t row = strided_row(a.rows, t, clock.b, a.pre_gates_stride_t, a.pre_gates_stride_b);
+  __device__ __forceinline__ void prefetch(const ForwardArgs& a, const Step& step) {
+    if (!clock.runs(step.t)) return;
+    const auto* from = &at<acc_t>(a.pre_gates[clock.d], step.strided + element(clock.b, a.pre_gates_stride_b, u));
 #pragma unroll
-    for (int q = 0; q < 4; ++q) pre[q] = at<acc_t>(a.pre_gates[clock.d], row + q * a.rows.H + u);
+    for (int q = 0; q < 4; ++q) pre[q] = from[q * a.rows.H];
   }
 
   // A step of a row that runs, with sums = W_hh h of the four gates.
@@ -145,19 +177,20 @@ struct ForwardUnit {
     return y;
   }
 
-  // What step t came to, for training.
-  __device__ __forceinline__ void store(const ForwardArgs& a, int t, const CellForward<acc_t>& y) const {
+  // What a step came to, for training.
+  __device__ __forceinline__ void store(const ForwardArgs& a, const Step& step, const CellForward<acc_t>& y) const {
     if (!a.gates) return;
-    const int64_t row = clock.block(a.rows) * a.rows.N + row_of(a.rows, t, clock.b), H = a.rows.H;
-    at<scalar_t>(a.gates, row * 4 * H + u) = from_acc<scalar_t>(y.i);
-    at<scalar_t>(a.gates, row * 4 * H + H + u) = from_acc<scalar_t>(y.f);
-    at<scalar_t>(a.gates, row * 4 * H + 2 * H + u) = from_acc<scalar_t>(y.g);
-    at<scalar_t>(a.gates, row * 4 * H + 3 * H + u) = from_acc<scalar_t>(y.o);
-    at<acc_t>(a.cell_states, row * H + u) = y.c;
+    const int row = step.saved + clock.b, H = a.rows.H;
+    auto* gates = &at<scalar_t>(a.gates, element(row, 4 * H, u));
+    gates[0] = from_acc<scalar_t>(y.i);
+    gates[H] = from_acc<scalar_t>(y.f);
+    gates[2 * H] = from_acc<scalar_t>(y.g);
+    gates[3 * H] = from_acc<scalar_t>(y.o);
+    at<acc_t>(a.cell_states, element(row, H, u)) = y.c;
   }
 
   __device__ __forceinline__ void finish(const ForwardArgs& a) const {
-    at<scalar_t>(a.c_n, clock.state_row(a.rows) * a.rows.H + u) = from_acc<scalar_t>(c);
+    at<scalar_t>(a.c_n, element(clock.state_row(a.rows), a.rows.H, u)) = from_acc<scalar_t>(c);
   }
 };
 
@@ -182,13 +215,13 @@ struct ForwardHidden {
 
   // After a step that ran, with its result.
   __device__ __forceinline__ void leave(acc_t value) { h = rounded<scalar_t>(value); }
-  __device__ __forceinline__ void store(const ForwardArgs& a, int t, acc_t value) const {
-    const int64_t row = row_of(a.rows, t, clock.b);
-    at<scalar_t>(a.output, (row * a.rows.D + clock.d) * a.rows.R + r) = from_acc<scalar_t>(value);
+  __device__ __forceinline__ void store(const ForwardArgs& a, const Step& step, acc_t value) const {
+    const int row = (step.row + clock.b) * a.rows.D + clock.d;
+    at<scalar_t>(a.output, element(row, a.rows.R, r)) = from_acc<scalar_t>(value);
   }
 
   __device__ __forceinline__ void finish(const ForwardArgs& a) const {
-    at<scalar_t>(a.h_n, clock.state_row(a.rows) * a.rows.R + r) = from_acc<scalar_t>(h);
+    at<scalar_t>(a.h_n, element(clock.state_row(a.rows), a.rows.R, r)) = from_acc<scalar_t>(h);
   }
 };
 
@@ -210,26 +243,26 @@ struct BackwardHidden {
     d_h = state_or_zero<scalar_t>(a.d_h_n, a.rows.R, a.rows, clock, r);
   }
 
-  __device__ __forceinline__ void prefetch(const BackwardArgs& a, int t) {
-    if (!clock.runs(t) || !a.d_output) return;
-    const int64_t row = strided_row(a.rows, t, clock.b, a.d_output_stride_t, a.d_output_stride_b);
-    d_out = at<scalar_t>(a.d_output, row + clock.d * a.rows.R + r);
+  __device__ __forceinline__ void prefetch(const BackwardArgs& a, const Step& step) {
+    if (!clock.runs(step.t) || !a.d_output) return;
+    const int64_t row = step.strided + int64_t{clock.b} * a.d_output_stride_b;
+    d_out = at<scalar_t>(a.d_output, row + (clock.d * a.rows.R + r));
   }
 
-  // Gradient of the h that step t computed.
+  // Gradient of the h that the step computed.
   __device__ __forceinline__ acc_t total() const { return d_h + to_acc(d_out); }
 
   // After step t: `sum` = d_gates W_hh, if the row ran it, goes to the step before, or to reset_h.
   __device__ __forceinline__ void leave(const BackwardArgs& a, int t, acc_t sum) {
     if (clock.runs(t)) d_h = sum;
     if (is_reset(a.rows, clock, t)) {
-      if (a.d_reset_h) at<acc_t>(a.d_reset_h, clock.state_row(a.rows) * a.rows.R + r) += d_h;
+      if (a.d_reset_h) at<acc_t>(a.d_reset_h, element(clock.state_row(a.rows), a.rows.R, r)) += d_h;
       d_h = 0;
     }
   }
 
   __device__ __forceinline__ void finish(const BackwardArgs& a) const {
-    at<scalar_t>(a.d_h_0, clock.state_row(a.rows) * a.rows.R + r) = from_acc<scalar_t>(d_h);
+    at<scalar_t>(a.d_h_0, element(clock.state_row(a.rows), a.rows.R, r)) = from_acc<scalar_t>(d_h);
   }
 };
 
@@ -243,8 +276,8 @@ struct BackwardUnit {
   acc_t c, c_prev;
 
   BackwardUnit() = default;
-  __device__ __forceinline__ BackwardUnit(const BackwardArgs& a, int d, int b, int u, int m = 0)
-      : clock(a.rows, d, b, m), u(u), d_c(0), gate{}, c(0), c_prev(0) {}
+  __device__ __forceinline__ BackwardUnit(const BackwardArgs& a, int d, int b, int u, int m = 0, bool exists = true)
+      : clock(a.rows, d, b, m, exists), u(u), d_c(0), gate{}, c(0), c_prev(0) {}
 
   __device__ __forceinline__ void start(const BackwardArgs& a) {
     d_c = state_or_zero<scalar_t>(a.d_c_n, a.rows.H, a.rows, clock, u);
@@ -252,20 +285,23 @@ struct BackwardUnit {
 
   // Once per step, after the step that runs before it backward: it also adds the gradient of the cell state from
   // outside.
-  __device__ __forceinline__ void prefetch(const BackwardArgs& a, int t) {
-    if (!clock.runs(t)) return;
-    const int64_t H = a.rows.H, row = clock.block(a.rows) * a.rows.N + row_of(a.rows, t, clock.b);
+  __device__ __forceinline__ void prefetch(const BackwardArgs& a, const Step& step) {
+    if (!clock.runs(step.t)) return;
+    const int row = step.saved + clock.b, H = a.rows.H;
+    const auto* gates = &at<scalar_t>(a.gates, element(row, 4 * H, u));
 #pragma unroll
-    for (int q = 0; q < 4; ++q) gate[q] = at<scalar_t>(a.gates, (row * 4 + q) * H + u);
-    c = at<acc_t>(a.cell_states, row * H + u);
-    if (a.d_cell_states) d_c += at<acc_t>(a.d_cell_states, row * H + u);
-    if (is_reset(a.rows, clock, t))
+    for (int q = 0; q < 4; ++q) gate[q] = gates[q * H];
+    const int64_t i = element(row, H, u);
+    c = at<acc_t>(a.cell_states, i);
+    if (a.d_cell_states) d_c += at<acc_t>(a.d_cell_states, i);
+    if (is_reset(a.rows, clock, step.t))
       c_prev = state_or_zero<scalar_t>(a.rows.reset_c, H, a.rows, clock, u);
-    else if (clock.first(t))
+    else if (clock.first(step.t))
       c_prev = state_or_zero<scalar_t>(a.rows.c_0, H, a.rows, clock, u);
     else
-      c_prev = at<acc_t>(a.cell_states,
-                         (clock.block(a.rows) * a.rows.N + row_of(a.rows, clock.previous(t), clock.b)) * H + u);
+      c_prev = at<acc_t>(
+          a.cell_states,
+          element(first_saved(a.rows, clock.d, clock.m) + row_of(a.rows, clock.previous(step.t), clock.b), H, u));
   }
 
   // A step of a row that runs, with d_h the whole gradient of o * tanh(c). Returns d_gates rounded.
@@ -279,21 +315,22 @@ struct BackwardUnit {
     d_c = y.d_c_prev;
   }
 
-  __device__ __forceinline__ void store(const BackwardArgs& a, int t, const scalar_t (&d_gates)[4]) const {
-    const int64_t H = a.rows.H, row = clock.block(a.rows) * a.rows.N + row_of(a.rows, t, clock.b);
+  __device__ __forceinline__ void store(const BackwardArgs& a, const Step& step, const scalar_t (&d_gates)[4]) const {
+    const int H = a.rows.H;
+    auto* to = &at<scalar_t>(a.d_gates, element(step.saved + clock.b, 4 * H, u));
 #pragma unroll
-    for (int q = 0; q < 4; ++q) at<scalar_t>(a.d_gates, (row * 4 + q) * H + u) = d_gates[q];
+    for (int q = 0; q < 4; ++q) to[q * H] = d_gates[q];
   }
 
   // After step t, whether the row ran it or not: what a reset before it cuts off goes to reset_c.
   __device__ __forceinline__ void leave(const BackwardArgs& a, int t) {
     if (!is_reset(a.rows, clock, t)) return;
-    if (a.d_reset_c) at<acc_t>(a.d_reset_c, clock.state_row(a.rows) * a.rows.H + u) += d_c;
+    if (a.d_reset_c) at<acc_t>(a.d_reset_c, element(clock.state_row(a.rows), a.rows.H, u)) += d_c;
     d_c = 0;
   }
 
   __device__ __forceinline__ void finish(const BackwardArgs& a) const {
-    at<scalar_t>(a.d_c_0, clock.state_row(a.rows) * a.rows.H + u) = from_acc<scalar_t>(d_c);
+    at<scalar_t>(a.d_c_0, element(clock.state_row(a.rows), a.rows.H, u)) = from_acc<scalar_t>(d_c);
   }
 };
 

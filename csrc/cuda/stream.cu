@@ -29,7 +29,7 @@ __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
   const int64_t H = args.rows.H;
   const Element own(args.rows.B, H);
   if (!own.exists) return;
-  const int T = static_cast<int>(args.rows.T), s = static_cast<int>(state.step);
+  const int T = args.rows.T, s = static_cast<int>(state.step);
   const int64_t i = own.b * H + own.column;
   const bool projects = state.hidden != nullptr;  // then h belongs to forward_projected_kernel
   ForwardUnit<scalar_t> unit(args, state.d, own.b, own.column);
@@ -38,23 +38,24 @@ __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
     unit.start(args);
     if (!projects) hidden.start(args);
   } else {
-    const int t = time_of(state.d, s, T);
+    const Step now = step_of(args, state.d, 0, time_of(state.d, s, T));
     unit.c = at<acc_t>(state.c, i);
     if (!projects) hidden.h = to_acc(at<scalar_t>(state.h, i));
-    unit.prefetch(args, t);
+    unit.prefetch(args, now);
     acc_t sums[4];
-    for (int q = 0; q < 4; ++q) sums[q] = at<acc_t>(state.sums, (own.b * 4 + q) * H + own.column);
+    for (int q = 0; q < 4; ++q) sums[q] = at<acc_t>(state.sums, (int64_t{own.b} * 4 + q) * H + own.column);
     acc_t value = 0;
-    if (unit.clock.runs(t)) {
+    const bool runs = unit.clock.runs(now.t);
+    if (runs) {
       const auto y = unit.step(sums);
-      unit.store(args, t, y);
+      unit.store(args, now, y);
       value = y.h;
     }
     if (projects) {
       at<scalar_t>(state.hidden, i) = from_acc<scalar_t>(value);
-    } else if (unit.clock.runs(t)) {
+    } else if (runs) {
       hidden.leave(value);
-      hidden.store(args, t, value);
+      hidden.store(args, now, value);
     }
   }
   if (s + 1 < T) {
@@ -77,18 +78,18 @@ __global__ void forward_projected_kernel(const __grid_constant__ ForwardArgs arg
   const int64_t R = args.rows.R;
   const Element own(args.rows.B, R);
   if (!own.exists) return;
-  const int T = static_cast<int>(args.rows.T), s = static_cast<int>(state.step);
+  const int T = args.rows.T, s = static_cast<int>(state.step);
   const int64_t i = own.b * R + own.column;
   ForwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b, 0), own.column);
   if (s < 0) {
     hidden.start(args);
   } else {
-    const int t = time_of(state.d, s, T);
+    const Step now = step_of(args, state.d, 0, time_of(state.d, s, T));
     hidden.h = to_acc(at<scalar_t>(state.h, i));
-    if (hidden.clock.runs(t)) {
+    if (hidden.clock.runs(now.t)) {
       const acc_t value = at<acc_t>(projected, i);
       hidden.leave(value);
-      hidden.store(args, t, value);
+      hidden.store(args, now, value);
     }
   }
   if (s + 1 < T) {
@@ -104,7 +105,7 @@ template <class scalar_t>
 __device__ __forceinline__ bool advance_hidden(const BackwardArgs& args, const BackwardStep& state, int s,
                                                BackwardHidden<scalar_t>& hidden, int64_t i) {
   using acc_t = AccOf<scalar_t>;
-  const int T = static_cast<int>(args.rows.T);
+  const int T = args.rows.T;
   if (s == 0) {
     hidden.start(args);
   } else {
@@ -116,9 +117,9 @@ __device__ __forceinline__ bool advance_hidden(const BackwardArgs& args, const B
     hidden.finish(args);
     return false;
   }
-  const int t = time_of(state.d, T - 1 - s, T);
-  hidden.prefetch(args, t);
-  return hidden.clock.runs(t);
+  const Step now = step_of(args, state.d, 0, time_of(state.d, T - 1 - s, T));
+  hidden.prefetch(args, now);
+  return hidden.clock.runs(now.t);
 }
 
 template <class scalar_t>
@@ -128,7 +129,7 @@ __global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
   const int64_t H = args.rows.H;
   const Element own(args.rows.B, H);
   if (!own.exists) return;
-  const int T = static_cast<int>(args.rows.T), s = static_cast<int>(state.step);
+  const int T = args.rows.T, s = static_cast<int>(state.step);
   const int64_t i = own.b * H + own.column;
   const bool projects = state.d_projected != nullptr;  // then d_hidden has come through W_hr already
   BackwardUnit<scalar_t> unit(args, state.d, own.b, own.column);
@@ -143,14 +144,14 @@ __global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
     unit.finish(args);
     return;
   }
-  const int t = time_of(state.d, T - 1 - s, T);
+  const Step now = step_of(args, state.d, 0, time_of(state.d, T - 1 - s, T));
   if (runs) {
-    unit.prefetch(args, t);
+    unit.prefetch(args, now);
     scalar_t d_gates[4];
     unit.step(projects ? at<acc_t>(state.d_hidden, i) : hidden.total(), d_gates);
-    unit.store(args, t, d_gates);
+    unit.store(args, now, d_gates);
   }
-  unit.leave(args, t);
+  unit.leave(args, now.t);
   at<acc_t>(state.d_c, i) = unit.d_c;
 }
 
@@ -160,7 +161,7 @@ __global__ void backward_projected_kernel(const __grid_constant__ BackwardArgs a
   const int64_t R = args.rows.R;
   const Element own(args.rows.B, R);
   if (!own.exists) return;
-  const int T = static_cast<int>(args.rows.T), s = static_cast<int>(state.step);
+  const int T = args.rows.T, s = static_cast<int>(state.step);
   BackwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b, 0), own.column);
   if (advance_hidden(args, state, s, hidden, own.b * R + own.column)) {
     const int64_t row = row_of(args.rows, time_of(state.d, T - 1 - s, T), own.b);
@@ -181,9 +182,9 @@ __global__ void previous_states_kernel(const __grid_constant__ RowStates rows, c
   for (int t = blockIdx.y; t < clock.length; t += gridDim.y) {
     scalar_t h;
     if (is_reset(rows, clock, t))
-      h = from_acc<scalar_t>(state_or_zero<scalar_t>(rows.reset_h, R, rows, clock, own.column));
+      h = from_acc<scalar_t>(state_or_zero<scalar_t>(rows.reset_h, rows.R, rows, clock, own.column));
     else if (clock.first(t))
-      h = from_acc<scalar_t>(state_or_zero<scalar_t>(rows.h_0, R, rows, clock, own.column));
+      h = from_acc<scalar_t>(state_or_zero<scalar_t>(rows.h_0, rows.R, rows, clock, own.column));
     else
       h = at<scalar_t>(output, (row_of(rows, clock.previous(t), own.b) * rows.D + d) * R + own.column);
     at<scalar_t>(previous, (d * rows.N + row_of(rows, t, own.b)) * R + own.column) = h;
@@ -230,15 +231,15 @@ __global__ void store_values_kernel(const __grid_constant__ Values values, int c
   if (i < count) to[i] = values.value[i];
 }
 
-LaunchConfig one_thread_each(int64_t elements) {
+LaunchConfig one_thread_each(int64_t rows, int64_t columns) {
   LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>((elements + kBlock - 1) / kBlock));
+  config.grid = dim3(static_cast<unsigned>((rows * columns + kBlock - 1) / kBlock));
   config.block = dim3(kBlock);
   return config;
 }
 
 LaunchConfig one_thread_each_step(const RowStates& rows, int64_t columns, int directions) {
-  LaunchConfig config = one_thread_each(rows.B * columns);
+  LaunchConfig config = one_thread_each(rows.B, columns);
   config.grid.y = static_cast<unsigned>(rows.T < kMaxGridY ? rows.T : kMaxGridY);
   config.grid.z = directions;
   return config;
@@ -264,7 +265,7 @@ cudaError_t with_scalar(Dtype dtype, F f) {
 
 cudaError_t launch_forward_step(const ForwardArgs& args, const ForwardStep& state, cudaStream_t stream) {
   return with_scalar(args.dtype, [&](auto scalar) {
-    return launch(forward_step_kernel<decltype(scalar)>, one_thread_each(args.rows.B * args.rows.H), stream, args,
+    return launch(forward_step_kernel<decltype(scalar)>, one_thread_each(args.rows.B, args.rows.H), stream, args,
                   state);
   });
 }
@@ -272,21 +273,21 @@ cudaError_t launch_forward_step(const ForwardArgs& args, const ForwardStep& stat
 cudaError_t launch_forward_projected(const ForwardArgs& args, const ForwardStep& state, const void* projected,
                                      cudaStream_t stream) {
   return with_scalar(args.dtype, [&](auto scalar) {
-    return launch(forward_projected_kernel<decltype(scalar)>, one_thread_each(args.rows.B * args.rows.R), stream, args,
+    return launch(forward_projected_kernel<decltype(scalar)>, one_thread_each(args.rows.B, args.rows.R), stream, args,
                   state, projected);
   });
 }
 
 cudaError_t launch_backward_step(const BackwardArgs& args, const BackwardStep& state, cudaStream_t stream) {
   return with_scalar(args.dtype, [&](auto scalar) {
-    return launch(backward_step_kernel<decltype(scalar)>, one_thread_each(args.rows.B * args.rows.H), stream, args,
+    return launch(backward_step_kernel<decltype(scalar)>, one_thread_each(args.rows.B, args.rows.H), stream, args,
                   state);
   });
 }
 
 cudaError_t launch_backward_projected(const BackwardArgs& args, const BackwardStep& state, cudaStream_t stream) {
   return with_scalar(args.dtype, [&](auto scalar) {
-    return launch(backward_projected_kernel<decltype(scalar)>, one_thread_each(args.rows.B * args.rows.R), stream, args,
+    return launch(backward_projected_kernel<decltype(scalar)>, one_thread_each(args.rows.B, args.rows.R), stream, args,
                   state);
   });
 }
@@ -296,7 +297,7 @@ cudaError_t launch_store_values(const int64_t* values, int64_t count, int64_t* t
     const int part = static_cast<int>(count - first < kValues ? count - first : kValues);
     Values some{};
     std::copy_n(values + first, part, some.value);
-    const cudaError_t error = launch(store_values_kernel, one_thread_each(part), stream, some, part, to + first);
+    const cudaError_t error = launch(store_values_kernel, one_thread_each(1, part), stream, some, part, to + first);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
