@@ -122,6 +122,8 @@ def _time_jobs(console: Console, results: Results, jobs: list[Job], budget: Budg
             name = f"{row.case} {row.mode} {row.precision} {row.threads} thr"
             ratio = f"{row.ratio:.2f}x" if row.ratio else row.status
             progress.update(task, advance=1, description=f"{name} {ratio}"[:48].ljust(48))
+            if not console.is_terminal:  # there is no bar to see
+                console.print(f"{len(results.rows)} of {total}: {name} {ratio}", highlight=False)
 
         try:
             run_jobs(jobs, budget, on_row)
