@@ -177,8 +177,8 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   Traffic exchange;
   exchange.tile = {smem + Smem::kOperand, smem + Smem::kBarriers, batch_rows, pitch, ctas, steps, nullptr, 0};
   if constexpr (kShape.transport == Transport::kGrid) {
-    const int block = (m * rows.D + d) * rows.T * rows.B;
-    exchange.tile.global = &at<scalar_t>(args.exchange, element(block + first_row, pitch, 0));
+    const int64_t first = int64_t{m * rows.D + d} * rows.T * rows.B + first_row;  // T * B may be more than packed rows
+    exchange.tile.global = static_cast<scalar_t*>(args.exchange) + first * pitch;
     exchange.tile.global_stride = int64_t{rows.B} * pitch;
   } else {
     // Where nothing is ever published (beyond H, beyond B) the weights are zero, but zero times garbage may be NaN.
@@ -221,16 +221,16 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
     }
   };
 
-  const Step first = step_at(Cell::kLead - 1);
+  const Step before = step_at(Cell::kLead - 1);
   Step now = step_at(Cell::kLead);
   Cell cells[kPairs];
 #pragma unroll
   for (int e = 0; e < kPairs; ++e) cells[e] = make_cell(e);  // at once, so that the compiler sees what they share
 #pragma unroll
   for (int e = 0; e < kPairs; ++e) {
-    cells[e].start(args, first, now);
+    cells[e].start(args, before, now);
     publish(0, e, cells[e]);
-    cells[e].store(args, first, {});
+    cells[e].store(args, before, {});
   }
 
   for (int s = 0; s < steps; ++s) {
