@@ -195,9 +195,16 @@ def _torch_flags(torch_dir: Path) -> list[str]:
 def _toolkit_to_use(torch_cuda: str | None) -> Toolkit | None:
     """The CUDA toolkit, or None where the CUDA library is not to be built."""
     forced = is_set("FORCE_CUDA")
-    if is_set("FUSEDLSTM_SKIP_CUDA_BUILD") or not (torch_cuda or forced):
+    if is_set("FUSEDLSTM_SKIP_CUDA_BUILD"):
         return None
     toolkit = find_toolkit()
+    if not (torch_cuda or forced):
+        if toolkit is not None:
+            print(
+                "fusedlstm: this torch is a CPU build, so the CUDA library is not built, although there is a CUDA "
+                "toolkit; FORCE_CUDA=1 builds it"
+            )
+        return None
     if toolkit is None and forced:
         raise SystemExit(
             "fusedlstm: FORCE_CUDA=1 needs a CUDA toolkit, found none "

@@ -162,6 +162,16 @@ def test_a_chosen_toolkit_that_is_incomplete_is_not_replaced_by_another(monkeypa
 
 
 @in_source_tree
+def test_a_cpu_build_of_torch_is_named_as_the_reason_to_leave_cuda_out(monkeypatch, capsys):
+    for name in ("FORCE_CUDA", "FUSEDLSTM_SKIP_CUDA_BUILD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(native_build, "find_toolkit", lambda: "a toolkit")
+    assert native_build._toolkit_to_use(torch_cuda=None) is None
+    assert "this torch is a CPU build" in capsys.readouterr().out
+    assert native_build._toolkit_to_use(torch_cuda="13.0") == "a toolkit"
+
+
+@in_source_tree
 def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(SystemExit, match=r"expected a C\+\+20 compiler, found no 'no-such-compiler'"):
