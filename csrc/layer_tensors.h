@@ -62,6 +62,14 @@ inline void check_sizes(const Tensor& t, const Sizes& expected, const char* name
   STD_TORCH_CHECK(same, "fusedlstm: expected ", name, " of size ", to_string(expected), ", got ", sizes_of(t));
 }
 
+// Storages can be freed below their tensors, as sharding does with parameters that are not in use.
+inline void check_memory(const Tensor& t, const char* name) {
+  int64_t bytes = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  STD_TORCH_CHECK(bytes > 0 || t.numel() == 0, "fusedlstm: expected ", name,
+                  " with memory, got one whose storage was freed");
+}
+
 // A new contiguous tensor on the device of `like`.
 inline Tensor new_tensor(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
   int64_t strides[4];
@@ -155,6 +163,7 @@ struct LayerTensors {
                     "4 * hidden_size, ...], got ", sizes_of(weight_hh[0]));
     dtype = input.scalar_type();
     input_facts = facts_of(input);
+    check_memory(input, "input");
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
                         dtype == ScalarType::Half,
                     "fusedlstm: expected input of dtype float32, float64, bfloat16 or float16");
@@ -171,6 +180,7 @@ struct LayerTensors {
       STD_TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->size(0) > 0 && batch_sizes->is_cpu() &&
                           batch_sizes->scalar_type() == ScalarType::Long,
                       "fusedlstm: expected batch_sizes as a non-empty int64 vector on the CPU");
+      check_memory(*batch_sizes, "batch_sizes");
       batch_sizes = dense(*batch_sizes);
       const auto* sizes = batch_sizes->const_data_ptr<int64_t>();
       steps = batch_sizes->size(0);
@@ -203,13 +213,13 @@ struct LayerTensors {
     if (reset_c) like_input(*reset_c, {directions, batch, hidden}, "reset_c");
     if (lengths) {
       check_sizes(*lengths, each({batch}), "lengths");
-      same_device(*lengths, "lengths");
+      check_place(*lengths, "lengths");
       STD_TORCH_CHECK(lengths->scalar_type() == ScalarType::Long, "fusedlstm: expected lengths of dtype int64");
       lengths = dense(*lengths);
     }
     if (reset) {
       check_sizes(*reset, each({steps, batch}), "reset");
-      same_device(*reset, "reset");
+      check_place(*reset, "reset");
       STD_TORCH_CHECK(reset->scalar_type() == ScalarType::Bool, "fusedlstm: expected reset of dtype bool");
       STD_TORCH_CHECK(directions == 1, "fusedlstm: expected one direction with reset, got ", directions);
     }
@@ -223,12 +233,14 @@ struct LayerTensors {
   void like_input(const Tensor& t, const Sizes& sizes, const char* name) const {
     check_sizes(t, each(sizes), name);
     STD_TORCH_CHECK(facts_of(t).dtype == input_facts.dtype, "fusedlstm: expected ", name, " of the input's dtype");
-    same_device(t, name);
+    check_place(t, name);
   }
-  void same_device(const Tensor& t, const char* name) const {
+  // Checks that t is on the input's device, and has memory.
+  void check_place(const Tensor& t, const char* name) const {
     const Facts facts = facts_of(t);
     STD_TORCH_CHECK(facts.device_type == input_facts.device_type && facts.device_index == input_facts.device_index,
                     "fusedlstm: expected ", name, " on the input's device");
+    check_memory(t, name);
   }
 
   // In PyTorch's own codes: to translate the dtype takes up to ten calls more, for each tensor.

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-_INDEX_DTYPES = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
+_INDEX_DTYPES = frozenset(
+    (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+)
 
 
 def sizes_of(weights, bidirectional) -> tuple:
@@ -57,15 +59,14 @@ def refuse(*call):
 
 
 def check_input(x, weight, input_size):
-    if x.dtype not in _DTYPES:
-        raise RuntimeError(f"LSTM: Expected dtype float32, float64, bfloat16 or float16, got {x.dtype}")
     if not isinstance(weight, Tensor):
         raise TypeError(f"LSTM: Expected weight_ih_l0 to be a Tensor, got {type(weight).__name__}")
     if x.dtype is not weight.dtype:
-        raise ValueError(
-            f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
-            f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
-        )
+        # Of packed input, and under autocast, nn.LSTM leaves it to its products to fail.
+        is_plain = x.dim() == 3 and not torch._C._is_any_autocast_enabled()
+        _refuse_dtype(x, weight, ValueError if is_plain else RuntimeError)
+    if x.dtype not in _DTYPES:
+        raise RuntimeError(f"LSTM: Expected dtype float32, float64, bfloat16 or float16, got {x.dtype}")
     if x.device != weight.device:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, "
@@ -73,6 +74,20 @@ def check_input(x, weight, input_size):
         )
     if x.size(-1) != input_size:
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {x.size(-1)}")
+
+
+def check_cell_input(x, weight):
+    if x.size(1) != weight.shape[-1]:
+        raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {weight.shape[-1]}")
+    if x.dtype is not weight.dtype and not torch._C._is_any_autocast_enabled():
+        _refuse_dtype(x, weight, RuntimeError)
+
+
+def _refuse_dtype(x, weight, error):
+    raise error(
+        f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
+        f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+    )
 
 
 def check_weights(weights, sizes, x):
@@ -235,11 +250,12 @@ def checked_lengths(lengths, x, is_batched):
     expected = (B,) if is_batched else ()
     if lengths.shape != expected:
         raise RuntimeError(f"LSTM: Expected lengths of shape {list(expected)}, got {list(lengths.shape)}")
+    lengths = lengths.to(torch.int64)
     if lengths.numel() and _is_readable(lengths):
         low, high = (int(bound) for bound in lengths.aminmax())
         if low < 0 or high > T:
             raise ValueError(f"LSTM: Expected lengths from 0 to {T}, got {low} to {high}")
-    return lengths.reshape(B).to(x.device, torch.int64, non_blocking=True)
+    return lengths.reshape(B).to(x.device, non_blocking=True)
 
 
 def checked_reset(reset, x, is_batched, batch_first):

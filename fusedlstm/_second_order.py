@@ -25,13 +25,11 @@ Between chunks, gradients for c pass through the operator's arguments and result
 
 from __future__ import annotations
 
-from itertools import repeat
-
 import torch
 from torch.nn.functional import linear
 
 from fusedlstm import reference
-from fusedlstm.reference import DIFFERENTIABLE, arranged, as_list, dense_rows, leaf, listed
+from fusedlstm.reference import DIFFERENTIABLE, arranged, as_list, dense_rows, gradients, listed, replaced
 
 # Values of gates in a chunk of steps: its graph keeps about fifteen times as many.
 CHUNK = 2**20
@@ -53,9 +51,10 @@ def second_order(layer, incoming, results, cotangents, asked) -> list:
     batch_sizes, lengths, reset = layer[8:11]
     is_ensemble = layer[1].dim() == 4
     steps = layer[0].size(int(is_ensemble)) if batch_sizes is None else batch_sizes.size(0)
-    # Gradients of third order need a graph of all; batched ones cannot be written into memory that is not batched.
-    # lengths together with reset: only by calling the operator.
-    needs_graph = torch.is_grad_enabled() or any(map(_is_batched, (*incoming, *layer[:-1], *results, *cotangents)))
+    # Gradients of third order, by transforms too, need a graph of all; batched ones cannot be written into memory that
+    # is not batched. lengths together with reset: only by calling the operator.
+    is_batched = any(map(_is_batched, (*incoming, *layer[:-1], *results, *cotangents)))
+    needs_graph = torch.is_grad_enabled() or reference.is_needed() or is_batched
     if needs_graph or steps <= 1 or not (lengths is None or reset is None):
         return _by_reference(layer, incoming, cotangents, asked)
     if all(d is None for d in incoming) or not any(map(listed, cotangents)):
@@ -68,20 +67,17 @@ def second_order(layer, incoming, results, cotangents, asked) -> list:
 
 def _by_reference(layer, incoming, cotangents, asked) -> list:
     """`second_order` by differentiating the reference twice."""
-    keep_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        arguments = [leaf(a) if need else a for a, need in zip((*incoming, *layer), asked)]
-        needs = [len(listed(u)) > 0 for u in cotangents]
-        gradients = reference.lstm_layer_backward(*arguments, None, None, None, needs)
-    pairs = (pair for parts in zip(gradients, cotangents) for pair in zip(*map(as_list, parts)))
-    moved = [(gradient, u) for gradient, u in pairs if u is not None and gradient.requires_grad]
-    wanted = [tensor for argument, need in zip(arguments, asked) if need for tensor in listed(argument)]
-    found = repeat(None)
-    if moved and wanted:
-        gradients, directions = zip(*moved)
-        found = iter(torch.autograd.grad(gradients, wanted, directions, create_graph=keep_graph, allow_unused=True))
+    arguments = (*incoming, *layer)
+    needs = [len(listed(u)) > 0 for u in cotangents]
+    moved = [[u is not None for u in as_list(kind)] for kind in cotangents]
 
-    return [arranged(argument, need, found, lambda: None) for argument, need in zip(arguments, asked)]
+    def first_order(*wanted):
+        found = reference.lstm_layer_backward(*replaced(arguments, asked, wanted), None, None, None, needs)
+        return [d for kind, has in zip(found, moved) for d, one in zip(as_list(kind), has) if one]
+
+    wanted = [tensor for argument, ask in zip(arguments, asked) if ask for tensor in listed(argument)]
+    found = iter(gradients(first_order, wanted, [u for kind in cotangents for u in listed(kind)]))
+    return [arranged(argument, ask, found, lambda: None) for argument, ask in zip(arguments, asked)]
 
 
 def _by_members(layer, incoming, results, cotangents, asked) -> list:

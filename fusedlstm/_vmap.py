@@ -10,24 +10,11 @@ from itertools import chain
 
 import torch
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-from torch.autograd import forward_ad
 
 from fusedlstm import ops, reference
 from fusedlstm.reference import BATCH_SIZES, as_list
 
 _ROWS = slice(9, 13)  # of the arguments: lengths, reset, reset_h, reset_c
-
-
-def is_only_transform() -> bool:
-    """Whether all active transforms are vmap, for which the operators have rules."""
-    if forward_ad._current_level >= 0:
-        return False
-    transforms = torch._C._functorch.get_interpreter_stack() or []
-    return all(t.key() == torch._C._functorch.TransformType.Vmap for t in transforms)
-
-
-# What torch.compiler.assume_constant_result does (see functional.py): Dynamo runs transforms while it traces them.
-is_only_transform._dynamo_marked_constant = True
 
 
 def _forward(operator, V, arguments, dims):

@@ -16,7 +16,7 @@ from torch import _VF, Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm import _checks, _library, _vmap, ops, reference
+from fusedlstm import _checks, _library, ops, reference
 
 
 def lstm(
@@ -117,15 +117,14 @@ def lstm_cell(
     if hx is not None:
         hx = _checks.checked_pair(hx, "LSTMCell")
         hx = _checks.checked_cell_state(hx, x, is_batched, H)
-    if x.size(1) != I:
-        raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {I}")
-    _, (h, c) = run(x.unsqueeze(0), hx, weights, (I, H, 0, 1, 1, bias_ih is not None))
+    _checks.check_cell_input(x, weight_ih)
+    _, (h, c) = run(x.unsqueeze(0), hx, weights, (I, H, 0, 1, 1, bias_ih is not None), is_cell=True)
     return (h[0], c[0]) if is_batched else (h[0, 0], c[0, 0])
 
 
 def run(
     input, hx, weights, sizes, batch_first=False, dropout=0.0, training=False,
-    lengths=None, reset=None, reset_state=None, return_cell_states=False, return_gates=False,
+    lengths=None, reset=None, reset_state=None, return_cell_states=False, return_gates=False, is_cell=False,
 ):  # fmt: skip
     """`lstm` with all weights in a row, and the sizes (see _checks.py) that they are checked against."""
     batch_sizes = sorted_indices = unsorted_indices = None
@@ -141,7 +140,7 @@ def run(
         if not is_packed or hx[0].dim() != 3 or hx[1].dim() != 3:
             hx = _checks.batched_state(hx, is_batched)
     if torch._C._is_any_autocast_enabled():
-        x, hx, weights, reset_state = _autocast(x, hx, weights, reset_state)
+        x, hx, weights, reset_state = _autocast(x, hx, weights, reset_state, is_cell)
 
     input_size, H, P, L, D, bias = sizes
     shape = x.shape
@@ -235,7 +234,7 @@ def _operator(x, differentiable, H, wants_states, lengths, reset, is_compiling):
     """What runs a layer: the cheapest operator that serves the call, or the reference."""
     is_transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     # A hidden size of 0, as nn.LSTMCell allows: nothing for a kernel to do.
-    if H == 0 or (is_transformed and not _vmap.is_only_transform()):
+    if H == 0 or (is_transformed and reference.is_needed()):
         return reference.lstm_layer
     if not x.is_cpu and not x.is_meta and _lacks_kernels(x.device):
         is_plain = not (is_transformed or wants_states) and lengths is None and reset is None
@@ -248,8 +247,10 @@ def _operator(x, differentiable, H, wants_states, lengths, reset, is_compiling):
     if not (differentiable and any(tensor.requires_grad for tensor in differentiable)):
         return ops.lstm_layer_inference
     # Compilers, and whoever overrides operators, must see the operator itself.
-    is_seen = is_compiling or torch.overrides.has_torch_function(differentiable)
-    return ops.lstm_layer if is_seen else ops.differentiable_layer
+    if is_compiling or torch.overrides.has_torch_function(differentiable):
+        return ops.lstm_layer
+    # Inference mode records nothing, whatever grad mode is inside.
+    return ops.lstm_layer_inference if torch.is_inference_mode_enabled() else ops.differentiable_layer
 
 
 # What checks its arguments by itself.
@@ -311,12 +312,16 @@ def _arranged(tensor, time, is_batched, batch_first):
     return tensor.transpose(time, time + 1) if batch_first else tensor
 
 
-def _autocast(x, hx, weights, reset_state):
-    """Casts as autocast does for nn.LSTM: all to its dtype, except what is float64."""
+def _autocast(x, hx, weights, reset_state, is_cell):
+    """Casts as autocast does for nn.LSTM and nn.LSTMCell: all to its dtype, except what is float64."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if x.is_meta or not torch.is_autocast_enabled(device):
         return x, hx, weights, reset_state
     dtype = torch.get_autocast_dtype(device)
+    if is_cell and x.is_cpu:
+        # nn.LSTMCell is several operators on the CPU, of which those for the state are not cast but promoted.
+        promoted = torch.promote_types(dtype, (x if hx is None else hx[1]).dtype)
+        dtype = torch.float32 if promoted is torch.float32 else dtype
 
     def cast(tensor):
         is_eligible = isinstance(tensor, Tensor) and tensor.is_floating_point()

@@ -21,7 +21,7 @@ from itertools import accumulate, chain, islice
 
 import torch
 
-from fusedlstm import _library
+from fusedlstm import _library, reference
 from fusedlstm._second_order import second_order
 from fusedlstm.reference import DIFFERENTIABLE
 
@@ -104,7 +104,9 @@ class _Layer(torch.autograd.Function):
             *tensors[:3], *lists, batch_sizes, lengths, reset, *tensors[-2:], ctx.allow_tf32,
             output, gates, cell_states, [*asked[:3], *asked_lists, *asked[-2:]],
         )  # fmt: skip
-        if torch.is_grad_enabled():  # double backward
+        if reference.is_needed():
+            found = reference.lstm_layer_backward(*arguments)
+        elif torch.is_grad_enabled():  # double backward
             found = lstm_layer_backward(*arguments)
         else:
             with torch._C._AutoDispatchBelowAutograd():

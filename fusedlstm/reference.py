@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.functional import linear
 
 # Arguments of a layer by place that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
@@ -119,23 +120,58 @@ def lstm_layer_backward(d_output, d_h_n, d_c_n, d_cell_states, *arguments) -> tu
         Gradients of the sizes of the arguments, of size [0] where not needed.
     """
     *layer, _, _, _, needs = arguments
-    keep_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        for place, need in zip(DIFFERENTIABLE, needs):
-            layer[place] = leaf(layer[place]) if need else layer[place]
-        output, h_n, c_n, _, cell_states = lstm_layer(*layer)
-    arriving = zip((output, h_n, c_n, cell_states), (d_output, d_h_n, d_c_n, d_cell_states))
-    arriving = [(result, d) for result, d in arriving if d is not None and result.requires_grad]
-    wanted = [tensor for place, need in zip(DIFFERENTIABLE, needs) if need for tensor in listed(layer[place])]
-    if arriving and wanted:
-        results, incoming = zip(*arriving)
-        options = {"create_graph": keep_graph, "materialize_grads": True}
-        found = iter(torch.autograd.grad(results, wanted, incoming, **options))
-    else:
-        found = map(torch.zeros_like, wanted)
+    incoming = d_output, d_h_n, d_c_n, d_cell_states
+    asked = [place in DIFFERENTIABLE and needs[DIFFERENTIABLE.index(place)] for place in range(len(layer))]
 
+    def results(*wanted):
+        output, h_n, c_n, _, cell_states = lstm_layer(*replaced(layer, asked, wanted))
+        return [result for result, d in zip((output, h_n, c_n, cell_states), incoming) if d is not None]
+
+    wanted = [tensor for argument, ask in zip(layer, asked) if ask for tensor in listed(argument)]
+    found = gradients(results, wanted, [d for d in incoming if d is not None])
+    found = iter([torch.zeros_like(tensor) if d is None else d for tensor, d in zip(wanted, found)])
     nothing = layer[0].new_empty
     return tuple(arranged(layer[place], need, found, lambda: nothing(0)) for place, need in zip(DIFFERENTIABLE, needs))
+
+
+def is_needed() -> bool:
+    """Whether dual numbers are active, or a transform that the operators have no rule for: any but vmap."""
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    vmap = torch._C._functorch.TransformType.Vmap
+    return any(transform.key() != vmap for transform in torch._C._functorch.get_interpreter_stack())
+
+
+# What torch.compiler.assume_constant_result does (see functional.py): Dynamo runs transforms while it traces them.
+is_needed._dynamo_marked_constant = True
+
+
+def gradients(function, wanted, cotangents) -> list:
+    """Gradients of the sum of <cotangent, result> for the tensors `wanted`, where function(*wanted) gives the results.
+
+    Not followed to what the tensors depend on; differentiable in grad mode. None where nothing flows.
+    """
+    if not (wanted and cotangents):
+        return [None] * len(wanted)
+    if torch._C._are_functorch_transforms_active():  # they allow no leaves inside
+        return torch.func.vjp(lambda *tensors: tuple(function(*tensors)), *wanted)[1](tuple(cotangents))
+    keep_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        wanted = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in wanted]
+        results = function(*wanted)
+    pairs = [(result, u) for result, u in zip(results, cotangents) if result.requires_grad]
+    if not pairs:
+        return [None] * len(wanted)
+    results, cotangents = zip(*pairs)
+    return torch.autograd.grad(results, wanted, cotangents, create_graph=keep_graph, allow_unused=True)
+
+
+def replaced(arguments, asked, tensors) -> list:
+    """The arguments, where asked with the next of `tensors` in place of each of theirs."""
+    following = iter(tensors)
+    return [arranged(a, True, following, lambda: None) if ask else a for a, ask in zip(arguments, asked)]
 
 
 def arranged(argument, need, found, otherwise):
@@ -159,15 +195,6 @@ def of_member(argument, m: int):
     if isinstance(argument, (list, tuple)):
         return [of_member(tensor, m) for tensor in argument]
     return argument[m] if isinstance(argument, Tensor) else argument
-
-
-def leaf(argument):
-    """The argument, or a list of them, as one that a derivative ends at: not followed to what it depends on."""
-    if isinstance(argument, list):
-        return [leaf(tensor) for tensor in argument]
-    if argument is None:
-        return None
-    return argument.view_as(argument) if argument.requires_grad else argument.detach().requires_grad_()
 
 
 def listed(argument) -> list:

@@ -46,7 +46,7 @@ def test_float64_is_left_alone(device):
 
 
 def test_float64_input_of_a_float32_module_is_refused(device):
-    with torch.autocast(device.type, torch.bfloat16), pytest.raises(ValueError, match="does not match"):
+    with torch.autocast(device.type, torch.bfloat16), pytest.raises(RuntimeError, match="does not match"):
         FusedLSTM(3, 4, device=device)(torch.randn(5, 2, 3, device=device, dtype=torch.float64))
 
 
@@ -64,10 +64,23 @@ def test_backward_inside_autocast(device):
         assert torch.equal(penalty(), expected)
 
 
-def test_cell(device):
+STATES = [None, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("state", STATES, ids=str)
+def test_cell(state, device):
+    """On CUDA nn.LSTMCell is one operator, which is cast; on the CPU the dtype of its state counts too."""
+    x, plain, fused = torch.randn(2, 3, device=device), nn.LSTMCell(3, 4).to(device), FusedLSTMCell(3, 4).to(device)
+    fused.load_state_dict(plain.state_dict())
+    hx = None if state is None else tuple(torch.randn(2, 2, 4, device=device).to(state))
     with torch.autocast(device.type, torch.bfloat16):
-        h, c = FusedLSTMCell(3, 4, device=device)(torch.randn(2, 3, device=device))
-    assert h.dtype == c.dtype == torch.bfloat16
+        for actual, expected in zip(fused(x, hx), plain(x, hx)):
+            torch.testing.assert_close(actual, expected, rtol=0, atol=2**-7)
+
+
+def test_meta_module_under_autocast_of_another_device():
+    with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
+        assert FusedLSTM(3, 4)(torch.randn(5, 2, 3))[0].dtype == torch.float32
 
 
 def test_the_reference_path(device):

@@ -117,7 +117,7 @@ def test_vmap_over_rows():
         (torch.ones(2, 3), (torch.ones(1, 1, 2, 4),) * 2, ValueError, "got 4D"),
         (torch.ones(3), (torch.ones(4, 4),) * 2, RuntimeError, "For unbatched 1-D input"),
         (torch.ones(2, 3), (torch.ones(4),) * 2, RuntimeError, "For batched 2-D input"),
-        (torch.ones(2, 3).double(), None, ValueError, "does not match weight dtype"),
+        (torch.ones(2, 3).double(), None, RuntimeError, "does not match weight dtype"),
         (torch.ones(2, 3), (torch.ones(2, 4).double(),) * 2, RuntimeError, "same dtype"),
         (torch.ones(2, 3, device="meta"), None, RuntimeError, "not at the same device"),
     ],

@@ -55,9 +55,9 @@ CALLS = {
     "4-D": ((X[None],), ValueError, "2D or 3D, got 4D"),
     "features": ((torch.ones(5, 2, 4),), RuntimeError, "Expected 3, got 4"),
     "float64": ((X.double(),), ValueError, r"float64.*does not match weight dtype.*float32"),
-    "int64": ((X.long(),), RuntimeError, "got torch.int64"),
-    "bool": ((X.bool(),), RuntimeError, "got torch.bool"),
-    "complex64": ((X.to(torch.complex64),), RuntimeError, "got torch.complex64"),
+    "int64": ((X.long(),), ValueError, r"int64.*does not match weight dtype.*float32"),
+    "bool": ((X.bool(),), ValueError, r"bool.*does not match weight dtype.*float32"),
+    "complex64": ((X.to(torch.complex64),), ValueError, r"complex64.*does not match weight dtype.*float32"),
     "sparse": ((X.to_sparse(),), RuntimeError, "strided.*got torch.sparse_coo"),
     "meta": ((X.to("meta"),), RuntimeError, "found input tensor at meta and parameter tensor at"),
     "hx tensor": ((X, torch.stack([H, H])), TypeError, "tuple.*got Tensor"),
@@ -183,7 +183,8 @@ def test_changed_module_with_a_state(name, value, text):
 def test_states_of_other_numbers_of_layers(layers):
     module, state = FusedLSTM(3, 4, 2, bidirectional=True), torch.zeros(layers, 2, 4)
     if layers == 4:
-        return module(X, (state, state))
+        module(X, (state, state))
+        return
     with pytest.raises(RuntimeError, match=rf"hidden\[0\] size \(4, 2, 4\), got \[{layers}, 2, 4\]"):
         module(X, (state, state))
 
@@ -213,7 +214,7 @@ def _packed(data=None, batch_sizes=(2, 2, 1), dtype=torch.int64):
     "packed, hx, error, text",
     [
         (_packed(torch.ones(5, 4)), None, RuntimeError, "Expected 3, got 4"),
-        (_packed(torch.ones(5, 3).double()), None, ValueError, "does not match weight dtype"),
+        (_packed(torch.ones(5, 3).double()), None, RuntimeError, "does not match weight dtype"),
         (_packed(torch.ones(6, 3)), None, RuntimeError, "Expected 5 rows.*got 6"),
         (_packed(torch.ones(4, 3)), None, RuntimeError, "Expected 5 rows.*got 4"),
         (_packed(torch.ones(5, 3, 1)), None, RuntimeError, "2 dimensions, got 3"),
@@ -279,3 +280,33 @@ def test_dropout_set_out_of_range():
     module.dropout = 2.0
     with pytest.raises(RuntimeError, match="dropout probability"):
         module(X)
+
+
+def test_complex_module():
+    with pytest.raises(RuntimeError, match=r"float32, float64, bfloat16 or float16, got torch\.complex64"):
+        FusedLSTM(3, 4, dtype=torch.complex64)(X.to(torch.complex64))
+
+
+def _call_with_tensors():
+    module = FusedLSTM(3, 4)
+    state = {"h_0": torch.ones(1, 2, 4), "c_0": torch.ones(1, 2, 4)}
+    others = {"input": torch.randn(5, 2, 3), "reset": torch.ones(5, 2, dtype=torch.bool)}
+    tensors = {**dict(module.named_parameters()), **state, **others}
+    return tensors, lambda: module(others["input"], tuple(state.values()), reset=others["reset"])[0]
+
+
+@pytest.mark.parametrize("name", _call_with_tensors()[0])
+def test_freed_storage(name):
+    tensors, call = _call_with_tensors()
+    tensors[name].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="with memory, got one whose storage was freed"):
+        call()
+
+
+@pytest.mark.parametrize("name", _call_with_tensors()[0])
+def test_storage_freed_before_backward(name):
+    tensors, call = _call_with_tensors()
+    output = call()
+    tensors[name].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="with memory, got one whose storage was freed"):
+        output.sum().backward()

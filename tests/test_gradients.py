@@ -92,6 +92,13 @@ def test_nothing_asked_no_graph(device):
     assert not module(torch.randn(5, 2, 3, device=device))[0].requires_grad
 
 
+def test_inference_mode_records_nothing_in_grad_mode_either(device):
+    module, x = FusedLSTM(3, 4, 2, device=device), torch.randn(5, 2, 3, device=device)
+    with torch.inference_mode(), torch.enable_grad():
+        output, _ = module(x)
+    assert output.is_inference() and not output.requires_grad
+
+
 def test_eval_mode(device):
     module = FusedLSTM(3, 4, device=device).eval()
     x = torch.randn(5, 2, 3, device=device, requires_grad=True)

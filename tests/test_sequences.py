@@ -74,6 +74,15 @@ def test_lengths_are_packing(case, lengths, device):
     assert (actual[0][padding] == 0).all() and (actual[3][padding] == 0).all()
 
 
+def test_every_integer_dtype_of_lengths(device):
+    module, x = FusedLSTM(3, 4, device=device), torch.randn(5, 2, 3, device=device)
+    expected = module(x, lengths=torch.tensor([5, 2]))[0]
+    for dtype in (torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32):
+        assert torch.equal(module(x, lengths=torch.tensor([5, 2], dtype=dtype))[0], expected)
+        with pytest.raises(ValueError, match="from 0 to 5, got 2 to 6"):
+            module(x, lengths=torch.tensor([6, 2], dtype=dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_lengths_in_other_dtypes(dtype, device):
     """Each row is what the sequence gives alone."""

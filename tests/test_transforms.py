@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
-from fusedlstm import FusedLSTM, functional
+from fusedlstm import FusedLSTM, functional, reference
 
 # PyTorch's own decompositions for forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -134,6 +134,61 @@ def test_forward_mode(module, x):
     with forward_ad.dual_level():
         output = module(forward_ad.make_dual(x, direction))[0]
         torch.testing.assert_close(forward_ad.unpack_dual(output).tangent, tangent)
+
+
+def _by_dual_numbers(function, v):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(v, v.cos()))).tangent
+
+
+TRANSFORMS = {
+    "jvp": lambda f, v: jvp(f, (v,), (v.cos(),))[1],
+    "jacfwd": lambda f, v: jacfwd(f)(v),
+    "jacrev": lambda f, v: jacrev(f)(v),
+    "grad": lambda f, v: grad(lambda v: f(v).sin().sum())(v),
+    "vmap of jvp": lambda f, v: vmap(lambda one: jvp(f, (one,), (one.cos(),))[1])(torch.stack([v, -v])),
+    "dual numbers": _by_dual_numbers,
+}
+KINDS = {
+    "plain": ({}, lambda x: {}),
+    "bidirectional projection": ({"bidirectional": True, "proj_size": 2, "num_layers": 2}, lambda x: {}),
+    "lengths": ({}, lambda x: {"lengths": torch.tensor([5, 2], device=x.device)}),
+    "reset": ({}, lambda x: {"reset": torch.eye(5, 2).bool().to(x.device)}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_of_gradients_of_a_call_outside(transform, kind, device):
+    """What the transform sees are gradients of first and second order of what was computed before it."""
+    options, more = KINDS[kind]
+    module = FusedLSTM(3, 4, **options, device=device, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, device=device, dtype=torch.float64, requires_grad=True)
+
+    def gradients(output):
+        def gradient(of):
+            return lambda v: torch.autograd.grad(of, x, v, retain_graph=True, create_graph=True)[0]
+
+        incoming = output.detach().cos()
+        first = gradient(output.sin())(incoming)
+        return transform(gradient(output), incoming), transform(gradient(first), x.detach().cos())
+
+    actual, expected = gradients(module(x, **more(x))[0]), gradients(_by_reference(module, x, **more(x)))
+    for a, e in zip(actual, expected):
+        assert a.abs().sum() > 0
+        torch.testing.assert_close(a, e, rtol=0, atol=1e-12)
+
+
+def _by_reference(module, x, lengths=None, reset=None):
+    """The module's output by plain PyTorch, whose derivatives are PyTorch's."""
+    D, H, R = 1 + module.bidirectional, module.hidden_size, module.proj_size or module.hidden_size
+    each = len(module._flat_weights) // (module.num_layers * D)
+    for first in range(0, len(module._flat_weights), each * D):
+        kinds = [list(kind) for kind in zip(*(module._flat_weights[first + d * each :][:each] for d in range(D)))]
+        kinds += [[]] * (5 - each)
+        state = x.new_zeros(D, x.size(1), R), x.new_zeros(D, x.size(1), H)
+        x = reference.lstm_layer(x, *state, *kinds, None, lengths, reset)[0]
+    return x
 
 
 def test_hessian(device):

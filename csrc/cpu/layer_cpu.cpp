@@ -180,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, 
   const auto check_cells = [&](const Tensor& cells, const char* name) {
     check_sizes(cells, t.each({d, t.rows, t.hidden}), name);
     STD_TORCH_CHECK(cells.scalar_type() == t.acc_dtype(), "fusedlstm: expected ", name, " of the accumulation dtype");
-    t.same_device(cells, name);
+    t.check_place(cells, name);
   };
   check_cells(cell_states, "cell_states");
   if (d_output) {

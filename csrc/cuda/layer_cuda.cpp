@@ -143,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, 
   const auto check_cells = [&](const Tensor& cells, const char* name) {
     check_sizes(cells, t.each({D, t.rows, t.hidden}), name);
     STD_TORCH_CHECK(cells.scalar_type() == t.acc_dtype(), "fusedlstm: expected ", name, " of the accumulation dtype");
-    t.same_device(cells, name);
+    t.check_place(cells, name);
   };
   t.like_input(output, t.row_sizes(D * t.recurrent()), "output");
   t.like_input(gates, {D, t.rows, 4 * t.hidden}, "gates");
