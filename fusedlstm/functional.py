@@ -167,7 +167,10 @@ def run(
         states = _states_of_layers(x, hx, reset_state, sizes, B)
         rows = batch_sizes, lengths, reset
         wanted = (4,) * return_cell_states + (3,) * return_gates if wants_states else ()
-        output, h_n, c_n, *steps = _stack(operator, x, states, weights, sizes, rows, dropout if training else 0, wanted)
+        allow_tf32 = x.is_cuda and x.dtype is torch.float32 and _is_tf32_on(is_cell)
+        output, h_n, c_n, *steps = _stack(
+            operator, x, states, weights, sizes, rows, allow_tf32, dropout if training else 0, wanted
+        )
         if type(output) is not Tensor or output.is_meta:  # a fake kernel may have run, which checks little
             _checks.check_tensors(x, hx, weights, sizes, B)
     except Exception:
@@ -202,12 +205,11 @@ def _states_of_layers(x, hx, reset_state, sizes, B):
     return *initial, *[state.chunk(L) for state in reset_state]
 
 
-def _stack(operator, x, states, weights, sizes, rows, dropout, wanted):
+def _stack(operator, x, states, weights, sizes, rows, allow_tf32, dropout, wanted):
     """All layers: output of the last; of all, layer by layer, h_n, c_n and the results at the places `wanted`."""
     _, _, P, L, D, bias = sizes
     h_0, c_0, reset_h, reset_c = states
     each = len(weights) // L
-    allow_tf32 = _allow_tf32(x)
     kept = []
     for layer in range(L):
         kinds = _by_kind(weights[layer * each : (layer + 1) * each], D, bias, P)
@@ -281,11 +283,17 @@ def _torch_layer(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight
     return _VF.lstm(*data, (h_0, c_0), flat, *options, *order)
 
 
-def _allow_tf32(x) -> bool:
-    """Whether the user lets cuDNN's LSTM use TF32, by either of PyTorch's two sets of switches."""
-    if not x.is_cuda or x.dtype is not torch.float32:
-        return False
-    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
+def _is_tf32_on(is_cell) -> bool:
+    """Whether the user lets nn.LSTM use TF32, or nn.LSTMCell, by either of PyTorch's two sets of switches.
+
+    The one is cuDNN's, and on unless turned off; the other is two matrix products.
+    """
+    switch = torch.backends.cuda.matmul if is_cell else torch.backends.cudnn.rnn
+    return switch.fp32_precision == "tf32"
+
+
+# Dynamo cannot read the switches: a compiled graph keeps them as they were when it was made.
+_is_tf32_on._dynamo_marked_constant = True
 
 
 # Arrangement

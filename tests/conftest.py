@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tf32 import tf32
 
 # `benchmarks` and `examples` for plain `pytest`. At the end, so that an installed fusedlstm comes before the sources.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
@@ -26,3 +27,10 @@ def device(request) -> torch.device:
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _strict_float32():
+    """Tolerances are those of float32."""
+    with tf32(lstm=False, matmul=False):
+        yield

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import OPTIONS
+from tf32 import tf32
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim, export
@@ -16,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusedlstm import FusedLSTM, ops
+from fusedlstm import FusedLSTM, functional, ops
 
 LAYER_OPERATORS = (ops.lstm_layer, ops.lstm_layer_inference)
 
@@ -277,3 +278,15 @@ def test_packed_input_compiles_with_a_state():
     arguments = packed.data, packed.batch_sizes, state
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*arguments), call(*arguments))
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+def test_the_switches_of_tf32_are_traced(is_on):
+    """nn.LSTM on CUDA has cuDNN's switch, nn.LSTMCell that of matrix products."""
+
+    def call(x):
+        return x + functional._is_tf32_on(is_cell=False), x + functional._is_tf32_on(is_cell=True)
+
+    with tf32(lstm=is_on, matmul=not is_on):
+        found = torch.compile(call, fullgraph=True, backend="eager")(torch.zeros(()))
+    assert found == (is_on, not is_on)

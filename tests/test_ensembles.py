@@ -97,7 +97,9 @@ def test_members_are_calls_bit_for_bit(case, M, dtype, device):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert_members_are_calls(*draw_ensemble(case, M, device, dtype), [True] * 10)
+        # cuBLAS may choose a kernel by the address of a member's part.
+        rtol = 0.0 if device.type == "cpu" else 32 * torch.finfo(dtype).eps
+        assert_members_are_calls(*draw_ensemble(case, M, device, dtype), [True] * 10, rtol=rtol)
     finally:
         torch.set_num_threads(before)
 

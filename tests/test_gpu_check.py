@@ -1,5 +1,11 @@
 """What tools/gpu_check makes of its measurements; the measurements themselves need a GPU."""
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import scripts
 
@@ -56,3 +62,20 @@ def test_reports():
 def test_every_step_has_a_command(tmp_path):
     for step in set(gpu_check.LIMITS) - {"build"}:  # that one asks the GPU for its architecture
         assert gpu_check.commands(step, tmp_path)
+
+
+def test_a_command_out_of_time_is_stopped_with_what_it_started(tmp_path):
+    program = "import subprocess; child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True); child.wait()"
+    log = tmp_path / "log"
+    with log.open("w") as file, pytest.raises(subprocess.TimeoutExpired):
+        gpu_check.run([sys.executable, "-c", program], file, os.environ, 3)
+    child = Path("/proc", log.read_text().split()[0], "stat")
+    deadline = time.monotonic() + 10
+    while child.exists() and child.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_exit_status_of_a_command(tmp_path):
+    with (tmp_path / "log").open("w") as file:
+        assert gpu_check.run([sys.executable, "-c", "raise SystemExit(3)"], file, os.environ, 60) == 3

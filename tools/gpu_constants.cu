@@ -86,13 +86,23 @@ __global__ void __launch_bounds__(kThreads, 1) cluster_exchange_kernel(Run run, 
   }
 }
 
+// The other CTA's variable in a cluster of two. Earlier architectures do not even declare clusters.
+template <class T>
+__device__ T* of_peer(T* mine) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  return cg::this_cluster().map_shared_rank(mine, cluster_rank() ^ 1);
+#else
+  return mine;
+#endif
+}
+
 // One thread follows a chain of loads through a peer's shared memory: the way there and back.
 __global__ void __launch_bounds__(kThreads, 1) remote_load_latency_kernel(Run run) {
   if constexpr (kArch >= 900) {
     auto* mine = reinterpret_cast<uint32_t*>(shared_memory());
     mine[threadIdx.x] = (threadIdx.x + 33) % kThreads;
     cluster_sync();
-    const uint32_t* theirs = cg::this_cluster().map_shared_rank(mine, cluster_rank() ^ 1);
+    const uint32_t* theirs = of_peer(mine);
     uint32_t at = 0;
     const Stopwatch watch(run);
     if (threadIdx.x == 0)
@@ -110,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 1) remote_load_bandwidth_kernel(Run 
     auto* mine = reinterpret_cast<uint4*>(shared_memory());
     for (int i = 0; i < kRemoteLoads; ++i) mine[i * kThreads + threadIdx.x] = uint4{threadIdx.x, 0, 0, 0};
     cluster_sync();
-    const uint4* theirs = cg::this_cluster().map_shared_rank(mine, cluster_rank() ^ 1);
+    const uint4* theirs = of_peer(mine);
     uint32_t sum = 0;
     const Stopwatch watch(run);
     for (int s = 0; s < run.steps; ++s) {

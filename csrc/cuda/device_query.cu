@@ -43,10 +43,16 @@ cudaError_t query_device(int ordinal, Device& device) {
   device.sm_count = attribute(cudaDevAttrMultiProcessorCount);
   device.smem_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   device.cooperative_launch = attribute(cudaDevAttrCooperativeLaunch) != 0;
-  device.clock_mhz = attribute(cudaDevAttrClockRate) * 1e-3;
+  // Only for the planner's estimates, and some virtual devices do not tell them.
+  const auto rate = [&](cudaDeviceAttr which, int usual) {
+    int value = 0;
+    if (cudaDeviceGetAttribute(&value, which, ordinal) != cudaSuccess) (void)cudaGetLastError();
+    return value > 0 ? value : usual;
+  };
+  device.clock_mhz = rate(cudaDevAttrClockRate, 1'500'000) * 1e-3;
   // Two transfers a clock, in bits: the published bandwidth of every device in the planner's table.
   device.memory_gb_per_s =
-      2.0 * attribute(cudaDevAttrMemoryClockRate) * attribute(cudaDevAttrGlobalMemoryBusWidth) / 8 * 1e-6;
+      2.0 * rate(cudaDevAttrMemoryClockRate, 1'500'000) * rate(cudaDevAttrGlobalMemoryBusWidth, 4096) / 8 * 1e-6;
   cudaFuncAttributes attributes;
   if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, whole_sm_kernel);  // is there code for it?
   if (error != cudaSuccess) {
