@@ -36,9 +36,11 @@ NEEDED = {
 
 def main(arguments: list[str]) -> int:
     command, *options = arguments or ["--help"]
-    if command not in NEEDED:
+    if command in ("-h", "--help"):
         print(__doc__)
-        return 0 if command in ("-h", "--help") else 2
+        return 0
+    if command not in NEEDED:
+        sys.exit(f"dev.py: expected one of {', '.join(NEEDED)}, got {command!r}")
     if sys.version_info < (3, 10):  # noqa: UP036  (runs before any installer could refuse)
         sys.exit(f"dev.py: expected Python >= 3.10, got {sys.version.split()[0]}")
     os.chdir(ROOT)
@@ -74,7 +76,14 @@ def check_wheel(options: list[str]) -> int:
 
 
 def run(*arguments: str) -> int:
-    return subprocess.run([sys.executable, *arguments]).returncode
+    """Exit status of a Python program. Ctrl+C reaches it too: it may write what it has, and is waited for."""
+    program = subprocess.Popen([sys.executable, *arguments])
+    while True:
+        try:
+            status = program.wait()
+        except KeyboardInterrupt:
+            continue
+        return status if status >= 0 else 128 - status  # ended by a signal, as shells say it
 
 
 def compile_cuda_where_possible() -> None:
@@ -83,7 +92,8 @@ def compile_cuda_where_possible() -> None:
     from cuda_toolkit import find_toolkit
     from find_torch import find_torch, torch_version
 
-    if torch_version(find_torch())["cuda"] is None and find_toolkit() is not None:
+    torch_dir = find_torch()
+    if torch_dir and torch_version(torch_dir)["cuda"] is None and find_toolkit() is not None:
         os.environ.setdefault("FORCE_CUDA", "1")
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", COMPILE_CHECK_ARCHS)
 

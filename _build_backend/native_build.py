@@ -100,9 +100,11 @@ def build(version: str) -> dict[str, Path]:
     torch, toolkit = torch_version(torch_dir), _toolkit_to_use(torch_version(torch_dir)["cuda"])
     archs = parse_archs(arch_list()) if toolkit else []
     cxx = _compiler()
-    host_flags = [*COMMON_FLAGS, *HOST_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    host_flags = [*COMMON_FLAGS, *HOST_FLAGS, *_words_of("CXXFLAGS")]
 
-    ninja = NinjaFile(cxx=cxx, nvcc=str(toolkit.nvcc) if toolkit else "nvcc", exports=str(ROOT / "csrc/exports.map"))
+    nvcc = shlex.quote(str(toolkit.nvcc)) if toolkit else "nvcc"
+    # Relative to where ninja runs: the linker's option could not hold every character of a path.
+    ninja = NinjaFile(cxx=cxx, nvcc=nvcc, exports=os.path.relpath(ROOT / "csrc/exports.map", BUILD_DIR))
     torch_flags = [*host_flags, *_torch_flags(torch_dir)]
     _cpu_library(ninja, torch_flags, torch_dir, cxx)
     if toolkit:
@@ -119,7 +121,7 @@ def build(version: str) -> dict[str, Path]:
         "cuda_archs": archs,
     }
     with _one_build_at_a_time():
-        (BUILD_DIR / "build.ninja").write_text(ninja.text())
+        (BUILD_DIR / "build.ninja").write_text(ninja.text(), encoding="utf-8")
         if subprocess.run([_ninja_program(), "-C", str(BUILD_DIR), f"-j{_jobs()}"]).returncode != 0:
             raise SystemExit("fusedlstm: the native build failed; the compiler's message is above")
         (BUILD_DIR / "lib/build.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -219,10 +221,18 @@ def _toolkit_to_use(torch_cuda: str | None) -> Toolkit | None:
 
 
 def _compiler() -> str:
-    cxx = os.environ.get("CXX", "g++")
-    if shutil.which(shlex.split(cxx)[0]) is None:
-        raise SystemExit(f"fusedlstm: expected a C++20 compiler, found no {cxx!r} (install g++ >= 11, or set CXX)")
-    return cxx
+    words = _words_of("CXX") or ["g++"]
+    if shutil.which(words[0]) is None:
+        raise SystemExit(f"fusedlstm: expected a C++20 compiler, found no {words[0]!r} (install g++ >= 11, or set CXX)")
+    return shlex.join(words)
+
+
+def _words_of(variable: str) -> list[str]:
+    """The words of an environment variable, as a shell would split them."""
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise SystemExit(f"fusedlstm: expected words in {variable}, got {os.environ[variable]!r}: {error}") from None
 
 
 def _compiler_takes(cxx: str, flag_sets) -> bool:
@@ -245,6 +255,8 @@ def _ninja_program() -> str:
 def _jobs() -> int:
     """MAX_JOBS, else one job a core, but no more than one for every 2 GiB of memory: nvcc is hungry."""
     if chosen := os.environ.get("MAX_JOBS"):
+        if not chosen.isdecimal():
+            raise SystemExit(f"fusedlstm: expected a number of compilers in MAX_JOBS, got {chosen!r}")
         return int(chosen)
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return max(1, min(len(os.sched_getaffinity(0)), int(memory_gib / 2)))

@@ -8,6 +8,7 @@ python -m fusedlstm verify    compares FusedLSTM with torch.nn.LSTM on this mach
 import argparse
 import json
 import platform
+import signal
 import sys
 
 import torch
@@ -65,19 +66,29 @@ def report() -> dict[str, str]:
 
 
 def _cpu_line() -> str:
-    info = json.loads(torch.ops.fusedlstm._cpu_info())
+    try:
+        info = json.loads(torch.ops.fusedlstm._cpu_info())
+    except RuntimeError as error:  # FUSEDLSTM_CPU_ISA names kernels that cannot run here
+        return f"none: {str(error).splitlines()[0]}"
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in info.items())
 
 
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     for name, meaning in {"T": "time steps", "B": "batch size", "H": "hidden size"}.items():
-        parser.add_argument(name, type=int, help=meaning)
+        parser.add_argument(name, type=_size, help=meaning)
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
-    parser.add_argument("--proj-size", type=int, default=0)
+    parser.add_argument("--proj-size", type=_size, default=0)
     parser.add_argument("--bidirectional", action="store_true")
     parser.add_argument("--no-tf32", action="store_true", help="compute float32 strictly")
     parser.add_argument("--device", default="H100", help="part of a GPU's name (default: %(default)s)")
     parser.add_argument("--force", default="", metavar="TRANSPORT", help="stream, local, cluster or grid")
+
+
+def _size(text: str) -> int:
+    size = int(text)
+    if abs(size) >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected a size of 64 bits, got {text}")
+    return size
 
 
 def _print_plans(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -86,7 +97,9 @@ def _print_plans(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     if core is None:
         parser.error("expected a build with fusedlstm._core, got one without (FUSEDLSTM_NO_PYBIND=1)")
     known = core.known_devices()
-    device = next((d for d in known if options.device.lower() in d.name.lower()), None)
+    device = next((d for d in known if options.device and options.device.lower() in d.name.lower()), None)
+    if options.proj_size >= options.H:
+        parser.error(f"--proj-size: expected less than the hidden size {options.H}, got {options.proj_size}")
     if device is None:
         parser.error(f"--device: expected one of {', '.join(d.name for d in known)}, got {options.device!r}")
     print(f"{device.name}: T={options.T} B={options.B} H={options.H} {options.dtype}")
@@ -105,12 +118,18 @@ def _print_plans(options: argparse.Namespace, parser: argparse.ArgumentParser) -
                 request=options.force,
             )
         except ValueError as error:
-            parser.error(str(error))
+            parser.error(str(error).replace("FUSEDLSTM_PLAN", "--force"))
         print(f"{direction:<8} {plan}")
         for reason in plan.rejected:
             print(f"{'':<8} not taken: {reason}")
     return 0
 
 
+def command_line() -> int:
+    """`main` as a program: ends without a word where its reader does, such as `head`."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line())

@@ -1,6 +1,8 @@
 """The build tools, and what the libraries must and must not contain."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +171,49 @@ def test_a_cpu_build_of_torch_is_named_as_the_reason_to_leave_cuda_out(monkeypat
     assert native_build._toolkit_to_use(torch_cuda=None) is None
     assert "this torch is a CPU build" in capsys.readouterr().out
     assert native_build._toolkit_to_use(torch_cuda="13.0") == "a toolkit"
+
+
+@in_source_tree
+@pytest.mark.parametrize(
+    "variable, value, read, sentence",
+    [
+        ("MAX_JOBS", "abc", "_jobs", "expected a number of compilers in MAX_JOBS, got 'abc'"),
+        ("MAX_JOBS", "-1", "_jobs", "got '-1'"),
+        ("CXX", "g++ '", "_compiler", "expected words in CXX"),
+    ],
+)
+def test_a_variable_that_cannot_be_read_is_named(monkeypatch, variable, value, read, sentence):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit, match=sentence):
+        getattr(native_build, read)()
+
+
+@in_source_tree
+def test_an_empty_variable_is_as_good_as_none(monkeypatch):
+    monkeypatch.setenv("CXX", "")
+    assert native_build._compiler() == "g++"
+
+
+@in_source_tree
+def test_the_linker_script_is_named_without_the_checkouts_path():
+    """A checkout may lie in a folder with spaces or quotes."""
+    text = (ROOT / "build/native/build.ninja").read_text()
+    exports = re.search(r"^exports = (.+)$", text, re.MULTILINE)[1]
+    assert exports == "../../csrc/exports.map"
+
+
+@in_source_tree
+def test_ctrl_c_waits_for_what_dev_py_runs(tmp_path):
+    """A benchmark writes what it has measured before it ends."""
+    program = "import time\ntry:\n    print('on', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n"
+    program += f"    time.sleep(1); open({str(tmp_path / 'kept')!r}, 'w').close(); raise SystemExit(7)\n"
+    runner = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import dev; sys.exit(dev.run('-c', {program!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", runner], stdout=subprocess.PIPE, start_new_session=True, cwd=tmp_path
+    )
+    assert process.stdout.readline() == b"on\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 7 and (tmp_path / "kept").exists()
 
 
 @in_source_tree

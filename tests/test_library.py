@@ -209,6 +209,9 @@ class TestPlanCommand:
             (["1", "1", "1", "--device", "abacus"], "--device: expected one of .* got 'abacus'"),
             (["0", "1", "1"], "expected T, B, H, members >= 1"),
             (["10", "16", "100000", "--force", "local"], "local"),
+            (["10", "16", "128", "--force", "everywhere"], "--force: expected stream, local, cluster or grid"),
+            (["10", "16", "128", "--proj-size", "128"], "less than the hidden size 128, got 128"),
+            (["1" + 20 * "0", "1", "1"], "expected a size of 64 bits"),
         ],
     )
     def test_what_cannot_be_planned_is_refused_with_the_reason(self, capsys, arguments, message):
@@ -225,3 +228,11 @@ def test_importing_brings_in_no_compiler_and_starts_no_cuda():
         "print(torch.cuda.is_initialized())"
     )
     assert result.stdout == "[]\nFalse\n", result.stderr
+
+
+def test_the_report_names_a_wrong_instruction_set():
+    result = run_python(
+        "import os; os.environ['FUSEDLSTM_CPU_ISA'] = 'foo'\nfrom fusedlstm.__main__ import main; sys.exit(main([]))"
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.search("CPU kernels +none: .*expected a CPU instruction set.*got 'foo'", result.stdout)

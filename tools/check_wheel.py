@@ -56,13 +56,17 @@ def main(arguments: list[str]) -> None:
     wheels, sdists = sorted(DIST.glob("*.whl")), sorted(DIST.glob("*.tar.gz"))
     if not wheels or len(sdists) != 1:
         sys.exit(
-            f"dev.py check-wheel: expected wheels and one sdist in {DIST}, got {os.listdir(DIST)}: run `dev.py wheel`"
+            f"dev.py check-wheel: expected wheels and one sdist in {DIST}, got {len(wheels)} and {len(sdists)}: "
+            "run `dev.py wheel`"
         )
     run(sys.executable, "-m", "twine", "check", "--strict", *wheels, *sdists)
     for wheel in wheels:
         check_file(wheel)
 
     pythons = [folder.absolute() / "bin/python" for folder in options.environment]
+    for python in pythons:
+        demand(python.exists(), f"expected a virtual environment, got no {python}")
+    demand(pythons or options.torch, "expected a torch or an environment to check with, got none")
     pythons += [new_environment(options.python, torch) for torch in options.torch]
     for python in pythons:
         for wheel in (wheel for wheel in wheels if fits(wheel, python)):
