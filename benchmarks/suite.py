@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,7 +18,7 @@ from .timing import Budget, Program, Summary, interleave, ratio
 from .workload import Model, Workload, precision_switches
 
 OK, SKIPPED = "ok", "skipped"
-WRONG, FAILED = "wrong", "failed"  # FusedLSTM's result; FusedLSTM raised
+WRONG, FAILED = "wrong", "failed"  # FusedLSTM's result; FusedLSTM raised, or float64 to compare it with
 PEER_WRONG, PEER_FAILED = "peer wrong", "peer failed"
 
 
@@ -96,9 +96,15 @@ def _run_job(job: Job, budget: Budget) -> Iterable[Row]:
     workload = Workload.of(job.case, job.mode, job.precision, job.device)
     checked = workload.without_dropout()
     with precision_switches(job.precision):
-        reference = Reference(checked)
+        try:
+            reference = Reference(checked)
+            plan = _plan_used(workload)
+        except Exception as failure:  # out of memory, for example
+            for name in job.peers:
+                note = reason("float64 reference", failure)
+                yield replace(_empty_row(job, workload, name), status=FAILED, note=note)
+            return
         fused, fused_error, fused_problem = _build(FUSED, workload, checked, reference)
-        plan = _plan_used(workload)
         for name in job.peers:
             row = _empty_row(job, workload, name)
             row.error_limit, row.fused_error, row.plan = reference.limit, fused_error, plan
@@ -106,8 +112,8 @@ def _run_job(job: Job, budget: Budget) -> Iterable[Row]:
                 row.status, row.note = fused_problem
                 yield row
                 continue
-            if reason := CONTENDERS[name].why_not(workload):
-                row.status, row.note = SKIPPED, reason
+            if excuse := CONTENDERS[name].why_not(workload):
+                row.status, row.note = SKIPPED, excuse
                 yield row
                 continue
             peer, row.peer_error, problem = _build(name, workload, checked, reference)
@@ -115,8 +121,7 @@ def _run_job(job: Job, budget: Budget) -> Iterable[Row]:
                 status, row.note = problem
                 row.status = PEER_WRONG if status == WRONG else PEER_FAILED
                 peer = None
-            _time(row, job, workload, fused, peer, budget)
-            yield row
+            yield _timed(row, job, workload, fused, peer, budget)
 
 
 def _build(
@@ -130,12 +135,30 @@ def _build(
         if checked is not workload:
             model = contender.build(workload)
     except Exception as failure:  # whatever a peer raises becomes its row's note
-        text = " ".join(str(failure).split())
-        return None, None, (FAILED, f"{name}: {type(failure).__name__}: {text[:200]}")
+        return None, None, (FAILED, reason(name, failure))
     if error > reference.limit:
         note = f"{name}: error {error:.2g} against float64, expected at most {reference.limit:.2g}"
         return None, error, (WRONG, note)
     return model, error, None
+
+
+def reason(name: str, failure: Exception) -> str:
+    """Who failed with what, on one line."""
+    text = " ".join(str(failure).split())
+    return f"{name}: {type(failure).__name__}: {text[:200]}"
+
+
+def _timed(row: Row, job: Job, workload: Workload, fused: Model, peer: Model | None, budget: Budget) -> Row:
+    """The row with its times. Where a program raises, FusedLSTM timed alone tells whose failure it is."""
+    timed = replace(row)  # what a failure leaves half filled in is dropped
+    try:
+        _time(timed, job, workload, fused, peer, budget)
+    except Exception as failure:
+        if peer is None:
+            return replace(row, status=FAILED, note=reason(FUSED, failure))
+        alone = replace(row, status=PEER_FAILED, note=reason(row.peer, failure))
+        return _timed(alone, job, workload, fused, None, budget)
+    return timed
 
 
 def _time(row: Row, job: Job, workload: Workload, fused: Model, peer: Model | None, budget: Budget) -> None:

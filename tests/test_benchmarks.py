@@ -15,7 +15,7 @@ from benchmarks.accuracy import Reference
 from benchmarks.contenders import BASELINE, CONTENDERS, FUSED, PEERS, Contender
 from benchmarks.machine import Ceilings
 from benchmarks.results import Results, geometric_mean
-from benchmarks.suite import OK, PEER_FAILED, PEER_WRONG, SKIPPED, WRONG, Job, Row, run_jobs
+from benchmarks.suite import FAILED, OK, PEER_FAILED, PEER_WRONG, SKIPPED, WRONG, Job, Row, run_jobs
 from benchmarks.workload import MODES, Model, Workload, precision_switches
 from tests.cases import BENCHMARK, Case
 
@@ -128,6 +128,37 @@ def test_a_peer_that_raises_is_reported(monkeypatch):
     assert row.status == PEER_FAILED
     assert row.fused_us > 0
     assert "no such kernel" in row.note
+
+
+@pytest.mark.parametrize("name, status", [(BASELINE, PEER_FAILED), (FUSED, FAILED)])
+def test_a_failure_while_timing_is_reported(monkeypatch, name, status):
+    def build(workload):
+        model, calls = contenders.build_torch(workload), []
+
+        def forward(batch):
+            calls.append(batch)
+            if len(calls) > 1:  # the first call is compared with float64
+                raise RuntimeError("no such kernel")
+            return model.forward(batch)
+
+        return Model(forward, model.leaves)
+
+    monkeypatch.setitem(CONTENDERS, name, Contender(name, build))
+    row, other = run_jobs([job(), job(mode="train")], BRIEF)
+    assert row.status == other.status == status
+    assert row.note == f"{name}: RuntimeError: no such kernel"
+    assert row.ratio is row.peer_us is None
+    assert (row.fused_us is None) == (name == FUSED)
+
+
+def test_a_failing_reference_is_reported(monkeypatch):
+    def reference(workload):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(suite, "Reference", reference)
+    rows = run_jobs([job(peers=(BASELINE, "LSTMCell loop"))], BRIEF)
+    assert [row.status for row in rows] == [FAILED, FAILED]
+    assert "out of memory" in rows[0].note
 
 
 def test_every_peer_gives_a_row():
