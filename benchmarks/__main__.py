@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -29,7 +32,7 @@ from . import machine, measures, report
 from .contenders import PEERS
 from .profiles import PROFILES, Selection
 from .results import FOLDER, Results
-from .suite import FAILED, PEER_FAILED, PEER_WRONG, WRONG, Job, Row, run_jobs
+from .suite import FAILED, PEER_FAILED, PEER_WRONG, WRONG, Job, Row, reason, run_jobs
 from .table import not_timed, rows_table, summary_table
 from .timing import Budget
 from .workload import MODES, PRECISIONS
@@ -41,14 +44,17 @@ _SAME_LOSS, _SAME_ACCURACY = 0.02, 0.015
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 1 if a result of FusedLSTM was wrong or a run failed."""
-    arguments = _parse(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
     console = Console()
     if arguments.list:
         console.print(*(f"{case.name}: {case}" for case in BENCHMARK), sep="\n", highlight=False)
         return 0
     # Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
     warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
-    device = torch.device(arguments.device)
+    device = arguments.device
+    if arguments.cuda_graph and device.type != "cuda":
+        parser.error(f"argument --cuda-graph: expected --device cuda, got {device}")
     selection = Selection(
         device,
         arguments.cases,
@@ -62,28 +68,56 @@ def main(argv: list[str] | None = None) -> int:
     try:
         jobs, budget = PROFILES[profile](selection)
     except ValueError as error:
-        console.print(f"[red]{error}[/]")
-        return 2
-    results = Results(machine.describe(device))
-    console.rule(f"[bold]{results.machine['device']}, torch {torch.__version__}")
-    agree = True
-    if profile != "custom":
-        agree = _train_digits(console, results, device, epochs=2 if profile == "quick" else 20)
-    _time_jobs(console, results, jobs, budget)
-    results.measures["measured limits"] = _ceilings(jobs)
-    if profile != "custom":
-        _measure_others(console, results, device)
+        parser.error(f"argument --cases: {error}")
     folder = arguments.out or FOLDER / machine.folder_name(device)
+    try:  # now, not when there are results to lose
+        _make_writable(folder)
+    except OSError as error:
+        parser.error(f"argument --out: expected a folder to write to, got {folder}: {error.strerror}")
+    results = Results(machine.describe(device))
+    console.rule(f"[bold]{escape(results.machine['device'])}, torch {torch.__version__}")
+    good = True
+    try:
+        if profile != "custom":
+            good &= _train_digits(console, results, device, epochs=2 if profile == "quick" else 20)
+        _time_jobs(console, results, jobs, budget)
+        if profile != "custom":
+            good &= _measure_others(console, results, device)
+    except KeyboardInterrupt:  # what is measured is kept
+        results.machine["stopped"] = f"after {len(results.rows)} of {_count(jobs)} measurements"
+        console.print(f"[yellow]stopped {results.machine['stopped']}[/]")
+    results.measures["measured limits"] = _ceilings(device, results.rows)
+    _show(console, results.rows)
     path = report.write(results, folder / profile)
-    console.print(f"CSV, JSON, figures and report: {path.with_suffix('')}*", highlight=False)
+    console.print(f"CSV, JSON, figures and report: {path.with_suffix('')}*", highlight=False, markup=False)
     broken = any(row.status in (WRONG, FAILED) for row in results.rows)
-    return 0 if agree and not broken else 1
+    return 0 if good and not broken else 1
+
+
+def _make_writable(folder: Path) -> None:
+    """Makes the folder where there is none; raises OSError where it cannot hold files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _keep(console: Console, results: Results, name: str, measure: Callable[[], object]) -> bool:
+    """Stores what `measure` returns, or why it failed: the run goes on. Returns whether it worked."""
+    try:
+        results.measures[name] = measure()
+    except Exception as failure:
+        results.measures[name] = reason(FAILED, failure)
+        console.print(f"[red]{name}[/]: {escape(results.measures[name])}", highlight=False)
+        return False
+    return True
 
 
 def _train_digits(console: Console, results: Results, device: torch.device, epochs: int) -> bool:
-    """Trains the digit classifier with both; prints the losses side by side and the verdict."""
+    """Trains the digit classifier with both; prints the losses side by side and returns the verdict."""
     with console.status("training the row-by-row digit classifier with both"):
-        digits = results.measures["digit rows"] = measures.digit_rows(device, epochs)
+        if not _keep(console, results, "digit rows", lambda: measures.digit_rows(device, epochs)):
+            return False
+    digits = results.measures["digit rows"]
     table = Table(title="Handwritten digits read row by row: training loss, equal seeds")
     for name in ("epoch", "FusedLSTM", "nn.LSTM", "difference"):
         table.add_column(name, justify="right")
@@ -113,7 +147,7 @@ def _time_jobs(console: Console, results: Results, jobs: list[Job], budget: Budg
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    total = sum(len(job.peers) for job in jobs)
+    total = _count(jobs)
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=total)
 
@@ -125,25 +159,29 @@ def _time_jobs(console: Console, results: Results, jobs: list[Job], budget: Budg
             if not console.is_terminal:  # there is no bar to see
                 console.print(f"{len(results.rows)} of {total}: {name} {ratio}", highlight=False)
 
-        try:
-            run_jobs(jobs, budget, on_row)
-        except KeyboardInterrupt:  # what is measured is kept
-            results.machine["stopped"] = f"after {len(results.rows)} of {total} measurements"
-            console.print(f"[yellow]stopped {results.machine['stopped']}[/]")
+        run_jobs(jobs, budget, on_row)
+
+
+def _count(jobs: list[Job]) -> int:
+    """How many rows the jobs give."""
+    return sum(len(job.peers) for job in jobs)
+
+
+def _show(console: Console, rows: list[Row]) -> None:
     # A table wider than a file or a narrow window keeps its columns: lines are not folded.
     wide = console if console.width >= 170 else Console(width=170, file=console.file)
-    wide.print(rows_table(results.rows), crop=False, soft_wrap=True)
-    wide.print(summary_table(results.rows), crop=False, soft_wrap=True)
-    for (status, peer, note), count in not_timed(results.rows).items():
+    wide.print(rows_table(rows), crop=False, soft_wrap=True)
+    wide.print(summary_table(rows), crop=False, soft_wrap=True)
+    for (status, peer, note), count in not_timed(rows).items():
         color = "red" if status in (WRONG, FAILED, PEER_WRONG, PEER_FAILED) else "dim"
-        console.print(f"[{color}]{status}[/] {peer}: {note} ({count} rows)", highlight=False)
+        console.print(f"[{color}]{status}[/] {peer}: {escape(note)} ({count} rows)", highlight=False)
 
 
-def _ceilings(jobs: list[Job]) -> dict[str, str]:
-    """What floors and percentages of the rows relate to."""
-    settings = dict.fromkeys((job.device, job.precision, job.threads) for job in jobs)
+def _ceilings(device: torch.device, rows: list[Row]) -> dict[str, str]:
+    """What floors and percentages of the timed rows relate to, measured when they were."""
+    settings = dict.fromkeys((row.precision, row.threads) for row in rows if row.fused_us is not None)
     limits = {}
-    for device, precision, threads in settings:
+    for precision, threads in settings:
         found = machine.ceilings(device, precision, threads)
         limits[f"{precision}, {threads} threads"] = (
             f"torch.mm {found.mm_flops / 1e9:.0f} GFLOP/s, fastest product {found.peak_flops / 1e9:.0f} GFLOP/s, "
@@ -152,16 +190,21 @@ def _ceilings(jobs: list[Job]) -> dict[str, str]:
     return limits
 
 
-def _measure_others(console: Console, results: Results, device: torch.device) -> None:
+def _measure_others(console: Console, results: Results, device: torch.device) -> bool:
+    """Returns whether all could be measured."""
+    others = {
+        "import after torch, seconds": measures.start_up_seconds,
+        "call at T=1 B=1 I=H=8, us": lambda: measures.call_overhead_us(device, Budget(1.0)),
+        "training peak memory at B=16 I=H=128, MiB": lambda: measures.memory_growth_mib(device),
+    }
+    good = True
     with console.status("start-up, call overhead, growth of memory"):
-        others = {
-            "import after torch, seconds": measures.start_up_seconds(),
-            "call at T=1 B=1 I=H=8, us": measures.call_overhead_us(device, Budget(1.0)),
-            "training peak memory at B=16 I=H=128, MiB": measures.memory_growth_mib(device),
-        }
-    results.measures |= others
-    for name, value in others.items():
-        console.print(f"{name}: {_text(value)}", highlight=False)
+        for name, measure in others.items():
+            if _keep(console, results, name, measure):
+                console.print(f"{name}: {_text(results.measures[name])}", highlight=False)
+            else:
+                good = False
+    return good
 
 
 def _text(value: object) -> str:
@@ -170,33 +213,50 @@ def _text(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=default_device, help=f"default: {default_device}")
+    parser.add_argument("--device", type=_device, default=default_device, help=f"default: {default_device}")
     parser.add_argument("--dtype", type=_choices(PRECISIONS), help=_names(PRECISIONS))
     parser.add_argument("--mode", type=_choices(MODES), help=_names(MODES))
-    parser.add_argument("--cases", type=_split, help="names or patterns, like grid-*,lm-*")
-    parser.add_argument("--threads", type=_integers, help="CPU threads, like 1,2")
+    parser.add_argument("--threads", type=_counts, help="CPU threads, like 1,2")
     parser.add_argument("--peers", type=_choices(PEERS), help=_names(PEERS))
     parser.add_argument("--cuda-graph", action="store_true", help="CUDA graphs as well as eager")
     size = parser.add_mutually_exclusive_group()
+    text = "names or patterns, like grid-*,lm-*, in place of the cases of the main, quick or full run"
+    size.add_argument("--cases", type=_split, help=text)
     for profile, text in (("quick", "seconds: does it run"), ("full", "everything: about an hour on two cores")):
         size.add_argument(f"--{profile}", dest="profile", action="store_const", const=profile, help=text)
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
-    return parser.parse_args(argv)
+    return parser
+
+
+def _device(text: str) -> torch.device:
+    """One that this PyTorch can run on, of the two kinds that the timing knows."""
+    try:
+        device = torch.device(text)
+    except RuntimeError:  # no such kind
+        device = None
+    count = torch.cuda.device_count()
+    if device and (device.type == "cpu" or (device.type == "cuda" and (device.index or 0) in range(count))):
+        return device
+    raise argparse.ArgumentTypeError(f"expected cpu or one of {count} CUDA devices, got {text!r}")
 
 
 def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
+    """The parts between commas; what is named twice is not measured twice."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
-def _integers(text: str) -> list[int]:
+def _counts(text: str) -> list[int]:
+    for part in _split(text):
+        if not part.isdecimal() or int(part) < 1:
+            raise argparse.ArgumentTypeError(f"expected positive numbers like 1,2, got {part!r}")
     return [int(part) for part in _split(text)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from .results import geometric_mean, timed
@@ -35,7 +36,7 @@ def _head(row: Row) -> list[str]:
 
 def _numbers(row: Row) -> list[str]:
     if row.fused_us is None:
-        return [f"[bold red]{row.status}[/]: {row.note}"]
+        return [f"[bold red]{row.status}[/]: {escape(row.note)}"]
     errors = [_error(row.fused_error), _error(row.peer_error)]
     rates = [f"{row.fused_gflops:.0f}", f"{row.percent_of_mm:.0f}", f"{row.percent_of_floor:.0f}"]
     if row.status != OK:

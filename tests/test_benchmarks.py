@@ -341,6 +341,71 @@ def test_a_stopped_run_keeps_its_rows(tmp_path, monkeypatch):
     assert results.machine["stopped"] == "after 1 of 2 measurements"
 
 
+def _small_run(monkeypatch, tmp_path, **replaced) -> tuple[int, Results]:
+    """Exit status and file of a main run of one case, without what takes seconds."""
+    from benchmarks import measures
+
+    quick = {
+        "digit_rows": lambda device, epochs: {
+            "losses": [(1.0, 1.0)] * epochs,
+            "largest loss difference": 0.0,
+            "test accuracy": {FUSED: 1.0, BASELINE: 1.0},
+            "training seconds": {FUSED: 1.0, BASELINE: 1.0},
+        },
+        "start_up_seconds": lambda: 0.5,
+        "call_overhead_us": lambda device, budget: {FUSED: 1.0},
+        "memory_growth_mib": lambda device: {"T=1": {FUSED: 1.0}},
+    }
+    for name, measure in (quick | replaced).items():
+        monkeypatch.setattr(measures, name, measure)
+    monkeypatch.setitem(profiles.PROFILES, "main", lambda selection: ([job()], BRIEF))
+    status = command.main(["--device", "cpu", "--out", str(tmp_path)])
+    return status, Results.read(tmp_path / "main.json")
+
+
+def _raising(failure: BaseException):
+    def measure(*arguments):
+        raise failure
+
+    return measure
+
+
+@pytest.mark.parametrize("stage, rows", [("digit_rows", 0), ("memory_growth_mib", 1)])
+def test_a_run_can_be_stopped_at_any_stage(tmp_path, monkeypatch, stage, rows):
+    status, results = _small_run(monkeypatch, tmp_path, **{stage: _raising(KeyboardInterrupt())})
+    assert status == 0
+    assert len(results.rows) == rows
+    assert results.machine["stopped"] == f"after {rows} of 1 measurements"
+    assert ("import after torch, seconds" in results.measures) == (rows == 1)
+
+
+@pytest.mark.parametrize("stage", ["digit_rows", "start_up_seconds", "memory_growth_mib"])
+def test_a_failing_stage_leaves_the_others(tmp_path, monkeypatch, capsys, stage):
+    status, results = _small_run(monkeypatch, tmp_path, **{stage: _raising(RuntimeError("cannot open [/opt/x] file"))})
+    assert status == 1
+    assert len(results.rows) == 1
+    assert len(results.measures) == 5
+    assert list(results.measures.values()).count("failed: RuntimeError: cannot open [/opt/x] file") == 1
+    assert "[/opt/x]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [FUSED, BASELINE])
+def test_the_text_of_a_failure_is_no_markup(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setitem(CONTENDERS, name, Contender(name, _raising(RuntimeError("cannot open [/opt/x] file"))))
+    _, results = _small_run(monkeypatch, tmp_path)
+    assert results.rows[0].note == f"{name}: RuntimeError: cannot open [/opt/x] file"
+    assert "[/opt/x]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("below", ["", "folder"])
+def test_a_folder_that_cannot_be_is_refused_before_measuring(tmp_path, monkeypatch, capsys, below):
+    monkeypatch.setattr(command, "run_jobs", _raising(AssertionError("measured")))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        command.main(["--cases", "decode-32", "--device", "cpu", "--out", str(tmp_path / "file" / below)])
+    assert "argument --out: expected a folder to write to" in capsys.readouterr().err
+
+
 def test_command_fails_when_a_result_is_wrong(tmp_path, monkeypatch):
     broken = _broken(lambda output, h_n, c_n: (output + 1, h_n, c_n))
     monkeypatch.setitem(CONTENDERS, FUSED, broken)
@@ -353,6 +418,30 @@ def test_command_names_what_it_expected(option, capsys):
     with pytest.raises(SystemExit):
         command.main([option, "nonsense"])
     assert "got 'nonsense'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--threads", "0"], "argument --threads: expected positive numbers like 1,2, got '0'"),
+        (["--threads", "1,a"], "argument --threads: expected positive numbers like 1,2, got 'a'"),
+        (["--device", "foo"], "argument --device: expected cpu or one of"),
+        (["--device", "meta"], "argument --device: expected cpu or one of"),
+        (["--device", "cuda:64"], "argument --device: expected cpu or one of"),
+        (["--device", "cpu", "--cuda-graph"], "argument --cuda-graph: expected --device cuda, got cpu"),
+        (["--quick", "--cases", "decode-32"], "argument --cases: not allowed with argument --quick"),
+        (["--cases", "nonsense"], "argument --cases: expected a case name or pattern, got 'nonsense'"),
+    ],
+)
+def test_command_refuses_what_it_cannot_measure(options, message, capsys):
+    with pytest.raises(SystemExit):
+        command.main(options)
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_named_twice_is_measured_once():
+    arguments = command._parser().parse_args(["--threads", "2,1,2", "--mode", "train,train"])
+    assert (arguments.threads, arguments.mode) == ([2, 1], ["train"])
 
 
 def test_digit_rows_report(monkeypatch):
