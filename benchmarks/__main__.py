@@ -33,7 +33,7 @@ from .contenders import PEERS
 from .profiles import PROFILES, Selection
 from .results import FOLDER, Results
 from .suite import FAILED, PEER_FAILED, PEER_WRONG, WRONG, Job, Row, reason, run_jobs
-from .table import not_timed, rows_table, summary_table
+from .table import not_timed, print_wide, rows_table, summary_table
 from .timing import Budget
 from .workload import MODES, PRECISIONS
 
@@ -168,10 +168,8 @@ def _count(jobs: list[Job]) -> int:
 
 
 def _show(console: Console, rows: list[Row]) -> None:
-    # A table wider than a file or a narrow window keeps its columns: lines are not folded.
-    wide = console if console.width >= 170 else Console(width=170, file=console.file)
-    wide.print(rows_table(rows), crop=False, soft_wrap=True)
-    wide.print(summary_table(rows), crop=False, soft_wrap=True)
+    print_wide(console, rows_table(rows))
+    print_wide(console, summary_table(rows))
     for (status, peer, note), count in not_timed(rows).items():
         color = "red" if status in (WRONG, FAILED, PEER_WRONG, PEER_FAILED) else "dim"
         console.print(f"[{color}]{status}[/] {peer}: {escape(note)} ({count} rows)", highlight=False)

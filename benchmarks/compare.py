@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .results import Results, geometric_mean, key
 from .suite import OK, Row
-from .table import duration
+from .table import duration, print_wide
 
 
 @dataclass(frozen=True)
@@ -51,25 +51,33 @@ def status_changes(before: Results, after: Results) -> list[tuple[Row, Row]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("before", type=Path, help="a .json (or .csv next to one)")
     parser.add_argument("after", type=Path)
     parser.add_argument("--all", action="store_true", help="also what stayed within the spread")
     arguments = parser.parse_args(argv)
-    before, after = Results.read(arguments.before), Results.read(arguments.after)
+    try:
+        before, after = Results.read(arguments.before), Results.read(arguments.after)
+    except ValueError as error:
+        parser.error(str(error))
     console = Console()
     for name in sorted(before.machine.keys() | after.machine.keys()):
         old, new = before.machine.get(name, "-"), after.machine.get(name, "-")
         if old != new:
-            console.print(f"{name}: {old} -> {new}", highlight=False)
+            console.print(f"{name}: {old} -> {new}", highlight=False, markup=False)
     pairs = changes(before, after)
-    if not pairs:
-        console.print("No measurement is in both files.")
-        return
-    console.print(_table([pair for pair in pairs if arguments.all or pair.beyond_spread]))
+    if pairs:
+        print_wide(console, _table([pair for pair in pairs if arguments.all or pair.beyond_spread]))
     for old_row, new_row in status_changes(before, after):
         name = " ".join(map(str, key(old_row)))
-        console.print(f"{name}: {old_row.status} -> {new_row.status} {new_row.note}")
+        console.print(f"{name}: {old_row.status} -> {new_row.status} {new_row.note}", markup=False)
+    if not pairs:
+        console.print("No measurement was timed in both files.")
+        return
     moved = sum(pair.beyond_spread for pair in pairs)
     mean = geometric_mean([pair.factor for pair in pairs])
     console.print(

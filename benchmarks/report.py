@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .results import Results
+from .results import Results, beside
 from .suite import OK, SKIPPED, Row
 from .table import duration, not_timed, summary
 
@@ -104,11 +104,21 @@ def write(results: Results, stem: Path) -> Path:
 
     results.write(stem)
     figures = draw_all(results, stem.parent, stem.name)
-    path = stem.with_suffix(".md")
+    path = beside(stem, ".md")
     path.write_text(markdown(results, figures))
     return path
 
 
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("file", type=Path, help="a .json (or .csv next to one); figures and report go beside it")
+    source = parser.parse_args(argv).file
+    try:
+        results = Results.read(source)
+    except ValueError as error:
+        parser.error(str(error))
+    print(write(results, source.with_suffix("")))
+
+
 if __name__ == "__main__":
-    source = Path(sys.argv[1])
-    print(write(Results.read(source), source.with_suffix("")))
+    main()

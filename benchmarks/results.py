@@ -27,7 +27,7 @@ class Results:
     def write(self, stem: Path) -> None:
         """`stem`.csv and `stem`.json; directories are made."""
         stem.parent.mkdir(parents=True, exist_ok=True)
-        with stem.with_suffix(".csv").open("w", newline="") as file:
+        with beside(stem, ".csv").open("w", newline="") as file:
             for name, value in (self.machine | _flat(self.measures)).items():
                 file.write(f"# {name}: {value}\n")
             writer = csv.DictWriter(file, [column.name for column in fields(Row)])
@@ -38,14 +38,25 @@ class Results:
             "measures": self.measures,
             "rows": [asdict(row) for row in self.rows],
         }
-        stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+        beside(stem, ".json").write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """From the JSON file."""
-        content = json.loads(path.with_suffix(".json").read_text())
-        rows = [Row(**row) for row in content["rows"]]
-        return cls(content["machine"], rows, content["measures"])
+        """From the JSON file, or the one next to the CSV file; raises ValueError where there is none."""
+        try:
+            if path.suffix not in (".json", ".csv"):
+                raise ValueError("not named so")
+            content = json.loads(path.with_suffix(".json").read_text())
+            rows = [Row(**row) for row in content["rows"]]
+            return cls(content["machine"], rows, content["measures"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise ValueError(f"expected the .json or .csv of a benchmark run, got {path} ({problem})") from error
+
+
+def beside(stem: Path, suffix: str) -> Path:
+    """`stem` with the suffix behind it: what follows a dot in the stem's name is part of the name."""
+    return stem.with_name(stem.name + suffix)
 
 
 def timed(rows: Sequence[Row], peer: str = BASELINE) -> list[Row]:

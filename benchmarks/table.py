@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from .results import geometric_mean, timed
 from .suite import OK, SKIPPED, Row
+
+_WIDE = 170  # columns of the widest table here, about
+
+
+def print_wide(console: Console, table: Table) -> None:
+    """A table wider than a file or a narrow window keeps its columns: lines are not folded."""
+    wide = console if console.width >= _WIDE else Console(width=_WIDE, file=console.file)
+    wide.print(table, crop=False, soft_wrap=True)
 
 
 def rows_table(rows: Sequence[Row]) -> Table:

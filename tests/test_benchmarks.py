@@ -288,6 +288,29 @@ def test_results_can_be_read_back(tmp_path):
     assert (tmp_path / "run-cases.png").stat().st_size > 1000
 
 
+def test_a_dot_in_the_name_of_a_run_is_kept(tmp_path, capsys):
+    """run.1 is not written over run."""
+    row = _row()
+    report.write(Results({"device": "one"}, [row]), tmp_path / "run")
+    report.write(Results({"device": "other"}, [row]), tmp_path / "run.1")
+    report.main([str(tmp_path / "run.1.json")])
+    assert capsys.readouterr().out == f"{tmp_path / 'run.1.md'}\n"
+    for name, device in (("run", "one"), ("run.1", "other")):
+        assert Results.read(tmp_path / f"{name}.csv").machine == {"device": device}
+        assert f"# FusedLSTM on {device}\n" in (tmp_path / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"rows": [1]}', '{"rows": [{"new": 1}]}'])
+def test_files_of_another_kind_are_refused(tmp_path, capsys, content):
+    path = tmp_path / "other.json"
+    if content is not None:
+        path.write_text(content)
+    for program, arguments in ((report, [str(path)]), (compare, [str(path), str(path)])):
+        with pytest.raises(SystemExit):
+            program.main(arguments)
+        assert f"expected the .json or .csv of a benchmark run, got {path}" in capsys.readouterr().err
+
+
 def test_figures_of_grid_and_scaling(tmp_path):
     grid = [_row(case=f"grid-{H}-{B}", H=H, B=B) for H in (64, 128) for B in (1, 16)]
     growth = [_row(case=f"scaling-T-{T}", T=T) for T in (1, 10)]
@@ -316,6 +339,25 @@ def test_compare_finds_what_moved(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "commit: old -> new" in printed
     assert "2 measurements in both, 1 moved" in printed
+
+
+def test_compare_tells_of_a_result_that_became_wrong(tmp_path, capsys):
+    right = _row()
+    wrong = replace(right, status=WRONG, note="error [/x] 1", fused_us=None, ratio=None)
+    Results({}, [right]).write(tmp_path / "before")
+    Results({}, [wrong]).write(tmp_path / "after")
+    compare.main([str(tmp_path / "before.json"), str(tmp_path / "after.json")])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "ok -> wrong error [/x] 1" in printed
+    assert "No measurement was timed in both files." in printed
+
+
+def test_compare_keeps_its_columns_in_a_narrow_window(tmp_path, capsys):
+    case = "a-case-with-a-name-as-long-as-they-are"
+    Results({}, [_row(case=case)]).write(tmp_path / "run")
+    compare.main(["--all", *[str(tmp_path / "run.json")] * 2])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if case in line)
+    assert "1.00x" in line
 
 
 def test_command_writes_everything(tmp_path, capsys):
