@@ -17,7 +17,7 @@ from torch import nn
 
 import fusedlstm.onnx
 from examples.digit_rows import DigitClassifier, digit_data, fit
-from examples.side_by_side import LSTMS, options, run_each
+from examples.side_by_side import LSTMS, quick_parser, run_each
 
 
 @dataclass
@@ -64,7 +64,7 @@ def export(lstm_class: type[nn.Module], epochs: int, folder: Path) -> Export:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Export]:
-    arguments = options(__doc__, argv)
+    arguments = quick_parser(__doc__).parse_args(argv)
     epochs = 1 if arguments.quick else 10
     with tempfile.TemporaryDirectory() as folder:
         results = run_each(LSTMS, lambda lstm: export(lstm, epochs, Path(folder)))

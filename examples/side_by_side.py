@@ -23,10 +23,16 @@ CELLS: dict[str, type[nn.Module]] = {
 Result = TypeVar("Result")
 
 
-def options(description: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """--quick, --device and --plot, the same in every example."""
+def quick_parser(description: str) -> argparse.ArgumentParser:
+    """--quick, which every example has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    return parser
+
+
+def options(description: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """--quick, --device and --plot, the same in every example that trains on a device and draws."""
+    parser = quick_parser(description)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="save a figure of the result")
     return parser.parse_args(argv)

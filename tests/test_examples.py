@@ -51,10 +51,15 @@ def test_training_agrees(name, tmp_path, capsys):
 def test_onnx_export_agrees(capsys):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package)
-    results = importlib.import_module("examples.onnx_export").main(["--quick"])
+    example = importlib.import_module("examples.onnx_export")
+    results = example.main(["--quick"])
     fused = results["FusedLSTM"]
     assert fused.lstm_nodes == 1
     # Scores are of size one; both runtimes round about 128-term sums in float32.
     assert fused.difference < 1e-5
     assert fused.accuracy == pytest.approx(results["nn.LSTM"].accuracy, abs=1e-2)
     assert "FusedLSTM: 1 LSTM node" in capsys.readouterr().out
+    for option in ("--plot", "--device"):  # it draws nothing and runs on the CPU: neither is taken and ignored
+        with pytest.raises(SystemExit):
+            example.main(["--quick", option, "cpu"])
+        assert f"unrecognized arguments: {option}" in capsys.readouterr().err
