@@ -86,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # what is measured is kept
         results.machine["stopped"] = f"after {len(results.rows)} of {_count(jobs)} measurements"
         console.print(f"[yellow]stopped {results.machine['stopped']}[/]")
+        if not (results.rows or results.measures):  # the files of an earlier run are worth more
+            return 0
     results.measures["measured limits"] = _ceilings(device, results.rows)
     _show(console, results.rows)
     path = report.write(results, folder / profile)
