@@ -481,7 +481,8 @@ def test_command_names_what_it_expected(option, capsys):
         (["--cases", "nonsense"], "argument --cases: expected a case name or pattern, got 'nonsense'"),
     ],
 )
-def test_command_refuses_what_it_cannot_measure(options, message, capsys):
+def test_command_refuses_what_it_cannot_measure(options, message, monkeypatch, capsys):
+    monkeypatch.setattr(command.machine, "describe", _raising(AssertionError("not refused")))
     with pytest.raises(SystemExit):
         command.main(options)
     assert message in capsys.readouterr().err
