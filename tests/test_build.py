@@ -207,7 +207,8 @@ def test_ctrl_c_waits_for_what_dev_py_runs(tmp_path):
     """A benchmark writes what it has measured before it ends."""
     program = "import time\ntry:\n    print('on', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n"
     program += f"    time.sleep(1); open({str(tmp_path / 'kept')!r}, 'w').close(); raise SystemExit(7)\n"
-    runner = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import dev; sys.exit(dev.run('-c', {program!r}))"
+    runner = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job may ignore it
+    runner += f"sys.path.insert(0, {str(ROOT)!r}); import dev; sys.exit(dev.run('-c', {program!r}))"
     process = subprocess.Popen(
         [sys.executable, "-c", runner], stdout=subprocess.PIPE, start_new_session=True, cwd=tmp_path
     )
