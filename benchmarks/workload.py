@@ -6,8 +6,8 @@ what surrounds that function. The same code surrounds every contender.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.cases import Case
+from tests.tf32 import tf32
 
 from .timing import Program
 
@@ -225,14 +226,6 @@ def _train(model: Model, batch: Batch):
     return output, *torch.autograd.grad(output, leaves, batch.d_output)
 
 
-@contextmanager
-def precision_switches(precision: str) -> Iterator[None]:
+def precision_switches(precision: str) -> AbstractContextManager[None]:
     """The same switches for every contender: TF32 with TF32, strict float32 with strict."""
-    allowed = precision == "tf32"
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+    return tf32(lstm=precision == "tf32", matmul=precision == "tf32")

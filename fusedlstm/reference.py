@@ -121,7 +121,8 @@ def lstm_layer_backward(d_output, d_h_n, d_c_n, d_cell_states, *arguments) -> tu
     """
     *layer, _, _, _, needs = arguments
     incoming = d_output, d_h_n, d_c_n, d_cell_states
-    asked = [place in DIFFERENTIABLE and needs[DIFFERENTIABLE.index(place)] for place in range(len(layer))]
+    needed = dict(zip(DIFFERENTIABLE, needs))
+    asked = [needed.get(place, False) for place in range(len(layer))]
 
     def results(*wanted):
         output, h_n, c_n, _, cell_states = lstm_layer(*replaced(layer, asked, wanted))

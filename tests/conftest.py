@@ -34,3 +34,21 @@ def _strict_float32():
     """Tolerances are those of float32."""
     with tf32(lstm=False, matmul=False):
         yield
+
+
+@pytest.fixture
+def one_thread():
+    """For benchmarks: threads of nn.LSTM wait actively, and with other tests beside these two take longer than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def cheap_ceilings(monkeypatch):
+    """Measuring what the machine can do takes a second for each dtype, and is not under test."""
+    from benchmarks.machine import Ceilings
+
+    fixed = Ceilings(mm_flops=1e11, peak_flops=2e11, bandwidth=1e10)
+    monkeypatch.setattr("benchmarks.machine.ceilings", lambda *arguments: fixed)

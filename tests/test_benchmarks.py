@@ -1,55 +1,29 @@
-"""The benchmark suite says what is true: errors are found before timing, files can be read back."""
+"""The benchmark suite says what is true: errors are found before timing, and times are taken fairly."""
 
-import csv
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from benchmark_jobs import BRIEF, CPU, SMALL, job, wrong_lstm
 
-from benchmarks import __main__ as command
-from benchmarks import compare, contenders, memory, plots, profiles, report, suite, timing
+from benchmarks import contenders, memory, profiles, suite, timing
 from benchmarks.accuracy import Reference
 from benchmarks.contenders import BASELINE, CONTENDERS, FUSED, PEERS, Contender
-from benchmarks.machine import Ceilings
-from benchmarks.results import Results, geometric_mean
-from benchmarks.suite import FAILED, OK, PEER_FAILED, PEER_WRONG, SKIPPED, WRONG, Job, Row, run_jobs
+from benchmarks.suite import FAILED, OK, PEER_FAILED, PEER_WRONG, SKIPPED, WRONG, run_jobs
 from benchmarks.workload import MODES, Model, Workload, precision_switches
 from tests.cases import BENCHMARK, Case
 
 # Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
-pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
+ignored = pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
+pytestmark = [ignored, pytest.mark.usefixtures("one_thread", "cheap_ceilings")]
 
-CPU = torch.device("cpu")
-SMALL = Case("small", 6, 3, 4, 5, num_layers=2, bidirectional=True)
 PACKED = Case("packed", 6, 3, 4, 5, bidirectional=True, variable="packed")
 LENGTHS = Case("lengths", 6, 3, 4, 5, num_layers=2, bidirectional=True, variable="lengths")
 RESETS = Case("resets", 40, 3, 4, 5, resets=True)
 PROJECTION = Case("projection", 6, 3, 4, 5, proj_size=2)
 DROPOUT = Case("dropout", 6, 3, 4, 5, num_layers=2, dropout=0.5)
-BRIEF = timing.Budget(seconds=0.01, min_rounds=3, max_rounds=3)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    # Threads of nn.LSTM wait actively: with other tests beside these, two take longer than one.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _cheap_ceilings(monkeypatch):
-    """Measuring what the machine can do takes a second for each dtype, and is not under test."""
-    fixed = Ceilings(mm_flops=1e11, peak_flops=2e11, bandwidth=1e10)
-    monkeypatch.setattr("benchmarks.machine.ceilings", lambda *arguments: fixed)
-
-
-def job(case=SMALL, mode="inference", precision="float32", peers=(BASELINE,)) -> Job:
-    return Job(case, mode, precision, CPU, torch.get_num_threads(), peers)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "float64"])
@@ -64,16 +38,6 @@ def test_both_sides_are_right(case, mode, precision):
             assert reference.error_of(contender.build(workload)) <= reference.limit, name
 
 
-def _broken(change):
-    """nn.LSTM with its results changed."""
-
-    def build(workload: Workload) -> Model:
-        model = contenders.build_torch(workload)
-        return Model(lambda batch: change(*model.forward(batch)), model.leaves)
-
-    return Contender(FUSED, build)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -86,7 +50,7 @@ def _broken(change):
     ids=["scaled", "shifted", "wrong-layer", "nan", "short"],
 )
 def test_a_wrong_result_is_never_timed(monkeypatch, change):
-    monkeypatch.setitem(CONTENDERS, FUSED, _broken(change))
+    monkeypatch.setitem(CONTENDERS, FUSED, wrong_lstm(change))
     (row,) = run_jobs([job()], BRIEF)
     assert row.status == WRONG
     assert row.fused_us is row.peer_us is row.ratio is None
@@ -103,7 +67,7 @@ def test_a_wrong_gradient_is_never_timed(monkeypatch):
         def backward(ctx, gradient):
             return 2 * gradient
 
-    broken = _broken(lambda output, h_n, c_n: (Doubled.apply(output), h_n, c_n))
+    broken = wrong_lstm(lambda output, h_n, c_n: (Doubled.apply(output), h_n, c_n))
     monkeypatch.setitem(CONTENDERS, FUSED, broken)
     row, training = run_jobs([job(), job(mode="train")], BRIEF)
     assert (row.status, training.status) == (OK, WRONG)
@@ -111,7 +75,7 @@ def test_a_wrong_gradient_is_never_timed(monkeypatch):
 
 
 def test_a_wrong_peer_leaves_our_own_time(monkeypatch):
-    broken = replace(_broken(lambda output, h_n, c_n: (-output, h_n, c_n)), name=BASELINE)
+    broken = replace(wrong_lstm(lambda output, h_n, c_n: (-output, h_n, c_n)), name=BASELINE)
     monkeypatch.setitem(CONTENDERS, BASELINE, broken)
     (row,) = run_jobs([job()], BRIEF)
     assert row.status == PEER_WRONG
@@ -262,247 +226,6 @@ def test_unknown_case_is_refused():
         profiles.custom(profiles.Selection(CPU, cases=("nonsense",)))
 
 
-def test_geometric_mean():
-    assert geometric_mean([0.5, 2.0, 4.0]) == pytest.approx(4 ** (1 / 3))
-
-
-def _row(**changes) -> Row:
-    (row,) = run_jobs([job()], BRIEF)
-    return replace(row, **changes)
-
-
-def test_results_can_be_read_back(tmp_path):
-    results = Results({"device": "a machine"}, [_row(), _row(status=WRONG, fused_us=None)])
-    results.measures["call, us"] = {FUSED: 1.5, "list": [1, 2]}
-    path = report.write(results, tmp_path / "run")
-    again = Results.read(tmp_path / "run.csv")
-    assert again == results
-    lines = (tmp_path / "run.csv").read_text().splitlines()
-    header = [line for line in lines if line.startswith("# ")]
-    assert header == ["# device: a machine", "# call, us FusedLSTM: 1.5"]
-    table = list(csv.DictReader(lines[len(header) :]))
-    assert [line["status"] for line in table] == [OK, WRONG]
-    text = path.read_text()
-    assert text.count("| small |") == 2, "a row is missing from the report"
-    assert "run-cases.png" in text
-    assert (tmp_path / "run-cases.png").stat().st_size > 1000
-
-
-def test_a_dot_in_the_name_of_a_run_is_kept(tmp_path, capsys):
-    """run.1 is not written over run."""
-    row = _row()
-    report.write(Results({"device": "one"}, [row]), tmp_path / "run")
-    report.write(Results({"device": "other"}, [row]), tmp_path / "run.1")
-    report.main([str(tmp_path / "run.1.json")])
-    assert capsys.readouterr().out == f"{tmp_path / 'run.1.md'}\n"
-    for name, device in (("run", "one"), ("run.1", "other")):
-        assert Results.read(tmp_path / f"{name}.csv").machine == {"device": device}
-        assert f"# FusedLSTM on {device}\n" in (tmp_path / f"{name}.md").read_text()
-
-
-@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"rows": [1]}', '{"rows": [{"new": 1}]}'])
-def test_files_of_another_kind_are_refused(tmp_path, capsys, content):
-    path = tmp_path / "other.json"
-    if content is not None:
-        path.write_text(content)
-    for program, arguments in ((report, [str(path)]), (compare, [str(path), str(path)])):
-        with pytest.raises(SystemExit):
-            program.main(arguments)
-        assert f"expected the .json or .csv of a benchmark run, got {path}" in capsys.readouterr().err
-
-
-def test_figures_of_grid_and_scaling(tmp_path):
-    grid = [_row(case=f"grid-{H}-{B}", H=H, B=B) for H in (64, 128) for B in (1, 16)]
-    growth = [_row(case=f"scaling-T-{T}", T=T) for T in (1, 10)]
-    drawn = plots.draw_all(Results({"device": "a machine"}, grid + growth), tmp_path, "run")
-    assert {path.name for path in drawn.values()} == {
-        "run-cases.png",
-        "run-scaling.png",
-        "run-time-per-step-inference.png",
-        "run-heat-map-inference.png",
-    }
-    assert all(path.stat().st_size > 1000 for path in drawn.values())
-
-
-def test_compare_finds_what_moved(tmp_path, capsys):
-    steady = dict(ratio=2.0, ratio_low=1.9, ratio_high=2.1)
-    before = Results({"commit": "old"}, [_row(case="a", **steady), _row(case="b", **steady)])
-    slower = dict(ratio=1.5, ratio_low=1.4, ratio_high=1.6)
-    within = dict(ratio=1.95, ratio_low=1.85, ratio_high=2.05)
-    after = Results({"commit": "new"}, [_row(case="a", **within), _row(case="b", **slower)])
-    moved = [pair for pair in compare.changes(before, after) if pair.beyond_spread]
-    assert [pair.after.case for pair in moved] == ["b"]
-    assert moved[0].factor == pytest.approx(0.75)
-    before.write(tmp_path / "before")
-    after.write(tmp_path / "after")
-    compare.main([str(tmp_path / "before.json"), str(tmp_path / "after.json")])
-    printed = capsys.readouterr().out
-    assert "commit: old -> new" in printed
-    assert "2 measurements in both, 1 moved" in printed
-
-
-def test_compare_tells_of_a_result_that_became_wrong(tmp_path, capsys):
-    right = _row()
-    wrong = replace(right, status=WRONG, note="error [/x] 1", fused_us=None, ratio=None)
-    Results({}, [right]).write(tmp_path / "before")
-    Results({}, [wrong]).write(tmp_path / "after")
-    compare.main([str(tmp_path / "before.json"), str(tmp_path / "after.json")])
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "ok -> wrong error [/x] 1" in printed
-    assert "No measurement was timed in both files." in printed
-
-
-def test_compare_keeps_its_columns_in_a_narrow_window(tmp_path, capsys):
-    case = "a-case-with-a-name-as-long-as-they-are"
-    Results({}, [_row(case=case)]).write(tmp_path / "run")
-    compare.main(["--all", *[str(tmp_path / "run.json")] * 2])
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if case in line)
-    assert "1.00x" in line
-
-
-def test_command_writes_everything(tmp_path, capsys):
-    options = ["--cases", "decode-32", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
-    assert command.main(options) == 0
-    written = {path.name for path in tmp_path.iterdir()}
-    assert {"custom.csv", "custom.json", "custom.md", "custom-cases.png"} <= written
-    rows = Results.read(tmp_path / "custom.json").rows
-    assert [(row.mode, row.status) for row in rows] == [("inference", OK), ("train", OK)]
-    assert "decode-32" in capsys.readouterr().out
-
-
-def test_a_stopped_run_keeps_its_rows(tmp_path, monkeypatch):
-    def stopped(jobs, budget, on_row):
-        suite.run_jobs(jobs[:1], budget, on_row)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "run_jobs", stopped)
-    options = ["--cases", "decode-32", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
-    assert command.main(options) == 0
-    results = Results.read(tmp_path / "custom.json")
-    assert len(results.rows) == 1
-    assert results.machine["stopped"] == "after 1 of 2 measurements"
-
-
-def _small_run(monkeypatch, tmp_path, **replaced) -> tuple[int, Results]:
-    """Exit status and file of a main run of one case, without what takes seconds."""
-    from benchmarks import measures
-
-    quick = {
-        "digit_rows": lambda device, epochs: {
-            "losses": [(1.0, 1.0)] * epochs,
-            "largest loss difference": 0.0,
-            "test accuracy": {FUSED: 1.0, BASELINE: 1.0},
-            "training seconds": {FUSED: 1.0, BASELINE: 1.0},
-        },
-        "start_up_seconds": lambda: 0.5,
-        "call_overhead_us": lambda device, budget: {FUSED: 1.0},
-        "memory_growth_mib": lambda device: {"T=1": {FUSED: 1.0}},
-    }
-    for name, measure in (quick | replaced).items():
-        monkeypatch.setattr(measures, name, measure)
-    monkeypatch.setitem(profiles.PROFILES, "main", lambda selection: ([job()], BRIEF))
-    status = command.main(["--device", "cpu", "--out", str(tmp_path)])
-    return status, Results.read(tmp_path / "main.json")
-
-
-def _raising(failure: BaseException):
-    def measure(*arguments):
-        raise failure
-
-    return measure
-
-
-def test_a_run_stopped_at_its_last_stage_is_written(tmp_path, monkeypatch):
-    status, results = _small_run(monkeypatch, tmp_path, memory_growth_mib=_raising(KeyboardInterrupt()))
-    assert status == 0
-    assert len(results.rows) == 1
-    assert results.machine["stopped"] == "after 1 of 1 measurements"
-    assert results.measures["import after torch, seconds"] == 0.5
-
-
-def test_a_run_stopped_before_it_measured_leaves_the_last_one(tmp_path, monkeypatch):
-    _, before = _small_run(monkeypatch, tmp_path)
-    status, after = _small_run(monkeypatch, tmp_path, digit_rows=_raising(KeyboardInterrupt()))
-    assert status == 0
-    assert after == before
-
-
-@pytest.mark.parametrize("stage", ["digit_rows", "start_up_seconds", "memory_growth_mib"])
-def test_a_failing_stage_leaves_the_others(tmp_path, monkeypatch, capsys, stage):
-    status, results = _small_run(monkeypatch, tmp_path, **{stage: _raising(RuntimeError("cannot open [/opt/x] file"))})
-    assert status == 1
-    assert len(results.rows) == 1
-    assert len(results.measures) == 5
-    assert list(results.measures.values()).count("failed: RuntimeError: cannot open [/opt/x] file") == 1
-    assert "[/opt/x]" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", [FUSED, BASELINE])
-def test_the_text_of_a_failure_is_no_markup(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setitem(CONTENDERS, name, Contender(name, _raising(RuntimeError("cannot open [/opt/x] file"))))
-    _, results = _small_run(monkeypatch, tmp_path)
-    assert results.rows[0].note == f"{name}: RuntimeError: cannot open [/opt/x] file"
-    assert "[/opt/x]" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("below", ["", "folder"])
-def test_a_folder_that_cannot_be_is_refused_before_measuring(tmp_path, monkeypatch, capsys, below):
-    monkeypatch.setattr(command, "run_jobs", _raising(AssertionError("measured")))
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit):
-        command.main(["--cases", "decode-32", "--device", "cpu", "--out", str(tmp_path / "file" / below)])
-    assert "argument --out: expected a folder to write to" in capsys.readouterr().err
-
-
-def test_command_fails_when_a_result_is_wrong(tmp_path, monkeypatch):
-    broken = _broken(lambda output, h_n, c_n: (output + 1, h_n, c_n))
-    monkeypatch.setitem(CONTENDERS, FUSED, broken)
-    options = ["--cases", "decode-32", "--device", "cpu", "--out", str(tmp_path)]
-    assert command.main(options) == 1
-
-
-@pytest.mark.parametrize("option", ["--mode", "--dtype", "--peers"])
-def test_command_names_what_it_expected(option, capsys):
-    with pytest.raises(SystemExit):
-        command.main([option, "nonsense"])
-    assert "got 'nonsense'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--threads", "0"], "argument --threads: expected positive numbers like 1,2, got '0'"),
-        (["--threads", "1,a"], "argument --threads: expected positive numbers like 1,2, got 'a'"),
-        (["--device", "foo"], "argument --device: expected cpu or one of"),
-        (["--device", "meta"], "argument --device: expected cpu or one of"),
-        (["--device", "cuda:64"], "argument --device: expected cpu or one of"),
-        (["--device", "cpu", "--cuda-graph"], "argument --cuda-graph: expected --device cuda, got cpu"),
-        (["--quick", "--cases", "decode-32"], "argument --cases: not allowed with argument --quick"),
-        (["--cases", "nonsense"], "argument --cases: expected a case name or pattern, got 'nonsense'"),
-    ],
-)
-def test_command_refuses_what_it_cannot_measure(options, message, monkeypatch, capsys):
-    monkeypatch.setattr(command.machine, "describe", _raising(AssertionError("not refused")))
-    with pytest.raises(SystemExit):
-        command.main(options)
-    assert message in capsys.readouterr().err
-
-
-def test_what_is_named_twice_is_measured_once():
-    arguments = command._parser().parse_args(["--threads", "2,1,2", "--mode", "train,train"])
-    assert (arguments.threads, arguments.mode) == ([2, 1], ["train"])
-
-
-def test_digit_rows_report(monkeypatch):
-    """Both sides train from the same weights: nn.LSTM against itself differs in nothing."""
-    from benchmarks import measures
-
-    monkeypatch.setattr("fusedlstm.FusedLSTM", nn.LSTM)
-    digits = measures.digit_rows(CPU, epochs=1)
-    assert digits["largest loss difference"] == 0
-    assert digits["test accuracy"][FUSED] == digits["test accuracy"][BASELINE] > 0.3
-
-
 def test_plan_on_a_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     gpu = torch.device("cuda")
@@ -512,7 +235,3 @@ def test_plan_on_a_gpu_is_named(monkeypatch):
     assert len(suite._plan_used(training).split(", ")) == 2
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an unknown GPU")
     assert suite._plan_used(inference) == ""
-
-
-def test_peers_can_be_named_on_the_command_line():
-    assert not [name for name in PEERS if "," in name]

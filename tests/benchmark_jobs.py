@@ -1,0 +1,28 @@
+"""A small benchmark job and a contender that is wrong, for tests of what becomes of them."""
+
+import torch
+
+from benchmarks import contenders
+from benchmarks.contenders import BASELINE, FUSED, Contender
+from benchmarks.suite import Job
+from benchmarks.timing import Budget
+from benchmarks.workload import Model, Workload
+from tests.cases import Case
+
+CPU = torch.device("cpu")
+SMALL = Case("small", 6, 3, 4, 5, num_layers=2, bidirectional=True)
+BRIEF = Budget(seconds=0.01, min_rounds=3, max_rounds=3)
+
+
+def job(case=SMALL, mode="inference", precision="float32", peers=(BASELINE,)) -> Job:
+    return Job(case, mode, precision, CPU, torch.get_num_threads(), peers)
+
+
+def wrong_lstm(change):
+    """nn.LSTM with its results changed."""
+
+    def build(workload: Workload) -> Model:
+        model = contenders.build_torch(workload)
+        return Model(lambda batch: change(*model.forward(batch)), model.leaves)
+
+    return Contender(FUSED, build)
