@@ -34,25 +34,45 @@ constexpr CellForward<V> cell_forward(V i, V f, V g, V o, V c_prev) {
   return y;
 }
 
+// Derivatives of one step: of its outputs with respect to the gate pre-activations and c_prev, as far as they are known
+// before the gradients of h and c.
+template <class V>
+struct CellSlopes {
+  V c_i, c_f, c_g, c_c_prev;  // of c
+  V h_o, h_c;                 // of h; c as h sees it
+};
+
+// i, f, g, o: activated gates; c, c_prev: cell state after and before the step.
+template <class V, class Math>
+constexpr CellSlopes<V> cell_slopes(V i, V f, V g, V o, V c, V c_prev) {
+  const V one = V{} + Math::kOne;
+  const V tanh_c = Math::tanh(c);
+  CellSlopes<V> y{};
+  y.c_i = g * i * (one - i);
+  y.c_f = c_prev * f * (one - f);
+  y.c_g = i * (one - g * g);
+  y.c_c_prev = f;
+  y.h_o = tanh_c * o * (one - o);
+  y.h_c = o * (one - tanh_c * tanh_c);
+  return y;
+}
+
 // Gradients of the four gate pre-activations, and of the cell state before the step.
 template <class V>
 struct CellBackward {
   V d_i, d_f, d_g, d_o, d_c_prev;
 };
 
-// i, f, g, o: activated gates; c, c_prev: cell state after and before the step;
 // d_h: gradient of h from everywhere; d_c: gradient of c from later steps and from outside (not through h).
-template <class V, class Math>
-constexpr CellBackward<V> cell_backward(V i, V f, V g, V o, V c, V c_prev, V d_h, V d_c) {
-  const V one = V{} + Math::kOne;
-  const V tanh_c = Math::tanh(c);
-  const V d_cell = d_c + d_h * o * (one - tanh_c * tanh_c);
+template <class V>
+constexpr CellBackward<V> cell_backward(const CellSlopes<V>& slopes, V d_h, V d_c) {
+  const V d_cell = d_c + d_h * slopes.h_c;
   CellBackward<V> y{};
-  y.d_i = d_cell * g * i * (one - i);
-  y.d_f = d_cell * c_prev * f * (one - f);
-  y.d_g = d_cell * i * (one - g * g);
-  y.d_o = d_h * tanh_c * o * (one - o);
-  y.d_c_prev = d_cell * f;
+  y.d_i = d_cell * slopes.c_i;
+  y.d_f = d_cell * slopes.c_f;
+  y.d_g = d_cell * slopes.c_g;
+  y.d_o = d_h * slopes.h_o;
+  y.d_c_prev = d_cell * slopes.c_c_prev;
   return y;
 }
 

@@ -238,7 +238,7 @@ class Backward {
     acc* d_c_row = d_c + (d * shape.batch + b) * units + u;
     V d_cell = load<V>(d_c_row);
     if (a.d_cell_states) d_cell += load_some<V>(static_cast<const acc*>(a.d_cell_states) + saved * shape.hidden + u, n);
-    const auto z = cell_backward<V, typename K::Math>(i, f, g, o, c, c_prev, d_h, d_cell);
+    const auto z = cell_backward<V>(cell_slopes<V, typename K::Math>(i, f, g, o, c, c_prev), d_h, d_cell);
     store(d_c_row, z.d_c_prev);
     K::store_operand(to, z.d_i, n);
     K::store_operand(to + shape.hidden, z.d_f, n);

@@ -7,6 +7,8 @@
 // 2s + 1 are k-step s. The operand has the same chunks per batch row n, at [chunk][n][64 bytes]: the 32 lanes of a warp
 // then read 512 consecutive bytes, without bank conflicts and without padding.
 #pragma once
+#include <algorithm>
+
 #include "plan.h"
 #include "primitives.cuh"
 
@@ -14,6 +16,14 @@ namespace fusedlstm::gpu {
 
 inline constexpr int kChunkBytes = 64;
 inline constexpr int kVectorBytes = 16;
+
+// Bytes from a chunk of an operand to vector v of its batch row n. Swizzled, the four lanes t of a group that write
+// elements of the same unit into batch rows 2t, or 2t + 1, reach different banks, and vectors are read without
+// conflicts all the same.
+template <bool kSwizzled>
+__device__ __forceinline__ int operand_offset(int n, int v) {
+  return n * kChunkBytes + (kSwizzled ? v ^ n / 2 % 4 : v) * kVectorBytes;
+}
 
 // A lane's vectors of two weight rows, the low one from the rows g of an m16 operand and the high one from g + 8. Words
 // stand as two mma k-steps take them, low, high, low, high: so that they are loaded into the registers they are used
@@ -28,12 +38,14 @@ struct RowPair {
   __device__ __forceinline__ uint32_t word(int is_high, int j) const { return step[j / 2].w[j % 2 * 2 + is_high]; }
 };
 
-// mma: sums of 16 rows and 8 columns, d += a b.
+// operand: the bits that an element has in the product; operands: those of a vector. mma: sums of 16 rows and 8
+// columns, d += a b.
 struct BFloat16Math {
   using scalar_t = BFloat16;
   static constexpr Arithmetic kArithmetic = Arithmetic::kBFloat16;
   static constexpr bool kTensorCores = true;
-  static __device__ __forceinline__ Vec4 operand(Vec4 v) { return v; }
+  static __device__ __forceinline__ uint16_t operand(BFloat16 x) { return x.bits; }
+  static __device__ __forceinline__ Vec4 operands(Vec4 v) { return v; }
   static __device__ __forceinline__ void mma(float* d, const RowPair& a, const Vec4& b) {
     if constexpr (kArch >= 800) {
 #pragma unroll
@@ -47,7 +59,8 @@ struct Float16Math {
   using scalar_t = Float16;
   static constexpr Arithmetic kArithmetic = Arithmetic::kFloat16;
   static constexpr bool kTensorCores = true;
-  static __device__ __forceinline__ Vec4 operand(Vec4 v) { return v; }
+  static __device__ __forceinline__ uint16_t operand(Float16 x) { return x.bits; }
+  static __device__ __forceinline__ Vec4 operands(Vec4 v) { return v; }
   static __device__ __forceinline__ void mma(float* d, const RowPair& a, const Vec4& b) {
     if constexpr (kArch >= 800) {
 #pragma unroll
@@ -64,11 +77,13 @@ struct Tf32Math {
   using scalar_t = float;
   static constexpr Arithmetic kArithmetic = Arithmetic::kTf32;
   static constexpr bool kTensorCores = true;
-  static __device__ __forceinline__ Vec4 operand(Vec4 v) {
-    if constexpr (kArch >= 800) {
+  static __device__ __forceinline__ uint32_t operand(float x) {
+    if constexpr (kArch >= 800) return round_to_tf32(x);
+    return float_bits(x);
+  }
+  static __device__ __forceinline__ Vec4 operands(Vec4 v) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) v.w[j] = round_to_tf32(bits_float(v.w[j]));
-    }
+    for (int j = 0; j < 4; ++j) v.w[j] = operand(bits_float(v.w[j]));
     return v;
   }
   static __device__ __forceinline__ void mma(float* d, const RowPair& a, const Vec4& b) {
@@ -84,20 +99,28 @@ struct Float32Math {
   using scalar_t = float;
   static constexpr Arithmetic kArithmetic = Arithmetic::kFloat32;
   static constexpr bool kTensorCores = false;
-  static __device__ __forceinline__ Vec4 operand(Vec4 v) { return v; }
+  static __device__ __forceinline__ uint32_t operand(float x) { return float_bits(x); }
+  static __device__ __forceinline__ Vec4 operands(Vec4 v) { return v; }
 };
 
-// One warp's product: acc[r][e] = sum over the warp's K of weight[row r of group g][k] * operand[k][batch row 2t + e],
+// One warp's product: acc[r][e] += sum over the warp's K of weight[row r of group g][k] * operand[k][batch row 2t + e],
 // for one tile of 8 batch rows. kRows rows per lane, in pairs; kChunks chunks of K, of which the weights of the last
 // kSharedChunks are in shared memory, [chunk][row][lane][16 bytes]: every lane reads what it wrote itself, so that
 // nobody waits for anybody.
-template <class Math, int kRows, int kChunks, int kSharedChunks>
+template <class Math, int kRows, int kChunks, int kSharedChunks, bool kSwizzled>
 struct Product {
   static_assert(kRows % 2 == 0, "an mma takes rows in two groups of 8");
   static constexpr int kHeld = kChunks - kSharedChunks;
   static constexpr int kSharedBytes = kSharedChunks * kRows * 32 * kVectorBytes;  // of one warp
   RowPair held[kRows / 2][kHeld];
-  SharedAddress shared;  // kSharedBytes of the warp's own
+  SharedAddress shared;   // kSharedBytes of the warp's own
+  uint32_t first_vector;  // of the lane in every chunk of the operand, in bytes
+
+  Product() = default;
+  __device__ __forceinline__ explicit Product(SharedAddress shared) : shared(shared) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    first_vector = in_register(static_cast<uint32_t>(operand_offset<kSwizzled>(Math::kTensorCores ? g : 0, t)));
+  }
 
   // The lane's weights of rows r and r + 1 in chunk c.
   __device__ __forceinline__ void set_weight(int r, int c, const RowPair& pair) {
@@ -116,24 +139,32 @@ struct Product {
     return pair;
   }
 
-  // operand: vector 0 of batch row 0 of the warp's first chunk. chunk_stride: bytes between its chunks.
+  // operand: batch row 0 of the warp's first chunk. chunk_stride: bytes between its chunks.
   __device__ __forceinline__ void multiply(SharedAddress operand, int chunk_stride, float (&acc)[kRows][2]) const {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    operand += first_vector;
     if constexpr (Math::kTensorCores) {
-      // A chain of dependent mma instructions is latency; two sums per row halve it where registers allow. On sm_75 two
-      // warps keep the slower tensor cores busy with one.
-      constexpr int kSums = kRows <= 4 && kArch >= 800 ? 2 : 1;
+      // A chain of dependent mma instructions is latency. Four chains a warp, of more sums per row where there are few
+      // rows, keep the tensor cores busy; on sm_75 two warps keep the slower ones busy with one sum per row.
+      constexpr int kSums = kRows >= 8 || kArch < 800 ? 1 : std::min(8 / kRows, kChunks);
       float sum[kSums][kRows][2] = {};
 #pragma unroll
+      for (int r = 0; r < kRows; ++r)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) sum[0][r][e] = acc[r][e];
+#pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        const Vec4 b = load_shared128(operand + c * chunk_stride + g * kChunkBytes + t * kVectorBytes);
+        const Vec4 b = load_shared128(operand + c * chunk_stride);
 #pragma unroll
         for (int r = 0; r < kRows; r += 2) Math::mma(sum[c % kSums][r], weight(r, c), b);
       }
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) acc[r][e] = kSums == 2 ? sum[0][r][e] + sum[kSums - 1][r][e] : sum[0][r][e];
+        for (int e = 0; e < 2; ++e) {
+          acc[r][e] = sum[0][r][e];
+#pragma unroll
+          for (int i = 1; i < kSums; ++i) acc[r][e] += sum[i][r][e];
+        }
     } else {
       // K is split over the 4 lanes of a group, each with all 8 batch rows; then they exchange sums, so that lane t
       // ends with batch rows 2t and 2t + 1, as after an mma.
@@ -145,7 +176,7 @@ struct Product {
         for (int r = 0; r < kRows; r += 2) pair[r / 2] = weight(r, c);
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
-          const Vec4 b = load_shared128(operand + c * chunk_stride + n * kChunkBytes + t * kVectorBytes);
+          const Vec4 b = load_shared128(operand + n * kChunkBytes + c * chunk_stride);
 #pragma unroll
           for (int r = 0; r < kRows; ++r)
 #pragma unroll
@@ -159,7 +190,7 @@ struct Product {
 #pragma unroll
         for (int n = 0; n < 4; ++n) half[n] = keep_and_give(sum[r][n], sum[r][n + 4], 2);
 #pragma unroll
-        for (int e = 0; e < 2; ++e) acc[r][e] = keep_and_give(half[e], half[e + 2], 1);
+        for (int e = 0; e < 2; ++e) acc[r][e] += keep_and_give(half[e], half[e + 2], 1);
       }
     }
   }

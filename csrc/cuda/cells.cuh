@@ -5,8 +5,13 @@
 //   backward: operand s is the d_gates of the s-th step from the end; `advance` takes the product as the gradient of
 //             the h before it and computes the d_gates of step s + 1, `start` the first ones.
 // So at position s the step that is run `now` is number s + kLead in the order of running.
-// `store` then writes what `advance`, or `start`, came to: the others wait for the operand, and nobody waits for this.
-// What it writes is no member, since members take registers during the product.
+//
+// A position in time: `ready` makes of the values fetched for the step what no product goes into, and `prefetch`
+// fetches those of the next one, which then come in while this one waits and multiplies. After the product `advance`
+// runs the step, without branches: the chains of activations of a thread's cells overlap only within one block of
+// instructions. Where the batch has resets, `enter` applies that before the next step. Then the operand is published,
+// and last `store` writes what the step came to, and `store_rest` what only some calls need: others wait for the
+// operand, and nobody waits for these.
 #pragma once
 #include "rows.cuh"
 
@@ -22,51 +27,68 @@ struct ForwardCell {
   static constexpr int kLead = 0;
   ForwardUnit<scalar_t> unit;
   ForwardHidden<scalar_t> hidden;
+  uint8_t reset;  // before the step to come, as it lies in memory
+
+  using Shared = Bias<scalar_t>;  // by the cells of a unit
+  struct Ready {
+    float sums[kSums];  // to which the product is added
+  };
   using Result = CellForward<float>;
 
   ForwardCell() = default;
   __device__ __forceinline__ ForwardCell(const Args& a, int d, int b, int u, int m, bool exists)
-      : unit(a, d, b, u, m, exists), hidden(unit.clock, u) {}
+      : unit(a, d, b, u, m, exists), hidden(a, unit.clock, u), reset(0) {}
 
   // The time of step p in the order of running.
   static __device__ __forceinline__ int time(int d, int p, int steps) { return time_of(d, p, steps); }
 
-  // before, now: the steps around the beginning of position 0.
-  __device__ __forceinline__ void start(const Args& a, const Step&, const Step& now) {
-    if (!unit.clock.exists()) return;
-    unit.start(a);
-    hidden.start(a);
-    enter(a, now.t);
-    prefetch(a, now);
-  }
-  // Loads what advance() needs beside the sums to run `step`.
-  __device__ __forceinline__ void prefetch(const Args& a, const Step& step) { unit.prefetch(a, step); }
-  // before: the time of the step before `now`. The result is written if the row runs the step, as then it is stored.
-  __device__ __forceinline__ void advance(const Args& a, int, const Step& now, const Step& next,
-                                          const float (&sums)[kSums], Result& result) {
-    if (unit.clock.runs(now.t)) {
-      result = unit.step(sums);
-      hidden.leave(result.h);
+  // before, now, next: the steps around the beginning of position 0.
+  __device__ __forceinline__ Result start(const Args& a, const Step&, const Step& now, const Step& next) {
+    if (unit.clock.exists()) {
+      unit.start(a);
+      hidden.start(a);
     }
-    enter(a, next.t);
+    prefetch(a, now, next);
+    prefetch_reset(a, now);
+    enter(a);
+    return {};
   }
-  __device__ __forceinline__ void store(const Args& a, const Step& step, const Result& result) const {
-    if (!unit.clock.runs(step.t)) return;
-    unit.store(a, step, result);
-    hidden.store(a, step, result.h);
+  __device__ __forceinline__ void prefetch(const Args& a, const Step& step, const Step&) { unit.prefetch(a, step); }
+  __device__ __forceinline__ void prefetch_reset(const Args& a, const Step& step) {
+    reset = reset_flag(a.rows, unit.clock, step.t);
   }
-  __device__ __forceinline__ scalar_t operand(int) const { return from_acc<scalar_t>(hidden.h); }
+  __device__ __forceinline__ Ready ready(const Args&, const Step&, const Shared& bias) {
+    Ready ready;
+    unit.known_sums(bias, ready.sums);
+    return ready;
+  }
+  __device__ __forceinline__ Result advance(int, const Step& now, const Ready& ready) {
+    const Result result = unit.step(now.t, ready.sums);
+    hidden.leave(now.t, result.h);
+    return result;
+  }
+  __device__ __forceinline__ bool enters() const { return reset; }
+  __device__ __forceinline__ void enter(const Args& a) {
+    if (!reset) return;
+    unit.reset(a);
+    hidden.reset(a);
+  }
+  __device__ __forceinline__ scalar_t operand(int, const Result&) const { return from_acc<scalar_t>(hidden.h); }
+  static __device__ __forceinline__ int64_t first_element(const Args& a, const Step& step) {
+    return ForwardHidden<scalar_t>::first_element(a, step);
+  }
+  __device__ __forceinline__ void store(const Args&, const Step& step, int64_t first, const Result& result) const {
+    hidden.store(step, first, result.h);
+  }
+  // For training.
+  static __device__ __forceinline__ bool has_rest(const Args& a) { return a.gates; }
+  __device__ __forceinline__ void store_rest(const Args& a, const Step& step, const Result& result) const {
+    unit.save(a, step, result);
+  }
   __device__ __forceinline__ void finish(const Args& a) const {
     if (!unit.clock.exists()) return;
     unit.finish(a);
     hidden.finish(a);
-  }
-
- private:
-  __device__ __forceinline__ void enter(const Args& a, int t) {
-    if (!is_reset(a.rows, unit.clock, t)) return;
-    unit.reset(a);
-    hidden.reset(a);
   }
 };
 
@@ -80,36 +102,74 @@ struct BackwardCell {
   static constexpr int kLead = 1;
   BackwardUnit<scalar_t> unit;
   BackwardHidden<scalar_t> hidden;
-  scalar_t d_gates[4];
-  struct Result {};  // that is d_gates
+  uint8_t reset;             // before the step to come, as it lies in memory
+  bool is_reset, was_reset;  // before the step run now, and before the one run last
+
+  struct Shared {
+    Shared() = default;
+    __device__ __forceinline__ Shared(const Args&, int, int, int) {}
+  };
+  struct Ready {
+    float sums[kSums];
+    CellSlopes<float> slopes;
+    float d_out, d_cell_state;
+  };
+  struct Result {
+    scalar_t d_gates[kOperands];
+    float d_reset_h, d_reset_c;  // where was_reset and is_reset
+  };
 
   BackwardCell() = default;
   __device__ __forceinline__ BackwardCell(const Args& a, int d, int b, int u, int m, bool exists)
-      : unit(a, d, b, u, m, exists), hidden(unit.clock, u), d_gates{} {}
+      : unit(a, d, b, u, m, exists), hidden(unit.clock, u), reset(0), is_reset(false), was_reset(false) {}
 
   static __device__ __forceinline__ int time(int d, int p, int steps) { return time_of(d, steps - 1 - p, steps); }
 
-  __device__ __forceinline__ void start(const Args& a, const Step& before, const Step& now) {
-    if (!unit.clock.exists()) return;
-    unit.start(a);
-    hidden.start(a);
-    prefetch(a, before);
-    step(a, before);
-    prefetch(a, now);
+  __device__ __forceinline__ Result start(const Args& a, const Step& before, const Step& now, const Step& next) {
+    if (unit.clock.exists()) {
+      unit.start(a);
+      hidden.start(a);
+    }
+    prefetch(a, before, now);
+    prefetch_reset(a, before);
+    const Result result = step(before, ready(a, before, {}));
+    prefetch(a, now, next);
+    prefetch_reset(a, now);
+    return result;
   }
-  __device__ __forceinline__ void prefetch(const Args& a, const Step& step) {
-    unit.prefetch(a, step);
+  __device__ __forceinline__ void prefetch(const Args& a, const Step& step, const Step& next) {
+    unit.prefetch(a, step, next);
     hidden.prefetch(a, step);
   }
-  __device__ __forceinline__ void advance(const Args& a, int before, const Step& now, const Step&,
-                                          const float (&sums)[kSums], Result&) {
-    hidden.leave(a, before, sums[0]);
-    step(a, now);
+  __device__ __forceinline__ void prefetch_reset(const Args& a, const Step& step) {
+    reset = reset_flag(a.rows, unit.clock, step.t);
   }
-  __device__ __forceinline__ void store(const Args& a, const Step& step, const Result&) const {
-    if (unit.clock.runs(step.t)) unit.store(a, step, d_gates);
+  __device__ __forceinline__ Ready ready(const Args& a, const Step& now, const Shared&) {
+    was_reset = is_reset;
+    is_reset = reset != 0;
+    if (is_reset || unit.clock.first(now.t)) unit.enter(a, is_reset);
+    return {{0}, unit.slopes(), to_acc(hidden.d_out), unit.d_cell_state};
   }
-  __device__ __forceinline__ scalar_t operand(int q) const { return d_gates[q]; }
+  // before: the time of the step before `now` in the order of running.
+  __device__ __forceinline__ Result advance(int before, const Step& now, const Ready& ready) {
+    hidden.leave(before, ready.sums[0]);
+    return step(now, ready);
+  }
+  // The c that the step starts from is no matter of the operand.
+  __device__ __forceinline__ bool enters() const { return false; }
+  __device__ __forceinline__ void enter(const Args&) {}
+  __device__ __forceinline__ scalar_t operand(int q, const Result& result) const { return result.d_gates[q]; }
+  static __device__ __forceinline__ int64_t first_element(const Args& a, const Step& step) {
+    return BackwardUnit<scalar_t>::first_element(a, step);
+  }
+  __device__ __forceinline__ void store(const Args& a, const Step& step, int64_t first, const Result& result) const {
+    unit.store(a, step, first, result.d_gates);
+  }
+  static __device__ __forceinline__ bool has_rest(const Args& a) { return a.rows.reset; }
+  __device__ __forceinline__ void store_rest(const Args& a, const Step&, const Result& result) const {
+    if (was_reset) hidden.store_cut(a, result.d_reset_h);
+    if (is_reset) unit.store_cut(a, result.d_reset_c);
+  }
   __device__ __forceinline__ void finish(const Args& a) const {
     if (!unit.clock.exists()) return;
     unit.finish(a);
@@ -117,12 +177,12 @@ struct BackwardCell {
   }
 
  private:
-  // A row that does not run sends zeros.
-  __device__ __forceinline__ void step(const Args& a, const Step& step) {
-#pragma unroll
-    for (int q = 0; q < 4; ++q) d_gates[q] = scalar_t{};
-    if (unit.clock.runs(step.t)) unit.step(hidden.total(), d_gates);
-    unit.leave(a, step.t);
+  __device__ __forceinline__ Result step(const Step& step, const Ready& ready) {
+    Result result;
+    result.d_reset_h = hidden.cut(was_reset);
+    unit.step(step.t, ready.slopes, hidden.d_h + ready.d_out, ready.d_cell_state, result.d_gates);
+    result.d_reset_c = unit.cut(is_reset);
+    return result;
   }
 };
 

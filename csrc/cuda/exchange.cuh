@@ -5,7 +5,9 @@
 // In shared memory an operand is [chunk][batch row][64 bytes], see arithmetic.cuh. An element is an operand already:
 // rounded, and zero beyond the hidden size.
 #pragma once
-#include "arithmetic.cuh"
+#include <algorithm>
+
+#include "owned_cells.cuh"
 
 namespace fusedlstm::gpu {
 
@@ -13,8 +15,10 @@ namespace fusedlstm::gpu {
 struct OperandTile {
   SharedAddress operand;   // this CTA's copy, buffer 0
   SharedAddress barriers;  // 16 bytes for mbarriers
+  SharedAddress stage;     // Exchange::kStageBytes
+  int first_unit;          // of this CTA
   int batch_rows;          // of the tile that exist
-  int pitch;               // elements of one batch row; a multiple of 16 bytes
+  int gate_pitch;          // elements of K that belong to one operand of all units; a multiple of 16 bytes
   int ctas;                // that share the tile
   int steps;               // positions 0..steps-1 are published and awaited
   void* global;            // kGrid: scalar_t [steps][batch rows of all tiles][pitch], this tile's first row
@@ -26,52 +30,153 @@ struct Exchange;
 
 template <class Math, KernelShape kShape>
 struct ExchangeLayout {
-  static constexpr int kElementBytes = sizeof(typename Math::scalar_t);
+  using scalar_t = typename Math::scalar_t;
+  static constexpr int kElementBytes = sizeof(scalar_t);
   static constexpr int kChunkElements = kChunkBytes / kElementBytes;
   static constexpr int kVectorElements = kVectorBytes / kElementBytes;
   static constexpr int kChunkStride = kShape.batch_rows() * kChunkBytes;
   static constexpr int kOperandBytes = kShape.chunks() * kChunkStride;
+  static constexpr int kOperands = kShape.operands();
+  static constexpr bool kSwizzled = kShape.whole_sums() && Math::kTensorCores;
+  using Owned = OwnedCells<kShape>;
+  // What a thread publishes at a position.
+  using Elements = scalar_t[Owned::kCount][kOperands];
+  OperandTile tile;
 
+  // Elements of K from one operand of a unit to the next.
+  __device__ __forceinline__ int gate_stride() const {
+    return kShape.transport == Transport::kLocal ? kShape.units() : tile.gate_pitch;
+  }
+  __device__ __forceinline__ int pitch() const { return kOperands * gate_stride(); }
   // Bytes from the start of an operand to element k of batch row n.
   static __device__ __forceinline__ int offset(int k, int n) {
-    return k / kChunkElements * kChunkStride + n * kChunkBytes + k % kChunkElements * kElementBytes;
+    return k / kChunkElements * kChunkStride + operand_offset<kSwizzled>(n, k % kChunkElements / kVectorElements) +
+           k % kVectorElements * kElementBytes;
   }
+  static __device__ __forceinline__ void store_element(SharedAddress to, uint16_t bits) { store_shared16(to, bits); }
+  static __device__ __forceinline__ void store_element(SharedAddress to, uint32_t bits) { store_shared32(to, bits); }
 };
 
-// LOCAL. One CTA: the operand goes into its one buffer, which all warps have read before the barrier between product
-// and publication.
+// LOCAL. One CTA: its threads write into the operand itself. It has two buffers, so that one may still be read while
+// the next is written: whoever writes operand s + 1 has passed the barrier before product s, after all of product s
+// - 1.
 template <class Math, KernelShape kShape>
 struct Exchange<Math, kShape, Transport::kLocal> : ExchangeLayout<Math, kShape> {
   using Layout = ExchangeLayout<Math, kShape>;
-  static constexpr int kBuffers = 1;
-  OperandTile tile;
+  using Layout::tile;
+  static constexpr int kBuffers = 2, kStageBytes = 0;
 
-  __device__ __forceinline__ void open() {}
-  __device__ __forceinline__ void publish(int, int k, int n, int copy, Vec4 v) {
-    if (copy == 0) store_shared128(tile.operand + Layout::offset(k, n), v);
+  SharedAddress first[Layout::Owned::kCount];  // operand of each cell, in buffer 0
+
+  __device__ __forceinline__ void open() {
+    const typename Layout::Owned owned;
+#pragma unroll
+    for (int e = 0; e < Layout::Owned::kCount; ++e)
+      first[e] = in_register(tile.operand + Layout::offset(owned.unit(e), owned.row(e)));
   }
-  __device__ __forceinline__ SharedAddress await(int) {
+  __device__ __forceinline__ void publish(int s, const typename Layout::Elements& x) {
+    const typename Layout::Owned owned;
+#pragma unroll
+    for (int e = 0; e < Layout::Owned::kCount; ++e)
+#pragma unroll
+      for (int q = 0; q < Layout::kOperands; ++q)
+        if (owned.exists(e))
+          Layout::store_element(first[e] + s % 2 * Layout::kOperandBytes + Layout::offset(q * kShape.units(), 0),
+                                Math::operand(x[e][q]));
+  }
+  __device__ __forceinline__ SharedAddress await(int s) {
     block_sync();
-    return tile.operand;
+    return tile.operand + s % 2 * Layout::kOperandBytes;
   }
   __device__ __forceinline__ void close() {}
+};
+
+// What CLUSTER and GRID have in common: elements travel in vectors of 16 bytes. The 32 elements of a warp, 32 units of
+// one batch row or fewer of several, are 32 * kElementBytes / 16 of them: lane l sends number l % kVectors.
+template <class Math, KernelShape kShape>
+struct VectorExchange : ExchangeLayout<Math, kShape> {
+  using Layout = ExchangeLayout<Math, kShape>;
+  using Layout::tile;
+  static constexpr int kVectors = 32 / Layout::kVectorElements;
+  static constexpr int kElementsBytes = kThreads * Layout::kElementBytes;
+  static constexpr int kStageBytes = Layout::Owned::kCount * Layout::kOperands * kElementsBytes;
+  using Owned = typename Layout::Owned;
+
+  // The thread that has the first element of the lane's vectors. They are of its unit and batch rows.
+  static __device__ __forceinline__ unsigned sender() {
+    return threadIdx.x / 32 * 32 + threadIdx.x % kVectors * Layout::kVectorElements;
+  }
+  // Where vector q of cell e belongs in the operand, if it does.
+  __device__ __forceinline__ int k_of(int q) const {
+    return q * tile.gate_pitch + tile.first_unit + static_cast<int>(sender() % Owned::kUnits);
+  }
+  static __device__ __forceinline__ int row_of(int e) {
+    return static_cast<int>(sender() / Owned::kUnits) + e * Owned::kRowsApart;
+  }
+  __device__ __forceinline__ bool exists(int e) const {
+    return row_of(e) < tile.batch_rows && k_of(0) < tile.gate_pitch;
+  }
+  // Calls send(e, q, v) with the lane's vectors. Nobody overwrites the stage before its readers are through: a barrier
+  // of the CTA stands between two positions.
+  template <class Send>
+  __device__ __forceinline__ void gather(const typename Layout::Elements& x, Send send) const {
+    const auto is_empty = [&](int e) {  // nothing of the warp exists
+      const int first = static_cast<int>(threadIdx.x / 32 * 32 / Owned::kUnits);
+      return !Owned::kAllExist && first + e * Owned::kRowsApart >= kShape.batch_rows();
+    };
+    const auto stage = [&](int e, int q) { return tile.stage + (e * Layout::kOperands + q) * kElementsBytes; };
+#pragma unroll
+    for (int e = 0; e < Owned::kCount; ++e)
+#pragma unroll
+      for (int q = 0; q < Layout::kOperands; ++q)
+        if (!is_empty(e))
+          Layout::store_element(stage(e, q) + threadIdx.x * Layout::kElementBytes,
+                                never_all_ones(Math::operand(x[e][q])));
+    warp_sync();
+#pragma unroll
+    for (int e = 0; e < Owned::kCount; ++e)
+#pragma unroll
+      for (int q = 0; q < Layout::kOperands; ++q)
+        if (!is_empty(e)) send(e, q, load_shared128(stage(e, q) + sender() * Layout::kElementBytes));
+  }
+
+ private:
+  // Never all ones in a word, which GRID takes for "not written yet". Only a NaN that came in from outside can have
+  // them; conversions to 16 bits make NaNs canonical.
+  static __device__ __forceinline__ uint16_t never_all_ones(uint16_t bits) { return bits; }
+  static __device__ __forceinline__ uint32_t never_all_ones(uint32_t bits) {
+    return kShape.transport == Transport::kGrid && bits == ~0u ? 0x7FFFFFFFu : bits;
+  }
 };
 
 // CLUSTER. Every CTA sends its part into all of them, itself included, by store_async; an mbarrier per buffer counts
 // the bytes. Two buffers are enough: a CTA publishes operand s + 1 only after it received all of operand s, which every
 // peer sent only after it had finished reading operand s - 1.
 template <class Math, KernelShape kShape>
-struct Exchange<Math, kShape, Transport::kCluster> : ExchangeLayout<Math, kShape> {
-  using Layout = ExchangeLayout<Math, kShape>;
+struct Exchange<Math, kShape, Transport::kCluster> : VectorExchange<Math, kShape> {
+  using Layout = VectorExchange<Math, kShape>;
+  using Layout::tile;
   static constexpr int kBuffers = 2;
-  // Lanes with the same vector serve different peers.
-  static constexpr int kCopies = 32 / (32 * Layout::kElementBytes / kVectorBytes);
-  OperandTile tile;
+  static constexpr int kCopies = 32 / Layout::kVectors;       // lanes with the same vector, which serve different peers
+  static constexpr int kPeers = kMaxClusterSize / kCopies;    // of a lane, if that many exist
+  uint32_t places[Layout::Owned::kCount][Layout::kOperands];  // of the lane's vectors in buffer 0, after tile.barriers
 
-  __device__ __forceinline__ int expected_bytes() const { return tile.batch_rows * tile.pitch * Layout::kElementBytes; }
+  __device__ __forceinline__ int expected_bytes() const {
+    return tile.batch_rows * this->pitch() * Layout::kElementBytes;
+  }
   static __device__ __forceinline__ int barrier_offset(int s) { return s % 2 * 8; }
 
+  __device__ __forceinline__ int rank(int i) const {
+    return i * kCopies + static_cast<int>(threadIdx.x % 32 / Layout::kVectors);
+  }
+
   __device__ __forceinline__ void open() {
+#pragma unroll
+    for (int e = 0; e < Layout::Owned::kCount; ++e)
+#pragma unroll
+      for (int q = 0; q < Layout::kOperands; ++q)
+        places[e][q] = in_register(static_cast<uint32_t>(tile.operand - tile.barriers) +
+                                   Layout::offset(this->k_of(q), this->row_of(e)));
     if (threadIdx.x == 0) {
       for (int i = 0; i < kBuffers; ++i) mbarrier_init(tile.barriers + 8 * i, 1);
       mbarrier_init_fence();
@@ -79,10 +184,15 @@ struct Exchange<Math, kShape, Transport::kCluster> : ExchangeLayout<Math, kShape
     }
     cluster_sync();  // peers may send only to barriers that exist, into buffers that are cleared
   }
-  __device__ __forceinline__ void publish(int s, int k, int n, int copy, Vec4 v) {
-    const SharedAddress to = tile.operand + s % 2 * Layout::kOperandBytes + Layout::offset(k, n);
-    for (int rank = copy; rank < tile.ctas; rank += kCopies)
-      store_async128(map_cluster_address(to, rank), v, map_cluster_address(tile.barriers + barrier_offset(s), rank));
+  __device__ __forceinline__ void publish(int s, const typename Layout::Elements& x) {
+    Layout::gather(x, [&](int e, int q, Vec4 v) {
+#pragma unroll
+      for (int i = 0; i < kPeers; ++i)
+        if (this->exists(e) && rank(i) < tile.ctas) {
+          const SharedAddress peer = map_cluster_address(tile.barriers, rank(i));
+          store_async128(peer + places[e][q] + s % 2 * Layout::kOperandBytes, v, peer + barrier_offset(s));
+        }
+    });
   }
   __device__ __forceinline__ SharedAddress await(int s) {
     const SharedAddress barrier = tile.barriers + barrier_offset(s);
@@ -96,60 +206,76 @@ struct Exchange<Math, kShape, Transport::kCluster> : ExchangeLayout<Math, kShape
 
 // GRID. Every position has memory of its own, filled with ones before the launch; a word of ones means "not written
 // yet", so that the data is its own flag: no counter, no fence, no barrier between CTAs. Every word is checked by
-// itself, because only words are atomic. Published words are never all ones: see `published`. Each warp fetches only
+// itself, because only words are atomic. Published words are never all ones. Each warp fetches only
 // the chunks that it multiplies with, into a part of shared memory that is its own.
 template <class Math, KernelShape kShape>
-struct Exchange<Math, kShape, Transport::kGrid> : ExchangeLayout<Math, kShape> {
+struct Exchange<Math, kShape, Transport::kGrid> : VectorExchange<Math, kShape> {
   static_assert(kShape.k_splits == KernelShape::kWarps, "a warp must own its part of K");
-  using Layout = ExchangeLayout<Math, kShape>;
+  using Layout = VectorExchange<Math, kShape>;
+  using Layout::tile;
   using scalar_t = typename Math::scalar_t;
   static constexpr int kBuffers = 1;
   static constexpr uint32_t kNotWritten = ~0u;
-  OperandTile tile;
+  // The vectors of a lane: vector t of every chunk of batch rows g, g + 8, ... As many loads in flight as registers
+  // allow, since one round trip to L2 costs more than all of them.
+  static constexpr int kChunks = kShape.chunks_per_warp, kLoads = kChunks * kShape.batch_tiles;
+  static constexpr int kRounds = (kLoads + 7) / 8, kInFlight = (kLoads + kRounds - 1) / kRounds;
+  const scalar_t* fetched;  // the lane's first vector of operand 0
+  scalar_t* published;      // the vector that the lane sends of its cell 0, in the operand to be published next
+  SharedAddress arrival;    // of the lane's first vector
 
-  __device__ __forceinline__ void open() {}
-
-  __device__ __forceinline__ void publish(int s, int k, int n, int copy, Vec4 v) {
-    if (copy == 0)
-      store_relaxed128(static_cast<scalar_t*>(tile.global) + s * tile.global_stride + n * tile.pitch + k, v);
+  __device__ __forceinline__ void open() {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    auto* global = static_cast<scalar_t*>(tile.global);
+    fetched = in_register(static_cast<const scalar_t*>(global) + g * this->pitch() + first_k());
+    published = in_register(global + this->row_of(0) * this->pitch() + this->k_of(0));
+    arrival = in_register(tile.operand + warp * kChunks * Layout::kChunkStride + g * kChunkBytes + t * kVectorBytes);
+  }
+  __device__ __forceinline__ void publish(int, const typename Layout::Elements& x) {
+    Layout::gather(x, [&](int e, int q, Vec4 v) {
+      if (this->exists(e) && threadIdx.x % 32 < Layout::kVectors)
+        store_relaxed128(published + e * Layout::Owned::kRowsApart * this->pitch() + q * tile.gate_pitch, v);
+    });
+    published += tile.global_stride;
   }
 
   __device__ __forceinline__ SharedAddress await(int s) {
-    constexpr int kChunks = kShape.chunks_per_warp;
-    // As many loads in flight as registers allow: one round trip to L2 costs more than all of them.
-    constexpr int kInFlight = kChunks < 8 ? kChunks : 8;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int first_k = warp * kChunks * Layout::kChunkElements + t * Layout::kVectorElements;
-    const SharedAddress to = tile.operand + warp * kChunks * Layout::kChunkStride + g * kChunkBytes + t * kVectorBytes;
-    const scalar_t* from = static_cast<const scalar_t*>(tile.global) + s * tile.global_stride + first_k;
+    const int g = threadIdx.x % 32 / 4;
+    const scalar_t* from = fetched + s * tile.global_stride;
     warp_sync();  // the product before this one has read what is overwritten now
 #pragma unroll
-    for (int n = 0; n < kShape.batch_rows(); n += 8)
+    for (int first = 0; first < kLoads; first += kInFlight) {
+      Vec4 v[kInFlight];
+      bool again;
+      do {
+        uint32_t most = 0;
 #pragma unroll
-      for (int c = 0; c < kChunks; c += kInFlight) {
-        Vec4 v[kInFlight];
-        const bool row_exists = n + g < tile.batch_rows;
-        bool again;
-        do {
-          bool missing = false;
+        for (int i = 0; i < kInFlight && first + i < kLoads; ++i) {
+          const int n = (first + i) / kChunks * 8, k = (first + i) % kChunks * Layout::kChunkElements;
+          v[i] = Vec4{};
+          if (n + g < tile.batch_rows && first_k() + k < this->pitch())
+            v[i] = load_relaxed128(from + n * this->pitch() + k);
+        }
 #pragma unroll
-          for (int i = 0; i < kInFlight; ++i) {
-            v[i] = Vec4{};
-            const int k = (c + i) * Layout::kChunkElements;
-            if (row_exists && first_k + k < tile.pitch) v[i] = load_relaxed128(from + (n + g) * tile.pitch + k);
+        for (int i = 0; i < kInFlight && first + i < kLoads; ++i)
+          most = std::max(most, std::max(std::max(v[i].w[0], v[i].w[1]), std::max(v[i].w[2], v[i].w[3])));
+        again = warp_any(most == kNotWritten);
+      } while (again);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) missing |= v[i].w[j] == kNotWritten;
-          }
-          again = warp_any(missing);
-        } while (again);
-#pragma unroll
-        for (int i = 0; i < kInFlight; ++i)
-          store_shared128(to + (c + i) * Layout::kChunkStride + n * kChunkBytes, v[i]);
-      }
+      for (int i = 0; i < kInFlight && first + i < kLoads; ++i)
+        store_shared128(
+            arrival + (first + i) % kChunks * Layout::kChunkStride + (first + i) / kChunks * 8 * kChunkBytes, v[i]);
+    }
     warp_sync();
     return tile.operand;
   }
   __device__ __forceinline__ void close() {}
+
+ private:
+  static __device__ __forceinline__ int first_k() {
+    return static_cast<int>(threadIdx.x / 32) * kChunks * Layout::kChunkElements +
+           static_cast<int>(threadIdx.x % 4) * Layout::kVectorElements;
+  }
 };
 
 }  // namespace fusedlstm::gpu

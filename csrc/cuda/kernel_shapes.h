@@ -34,7 +34,7 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {Transport::kGrid, Pass::kForward, 8, 8, 8, 1, 5},       //  16 units, H <= 2048
     {Transport::kLocal, Pass::kBackward, 2, 4, 2, 1, 0},     //  64 units, H <= 64
     {Transport::kLocal, Pass::kBackward, 2, 8, 2, 1, 0},     //  64 units, H <= 64 (32-bit)
-    {Transport::kLocal, Pass::kBackward, 2, 16, 1, 1, 0},    // 128 units, H <= 128
+    {Transport::kLocal, Pass::kBackward, 2, 16, 1, 1, 1},    // 128 units, H <= 128
     {Transport::kLocal, Pass::kBackward, 2, 32, 1, 1, 20},   // 128 units, H <= 128 (32-bit)
     {Transport::kCluster, Pass::kBackward, 2, 8, 4, 1, 0},   //  32 units, H <= 256
     {Transport::kCluster, Pass::kBackward, 2, 16, 4, 1, 0},  //  32 units, H <= 512
@@ -58,10 +58,13 @@ constexpr int k_capacity(const KernelShape& shape, Arithmetic arithmetic) {
 
 // Shared memory of one CTA; recurrence.cuh lays it out and checks this sum.
 constexpr int smem_bytes(const KernelShape& shape, Arithmetic arithmetic) {
-  const int operand = shape.chunks() * shape.batch_rows() * 64 * (shape.transport == Transport::kCluster ? 2 : 1);
-  const int sums = shape.pass == Pass::kForward ? 4 : 1;
-  const int partials = 2 * shape.k_splits * shape.batch_rows() * (sums * shape.units() + 4) * 4;
-  return 128 + operand + partials + KernelShape::kWarps * 32 * product_bytes(arithmetic) + shape.shared_weight_bytes();
+  const int operand = shape.chunks() * shape.batch_rows() * 64 * (shape.transport == Transport::kGrid ? 1 : 2);
+  const int partials =
+      shape.whole_sums() ? 0 : 2 * shape.k_splits * shape.batch_rows() * (shape.sums() * shape.units() + 4) * 4;
+  const int stage = shape.transport == Transport::kLocal ? 0
+                                                         : shape.cells_per_thread() * shape.operands() *
+                                                               KernelShape::kWarps * 32 * product_bytes(arithmetic);
+  return 128 + operand + partials + stage + shape.shared_weight_bytes();
 }
 
 // Compute capability, times ten, from which on the kernels run: their code for older ones is empty.
@@ -73,9 +76,9 @@ constexpr int needed_capability(Transport transport, Arithmetic arithmetic) {
 // Whether there is a kernel of this shape for this arithmetic.
 constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   if (arithmetic == Arithmetic::kFloat64) return false;  // no tensor cores to speak of, and twice the registers
-  const int operands = shape.pass == Pass::kForward ? 1 : 4;
   // One CTA holds the whole K: units beyond it would be idle, and so would be room for more than its units.
-  if (shape.transport == Transport::kLocal && k_capacity(shape, arithmetic) != shape.units() * operands) return false;
+  if (shape.transport == Transport::kLocal && k_capacity(shape, arithmetic) != shape.units() * shape.operands())
+    return false;
   constexpr int kMostSharedMemory = 232448;  // of a CTA on any device
   if (smem_bytes(shape, arithmetic) > kMostSharedMemory) return false;
   // FFMA keeps 8 sums a row, and spills where those of many rows or the indices of much K come on top of the weights.

@@ -13,7 +13,7 @@ cudaError_t launch_shape(const Plan& plan, const typename Cell::Args& args, cuda
   LaunchConfig config;
   config.grid = dim3(plan.ctas_per_tile * plan.tiles, args.rows.D, args.rows.M);
   config.block = dim3(kThreads);
-  config.smem_bytes = SmemLayout<Math, kShape, Cell::kSums>::kBytes;
+  config.smem_bytes = SmemLayout<Math, kShape>::kBytes;
   if constexpr (kShape.transport == Transport::kCluster) config.cluster = dim3(plan.ctas_per_tile);
   if constexpr (kShape.transport == Transport::kGrid) {
     config.cooperative = true;

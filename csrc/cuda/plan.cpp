@@ -13,7 +13,6 @@ namespace fusedlstm::gpu {
 namespace {
 
 constexpr std::array kTransports{Transport::kStream, Transport::kLocal, Transport::kCluster, Transport::kGrid};
-constexpr int kMaxClusterSize = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -138,9 +137,11 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
                            pairs * cost::kPairIssue * (forward ? 1 : 1.3);
   // The tensor cores wait for weights from shared memory, and those for each other.
   const double weights = shape.shared_weight_bytes() / cost::kSharedBytes * n / 8;
-  const double partials = pairs * (forward ? 16 : 4) * shape.k_splits * 2 / cost::kSharedBytes;
-  double cycles = cost::kSlack + cost::kSharedLoad + std::max(product, weights) + cost::kMmaLatency +
-                  cost::kSharedStore + cost::kBarrier + cost::kSharedLoad + partials + pointwise + cost::kSharedStore;
+  const double partials = shape.whole_sums() ? 0
+                                             : cost::kSharedStore + cost::kBarrier + cost::kSharedLoad +
+                                                   pairs * shape.sums() * 4 * shape.k_splits * 2 / cost::kSharedBytes;
+  double cycles = cost::kSlack + cost::kSharedLoad + std::max(product, weights) + cost::kMmaLatency + partials +
+                  pointwise + cost::kSharedStore;
 
   const int64_t abreast = members_at_once(shape, p, d);  // the more there are, the less is gained by small tiles
   const int64_t ctas = ctas_per_tile(shape, p), tiles = batch_tiles(shape, p) * p.D * abreast;

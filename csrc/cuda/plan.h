@@ -46,6 +46,8 @@ struct Device {
   double memory_gb_per_s;
 };
 
+inline constexpr int kMaxClusterSize = 16;
+
 // The compile-time shape of a resident kernel; see recurrence.cuh. The planner and the kernels' table share the list.
 struct KernelShape {
   Transport transport;
@@ -56,11 +58,18 @@ struct KernelShape {
   int batch_tiles;      // batch rows per CTA, in tiles of 8
   int shared_chunks;    // of chunks_per_warp, the last ones: their weights are in shared memory, not in registers
 
-  constexpr int units() const {  // hidden units per CTA
-    return kWarps / k_splits * 8 * rows_per_lane / (pass == Pass::kForward ? 4 : 1);
-  }
+  constexpr int sums() const { return pass == Pass::kForward ? 4 : 1; }      // that a cell takes from the product
+  constexpr int operands() const { return pass == Pass::kForward ? 1 : 4; }  // that it gives to the next one
+  constexpr int units() const { return kWarps / k_splits * 8 * rows_per_lane / sums(); }  // hidden units per CTA
   constexpr int batch_rows() const { return 8 * batch_tiles; }
   constexpr int chunks() const { return chunks_per_warp * k_splits; }
+  // Whether a warp that has multiplied also has the whole sums, and no other thread needs them.
+  constexpr bool whole_sums() const { return transport == Transport::kLocal && k_splits == 1 && batch_tiles == 1; }
+  constexpr int cells_per_thread() const {
+    const int threads = 32 * kWarps;
+    return (units() * batch_rows() + threads - 1) / threads;
+  }
+  constexpr int weight_words() const { return rows_per_lane * (chunks_per_warp - shared_chunks) * 4; }  // of a lane
   constexpr int shared_weight_bytes() const { return shared_chunks * rows_per_lane * kWarps * 32 * 16; }
   static constexpr int kWarps = 8;
   bool operator==(const KernelShape&) const = default;

@@ -60,6 +60,34 @@ inline constexpr int kArch = __CUDA_ARCH__;
 inline constexpr int kArch = 1 << 30;
 #endif
 
+// ---- registers --------------------------------------------------------------------------------------------------
+
+// x, but no compiler knows any more how it was computed: so that it keeps it in a register instead of computing it anew
+// in every time step.
+__device__ __forceinline__ uint32_t in_register(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+__device__ __forceinline__ int64_t in_register(int64_t x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
+__device__ __forceinline__ float in_register(float x) {
+  asm volatile("" : "+f"(x));
+  return x;
+}
+__device__ __forceinline__ double in_register(double x) {
+  asm volatile("" : "+d"(x));
+  return x;
+}
+// Of global memory.
+template <class T>
+__device__ __forceinline__ T* in_register(T* x) {
+  size_t global = __cvta_generic_to_global(x);
+  asm volatile("" : "+l"(global));
+  return static_cast<T*>(__cvta_global_to_generic(global));
+}
+
 // ---- shared memory of the CTA -----------------------------------------------------------------------------------
 
 // A shared memory address as the instructions take it, of this CTA or (map_cluster_address) of a peer in the cluster.
@@ -207,7 +235,7 @@ __device__ __forceinline__ int cluster_size() {
   return static_cast<int>(r);
 }
 
-// The address in CTA `rank` of the cluster that corresponds to `a` in this one.
+// The address in CTA `rank` of the cluster that corresponds to `a` in this one; so do sums of both with an offset.
 __device__ __forceinline__ SharedAddress map_cluster_address(SharedAddress a, int rank) {
   uint32_t r;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(rank));

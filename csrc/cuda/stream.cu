@@ -33,29 +33,26 @@ __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
   const int64_t i = own.b * H + own.column;
   const bool projects = state.hidden != nullptr;  // then h belongs to forward_projected_kernel
   ForwardUnit<scalar_t> unit(args, state.d, own.b, own.column);
-  ForwardHidden<scalar_t> hidden(unit.clock, own.column);
+  ForwardHidden<scalar_t> hidden(args, unit.clock, own.column);
   if (s < 0) {
     unit.start(args);
     if (!projects) hidden.start(args);
   } else {
-    const Step now = step_of(args, state.d, 0, time_of(state.d, s, T));
+    const Step now = step_of(args.rows, time_of(state.d, s, T));
     unit.c = at<acc_t>(state.c, i);
     if (!projects) hidden.h = to_acc(at<scalar_t>(state.h, i));
     unit.prefetch(args, now);
     acc_t sums[4];
-    for (int q = 0; q < 4; ++q) sums[q] = at<acc_t>(state.sums, (int64_t{own.b} * 4 + q) * H + own.column);
-    acc_t value = 0;
+    unit.known_sums(Bias<scalar_t>(args, state.d, own.column), sums);
+    for (int q = 0; q < 4; ++q) sums[q] += at<acc_t>(state.sums, (int64_t{own.b} * 4 + q) * H + own.column);
     const bool runs = unit.clock.runs(now.t);
-    if (runs) {
-      const auto y = unit.step(sums);
-      unit.store(args, now, y);
-      value = y.h;
-    }
+    const auto y = unit.step(now.t, sums);
+    if (args.gates) unit.save(args, now, y);
     if (projects) {
-      at<scalar_t>(state.hidden, i) = from_acc<scalar_t>(value);
-    } else if (runs) {
-      hidden.leave(value);
-      hidden.store(args, now, value);
+      at<scalar_t>(state.hidden, i) = from_acc<scalar_t>(runs ? y.h : acc_t(0));
+    } else {
+      hidden.leave(now.t, y.h);
+      hidden.store(now, hidden.first_element(args, now), y.h);
     }
   }
   if (s + 1 < T) {
@@ -80,17 +77,15 @@ __global__ void forward_projected_kernel(const __grid_constant__ ForwardArgs arg
   if (!own.exists) return;
   const int T = args.rows.T, s = static_cast<int>(state.step);
   const int64_t i = own.b * R + own.column;
-  ForwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b, 0), own.column);
+  ForwardHidden<scalar_t> hidden(args, RowClock(args.rows, state.d, own.b, 0), own.column);
   if (s < 0) {
     hidden.start(args);
   } else {
-    const Step now = step_of(args, state.d, 0, time_of(state.d, s, T));
+    const Step now = step_of(args.rows, time_of(state.d, s, T));
+    const acc_t value = at<acc_t>(projected, i);
     hidden.h = to_acc(at<scalar_t>(state.h, i));
-    if (hidden.clock.runs(now.t)) {
-      const acc_t value = at<acc_t>(projected, i);
-      hidden.leave(value);
-      hidden.store(args, now, value);
-    }
+    hidden.leave(now.t, value);
+    hidden.store(now, hidden.first_element(args, now), value);
   }
   if (s + 1 < T) {
     if (is_reset(args.rows, hidden.clock, time_of(state.d, s + 1, T))) hidden.reset(args);
@@ -109,15 +104,17 @@ __device__ __forceinline__ bool advance_hidden(const BackwardArgs& args, const B
   if (s == 0) {
     hidden.start(args);
   } else {
+    const int before = time_of(state.d, T - s, T);
     hidden.d_h = at<acc_t>(state.d_h, i);
-    hidden.leave(args, time_of(state.d, T - s, T), at<acc_t>(state.sums, i));
+    hidden.leave(before, at<acc_t>(state.sums, i));
+    if (is_reset(args.rows, hidden.clock, before)) hidden.store_cut(args, hidden.cut(true));
   }
   at<acc_t>(state.d_h, i) = hidden.d_h;
   if (s == T) {
     hidden.finish(args);
     return false;
   }
-  const Step now = step_of(args, state.d, 0, time_of(state.d, T - 1 - s, T));
+  const Step now = step_of(args.rows, time_of(state.d, T - 1 - s, T));
   hidden.prefetch(args, now);
   return hidden.clock.runs(now.t);
 }
@@ -144,14 +141,17 @@ __global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
     unit.finish(args);
     return;
   }
-  const Step now = step_of(args, state.d, 0, time_of(state.d, T - 1 - s, T));
+  const Step now = step_of(args.rows, time_of(state.d, T - 1 - s, T));
+  const bool starts_anew = is_reset(args.rows, unit.clock, now.t);
   if (runs) {
-    unit.prefetch(args, now);
+    unit.prefetch(args, now, s + 1 < T ? step_of(args.rows, time_of(state.d, T - 2 - s, T)) : Step{});
+    if (starts_anew || unit.clock.first(now.t)) unit.enter(args, starts_anew);
     scalar_t d_gates[4];
-    unit.step(projects ? at<acc_t>(state.d_hidden, i) : hidden.total(), d_gates);
-    unit.store(args, now, d_gates);
+    unit.step(now.t, unit.slopes(), projects ? at<acc_t>(state.d_hidden, i) : hidden.total(), unit.d_cell_state,
+              d_gates);
+    unit.store(args, now, unit.first_element(args, now), d_gates);
   }
-  unit.leave(args, now.t);
+  if (starts_anew) unit.store_cut(args, unit.cut(true));
   at<acc_t>(state.d_c, i) = unit.d_c;
 }
 

@@ -20,6 +20,11 @@ using emulator::Site;
 inline constexpr int kArch = 1 << 30;
 using SharedAddress = uintptr_t;
 
+template <class T>
+T in_register(T x) {
+  return x;
+}
+
 // ---- shared and global memory
 
 inline char* shared_memory() {
