@@ -122,7 +122,10 @@ def test_projection(arithmetic, proj_size):
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("arithmetic", ["float32", "tf32", "bfloat16"])
 def test_every_compiled_shape(arithmetic, backward):
-    """Each kernel that is compiled, forced by name, with more than one CTA where it can and all of one warp's K."""
+    """Each kernel that is compiled, forced by name, with more than one CTA where it can and all of one warp's K.
+
+    Backward, every CTA of a cluster has rows of all units: nearly as many as it has room for.
+    """
     core, module = pytest.importorskip("fusedlstm._core"), emulator.module()
     dtype, tf32 = ARITHMETICS[arithmetic]
     name = str(dtype).removeprefix("torch.")
@@ -130,7 +133,12 @@ def test_every_compiled_shape(arithmetic, backward):
     assert {s[0] for s in shapes} == set(RESIDENT)
     for transport, units, rows, k in sorted(set(shapes)):
         most = k // 4 if backward else k
-        H = min(units, most) if transport == "local" else min(max(units, most // K_SPLITS[transport]) + 5, most)
+        if transport == "local":
+            H = min(units, most)
+        elif transport == "cluster" and backward:
+            H = min(most, 16 * units) - 3
+        else:
+            H = min(max(units, most // K_SPLITS[transport]) + 5, most)
         layer, request = make(arithmetic, 2, rows + 1, H), f"{transport}:{units}x{rows}x{k}"
         run, expected = Emulated(module, layer, request), layer.reference()
         results = run.backward(Emulated(module, layer, "stream").forward()) if backward else run.forward()

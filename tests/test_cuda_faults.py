@@ -22,7 +22,7 @@ SHAPES = {
     ("local", "forward"): "kLocal, Pass::kForward, 4, 2, 1, 1",
     ("local", "backward"): "kLocal, Pass::kBackward, 2, 4, 2, 1",
     ("cluster", "forward"): "kCluster, Pass::kForward, 4, 2, 4, 1",
-    ("cluster", "backward"): "kCluster, Pass::kBackward, 2, 8, 4, 1",
+    ("cluster", "backward"): "kCluster, Pass::kBackward, 4, 2, 1, 1",
     ("grid", "forward"): "kGrid, Pass::kForward, 4, 1, 8, 1",
     ("grid", "backward"): "kGrid, Pass::kBackward, 2, 4, 8, 1",
 }
@@ -40,23 +40,24 @@ class Fault:
     which: str = "forward"
 
 
-STEP_BARRIER = """    block_sync();
-    const OwnedCells<kShape> owned;"""
+STEP_BARRIER = """    else
+      block_sync();"""
 STAGED = """    warp_sync();
 #pragma unroll
     for (int e = 0; e < Owned::kCount; ++e)"""
 RELAXED_STORE = "store_relaxed128(published + e * Layout::Owned::kRowsApart * this->pitch() + q * tile.gate_pitch, v);"
+SUMS_BUFFER = "(tile.sums - tile.barriers) + s % 2"
 RACE_OR_UNWRITTEN = r"race on shared memory|which nothing has written"
 
 FAULTS = [
-    Fault("step barrier removed", "local", "owned_cells.cuh", STEP_BARRIER, STEP_BARRIER.replace("block_sync();", ""),
+    Fault("step barrier removed", "local", "exchange.cuh", STEP_BARRIER, STEP_BARRIER.replace("block_sync();", ";"),
           RACE_OR_UNWRITTEN, which="backward"),
-    Fault("step barrier removed", "grid", "owned_cells.cuh", STEP_BARRIER, STEP_BARRIER.replace("block_sync();", ""),
+    Fault("step barrier removed", "grid", "exchange.cuh", STEP_BARRIER, STEP_BARRIER.replace("block_sync();", ";"),
           RACE_OR_UNWRITTEN),
-    Fault("step barrier of one warp only", "cluster", "owned_cells.cuh", STEP_BARRIER,
+    Fault("step barrier of one warp only", "cluster", "exchange.cuh", STEP_BARRIER,
           STEP_BARRIER.replace("block_sync();", "warp_sync();"), RACE_OR_UNWRITTEN),
-    Fault("single buffer of partial sums", "grid", "owned_cells.cuh", "s % 2 * PartialSums<kShape>::kBufferBytes", "0",
-          r"race on shared memory"),
+    Fault("single buffer of partial sums", "grid", "exchange.cuh",
+          "s % 2 * PartialSums<Math, kShape>::kBufferBytes", "0", r"race on shared memory"),
     Fault("batch tail forgotten", "local", "recurrence.cuh",
           "rows.B - first_row < kBatchRows ? rows.B - first_row : kBatchRows", "kBatchRows",
           r"bytes past the end of"),
@@ -71,29 +72,37 @@ FAULTS = [
     Fault("weight tail forgotten", "local", "recurrence.cuh", "if (unit < H && exists)", "if (exists)",
           r"bytes past the end of weight_hh"),
     Fault("operand not cleared beyond the batch", "cluster", "recurrence.cuh",
-          "i < Traffic::kBuffers * Traffic::kOperandBytes", "i < 0", r"which nothing has written"),
+          "i < kEnd", "i < 0", r"which nothing has written"),
     Fault("staged vector read before it is whole", "cluster", "exchange.cuh", STAGED,
           STAGED.replace("    warp_sync();", ""), RACE_OR_UNWRITTEN),
     Fault("published into the buffer being read", "local", "exchange.cuh",
-          "first[e] + s % 2 * Layout::kOperandBytes", "first[e] + (s + 1) % 2 * Layout::kOperandBytes",
+          "kChunkBytes +\n                                    s % 2", "kChunkBytes +\n (s + 1) % 2",
           rf"race on shared memory|{WRONG}"),
     Fault("operand read before all have published", "local", "exchange.cuh",
           "    block_sync();\n    return tile.operand", "    return tile.operand", RACE_OR_UNWRITTEN),
-    Fault("wrong phase of the mbarrier", "cluster", "exchange.cuh", "(barrier, s / 2 % 2)",
-          "(barrier, s % 2)", r"race on shared memory|has landed|arrives when|deadlock"),
+    Fault("wrong phase of the mbarrier", "cluster", "exchange.cuh", "offset(s), s / 2 % 2)",
+          "offset(s), s % 2)", r"race on shared memory|has landed|arrives when|deadlock"),
     Fault("mbarrier not waited for", "cluster", "exchange.cuh",
-          "mbarrier_wait<Scope::kCluster>(barrier, s / 2 % 2);", "",
+          "mbarrier_wait<Scope::kCluster>(barriers + offset(s), s / 2 % 2);", "",
           r"race on shared memory|has landed|arrives when"),
     Fault("published into the buffer being read", "cluster", "exchange.cuh",
           "places[e][q] + s % 2 * Layout::kOperandBytes", "places[e][q] + (s + 1) % 2 * Layout::kOperandBytes",
           r"race on shared memory"),
-    Fault("phase not armed again", "cluster", "exchange.cuh", "s + 2 < tile.steps", "s + 3 < tile.steps", r"deadlock"),
+    Fault("phase not armed again", "cluster", "exchange.cuh", "s + 2 < steps", "s + 3 < steps", r"deadlock"),
     Fault("peers start at different times", "cluster", "exchange.cuh", "cluster_sync();  // peers may send only",
           "block_sync();  // peers may send only", r"race on|without an initialised mbarrier|has not started"),
     Fault("wait within the block only", "cluster", "exchange.cuh", "mbarrier_wait<Scope::kCluster>",
           "mbarrier_wait<Scope::kBlock>", r"race on shared memory.*not ordered with write by store_async of"),
     Fault("too few bytes expected", "cluster", "exchange.cuh", "return tile.batch_rows * this->pitch()",
-          "return tile.batch_rows * (this->pitch() - kVectorBytes)", r"race on|has landed|deadlock", which="backward"),
+          "return tile.batch_rows * (this->pitch() - kVectorBytes)", r"race on|has landed|deadlock"),
+    Fault("sums of one CTA not expected", "cluster", "exchange.cuh", "return tile.ctas * units",
+          "return (tile.ctas - 1) * units", r"race on|has landed|deadlock", which="backward"),
+    Fault("sums not waited for", "cluster", "exchange.cuh", "exchange.await_sums(s);", ";",
+          r"race on shared memory|has landed|arrives when", which="backward"),
+    Fault("sums sent into the buffer being read", "cluster", "exchange.cuh", SUMS_BUFFER,
+          SUMS_BUFFER.replace("s % 2", "(s + 1) % 2"), r"race on shared memory|has landed", which="backward"),
+    Fault("sums of one CTA lost", "cluster", "exchange.cuh", "for (int i = 0; i < kSources",
+          "for (int i = 1; i < kSources", WRONG, which="backward"),
     Fault("poll looks at one word of four", "grid", "exchange.cuh",
           "std::max(std::max(v[i].w[0], v[i].w[1]), std::max(v[i].w[2], v[i].w[3]))", "v[i].w[0]", WRONG),
     Fault("poll does not wait", "grid", "exchange.cuh", "while (again);", "while (false);", WRONG),
@@ -110,7 +119,7 @@ FAULTS = [
           "cudaMemsetAsync(args.exchange, 0xFF, exchange_bytes(plan, args.rows), stream)", "cudaSuccess",
           r"read of exchange\+\d+, which nothing has written", which="backward"),
     Fault("sums of one warp lost", "cluster", "owned_cells.cuh", "for (int k_split = 0; k_split < kShape.k_splits",
-          "for (int k_split = 1; k_split < kShape.k_splits", WRONG, which="backward"),
+          "for (int k_split = 1; k_split < kShape.k_splits", WRONG),
 ]  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def test_known_devices():
         ({"H": 2048, "B": 8, "dtype": "float16"}, "grid"),
         ({"H": 2048, "B": 8, "dtype": "float16", "backward": True}, "stream"),
         ({"device": "A100", "H": 2048, "B": 8, "dtype": "float16"}, "stream"),
-        ({"H": 512, "B": 16, "dtype": "float32", "backward": True}, "grid"),
+        ({"H": 512, "B": 16, "dtype": "float32", "backward": True}, "cluster"),
         ({"device": "A100", "H": 512, "B": 8, "dtype": "bfloat16"}, "grid"),
         ({"device": "RTX 5090", "H": 640, "B": 8, "dtype": "float16"}, "grid"),
         ({"device": "T4", "H": 40, "B": 10, "dtype": "float16"}, "local"),

@@ -209,6 +209,9 @@ def test_cluster(device):
         expected = words.reshape(32, 8)[:, :4].copy()
         expected[:, 0] += 1 - rank  # the sender's rank
         same_bits(out[rank, :, :4], expected)
+        pairs = words.reshape(32, 8)[:, 6:].copy()
+        pairs[:, 1] += 1 - rank
+        same_bits(out[rank, :, 6:], pairs)
         assert (out[rank, :, 4] == rank).all() and (out[rank, :, 5] == 2).all()
 
 

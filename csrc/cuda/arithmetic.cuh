@@ -122,14 +122,11 @@ struct Product {
     first_vector = in_register(static_cast<uint32_t>(operand_offset<kSwizzled>(Math::kTensorCores ? g : 0, t)));
   }
 
-  // The lane's weights of rows r and r + 1 in chunk c.
-  __device__ __forceinline__ void set_weight(int r, int c, const RowPair& pair) {
-    if (c < kHeld) {
-      held[r / 2][c] = pair;
-    } else {
-      store_shared128(shared_vector(r, c), pair.step[0]);
-      store_shared128(shared_vector(r + 1, c), pair.step[1]);
-    }
+  // The lane's weights of rows r and r + 1 in chunk c: one of the first kHeld, or one of the others.
+  __device__ __forceinline__ void hold_weight(int r, int c, const RowPair& pair) { held[r / 2][c] = pair; }
+  __device__ __forceinline__ void share_weight(int r, int c, const RowPair& pair) {
+    store_shared128(shared_vector(r, c), pair.step[0]);
+    store_shared128(shared_vector(r + 1, c), pair.step[1]);
   }
   __device__ __forceinline__ RowPair weight(int r, int c) const {
     if (c < kHeld) return held[r / 2][c];

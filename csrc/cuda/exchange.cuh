@@ -1,11 +1,13 @@
 // How the operand of the next step (h forward, d_gates backward) gets from the threads that compute it into the shared
-// memory of every CTA that multiplies with it. The transports differ here and nowhere else.
+// memory of every CTA that multiplies with it, and the sums of the product to the threads that need them. The transports
+// differ here and nowhere else.
 //
 // Level 2. Positions count the steps in order of running; operand s is published before it is awaited for product s.
 // In shared memory an operand is [chunk][batch row][64 bytes], see arithmetic.cuh. An element is an operand already:
 // rounded, and zero beyond the hidden size.
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "owned_cells.cuh"
 
@@ -15,18 +17,17 @@ namespace fusedlstm::gpu {
 struct OperandTile {
   SharedAddress operand;   // this CTA's copy, buffer 0
   SharedAddress barriers;  // 16 bytes for mbarriers
-  SharedAddress stage;     // Exchange::kStageBytes
-  int first_unit;          // of this CTA
-  int batch_rows;          // of the tile that exist
-  int gate_pitch;          // elements of K that belong to one operand of all units; a multiple of 16 bytes
-  int ctas;                // that share the tile
-  int steps;               // positions 0..steps-1 are published and awaited
-  void* global;            // kGrid: scalar_t [steps][batch rows of all tiles][pitch], this tile's first row
-  int64_t global_stride;   // kGrid: elements between positions
+  SharedAddress sums;      // kSumsBytes of the exchange
+  SharedAddress stage;     // kStageBytes of the exchange
+  int hidden_size;
+  int first_unit;         // of this CTA
+  int batch_rows;         // of the tile that exist
+  int gate_pitch;         // elements of K that belong to one operand of all units; a multiple of 16 bytes
+  int ctas;               // that share the tile
+  int steps;              // positions 0..steps-1 are published and awaited
+  void* global;           // kGrid: scalar_t [steps][batch rows of all tiles][pitch], this tile's first row
+  int64_t global_stride;  // kGrid: elements between positions
 };
-
-template <class Math, KernelShape kShape, Transport kTransport = kShape.transport>
-struct Exchange;
 
 template <class Math, KernelShape kShape>
 struct ExchangeLayout {
@@ -38,15 +39,17 @@ struct ExchangeLayout {
   static constexpr int kOperandBytes = kShape.chunks() * kChunkStride;
   static constexpr int kOperands = kShape.operands();
   static constexpr bool kSwizzled = kShape.whole_sums() && Math::kTensorCores;
-  using Owned = OwnedCells<kShape>;
+  static constexpr int kUnits = kUnitsOf<Math, kShape>;
+  static constexpr bool kOwnOperands = kShape.transport == Transport::kLocal || kShape.sends_sums();
+  static constexpr int kBuffers = kShape.transport == Transport::kGrid ? 1 : 2;
+  static constexpr int kStageBytes = 0, kSumsBytes = 0;
+  using Owned = OwnedCells<Math, kShape>;
   // What a thread publishes at a position.
   using Elements = scalar_t[Owned::kCount][kOperands];
   OperandTile tile;
 
   // Elements of K from one operand of a unit to the next.
-  __device__ __forceinline__ int gate_stride() const {
-    return kShape.transport == Transport::kLocal ? kShape.units() : tile.gate_pitch;
-  }
+  __device__ __forceinline__ int gate_stride() const { return kOwnOperands ? kUnits : tile.gate_pitch; }
   __device__ __forceinline__ int pitch() const { return kOperands * gate_stride(); }
   // Bytes from the start of an operand to element k of batch row n.
   static __device__ __forceinline__ int offset(int k, int n) {
@@ -58,21 +61,20 @@ struct ExchangeLayout {
 };
 
 // LOCAL. One CTA: its threads write into the operand itself. It has two buffers, so that one may still be read while
-// the next is written: whoever writes operand s + 1 has passed the barrier before product s, after all of product s
-// - 1.
+// the next is written: whoever writes operand s + 1 has passed the barrier before product s, after all of product
+// s - 1.
 template <class Math, KernelShape kShape>
-struct Exchange<Math, kShape, Transport::kLocal> : ExchangeLayout<Math, kShape> {
+struct LocalExchange : ExchangeLayout<Math, kShape> {
   using Layout = ExchangeLayout<Math, kShape>;
   using Layout::tile;
-  static constexpr int kBuffers = 2, kStageBytes = 0;
-
-  SharedAddress first[Layout::Owned::kCount];  // operand of each cell, in buffer 0
+  SharedAddress first[Layout::Owned::kUnitsOwned];  // operand of the first cell of each unit, in buffer 0
 
   __device__ __forceinline__ void open() {
     const typename Layout::Owned owned;
 #pragma unroll
     for (int e = 0; e < Layout::Owned::kCount; ++e)
-      first[e] = in_register(tile.operand + Layout::offset(owned.unit(e), owned.row(e)));
+      if (Layout::Owned::rows_on(e) == 0)
+        first[Layout::Owned::unit_index(e)] = in_register(tile.operand + Layout::offset(owned.unit(e), owned.row(e)));
   }
   __device__ __forceinline__ void publish(int s, const typename Layout::Elements& x) {
     const typename Layout::Owned owned;
@@ -81,7 +83,8 @@ struct Exchange<Math, kShape, Transport::kLocal> : ExchangeLayout<Math, kShape> 
 #pragma unroll
       for (int q = 0; q < Layout::kOperands; ++q)
         if (owned.exists(e))
-          Layout::store_element(first[e] + s % 2 * Layout::kOperandBytes + Layout::offset(q * kShape.units(), 0),
+          Layout::store_element(first[Layout::Owned::unit_index(e)] + Layout::Owned::rows_on(e) * kChunkBytes +
+                                    s % 2 * Layout::kOperandBytes + Layout::offset(q * Layout::kUnits, 0),
                                 Math::operand(x[e][q]));
   }
   __device__ __forceinline__ SharedAddress await(int s) {
@@ -89,6 +92,81 @@ struct Exchange<Math, kShape, Transport::kLocal> : ExchangeLayout<Math, kShape> 
     return tile.operand + s % 2 * Layout::kOperandBytes;
   }
   __device__ __forceinline__ void close() {}
+};
+
+// What CLUSTER sends into two buffers, those of even and of odd positions: an mbarrier each counts the bytes that have
+// arrived by store_async. expected: bytes of a position.
+struct ArrivalBarriers {
+  // From the first of them to that of position s.
+  static __device__ __forceinline__ int offset(int s) { return s % 2 * 8; }
+
+  static __device__ __forceinline__ void open(SharedAddress barriers, int expected) {
+    if (threadIdx.x == 0) {
+      for (int s = 0; s < 2; ++s) mbarrier_init(barriers + offset(s), 1);
+      mbarrier_init_fence();
+      for (int s = 0; s < 2; ++s) mbarrier_arrive_expect(barriers + offset(s), expected);
+    }
+    cluster_sync();  // peers may send only to barriers that exist, into buffers that are cleared
+  }
+  // Nothing of position s + 2 may come before the next barrier of the CTA.
+  static __device__ __forceinline__ void await(SharedAddress barriers, int s, int steps, int expected) {
+    mbarrier_wait<Scope::kCluster>(barriers + offset(s), s / 2 % 2);
+    if (threadIdx.x == 0 && s + 2 < steps) mbarrier_arrive_expect(barriers + offset(s), expected);
+  }
+};
+
+// CLUSTER backward. Every CTA multiplies the operands of its own units and sends the sums, of all units, to the CTAs
+// that own them; they add up what has come from all, in fixed order. Two buffers are enough: a peer sends sums s + 2
+// only after it received all of s + 1, which this CTA sent only after it had read sums s.
+//
+// float [2 buffers][CTA that sent][batch row / 2][unit][2 batch rows]
+template <class Math, KernelShape kShape>
+struct SumExchange : LocalExchange<Math, kShape> {
+  using Layout = LocalExchange<Math, kShape>;
+  using Layout::kUnits;
+  using Layout::tile;
+  static constexpr int kPairs = kShape.batch_rows() / 2, kSources = kShape.rows() / kUnits;
+  static_assert(kShape.rows() % kUnits == 0 && kUnits % 8 == 0, "8 rows of a group have one owner");
+  static constexpr int kSourceBytes = kPairs * kUnits * 8, kBufferBytes = kSources * kSourceBytes;
+  static constexpr int kSumsBytes = 2 * kBufferBytes;
+
+  static __device__ __forceinline__ int place(int unit, int row) { return (row / 2 * kUnits + unit) * 8; }
+
+  __device__ __forceinline__ int expected_bytes() const {
+    const int left = tile.hidden_size - tile.first_unit, units = left < kUnits ? left : kUnits;
+    return tile.ctas * units * ((tile.batch_rows + 1) / 2) * 8;
+  }
+  __device__ __forceinline__ void open() {
+    Layout::open();
+    ArrivalBarriers::open(tile.barriers, expected_bytes());
+  }
+  // The lane's sums of 8 batch rows.
+  __device__ __forceinline__ void send(int s, int first_row, const float (&acc)[kShape.rows_per_lane][2]) const {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, row = first_row + lane % 4 * 2;
+    if (row >= tile.batch_rows) return;
+    // After tile.barriers, of this CTA or a peer.
+    const uint32_t mine = in_register(static_cast<uint32_t>(tile.sums - tile.barriers) + s % 2 * kBufferBytes +
+                                      tile.first_unit / kUnits * kSourceBytes + place(g, row));
+    const uint32_t barrier = in_register(static_cast<uint32_t>(ArrivalBarriers::offset(s)));
+    const int first_unit = unit_of_row<kShape>(0, warp, 0), units = tile.hidden_size - first_unit - g;
+#pragma unroll
+    for (int r = 0; r < kShape.rows_per_lane; ++r) {
+      if (r * 8 >= units) continue;
+      const int unit = first_unit + r * 8;  // the first of the group
+      const SharedAddress peer = map_cluster_address(tile.barriers, unit / kUnits);
+      store_async64(peer + mine + place(unit % kUnits, 0), float_bits(acc[r][0]), float_bits(acc[r][1]),
+                    peer + barrier);
+    }
+  }
+  __device__ __forceinline__ void await_sums(int s) const {
+    ArrivalBarriers::await(tile.barriers, s, tile.steps, expected_bytes());
+  }
+  __device__ __forceinline__ void add(int s, int unit, int row, float (&sums)[1]) const {
+    const SharedAddress from = tile.sums + s % 2 * kBufferBytes + place(unit, row) + row % 2 * 4;
+#pragma unroll
+    for (int i = 0; i < kSources; ++i) sums[0] += bits_float(load_shared32(from + i * kSourceBytes));
+  }
+  __device__ __forceinline__ void close() { cluster_sync(); }  // none may exit while a peer sends to it
 };
 
 // What CLUSTER and GRID have in common: elements travel in vectors of 16 bytes. The 32 elements of a warp, 32 units of
@@ -149,14 +227,13 @@ struct VectorExchange : ExchangeLayout<Math, kShape> {
   }
 };
 
-// CLUSTER. Every CTA sends its part into all of them, itself included, by store_async; an mbarrier per buffer counts
-// the bytes. Two buffers are enough: a CTA publishes operand s + 1 only after it received all of operand s, which every
-// peer sent only after it had finished reading operand s - 1.
+// CLUSTER forward. Every CTA sends its part into all of them, itself included, by store_async; an mbarrier per buffer
+// counts the bytes. Two buffers are enough: a CTA publishes operand s + 1 only after it received all of operand s,
+// which every peer sent only after it had finished reading operand s - 1.
 template <class Math, KernelShape kShape>
-struct Exchange<Math, kShape, Transport::kCluster> : VectorExchange<Math, kShape> {
+struct ClusterExchange : VectorExchange<Math, kShape> {
   using Layout = VectorExchange<Math, kShape>;
   using Layout::tile;
-  static constexpr int kBuffers = 2;
   static constexpr int kCopies = 32 / Layout::kVectors;       // lanes with the same vector, which serve different peers
   static constexpr int kPeers = kMaxClusterSize / kCopies;    // of a lane, if that many exist
   uint32_t places[Layout::Owned::kCount][Layout::kOperands];  // of the lane's vectors in buffer 0, after tile.barriers
@@ -164,8 +241,6 @@ struct Exchange<Math, kShape, Transport::kCluster> : VectorExchange<Math, kShape
   __device__ __forceinline__ int expected_bytes() const {
     return tile.batch_rows * this->pitch() * Layout::kElementBytes;
   }
-  static __device__ __forceinline__ int barrier_offset(int s) { return s % 2 * 8; }
-
   __device__ __forceinline__ int rank(int i) const {
     return i * kCopies + static_cast<int>(threadIdx.x % 32 / Layout::kVectors);
   }
@@ -177,12 +252,7 @@ struct Exchange<Math, kShape, Transport::kCluster> : VectorExchange<Math, kShape
       for (int q = 0; q < Layout::kOperands; ++q)
         places[e][q] = in_register(static_cast<uint32_t>(tile.operand - tile.barriers) +
                                    Layout::offset(this->k_of(q), this->row_of(e)));
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < kBuffers; ++i) mbarrier_init(tile.barriers + 8 * i, 1);
-      mbarrier_init_fence();
-      for (int i = 0; i < kBuffers; ++i) mbarrier_arrive_expect(tile.barriers + 8 * i, expected_bytes());
-    }
-    cluster_sync();  // peers may send only to barriers that exist, into buffers that are cleared
+    ArrivalBarriers::open(tile.barriers, expected_bytes());
   }
   __device__ __forceinline__ void publish(int s, const typename Layout::Elements& x) {
     Layout::gather(x, [&](int e, int q, Vec4 v) {
@@ -190,15 +260,12 @@ struct Exchange<Math, kShape, Transport::kCluster> : VectorExchange<Math, kShape
       for (int i = 0; i < kPeers; ++i)
         if (this->exists(e) && rank(i) < tile.ctas) {
           const SharedAddress peer = map_cluster_address(tile.barriers, rank(i));
-          store_async128(peer + places[e][q] + s % 2 * Layout::kOperandBytes, v, peer + barrier_offset(s));
+          store_async128(peer + places[e][q] + s % 2 * Layout::kOperandBytes, v, peer + ArrivalBarriers::offset(s));
         }
     });
   }
   __device__ __forceinline__ SharedAddress await(int s) {
-    const SharedAddress barrier = tile.barriers + barrier_offset(s);
-    mbarrier_wait<Scope::kCluster>(barrier, s / 2 % 2);
-    // Operand s + 2 cannot come before this CTA has published s + 1, which is after the next barrier of the CTA.
-    if (threadIdx.x == 0 && s + 2 < tile.steps) mbarrier_arrive_expect(barrier, expected_bytes());
+    ArrivalBarriers::await(tile.barriers, s, tile.steps, expected_bytes());
     return tile.operand + s % 2 * Layout::kOperandBytes;
   }
   __device__ __forceinline__ void close() { cluster_sync(); }  // none may exit while a peer sends to it
@@ -209,12 +276,11 @@ struct Exchange<Math, kShape, Transport::kCluster> : VectorExchange<Math, kShape
 // itself, because only words are atomic. Published words are never all ones. Each warp fetches only
 // the chunks that it multiplies with, into a part of shared memory that is its own.
 template <class Math, KernelShape kShape>
-struct Exchange<Math, kShape, Transport::kGrid> : VectorExchange<Math, kShape> {
+struct GridExchange : VectorExchange<Math, kShape> {
   static_assert(kShape.k_splits == KernelShape::kWarps, "a warp must own its part of K");
   using Layout = VectorExchange<Math, kShape>;
   using Layout::tile;
   using scalar_t = typename Math::scalar_t;
-  static constexpr int kBuffers = 1;
   static constexpr uint32_t kNotWritten = ~0u;
   // The vectors of a lane: vector t of every chunk of batch rows g, g + 8, ... As many loads in flight as registers
   // allow, since one round trip to L2 costs more than all of them.
@@ -277,5 +343,57 @@ struct Exchange<Math, kShape, Transport::kGrid> : VectorExchange<Math, kShape> {
            static_cast<int>(threadIdx.x % 4) * Layout::kVectorElements;
   }
 };
+
+template <class Math, KernelShape kShape>
+using Exchange =
+    std::conditional_t<kShape.transport == Transport::kLocal, LocalExchange<Math, kShape>,
+                       std::conditional_t<kShape.transport == Transport::kGrid, GridExchange<Math, kShape>,
+                                          std::conditional_t<kShape.sends_sums(), SumExchange<Math, kShape>,
+                                                             ClusterExchange<Math, kShape>>>>;
+
+// Adds W_hh times the operand of position s to the sums of the thread's cells, those of cell e in sum(e). operand:
+// where the warp's part of K begins; partials: PartialSums::kBytes of shared memory.
+template <class Math, KernelShape kShape, class Product, class Sum>
+__device__ __forceinline__ void add_products(const Product& product, const Exchange<Math, kShape>& exchange, int s,
+                                             SharedAddress operand, SharedAddress partials, Sum sum) {
+  using Layout = ExchangeLayout<Math, kShape>;
+  constexpr int kSums = kShape.sums(), kCells = Layout::Owned::kCount;
+  const typename Layout::Owned owned;
+  if constexpr (kShape.whole_sums()) {
+    float acc[kShape.rows_per_lane][2];
+#pragma unroll
+    for (int e = 0; e < kCells; ++e)
+#pragma unroll
+      for (int q = 0; q < kSums; ++q) acc[e / 2 * kSums + q][e % 2] = sum(e)[q];
+    product.multiply(operand, Layout::kChunkStride, acc);
+#pragma unroll
+    for (int e = 0; e < kCells; ++e)
+#pragma unroll
+      for (int q = 0; q < kSums; ++q) sum(e)[q] = acc[e / 2 * kSums + q][e % 2];
+  } else {
+    const PartialSums<Math, kShape> partial{partials + s % 2 * PartialSums<Math, kShape>::kBufferBytes};
+#pragma unroll 1  // interleaving the tiles would need registers that the weights have
+    for (int n = 0; n < kShape.batch_rows(); n += 8) {
+      float acc[kShape.rows_per_lane][2] = {};
+      product.multiply(operand + n * kChunkBytes, Layout::kChunkStride, acc);
+      if constexpr (kShape.sends_sums())
+        exchange.send(s, n, acc);
+      else
+        partial.store(n, acc);
+    }
+    if constexpr (kShape.sends_sums())
+      exchange.await_sums(s);
+    else
+      block_sync();
+#pragma unroll
+    for (int e = 0; e < kCells; ++e) {
+      if (!owned.exists(e)) continue;
+      if constexpr (kShape.sends_sums())
+        exchange.add(s, owned.unit(e), owned.row(e), sum(e));
+      else
+        partial.add(owned.unit(e), owned.row(e), sum(e));
+    }
+  }
+}
 
 }  // namespace fusedlstm::gpu

@@ -2,8 +2,8 @@
 // lanes that multiplied.
 //
 // Level 2. Lane (g = lane / 4, t = lane % 4) has the sums of batch rows 2t and 2t + 1, for the weight rows g of its
-// groups of 8. Where these are whole, it owns those cells itself. Otherwise the warps that shared K leave partial sums
-// in shared memory, and cells are dealt out such that neighbouring threads have neighbouring units.
+// groups of 8. Where these are whole, it owns those cells itself. Otherwise sums go through shared memory: of the CTA,
+// from the warps that shared K, or of the CTA that owns the cells, from all CTAs of the cluster.
 #pragma once
 #include "arithmetic.cuh"
 
@@ -17,15 +17,20 @@ __device__ __forceinline__ int unit_of_row(int r, int row_warp, int g) {
   return (row_warp * (kShape.rows_per_lane / kShape.sums()) + r / kShape.sums()) * 8 + g;
 }
 
-template <KernelShape kShape, bool kWholeSums = kShape.whole_sums()>
+template <class Math, KernelShape kShape>
+inline constexpr int kUnitsOf = kShape.units(sizeof(typename Math::scalar_t));
+
+template <class Math, KernelShape kShape, bool kWholeSums = kShape.whole_sums()>
 struct OwnedCells;
 
-template <KernelShape kShape>
-struct OwnedCells<kShape, true> {
-  static constexpr int kCount = kShape.cells_per_thread(), kUnitsOwned = kCount / 2;
+template <class Math, KernelShape kShape>
+struct OwnedCells<Math, kShape, true> {
+  static constexpr int kCount = kShape.cells_per_thread(sizeof(typename Math::scalar_t)), kUnitsOwned = kCount / 2;
   static_assert(kUnitsOwned == kShape.rows_per_lane / kShape.sums());
 
-  static constexpr int unit_index(int e) { return e / 2; }  // among the units owned
+  // Of cell e: its unit among those owned, and its batch row after that of the unit's first cell.
+  static constexpr int unit_index(int e) { return e / 2; }
+  static constexpr int rows_on(int e) { return e % 2; }
 
   __device__ __forceinline__ int unit(int e) const {
     return unit_of_row<kShape>(e / 2 * kShape.sums(), threadIdx.x / 32, threadIdx.x % 32 / 4);
@@ -34,17 +39,24 @@ struct OwnedCells<kShape, true> {
   __device__ __forceinline__ bool exists(int) const { return true; }
 };
 
-// Evenly spaced, as then are all their indices.
-template <KernelShape kShape>
-struct OwnedCells<kShape, false> {
-  static constexpr int kUnits = kShape.units(), kCount = kShape.cells_per_thread(), kUnitsOwned = 1;
-  static_assert(kThreads % kUnits == 0, "a thread has one unit");
+// Evenly spaced, as then are all their indices. Neighbouring threads have neighbouring units, so that they reach
+// neighbouring memory. Where sums come in pairs of batch rows, two of them share a unit.
+template <class Math, KernelShape kShape>
+struct OwnedCells<Math, kShape, false> {
+  static constexpr int kUnits = kUnitsOf<Math, kShape>, kUnitsOwned = 1;
+  static constexpr int kCount = kShape.cells_per_thread(sizeof(typename Math::scalar_t));
+  static constexpr int kAdjacentRows = kShape.sends_sums() ? 2 : 1;
+  static_assert(kThreads % (kUnits * kAdjacentRows) == 0, "a thread has one unit");
   static constexpr int kRowsApart = kThreads / kUnits;
   static constexpr bool kAllExist = kShape.batch_rows() % kRowsApart == 0;
 
   static constexpr int unit_index(int) { return 0; }
-  __device__ __forceinline__ int unit(int) const { return threadIdx.x % kUnits; }
-  __device__ __forceinline__ int row(int e) const { return threadIdx.x / kUnits + e * kRowsApart; }
+  static constexpr int rows_on(int e) { return e * kRowsApart; }
+
+  __device__ __forceinline__ int unit(int) const { return threadIdx.x / kAdjacentRows % kUnits; }
+  __device__ __forceinline__ int row(int e) const {
+    return threadIdx.x / (kUnits * kAdjacentRows) * kAdjacentRows + threadIdx.x % kAdjacentRows + e * kRowsApart;
+  }
   // Threads beyond the last cell of a small tile own none.
   __device__ __forceinline__ bool exists(int e) const { return kAllExist || row(e) < kShape.batch_rows(); }
 };
@@ -55,13 +67,13 @@ struct OwnedCells<kShape, false> {
 //
 // float [2 buffers][k_splits][batch row][unit][sum], 4 floats of padding a batch row against bank conflicts between the
 // rows 2t of a warp.
-template <KernelShape kShape>
+template <class Math, KernelShape kShape>
 struct PartialSums {
   static constexpr int kSums = kShape.sums();
-  static constexpr int kRowBytes = (kSums * kShape.units() + 4) * 4;
+  static constexpr int kRowBytes = (kSums * kUnitsOf<Math, kShape> + 4) * 4;
   static constexpr int kSplitBytes = kShape.batch_rows() * kRowBytes;
   static constexpr int kBufferBytes = kShape.k_splits * kSplitBytes;
-  static constexpr int kBytes = kShape.whole_sums() ? 0 : 2 * kBufferBytes;
+  static constexpr int kBytes = kShape.whole_sums() || kShape.sends_sums() ? 0 : 2 * kBufferBytes;
   SharedAddress buffer;
 
   // The warp's sums of 8 batch rows.
@@ -97,38 +109,5 @@ struct PartialSums {
     }
   }
 };
-
-// Adds W_hh times the operand to the sums of the thread's cells, those of cell e in sum(e). operand: where the warp's
-// part of K begins; partials: PartialSums::kBytes of shared memory; s: the position.
-template <KernelShape kShape, class Product, class Sum>
-__device__ __forceinline__ void add_products(const Product& product, SharedAddress operand, int chunk_stride,
-                                             SharedAddress partials, int s, Sum sum) {
-  constexpr int kSums = kShape.sums(), kCells = OwnedCells<kShape>::kCount;
-  if constexpr (kShape.whole_sums()) {
-    float acc[kShape.rows_per_lane][2];
-#pragma unroll
-    for (int e = 0; e < kCells; ++e)
-#pragma unroll
-      for (int q = 0; q < kSums; ++q) acc[e / 2 * kSums + q][e % 2] = sum(e)[q];
-    product.multiply(operand, chunk_stride, acc);
-#pragma unroll
-    for (int e = 0; e < kCells; ++e)
-#pragma unroll
-      for (int q = 0; q < kSums; ++q) sum(e)[q] = acc[e / 2 * kSums + q][e % 2];
-  } else {
-    const PartialSums<kShape> partial{partials + s % 2 * PartialSums<kShape>::kBufferBytes};
-#pragma unroll 1  // interleaving the tiles would need registers that the weights have
-    for (int n = 0; n < kShape.batch_rows(); n += 8) {
-      float acc[kShape.rows_per_lane][2] = {};
-      product.multiply(operand + n * kChunkBytes, chunk_stride, acc);
-      partial.store(n, acc);
-    }
-    block_sync();
-    const OwnedCells<kShape> owned;
-#pragma unroll
-    for (int e = 0; e < kCells; ++e)
-      if (owned.exists(e)) partial.add(owned.unit(e), owned.row(e), sum(e));
-  }
-}
 
 }  // namespace fusedlstm::gpu

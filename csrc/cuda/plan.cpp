@@ -25,7 +25,7 @@ int64_t product_k(const Problem& p, Arithmetic arithmetic) {
 }
 
 int64_t ctas_per_tile(const KernelShape& shape, const Problem& p) {
-  return ceil_div(p.H, shape.units());
+  return ceil_div(p.H, units_per_cta(shape, arithmetic_of(p)));
 }
 int64_t batch_tiles(const KernelShape& shape, const Problem& p) {
   return ceil_div(p.B, shape.batch_rows());
@@ -81,10 +81,11 @@ std::string misfit(const KernelShape& shape, const Problem& p, const Device& d) 
   switch (shape.transport) {
     case Transport::kLocal:
       if (ctas > 1)
-        return text("expected at most %d hidden units, got %lld", shape.units(), static_cast<long long>(p.H));
+        return text("expected at most %d hidden units, got %lld", units_per_cta(shape, arithmetic),
+                    static_cast<long long>(p.H));
       break;
     case Transport::kCluster:
-      if (ctas < 2) return text("expected at least 2 CTAs of %d units, got 1", shape.units());
+      if (ctas < 2) return text("expected at least 2 CTAs of %d units, got 1", units_per_cta(shape, arithmetic));
       if (ctas > kMaxClusterSize)
         return text("expected a cluster of at most %d CTAs, got %lld", kMaxClusterSize, static_cast<long long>(ctas));
       if (resident_clusters(d, ctas) == 0)
@@ -127,9 +128,10 @@ constexpr double kSharedBytes = 128;  // per cycle
 
 double resident_microseconds(const KernelShape& shape, const Problem& p, const Device& d) {
   const Arithmetic arithmetic = arithmetic_of(p);
+  const int64_t ctas = ctas_per_tile(shape, p);
   const bool ffma = arithmetic == Arithmetic::kFloat32, forward = p.pass == Pass::kForward;
-  const double bytes = product_bytes(arithmetic), n = shape.batch_rows(), pairs = shape.units() * n;
-  const double k = static_cast<double>(shape.chunks()) * 64 / bytes, rows = shape.units() * (forward ? 4.0 : 1.0);
+  const double bytes = product_bytes(arithmetic), n = shape.batch_rows(), pairs = units_per_cta(shape, arithmetic) * n;
+  const double k = static_cast<double>(shape.chunks()) * 64 / bytes, rows = shape.rows();
   const double mma_k = bytes == 2 ? 16 : 8;
   const double product = ffma ? rows * k * n * cost::kFfma
                               : std::max(rows / 16 * k / mma_k * n / 8 * cost::kMma / 4, cost::kMmaLatency * 4);
@@ -137,15 +139,19 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
                            pairs * cost::kPairIssue * (forward ? 1 : 1.3);
   // The tensor cores wait for weights from shared memory, and those for each other.
   const double weights = shape.shared_weight_bytes() / cost::kSharedBytes * n / 8;
+  // Sums that the cells take from shared memory, each from so many warps, or CTAs.
+  const double sources = shape.sends_sums() ? static_cast<double>(ctas) : shape.k_splits;
   const double partials = shape.whole_sums() ? 0
                                              : cost::kSharedStore + cost::kBarrier + cost::kSharedLoad +
-                                                   pairs * shape.sums() * 4 * shape.k_splits * 2 / cost::kSharedBytes;
+                                                   pairs * shape.sums() * 4 * sources * 2 / cost::kSharedBytes;
   double cycles = cost::kSlack + cost::kSharedLoad + std::max(product, weights) + cost::kMmaLatency + partials +
                   pointwise + cost::kSharedStore;
 
   const int64_t abreast = members_at_once(shape, p, d);  // the more there are, the less is gained by small tiles
-  const int64_t ctas = ctas_per_tile(shape, p), tiles = batch_tiles(shape, p) * p.D * abreast;
-  const double incoming = std::min<double>(n, p.B) * static_cast<double>(product_k(p, arithmetic)) * bytes;
+  const int64_t tiles = batch_tiles(shape, p) * p.D * abreast;
+  const double incoming =
+      std::min<double>(n, p.B) *
+      (shape.sends_sums() ? static_cast<double>(p.H) * 4 : static_cast<double>(product_k(p, arithmetic)) * bytes);
   int64_t resident = d.sm_count;
   double us = cost::kLaunchUs;
   switch (shape.transport) {
@@ -250,7 +256,9 @@ std::optional<Plan> best_of(Transport transport, const Request& request, const P
             (request.k > 0 ? text(" x %d of K", request.k) : "") + ", got none compiled";
   for (const KernelShape& shape : kKernelShapes) {
     if (shape.transport != transport || shape.pass != p.pass || !is_compiled(shape, arithmetic_of(p))) continue;
-    if (request.units > 0 && (shape.units() != request.units || shape.batch_rows() != request.batch_rows)) continue;
+    if (request.units > 0 &&
+        (units_per_cta(shape, arithmetic_of(p)) != request.units || shape.batch_rows() != request.batch_rows))
+      continue;
     if (request.k > 0 && k_capacity(shape, arithmetic_of(p)) != request.k) continue;
     const std::string reason = misfit(shape, p, d);
     if (!reason.empty()) {
@@ -338,8 +346,8 @@ std::string to_string(const Plan& plan) {
     return text("%s %s, one product and one pointwise kernel per step, estimated %.0f us", transport, arithmetic,
                 plan.microseconds);
   return text("%s %s, %d CTAs x %d units, %d tiles of %d rows, %lld bytes of shared memory, estimated %.0f us",
-              transport, arithmetic, plan.ctas_per_tile, plan.shape.units(), plan.tiles, plan.shape.batch_rows(),
-              static_cast<long long>(plan.smem_bytes), plan.microseconds);
+              transport, arithmetic, plan.ctas_per_tile, units_per_cta(plan.shape, plan.arithmetic), plan.tiles,
+              plan.shape.batch_rows(), static_cast<long long>(plan.smem_bytes), plan.microseconds);
 }
 
 const std::vector<Device>& known_devices() {

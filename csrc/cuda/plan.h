@@ -60,14 +60,21 @@ struct KernelShape {
 
   constexpr int sums() const { return pass == Pass::kForward ? 4 : 1; }      // that a cell takes from the product
   constexpr int operands() const { return pass == Pass::kForward ? 1 : 4; }  // that it gives to the next one
-  constexpr int units() const { return kWarps / k_splits * 8 * rows_per_lane / sums(); }  // hidden units per CTA
   constexpr int batch_rows() const { return 8 * batch_tiles; }
   constexpr int chunks() const { return chunks_per_warp * k_splits; }
+  constexpr int rows() const { return kWarps / k_splits * 8 * rows_per_lane; }  // of the weight, in one CTA
   // Whether a warp that has multiplied also has the whole sums, and no other thread needs them.
   constexpr bool whole_sums() const { return transport == Transport::kLocal && k_splits == 1 && batch_tiles == 1; }
-  constexpr int cells_per_thread() const {
+  // Whether a CTA multiplies its own operands, and sends the sums of all units to the CTAs that own them: fewer bytes
+  // than the operands of all units. Otherwise it has the operands of all, for sums of its own.
+  constexpr bool sends_sums() const { return transport == Transport::kCluster && pass == Pass::kBackward; }
+  // Hidden units per CTA, with so many bytes in an element of weights and operands.
+  constexpr int units(int element_bytes) const {
+    return sends_sums() ? chunks() * 64 / element_bytes / operands() : rows() / sums();
+  }
+  constexpr int cells_per_thread(int element_bytes) const {
     const int threads = 32 * kWarps;
-    return (units() * batch_rows() + threads - 1) / threads;
+    return (units(element_bytes) * batch_rows() + threads - 1) / threads;
   }
   constexpr int weight_words() const { return rows_per_lane * (chunks_per_warp - shared_chunks) * 4; }  // of a lane
   constexpr int shared_weight_bytes() const { return shared_chunks * rows_per_lane * kWarps * 32 * 16; }

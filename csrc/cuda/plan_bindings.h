@@ -22,7 +22,8 @@ inline void bind_plan(pybind11::module_& m) {
   py::class_<Plan>(m, "Plan", py::module_local(), "Which kernel runs a recurrence, and in which shape.")
       .def_property_readonly("transport", [](const Plan& p) { return transport_name(p.shape.transport); })
       .def_property_readonly("arithmetic", [](const Plan& p) { return arithmetic_name(p.arithmetic); })
-      .def_property_readonly("units", [](const Plan& p) { return p.shape.k_splits == 0 ? 0 : p.shape.units(); })
+      .def_property_readonly(
+          "units", [](const Plan& p) { return p.shape.k_splits == 0 ? 0 : units_per_cta(p.shape, p.arithmetic); })
       .def_property_readonly("batch_rows", [](const Plan& p) { return p.shape.batch_rows(); })
       .def_readonly("ctas_per_tile", &Plan::ctas_per_tile)
       .def_readonly("tiles", &Plan::tiles)
@@ -81,8 +82,8 @@ inline void bind_plan(pybind11::module_& m) {
         py::list shapes;
         for (const KernelShape& shape : kKernelShapes)
           if (shape.pass == problem.pass && is_compiled(shape, arithmetic_of(problem)))
-            shapes.append(py::make_tuple(transport_name(shape.transport), shape.units(), shape.batch_rows(),
-                                         k_capacity(shape, arithmetic_of(problem))));
+            shapes.append(py::make_tuple(transport_name(shape.transport), units_per_cta(shape, arithmetic_of(problem)),
+                                         shape.batch_rows(), k_capacity(shape, arithmetic_of(problem))));
         return shapes;
       },
       py::kw_only(), py::arg("dtype") = "float32", py::arg("allow_tf32") = true, py::arg("backward") = false,

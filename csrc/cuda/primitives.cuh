@@ -289,6 +289,11 @@ __device__ __forceinline__ void mbarrier_wait(SharedAddress barrier, int parity)
 
 // Writes to shared memory of any CTA of the cluster and then counts the bytes at `barrier` in that same CTA. The
 // writer may go on at once; nothing else tells anybody that the data is there.
+__device__ __forceinline__ void store_async64(SharedAddress a, uint32_t v0, uint32_t v1, SharedAddress barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(a), "r"(v0),
+               "r"(v1), "r"(barrier)
+               : "memory");
+}
 __device__ __forceinline__ void store_async128(SharedAddress a, Vec4 v, SharedAddress barrier) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(a),
                "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3]), "r"(barrier)

@@ -24,7 +24,7 @@ struct SmemLayout {
   static constexpr int kBarriers = 0;
   static constexpr int kOperand = 128;
   static constexpr int kPartials = kOperand + Traffic::kBuffers * Traffic::kOperandBytes;
-  static constexpr int kStage = kPartials + PartialSums<kShape>::kBytes;
+  static constexpr int kStage = kPartials + PartialSums<Math, kShape>::kBytes + Traffic::kSumsBytes;
   static constexpr int kWeights = kStage + Traffic::kStageBytes;
   static constexpr int kBytes = kWeights + kShape.shared_weight_bytes();
   static_assert(kBytes == smem_bytes(kShape, Math::kArithmetic), "the planner counts otherwise");
@@ -35,35 +35,43 @@ using ProductOf = Product<Math, kShape.rows_per_lane, kShape.chunks_per_warp, kS
                           ExchangeLayout<Math, kShape>::kSwizzled>;
 
 template <class Math, KernelShape kShape>
-__device__ __forceinline__ void load_weight(ProductOf<Math, kShape>& product, const void* weight, int64_t H,
-                                            int64_t gate_pitch, int first_unit) {
+__device__ __forceinline__ void load_weight(ProductOf<Math, kShape>& product, const void* weight, int H, int gate_pitch,
+                                            int first_unit) {
   using Layout = ExchangeLayout<Math, kShape>;
   constexpr int kOperands = kShape.operands();
-  // LOCAL has the operands of every gate at their own place, whatever H is.
-  constexpr int kGateElements = kShape.transport == Transport::kLocal ? kShape.units() : 0;
-  const int64_t pitch = kOperands * gate_pitch;
+  // Where the operands are those of the CTA's own units, they have their place in K whatever H is.
+  constexpr int kGateElements = Layout::kOwnOperands ? Layout::kUnits : 0;
+  const int first_row = kShape.sends_sums() ? 0 : first_unit, first_k = kShape.sends_sums() ? first_unit : 0;
+  const int pitch = kOperands * gate_pitch;  // a weight that is resident has few elements
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int row_warp = warp / kShape.k_splits, k_split = warp % kShape.k_splits;
+  const auto load = [&](int r, int c) -> RowPair {
+    int k = (k_split * kShape.chunks_per_warp + c) * Layout::kChunkElements + t * Layout::kVectorElements;
+    bool exists = k < pitch;
+    if constexpr (kGateElements > 0) {
+      exists = first_k + k % kGateElements < gate_pitch;
+      k = k / kGateElements * gate_pitch + first_k + k % kGateElements;
+    }
+    Vec4 rows[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int unit = first_row + unit_of_row<kShape>(r + i, row_warp, g);
+      const int row = kShape.pass == Pass::kForward ? (r + i) % 4 * H + unit : unit;
+      if (unit < H && exists)
+        rows[i] = load_constant128(static_cast<const typename Math::scalar_t*>(weight) + row * pitch + k);
+    }
+    return {Math::operands(rows[0]), Math::operands(rows[1])};
+  };
+  constexpr int kHeld = ProductOf<Math, kShape>::kHeld;
+#pragma unroll
+  for (int r = 0; r < kShape.rows_per_lane; r += 2) {
+#pragma unroll 1  // what goes into shared memory needs no registers of its own
+    for (int c = kHeld; c < kShape.chunks_per_warp; ++c) product.share_weight(r, c, load(r, c));
+  }
 #pragma unroll
   for (int r = 0; r < kShape.rows_per_lane; r += 2)
 #pragma unroll
-    for (int c = 0; c < kShape.chunks_per_warp; ++c) {
-      int64_t k = (k_split * kShape.chunks_per_warp + c) * Layout::kChunkElements + t * Layout::kVectorElements;
-      bool exists = k < pitch;
-      if constexpr (kGateElements > 0) {
-        exists = k % kGateElements < gate_pitch;
-        k = k / kGateElements * gate_pitch + k % kGateElements;
-      }
-      Vec4 rows[2] = {};
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int64_t unit = first_unit + unit_of_row<kShape>(r + i, row_warp, g);
-        const int64_t row = kShape.pass == Pass::kForward ? (r + i) % 4 * H + unit : unit;
-        if (unit < H && exists)
-          rows[i] = load_constant128(static_cast<const typename Math::scalar_t*>(weight) + row * pitch + k);
-      }
-      product.set_weight(r, c, {Math::operands(rows[0]), Math::operands(rows[1])});
-    }
+    for (int c = 0; c < kHeld; ++c) product.hold_weight(r, c, load(r, c));
 }
 
 // Positions that change anything in the tile: those that some row runs, or all where resets may come after the end.
@@ -79,7 +87,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   using scalar_t = typename Math::scalar_t;
   using Smem = SmemLayout<Math, kShape>;
   using Traffic = Exchange<Math, kShape>;
-  using Owned = OwnedCells<kShape>;
+  using Owned = OwnedCells<Math, kShape>;
   constexpr int kBatchRows = kShape.batch_rows(), kCells = Owned::kCount;
   // What is fetched has no registers during the product where weights and several cells have most of them.
   constexpr bool kPrefetchLate = kCells > 1 && kShape.weight_words() >= 112;
@@ -88,7 +96,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   const int rank = kShape.transport == Transport::kLocal     ? 0
                    : kShape.transport == Transport::kCluster ? cluster_rank()
                                                              : blockIdx.x % ctas;
-  const int first_unit = rank * kShape.units();
+  const int first_unit = rank * Traffic::kUnits;
   // Elements of one gate's block in weights and operands: the next multiple of 16 bytes.
   const int gate_pitch = (H + Traffic::kVectorElements - 1) / Traffic::kVectorElements * Traffic::kVectorElements;
   const int warp = threadIdx.x / 32, k_split = warp % kShape.k_splits;
@@ -105,7 +113,9 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   Traffic exchange;
   exchange.tile = {smem + Smem::kOperand,
                    smem + Smem::kBarriers,
+                   smem + Smem::kPartials,
                    smem + Smem::kStage,
+                   H,
                    first_unit,
                    batch_rows,
                    gate_pitch,
@@ -119,9 +129,10 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
     exchange.tile.global_stride = int64_t{rows.B} * exchange.pitch();
   } else {
     // Where nothing is ever published (beyond H, beyond B) the weights are zero, but zero times garbage may be NaN.
-    for (int i = threadIdx.x * kVectorBytes; i < Traffic::kBuffers * Traffic::kOperandBytes;
-         i += kThreads * kVectorBytes)
-      store_shared128(smem + Smem::kOperand + i, Vec4{});
+    // What no CTA sends is added as zeros, too.
+    constexpr int kEnd = Traffic::kSumsBytes > 0 ? Smem::kStage : Smem::kPartials;
+    for (int i = Smem::kOperand + threadIdx.x * kVectorBytes; i < kEnd; i += kThreads * kVectorBytes)
+      store_shared128(smem + i, Vec4{});
     block_sync();
   }
   exchange.open();
@@ -182,8 +193,8 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
     if constexpr (!kPrefetchLate) prefetch();
 
     const SharedAddress operand = exchange.await(s) + k_split * kShape.chunks_per_warp * Traffic::kChunkStride;
-    add_products<kShape>(product, operand, Traffic::kChunkStride, smem + Smem::kPartials, s,
-                         [&](int e) -> auto& { return ready[e].sums; });
+    add_products<Math, kShape>(product, exchange, s, operand, smem + Smem::kPartials,
+                               [&](int e) -> auto& { return ready[e].sums; });
     if constexpr (kPrefetchLate) prefetch();
 #pragma unroll
     for (int e = 0; e < kCells; ++e) results[e] = cells[e].advance(before.t, now, ready[e]);

@@ -62,26 +62,30 @@ __global__ void memory_kernel(const uint32_t* in, uint32_t* out) {
   for (int i = 0; i < 4; ++i) out[8 * threadIdx.x + 4 + i] = load_shared32(other + 16 + 4 * i);
 }
 
-// Two CTAs: each sends a vector per lane to its peer, and reports rank, size and what it received.
+// Two CTAs: each sends a vector and a pair per lane to its peer, and reports rank, size and what it received.
 __global__ void cluster_kernel(const uint32_t* in, uint32_t* out) {
   if constexpr (kArch >= 900) {
     const SharedAddress barrier = shared_address(shared_memory()), data = barrier + 64 + 16 * threadIdx.x;
+    const SharedAddress pair = barrier + 64 + 16 * 32 + 8 * threadIdx.x;
     if (threadIdx.x == 0) {
       mbarrier_init(barrier, 1);
       mbarrier_init_fence();
-      mbarrier_arrive_expect(barrier, 32 * 16);
+      mbarrier_arrive_expect(barrier, 32 * (16 + 8));
     }
     cluster_sync();
     const int rank = cluster_rank(), peer = rank ^ 1;
     Vec4 v = load_constant128(in + 8 * threadIdx.x);
     v.w[0] += rank;
     store_async128(map_cluster_address(data, peer), v, map_cluster_address(barrier, peer));
+    store_async64(map_cluster_address(pair, peer), in[8 * threadIdx.x + 6], in[8 * threadIdx.x + 7] + rank,
+                  map_cluster_address(barrier, peer));
     mbarrier_wait<Scope::kCluster>(barrier, 0);
     const Vec4 received = load_shared128(data);
     uint32_t* result = out + 8 * (32 * blockIdx.x + threadIdx.x);
     for (int i = 0; i < 4; ++i) result[i] = received.w[i];
     result[4] = rank;
     result[5] = cluster_size();
+    for (int i = 0; i < 2; ++i) result[6 + i] = load_shared32(pair + 4 * i);
     cluster_sync();
   }
 }

@@ -151,6 +151,11 @@ template <Scope kScope>
 void mbarrier_wait(SharedAddress barrier, int parity, Site site = Site::current()) {
   emulator::mbarrier_wait(barrier, parity, kScope == Scope::kCluster, site);
 }
+inline void store_async64(SharedAddress a, uint32_t v0, uint32_t v1, SharedAddress barrier,
+                          Site site = Site::current()) {
+  const uint32_t v[2]{v0, v1};
+  emulator::store_async(a, v, 8, barrier, site);
+}
 inline void store_async128(SharedAddress a, Vec4 v, SharedAddress barrier, Site site = Site::current()) {
   emulator::store_async(a, &v, 16, barrier, site);
 }
