@@ -21,6 +21,7 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {Transport::kCluster, Pass::kForward, 4, 4, 2, 2, 0},   //  32 units, H <= 256
     {Transport::kCluster, Pass::kForward, 4, 8, 2, 1, 0},   //  32 units, H <= 512
     {Transport::kCluster, Pass::kForward, 4, 8, 2, 2, 0},   //  32 units, H <= 512
+    {Transport::kCluster, Pass::kForward, 4, 16, 2, 1, 8},  //  32 units, H <= 512 (32-bit)
     {Transport::kCluster, Pass::kForward, 8, 8, 2, 1, 4},   //  64 units, H <= 512
     {Transport::kGrid, Pass::kForward, 4, 1, 8, 1, 0},      //   8 units, H <= 256
     {Transport::kGrid, Pass::kForward, 4, 2, 8, 1, 0},      //   8 units, H <= 512
@@ -89,6 +90,10 @@ constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   // One CTA holds the whole K: units beyond it would be idle, and so would be room for more than its units.
   if (shape.transport == Transport::kLocal &&
       k_capacity(shape, arithmetic) != units_per_cta(shape, arithmetic) * shape.operands())
+    return false;
+  // Nor has a cluster more units than its CTAs.
+  if (shape.transport == Transport::kCluster && !shape.sends_sums() &&
+      k_capacity(shape, arithmetic) > kMaxClusterSize * units_per_cta(shape, arithmetic))
     return false;
   constexpr int kMostSharedMemory = 232448;  // of a CTA on any device
   if (smem_bytes(shape, arithmetic) > kMostSharedMemory) return false;
