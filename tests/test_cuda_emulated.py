@@ -146,6 +146,19 @@ def test_every_compiled_shape(arithmetic, backward):
             assert_near(value, expected[what], allowed(layer, arithmetic), f"{request} {what}")
 
 
+@pytest.mark.parametrize("states", ["both directions", "packed", "resets and lengths"])
+@pytest.mark.parametrize(("request_", "H"), [("local:128x8", 100), ("cluster:32x16", 260), ("cluster:64x8", 260)])
+def test_several_cells_a_thread(request_, H, states):
+    """The kernels whose registers are full, which fetch at another time than others, over several steps."""
+    lengths = [2 * length for length in LENGTHS]
+    options = ROW_STATES[states]
+    if "lengths" in options:
+        options = options | {
+            "lengths": sorted(((n or 1) for n in lengths), reverse=True) if "packed" in options else lengths
+        }
+    check(make("bfloat16", 6, len(LENGTHS), H, **options), "bfloat16", request_)
+
+
 @pytest.mark.parametrize("transport", RESIDENT)
 def test_schedules_agree_bitwise(transport):
     """The order in which threads and stores happen to run changes no bit."""

@@ -7,7 +7,7 @@
 // So at position s the step that is run `now` is number s + kLead in the order of running.
 //
 // A position in time: `ready` makes of the values fetched for the step what no product goes into, and `prefetch`
-// fetches those of the next one, which then come in while this one waits and multiplies. After the product `advance`
+// fetches those of the next one, before or after the product, to have a whole position to come in. Then `advance`
 // runs the step, without branches: the chains of activations of a thread's cells overlap only within one block of
 // instructions. Where the batch has resets, `enter` applies that before the next step. Then the operand is published,
 // and last `store` writes what the step came to, and `store_rest` what only some calls need: others wait for the

@@ -1,6 +1,6 @@
 // How the operand of the next step (h forward, d_gates backward) gets from the threads that compute it into the shared
-// memory of every CTA that multiplies with it, and the sums of the product to the threads that need them. The transports
-// differ here and nowhere else.
+// memory of every CTA that multiplies with it, and the sums of the product to the threads that need them. The
+// transports differ here and nowhere else.
 //
 // Level 2. Positions count the steps in order of running; operand s is published before it is awaited for product s.
 // In shared memory an operand is [chunk][batch row][64 bytes], see arithmetic.cuh. An element is an operand already:
@@ -125,8 +125,8 @@ struct SumExchange : LocalExchange<Math, kShape> {
   using Layout = LocalExchange<Math, kShape>;
   using Layout::kUnits;
   using Layout::tile;
-  static constexpr int kPairs = kShape.batch_rows() / 2, kSources = kShape.rows() / kUnits;
-  static_assert(kShape.rows() % kUnits == 0 && kUnits % 8 == 0, "8 rows of a group have one owner");
+  static constexpr int kPairs = kShape.batch_rows() / 2, kSources = kShape.sources(sizeof(typename Math::scalar_t));
+  static_assert(kUnits % 8 == 0, "8 rows of a group have one owner");
   static constexpr int kSourceBytes = kPairs * kUnits * 8, kBufferBytes = kSources * kSourceBytes;
   static constexpr int kSumsBytes = 2 * kBufferBytes;
 
@@ -163,8 +163,10 @@ struct SumExchange : LocalExchange<Math, kShape> {
   }
   __device__ __forceinline__ void add(int s, int unit, int row, float (&sums)[1]) const {
     const SharedAddress from = tile.sums + s % 2 * kBufferBytes + place(unit, row) + row % 2 * 4;
+    float odd = 0;  // two chains of additions take half the time of one
 #pragma unroll
-    for (int i = 0; i < kSources; ++i) sums[0] += bits_float(load_shared32(from + i * kSourceBytes));
+    for (int i = 0; i < kSources; ++i) (i % 2 ? odd : sums[0]) += bits_float(load_shared32(from + i * kSourceBytes));
+    sums[0] += odd;
   }
   __device__ __forceinline__ void close() { cluster_sync(); }  // none may exit while a peer sends to it
 };
@@ -285,7 +287,7 @@ struct GridExchange : VectorExchange<Math, kShape> {
   // The vectors of a lane: vector t of every chunk of batch rows g, g + 8, ... As many loads in flight as registers
   // allow, since one round trip to L2 costs more than all of them.
   static constexpr int kChunks = kShape.chunks_per_warp, kLoads = kChunks * kShape.batch_tiles;
-  static constexpr int kRounds = (kLoads + 7) / 8, kInFlight = (kLoads + kRounds - 1) / kRounds;
+  static constexpr int kRounds = kShape.rounds(), kInFlight = (kLoads + kRounds - 1) / kRounds;
   const scalar_t* fetched;  // the lane's first vector of operand 0
   scalar_t* published;      // the vector that the lane sends of its cell 0, in the operand to be published next
   SharedAddress arrival;    // of the lane's first vector
@@ -352,20 +354,25 @@ using Exchange =
                                                              ClusterExchange<Math, kShape>>>>;
 
 // Adds W_hh times the operand of position s to the sums of the thread's cells, those of cell e in sum(e). operand:
-// where the warp's part of K begins; partials: PartialSums::kBytes of shared memory.
-template <class Math, KernelShape kShape, class Product, class Sum>
+// where the warp's part of K begins; partials: PartialSums::kBytes of shared memory. meanwhile() is called when the
+// warp has multiplied, before it waits for others; backward, it may still set the sums, to zero.
+template <class Math, KernelShape kShape, class Product, class Sum, class Meanwhile>
 __device__ __forceinline__ void add_products(const Product& product, const Exchange<Math, kShape>& exchange, int s,
-                                             SharedAddress operand, SharedAddress partials, Sum sum) {
+                                             SharedAddress operand, SharedAddress partials, Sum sum,
+                                             Meanwhile meanwhile) {
   using Layout = ExchangeLayout<Math, kShape>;
   constexpr int kSums = kShape.sums(), kCells = Layout::Owned::kCount;
   const typename Layout::Owned owned;
   if constexpr (kShape.whole_sums()) {
-    float acc[kShape.rows_per_lane][2];
+    float acc[kShape.rows_per_lane][2] = {};
+    if constexpr (kShape.pass == Pass::kForward) {
 #pragma unroll
-    for (int e = 0; e < kCells; ++e)
+      for (int e = 0; e < kCells; ++e)
 #pragma unroll
-      for (int q = 0; q < kSums; ++q) acc[e / 2 * kSums + q][e % 2] = sum(e)[q];
+        for (int q = 0; q < kSums; ++q) acc[e / 2 * kSums + q][e % 2] = sum(e)[q];
+    }
     product.multiply(operand, Layout::kChunkStride, acc);
+    meanwhile();
 #pragma unroll
     for (int e = 0; e < kCells; ++e)
 #pragma unroll
@@ -381,6 +388,7 @@ __device__ __forceinline__ void add_products(const Product& product, const Excha
       else
         partial.store(n, acc);
     }
+    meanwhile();
     if constexpr (kShape.sends_sums())
       exchange.await_sums(s);
     else

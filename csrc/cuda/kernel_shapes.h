@@ -2,7 +2,7 @@
 //
 // Level 2, plain C++. Chosen so that the weights that a lane keeps, rows_per_lane * (chunks_per_warp - shared_chunks) *
 // 4 words, take about half of its 255 registers. Hidden sizes below are for 16-bit elements; with 32 bits K holds half
-// of them.
+// of them, and so do, where a CTA multiplies its own operands, its units.
 #pragma once
 #include <array>
 
@@ -36,7 +36,7 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {Transport::kLocal, Pass::kBackward, 2, 4, 2, 1, 0},    //  64 units, H <= 64
     {Transport::kLocal, Pass::kBackward, 2, 8, 2, 1, 0},    //  64 units, H <= 64 (32-bit)
     {Transport::kLocal, Pass::kBackward, 2, 16, 1, 1, 6},   // 128 units, H <= 128
-    {Transport::kLocal, Pass::kBackward, 2, 32, 1, 1, 21},  // 128 units, H <= 128 (32-bit)
+    {Transport::kLocal, Pass::kBackward, 2, 32, 1, 1, 23},  // 128 units, H <= 128 (32-bit)
     {Transport::kCluster, Pass::kBackward, 4, 2, 1, 1, 0},  //  16 units (32-bit: 8), H <= 256
     {Transport::kCluster, Pass::kBackward, 4, 4, 1, 1, 0},  //  32 units (32-bit: 16), H <= 256
     {Transport::kCluster, Pass::kBackward, 4, 4, 1, 2, 0},  //  32 units (32-bit: 16), H <= 256
@@ -72,7 +72,7 @@ constexpr int smem_bytes(const KernelShape& shape, Arithmetic arithmetic) {
   const bool vectors = shape.transport != Transport::kLocal && !shape.sends_sums();
   const int operand = shape.chunks() * n * 64 * (shape.transport == Transport::kGrid ? 1 : 2);
   const int partials = shape.whole_sums()   ? 0
-                       : shape.sends_sums() ? 2 * shape.rows() * n * 4
+                       : shape.sends_sums() ? 2 * shape.sources(bytes) * shape.units(bytes) * n * 4
                                             : 2 * shape.k_splits * n * (shape.sums() * shape.units(bytes) + 4) * 4;
   const int stage = vectors ? shape.cells_per_thread(bytes) * shape.operands() * KernelShape::kWarps * 32 * bytes : 0;
   return 128 + operand + partials + stage + shape.shared_weight_bytes();

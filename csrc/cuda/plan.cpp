@@ -119,6 +119,7 @@ constexpr double kClusterLatency = 350;    // from store_async to the waiters' f
 constexpr double kClusterBytes = 14;       // per cycle into one SM
 constexpr double kGridLatency = 850;       // from a store to a poll that sees it, through L2
 constexpr double kGridBytes = 20;
+constexpr double kGridRound = 350;  // a round trip to L2 where the data is there already
 constexpr double kSlack = 80;
 constexpr double kLaunchUs = 6;        // launch, and loading the weights
 constexpr double kStreamStepUs = 4.5;  // two launches and what they wait for
@@ -140,7 +141,7 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
   // The tensor cores wait for weights from shared memory, and those for each other.
   const double weights = shape.shared_weight_bytes() / cost::kSharedBytes * n / 8;
   // Sums that the cells take from shared memory, each from so many warps, or CTAs.
-  const double sources = shape.sends_sums() ? static_cast<double>(ctas) : shape.k_splits;
+  const double sources = shape.sends_sums() ? shape.sources(product_bytes(arithmetic)) : shape.k_splits;
   const double partials = shape.whole_sums() ? 0
                                              : cost::kSharedStore + cost::kBarrier + cost::kSharedLoad +
                                                    pairs * shape.sums() * 4 * sources * 2 / cost::kSharedBytes;
@@ -160,7 +161,7 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
       resident = resident_clusters(d, ctas);
       break;
     case Transport::kGrid:
-      cycles += cost::kGridLatency + incoming / cost::kGridBytes;
+      cycles += cost::kGridLatency + incoming / cost::kGridBytes + (shape.rounds() - 1) * cost::kGridRound;
       resident = tiles;
       us += static_cast<double>(p.T * p.B * p.D * abreast * product_k(p, arithmetic)) * bytes / cost::kMemsetBytesPerUs;
       break;

@@ -72,6 +72,13 @@ struct KernelShape {
   constexpr int units(int element_bytes) const {
     return sends_sums() ? chunks() * 64 / element_bytes / operands() : rows() / sums();
   }
+  // GRID: in how many rounds a lane fetches its vectors of the operand, at most 8 of them at once.
+  constexpr int rounds() const { return (chunks_per_warp * batch_tiles + 7) / 8; }
+  // CTAs whose sums a cell takes, at most.
+  constexpr int sources(int element_bytes) const {
+    const int all = rows() / units(element_bytes);
+    return all < kMaxClusterSize ? all : kMaxClusterSize;
+  }
   constexpr int cells_per_thread(int element_bytes) const {
     const int threads = 32 * kWarps;
     return (units(element_bytes) * batch_rows() + threads - 1) / threads;

@@ -260,7 +260,8 @@ __device__ __forceinline__ void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// Arrives at the CTA's own barrier, whose current phase also waits for `bytes` more by store_async128.
+// Arrives at the CTA's own barrier, whose current phase also waits for `bytes` more by store_async64 and
+// store_async128.
 __device__ __forceinline__ void mbarrier_arrive_expect(SharedAddress barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }

@@ -89,8 +89,11 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   using Traffic = Exchange<Math, kShape>;
   using Owned = OwnedCells<Math, kShape>;
   constexpr int kBatchRows = kShape.batch_rows(), kCells = Owned::kCount;
-  // What is fetched has no registers during the product where weights and several cells have most of them.
-  constexpr bool kPrefetchLate = kCells > 1 && kShape.weight_words() >= 112;
+  constexpr Pass kPass = kShape.pass;
+  // Where weights and several cells have most of the registers, the product cannot spare any for what is fetched beside
+  // what is ready: then one makes room for the other after it. Not where it adds to what is ready.
+  constexpr bool kFetchesLate =
+      kCells > 1 && kShape.weight_words() > 64 && !(kShape.whole_sums() && kPass == Pass::kForward);
   const RowStates& rows = args.rows;
   const int H = rows.H, d = blockIdx.y, m = blockIdx.z, tile_index = blockIdx.x / ctas;
   const int rank = kShape.transport == Transport::kLocal     ? 0
@@ -170,7 +173,10 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
       for (int e = 0; e < kCells; ++e) cells[e].store_rest(args, step, results[e]);
   };
 
-  Step before = step_at(Cell::kLead - 1), now = step_at(Cell::kLead), next = step_at(Cell::kLead + 1);
+  // Those after `next` are needed for where `next` reads; asked for a position before that, in case they come from
+  // memory.
+  Step before = step_at(Cell::kLead - 1), now = step_at(Cell::kLead), next = step_at(Cell::kLead + 1),
+       after = step_at(Cell::kLead + 2);
 #pragma unroll
   for (int e = 0; e < kCells; ++e) cells[e] = make_cell(e);
 #pragma unroll
@@ -180,22 +186,28 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
 
   for (int s = 0; s < steps; ++s) {
     typename Cell::Ready ready[kCells];
-#pragma unroll
-    for (int e = 0; e < kCells; ++e) ready[e] = cells[e].ready(args, now, shared[Owned::unit_index(e)]);
-    const Step after = step_at(s + Cell::kLead + 2);
-    const auto prefetch = [&] {
-#pragma unroll
-      for (int e = 0; e < kCells; ++e) cells[e].prefetch(args, next, after);
+    const Step later = step_at(s + Cell::kLead + 3);
+    const auto fetch_resets = [&] {
       if (rows.reset)  // the same for all threads
 #pragma unroll
         for (int e = 0; e < kCells; ++e) cells[e].prefetch_reset(args, next);
     };
-    if constexpr (!kPrefetchLate) prefetch();
+    const auto use_and_fetch = [&] {
+#pragma unroll
+      for (int e = 0; e < kCells; ++e) ready[e] = cells[e].ready(args, now, shared[Owned::unit_index(e)]);
+#pragma unroll
+      for (int e = 0; e < kCells; ++e) cells[e].prefetch(args, next, after);
+      if constexpr (kPass == Pass::kBackward) fetch_resets();
+    };
+    if constexpr (kPass == Pass::kForward) fetch_resets();
+    if constexpr (!kFetchesLate) use_and_fetch();
 
     const SharedAddress operand = exchange.await(s) + k_split * kShape.chunks_per_warp * Traffic::kChunkStride;
-    add_products<Math, kShape>(product, exchange, s, operand, smem + Smem::kPartials,
-                               [&](int e) -> auto& { return ready[e].sums; });
-    if constexpr (kPrefetchLate) prefetch();
+    add_products<Math, kShape>(
+        product, exchange, s, operand, smem + Smem::kPartials, [&](int e) -> auto& { return ready[e].sums; },
+        [&] {
+          if constexpr (kFetchesLate) use_and_fetch();
+        });
 #pragma unroll
     for (int e = 0; e < kCells; ++e) results[e] = cells[e].advance(before.t, now, ready[e]);
     if (rows.reset) {
@@ -212,6 +224,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
     before = now;
     now = next;
     next = after;
+    after = later;
   }
 #pragma unroll
   for (int e = 0; e < kCells; ++e) cells[e].finish(args);
