@@ -50,13 +50,13 @@ SUMS_BUFFER = "(tile.sums - tile.barriers) + s % 2"
 RACE_OR_UNWRITTEN = r"race on shared memory|which nothing has written"
 
 FAULTS = [
-    Fault("step barrier removed", "local", "exchange.cuh", STEP_BARRIER, STEP_BARRIER.replace("block_sync();", ";"),
+    Fault("step barrier removed", "local", "sums.cuh", STEP_BARRIER, STEP_BARRIER.replace("block_sync();", ";"),
           RACE_OR_UNWRITTEN, which="backward"),
-    Fault("step barrier removed", "grid", "exchange.cuh", STEP_BARRIER, STEP_BARRIER.replace("block_sync();", ";"),
+    Fault("step barrier removed", "grid", "sums.cuh", STEP_BARRIER, STEP_BARRIER.replace("block_sync();", ";"),
           RACE_OR_UNWRITTEN),
-    Fault("step barrier of one warp only", "cluster", "exchange.cuh", STEP_BARRIER,
+    Fault("step barrier of one warp only", "cluster", "sums.cuh", STEP_BARRIER,
           STEP_BARRIER.replace("block_sync();", "warp_sync();"), RACE_OR_UNWRITTEN),
-    Fault("single buffer of partial sums", "grid", "exchange.cuh",
+    Fault("single buffer of partial sums", "grid", "sums.cuh",
           "s % 2 * PartialSums<Math, kShape>::kBufferBytes", "0", r"race on shared memory"),
     Fault("batch tail forgotten", "local", "recurrence.cuh",
           "rows.B - first_row < kBatchRows ? rows.B - first_row : kBatchRows", "kBatchRows",
@@ -97,7 +97,7 @@ FAULTS = [
           "return tile.batch_rows * (this->pitch() - kVectorBytes)", r"race on|has landed|deadlock"),
     Fault("sums of one CTA not expected", "cluster", "exchange.cuh", "return tile.ctas * units",
           "return (tile.ctas - 1) * units", r"race on|has landed|deadlock", which="backward"),
-    Fault("sums not waited for", "cluster", "exchange.cuh", "exchange.await_sums(s);", ";",
+    Fault("sums not waited for", "cluster", "sums.cuh", "exchange.await_sums(s);", ";",
           r"race on shared memory|has landed|arrives when", which="backward"),
     Fault("sums sent into the buffer being read", "cluster", "exchange.cuh", SUMS_BUFFER,
           SUMS_BUFFER.replace("s % 2", "(s + 1) % 2"), r"race on shared memory|has landed", which="backward"),
@@ -118,7 +118,7 @@ FAULTS = [
     Fault("exchange memory not prepared", "grid", "launch_recurrence.cuh",
           "cudaMemsetAsync(args.exchange, 0xFF, exchange_bytes(plan, args.rows), stream)", "cudaSuccess",
           r"read of exchange\+\d+, which nothing has written", which="backward"),
-    Fault("sums of one warp lost", "cluster", "owned_cells.cuh", "for (int k_split = 0; k_split < kShape.k_splits",
+    Fault("sums of one warp lost", "cluster", "sums.cuh", "for (int k_split = 0; k_split < kShape.k_splits",
           "for (int k_split = 1; k_split < kShape.k_splits", WRONG),
 ]  # fmt: skip
 

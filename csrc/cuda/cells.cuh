@@ -60,6 +60,8 @@ struct ForwardCell {
   __device__ __forceinline__ Ready ready(const Args&, const Step&, const Shared& bias) {
     Ready ready;
     unit.known_sums(bias, ready.sums);
+#pragma unroll
+    for (int q = 0; q < kSums; ++q) ready.sums[q] = in_register(ready.sums[q]);  // before `prefetch` takes its place
     return ready;
   }
   __device__ __forceinline__ Result advance(int, const Step& now, const Ready& ready) {

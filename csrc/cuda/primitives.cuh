@@ -76,10 +76,6 @@ __device__ __forceinline__ float in_register(float x) {
   asm volatile("" : "+f"(x));
   return x;
 }
-__device__ __forceinline__ double in_register(double x) {
-  asm volatile("" : "+d"(x));
-  return x;
-}
 // Of global memory.
 template <class T>
 __device__ __forceinline__ T* in_register(T* x) {

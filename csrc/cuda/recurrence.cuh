@@ -12,8 +12,8 @@
 #include <algorithm>
 
 #include "cells.cuh"
-#include "exchange.cuh"
 #include "kernel_shapes.h"
+#include "sums.cuh"
 
 namespace fusedlstm::gpu {
 

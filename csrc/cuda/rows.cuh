@@ -181,7 +181,7 @@ struct ForwardUnit {
   // The gates' pre-activations but for W_hh h.
   __device__ __forceinline__ void known_sums(const Bias<scalar_t>& bias, acc_t (&sums)[4]) const {
 #pragma unroll
-    for (int q = 0; q < 4; ++q) sums[q] = in_register(pre[q] + bias.gate[q]);
+    for (int q = 0; q < 4; ++q) sums[q] = pre[q] + bias.gate[q];
   }
 
   // Step t with the whole pre-activations. Without branches, so that the steps of several cells may overlap: a row that
