@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes share the cores: more threads in each would only wait for one another.
     torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """What torch.compile makes (hundreds of megabytes) goes when the tests end; test processes share it."""
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        compiled = tempfile.TemporaryDirectory(prefix="fusedlstm-tests-", ignore_cleanup_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
+        config.add_cleanup(compiled.cleanup)
 
 
 @pytest.fixture(params=DEVICES)

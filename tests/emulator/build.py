@@ -35,7 +35,7 @@ JOBS = 2
 KEPT_SECONDS = 24 * 60 * 60  # that what nobody used is kept in the cache
 
 COMMON_FLAGS = [
-    "-std=c++20", "-fPIC", "-g", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-gnu-unique",
+    "-std=c++20", "-fPIC", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fno-gnu-unique",
     "-DFUSEDLSTM_EMULATE",
 ]  # fmt: skip
 # Kernels report every access: -fsanitize=thread compiles the calls in, check.cpp answers them instead of the
