@@ -10,7 +10,8 @@
 //     h = o * tanh(c)
 //
 // where pre_* are the four gate pre-activations W_ih x + b_ih + W_hh h_prev + b_hh of one hidden unit.
-// `Math` supplies `sigmoid(V)`, `tanh(V)` and the scalar `kOne` in the precision of the caller.
+// `Math` supplies `sigmoid(V)`, `tanh(V)`, `rounded_product(V, V)` and the scalar `kOne` in the precision of the
+// caller.
 #pragma once
 
 namespace fusedlstm {
@@ -29,7 +30,9 @@ constexpr CellForward<V> cell_forward(V i, V f, V g, V o, V c_prev) {
   y.f = Math::sigmoid(f);
   y.g = Math::tanh(g);
   y.o = Math::sigmoid(o);
-  y.c = y.f * c_prev + y.i * y.g;
+  // One of the products goes into a fused multiply-add: the one with the old state, which is usually larger. Left to
+  // the compilers, it would be either, and results would differ between kernels.
+  y.c = y.f * c_prev + Math::rounded_product(y.i, y.g);
   y.h = y.o * Math::tanh(y.c);
   return y;
 }

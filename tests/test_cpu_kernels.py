@@ -92,11 +92,7 @@ def test_any_number_of_threads(threads, forced):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("scale", [1, 3])
 def test_error_is_at_most_that_of_torch(dtype, scale):
-    """Root mean square error of a thousand steps against float64, ours and nn.LSTM's on equal inputs.
-
-    Both are sums of the same roundings in another order, so ours may exceed theirs by chance: with a thousand steps of
-    64 units by less than a twentieth.
-    """
+    """Root mean square error of a thousand steps against float64, ours and nn.LSTM's on equal inputs."""
     T, B, H = 1000, 4, 64
     exact = nn.LSTM(H, H)
     with torch.no_grad():
@@ -112,7 +108,7 @@ def test_error_is_at_most_that_of_torch(dtype, scale):
             module.load_state_dict(exact.state_dict())
             errors.append((module(x)[0].double() - expected).pow(2).mean().sqrt().item())
     ours, torchs = errors
-    assert ours <= 1.05 * torchs, f"ours {ours:.3e}, nn.LSTM's {torchs:.3e}"
+    assert ours <= torchs, f"ours {ours:.3e}, nn.LSTM's {torchs:.3e}"
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -78,6 +78,7 @@ def run_operators(arguments, incoming, needs):
 
 
 def assert_members_are_calls(arguments, incoming, needs, rtol=0.0):
+    """rtol: of the largest element of a tensor; gradients of long cancelling sums have smaller ones."""
     M = arguments[1].size(0)
     found = run_operators(arguments, incoming, needs)
     for m in range(M):
@@ -87,7 +88,8 @@ def assert_members_are_calls(arguments, incoming, needs, rtol=0.0):
                 assert actual.shape == (0,)  # not needed
             else:
                 assert actual.size(0) == M
-                torch.testing.assert_close(actual[m], one, rtol=rtol, atol=rtol)
+                atol = rtol * one.abs().max().item() if one.numel() else 0.0
+                torch.testing.assert_close(actual[m], one, rtol=0.0, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -108,7 +110,7 @@ def test_members_are_calls_bit_for_bit(case, M, dtype, device):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_members_by_threads_and_by_teams(case, M, threads):
     """Sums over rows are added in another order by teams."""
-    assert_members_are_calls(*draw_ensemble(case, M, "cpu", torch.float64), [True] * 10, rtol=1e-12)
+    assert_members_are_calls(*draw_ensemble(case, M, "cpu", torch.float64), [True] * 10, rtol=2e-13)
 
 
 @pytest.mark.parametrize("plan", ["direct:rows", "direct:units", "packed:rows", "packed:units"])
@@ -118,7 +120,7 @@ def test_every_plan(plan):
     torch.ops.fusedlstm._cpu_force("", plan)
     try:
         for case in (CASES[3], CASES[-1]):
-            assert_members_are_calls(*draw_ensemble(case, 3, "cpu", torch.float64), [True] * 10, rtol=1e-12)
+            assert_members_are_calls(*draw_ensemble(case, 3, "cpu", torch.float64), [True] * 10, rtol=2e-13)
     finally:
         torch.ops.fusedlstm._cpu_force("", "")
         torch.set_num_threads(before)

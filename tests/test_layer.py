@@ -175,7 +175,6 @@ def test_more_steps_than_16_bits_count(device):
     assert torch.equal(output[-1], h_n[0])
 
 
-# In float32 both are within a rounding of the exact result, and the order of the sums, by chance, decides between them.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "case", [Case("long", 400, 2, 40, 64), Case("wide", 20, 16, 33, 200)], ids=lambda case: case.name
@@ -190,6 +189,6 @@ def test_as_accurate_as_torch(case, dtype, device):
     def error(found, name):
         return (found[name].double().cpu() - exact[name]).square().mean().sqrt().item()
 
-    most = 1.02 if device.type == "cpu" else 1.2  # the one-instruction tanh of bfloat16 alone adds 2 %
+    most = 1.0 if device.type == "cpu" else 1.2  # the one-instruction tanh of bfloat16 alone adds 2 %
     for name in ("output", "d_x", "d_weight_ih_l0", "d_weight_hh_l0"):
         assert error(ours, name) <= most * error(of_torch, name), name

@@ -146,9 +146,8 @@ class Backward {
     const int64_t here = s < 0 ? rows.end - rows.begin : index.rows_at(t, rows);
     const operand* panel = panels_h + i * gates * K::kPanel;
     panel_product<K>(
-        from, recurrent - column, 1, gates, [&](int, int64_t r) { return ring.d_gates(d, s + 1, rows.begin + r); },
-        [&](int) { return panel; }, scratch,
-        [&](int64_t r, auto& v) { finish_row(v, d, s, t, later, rows.begin + r, r < here, column); });
+        from, recurrent - column, gates, [&](int64_t r) { return ring.d_gates(d, s + 1, rows.begin + r); }, panel,
+        scratch, [&](int64_t r, auto& v) { finish_row(v, d, s, t, later, rows.begin + r, r < here, column); });
     V nothing[kPanelVectors];
     for (int64_t r = from; r < here; ++r) {  // these rows' last step: nothing comes back to it
       for (V& v : nothing) v = V{};
@@ -197,9 +196,8 @@ class Backward {
     const int64_t t = index.step(s, d);
     const int64_t column = i % unit_panels * K::kPanel;
     panel_product<K>(
-        index.rows_at(t, rows), shape.hidden - column, 1, ring.proj_depth,
-        [&](int, int64_t r) { return ring.d_y(d, s, rows.begin + r); },
-        [&](int) { return panels_r + i * ring.proj_depth * K::kPanel; }, scratch,
+        index.rows_at(t, rows), shape.hidden - column, ring.proj_depth,
+        [&](int64_t r) { return ring.d_y(d, s, rows.begin + r); }, panels_r + i * ring.proj_depth * K::kPanel, scratch,
         [&](int64_t r, auto& v) {
           const int64_t b = rows.begin + r;
           for (int64_t u = column, q = 0; u < shape.hidden && q < int64_t(sizeof v / sizeof *v); ++q, u += K::kLanes)

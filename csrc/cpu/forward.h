@@ -221,7 +221,8 @@ class Forward {
         }
       }
       Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
-      multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, depth_x);
+      multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, depth_x,
+                                                                         input_stretch(depth_x));
       for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) store(to + (q + r) * K::kPanel + v * K::kLanes, tile.v[r][v] + b[v]);
     });
@@ -257,7 +258,7 @@ class Forward {
       Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
       const operand* x[kRows];
       for (int r = 0; r < kRows; ++r) x[r] = h_now + (r0 + r) * states.h_width;
-      multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, depth_h);
+      multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, depth_h, kForwardStretch);
       for (int r = 0; r < kRows; ++r)
         for (int q = 0; q < kVectors; ++q) tile.v[r][q] += load<V>(pre_block + (r0 + r) * K::kPanel + q * K::kLanes);
       states.template finish_rows<kFold, kRows>(tile.v, d, s, t, rows.begin + r0, unit);
@@ -298,7 +299,7 @@ class Forward {
       const operand* x[kRows];
       for (int r = 0; r < kRows; ++r) x[r] = from + (r0 + r) * states.units;
       multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panels_r + i * states.units * K::kPanel,
-                                                            states.units);
+                                                            states.units, kForwardStretch);
       for (int r = 0; r < kRows; ++r) {
         for (int q = 0; q < kPanelVectors; ++q)
           states.write_projected(tile.v[r][q], d, s, t, rows.begin + r0 + r, column + q * K::kLanes);

@@ -180,9 +180,8 @@ class Gradients {
       const int64_t count = all.end - begin < kInputRows ? all.end - begin : kInputRows;
       for (int64_t p = 0; p < input_panels; ++p)
         panel_product<K>(
-            count, shape.input - p * K::kPanel, 1, gates,
-            [&](int, int64_t r) { return block.weights.right[begin + r]; },
-            [&](int) { return panels_x + (d * input_panels + p) * gates * K::kPanel; }, scratch,
+            count, shape.input - p * K::kPanel, gates, [&](int64_t r) { return block.weights.right[begin + r]; },
+            panels_x + (d * input_panels + p) * gates * K::kPanel, scratch,
             [&](int64_t r, auto& v) {
               for (int64_t u = p * K::kPanel, q = 0; u < shape.input && q < int64_t(sizeof v / sizeof *v);
                    ++q, u += K::kLanes)

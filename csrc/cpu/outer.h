@@ -115,8 +115,8 @@ class Outer {
             // large weights come from memory; they are on their way while the block is summed.
             for (int r = 0; r < kRows; ++r)
               for (int q = 0; q < kVectors; ++q) __builtin_prefetch(sum + r * ld + q * K::kLanes, 1);
-            multiply<typename K::Isa, typename K::Product, kRows, kRows, kVectors, kBackwardStretch>(tile, x, panel,
-                                                                                                     padded);
+            multiply<typename K::Isa, typename K::Product, kRows, kRows, kVectors>(tile, x, panel, padded,
+                                                                                   kBackwardStretch);
             for (int r = 0; r < kRows; ++r)
               for (int q = 0; q < kVectors; ++q) {
                 acc* at = sum + r * ld + q * K::kLanes;

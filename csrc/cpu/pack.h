@@ -7,10 +7,6 @@
 
 namespace fusedlstm::cpu {
 
-constexpr int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
 // Everything the kernels need to know about one dtype on one instruction set.
 template <class IsaT, class StorageT, class ProductT>
 struct Kit {
@@ -225,40 +221,37 @@ FUSEDLSTM_INLINE void for_panel_width(int64_t columns, Body body) {
 
 inline constexpr int64_t kDepthBlock = 1024;  // a panel of it fills a quarter of a usual L2 cache
 
-// One panel of a product, summed over `parts` pairs of matrices of the same depth:
+// One panel of a product:
 //
-//     finish(r, v) with v[q] = sum over parts p and k of row_of(p, r)[k] * panel_of(p)[k][q]   for r < rows
+//     finish(r, v) with v[q] = sum over k of row_of(r)[k] * panel[k][q]   for r < rows
 //
 // A panel is used by all rows block by block of its depth, so that it is read from the cache; partial sums wait in
 // `scratch`, [rows][kPanel]. `columns` of the panel are wanted: vectors beyond them are not computed.
-template <class K, class RowOf, class PanelOf, class Finish>
-FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int parts, int64_t depth, RowOf row_of,
-                                    PanelOf panel_of, typename K::acc* scratch, Finish finish) {
+template <class K, class RowOf, class Finish>
+FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int64_t depth, RowOf row_of,
+                                    const typename K::operand* panel, typename K::acc* scratch, Finish finish) {
   using V = typename K::V;
   for_panel_width<K>(columns, [&](auto width) FUSEDLSTM_LAMBDA {
     constexpr int kVectors = width;
-    for (int part = 0; part < parts; ++part) {
-      for (int64_t k = 0; k < depth; k += kDepthBlock) {
-        const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
-        const bool first = part == 0 && k == 0, last = part + 1 == parts && k + block == depth;
-        const typename K::operand* panel = panel_of(part) + k * K::kPanel;
-        for_each_tile<K>(rows, [&](int64_t r0, auto count) FUSEDLSTM_LAMBDA {
-          constexpr int kRows = count;
-          Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
-          const typename K::operand* x[kRows];
-          for (int r = 0; r < kRows; ++r) x[r] = row_of(part, r0 + r) + k;
-          multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors, kBackwardStretch>(tile, x, panel, block);
-          for (int r = 0; r < kRows; ++r) {
-            for (int q = 0; q < kVectors && !first; ++q)
-              tile.v[r][q] += load<V>(scratch + (r0 + r) * K::kPanel + q * K::kLanes);
-            if (last) {
-              finish(r0 + r, tile.v[r]);
-            } else {
-              for (int q = 0; q < kVectors; ++q) store(scratch + (r0 + r) * K::kPanel + q * K::kLanes, tile.v[r][q]);
-            }
+    for (int64_t k = 0; k < depth; k += kDepthBlock) {
+      const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
+      for_each_tile<K>(rows, [&](int64_t r0, auto count) FUSEDLSTM_LAMBDA {
+        constexpr int kRows = count;
+        Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
+        const typename K::operand* x[kRows];
+        for (int r = 0; r < kRows; ++r) x[r] = row_of(r0 + r) + k;
+        multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel + k * K::kPanel, block,
+                                                                           kBackwardStretch);
+        for (int r = 0; r < kRows; ++r) {
+          for (int q = 0; q < kVectors && k > 0; ++q)
+            tile.v[r][q] += load<V>(scratch + (r0 + r) * K::kPanel + q * K::kLanes);
+          if (k + block == depth) {
+            finish(r0 + r, tile.v[r]);
+          } else {
+            for (int q = 0; q < kVectors; ++q) store(scratch + (r0 + r) * K::kPanel + q * K::kLanes, tile.v[r][q]);
           }
-        });
-      }
+        }
+      });
     }
   });
 }

@@ -12,6 +12,10 @@
 
 namespace fusedlstm::cpu {
 
+constexpr int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
 inline constexpr int kPanelVectors = 4;
 
 // How numbers are multiplied: `operand` is what tiles read, `acc` what they accumulate.
@@ -121,24 +125,30 @@ FUSEDLSTM_INLINE void multiply_stretch(Tile<Isa, Product, kRows, kVectors>& tile
   }
 }
 
-// A running sum rounds in proportion to itself at every step: longer ones are cut into stretches that are added up.
-inline constexpr int kStretch = 256;
-// In backward: with 256, gradients of the input had a larger error than nn.LSTM's.
-inline constexpr int kBackwardStretch = 128;
+// A running sum rounds in proportion to itself at every step: it is cut into stretches of k, which are added up. Each
+// product has the longest for which its result is at least as exact as nn.LSTM's; stretches cost loads and stores.
+inline constexpr int64_t kForwardStretch = 256;
+inline constexpr int64_t kBackwardStretch = 128;
+// The input's part is the largest of a pre-activation, and so are its errors: what would be one sum is cut in two. With
+// 256 elements that is as exact as nn.LSTM's in any case, and both are so fast that the half percent would show.
+constexpr int64_t input_stretch(int64_t depth) {
+  return depth < 16 || depth >= kForwardStretch ? kForwardStretch : round_up((depth + 1) / 2, 2);
+}
 
-// tile[r] = sum over k of a[r][k * kStride] * panel[k]. `depth` counts elements of k, a multiple of kDepth.
-template <class Isa, class Product, int kRows, int kStride = 1, int kVectors = kPanelVectors, int kLongest = kStretch>
+// tile[r] = sum over k of a[r][k * kStride] * panel[k]. `depth` counts elements of k, a multiple of kDepth, and so does
+// `longest`, of a stretch.
+template <class Isa, class Product, int kRows, int kStride = 1, int kVectors = kPanelVectors>
 FUSEDLSTM_INLINE void multiply(Tile<Isa, Product, kRows, kVectors>& tile, const typename Product::operand* const* a,
-                               const typename Product::operand* panel, int64_t depth) {
+                               const typename Product::operand* panel, int64_t depth, int64_t longest) {
   clear(tile);
-  multiply_stretch<Isa, Product, kRows, kStride, kVectors>(tile, a, panel, depth < kLongest ? depth : kLongest);
-  for (int64_t k = kLongest; k < depth; k += kLongest) {
+  multiply_stretch<Isa, Product, kRows, kStride, kVectors>(tile, a, panel, depth < longest ? depth : longest);
+  for (int64_t k = longest; k < depth; k += longest) {
     const typename Product::operand* rest[kRows];
     for (int r = 0; r < kRows; ++r) rest[r] = a[r] + k * kStride;
     Tile<Isa, Product, kRows, kVectors> part;
     clear(part);
     multiply_stretch<Isa, Product, kRows, kStride, kVectors>(part, rest, panel + k * kPanelWidth<Isa, Product>,
-                                                             depth - k < kLongest ? depth - k : kLongest);
+                                                             depth - k < longest ? depth - k : longest);
     for (int r = 0; r < kRows; ++r)
       for (int q = 0; q < kVectors; ++q) tile.v[r][q] += part.v[r][q];
   }

@@ -123,6 +123,12 @@ struct VectorMath {
   using Integer = Vector<Isa, typename E::Integer>;
   static constexpr T kOne = 1;
 
+  // Not contracted with what it is added to: where no instruction hides it, the compiler decides.
+  static FUSEDLSTM_INLINE V rounded_product(V a, V b) {
+    V product = a * b;
+    keep_in_register(product);
+    return product;
+  }
   // NaN passes: of two numbers that do not compare, the instructions return the second. From comparisons written out
   // GCC makes two instructions for each of these.
   static FUSEDLSTM_INLINE V clamp(V x, T limit) {

@@ -374,6 +374,14 @@ __device__ __forceinline__ float divide_fast(float a, float b) {
   return __fdividef(a, b);
 }
 
+// Never contracted into a multiply-add.
+__device__ __forceinline__ float multiply_rounded(float a, float b) {
+  return __fmul_rn(a, b);
+}
+__device__ __forceinline__ double multiply_rounded(double a, double b) {
+  return __dmul_rn(a, b);
+}
+
 // ---- launch -------------------------------------------------------------------------------------------------------
 
 // Launches on `stream`; the error is that of this launch, nothing is left behind in cudaGetLastError.

@@ -10,23 +10,25 @@
 
 namespace fusedlstm::gpu {
 
-// Activations in the precision that the stored type can show: the one-instruction tanh adds 2 % to the rounding error
-// of a bfloat16 sequence, but would double that of a float16 one.
+// The `Math` of ../cell.h. Activations in the precision that the stored type can show: the one-instruction tanh adds 2
+// % to the rounding error of a bfloat16 sequence, but would double that of a float16 one.
+template <class acc_t>
+struct CellMath {
+  static constexpr acc_t kOne = 1;
+  static __device__ __forceinline__ acc_t rounded_product(acc_t a, acc_t b) { return multiply_rounded(a, b); }
+};
 template <class scalar_t>
-struct ActivationMath {
-  static constexpr float kOne = 1;
+struct ActivationMath : CellMath<float> {
   static __device__ __forceinline__ float tanh(float x) { return tanhf(x); }
   static __device__ __forceinline__ float sigmoid(float x) { return divide_fast(1.0f, 1.0f + exp_fast(-x)); }
 };
 template <>
-struct ActivationMath<BFloat16> {
-  static constexpr float kOne = 1;
+struct ActivationMath<BFloat16> : CellMath<float> {
   static __device__ __forceinline__ float tanh(float x) { return tanh_fast(x); }
   static __device__ __forceinline__ float sigmoid(float x) { return 0.5f + 0.5f * tanh_fast(0.5f * x); }
 };
 template <>
-struct ActivationMath<double> {
-  static constexpr double kOne = 1;
+struct ActivationMath<double> : CellMath<double> {
   static __device__ __forceinline__ double tanh(double x) { return ::tanh(x); }
   static __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 };

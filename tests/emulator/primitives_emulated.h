@@ -233,6 +233,12 @@ inline float exp_fast(float x) {
 inline float divide_fast(float a, float b) {
   return a / b;
 }
+inline float multiply_rounded(float a, float b) {
+  return a * b;
+}
+inline double multiply_rounded(double a, double b) {
+  return a * b;
+}
 
 // ---- launch: a fault of the kernel throws emulator::Error
 
