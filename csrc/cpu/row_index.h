@@ -19,8 +19,6 @@ class RowIndex {
   FUSEDLSTM_INLINE bool reset(int64_t t, int64_t b) const {
     return rows.reset && rows.reset[t * rows.reset_step + b * rows.reset_batch];
   }
-  // Whether every row that exists runs, from the state before it.
-  FUSEDLSTM_INLINE bool plain() const { return !rows.lengths && !rows.reset; }
   // How many of the batch rows `range` exist at step t: all of them, or a prefix in a packed batch.
   FUSEDLSTM_INLINE int64_t rows_at(int64_t t, Range range) const {
     if (!rows.offsets) return range.end - range.begin;

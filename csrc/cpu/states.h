@@ -60,30 +60,17 @@ class States {
                                     int64_t unit) {
     if constexpr (kFold == 1) {
       for (int r = 0; r < kRows; ++r) finish_row(sums[r], d, s, t, b + r, unit);
-    } else if (index.plain()) {
+    } else {
       for (int r = 0; r < kRows; r += kFold)
         finish_folded<kFold>(sums + r, kRows - r < kFold ? kRows - r : kFold, d, s, t, b + r, unit);
-    } else {
-      for (int r = 0; r < kRows; ++r) {
-        V gates[kPanelVectors] = {};
-        for (int q = 0; q < kPanelVectors / kFold; ++q) unfold<K, kFold>(sums[r][q], gates + q * kFold);
-        finish_row(gates, d, s, t, b + r, unit);
-      }
     }
   }
 
   FUSEDLSTM_INLINE void finish_row(V (&sums)[kPanelVectors], int64_t d, int64_t s, int64_t t, int64_t b, int64_t unit) {
-    const bool active = index.active(t, b);
     const V c_prev = load<V>(c_row(d, b) + unit);
-    auto y = cell_forward<V, typename K::Math>(sums[0], sums[1], sums[2], sums[3], c_prev);
-    if (!active) y = {V{}, V{}, V{}, V{}, V{}, V{}};
+    const auto y = cell_forward<V, typename K::Math>(sums[0], sums[1], sums[2], sums[3], c_prev);
     if (a.gates) write_gates(y, d, t, b, unit);
-    V c_next = active ? y.c : c_prev;
-    if (a.rows.reset && s + 1 < shape.steps && index.reset(index.step(s + 1, d), b)) {
-      const storage* reset = state_row<storage>(a.reset_c, d, b);
-      c_next = reset ? K::load(reset + unit, shape.hidden - unit) : V{};
-    }
-    write_states(c_next, y.h, active, d, s, t, b, unit);
+    write_states(y.c, y.h, c_prev, d, s, t, b, unit);
   }
 
   // One vector of the projected output of a row.
@@ -163,7 +150,7 @@ class States {
     unfold<K, kFold>(y.h, all_h);
 #pragma GCC unroll 4
     for (int j = 0; j < kFold; ++j)
-      if (j < rows) write_states(all_c[j], all_h[j], true, d, s, t, b + j, unit);
+      if (j < rows) write_states(all_c[j], all_h[j], cells[j], d, s, t, b + j, unit);
     if (!a.gates) return;
     V all_i[kFold], all_f[kFold], all_g[kFold], all_o[kFold];
     unfold<K, kFold>(y.i, all_i);
@@ -177,8 +164,9 @@ class States {
 
   acc* c_row(int64_t d, int64_t b) const { return c + (d * shape.batch + b) * units; }
 
-  // What backward needs of a step.
-  FUSEDLSTM_INLINE void write_gates(const CellForward<V>& y, int64_t d, int64_t t, int64_t b, int64_t unit) {
+  // What backward needs of a step: zeros where the row does not run.
+  FUSEDLSTM_INLINE void write_gates(CellForward<V> y, int64_t d, int64_t t, int64_t b, int64_t unit) {
+    if (!index.active(t, b)) y = {V{}, V{}, V{}, V{}, V{}, V{}};
     const int64_t n = shape.hidden - unit, row = d * a.row_count + index.row(t, b);
     storage* gates = static_cast<storage*>(a.gates) + row * 4 * shape.hidden + unit;
     K::store(gates, y.i, n);
@@ -188,14 +176,19 @@ class States {
     store_some(static_cast<acc*>(a.cell_states) + row * shape.hidden + unit, y.c, n);
   }
 
-  // The states after a step, and the output.
-  FUSEDLSTM_INLINE void write_states(V c_next, V h_now, bool active, int64_t d, int64_t s, int64_t t, int64_t b,
-                                     int64_t unit) {
+  // The states after a step, and the output: c and h if the row runs, else those before it and zeros.
+  FUSEDLSTM_INLINE void write_states(V c, V h, V c_prev, int64_t d, int64_t s, int64_t t, int64_t b, int64_t unit) {
+    const bool active = index.active(t, b);
+    V c_next = active ? c : c_prev;
+    if (a.rows.reset && s + 1 < shape.steps && index.reset(index.step(s + 1, d), b)) {
+      const storage* reset = state_row<storage>(a.reset_c, d, b);
+      c_next = reset ? K::load(reset + unit, shape.hidden - unit) : V{};
+    }
     store(c_row(d, b) + unit, c_next);
     if (shape.proj > 0) {
-      K::store_operand(m + (d * shape.batch + b) * units + unit, h_now);
+      K::store_operand(m + (d * shape.batch + b) * units + unit, active ? h : V{});
     } else {
-      const V h_new = K::round(h_now);
+      const V h_new = active ? K::round(h) : V{};
       K::store(output_row(d, index.row(t, b)) + unit, h_new, shape.hidden - unit);
       next_h(d, s, b, unit, active ? h_new : hold_h(d, s, b, unit));
     }
