@@ -193,16 +193,20 @@ def run(
 def _states_of_layers(x, hx, reset_state, sizes, B):
     """h_0, c_0, reset_h and reset_c, each for all layers; the first two are zeros where there is no hx."""
     _, H, P, L, D, _ = sizes
+
+    def of_layers(state):
+        return [state] if L == 1 else state.chunk(L)
+
     if hx is None:
         c_0 = x.new_zeros(D, B, H)
         h_0 = x.new_zeros(D, B, P) if P else c_0
         initial = [h_0] * L, [c_0] * L
     else:
-        initial = [[state] if L == 1 else state.chunk(L) for state in hx]
+        initial = [of_layers(state) for state in hx]
     if reset_state is None:
         nothing = [None] * L
         return *initial, nothing, nothing
-    return *initial, *[state.chunk(L) for state in reset_state]
+    return *initial, *[of_layers(state) for state in reset_state]
 
 
 def _stack(operator, x, states, weights, sizes, rows, allow_tf32, dropout, wanted):

@@ -165,11 +165,11 @@ class Forward {
         for (int64_t n = range.begin; n < range.end; ++n) {
           // Every other step goes through the panels backwards: those used last are still in the cache.
           const int64_t i = s & 1 ? range.end - 1 - (n - range.begin) : n, d = i / blocks;
-          block_step(d, i, i - range.begin, rows, s, first_row[d][s - s0], first_row[d][s - s0 + 1]);
+          block_step(i, i - range.begin, rows, index.at(d, s), first_row[d][s - s0], first_row[d][s - s0 + 1]);
         }
         if (shape.proj > 0) {
           task.meet();
-          for (int64_t i = panels.begin; i < panels.end; ++i) project(i / project_panels, i, rows, s);
+          for (int64_t i = panels.begin; i < panels.end; ++i) project(i, rows, index.at(i / project_panels, s));
         }
         task.meet();
       }
@@ -233,24 +233,23 @@ class Forward {
   }
 
   // One block of units of one time step: its pre-activations, the cell, and all stores.
-  void block_step(int64_t d, int64_t i, int64_t own_block, Range rows, int64_t s, int64_t first_row, int64_t end_row) {
+  void block_step(int64_t i, int64_t own_block, Range rows, Step step, int64_t first_row, int64_t end_row) {
     const int64_t unit = i % blocks * K::kLanes;
     acc* pre_block = pre + (own_block * chunk_rows + first_row) * K::kPanel;
     const int64_t count = end_row - first_row;
     if (plan.direct) {
-      direct_block(d, i, rows, s, unit, pre_block, first_row, count);
+      direct_block(i, rows, step, unit, pre_block, first_row, count);
     } else {
-      for_fold<K>(shape.hidden - unit, [&](auto fold) { packed_block<fold>(d, i, rows, s, unit, pre_block, count); });
+      for_fold<K>(shape.hidden - unit, [&](auto fold) { packed_block<fold>(i, rows, step, unit, pre_block, count); });
     }
-    if (shape.proj == 0) states.hold({rows.begin + count, rows.end}, d, s, unit);
+    if (shape.proj == 0) states.hold({rows.begin + count, rows.end}, step, unit);
   }
 
   // Tile by tile, with W_hh h in registers.
   template <int kFold>
-  void packed_block(int64_t d, int64_t i, Range rows, int64_t s, int64_t unit, const acc* pre_block, int64_t count) {
+  void packed_block(int64_t i, Range rows, Step step, int64_t unit, const acc* pre_block, int64_t count) {
     const operand* panel = panels_h + i * depth_h * K::kPanel;
-    const operand* h_now = states.h_row(d, s, rows.begin);
-    const int64_t t = index.step(s, d);
+    const operand* h_now = states.h_row(step.d, step.s, rows.begin);
     for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
       constexpr int kRows = constant, kVectors = kPanelVectors / kFold;
       // W_hh h is summed from zero and then added: its rounding errors are in proportion to it, and it is usually much
@@ -261,15 +260,15 @@ class Forward {
       multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, depth_h, kForwardStretch);
       for (int r = 0; r < kRows; ++r)
         for (int q = 0; q < kVectors; ++q) tile.v[r][q] += load<V>(pre_block + (r0 + r) * K::kPanel + q * K::kLanes);
-      states.template finish_rows<kFold, kRows>(tile.v, d, s, t, rows.begin + r0, unit);
+      states.template finish_rows<kFold, kRows>(tile.v, step, rows.begin + r0, unit);
     });
   }
 
   // Row by row, both products with the weights where they are; `to` receives the pre-activations.
-  void direct_block(int64_t d, int64_t i, Range rows, int64_t s, int64_t unit, acc* to, int64_t first_row,
-                    int64_t count) {
+  void direct_block(int64_t i, Range rows, Step step, int64_t unit, acc* to, int64_t first_row, int64_t count) {
+    const int64_t d = step.d;
     const int64_t end = unit + K::kLanes < shape.hidden ? unit + K::kLanes : shape.hidden;
-    const operand* h_now = states.h_row(d, s, rows.begin);
+    const operand* h_now = states.h_row(d, step.s, rows.begin);
     const DirectOperand<K> operands[2] = {
         {static_cast<const storage*>(a.weights[d].ih), staged + (d * chunk_rows + first_row) * depth_x, shape.input,
          depth_x},
@@ -283,16 +282,15 @@ class Forward {
       V gates[kPanelVectors];
       for (int gate = 0; gate < kPanelVectors; ++gate)
         gates[gate] = load<V>(to + r * K::kPanel + gate * K::kLanes) + load<V>(bias + i * K::kPanel + gate * K::kLanes);
-      states.finish_row(gates, d, s, index.step(s, d), rows.begin + r, unit);
+      states.finish_row(gates, step, rows.begin + r, unit);
     }
   }
 
   // h = W_hr (o * tanh(c)) for one panel of projected features. Panel k beyond `hidden` is zero.
-  void project(int64_t d, int64_t i, Range rows, int64_t s) {
-    const int64_t t = index.step(s, d);
+  void project(int64_t i, Range rows, Step step) {
     const int64_t column = i % project_panels * K::kPanel;
-    const operand* from = states.m_row(d, rows.begin);
-    const int64_t count = index.rows_at(t, rows);
+    const operand* from = states.m_row(step.d, rows.begin);
+    const int64_t count = index.rows_at(step.t, rows);
     for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
       constexpr int kRows = constant;
       Tile<typename K::Isa, typename K::Product, kRows> tile;
@@ -302,10 +300,10 @@ class Forward {
                                                             states.units, kForwardStretch);
       for (int r = 0; r < kRows; ++r) {
         for (int q = 0; q < kPanelVectors; ++q)
-          states.write_projected(tile.v[r][q], d, s, t, rows.begin + r0 + r, column + q * K::kLanes);
+          states.write_projected(tile.v[r][q], step, rows.begin + r0 + r, column + q * K::kLanes);
       }
     });
-    for (int q = 0; q < kPanelVectors; ++q) states.hold({rows.begin + count, rows.end}, d, s, column + q * K::kLanes);
+    for (int q = 0; q < kPanelVectors; ++q) states.hold({rows.begin + count, rows.end}, step, column + q * K::kLanes);
   }
 };
 

@@ -6,6 +6,24 @@
 
 namespace fusedlstm::cpu {
 
+// One step of direction d, scan position s at time step t, and what Rows says of it. A value, which stays in registers:
+// behind each store of a result the compiler must read again what lies in memory.
+struct Step {
+  int64_t d, s, t;
+  int64_t first_row;
+  const int64_t* lengths;
+  const bool* reset_after;
+  int64_t reset_batch;
+
+  FUSEDLSTM_INLINE int64_t row(int64_t b) const { return first_row + b; }
+  // Whether batch row b runs; the branch that does not is rare enough.
+  FUSEDLSTM_INLINE bool active(int64_t b) const { return __builtin_expect(!lengths || t < lengths[b], true); }
+  // Whether batch row b enters the next step from the reset state.
+  FUSEDLSTM_INLINE bool resets(int64_t b) const {
+    return __builtin_expect(reset_after && reset_after[b * reset_batch], false);
+  }
+};
+
 class RowIndex {
  public:
   RowIndex(const Shape& shape, const Rows& rows) : shape(shape), rows(rows) {}
@@ -18,6 +36,11 @@ class RowIndex {
   FUSEDLSTM_INLINE bool active(int64_t t, int64_t b) const { return !rows.lengths || t < rows.lengths[b]; }
   FUSEDLSTM_INLINE bool reset(int64_t t, int64_t b) const {
     return rows.reset && rows.reset[t * rows.reset_step + b * rows.reset_batch];
+  }
+  FUSEDLSTM_INLINE Step at(int64_t d, int64_t s) const {
+    const int64_t t = step(s, d);
+    const bool* after = rows.reset && s + 1 < shape.steps ? rows.reset + step(s + 1, d) * rows.reset_step : nullptr;
+    return {d, s, t, row(t, 0), rows.lengths, after, rows.reset_batch};
   }
   // How many of the batch rows `range` exist at step t: all of them, or a prefix in a packed batch.
   FUSEDLSTM_INLINE int64_t rows_at(int64_t t, Range range) const {

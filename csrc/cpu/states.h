@@ -11,8 +11,7 @@
 
 namespace fusedlstm::cpu {
 
-// Everywhere: direction d, scan position s at time step t, batch row b, first hidden unit (or projected feature)
-// `unit`.
+// Everywhere: direction d, scan position s, batch row b, first hidden unit (or projected feature) `unit`.
 template <class K>
 class States {
  public:
@@ -50,35 +49,35 @@ class States {
   const operand* m_row(int64_t d, int64_t b) const { return m + (d * shape.batch + b) * units; }
 
   // Rows that a packed batch no longer (or not yet) has keep their state.
-  void hold(Range rows, int64_t d, int64_t s, int64_t unit) {
-    for (int64_t b = rows.begin; b < rows.end; ++b) next_h(d, s, b, unit, hold_h(d, s, b, unit));
+  void hold(Range rows, const Step& step, int64_t unit) {
+    for (int64_t b = rows.begin; b < rows.end; ++b) next_h(step, b, unit, hold_h(step.d, step.s, b, unit));
   }
 
   // The cell of kRows rows from b on, from the sums of a (folded) block.
   template <int kFold, int kRows>
-  FUSEDLSTM_INLINE void finish_rows(V (&sums)[kRows][kPanelVectors / kFold], int64_t d, int64_t s, int64_t t, int64_t b,
+  FUSEDLSTM_INLINE void finish_rows(V (&sums)[kRows][kPanelVectors / kFold], const Step& step, int64_t b,
                                     int64_t unit) {
     if constexpr (kFold == 1) {
-      for (int r = 0; r < kRows; ++r) finish_row(sums[r], d, s, t, b + r, unit);
+      for (int r = 0; r < kRows; ++r) finish_row(sums[r], step, b + r, unit);
     } else {
       for (int r = 0; r < kRows; r += kFold)
-        finish_folded<kFold>(sums + r, kRows - r < kFold ? kRows - r : kFold, d, s, t, b + r, unit);
+        finish_folded<kFold>(sums + r, kRows - r < kFold ? kRows - r : kFold, step, b + r, unit);
     }
   }
 
-  FUSEDLSTM_INLINE void finish_row(V (&sums)[kPanelVectors], int64_t d, int64_t s, int64_t t, int64_t b, int64_t unit) {
-    const V c_prev = load<V>(c_row(d, b) + unit);
+  FUSEDLSTM_INLINE void finish_row(V (&sums)[kPanelVectors], const Step& step, int64_t b, int64_t unit) {
+    const V c_prev = load<V>(c_row(step.d, b) + unit);
     const auto y = cell_forward<V, typename K::Math>(sums[0], sums[1], sums[2], sums[3], c_prev);
-    if (a.gates) write_gates(y, d, t, b, unit);
-    write_states(y.c, y.h, c_prev, d, s, t, b, unit);
+    if (a.gates) write_gates(y, step, b, unit);
+    write_states(y.c, y.h, c_prev, step, b, unit);
   }
 
   // One vector of the projected output of a row.
-  FUSEDLSTM_INLINE void write_projected(V sum, int64_t d, int64_t s, int64_t t, int64_t b, int64_t unit) {
-    const bool active = index.active(t, b);
+  FUSEDLSTM_INLINE void write_projected(V sum, const Step& step, int64_t b, int64_t unit) {
+    const bool active = step.active(b);
     const V h_new = active ? K::round(sum) : V{};
-    if (unit < shape.proj) K::store(output_row(d, index.row(t, b)) + unit, h_new, shape.proj - unit);
-    next_h(d, s, b, unit, active ? h_new : hold_h(d, s, b, unit));
+    if (unit < shape.proj) K::store(output_row(step, b) + unit, h_new, shape.proj - unit);
+    next_h(step, b, unit, active ? h_new : hold_h(step.d, step.s, b, unit));
   }
 
   // h_n and c_n of one block; with a projection, block 0 writes the whole h_n.
@@ -118,19 +117,19 @@ class States {
   }
 
   // Writes h for the next step, or what a reset puts in its place.
-  FUSEDLSTM_INLINE void next_h(int64_t d, int64_t s, int64_t b, int64_t u, V value) {
-    if (a.rows.reset && s + 1 < shape.steps && index.reset(index.step(s + 1, d), b)) {
-      const storage* row = state_row<storage>(a.reset_h, d, b);
+  FUSEDLSTM_INLINE void next_h(const Step& step, int64_t b, int64_t u, V value) {
+    if (step.resets(b)) {
+      const storage* row = state_row<storage>(a.reset_h, step.d, b);
       value = row && u < shape.recurrent() ? K::load(row + u, shape.recurrent() - u) : V{};
     }
-    K::store_operand(h[(s + 1) & 1] + (d * shape.batch + b) * h_width + u, value);
+    K::store_operand(h[(step.s + 1) & 1] + (step.d * shape.batch + b) * h_width + u, value);
   }
 
   // Up to kFold rows of a folded block: their gates are transposed, block by block, so that a vector holds one gate of
   // all rows.
   template <int kFold>
-  FUSEDLSTM_INLINE void finish_folded(const V (*sums)[kPanelVectors / kFold], int rows, int64_t d, int64_t s, int64_t t,
-                                      int64_t b, int64_t unit) {
+  FUSEDLSTM_INLINE void finish_folded(const V (*sums)[kPanelVectors / kFold], int rows, const Step& step, int64_t b,
+                                      int64_t unit) {
     V gates[kPanelVectors], cells[kFold];
 #pragma GCC unroll 2
     for (int q = 0; q < kPanelVectors / kFold; ++q) {
@@ -142,7 +141,7 @@ class States {
       for (int j = 0; j < kFold; ++j) gates[q * kFold + j] = v[j];
     }
 #pragma GCC unroll 4
-    for (int j = 0; j < kFold; ++j) cells[j] = j < rows ? load<V>(c_row(d, b + j) + unit) : V{};
+    for (int j = 0; j < kFold; ++j) cells[j] = j < rows ? load<V>(c_row(step.d, b + j) + unit) : V{};
     const auto y =
         cell_forward<V, typename K::Math>(gates[0], gates[1], gates[2], gates[3], side_by_side<K, kFold>(cells));
     V all_c[kFold], all_h[kFold];
@@ -150,7 +149,7 @@ class States {
     unfold<K, kFold>(y.h, all_h);
 #pragma GCC unroll 4
     for (int j = 0; j < kFold; ++j)
-      if (j < rows) write_states(all_c[j], all_h[j], cells[j], d, s, t, b + j, unit);
+      if (j < rows) write_states(all_c[j], all_h[j], cells[j], step, b + j, unit);
     if (!a.gates) return;
     V all_i[kFold], all_f[kFold], all_g[kFold], all_o[kFold];
     unfold<K, kFold>(y.i, all_i);
@@ -159,15 +158,15 @@ class States {
     unfold<K, kFold>(y.o, all_o);
 #pragma GCC unroll 4
     for (int j = 0; j < kFold; ++j)
-      if (j < rows) write_gates({all_i[j], all_f[j], all_g[j], all_o[j], all_c[j], all_h[j]}, d, t, b + j, unit);
+      if (j < rows) write_gates({all_i[j], all_f[j], all_g[j], all_o[j], all_c[j], all_h[j]}, step, b + j, unit);
   }
 
   acc* c_row(int64_t d, int64_t b) const { return c + (d * shape.batch + b) * units; }
 
   // What backward needs of a step: zeros where the row does not run.
-  FUSEDLSTM_INLINE void write_gates(CellForward<V> y, int64_t d, int64_t t, int64_t b, int64_t unit) {
-    if (!index.active(t, b)) y = {V{}, V{}, V{}, V{}, V{}, V{}};
-    const int64_t n = shape.hidden - unit, row = d * a.row_count + index.row(t, b);
+  FUSEDLSTM_INLINE void write_gates(CellForward<V> y, const Step& step, int64_t b, int64_t unit) {
+    if (!step.active(b)) y = {V{}, V{}, V{}, V{}, V{}, V{}};
+    const int64_t n = shape.hidden - unit, row = step.d * a.row_count + step.row(b);
     storage* gates = static_cast<storage*>(a.gates) + row * 4 * shape.hidden + unit;
     K::store(gates, y.i, n);
     K::store(gates + shape.hidden, y.f, n);
@@ -177,25 +176,26 @@ class States {
   }
 
   // The states after a step, and the output: c and h if the row runs, else those before it and zeros.
-  FUSEDLSTM_INLINE void write_states(V c, V h, V c_prev, int64_t d, int64_t s, int64_t t, int64_t b, int64_t unit) {
-    const bool active = index.active(t, b);
+  FUSEDLSTM_INLINE void write_states(V c, V h, V c_prev, const Step& step, int64_t b, int64_t unit) {
+    const bool active = step.active(b);
     V c_next = active ? c : c_prev;
-    if (a.rows.reset && s + 1 < shape.steps && index.reset(index.step(s + 1, d), b)) {
-      const storage* reset = state_row<storage>(a.reset_c, d, b);
+    if (step.resets(b)) {
+      const storage* reset = state_row<storage>(a.reset_c, step.d, b);
       c_next = reset ? K::load(reset + unit, shape.hidden - unit) : V{};
     }
-    store(c_row(d, b) + unit, c_next);
+    store(c_row(step.d, b) + unit, c_next);
     if (shape.proj > 0) {
-      K::store_operand(m + (d * shape.batch + b) * units + unit, active ? h : V{});
+      K::store_operand(m + (step.d * shape.batch + b) * units + unit, active ? h : V{});
     } else {
       const V h_new = active ? K::round(h) : V{};
-      K::store(output_row(d, index.row(t, b)) + unit, h_new, shape.hidden - unit);
-      next_h(d, s, b, unit, active ? h_new : hold_h(d, s, b, unit));
+      K::store(output_row(step, b) + unit, h_new, shape.hidden - unit);
+      next_h(step, b, unit, active ? h_new : hold_h(step.d, step.s, b, unit));
     }
   }
 
-  storage* output_row(int64_t d, int64_t row) const {
-    return static_cast<storage*>(a.output) + (row * shape.directions + d) * shape.recurrent();
+  storage* output_row(const Step& step, int64_t b) const {
+    const int64_t row = step.row(b) * shape.directions + step.d;
+    return static_cast<storage*>(a.output) + row * shape.recurrent();
   }
 };
 
