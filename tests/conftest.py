@@ -20,11 +20,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_configure(config):
-    """What torch.compile makes (hundreds of megabytes) goes when the tests end; test processes share it."""
-    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        compiled = tempfile.TemporaryDirectory(prefix="fusedlstm-tests-", ignore_cleanup_errors=True)
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
-        config.add_cleanup(compiled.cleanup)
+    """All that tests leave goes when they end: torch.compile alone leaves hundreds of megabytes of headers and code."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return  # its folder is that of the process that started it
+    folder = tempfile.TemporaryDirectory(prefix="fusedlstm-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder.name
 
 
 @pytest.fixture(params=DEVICES)
