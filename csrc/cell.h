@@ -30,8 +30,8 @@ constexpr CellForward<V> cell_forward(V i, V f, V g, V o, V c_prev) {
   y.f = Math::sigmoid(f);
   y.g = Math::tanh(g);
   y.o = Math::sigmoid(o);
-  // One of the products goes into a fused multiply-add: the one with the old state, which is usually larger. Left to
-  // the compilers, it would be either, and results would differ between kernels.
+  // One of the products goes into a fused multiply-add: the one with the old state, whose roundings add up from step to
+  // step where the forget gate is near 1. Left to the compilers, it would be either, differently from kernel to kernel.
   y.c = y.f * c_prev + Math::rounded_product(y.i, y.g);
   y.h = y.o * Math::tanh(y.c);
   return y;

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the device, a fixed seed, and one thread per test process under xdist."""
+"""Fixtures of all tests: the device, a fixed seed; a temporary folder; one thread per test process under xdist."""
 
 import os
 import sys

@@ -37,6 +37,7 @@ class RowIndex {
   FUSEDLSTM_INLINE bool reset(int64_t t, int64_t b) const {
     return rows.reset && rows.reset[t * rows.reset_step + b * rows.reset_batch];
   }
+  // The step of direction d at scan position s.
   FUSEDLSTM_INLINE Step at(int64_t d, int64_t s) const {
     const int64_t t = step(s, d);
     const bool* after = rows.reset && s + 1 < shape.steps ? rows.reset + step(s + 1, d) * rows.reset_step : nullptr;

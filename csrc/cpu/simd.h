@@ -123,7 +123,7 @@ struct VectorMath {
   using Integer = Vector<Isa, typename E::Integer>;
   static constexpr T kOne = 1;
 
-  // Not contracted with what it is added to: where no instruction hides it, the compiler decides.
+  // Not contracted with what it is added to; on processors other than x86 the compiler decides.
   static FUSEDLSTM_INLINE V rounded_product(V a, V b) {
     V product = a * b;
     keep_in_register(product);
