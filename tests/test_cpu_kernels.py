@@ -24,7 +24,7 @@ KERNELS = [(isa, plan) for isa in ISAS for plan in PLANS if isa == ISAS[-1] or p
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 # Below, on and above the borders of tiles (3 or 6 rows), vectors (2 to 16 units), panels (8 to 64 columns) and, in the
-# last one, of the stretches (256), of the blocks of depth (1024 gate rows) and of rows (256).
+# last one, of the stretches (32, 128), of the blocks of depth (1024 gate rows) and of rows (256).
 SHAPES = [
     Case("units-1", 2, 1, 1, 1),
     Case("rows-7", 3, 7, 9, 33, bidirectional=True),
@@ -109,6 +109,26 @@ def test_error_is_at_most_that_of_torch(dtype, scale):
             errors.append((module(x)[0].double() - expected).pow(2).mean().sqrt().item())
     ours, torchs = errors
     assert ours <= torchs, f"ours {ours:.3e}, nn.LSTM's {torchs:.3e}"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_sums_over_rows_are_as_exact_as_sums_in_parts(isa, forced):
+    """Weight gradients, whatever nn.LSTM's error is on this machine.
+
+    One rounding of a float32 sum costs 0.4 * 2^-24 of it on average (root mean square, sizes spread evenly over a power
+    of two). In n terms of random signs cut into sqrt(n) running sums these add up to n^(1/4) times that.
+    """
+    rows, features, hidden = 1200, 64, 64
+    module = fusedlstm.FusedLSTM(features, hidden)
+    for parameter in module.parameters():
+        torch.nn.init.zeros_(parameter)  # i = o = 1/2, g = 0: the gradient of g is exactly a quarter of the output's
+    x, h_0, d_output = (torch.randn(1, rows, n) for n in (features, hidden, hidden))
+    forced(isa, "")
+    module(x, (h_0, torch.zeros(1, rows, hidden)))[0].backward(d_output)
+    for parameter, operand in ((module.weight_ih_l0, x), (module.weight_hh_l0, h_0)):
+        exact = d_output[0].double().T @ operand[0].double() / 4
+        error = parameter.grad[2 * hidden : 3 * hidden] - exact
+        assert error.square().mean() <= (0.4 * 2**-24) ** 2 * rows**0.5 * exact.square().mean()
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -177,7 +177,9 @@ def test_more_steps_than_16_bits_count(device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    "case", [Case("long", 400, 2, 40, 64), Case("wide", 20, 16, 33, 200)], ids=lambda case: case.name
+    "case",
+    [Case("long", 400, 2, 40, 64), Case("wide", 20, 16, 33, 200), Case("large", 10, 8, 512, 512)],
+    ids=lambda case: case.name,
 )
 def test_as_accurate_as_torch(case, dtype, device):
     """Root mean square error of outputs and gradients, beside that of nn.LSTM."""

@@ -1,6 +1,8 @@
 #include "isa.h"
 
+#include <atomic>
 #include <cstdlib>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -54,18 +56,39 @@ const char* environment_isa() {
   return name && *name ? name : nullptr;
 }
 
-enum class Source { kAutomatic, kEnvironment, kForced };
-
-struct Choice {
-  const Kernels* kernels = nullptr;
-  Source source = Source::kAutomatic;
-  std::string plan;
+// Without anybody's asking: the same for the whole life of the process.
+struct Automatic {
+  const Kernels& kernels;
+  const char* reason;
 };
 
-Choice& choice() {
-  static Choice current;
-  return current;
+const Automatic& automatic() {
+  static const Automatic chosen = [] {
+    const char* name = environment_isa();
+    return name ? Automatic{by_name(name), "named by FUSEDLSTM_CPU_ISA"}
+                : Automatic{widest(), "the widest that this processor has"};
+  }();
+  return chosen;
 }
+
+struct ForcedPlan {
+  const char* name;
+  std::optional<bool> direct;
+  std::optional<Split> split;
+};
+constexpr ForcedPlan kForcedPlans[] = {
+    {"", {}, {}},
+    {"direct", true, {}},
+    {"packed", false, {}},
+    {"direct:rows", true, Split::kRows},
+    {"direct:units", true, Split::kUnits},
+    {"packed:rows", false, Split::kRows},
+    {"packed:units", false, Split::kUnits},
+};
+
+// What was asked for by name; calls under way in other threads see it or what stood there before.
+std::atomic<const Kernels*> forced_kernels{nullptr};  // null: automatic
+std::atomic<const ForcedPlan*> forced_plan{&kForcedPlans[0]};
 
 // A team's meeting costs about as much as this many multiply-adds of one thread; below it a thread works alone.
 constexpr double kTeamWork = 4e5;  // of a whole call
@@ -85,22 +108,15 @@ double layer_work(const Shape& shape, int64_t row_count, bool training) {
 }  // namespace
 
 const Kernels& active_kernels() {
-  Choice& c = choice();
-  if (!c.kernels) {
-    const char* name = environment_isa();
-    c.kernels = name ? &by_name(name) : &widest();
-    c.source = name ? Source::kEnvironment : Source::kAutomatic;
-  }
-  return *c.kernels;
+  const Kernels* forced = forced_kernels;
+  return forced ? *forced : automatic().kernels;
 }
 
 void force(const std::string& isa, const std::string& plan) {
-  for (const char* known : {"", "direct", "packed", "direct:rows", "direct:units", "packed:rows", "packed:units"}) {
-    if (plan != known) continue;
-    Choice& c = choice();
-    c.kernels = isa.empty() ? nullptr : &by_name(isa);
-    c.source = Source::kForced;
-    c.plan = plan;
+  for (const ForcedPlan& known : kForcedPlans) {
+    if (plan != known.name) continue;
+    forced_kernels = isa.empty() ? nullptr : &by_name(isa);
+    forced_plan = &known;
     return;
   }
   throw std::runtime_error("fusedlstm: expected a CPU plan direct or packed, with :rows or :units, got '" + plan + "'");
@@ -119,13 +135,11 @@ Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threa
   plan.split = groups == 1 || (many_rows && cached) ? Split::kRows : Split::kUnits;
   if (work >= kTeamWork && plan.split == Split::kUnits && step_work < kMeetWork && many_rows) plan.split = Split::kRows;
   if (work >= kTeamWork && (plan.split == Split::kRows || step_work >= kMeetWork)) plan.threads = threads;
-  const std::string& forced = choice().plan;
-  if (!forced.empty()) {
-    plan.direct = forced.rfind("direct", 0) == 0;
-    if (forced.find(':') != std::string::npos) {
-      plan.split = forced.find(":rows") != std::string::npos ? Split::kRows : Split::kUnits;
-      plan.threads = threads;
-    }
+  const ForcedPlan& forced = *forced_plan;
+  if (forced.direct) plan.direct = *forced.direct;
+  if (forced.split) {
+    plan.split = *forced.split;
+    plan.threads = threads;
   }
   if (plan.threads == 1) plan.split = Split::kRows;
   return plan;
@@ -141,15 +155,15 @@ EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t
 }
 
 std::string describe() {
-  const Kernels& active = active_kernels();
-  const char* reason = choice().source == Source::kForced && choice().kernels ? "forced by name"
-                       : choice().source == Source::kEnvironment              ? "named by FUSEDLSTM_CPU_ISA"
-                                                                              : "the widest that this processor has";
+  const Kernels* forced = forced_kernels;
+  const Kernels& active = forced ? *forced : automatic().kernels;
+  const char* reason = forced ? "forced by name" : automatic().reason;
+  const char* plan = forced_plan.load()->name;
   std::string available;
   for (const Candidate& c : candidates())
     if (c.runs_here) available += std::string(available.empty() ? "\"" : ", \"") + c.kernels->isa + "\"";
   return std::string("{\"isa\": \"") + active.isa + "\", \"reason\": \"" + reason + "\", \"available\": [" + available +
-         "], \"plan\": \"" + (choice().plan.empty() ? "automatic" : choice().plan) +
+         "], \"plan\": \"" + (*plan ? plan : "automatic") +
          "\", \"threads\": " + std::to_string(pool_threads()) + "}";
 }
 

@@ -12,6 +12,7 @@
 namespace fusedlstm::cpu {
 
 inline constexpr int64_t kOuterDepth = 256;    // rows k of a block, at most
+inline constexpr int64_t kOuterStretch = 32;   // of them, in one running sum: see kForwardStretch
 inline constexpr int64_t kOuterColumns = 240;  // columns m of a block, a multiple of every tile height
 
 template <class K, int kLefts>
@@ -116,7 +117,7 @@ class Outer {
             for (int r = 0; r < kRows; ++r)
               for (int q = 0; q < kVectors; ++q) __builtin_prefetch(sum + r * ld + q * K::kLanes, 1);
             multiply<typename K::Isa, typename K::Product, kRows, kRows, kVectors>(tile, x, panel, padded,
-                                                                                   kBackwardStretch);
+                                                                                   kOuterStretch);
             for (int r = 0; r < kRows; ++r)
               for (int q = 0; q < kVectors; ++q) {
                 acc* at = sum + r * ld + q * K::kLanes;

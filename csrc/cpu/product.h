@@ -125,14 +125,14 @@ FUSEDLSTM_INLINE void multiply_stretch(Tile<Isa, Product, kRows, kVectors>& tile
   }
 }
 
-// A running sum rounds in proportion to itself at every step: it is cut into stretches of k, which are added up. Each
-// product has the longest for which its result is about as exact as nn.LSTM's or more; stretches cost loads and stores.
-inline constexpr int64_t kForwardStretch = 256;
+// A running sum rounds in proportion to itself at every step: it is cut into stretches of k, which are added up. The
+// error of n products is least with stretches of sqrt(n); each kind of sum has the longest for which it is at most
+// nn.LSTM's on every machine seen, since stretches cost loads and stores. Sums over rows: outer.h.
+inline constexpr int64_t kForwardStretch = 128;
 inline constexpr int64_t kBackwardStretch = 128;
-// The input's part is the largest of a pre-activation, and so are its errors: what would be one sum is cut in two. At
-// 256 elements the error of one is half a percent above nn.LSTM's at most, where the layers' speeds are that close too.
+// The input's part is the largest of a pre-activation, and so are its errors: what would be one sum is cut in two.
 constexpr int64_t input_stretch(int64_t depth) {
-  return depth < 16 || depth >= kForwardStretch ? kForwardStretch : round_up((depth + 1) / 2, 2);
+  return depth < 16 || depth >= 2 * kForwardStretch ? kForwardStretch : round_up((depth + 1) / 2, 2);
 }
 
 // tile[r] = sum over k of a[r][k * kStride] * panel[k]. `depth` counts elements of k, a multiple of kDepth, and so does
