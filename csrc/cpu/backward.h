@@ -43,7 +43,7 @@ class Backward {
     return arena.used;
   }
 
-  void run(Share share, char* memory) {
+  void run(Share& share, char* memory) {
     Arena arena{memory};
     lay_out(arena, share.first);
     pack(share);
@@ -92,7 +92,7 @@ class Backward {
     gradients.lay_out(arena, share);
   }
 
-  void pack(Share share) {
+  void pack(const Share& share) {
     if (recurs())
       pack_transposed_weights<K>(share, shape.directions, panels_h, panels, gates, gates, recurrent,
                                  [&](int64_t d) { return a.weights[d].hh; });
@@ -127,10 +127,11 @@ class Backward {
   }
 
   void step(const Task& task, int64_t s) {
-    const Range own_panels = task.of(panels), own_units = task.of(unit_panels);
+    const Range own_panels = task.of(panels);
     for (int64_t i = own_panels.begin; i < own_panels.end; ++i) hidden_gradient(i / panels, i, task.rows, s);
     if (shape.proj > 0 && s >= 0) {
       task.meet();
+      const Range own_units = task.of(unit_panels);
       for (int64_t i = own_units.begin; i < own_units.end; ++i) project_back(i / unit_panels, i, task.rows, s);
     }
     task.meet();
@@ -245,7 +246,7 @@ class Backward {
     if (shape.proj > 0) K::store(ring.hidden(d, s, b) + u, o * K::Math::tanh(c), n);
   }
 
-  void state_gradients(Share share) {
+  void state_gradients(const Share& share) {
     const Range rows = share.of(shape.directions * shape.batch);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       narrow_state(a.d_h_0, carry + i * width, i, recurrent);

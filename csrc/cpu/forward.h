@@ -48,7 +48,7 @@ class Forward {
     return arena.used;
   }
 
-  void run(Share share, char* memory) {
+  void run(Share& share, char* memory) {
     Arena arena{memory};
     lay_out(arena, share.first);
     pack(share);
@@ -105,7 +105,7 @@ class Forward {
   }
 
   // Panels of all weights, and the initial states; the team shares the work by blocks.
-  void pack(Share share) {
+  void pack(const Share& share) {
     const Range range = share.of(shape.directions * blocks);
     for (int64_t i = range.begin; i < range.end; ++i) {
       const Weights& w = a.weights[i / blocks];
@@ -150,18 +150,14 @@ class Forward {
   }
 
   void steps(const Task& task) {
-    const Range rows = task.rows, range = task.of(blocks), panels = task.of(project_panels);
+    const Range rows = task.rows;
     int64_t first_row[2][kMaxChunkSteps + 1];
     for (int64_t s0 = 0; s0 < shape.steps; s0 += chunk) {
       const int64_t s1 = s0 + chunk < shape.steps ? s0 + chunk : shape.steps;
-      for (int64_t i = range.begin; i < range.end;) {
-        const int64_t d = i / blocks;
-        const int64_t end = range.end < (d + 1) * blocks ? range.end : (d + 1) * blocks;
-        count_rows(first_row[d], d, rows, s0, s1);
-        input_part(d, {i, end}, range.begin, rows, s0, s1, first_row[d]);
-        i = end;
-      }
+      Range range{0, 0};  // of blocks whose pre-activations of the chunk are there
       for (int64_t s = s0; s < s1; ++s) {
+        // Always of the whole chunk: what rows are multiplied together decides the last bit.
+        if (const Range own = task.of(blocks); own != range) input_parts(range = own, rows, s0, s1, first_row);
         for (int64_t n = range.begin; n < range.end; ++n) {
           // Every other step goes through the panels backwards: those used last are still in the cache.
           const int64_t i = s & 1 ? range.end - 1 - (n - range.begin) : n, d = i / blocks;
@@ -169,12 +165,24 @@ class Forward {
         }
         if (shape.proj > 0) {
           task.meet();
+          const Range panels = task.of(project_panels);
           for (int64_t i = panels.begin; i < panels.end; ++i) project(i, rows, index.at(i / project_panels, s));
         }
         task.meet();
       }
     }
+    const Range range = task.of(blocks);
     for (int64_t i = range.begin; i < range.end; ++i) states.finish(i / blocks, i % blocks, rows);
+  }
+
+  void input_parts(Range range, Range rows, int64_t s0, int64_t s1, int64_t (*first_row)[kMaxChunkSteps + 1]) {
+    for (int64_t i = range.begin; i < range.end;) {
+      const int64_t d = i / blocks;
+      const int64_t end = range.end < (d + 1) * blocks ? range.end : (d + 1) * blocks;
+      count_rows(first_row[d], d, rows, s0, s1);
+      input_part(d, {i, end}, range.begin, rows, s0, s1, first_row[d]);
+      i = end;
+    }
   }
 
   // first_row[s - s0]: where step s starts among the chunk's rows. Only packed batches shrink.

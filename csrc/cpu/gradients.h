@@ -80,7 +80,7 @@ class Gradients {
     projection.lay_out(arena, sets, own(projection.panels), plan.threads, share);
   }
 
-  void pack(Share share) {
+  void pack(const Share& share) {
     if (a.d_input)
       pack_transposed_weights<K>(share, shape.directions, panels_x, input_panels, gates, gates, shape.input,
                                  [&](int64_t d) { return a.weights[d].ih; });
@@ -116,7 +116,7 @@ class Gradients {
   }
 
   // Completes and writes all results, after everybody's last `add`.
-  void finish(Share share) {
+  void finish(const Share& share) {
     if (a.d_input && shape.directions == 2) add_directions(share);
     for (int64_t d = 0; d < shape.directions; ++d) {
       weights.write(d * groups, groups, share.of(weights.panels),
@@ -199,7 +199,7 @@ class Gradients {
     store_some(parts + (d * a.row_count + row) * shape.input + u, v, shape.input - u);
   }
 
-  void add_directions(Share share) {
+  void add_directions(const Share& share) {
     const Range all = share.of(a.row_count * shape.input);
     for (int64_t i = all.begin; i < all.end; i += K::kLanes) {
       const int64_t n = all.end - i;

@@ -1,5 +1,6 @@
 #include "isa.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <optional>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "team.h"
+#include "usable_cpus.h"
 
 namespace fusedlstm::cpu {
 namespace {
@@ -89,6 +91,7 @@ constexpr ForcedPlan kForcedPlans[] = {
 // What was asked for by name; calls under way in other threads see it or what stood there before.
 std::atomic<const Kernels*> forced_kernels{nullptr};  // null: automatic
 std::atomic<const ForcedPlan*> forced_plan{&kForcedPlans[0]};
+std::atomic<int> forced_last_meeting{0};
 
 // A team's meeting costs about as much as this many multiply-adds of one thread; below it a thread works alone.
 constexpr double kTeamWork = 4e5;  // of a whole call
@@ -113,10 +116,13 @@ const Kernels& active_kernels() {
 }
 
 void force(const std::string& isa, const std::string& plan) {
+  const size_t digits = plan.find_first_of("0123456789");
+  const std::string name = plan.substr(0, digits == std::string::npos ? digits : digits - 1);
   for (const ForcedPlan& known : kForcedPlans) {
-    if (plan != known.name) continue;
+    if (name != known.name || (digits != std::string::npos && !known.split)) continue;
     forced_kernels = isa.empty() ? nullptr : &by_name(isa);
     forced_plan = &known;
+    forced_last_meeting = digits == std::string::npos ? 0 : std::atoi(plan.c_str() + digits);
     return;
   }
   throw std::runtime_error("fusedlstm: expected a CPU plan direct or packed, with :rows or :units, got '" + plan + "'");
@@ -146,12 +152,14 @@ Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threa
 }
 
 EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, bool training, int threads) {
-  const Plan of_team = choose_plan(shape, row_count, training, threads);
-  if (members == 1) return {of_team.threads, 0, {}, of_team};
-  const Plan of_thread = choose_plan(shape, row_count, training, 1);
-  if (of_team.threads == threads) return {threads, members / threads * threads, of_thread, of_team};
   const bool is_enough = double(members) * layer_work(shape, row_count, training) >= kTeamWork;
-  return {is_enough && members < threads ? int(members) : is_enough ? threads : 1, members, of_thread, {}};
+  if (!forced_plan.load()->split) threads = is_enough ? std::min(threads, usable_cpus()) : 1;
+  const Plan of_team = choose_plan(shape, row_count, training, threads);
+  if (members == 1) return {of_team.threads, 0, {}, of_team, forced_last_meeting};
+  const Plan of_thread = choose_plan(shape, row_count, training, 1);
+  if (of_team.threads == threads)
+    return {threads, members / threads * threads, of_thread, of_team, forced_last_meeting};
+  return {members < threads ? int(members) : threads, members, of_thread, {}};
 }
 
 std::string describe() {
@@ -164,7 +172,7 @@ std::string describe() {
     if (c.runs_here) available += std::string(available.empty() ? "\"" : ", \"") + c.kernels->isa + "\"";
   return std::string("{\"isa\": \"") + active.isa + "\", \"reason\": \"" + reason + "\", \"available\": [" + available +
          "], \"plan\": \"" + (*plan ? plan : "automatic") +
-         "\", \"threads\": " + std::to_string(pool_threads()) + "}";
+         "\", \"threads\": " + std::to_string(std::min(pool_threads(), usable_cpus())) + "}";
 }
 
 }  // namespace fusedlstm::cpu

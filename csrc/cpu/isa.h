@@ -13,8 +13,9 @@ namespace fusedlstm::cpu {
 // The table in use. Throws std::runtime_error if FUSEDLSTM_CPU_ISA names a set that cannot run here.
 const Kernels& active_kernels();
 
-// isa: "baseline", "avx2", "avx512", "avx512_bf16"; plan: "direct" or "packed", then optionally ":rows" or ":units".
-// Empty strings return to automatic. Throws std::runtime_error on any other name.
+// isa: "baseline", "avx2", "avx512", "avx512_bf16"; plan: "direct" or "packed", then optionally ":rows" or ":units",
+// then optionally ":N": a team dissolves at its Nth meeting, as one does that had to wait too long. Empty strings
+// return to automatic. Throws std::runtime_error on any other name.
 void force(const std::string& isa, const std::string& plan);
 
 // How a layer runs: how many threads, and what they divide.
@@ -26,6 +27,7 @@ struct EnsemblePlan {
   int threads;
   int64_t alone;
   Plan of_thread, of_team;
+  int last_meeting = 0;  // where the team dissolves; 0: where it has to
 };
 EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, bool training, int threads);
 

@@ -10,11 +10,11 @@ template <class K>
 constexpr LayerKernels layer_kernels() {
   return {
       [](const ForwardArgs& args, const Plan& plan) { return Forward<K>(args, plan).workspace_bytes(); },
-      [](const ForwardArgs& args, const Plan& plan, Share share, char* workspace) {
+      [](const ForwardArgs& args, const Plan& plan, Share& share, char* workspace) {
         Forward<K>(args, plan).run(share, workspace);
       },
       [](const BackwardArgs& args, const Plan& plan) { return Backward<K>(args, plan).workspace_bytes(); },
-      [](const BackwardArgs& args, const Plan& plan, Share share, char* workspace) {
+      [](const BackwardArgs& args, const Plan& plan, Share& share, char* workspace) {
         Backward<K>(args, plan).run(share, workspace);
       },
   };

@@ -93,18 +93,21 @@ struct Plan {
 // Items begin .. end - 1.
 struct Range {
   int64_t begin, end;
+  bool operator==(const Range&) const = default;
 };
 constexpr Range part(int64_t n, int64_t index, int64_t count) {
   return {n * index / count, n * (index + 1) / count};
 }
 
-// The shares first .. last - 1 of `count`, which one thread works on: usually one share, more where torch's pool has
-// fewer threads to give. `meet` returns when all shares have called it; what was written before is then visible to all.
+// The shares first .. last - 1 of `count`, which one thread works on: usually one share, more where the team has fewer
+// threads. `meet` returns when all shares have called it; what was written before is then visible to all. A meeting
+// that took too long is the team's last one: the thread that has share 0 comes out of it with all shares, the others
+// with none, and none of them waits again. So what to work on is asked for anew after each meeting.
 struct Share {
   int first, last, count;
-  void* barrier;
-  void (*wait)(void* barrier, int shares);
-  void meet() const { wait(barrier, last - first); }
+  void* team;       // null: nobody to meet
+  int64_t met = 0;  // when this thread last came to a meeting, in the team's own unit
+  void meet();      // team.cpp
   Range of(int64_t n) const { return {n * first / count, n * last / count}; }
 };
 
@@ -113,7 +116,7 @@ struct Share {
 struct Task {
   Range directions, rows;
   int64_t group;  // of rows
-  const Share* team;
+  Share* team;
   void meet() const {
     if (team) team->meet();
   }
@@ -130,7 +133,7 @@ constexpr int64_t row_groups(const Plan& plan, const Shape& shape) {
 
 // Runs body(task) for every task of a share.
 template <class Body>
-void for_each_task(const Plan& plan, const Shape& shape, const Share& share, Body body) {
+void for_each_task(const Plan& plan, const Shape& shape, Share& share, Body body) {
   if (plan.split == Split::kUnits) return body(Task{{0, shape.directions}, {0, shape.batch}, 0, &share});
   const int64_t groups = row_groups(plan, shape);
   const Range tasks = share.of(shape.directions * groups);
@@ -142,9 +145,9 @@ void for_each_task(const Plan& plan, const Shape& shape, const Share& share, Bod
 
 struct LayerKernels {
   int64_t (*forward_bytes)(const ForwardArgs&, const Plan&);  // workspace, 64-byte aligned
-  void (*forward)(const ForwardArgs&, const Plan&, Share, char* workspace);
+  void (*forward)(const ForwardArgs&, const Plan&, Share&, char* workspace);
   int64_t (*backward_bytes)(const BackwardArgs&, const Plan&);
-  void (*backward)(const BackwardArgs&, const Plan&, Share, char* workspace);
+  void (*backward)(const BackwardArgs&, const Plan&, Share&, char* workspace);
 };
 
 struct Kernels {

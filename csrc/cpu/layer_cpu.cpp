@@ -97,7 +97,7 @@ struct LayerInputs {
 // pointers in the same places.
 template <class Args>
 void run_members(const std::vector<Args>& members, bool training, int64_t (*bytes)(const Args&, const Plan&),
-                 void (*run)(const Args&, const Plan&, Share, char*)) {
+                 void (*run)(const Args&, const Plan&, Share&, char*)) {
   if (members.empty()) return;
   const int64_t count = int64_t(members.size());
   struct Call {
@@ -110,10 +110,10 @@ void run_members(const std::vector<Args>& members, bool training, int64_t (*byte
   if (call.plan.alone > 0) call.bytes_of_thread = bytes(members[0], call.plan.of_thread);
   if (call.plan.alone < count) call.bytes_of_team = bytes(members[0], call.plan.of_team);
   run_team(
-      call.plan.threads, std::max(call.plan.threads * call.bytes_of_thread, call.bytes_of_team),
+      call.plan.threads, call.plan.last_meeting, std::max(call.plan.threads * call.bytes_of_thread, call.bytes_of_team),
       [](void* context, Share share, char* workspace) {
         const Call& c = *static_cast<Call*>(context);
-        const Share alone{0, 1, 1, nullptr, [](void*, int) {}};
+        Share alone{0, 1, 1, nullptr};
         const Range own = share.of(c.plan.alone);
         for (int64_t m = own.begin; m < own.end; ++m)
           c.kernel(c.members[size_t(m)], c.plan.of_thread, alone, workspace + share.first * c.bytes_of_thread);

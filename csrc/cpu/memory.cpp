@@ -2,9 +2,11 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
-#include <memory>
+#include <mutex>
 #include <new>
+#include <vector>
 
 namespace fusedlstm::cpu {
 namespace {
@@ -12,39 +14,68 @@ namespace {
 constexpr int64_t kKeptBytes = int64_t(128) << 20;
 constexpr int64_t kHugePage = int64_t(2) << 20;
 
-struct Free {
-  void operator()(char* p) const { std::free(p); }
+struct Block {
+  char* data;
+  int64_t bytes;
 };
 
-struct Scratch {
-  std::unique_ptr<char, Free> data;
-  int64_t bytes = 0;
+Block allocate(int64_t bytes) {
+  const int64_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
+  const int64_t rounded = (std::max<int64_t>(bytes, 1) + alignment - 1) / alignment * alignment;
+  char* data = static_cast<char*>(std::aligned_alloc(size_t(alignment), size_t(rounded)));
+  if (!data) throw std::bad_alloc();
+  if (alignment == kHugePage) madvise(data, size_t(rounded), MADV_HUGEPAGE);
+  return {data, rounded};
+}
+
+class Pool {
+ public:
+  // A block that was given back, if one is large enough; the one used last is the one most likely to be in a cache.
+  // Else the largest is freed, since the caller will bring a larger one.
+  Block take(int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    const auto fits = std::find_if(free_.rbegin(), free_.rend(), [&](const Block& b) { return b.bytes >= bytes; });
+    if (fits != free_.rend()) return remove(std::prev(fits.base()));
+    if (!free_.empty()) std::free(remove(std::max_element(free_.begin(), free_.end(), is_smaller)).data);
+    return {nullptr, 0};
+  }
+  void give_back(Block block) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(block);
+    for (kept_ += block.bytes; kept_ > kKeptBytes;) std::free(remove(free_.begin()).data);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Block> free_;  // the one used last is the last
+  int64_t kept_ = 0;         // bytes of all of them
+
+  static bool is_smaller(const Block& a, const Block& b) { return a.bytes < b.bytes; }
+  Block remove(std::vector<Block>::iterator at) {
+    const Block block = *at;
+    free_.erase(at);
+    kept_ -= block.bytes;
+    return block;
+  }
 };
 
-Scratch& scratch() {
-  thread_local Scratch own;
-  return own;
+// Never destroyed: threads may still run while the process exits.
+Pool& pool() {
+  static Pool& all = *new Pool;
+  return all;
 }
 
 }  // namespace
 
-char* scratch_memory(int64_t bytes) {
-  Scratch& own = scratch();
-  if (bytes > own.bytes) {
-    own = {};
-    const int64_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
-    const int64_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    own.data.reset(static_cast<char*>(std::aligned_alloc(size_t(alignment), size_t(rounded))));
-    if (!own.data) throw std::bad_alloc();
-    own.bytes = rounded;
-    if (alignment == kHugePage) madvise(own.data.get(), size_t(rounded), MADV_HUGEPAGE);
-  }
-  return own.data.get();
+Scratch::Scratch(int64_t bytes) {
+  Block block = pool().take(bytes);
+  if (!block.data) block = allocate(bytes);
+  data_ = block.data;
+  bytes_ = block.bytes;
 }
 
-void release_scratch_memory() {
-  Scratch& own = scratch();
-  if (own.bytes > kKeptBytes) own = {};
+Scratch::~Scratch() {
+  pool().give_back({data_, bytes_});
 }
 
 }  // namespace fusedlstm::cpu

@@ -1,18 +1,29 @@
-// Scratch memory of the kernels.
+// Scratch memory of the kernels: one pool for the whole process.
 #pragma once
 
 #include <cstdint>
 
 namespace fusedlstm::cpu {
 
-// This thread's scratch memory of at least `bytes`, 64-byte aligned, uninitialised; valid until the next call.
-// Blocks up to 128 MiB are kept for the thread's next call, which then neither allocates nor touches new pages.
+// Memory of at least `bytes` for the time of one call, 64-byte aligned, uninitialised. Throws std::bad_alloc.
+//
+// It goes back to the pool, which keeps up to 128 MiB in all for later calls of any thread; these then neither allocate
+// nor touch new pages. A call that finds nothing large enough replaces the largest block that is free, so that calls
+// one after another keep one block, whatever threads they come from.
 //
 // Large blocks ask for huge pages. Tensors do not: where a hypervisor takes huge pages back as soon as they are free,
 // each new one costs more than its small pages would.
-char* scratch_memory(int64_t bytes);
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
 
-// Returns a large block at once; call it when the scratch memory is no longer used.
-void release_scratch_memory();
+  char* data() const { return data_; }
+
+ private:
+  char* data_;
+  int64_t bytes_;
+};
 
 }  // namespace fusedlstm::cpu

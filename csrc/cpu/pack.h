@@ -171,8 +171,8 @@ FUSEDLSTM_INLINE void pack_columns(typename K::operand* panel, RowOf row_of, int
 // Panels of the columns of a weight [depth, columns], which multiply from the left by its transpose: [D][panels] of
 // `padded` depth. The team divides them.
 template <class K, class WeightOf>
-void pack_transposed_weights(Share share, int64_t directions, typename K::operand* to, int64_t panels, int64_t depth,
-                             int64_t padded, int64_t columns, WeightOf weight_of) {
+void pack_transposed_weights(const Share& share, int64_t directions, typename K::operand* to, int64_t panels,
+                             int64_t depth, int64_t padded, int64_t columns, WeightOf weight_of) {
   const Range range = share.of(directions * panels);
   for (int64_t i = range.begin; i < range.end; ++i) {
     const auto* w = static_cast<const typename K::storage*>(weight_of(i / panels));

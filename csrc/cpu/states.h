@@ -34,7 +34,7 @@ class States {
   }
 
   // The states before the first step.
-  void start(Share share) {
+  void start(const Share& share) {
     const Range rows = share.of(shape.directions * shape.batch);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const int64_t d = i / shape.batch, b = i % shape.batch;

@@ -1,14 +1,17 @@
 #include "team.h"
 
-#include <sched.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <limits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include "memory.h"
+#include "usable_cpus.h"
 
 namespace fusedlstm::cpu {
 namespace {
@@ -19,32 +22,110 @@ inline void pause() {
 #endif
 }
 
-// A barrier that counts shares, not threads: torch's pool may give one thread several shares' worth of work, which
-// then arrives once with their number. Spins for about as long as a time step may take, then yields the processor.
-class Barrier {
+// Time in units of 0.2 to 0.5 ns, for a thousandth of what reading a clock costs a short time step.
+inline int64_t ticks() {
+#if defined(__x86_64__)
+  return int64_t(__rdtsc());
+#else
+  return 2 * std::chrono::steady_clock::now().time_since_epoch().count();
+#endif
+}
+
+constexpr int64_t kSpin = 1 << 18;      // ticks of waiting before a thread sleeps: 50 to 130 us
+constexpr int64_t kPatience = 1 << 19;  // ticks beyond which nobody may be late, unless time steps take that long
+
+// Where the shares of a call meet. Counts shares, not threads: a thread with several arrives once with their number.
+// A waiting thread spins for about as long as a time step may take, then sleeps: a late one may need this very CPU.
+class Team {
  public:
-  explicit Barrier(int shares) : shares(shares) {}
-  void wait(int own) {
+  Team(int shares, int last_meeting) : shares(shares), last_meeting(last_meeting) {}
+
+  // Whether somebody came too late.
+  bool was_slow() const { return is_slow.load(std::memory_order_relaxed); }
+
+  void meet(Share& own) {
+    const int64_t now = ticks();
+    // A thread's first meeting may have to wait until the other one has woken up.
+    const int64_t patience = own.met == 0 ? std::numeric_limits<int64_t>::max() : kPatience + 2 * (now - own.met);
+    own.met = now;
     const int phase = this->phase.load(std::memory_order_relaxed);
-    if (arrived.fetch_add(own, std::memory_order_acq_rel) + own == shares) {
+    if (arrived.fetch_add(own.last - own.first, std::memory_order_acq_rel) + own.last - own.first == shares) {
       arrived.store(0, std::memory_order_relaxed);
-      this->phase.store(phase + 1, std::memory_order_release);
-      return;
+      dissolved = was_slow() || phase + 1 == last_meeting;
+      // Sequentially consistent, so that notify_all does not look for sleepers before the new phase can be seen: a
+      // thread that goes to sleep in between would never be woken.
+      this->phase.store(phase + 1, std::memory_order_seq_cst);
+      this->phase.notify_all();
+    } else if (!spin(phase, now)) {
+      this->phase.wait(phase, std::memory_order_acquire);
+      if (ticks() - now > patience) is_slow.store(true, std::memory_order_relaxed);
     }
-    for (int spins = 0; this->phase.load(std::memory_order_acquire) == phase; ++spins) {
-      if (spins < 4096) {
-        pause();
-      } else {
-        sched_yield();
-      }
-    }
+    if (!dissolved) return;
+    if (own.first > 0) own.first = shares;
+    own.last = shares;
+    own.team = nullptr;
   }
 
  private:
-  const int shares;
+  const int shares, last_meeting;
+  bool dissolved = false;  // written by the last to arrive, before the others leave; nobody meets after it is true
+  std::atomic<bool> is_slow{false};
   alignas(64) std::atomic<int> arrived{0};
   alignas(64) std::atomic<int> phase{0};
+
+  // Whether the phase ended while there was hope that it would soon.
+  bool spin(int phase, int64_t since) const {
+    do {
+      for (int i = 0; i < 32; ++i) {
+        if (this->phase.load(std::memory_order_acquire) != phase) return true;
+        pause();
+      }
+    } while (ticks() - since < kSpin);
+    return false;
+  }
 };
+
+// The calls of this process that are under way. A team whose threads do not all run at once meets at the pace of the
+// scheduler: so the CPUs are divided by the calls that ran at the same time of late, no call waits for another, and
+// after a team had to dissolve, since other processes used its CPUs, some calls try without one.
+class Callers {
+ public:
+  // How many threads a call may have that can use `wanted`.
+  int enter(int wanted) {
+    const int now = calls.fetch_add(1, std::memory_order_relaxed) + 1;
+    const int threads = wanted == 1 || is_warned() ? 1 : free_cpus(now, wanted);
+    this->threads.fetch_add(threads, std::memory_order_relaxed);
+    return threads;
+  }
+  void leave(int threads) {
+    this->threads.fetch_sub(threads, std::memory_order_relaxed);
+    calls.fetch_sub(1, std::memory_order_relaxed);
+  }
+  void warn(bool was_slow) {
+    const int next = was_slow ? std::min(2 * warning.load(std::memory_order_relaxed) + 1, kMostWarned) : 0;
+    warning.store(next, std::memory_order_relaxed);
+    warned.store(next, std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr int kLately = 64, kMostWarned = 63;  // calls
+  std::atomic<int> calls{0}, threads{0};                // now
+  std::atomic<int> most_at_once{1}, since_most{0};      // calls of late, and calls since there were so many
+  std::atomic<int> warning{0}, warned{0};               // calls to be made without a team: in all, and left
+
+  bool is_warned() { return warned.load(std::memory_order_relaxed) > 0 && warned.fetch_sub(1) > 0; }
+
+  int free_cpus(int now, int wanted) {
+    if (now >= most_at_once.load(std::memory_order_relaxed) || since_most.fetch_add(1) > kLately) {
+      most_at_once.store(now, std::memory_order_relaxed);
+      since_most.store(0, std::memory_order_relaxed);
+    }
+    const int cpus = usable_cpus(), fair = cpus / most_at_once.load(std::memory_order_relaxed);
+    return std::clamp(std::min(fair, cpus - threads.load(std::memory_order_relaxed)), 1, wanted);
+  }
+};
+
+Callers callers;
 
 }  // namespace
 
@@ -52,18 +133,23 @@ int pool_threads() {
   return static_cast<int>(torch::stable::get_num_threads());
 }
 
-void run_team(int threads, int64_t workspace_bytes, void (*body)(void*, Share, char*), void* context) {
-  char* workspace = scratch_memory(workspace_bytes > 0 ? workspace_bytes : 64);
-  Barrier barrier(threads);
-  const auto meet = [](void* b, int own) { static_cast<Barrier*>(b)->wait(own); };
+void Share::meet() {
+  if (team) static_cast<Team*>(team)->meet(*this);
+}
+
+void run_team(int shares, int last_meeting, int64_t workspace_bytes, void (*body)(void*, Share, char*), void* context) {
+  const Scratch workspace(workspace_bytes);
+  const int threads = callers.enter(shares);
   if (threads == 1) {
-    body(context, {0, 1, 1, &barrier, [](void*, int) {}}, workspace);
+    body(context, {0, shares, shares, nullptr}, workspace.data());
   } else {
+    Team team(shares, last_meeting);
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-      body(context, {int(begin), int(end), threads, &barrier, meet}, workspace);
+      body(context, {int(shares * begin / threads), int(shares * end / threads), shares, &team}, workspace.data());
     });
+    callers.warn(team.was_slow());
   }
-  release_scratch_memory();
+  callers.leave(threads);
 }
 
 }  // namespace fusedlstm::cpu

@@ -10,8 +10,11 @@ namespace fusedlstm::cpu {
 // How many threads torch would use now.
 int pool_threads();
 
-// Calls body(share, workspace) for every share of a team of `threads`, each share in a thread of torch's pool; all
-// shares run at the same time and may meet. One thread runs at once, without the pool. `workspace` is 64-byte aligned.
-void run_team(int threads, int64_t workspace_bytes, void (*body)(void* context, Share, char* workspace), void* context);
+// Calls body(share, workspace) for all `shares` of a layer, in threads of torch's pool, which run at the same time and
+// may meet. There are fewer threads than shares where other calls or other processes use the CPUs; a thread then has
+// several shares, and results stay the same bit by bit. One thread runs at once, without the pool. `workspace` is
+// 64-byte aligned. `body` throws nothing. last_meeting: the team dissolves there at the latest; 0 for no such limit.
+void run_team(int shares, int last_meeting, int64_t workspace_bytes,
+              void (*body)(void* context, Share, char* workspace), void* context);
 
 }  // namespace fusedlstm::cpu
