@@ -2,46 +2,44 @@
 //
 //   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -arch=sm_90a -Icsrc tools/gpu_constants.cu -o gpu_constants
 //
-// The exchanges are those of csrc/cuda/exchange.cuh without the product between them, by the same primitives, so that
-// their time is what a step waits for. Each kernel counts the cycles of its first CTA over many steps.
+// The exchanges are those of csrc/cuda/exchange.cuh without the product between them: the same lanes send the same
+// number of bytes to the same peers, by the same primitives, so that their time is what a step waits for. Each kernel
+// counts the cycles of its first CTA over many steps. A peer that does not come ends the kernel soon; cycles are then
+// -1, as they are where the device refuses a launch.
+//
+// Rows {what, ctas, bytes, cycles}: ctas of one cluster or grid, bytes that every CTA receives in a step.
+//   cluster exchange        forward, 16-bit elements: 4 lanes send 64 contiguous bytes to one peer. Variants: 32-bit
+//                           elements; with the stage in shared memory that vectors are gathered in; by bulk copies
+//   cluster sums            backward: a warp sends 32 times 8 bytes to one peer. Variant: 32 times 16
+//     ..., alone            one cluster
+//     ..., GPU full         as many clusters as there is room for
+//   grid exchange           through L2: words of ones are not written yet; or a barrier of all CTAs before they are
+//   read resident clusters       cycles: how many run at once, one CTA on an SM most CTAs on one SM     cycles: how
+//   many; bytes: shared memory of each
 #include <cooperative_groups.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <vector>
 
-#include "cuda/primitives.cuh"
+#include "gpu_probes.cuh"
 
 namespace fusedlstm::gpu {
 namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int kThreads = 256;
-constexpr int kVectorBytes = 16;
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kVectorBytes = 16, kChunkBytes = 64;
+constexpr int kMostPeers = 16;
 constexpr uint32_t kNotWritten = ~0u;
 
 struct Run {
   int steps;
-  long long* cycles;  // of the first CTA, for all steps
+  long long* cycles;  // of the first CTA, for all steps; negative if a peer did not come
   uint32_t* sink;     // keeps results alive
-};
-
-class Stopwatch {
- public:
-  __device__ explicit Stopwatch(const Run& run) : run_(run) {
-    block_sync();
-    start_ = clock64();
-  }
-  __device__ void stop() const {
-    block_sync();
-    if (threadIdx.x == 0 && blockIdx.x == 0) *run_.cycles = clock64() - start_;
-  }
-
- private:
-  const Run& run_;
-  long long start_;
 };
 
 // ---- clusters -----------------------------------------------------------------------------------------------------
@@ -50,39 +48,128 @@ class Stopwatch {
 __global__ void __launch_bounds__(kThreads, 1) cluster_barrier_kernel(Run run, bool with_stores) {
   if constexpr (kArch >= 900) {
     cluster_sync();
-    const Stopwatch watch(run);
+    Stopwatch watch;
     for (int s = 0; s < run.steps; ++s) {
       if (with_stores) run.sink[(s % 8 * gridDim.x + blockIdx.x) * kThreads + threadIdx.x] = s;
       cluster_sync();
     }
-    watch.stop();
+    watch.stop(run.cycles);
   }
 }
 
-// Every CTA sends its share of `bytes` to all CTAs of the cluster and waits for all of them.
+// Two buffers of `bytes`, filled in turns, each with an mbarrier that counts what has arrived.
+class Arrivals {
+ public:
+  __device__ __forceinline__ explicit Arrivals(int bytes) : base_(shared_address(shared_memory())), bytes_(bytes) {
+    if (threadIdx.x == 0) {
+      for (int s = 0; s < 2; ++s) mbarrier_init(base_ + barrier(s), 1);
+      mbarrier_init_fence();
+      for (int s = 0; s < 2; ++s) mbarrier_arrive_expect(base_ + barrier(s), bytes);
+    }
+    cluster_sync();
+  }
+  static constexpr int kHeaderBytes = 128;
+
+  // Of this CTA, or of a peer; and from there to what belongs to step s.
+  __device__ __forceinline__ SharedAddress base() const { return base_; }
+  __device__ __forceinline__ SharedAddress base_of(int peer) const { return map_cluster_address(base_, peer); }
+  static __device__ __forceinline__ int barrier(int s) { return s % 2 * 8; }
+  __device__ __forceinline__ int buffer(int s) const { return kHeaderBytes + s % 2 * bytes_; }
+  __device__ __forceinline__ int stage(int s, int bytes) const { return kHeaderBytes + 2 * bytes_ + s % 2 * bytes; }
+
+ private:
+  SharedAddress base_;
+  int bytes_;
+};
+
+// In every step send(s, arrivals), and then all that is sent to this CTA.
+template <class Send>
+__device__ __forceinline__ void exchange_in_cluster(const Run& run, int bytes, Send send) {
+  const Arrivals arrivals(bytes);
+  Stopwatch watch;
+  for (int s = 0; s < run.steps; ++s) {
+    const SharedAddress barrier = arrivals.base() + arrivals.barrier(s);
+    send(s, arrivals);
+    watch.wait_until([&] { return mbarrier_try_wait(barrier, s / 2 % 2); });
+    if (threadIdx.x == 0 && s + 2 < run.steps && !watch.gave_up()) mbarrier_arrive_expect(barrier, bytes);
+    block_sync();
+  }
+  watch.stop(run.cycles);
+  cluster_sync();
+}
+
+// Every CTA sends its share of `bytes` to all of the cluster. A warp has 32 elements at a time, 16 or 32 bits each:
+// they are kVectors vectors, which as many lanes send to one peer. kStaged: gathered in shared memory first.
+template <int kVectors, bool kStaged>
 __global__ void __launch_bounds__(kThreads, 1) cluster_exchange_kernel(Run run, int bytes) {
   if constexpr (kArch >= 900) {
-    const SharedAddress barriers = shared_address(shared_memory()), buffers = barriers + 128;
-    const int ctas = cluster_size(), vectors = bytes / ctas / kVectorBytes;
-    const int first = cluster_rank() * vectors * kVectorBytes;
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < 2; ++i) mbarrier_init(barriers + 8 * i, 1);
-      mbarrier_init_fence();
-      for (int i = 0; i < 2; ++i) mbarrier_arrive_expect(barriers + 8 * i, bytes);
-    }
-    cluster_sync();
-    const Stopwatch watch(run);
-    for (int s = 0; s < run.steps; ++s) {
-      const SharedAddress barrier = barriers + s % 2 * 8, buffer = buffers + s % 2 * bytes;
-      for (int i = threadIdx.x; i < vectors * ctas; i += kThreads)
-        store_async128(map_cluster_address(buffer + first + i / ctas * kVectorBytes, i % ctas),
-                       Vec4{{static_cast<uint32_t>(s), 0, 0, 0}}, map_cluster_address(barrier, i % ctas));
-      mbarrier_wait<Scope::kCluster>(barrier, s / 2 % 2);
-      if (threadIdx.x == 0 && s + 2 < run.steps) mbarrier_arrive_expect(barrier, bytes);
+    constexpr int kCopies = 32 / kVectors, kPeers = kMostPeers / kCopies;
+    constexpr int kWarpBytes = kVectors * kVectorBytes, kChunks = kWarpBytes / kChunkBytes;
+    const int ctas = cluster_size(), share = bytes / ctas, lane = threadIdx.x % 32, vector = lane % kVectors;
+    const int mine = cluster_rank() * share + vector / 4 * (share / kChunks) + vector % 4 * kVectorBytes;
+    exchange_in_cluster(run, bytes, [&](int s, const Arrivals& arrivals) {
+      for (int n = threadIdx.x / 32; n < share / kWarpBytes; n += kWarps) {
+        Vec4 v{{static_cast<uint32_t>(s), 0, 0, 0}};
+        if constexpr (kStaged) {
+          const SharedAddress stage = arrivals.base() + arrivals.stage(s, share) + n * kWarpBytes;
+          store_shared16(stage + lane * 2, static_cast<uint16_t>(s));
+          warp_sync();
+          v = load_shared128(stage + vector * kVectorBytes);
+        }
+#pragma unroll
+        for (int i = 0; i < kPeers; ++i) {
+          const int rank = i * kCopies + lane / kVectors;
+          if (rank >= ctas) continue;
+          const SharedAddress peer = arrivals.base_of(rank);
+          store_async128(peer + arrivals.buffer(s) + mine + n * kChunkBytes, v, peer + arrivals.barrier(s));
+        }
+      }
+    });
+  }
+}
+
+// The same by bulk copies: one for each peer, from the stage. A stage is free when its step + 1 has arrived, which
+// peers send only after they have received that step.
+__global__ void __launch_bounds__(kThreads, 1) bulk_exchange_kernel(Run run, int bytes) {
+  if constexpr (kArch >= 900) {
+    const int ctas = cluster_size(), share = bytes / ctas, mine = cluster_rank() * share;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    exchange_in_cluster(run, bytes, [&](int s, const Arrivals& arrivals) {
+      const SharedAddress stage = arrivals.base() + arrivals.stage(s, share);
+      for (int n = warp; n < share / kChunkBytes; n += kWarps)
+        store_shared16(stage + n * kChunkBytes + lane * 2, static_cast<uint16_t>(s));
+      bulk_copy_fence();
       block_sync();
-    }
-    watch.stop();
-    cluster_sync();
+      if (lane != 0) return;
+      for (int rank = warp; rank < ctas; rank += kWarps) {
+        const SharedAddress peer = arrivals.base_of(rank);
+        bulk_copy(peer + arrivals.buffer(s) + mine, stage, share, peer + arrivals.barrier(s));
+      }
+    });
+  }
+}
+
+// Every CTA has sums for all units, 8 batch rows each, and sends them to the CTAs that own the units: `bytes` in all. A
+// lane sends kLaneBytes of one unit; the 32 lanes of a warp send to one owner, and each warp has neighbouring units.
+// bytes, and the size of the cluster: powers of two.
+template <int kLaneBytes>
+__global__ void __launch_bounds__(kThreads, 1) cluster_sums_kernel(Run run, int bytes) {
+  if constexpr (kArch >= 900) {
+    constexpr int kParts = 32 / kLaneBytes, kUnits = 32 / kParts;  // of a unit's 32 bytes; in one store of a warp
+    const int share = bytes / cluster_size(), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int mine = cluster_rank() * share + lane % kParts * (share / kParts) + lane / kParts * kLaneBytes;
+    const int groups = bytes / (32 * kLaneBytes), of_owner = share / (32 * kLaneBytes);
+    const int of_warp = (groups + kWarps - 1) / kWarps, log2_of_owner = __ffs(of_owner) - 1;
+    exchange_in_cluster(run, bytes, [&](int s, const Arrivals& arrivals) {
+      for (int group = warp * of_warp; group < std::min(groups, (warp + 1) * of_warp); ++group) {
+        const SharedAddress peer = arrivals.base_of(group >> log2_of_owner);
+        const SharedAddress to = peer + arrivals.buffer(s) + mine + (group & (of_owner - 1)) * kUnits * kLaneBytes;
+        if constexpr (kLaneBytes == 8)
+          store_async64(to, s, 0, peer + arrivals.barrier(s));
+        else
+          store_async128(to, Vec4{{static_cast<uint32_t>(s), 0, 0, 0}}, peer + arrivals.barrier(s));
+      }
+    });
   }
 }
 
@@ -104,10 +191,10 @@ __global__ void __launch_bounds__(kThreads, 1) remote_load_latency_kernel(Run ru
     cluster_sync();
     const uint32_t* theirs = of_peer(mine);
     uint32_t at = 0;
-    const Stopwatch watch(run);
+    Stopwatch watch;
     if (threadIdx.x == 0)
       for (int s = 0; s < run.steps; ++s) at = theirs[at];
-    watch.stop();
+    watch.stop(run.cycles);
     run.sink[threadIdx.x] = at;
     cluster_sync();
   }
@@ -122,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, 1) remote_load_bandwidth_kernel(Run 
     cluster_sync();
     const uint4* theirs = of_peer(mine);
     uint32_t sum = 0;
-    const Stopwatch watch(run);
+    Stopwatch watch;
     for (int s = 0; s < run.steps; ++s) {
 #pragma unroll
       for (int i = 0; i < kRemoteLoads; ++i) {
@@ -131,7 +218,7 @@ __global__ void __launch_bounds__(kThreads, 1) remote_load_bandwidth_kernel(Run 
       }
       warp_sync();  // the next step loads again
     }
-    watch.stop();
+    watch.stop(run.cycles);
     run.sink[threadIdx.x] = sum;
     cluster_sync();
   }
@@ -139,58 +226,75 @@ __global__ void __launch_bounds__(kThreads, 1) remote_load_bandwidth_kernel(Run 
 
 // ---- the whole grid, through L2 -------------------------------------------------------------------------------------
 
-enum class GridExchange { kSentinel, kGridBarrier, kCounter };
+// Waits until all CTAs have come here for the time-th time; counter: zero before the launch.
+__device__ __forceinline__ void grid_barrier(Stopwatch& watch, unsigned* counter, int time) {
+  block_sync();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    atomicAdd(counter, 1);
+    watch.wait_until([&] { return *static_cast<volatile unsigned*>(counter) >= gridDim.x * time; });
+    __threadfence();
+  }
+  block_sync();
+}
 
-// Every CTA publishes its share of `bytes` and fetches all of them. memory: `bytes` per step, all ones before the
-// launch; counter: zero.
-template <GridExchange kHow>
+// Every CTA publishes its share of `bytes`, at most a vector for each thread, and fetches all of them: [batch row][K],
+// of which a warp fetches an eighth of K of all rows, 64 bytes of a row at a time, in rounds of up to 8 vectors of a
+// lane. memory: `bytes` per step, all ones before the launch. kBarrier: read after a barrier of all CTAs, instead of
+// again and again.
+template <bool kBarrier>
 __global__ void __launch_bounds__(kThreads, 1)
     grid_exchange_kernel(Run run, char* memory, unsigned* counter, int64_t bytes) {
-  const int ctas = gridDim.x, vectors = static_cast<int>(bytes) / ctas / kVectorBytes;
-  uint32_t sum = 0;
-  cg::this_grid().sync();
-  const Stopwatch watch(run);
+  constexpr int kInFlight = 8;
+  const int vectors = static_cast<int>(bytes) / gridDim.x / kVectorBytes, rows = std::min(vectors, 8);
+  const int64_t pitch = bytes / rows;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4;
+  const int chunks = static_cast<int>(pitch) / kWarps / kChunkBytes;
+  const int64_t first = row * pitch + int64_t{warp} * chunks * kChunkBytes + lane % 4 * kVectorBytes;
+  const int64_t published =
+      threadIdx.x % rows * pitch + (int64_t{blockIdx.x} * (vectors / rows) + threadIdx.x / rows) * kVectorBytes;
+  const SharedAddress arrival = shared_address(shared_memory()) + threadIdx.x * kVectorBytes;
+  Stopwatch start;
+  grid_barrier(start, counter, 1);
+  Stopwatch watch;
   for (int s = 0; s < run.steps; ++s) {
     char* step = memory + s * bytes;
-    for (int i = threadIdx.x; i < vectors; i += kThreads)
-      store_relaxed128(step + (static_cast<int64_t>(blockIdx.x) * vectors + i) * kVectorBytes, Vec4{{1, 1, 1, 1}});
-    if constexpr (kHow == GridExchange::kGridBarrier) cg::this_grid().sync();
-    if constexpr (kHow == GridExchange::kCounter) {
-      block_sync();
-      if (threadIdx.x == 0) {
-        __threadfence();
-        atomicAdd(counter, 1);
-        while (*static_cast<volatile unsigned*>(counter) < static_cast<unsigned>((s + 1) * ctas)) {
-        }
-        __threadfence();
-      }
-      block_sync();
-    }
-    constexpr int kInFlight = 4;
-    for (int first = threadIdx.x; first < vectors * ctas; first += kThreads * kInFlight) {
+    if (threadIdx.x < vectors) store_relaxed128(step + published, Vec4{{1, 1, 1, 1}});
+    if constexpr (kBarrier) grid_barrier(watch, counter, s + 2);
+    for (int c = 0; c < chunks; c += kInFlight) {
       Vec4 v[kInFlight];
       bool again;
       do {
-        again = false;
+        bool is_missing = false;
 #pragma unroll
         for (int i = 0; i < kInFlight; ++i) {
-          const int at = first + i * kThreads;
           v[i] = Vec4{};
-          if (at < vectors * ctas) v[i] = load_relaxed128(step + static_cast<int64_t>(at) * kVectorBytes);
-          for (int j = 0; j < 4; ++j) again |= v[i].w[j] == kNotWritten;
+          if (row < rows && c + i < chunks) v[i] = load_relaxed128(step + first + (c + i) * kChunkBytes);
         }
+#pragma unroll
+        for (int i = 0; i < kInFlight; ++i)
+          for (int j = 0; j < 4; ++j) is_missing |= v[i].w[j] == kNotWritten;
+        again = warp_any(is_missing && !watch.is_late());
       } while (again);
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) sum += v[i].w[0];
+      for (int i = 0; i < kInFlight; ++i) store_shared128(arrival, v[i]);
     }
     block_sync();
   }
-  watch.stop();
-  run.sink[blockIdx.x * kThreads + threadIdx.x] = sum;
+  watch.stop(run.cycles);
+  run.sink[blockIdx.x * kThreads + threadIdx.x] = load_shared32(arrival);
 }
 
-// ---- tensor cores
-// -----------------------------------------------------------------------------------------------------
+// Where the CTAs of a launch run. Each stays until the last has surely started.
+__global__ void __launch_bounds__(kThreads) placement_kernel(Run run) {
+  const long long start = clock64();
+  if (threadIdx.x == 0) run.sink[blockIdx.x] = sm_id();
+  if (threadIdx.x == 0 && blockIdx.x == 0) *run.cycles = 0;
+  while (clock64() - start < 200'000) {
+  }
+}
+
+// ---- tensor cores -------------------------------------------------------------------------------------------------
 
 // kSums independent sums a warp; weights in registers, as the kernels have them.
 template <bool kTf32, int kSums>
@@ -202,7 +306,7 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(Run run) {
       for (int j = 0; j < 4; ++j) weight[i][j] = run.sink[(i * 4 + j) * kThreads + threadIdx.x];
     const uint32_t b0 = run.sink[threadIdx.x], b1 = run.sink[kThreads + threadIdx.x];
     float sum[kSums][4] = {};
-    const Stopwatch watch(run);
+    Stopwatch watch;
     for (int s = 0; s < run.steps; s += kWeights)
 #pragma unroll
       for (int i = 0; i < kWeights; ++i) {
@@ -212,14 +316,13 @@ __global__ void __launch_bounds__(kThreads, 1) mma_kernel(Run run) {
         else
           mma_bf16(sum[i % kSums], a[0], a[1], a[2], a[3], b0, b1);
       }
-    watch.stop();
+    watch.stop(run.cycles);
     for (int i = 0; i < kSums; ++i)
       for (int j = 0; j < 4; ++j) run.sink[(i * 4 + j) * kThreads + threadIdx.x] = float_bits(sum[i][j]);
   }
 }
 
-// ---- host
-// -------------------------------------------------------------------------------------------------------------
+// ---- host ---------------------------------------------------------------------------------------------------------
 
 void require(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -246,10 +349,10 @@ void print_row(const std::string& what, int ctas, int64_t bytes, double cycles) 
   std::fflush(stdout);
 }
 
-// Cycles per step, the best of a few launches; negative where the device refuses the launch.
+// Cycles per step, the best of a few launches; -1 where the device refuses the launch, or a peer did not come.
 template <class... Params, class... Args>
 double cycles_per_step(void (*kernel)(Params...), const LaunchConfig& config, int steps, Args... args) {
-  constexpr int kLaunches = 4;
+  constexpr int kLaunches = 3;
   double best = -1;
   run.steps = steps;
   for (int i = 0; i < kLaunches; ++i) {
@@ -259,13 +362,30 @@ double cycles_per_step(void (*kernel)(Params...), const LaunchConfig& config, in
     require(cudaDeviceSynchronize(), "kernel");
     long long cycles = 0;
     require(cudaMemcpy(&cycles, run.cycles, sizeof cycles, cudaMemcpyDeviceToHost), "result");
+    if (cycles < 0) return -1;
     const double each = static_cast<double>(cycles) / steps;
     if (best < 0 || each < best) best = each;
   }
   return best;
 }
 
+struct ClusterPattern {
+  const char* what;
+  void (*kernel)(Run, int bytes);
+  int warp_bytes;  // that a warp sends to a peer at a time: a CTA's share is a multiple of it
+  int stages;      // of a share each
+};
+constexpr ClusterPattern kClusterPatterns[] = {
+    {"cluster exchange", cluster_exchange_kernel<4, false>, 64, 0},
+    {"cluster exchange, 32 bit", cluster_exchange_kernel<8, false>, 128, 0},
+    {"cluster exchange, staged", cluster_exchange_kernel<4, true>, 64, 2},
+    {"cluster exchange, bulk copies", bulk_exchange_kernel, 64, 2},
+    {"cluster sums", cluster_sums_kernel<8>, 256, 0},
+    {"cluster sums, 16 bytes", cluster_sums_kernel<16>, 512, 0},
+};
+
 int resident_clusters(int ctas, int smem_bytes) {
+  constexpr auto kKernel = kClusterPatterns[0].kernel;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {static_cast<unsigned>(ctas), 1, 1};
@@ -276,10 +396,9 @@ int resident_clusters(int ctas, int smem_bytes) {
   config.attrs = &attribute;
   config.numAttrs = 1;
   int clusters = 0;
-  require(cudaFuncSetAttribute(cluster_exchange_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes),
-          "shared memory");
-  require(cudaFuncSetAttribute(cluster_exchange_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "clusters");
-  const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, cluster_exchange_kernel, &config);
+  require(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes), "shared memory");
+  require(cudaFuncSetAttribute(kKernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "clusters");
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, kKernel, &config);
   (void)cudaGetLastError();
   return error == cudaSuccess ? clusters : 0;
 }
@@ -288,23 +407,48 @@ LaunchConfig config_of(int grid, int cluster, size_t smem_bytes, bool cooperativ
   return {dim3(grid), dim3(kThreads), dim3(cluster), smem_bytes, cooperative};
 }
 
+// smem_bytes: all that a CTA can have. With more than half of it, each CTA has an SM of its own.
+void measure_exchanges(const ClusterPattern& pattern, int ctas, int clusters, int smem_bytes) {
+  constexpr int kSteps = 1000;
+  for (const int number : {1, clusters})
+    for (int bytes = 1 << 10; bytes <= 64 << 10; bytes *= 2) {
+      const int share = bytes / ctas, needed = Arrivals::kHeaderBytes + 2 * bytes + pattern.stages * share;
+      if (share % pattern.warp_bytes != 0) continue;
+      const LaunchConfig config = config_of(ctas * number, ctas, std::max(needed, smem_bytes / 2 + 1024));
+      const std::string what = std::string(pattern.what) + (number == 1 ? ", alone" : ", GPU full");
+      print_row(what, ctas, bytes, cycles_per_step(pattern.kernel, config, kSteps, bytes));
+    }
+}
+
+void measure_placement(const std::string& what, int ctas, const LaunchConfig& config) {
+  double most = -1;
+  if (cycles_per_step(placement_kernel, config, 1) >= 0) {
+    std::vector<uint32_t> sm(config.grid.x);
+    require(cudaMemcpy(sm.data(), run.sink, sm.size() * sizeof sm[0], cudaMemcpyDeviceToHost), "result");
+    for (const uint32_t id : sm) most = std::max(most, static_cast<double>(std::count(sm.begin(), sm.end(), id)));
+  }
+  print_row("most CTAs on one SM, " + what, ctas, static_cast<int64_t>(config.smem_bytes), most);
+}
+
+constexpr int kPlacementBytes[] = {16 << 10, 100 << 10};  // many CTAs to an SM, or two
+
 void measure_clusters(int smem_bytes) {
-  constexpr int kSteps = 4000;
+  for (int ctas = 2; ctas <= kMostPeers; ++ctas)
+    print_row("resident clusters", ctas, 0, resident_clusters(ctas, smem_bytes));
   for (const int ctas : {2, 4, 8, 16}) {
     const int clusters = resident_clusters(ctas, smem_bytes);
-    print_row("resident clusters", ctas, 0, clusters);
     if (clusters == 0) continue;
+    for (const int bytes : kPlacementBytes) {
+      measure_placement("cluster alone", ctas, config_of(ctas, ctas, bytes));
+      measure_placement("clusters on the GPU", ctas, config_of(ctas * clusters, ctas, bytes));
+    }
+    constexpr int kSteps = 1000;
     const LaunchConfig config = config_of(ctas, ctas, 0);
     print_row("cluster barrier", ctas, 0, cycles_per_step(cluster_barrier_kernel, config, kSteps, false));
     print_row("cluster barrier with stores", ctas, 0, cycles_per_step(cluster_barrier_kernel, config, kSteps, true));
-    for (const int number : {1, clusters})
-      for (int bytes = 1 << 10; bytes <= 64 << 10; bytes *= 2) {
-        const LaunchConfig exchange = config_of(ctas * number, ctas, 128 + 2 * bytes);
-        const std::string what = number == 1 ? "cluster exchange, alone" : "cluster exchange, GPU full";
-        print_row(what, ctas, bytes, cycles_per_step(cluster_exchange_kernel, exchange, kSteps, bytes));
-      }
+    for (const ClusterPattern& pattern : kClusterPatterns) measure_exchanges(pattern, ctas, clusters, smem_bytes);
   }
-  constexpr int kRemoteBytes = kRemoteLoads * kThreads * kVectorBytes;
+  constexpr int kRemoteBytes = kRemoteLoads * kThreads * kVectorBytes, kSteps = 1000;
   const LaunchConfig pair = config_of(2, 2, kRemoteBytes);
   print_row("remote load latency", 2, 4, cycles_per_step(remote_load_latency_kernel, pair, kSteps));
   print_row("remote load bandwidth", 2, kRemoteBytes, cycles_per_step(remote_load_bandwidth_kernel, pair, kSteps));
@@ -313,16 +457,15 @@ void measure_clusters(int smem_bytes) {
 void measure_grid(int multiprocessors) {
   for (const int ctas : {32, 64, 128}) {
     if (ctas > multiprocessors) continue;
+    for (const int bytes : kPlacementBytes) measure_placement("grid", ctas, config_of(ctas, 1, bytes, true));
     for (int64_t bytes = 2 << 10; bytes <= 128 << 10; bytes *= 4) {
-      if (bytes < ctas * kVectorBytes) continue;
       const int steps = static_cast<int>(std::min<int64_t>(1000, kMemoryBytes / bytes));
-      const LaunchConfig config = config_of(ctas, 1, 0, true);
+      const LaunchConfig config = config_of(ctas, 1, kThreads * kVectorBytes, true);
       const auto print = [&](const char* what, auto kernel) {
         print_row(what, ctas, bytes, cycles_per_step(kernel, config, steps, memory, counter, bytes));
       };
-      print("grid exchange, sentinel", grid_exchange_kernel<GridExchange::kSentinel>);
-      print("grid exchange, barrier", grid_exchange_kernel<GridExchange::kGridBarrier>);
-      print("grid exchange, counter", grid_exchange_kernel<GridExchange::kCounter>);
+      print("grid exchange, sentinel", grid_exchange_kernel<false>);
+      print("grid exchange, barrier", grid_exchange_kernel<true>);
     }
   }
 }

@@ -1,0 +1,76 @@
+// What measurements need of the GPU beyond csrc/cuda/primitives.cuh: a clock that also ends waits, and instructions
+// that no kernel of the product has.
+#pragma once
+#include "cuda/primitives.cuh"
+
+namespace fusedlstm::gpu {
+
+// Of one kernel: counts cycles, and says when its threads have waited too long for each other. Then none waits any
+// more, and all go on to the end: they still meet at the same barriers, and the kernel is over.
+class Stopwatch {
+ public:
+  static constexpr long long kMostCycles = 1 << 27;  // about 80 ms
+
+  __device__ __forceinline__ Stopwatch() {
+    block_sync();
+    start_ = clock64();
+  }
+  __device__ __forceinline__ bool is_late() {
+    if (!late_) late_ = clock64() - start_ > kMostCycles;
+    return late_;
+  }
+  // Whether it was late when a thread waited.
+  __device__ __forceinline__ bool gave_up() const { return late_; }
+  template <class Ready>
+  __device__ __forceinline__ void wait_until(Ready ready) {
+    while (!late_ && !ready()) (void)is_late();
+  }
+  // Writes the cycles since the start, negative if it was too late; of the grid's first CTA.
+  __device__ __forceinline__ void stop(long long* cycles) {
+    block_sync();
+    if (threadIdx.x == 0 && blockIdx.x == 0) *cycles = is_late() ? -1 : clock64() - start_;
+  }
+
+ private:
+  long long start_;
+  bool late_ = false;
+};
+
+// The SM that the CTA runs on.
+__device__ __forceinline__ uint32_t sm_id() {
+  uint32_t id;
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(id));
+  return id;
+}
+
+// ---- sm_90 and later ----------------------------------------------------------------------------------------------
+
+// One try of mbarrier_wait<Scope::kCluster>: whether the phase of this parity is complete. It waits for a while itself.
+__device__ __forceinline__ bool mbarrier_try_wait(SharedAddress barrier, int parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+// Makes this thread's writes to the CTA's shared memory visible to bulk copies that start after a barrier.
+__device__ __forceinline__ void bulk_copy_fence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Copies `bytes`, a multiple of 16, of the CTA's shared memory to any CTA of the cluster, and then counts them at
+// `barrier` there. One thread calls it.
+__device__ __forceinline__ void bulk_copy(SharedAddress to, SharedAddress from, int bytes, SharedAddress barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "r"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+
+}  // namespace fusedlstm::gpu
