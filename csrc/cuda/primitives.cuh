@@ -306,11 +306,10 @@ __device__ __forceinline__ float bits_float(uint32_t x) {
   return __uint_as_float(x);
 }
 
-// To the nearest TF32 number, ties away from zero; as an mma operand.
-__device__ __forceinline__ uint32_t round_to_tf32(float x) {  // sm_80 and later
-  uint32_t r;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
-  return r;
+// To the nearest TF32 number, ties away from zero; as an mma operand. NaN gives the canonical NaN: cvt.rna.tf32 cuts
+// its low bits off like any others, and where it has no more than those, infinity is left.
+__device__ __forceinline__ uint32_t round_to_tf32(float x) {
+  return x != x ? 0x7FFFFFFFu : (float_bits(x) + 0x1000) & 0xFFFFE000;
 }
 
 // Two numbers rounded to nearest even, `low` in the low half. NaN gives the canonical NaN 0x7FFF, never 0xFFFF.
@@ -366,7 +365,8 @@ __device__ __forceinline__ float tanh_fast(float x) {
   return r;
 }
 
-// exp(x) within 2 + 1.2 |x| ulp and a / b within 2 ulp: in a sigmoid, less than an ulp of 1 altogether.
+// exp(x) within 2 + 1.2 |x| ulp and a / b within 2 ulp, 0 for b beyond 2^126: in a sigmoid, less than an ulp of 1
+// altogether.
 __device__ __forceinline__ float exp_fast(float x) {
   return __expf(x);
 }

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-import torch
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "emulator"
@@ -91,7 +89,8 @@ def units(changed):
         yield Unit(csrc / "cuda" / source.name, KERNEL_FLAGS, [HERE, HERE / "include", csrc], headers)
     include = [HERE, HERE / "include", CSRC]
     # torch brings pybind11's headers along; nothing else of it is used. As flags, so that each Python has its object.
-    python = [f"-isystem{Path(torch.__file__).parent / 'include'}", f"-isystem{sysconfig.get_paths()['include']}"]
+    torch = Path(importlib.util.find_spec("torch").origin).parent
+    python = [f"-isystem{torch / 'include'}", f"-isystem{sysconfig.get_paths()['include']}"]
     kernel_headers = [*RUNTIME_HEADERS, *CSRC.glob("cuda/*.h")]
     for name in ("plan.cpp", "launch.cpp", "fallback.cpp"):
         yield Unit(CSRC / "cuda" / name, RUNTIME_FLAGS, include, kernel_headers)
@@ -129,12 +128,23 @@ def forget_unused():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def build_primitives_for_gpu(arch="native"):
-    """Compiles primitive_kernels.cu with nvcc, for the GPU at hand. Returns the path of a library for ctypes."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    library = CACHE / f"primitives_{arch}.so"
+def primitives_command(nvcc, arch, library):
+    """The command that compiles primitive_kernels.cu for a GPU: test_primitives.py takes the library that it writes.
+
+    Args:
+        nvcc: the compiler.
+        arch: what it takes for -arch: "sm_90a", or "native" for the GPU at hand.
+        library: the path to write.
+    """
     flags = ["-std=c++20", "-O2", "--expt-relaxed-constexpr", f"-arch={arch}", "-shared", "-Xcompiler", "-fPIC"]
-    run(["nvcc", *flags, f"-I{CSRC}", HERE / "primitive_kernels.cu", "-o", library])
+    return [str(nvcc), *flags, f"-I{CSRC}", str(HERE / "primitive_kernels.cu"), "-o", str(library)]
+
+
+def build_primitives_for_gpu():
+    """Compiles primitive_kernels.cu for the GPU at hand. Returns the path of a library for ctypes."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    library = CACHE / "primitives.so"
+    run(primitives_command("nvcc", "native", library))
     return library
 
 

@@ -23,7 +23,8 @@ struct Options {
   int sm_count = 132;          // co-residency limit of a cooperative launch, one CTA per SM
   size_t smem_limit = 232448;  // bytes of dynamic shared memory per CTA
   int max_cluster_size = 16;
-  int launch_error = 0;  // a cudaError_t that every launch fails with
+  int launch_error = 0;      // a cudaError_t that every launch fails with
+  double approximation = 0;  // errors of approximate functions, in those that the hardware is documented to make
 };
 Options& options();
 

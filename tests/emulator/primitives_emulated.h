@@ -173,9 +173,7 @@ inline float bits_float(uint32_t bits) {
   return x;
 }
 inline uint32_t round_to_tf32(float x) {
-  if (x != x) return 0x7FFFFFFF;
-  if (std::isinf(x)) return float_bits(x);
-  return (float_bits(x) + 0x1000) & 0xFFFFE000;
+  return x != x ? 0x7FFFFFFFu : (float_bits(x) + 0x1000) & 0xFFFFE000;
 }
 inline uint16_t bf16_bits(float x) {
   if (x != x) return 0x7FFF;
@@ -224,14 +222,22 @@ __forceinline__ Float16 from_acc<Float16>(float x) {
   return Float16{f16_bits(x)};
 }
 
+// What the hardware may return in place of the exact f(x), at Options::approximation = 1: the whole of the relative
+// error that is documented, up or down as the bits of x happen to be. Infinities give the limits.
+inline float approximated(float exact, float x, float error) {
+  if (std::isinf(x)) return exact;
+  const bool is_up = float_bits(x) * 0x9E3779B1u >> 31;
+  return static_cast<float>(exact * (1.0 + emulator::options().approximation * (is_up ? error : -error)));
+}
 inline float tanh_fast(float x) {
-  return std::tanh(x);
+  return approximated(std::tanh(x), x, 0x1p-11f);
 }
 inline float exp_fast(float x) {
-  return std::exp(x);
+  return approximated(std::exp(x), x, (2 + 1.2f * std::abs(x)) * 0x1p-23f);
 }
 inline float divide_fast(float a, float b) {
-  return a / b;
+  if (std::abs(b) > 0x1p126f) return a * std::copysign(0.0f, b);
+  return approximated(a / b, b, 2 * 0x1p-23f);
 }
 inline float multiply_rounded(float a, float b) {
   return a * b;
