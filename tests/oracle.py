@@ -87,6 +87,6 @@ def check(actual, expected, case: Case, dtype) -> dict[str, float]:
     used = {}
     for name, value in expected.items():
         n = weight_terms if "weight" in name or "bias" in name else terms
-        allowed = tolerance(dtype, n, case.T, case.num_layers)
+        allowed = tolerance(dtype, n, case.T, case.num_layers, actual[name].device.type)
         used[name] = assert_near(actual[name], value, allowed, f"{case.name} {dtype} {name}")
     return used

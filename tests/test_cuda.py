@@ -101,12 +101,10 @@ def test_against_reference(plan, dtype, options):
     gpu_leaves = [a for a in gpu_leaves if isinstance(a, torch.Tensor) and a.requires_grad]
     grads = torch.autograd.grad(out[:3], gpu_leaves, [g.cuda() for g in d_out], allow_unused=True)
 
-    # Results of bfloat16 kernels also carry the 2^-11 of the one-instruction tanh.
-    extra = 2**-9 if dtype == torch.bfloat16 else 0
     for name, actual, right in zip(("output", "h_n", "c_n", "gates", "cell_states"), out, expected):
-        assert_near(actual, right, tolerance(dtype, 4 * H, 5) + extra, name)
+        assert_near(actual, right, tolerance(dtype, 4 * H, 5, device_type="cuda"), name)
     for i, (actual, right) in enumerate(zip(grads, expected_grads)):
-        assert_near(actual, right, 2 * tolerance(dtype, 4 * H + 55, 5) + extra, f"gradient {i}")
+        assert_near(actual, right, 2 * tolerance(dtype, 4 * H + 55, 5, device_type="cuda"), f"gradient {i}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -175,13 +173,14 @@ def test_only_the_switch_of_nn_lstm_decides_on_tf32(plan, allow_tf32):
 
 
 def test_one_step_and_many():
+    """Against nn.LSTM on the CPU; of many steps only the last few reach the state, so those are enough."""
     for T in (1, 70_000):
-        lstm = fusedlstm.FusedLSTM(4, 8).cuda()
-        x = torch.randn(T, 2, 4, device="cuda")
-        right = torch.nn.LSTM(4, 8).cuda()
+        lstm, right = fusedlstm.FusedLSTM(4, 8).cuda(), torch.nn.LSTM(4, 8).double()
         right.load_state_dict(lstm.state_dict())
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=False, allow_tf32=False):
-            assert_near(lstm(x)[1][0], right(x)[1][0].double(), tolerance(torch.float32, 12, T), f"T={T}")
+        x = torch.randn(T, 2, 4)
+        with torch.no_grad():
+            found, expected = lstm(x.cuda())[1][0], right(x[-1000:].double())[1][0]
+        assert_near(found, expected, tolerance(torch.float32, 12, T, device_type="cuda"), f"T={T}")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")

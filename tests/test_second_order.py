@@ -263,7 +263,7 @@ def test_other_dtypes(kind, dtype, monkeypatch, device):
     for operator, wide in ((ops.lstm_layer, None), (reference.lstm_layer, torch.float64)):
         arguments = [a if wide is None else cast(a, wide) for a in (layer, incoming, cotangents)]
         found.append(_second_order_of(operator, *arguments, [*_leaves(arguments[0]), *arguments[1]]))
-    allowed = tolerance(dtype, steps * B + features + hidden, steps)
+    allowed = tolerance(dtype, steps * B + features + hidden, steps, device_type=device.type)
     for k, (actual, expected) in enumerate(zip(*found, strict=True)):
         assert_near(actual / expected.abs().max(), expected / expected.abs().max(), allowed, f"gradient {k}")
 
