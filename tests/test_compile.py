@@ -1,6 +1,8 @@
 """Tracing: torch.compile in one graph, torch.export with dynamic sizes, opcheck, fx."""
 
 import io
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusedlstm import FusedLSTM, functional, ops
 
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler, also for GPUs"
+)
 LAYER_OPERATORS = (ops.lstm_layer, ops.lstm_layer_inference)
 
 
@@ -93,6 +98,7 @@ def test_no_grad_and_autocast_compile(device):
         assert compiled(x)[0].dtype == torch.bfloat16
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_inductor(device):
     model = Classifier(device=device).to(device)
@@ -138,6 +144,7 @@ def test_export_with_lengths(device):
     torch.testing.assert_close(actual, model(x, lengths=lengths)[0])
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_aot_inductor_package_in_another_process(tmp_path):
     """The package needs the library's operators only, not the model's code."""

@@ -178,17 +178,20 @@ def test_checkpoint_with_dropout(use_reentrant, device):
 
 
 def test_gradient_penalty_is_not_silently_wrong(device):
-    """A penalty on the input's gradient, as for a Wasserstein critic, against float64 nn.LSTM."""
-    plain, fused = nn.LSTM(3, 8, 2, device=device).double(), FusedLSTM(3, 8, 2, device=device).double()
+    """A penalty on the input's gradient, as for a Wasserstein critic, against float64 nn.LSTM on the CPU.
+
+    cuDNN has no second derivative.
+    """
+    plain, fused = nn.LSTM(3, 8, 2).double(), FusedLSTM(3, 8, 2, device=device).double()
     fused.load_state_dict(plain.state_dict())
-    x = torch.randn(6, 4, 3, device=device, dtype=torch.float64, requires_grad=True)
-    found = []
+    inputs, found = torch.randn(6, 4, 3, dtype=torch.float64), []
     for module in (plain, fused):
+        x = inputs.to(module.weight_ih_l0.device).requires_grad_()
         (gradient,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
         penalty = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
         found.append([penalty, *torch.autograd.grad(penalty, list(module.parameters()))])
     for expected, actual in zip(*found):
-        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(actual.cpu(), expected, rtol=1e-10, atol=1e-12)
 
 
 def _by_is_grads_batched(results, inputs, batch):
@@ -216,13 +219,14 @@ def test_batches_of_gradients(batched, options, device):
 
 
 def test_vectorized_jacobian_and_hessian(device):
-    plain, fused = (lstm(2, 3, device=device, dtype=torch.float64) for lstm in (nn.LSTM, FusedLSTM))
+    """Against nn.LSTM on the CPU: cuDNN has no second derivative."""
+    plain, fused = nn.LSTM(2, 3, dtype=torch.float64), FusedLSTM(2, 3, device=device, dtype=torch.float64)
     fused.load_state_dict(plain.state_dict())
-    x = torch.randn(4, 2, 2, device=device, dtype=torch.float64)
+    x = torch.randn(4, 2, 2, dtype=torch.float64)
     for of, result in ((jacobian, lambda output: output), (hessian, lambda output: output.sin().sum())):
         expected = of(lambda x, r=result: r(plain(x)[0]), x)
-        actual = of(lambda x, r=result: r(fused(x)[0]), x, vectorize=True)
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+        actual = of(lambda x, r=result: r(fused(x)[0]), x.to(device), vectorize=True)
+        torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
