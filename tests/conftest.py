@@ -1,4 +1,6 @@
-"""Fixtures of all tests: the device, a fixed seed; a temporary folder; one thread per test process under xdist."""
+"""Fixtures of all tests: the device, a fixed seed; a temporary folder; one thread per test process under xdist; the end
+of a process whose CUDA context is lost.
+"""
 
 import os
 import sys
@@ -13,15 +15,17 @@ from tf32 import tf32
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+CONTEXT_LOST = 70  # exit status
 
-if "PYTEST_XDIST_WORKER" in os.environ:
+if IS_WORKER:
     # Several processes share the cores: more threads in each would only wait for one another.
     torch.set_num_threads(1)
 
 
 def pytest_configure(config):
     """All that tests leave goes when they end: torch.compile alone leaves hundreds of megabytes of headers and code."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if IS_WORKER:
         return  # its folder is that of the process that started it
     folder = tempfile.TemporaryDirectory(prefix="fusedlstm-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
@@ -32,6 +36,26 @@ def pytest_configure(config):
 def device(request) -> torch.device:
     """Every device that has kernels here."""
     return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _end_with_the_cuda_context(request):
+    """A fault of a kernel is an error of every later call too: the test that made it must be the last of its process.
+
+    xdist replaces a worker that ends, and says which test it was running; without xdist, all tests end here.
+    """
+    yield
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        reason = f"the CUDA context is lost after {request.node.nodeid}: {error}"
+        if not IS_WORKER:
+            pytest.exit(reason, CONTEXT_LOST)
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(reason, file=sys.stderr, flush=True)
+        os._exit(CONTEXT_LOST)
 
 
 @pytest.fixture(autouse=True)

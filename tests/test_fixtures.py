@@ -1,0 +1,51 @@
+"""The fixtures of conftest.py that tests on a GPU rely on, with a stand-in for the GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import conftest
+import pytest
+
+TESTS = """
+import torch
+
+def test_before():
+    pass
+
+def test_that_faults():
+    def synchronize():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, synchronize
+
+def test_after():
+    assert not torch.cuda.is_initialized()
+"""
+
+
+def run_pytest(folder, *options):
+    """pytest in a process of its own, with the fixtures of these tests. Returns its exit status and what it printed."""
+    (folder / "test_gpu.py").write_text(TESTS)
+    options = ["-v", "-p", "conftest", "-p", "no:cacheprovider", *options]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = kept | {"PYTHONPATH": str(Path(conftest.__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "pytest", *options, "test_gpu.py"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+LOST = "the CUDA context is lost after test_gpu.py::test_that_faults: CUDA error: an illegal memory access"
+
+
+def test_a_lost_context_costs_one_test_under_xdist(tmp_path):
+    pytest.importorskip("xdist")
+    status, printed = run_pytest(tmp_path, "-n", "1")
+    assert LOST in printed and "crashed while running 'test_gpu.py::test_that_faults'" in printed
+    assert status == 1 and "PASSED test_gpu.py::test_after" in printed, printed
+
+
+def test_a_lost_context_ends_the_tests_without_xdist(tmp_path):
+    status, printed = run_pytest(tmp_path)
+    assert status == conftest.CONTEXT_LOST and LOST in printed
+    assert "test_before PASSED" in printed and "test_after PASSED" not in printed
