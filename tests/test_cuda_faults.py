@@ -105,7 +105,7 @@ FAULTS = [
           "for (int i = 1; i < kSources", WRONG, which="backward"),
     Fault("poll looks at one word of four", "grid", "exchange.cuh",
           "std::max(std::max(v[i].w[0], v[i].w[1]), std::max(v[i].w[2], v[i].w[3]))", "v[i].w[0]", WRONG),
-    Fault("poll does not wait", "grid", "exchange.cuh", "while (again);", "while (false);", WRONG),
+    Fault("poll does not wait", "grid", "exchange.cuh", "!look();", "look(), false;", WRONG),
     Fault("poll through the read-only cache", "grid", "exchange.cuh", "v[i] = load_relaxed128(",
           "v[i] = load_constant128(", r"load_constant|race on exchange"),
     Fault("plain store published", "grid", "exchange.cuh", RELAXED_STORE,
@@ -177,6 +177,19 @@ def verdict(module, transport, which, seed):
 def test_control(transport, which, tmp_path):
     module = changed_module(tmp_path, transport, which)
     assert [verdict(module, transport, which, seed) for seed in SEEDS] == [None] * len(SEEDS)
+
+
+@pytest.mark.parametrize("which", ["forward", "backward"])
+def test_watchdog_ends_a_wait_for_a_cta_that_never_comes(which, tmp_path):
+    """The wait gives up by itself after half a minute; without that time, the emulator sees that nobody will come."""
+    module = changed_module(
+        tmp_path, "grid", which, "exchange.cuh", "if (this->exists(e) && threadIdx.x % 32 < Layout::kVectors)",
+        "if (blockIdx.x != 1 && this->exists(e) && threadIdx.x % 32 < Layout::kVectors)",
+    )  # fmt: skip
+    assert "livelock, only polling threads run" in verdict(module, "grid", which, 0)
+    with emulator.options(module, time_passes=True):
+        message = verdict(module, "grid", which, 0)
+    assert re.search(r"GridExchange.*waited 30 s in vain for a CTA of the same grid.*FUSEDLSTM_PLAN=stream", message)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.transport}-{f.which}-{f.name.replace(' ', '_')}")

@@ -43,6 +43,17 @@ def test_right_code():
     assert check_sass.measure(RESOURCES, SASS) == ({"sm_80": {NAME: 4}}, [])
 
 
+def test_code_that_gives_up_is_not_of_the_loop():
+    """What follows a branch and ends the kernel after a call: only a wait of half a minute gets there."""
+    retry = """               @!P1 BRA 0x10 ;
+        /*0028*/                   MOV R0, 0x0 ;
+        /*002a*/                   CALL.ABS.NOINC R2 ;
+        /*002c*/                   EXIT ;
+        /*0030*/                   BAR.SYNC 0x0 ;"""
+    sass = SASS.replace("LDS R1, [R2] ;\n        /*0030*/                   BAR.SYNC 0x0 ;", retry.strip())
+    assert check_sass.measure(RESOURCES, sass) == ({"sm_80": {NAME: 4}}, [])
+
+
 @pytest.mark.parametrize(
     ("resources", "sass", "fault"),
     [

@@ -284,6 +284,9 @@ struct GridExchange : VectorExchange<Math, kShape> {
   using Layout::tile;
   using scalar_t = typename Math::scalar_t;
   static constexpr uint32_t kNotWritten = ~0u;
+  // The CTAs of a cooperative grid start together: a wait never includes waiting for a free SM, and one of 30 to 34 s
+  // (units of timer_high) has no end. The clock is read only where a look has found nothing.
+  static constexpr uint32_t kPatience = 8;
   // The vectors of a lane: vector t of every chunk of batch rows g, g + 8, ... As many loads in flight as registers
   // allow, since one round trip to L2 costs more than all of them.
   static constexpr int kChunks = kShape.chunks_per_warp, kLoads = kChunks * kShape.batch_tiles;
@@ -314,8 +317,7 @@ struct GridExchange : VectorExchange<Math, kShape> {
 #pragma unroll
     for (int first = 0; first < kLoads; first += kInFlight) {
       Vec4 v[kInFlight];
-      bool again;
-      do {
+      const auto look = [&] {
         uint32_t most = 0;
 #pragma unroll
         for (int i = 0; i < kInFlight && first + i < kLoads; ++i) {
@@ -327,8 +329,17 @@ struct GridExchange : VectorExchange<Math, kShape> {
 #pragma unroll
         for (int i = 0; i < kInFlight && first + i < kLoads; ++i)
           most = std::max(most, std::max(std::max(v[i].w[0], v[i].w[1]), std::max(v[i].w[2], v[i].w[3])));
-        again = warp_any(most == kNotWritten);
-      } while (again);
+        return !warp_any(most == kNotWritten);
+      };
+      for (uint32_t since = 0; !look();) {
+        const uint32_t now = timer_high();
+        if (since == 0) since = now;
+        if (now - since >= kPatience)
+          give_up(
+              "waited 30 s in vain for a CTA of the same grid: has this process only a part of the GPU, by MPS or MIG? "
+              "FUSEDLSTM_PLAN=stream waits for none. The CUDA context is lost",
+              __PRETTY_FUNCTION__);
+      }
 #pragma unroll
       for (int i = 0; i < kInFlight && first + i < kLoads; ++i)
         store_shared128(

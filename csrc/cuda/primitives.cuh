@@ -17,6 +17,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 
@@ -295,6 +296,22 @@ __device__ __forceinline__ void store_async128(SharedAddress a, Vec4 v, SharedAd
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(a),
                "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3]), "r"(barrier)
                : "memory");
+}
+
+// ---- waits that have no end ---------------------------------------------------------------------------------------
+
+// A clock of 2^32 ns, 4.3 s, a unit.
+__device__ __forceinline__ uint32_t timer_high() {
+  uint32_t t;
+  asm volatile("mov.u32 %0, %%globaltimer_hi;" : "=r"(t));
+  return t;
+}
+
+// Ends the kernel and with it the CUDA context: the driver prints the text, with the kernel, block and thread, when the
+// process next waits for the device, and every call fails with cudaErrorAssert from then on.
+__device__ __forceinline__ void give_up(const char* text, const char* kernel) {
+  __assert_fail(text, __FILE__, __LINE__, kernel);
+  __builtin_unreachable();  // so that no register is kept for what follows
 }
 
 // ---- numbers ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ struct Options {
   size_t smem_limit = 232448;  // bytes of dynamic shared memory per CTA
   int max_cluster_size = 16;
   int launch_error = 0;      // a cudaError_t that every launch fails with
+  bool time_passes = false;  // where polling threads alone run, once before that ends the launch: a minute
   double approximation = 0;  // errors of approximate functions, in those that the hardware is documented to make
 };
 Options& options();
@@ -52,6 +53,9 @@ char* dynamic_shared_memory();
 enum class Access { kRead, kWrite, kRelaxedRead, kRelaxedWrite, kConstantRead };
 void load(void* value, uintptr_t address, size_t bytes, Access access, Site site);
 void store(uintptr_t address, const void* value, size_t bytes, Access access, Site site);
+
+uint32_t timer_high();  // units of 4.3 s
+[[noreturn]] void give_up(const char* text, const char* kernel, Site site);
 
 void block_sync(Site site);
 void warp_sync(Site site);

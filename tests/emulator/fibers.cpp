@@ -172,6 +172,14 @@ void fail(const std::string& message) {
   for (;;) switch_to(nullptr);  // never resumed: the launch is over
 }
 
+uint32_t timer_high() {
+  return machine->timer;
+}
+
+void give_up(const char* text, const char* kernel, Site site) {
+  fail(std::string(kernel) + ": " + text + actor_at(site));
+}
+
 // ---- names ----------------------------------------------------------------------------------------------------------
 
 std::string thread_name(uint32_t id) {
@@ -310,6 +318,8 @@ std::string stuck_report(const char* what) {
 
 void run_resident() {
   constexpr int kIdleRounds = 20;  // polling threads only, and nothing else happens
+  constexpr uint32_t kMinute = 14;
+  const uint32_t kStart = machine->timer;
   int idle = 0;
   uint64_t seen = 0;
   while (machine->live && !machine->failed) {
@@ -326,6 +336,10 @@ void run_resident() {
     }
     idle = machine->progress == seen ? idle + 1 : 0;
     seen = machine->progress;
+    if (idle > kIdleRounds && options().time_passes && machine->timer == kStart) {
+      machine->timer += kMinute;
+      idle = 0;
+    }
     if (idle > kIdleRounds) {
       abandon(stuck_report("livelock, only polling threads run"));
       return;

@@ -30,6 +30,7 @@ PYBIND11_MODULE(_emulated, m) {
       .def_readwrite("smem_limit", &Options::smem_limit)
       .def_readwrite("max_cluster_size", &Options::max_cluster_size)
       .def_readwrite("launch_error", &Options::launch_error)
+      .def_readwrite("time_passes", &Options::time_passes)
       .def_readwrite("approximation", &Options::approximation);
   m.def("options", &options, py::return_value_policy::reference);
   m.def("register_buffer", [](uintptr_t p, size_t bytes, const std::string& name, bool initialised) {

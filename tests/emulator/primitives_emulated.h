@@ -160,6 +160,15 @@ inline void store_async128(SharedAddress a, Vec4 v, SharedAddress barrier, Site 
   emulator::store_async(a, &v, 16, barrier, site);
 }
 
+// ---- waits that have no end
+
+inline uint32_t timer_high() {
+  return emulator::timer_high();
+}
+inline void give_up(const char* text, const char* kernel, Site site = Site::current()) {
+  emulator::give_up(text, kernel, site);
+}
+
 // ---- numbers
 
 inline uint32_t float_bits(float x) {
