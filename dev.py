@@ -6,6 +6,7 @@
     python3 dev.py build
     python3 dev.py wheel
     python3 dev.py check-wheel [options of tools/check_wheel.py]
+    python3 dev.py gpu-kit [options of tools/make_gpu_kit.py]
 
 If this Python has torch, it is used as it is, offline too. Otherwise `.venv` is created and torch is installed into it
 (TORCH_SPEC says which, for example `torch==2.13.0`; FUSEDLSTM_VENV says where).
@@ -31,6 +32,7 @@ NEEDED = {
     "bench": {"setuptools", "rich", "matplotlib", "scikit-learn"},
     "wheel": {"setuptools", "build", "auditwheel"},
     "check-wheel": {"twine"},
+    "gpu-kit": {"setuptools"},
 }
 
 
@@ -47,7 +49,10 @@ def main(arguments: list[str]) -> int:
     if importlib.util.find_spec("torch") is None:
         continue_in_venv(arguments)
     install_missing(command)
-    return {"build": build, "test": test, "bench": bench, "wheel": wheel, "check-wheel": check_wheel}[command](options)
+    commands = {
+        "build": build, "test": test, "bench": bench, "wheel": wheel, "check-wheel": check_wheel, "gpu-kit": gpu_kit,
+    }  # fmt: skip
+    return commands[command](options)
 
 
 def build(options: list[str]) -> int:
@@ -73,6 +78,10 @@ def wheel(options: list[str]) -> int:
 
 def check_wheel(options: list[str]) -> int:
     return run("tools/check_wheel.py", *options)
+
+
+def gpu_kit(options: list[str]) -> int:
+    return run("tools/make_gpu_kit.py", *options)
 
 
 def run(*arguments: str) -> int:

@@ -1,0 +1,191 @@
+"""What a visit runs, and how long each thing may take. Imports no torch."""
+
+import random
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PRECISIONS = ("bfloat16", "float16", "tf32", "float32")
+PLANS = ("stream", "local", "cluster", "grid")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The items of one step, each a dict with a name, for `measure` of the file of that name in experiments/."""
+
+    items: list[dict]
+    seconds: float  # that one may take
+    workers: int = 1  # that share them; 1 where time is measured
+    most_faults: int | None = None  # hangs, deaths and errors after which the rest is left
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The programs of one step, run one after the other."""
+
+    lines: Callable  # of a Kit, the command lines
+    seconds: float  # that each may take
+
+
+@dataclass(frozen=True)
+class Agenda:
+    """Every step is an experiment or some commands, and has its place in the order of `shares`.
+
+    Each part begins with "load", of commands, after which a kernel must run: else there is nothing to look at.
+    """
+
+    seconds: dict[str, float]  # part -> the most that it may take
+    shares: dict[str, dict[str, float]]  # part -> step -> share of them; what a step leaves goes to the next ones
+    experiments: dict[str, Experiment]
+    commands: dict[str, Commands]
+    start: float = 60  # seconds in which a worker must be ready
+    probe: float = 20  # in which one kernel must have run, torch imported before it
+    killed: float = 20  # that a killed process is waited for
+    ending: float = 15  # of a part, kept for ending processes and for the tables
+
+
+def of_gpu():
+    return Agenda(
+        seconds={"first": 300, "second": 240},
+        shares={
+            "first": {"load": 40, "layer": 15, "kernels": 80, "constants": 15, "speed": 110, "numerics": 25},
+            "second": {
+                "load": 15, "tests": 80, "streams": 20, "graphs": 15, "robustness": 25, "primitives": 15,
+                "benchmark": 40, "sanitizer": 25,
+            },
+        },
+        experiments={
+            "layer": Experiment(layer_items(), seconds=15, workers=8),
+            "kernels": Experiment(list(kernel_items(ROOT)), seconds=10, workers=8, most_faults=20),
+            "speed": Experiment(speed_items(), seconds=15),
+            "numerics": Experiment(numerics_items(), seconds=15, workers=8),
+            "streams": Experiment([item("two launches", plan="grid", T=4000, B=8, H=1024)], seconds=20),
+            "graphs": Experiment(graph_items(), seconds=15, workers=8),
+            "robustness": Experiment(robustness_items(200), seconds=10, workers=4, most_faults=20),
+        },
+        commands={
+            "load": Commands(lambda kit: [["nvidia-smi"], [sys.executable, "-m", "fusedlstm"]], seconds=35),
+            "constants": Commands(lambda kit: [[kit.constants]], seconds=25),
+            "tests": Commands(lambda kit: [pytest(TESTS, "-k", "cuda", *IN_ORDER)], seconds=120),
+            "primitives": Commands(lambda kit: [pytest(PRIMITIVES, "-k", "cuda", *IN_ORDER)], seconds=40),
+            "benchmark": Commands(lambda kit: [python("quick_benchmark", "--quick", "--device", "cuda")], seconds=60),
+            "sanitizer": Commands(lambda kit: [sanitizer(tool) for tool in SANITIZERS], seconds=60),
+        },
+    )  # fmt: skip
+
+
+# The most telling ones first: they are begun in this order.
+TESTS = [f"tests/test_{name}.py" for name in (
+    "cuda", "layer", "gradients", "sequences", "module", "transforms", "second_order", "ensembles", "autocast",
+    "dropout", "cell",
+)]  # fmt: skip
+
+IN_ORDER = ["-n", "8", "--maxschedchunk", "1"]
+PRIMITIVES = ["tests/test_primitives.py"]
+SANITIZERS = ("memcheck", "racecheck")
+
+
+def python(module, *options):
+    return [sys.executable, "-m", f"gpu_visit.{module}", *options]
+
+
+def pytest(files, *options, seconds=20):
+    """Tests of which one that hangs, or kills its process, costs itself alone and `seconds` at most."""
+    survive = ["--timeout", str(seconds), "--timeout-method", "thread"]  # the signal would wait for the hanging call
+    output = ["-p", "gpu_visit.pytest_rows", "-p", "no:cacheprovider", "-q", "--tb=short"]
+    place = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+    paths = [str(ROOT / file) for file in files]
+    return [sys.executable, "-m", "pytest", *place, *survive, *output, *options, *paths]
+
+
+def sanitizer(tool, target="gpu_visit.gpu"):
+    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    return [program, "--tool", tool, "--error-exitcode", "1", *python("small", target)]
+
+
+def item(what, precision="bfloat16", **sizes):
+    """A case, named after all that it says."""
+    shown = [f"{key}={value}" if key.isupper() else str(value) for key, value in sizes.items() if key != "contenders"]
+    return {"name": " ".join(filter(None, [what, precision, *shown])), "precision": precision, **sizes}
+
+
+def layer_items():
+    sizes = ((64, 5), (200, 19), (512, 11))
+    cases = [(p, plan, H, B) for H, B in sizes for p in PRECISIONS for plan in ("stream", "")]
+    return [item("" if plan else "automatic", p, plan=plan, T=20, B=B, H=H) for p, plan, H, B in cases]
+
+
+def kernel_items(root):
+    """Every kernel that kernel_shapes.h may compile, at sizes that fill it and at ragged ones.
+
+    Ragged: H fills neither the last CTA nor a vector, B no tile; and, of clusters, a number of CTAs that is no power
+    of two (3, 5, 13 ...). The operators themselves say of which shapes there is no kernel.
+    """
+    text = (root / "csrc/cuda/kernel_shapes.h").read_text()
+    for found in re.findall(r"\{Transport::k(\w+), Pass::k(\w+), (\d+), (\d+), (\d+), (\d+), (\d+)\}", text):
+        transport, which = found[0].lower(), found[1].lower()
+        rows, chunks, splits, tiles, shared = map(int, found[2:])
+        shape = f"{transport} {which} {rows}x{chunks}x{splits}x{tiles}{f'+{shared}' if shared else ''}"
+        for precision in PRECISIONS:
+            yield from kernel_sizes(shape, precision, transport, which, rows, chunks, splits, tiles)
+
+
+def kernel_sizes(shape, precision, transport, which, rows, chunks, splits, tiles):
+    element_bytes = 2 if precision in ("bfloat16", "float16") else 4
+    sums, operands = (4, 1) if which == "forward" else (1, 4)
+    weight_rows, k = 8 // splits * 8 * rows, chunks * splits * 64 // element_bytes
+    units = weight_rows // sums
+    if transport == "cluster" and which == "backward":  # a CTA multiplies its own operands
+        units, k = k // operands, weight_rows * operands
+    most_ctas = {"local": 1, "cluster": 16, "grid": 128}[transport]
+    full = min(most_ctas * units, k // operands)
+    sizes = {full, max(1, full - units // 2 - 3)}
+    if transport == "cluster":
+        sizes.add(full - 3 * units - 5 if full > 8 * units else full - units - 5)
+    for H in sorted(sizes):
+        two_tiles = transport != "grid" or -(-H // units) * 2 <= 132
+        B = 8 * tiles + 3 if two_tiles else 8 * tiles - 1
+        case = item(shape, precision, T=7, B=B, H=H)
+        yield case | {"plan": f"{transport}:{units}x{8 * tiles}x{k}", "pass": which}
+
+
+HEADLINES = [(128, 64), (512, 64), (1024, 16), (1024, 64)]  # H, B
+OTHERS = [(64, 64), (256, 64), (512, 8), (2048, 16)]
+
+
+def speed_items():
+    """What is asked first comes first: the headline shapes, against cuDNN; then the others; then every plan."""
+    small = [(64, 8, 32, 4), (64, 1, 32, 4)]  # launches of 4 layers: what the host takes
+    first = [(H, B, 512, 1) for H, B in HEADLINES] + small
+    then = [(H, B, 512, 1) for H, B in OTHERS]
+    passes = [(first, ("cudnn", "automatic")), (then, ("cudnn", "automatic")), (first, PLANS), (then, PLANS)]
+    return [
+        item("plans" if contenders is PLANS else "", p, H=H, B=B, T=T, layers=layers, contenders=contenders)
+        for shapes, contenders in passes
+        for H, B, T, layers in shapes
+        for p in PRECISIONS
+    ]
+
+
+def numerics_items():
+    cases = [(p, H, scale) for H in (64, 512) for scale in (1, 3) for p in PRECISIONS]
+    return [item("", p, H=H, B=16, T=128, scale=scale) for p, H, scale in cases]
+
+
+def graph_items():
+    cases = [(p, plan, H) for plan in ("", *PLANS) for H in (64, 256) for p in PRECISIONS]
+    return [item("" if plan else "automatic", p, plan=plan, T=20, B=11, H=H) for p, plan, H in cases]
+
+
+def robustness_items(count):
+    draw = random.Random(0)
+    items = []
+    for number in range(count):
+        precision, plan = draw.choice(PRECISIONS), draw.choice(["", *PLANS])
+        T, B, H = draw.randint(1, 40), draw.randint(1, 40), draw.randint(1, 600)
+        items.append(item(f"{number}", precision, plan=plan, T=T, B=B, H=H))
+    return items
