@@ -50,7 +50,7 @@ def program(path, body):
     path.chmod(0o755)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def kit(tmp_path_factory):
     """A kit with this package as it is, and a program of constants that prints a row and does not end."""
     folder = tmp_path_factory.mktemp("kit")
@@ -72,7 +72,7 @@ def kit(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def rehearsal(kit, tmp_path_factory):
     """(report.json, folder of the report, what each part printed): both parts, one after the other, without git."""
     pytest.importorskip("rich")  # the benchmark
@@ -92,11 +92,22 @@ def rehearsal(kit, tmp_path_factory):
     return json.loads((out / "report.json").read_text()), out, printed
 
 
+@pytest.mark.slow
+def test_the_whole_visit(rehearsal):
+    """One test, since the visit takes a while and other test processes would repeat it."""
+    check_planted_kernels_cost_themselves_alone(rehearsal)
+    check_planted_tests_cost_themselves_alone(rehearsal)
+    check_a_step_out_of_time_keeps_its_rows_and_stops_nothing(rehearsal)
+    check_all_other_steps_pass(rehearsal)
+    check_speed_has_host_time_and_a_checked_value(rehearsal)
+    check_files_of_both_parts(rehearsal)
+
+
 def failed(step):
     return dict(report.problems(step))
 
 
-def test_planted_kernels_cost_themselves_alone(rehearsal):
+def check_planted_kernels_cost_themselves_alone(rehearsal):
     kernels = rehearsal[0]["first"]["steps"]["kernels"]
     why = {name.split(" bfloat16")[0]: text for name, text in failed(kernels).items()}
     assert set(why) == {"planted hang", "planted fault", "planted wrong value", "planted lost context"}
@@ -108,7 +119,7 @@ def test_planted_kernels_cost_themselves_alone(rehearsal):
     assert sorted(good) == ["after", "before"]
 
 
-def test_planted_tests_cost_themselves_alone(rehearsal):
+def check_planted_tests_cost_themselves_alone(rehearsal):
     step = rehearsal[0]["second"]["steps"]["tests"]
     why = {name.rsplit("::", 1)[-1]: text for name, text in failed(step).items()}
     assert why.pop("").startswith("exit status 1")
@@ -119,7 +130,7 @@ def test_planted_tests_cost_themselves_alone(rehearsal):
     assert [row["skipped"] for row in step["rows"] if "skipped" in row] == ["Skipped: cannot run here"]
 
 
-def test_a_step_out_of_time_keeps_its_rows_and_stops_nothing(rehearsal):
+def check_a_step_out_of_time_keeps_its_rows_and_stops_nothing(rehearsal):
     steps = rehearsal[0]["first"]["steps"]
     assert steps["constants"]["rows"] == CONSTANTS[:1]
     (why,) = steps["constants"]["failures"]
@@ -129,17 +140,17 @@ def test_a_step_out_of_time_keeps_its_rows_and_stops_nothing(rehearsal):
         assert steps[step]["rows"] or step == "load"
 
 
-def test_all_other_steps_pass(rehearsal):
+def check_all_other_steps_pass(rehearsal):
     steps = rehearsal[0]["second"]["steps"]
     assert list(steps) == list(agenda.of_gpu().shares["second"])
     for step in ("load", "streams", "graphs", "robustness", "benchmark", "sanitizer"):
         assert not failed(steps[step]), step
         assert steps[step]["rows"] or step == "load"
-    # No test of that name: pytest says so by its exit status.
+    # No test of that name here: pytest says so by its exit status.
     assert [why[:13] for why in steps["primitives"]["failures"]] == ["exit status 5"]
 
 
-def test_speed_has_host_time_and_a_checked_value(rehearsal):
+def check_speed_has_host_time_and_a_checked_value(rehearsal):
     rows = rehearsal[0]["first"]["steps"]["speed"]["rows"]
     assert [row["mode"] for row in rows] == 2 * ["forward", "forward in a graph", "forward+backward"]
     for row in rows:
@@ -148,7 +159,7 @@ def test_speed_has_host_time_and_a_checked_value(rehearsal):
     assert rows[0]["host_cudnn"] > 0 and rows[0]["host_automatic"] > 0
 
 
-def test_files_of_both_parts(rehearsal):
+def check_files_of_both_parts(rehearsal):
     content, out, printed = rehearsal
     assert sorted(file.name for file in out.iterdir()) == ["constants.json", "log.txt", "report.json", "report.md"]
     assert json.loads((out / "constants.json").read_text()) == CONSTANTS[:1]  # the second part has none of its own

@@ -27,6 +27,10 @@ def experiment(items, seconds=20, workers=1):
     return Experiment(items, seconds=seconds, workers=workers)
 
 
+def planted_tests(*options):
+    return visits.pytest([HERE / "planted.py"], "--noconftest", *options, seconds=SECONDS)
+
+
 def with_plants():
     of_gpu = visits.of_gpu()
     few = [kernel("before"), kernel("planted hang"), kernel("planted fault"), kernel("planted wrong value"),
@@ -49,8 +53,8 @@ def with_plants():
         commands={
             **of_gpu.commands,
             "constants": replace(of_gpu.commands["constants"], seconds=2),  # the kit of the test has one that sleeps
-            "tests": Commands(lambda kit: [visits.pytest([HERE / "planted.py"], "-n", "2", seconds=SECONDS)], 60),
-            "primitives": Commands(lambda kit: [visits.pytest([HERE / "planted.py"], "-k", "no such test")], 60),
+            "tests": Commands(lambda kit: [planted_tests("-n", "2")], 60),
+            "primitives": Commands(lambda kit: [planted_tests("-k", "nothing")], 60),
             "benchmark": Commands(lambda kit: [visits.python("quick_benchmark", *BENCHMARK)], 60),
             "sanitizer": Commands(lambda kit: [visits.sanitizer("memcheck", "gpu_stand_in")], 60),
         },
