@@ -255,6 +255,11 @@ def test_the_exit_status_of_a_command(tmp_path):
     assert (tmp_path / "log").read_text() == "words\n"
 
 
+def test_the_process_of_the_user_imports_no_torch():
+    program = "import sys, gpu_visit.visit, gpu_visit.gpu; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(TOOLS)}).returncode == 0
+
+
 def test_an_incomplete_kit_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected .*kit\.json, found none"):
         Kit(tmp_path)
