@@ -5,7 +5,7 @@ import re
 import emulator
 import pytest
 import torch
-from emulated_layer import H200, Emulated, Layer
+from emulated_layer import H200
 
 SIZES = (1, 2, 3, 5)
 
@@ -40,72 +40,95 @@ def test_what_blas_cannot_read(strides):
     assert emulator.module().gemm_operand(4, 3, *strides) is None
 
 
-# CUDA error -> what the user is told of the cause. The first lot leaves STREAM, which replaces the refused kernel.
-REPLACEABLE = {
-    1: "registers or shared memory",  # cudaErrorInvalidValue
+# CUDA error -> what the user is told of the cause. The first lot leaves other kernels, which replace the refused one.
+REFUSALS = {
     9: "this build has no such kernel",  # cudaErrorInvalidConfiguration
     701: "registers or shared memory",  # cudaErrorLaunchOutOfResources
     720: "cannot all run at once: .* MPS, MIG",  # cudaErrorCooperativeLaunchTooLarge
     801: "not supported here",  # cudaErrorNotSupported
     912: "no room for its clusters: .* MPS or MIG",  # cudaErrorInvalidClusterSize
 }
+CLUSTER_SIZE = 912
 NO_IMAGE, OLD_DRIVER = "build with TORCH_CUDA_ARCH_LIST", "update the NVIDIA driver"
 FINAL = {98: NO_IMAGE, 209: NO_IMAGE, 221: NO_IMAGE, 222: NO_IMAGE, 223: NO_IMAGE} | {
     35: OLD_DRIVER, 803: OLD_DRIVER, 804: OLD_DRIVER,
+    1: "a bug of fusedlstm, please report it",  # cudaErrorInvalidValue
+    700: None,  # cudaErrorIllegalAddress
 }  # fmt: skip
-ILLEGAL_ADDRESS = 700
-LAYER = Layer(3, 5, 600, dtype=torch.bfloat16)
 
 
-def launch(run, choice):
-    """The CUDA error of launching the choice's plan on an emulated device."""
-    run.request = "grid"
-    assert str(run.plan(backward=False)) == str(choice.plan)
-    try:
-        run.forward()
-    except RuntimeError as error:
-        return int(re.fullmatch(r"launch_forward: CUDA error (\d+)", str(error))[1])
-    return 0
+def problem(**options):
+    return emulator.module().Problem(**{"T": 3, "B": 5, "H": 600, "dtype": "bfloat16"} | options)
 
 
-@pytest.mark.parametrize("error", REPLACEABLE)
-def test_stream_replaces_refused_kernels(error):
-    """One warning that names the cause; then STREAM on this device, and nothing else changes anywhere else."""
-    module = emulator.module()
-    run, fallback = Emulated(module, LAYER, ""), module.Fallback()
-    problem = run.problem(backward=False)
-    choice = fallback.choose(problem, H200, 0, "")
-    assert choice.plan.transport == "grid"
-    with emulator.options(module, launch_error=error):
-        result = launch(run, choice)
-    assert result == error
-    was_launched, warning = fallback.after_launch(choice, 0, result)
-    assert not was_launched
-    expected = f"^fusedlstm: device 0 refuses the grid kernels: CUDA's own text \\(.*{REPLACEABLE[error]}.*\\); "
-    assert re.search(expected + "layers run step by step there from now on$", warning)
-
-    assert fallback.after_launch(choice, 0, result) == (False, "")  # another thread's launch was under way
-    assert fallback.choose(problem, H200, 0, "").plan.transport == "stream"
-    assert fallback.choose(problem, H200, 1, "").plan.transport == "grid"
-    small = module.Problem(T=3, B=5, H=40, dtype="bfloat16")
-    assert fallback.choose(small, H200, 0, "").plan.transport == "local"
+def fallback(ordinal=0):
+    return emulator.module().Fallback(H200, ordinal)
 
 
-def test_launch_that_succeeds():
-    module = emulator.module()
-    fallback = module.Fallback()
-    choice = fallback.choose(Emulated(module, LAYER, "").problem(backward=False), H200, 0, "")
-    assert fallback.after_launch(choice, 0, 0) == (True, "")
+def kernel(choice):
+    """What FUSEDLSTM_PLAN would call it."""
+    return choice.plan.kernel.split()[-1]
 
 
-@pytest.mark.parametrize(("request_", "error"), [("", e) for e in (*FINAL, ILLEGAL_ADDRESS)] + [("grid", 720)], ids=str)
-def test_errors_that_stream_cannot_mend(request_, error):
-    """No kernel of the library could run, the program is broken, or the plan was forced."""
-    module = emulator.module()
-    fallback, problem = module.Fallback(), Emulated(module, LAYER, "").problem(backward=False)
-    choice = fallback.choose(problem, H200, 0, request_)
-    cause = (FINAL | REPLACEABLE).get(error)
+@pytest.mark.parametrize("error", REFUSALS)
+def test_refusal_leaves_the_next_best_kernel(error):
+    """One warning that names the kernel, the cause, and what runs instead."""
+    planner, wide = fallback(), problem(H=480, T=64)
+    first = planner.choose(wide, "")
+    second, warning = planner.replace(first, wide, error)
+    assert first.plan.transport != "stream" and kernel(second) != kernel(first)
+    size = " in clusters of 15" if error == CLUSTER_SIZE else ""
+    assert re.fullmatch(
+        rf"fusedlstm: device 0 refuses the {first.plan.kernel}{size}: CUDA's own text \(.*{REFUSALS[error]}.*\); "
+        rf"instead of it runs: {re.escape(str(second.plan))}",
+        warning,
+    )
+    assert kernel(planner.choose(wide, "")) == kernel(second)
+    late, warning = planner.replace(first, wide, error)  # another thread's launch was under way
+    assert kernel(late) == kernel(second) and warning == ""
+
+
+def test_refusals_end_with_stream():
+    """Each kernel is asked for once; the last in line, which no device refuses, is STREAM."""
+    planner, seen, layer = fallback(), [], problem(H=100, T=64)
+    choice = planner.choose(layer, "")
+    while choice.plan.transport != "stream":
+        seen.append(kernel(choice))
+        choice, warning = planner.replace(choice, layer, 701)
+        assert warning
+    assert len(seen) == len(set(seen)) and {name.split(":")[0] for name in seen} == {"local", "cluster", "grid"}
+    assert any("it has refused" in reason for reason in choice.plan.rejected)
+
+
+def test_refusal_is_of_one_kernel_on_one_device():
+    planner, large = fallback(), problem()
+    refused = planner.choose(large, "")
+    planner.replace(refused, large, 720)
+    assert kernel(planner.choose(large, "")) != kernel(refused)
+    assert kernel(fallback(1).choose(large, "")) == kernel(refused)
+    backward, small = problem(backward=True), problem(H=40)
+    for other in (backward, small, problem(dtype="float16")):
+        assert str(planner.choose(other, "").plan) == str(fallback().choose(other, "").plan)
+
+
+def test_refused_cluster_size_leaves_the_kernel_to_others():
+    """The same kernel runs on in clusters of other sizes."""
+    planner, request = fallback(), {"T": 64, "B": 8}
+    large, small = problem(H=416, **request), problem(H=352, **request)
+    refused = planner.choose(large, "")
+    assert refused.plan.transport == "cluster" and kernel(refused) == kernel(planner.choose(small, ""))
+    planner.replace(refused, large, CLUSTER_SIZE)
+    assert kernel(planner.choose(large, "")) != kernel(refused)
+    assert kernel(planner.choose(small, "")) == kernel(refused)
+
+
+@pytest.mark.parametrize(("request_", "error"), [("", e) for e in FINAL] + [("grid", 720)], ids=str)
+def test_errors_that_are_no_refusals(request_, error):
+    """No kernel of the library could run, the program or the library is broken, or the plan was forced."""
+    planner = fallback()
+    choice = planner.choose(problem(), request_)
+    cause = (FINAL | REFUSALS).get(error)
     text = "^fusedlstm: grid bfloat16, .*: CUDA's own text" + (rf" \(.*{cause}" if cause else "$")
     with pytest.raises(RuntimeError, match=text):
-        fallback.after_launch(choice, 0, error)
-    assert fallback.choose(problem, H200, 0, "").plan.transport == "grid"
+        planner.replace(choice, problem(), error)
+    assert kernel(planner.choose(problem(), "")) == kernel(choice)

@@ -1,4 +1,4 @@
-// Which kernel runs a layer on a device of this machine: the planner's choice, or what is left after a refused launch.
+// Which kernel runs a layer on a device of this machine: the planner's choice, or what is left after refused launches.
 #pragma once
 #include "fallback.h"
 
@@ -7,8 +7,7 @@ namespace fusedlstm::gpu {
 // The plan for this problem on device `ordinal`, which must be the current one.
 Choice choose(const Problem& problem, int ordinal);
 
-// Whether a resident kernel was launched with this result; false: the device refused it (the user is warned, once), and
-// the caller runs STREAM.
-bool was_launched(const Choice& choice, int ordinal, cudaError_t result);
+// What to launch after the launch of a choice's resident kernel has failed; the user is warned of each kernel once.
+Choice replace(const Choice& refused, const Problem& problem, int ordinal, cudaError_t error);
 
 }  // namespace fusedlstm::gpu

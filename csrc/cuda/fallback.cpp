@@ -1,66 +1,75 @@
 #include "fallback.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace fusedlstm::gpu {
 
-Refusal refusal_of(cudaError_t error) {
-  constexpr bool kOthersRun = false, kOthersAreLost = true;
+LaunchFailure failure_of(cudaError_t error) {
+  using enum LaunchFailure::Kind;
   switch (error) {
     case cudaErrorCooperativeLaunchTooLarge:
-      return {
-          "its blocks cannot all run at once: this process may use only a part of the GPU, by MPS, MIG or a green "
-          "context",
-          kOthersRun};
+      return {kRefusal,
+              "its blocks cannot all run at once: this process may use only a part of the GPU, by MPS, MIG or a green "
+              "context"};
     case cudaErrorInvalidClusterSize:
-      return {"no room for its clusters: this process may use only a part of the GPU, by MPS or MIG", kOthersRun};
+      return {kRefusal, "no room for its clusters: this process may use only a part of the GPU, by MPS or MIG"};
     case cudaErrorNotSupported:
-      return {"cooperative or cluster launches are not supported here", kOthersRun};
+      return {kRefusal, "cooperative or cluster launches are not supported here"};
     case cudaErrorLaunchOutOfResources:
-    case cudaErrorInvalidValue:
-      return {"its registers or shared memory are more than the device gives", kOthersRun};
+      return {kRefusal, "its registers or shared memory are more than the device gives"};
     case cudaErrorInvalidConfiguration:
-      return {"this build has no such kernel, or the device no such launch", kOthersRun};
+      return {kRefusal, "this build has no such kernel, or the device no such launch"};
     case cudaErrorNoKernelImageForDevice:
     case cudaErrorInvalidDeviceFunction:
     case cudaErrorUnsupportedPtxVersion:
     case cudaErrorJitCompilerNotFound:
     case cudaErrorJitCompilationDisabled:
-      return {"no kernels for this device: build with TORCH_CUDA_ARCH_LIST set to its compute capability",
-              kOthersAreLost};
+      return {kNoKernels, "no kernels for this device: build with TORCH_CUDA_ARCH_LIST set to its compute capability"};
     case cudaErrorInsufficientDriver:
     case cudaErrorSystemDriverMismatch:
     case cudaErrorCompatNotSupportedOnDevice:
-      return {"update the NVIDIA driver, or build with an older CUDA toolkit", kOthersAreLost};
+      return {kNoKernels, "update the NVIDIA driver, or build with an older CUDA toolkit"};
+    case cudaErrorInvalidValue:
+      return {kFault, "a bug of fusedlstm, please report it; FUSEDLSTM_PLAN=stream may avoid it"};
     default:
-      return {nullptr, kOthersRun};
+      return {kFault, nullptr};
   }
 }
 
 std::string failure_text(const std::string& what, cudaError_t error) {
-  const char* cause = refusal_of(error).cause;
+  const char* cause = failure_of(error).cause;
   return "fusedlstm: " + what + ": " + cudaGetErrorString(error) + (cause ? std::string(" (") + cause + ")" : "");
 }
 
-Choice Fallback::choose(const Problem& problem, const Device& device, int ordinal, const std::string& request) {
-  Choice choice{make_plan(problem, device, request), !request.empty()};
-  const std::lock_guard lock(mutex_);
-  if (!choice.is_forced && refused_.count({ordinal, choice.plan.shape.transport}) > 0)
-    choice.plan = make_plan(problem, device, "stream");
-  return choice;
+void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw std::runtime_error(failure_text(what, error));
 }
 
-Fallback::Outcome Fallback::after_launch(const Choice& choice, int ordinal, cudaError_t result) {
-  if (result == cudaSuccess) return {true, ""};
-  const Refusal refusal = refusal_of(result);
-  if (choice.is_forced || !refusal.cause || refusal.are_others_lost)
-    throw std::runtime_error(failure_text(to_string(choice.plan), result));
-  const Transport transport = choice.plan.shape.transport;
+Choice Fallback::choose(const Problem& problem, const std::string& request) {
   const std::lock_guard lock(mutex_);
-  if (!refused_.insert({ordinal, transport}).second) return {false, ""};
-  const std::string what =
-      "device " + std::to_string(ordinal) + " refuses the " + transport_name(transport) + " kernels";
-  return {false, failure_text(what, result) + "; layers run step by step there from now on"};
+  return {make_plan(problem, device_, request), !request.empty()};
+}
+
+Fallback::Replacement Fallback::replace(const Choice& refused, const Problem& problem, cudaError_t error) {
+  const Plan& plan = refused.plan;
+  if (refused.is_forced || failure_of(error).kind != LaunchFailure::kRefusal)
+    throw std::runtime_error(failure_text(to_string(plan), error));
+  const int cluster_size = error == cudaErrorInvalidClusterSize ? plan.ctas_per_tile : 0;
+  const RefusedKernel kernel{plan.arithmetic, plan.shape, cluster_size};
+
+  const std::lock_guard lock(mutex_);
+  const auto known = std::find(device_.refused.begin(), device_.refused.end(), kernel);
+  const bool is_new = known == device_.refused.end();  // not, if other threads' launches were under way
+  if (is_new) device_.refused.push_back(kernel);
+  Replacement replacement{{make_plan(problem, device_), false}, ""};
+  if (is_new) {
+    std::string what =
+        "device " + std::to_string(ordinal_) + " refuses the " + kernel_name(plan.arithmetic, plan.shape);
+    if (cluster_size > 0) what += " in clusters of " + std::to_string(cluster_size);
+    replacement.warning = failure_text(what, error) + "; instead of it runs: " + to_string(replacement.choice.plan);
+  }
+  return replacement;
 }
 
 }  // namespace fusedlstm::gpu

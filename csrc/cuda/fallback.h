@@ -5,45 +5,55 @@
 #include <cuda_runtime_api.h>
 
 #include <mutex>
-#include <set>
 #include <string>
-#include <utility>
 
 #include "plan.h"
 
 namespace fusedlstm::gpu {
 
 // Why a launch did not happen.
-struct Refusal {
-  const char* cause;     // and what the user can do; null: not a refusal, but a fault of the program or the hardware
-  bool are_others_lost;  // whether no other kernel of this library can run on the device either
+struct LaunchFailure {
+  enum Kind : uint8_t {
+    kRefusal,    // of this kernel, or of clusters of this size: others may run
+    kNoKernels,  // no kernel of this library can run on the device
+    kFault,      // of the program, this library or the hardware
+  } kind;
+  const char* cause;  // and what the user can do; null: CUDA's own text says all
 };
-Refusal refusal_of(cudaError_t error);
+LaunchFailure failure_of(cudaError_t error);
 
 // "fusedlstm: <what>: <CUDA's text> (<cause>)"
 std::string failure_text(const std::string& what, cudaError_t error);
+
+// Throws std::runtime_error with failure_text where a call was not a success.
+void check(cudaError_t error, const char* what);
 
 struct Choice {
   Plan plan;
   bool is_forced;  // by FUSEDLSTM_PLAN: a refused launch is an error then
 };
 
-// Remembers which transports a device refuses to launch; STREAM, whose launches ask nothing of a device, replaces them.
+// Chooses the kernels of one device, and remembers which of them it refuses to launch; the best of the others take
+// their place, and STREAM at last, whose launches ask nothing of a device. For any number of threads.
 class Fallback {
  public:
-  // The plan that may be launched on device `ordinal`. Throws std::invalid_argument like make_plan.
-  Choice choose(const Problem& problem, const Device& device, int ordinal, const std::string& request);
+  Fallback(const Device& device, int ordinal) : device_(device), ordinal_(ordinal) {}
 
-  struct Outcome {
-    bool was_launched;    // false: the caller runs STREAM
-    std::string warning;  // for the user, once per device and transport; else empty
+  // The plan to launch. Throws std::invalid_argument like make_plan.
+  Choice choose(const Problem& problem, const std::string& request);
+
+  struct Replacement {
+    Choice choice;        // to launch instead: another resident kernel, or STREAM
+    std::string warning;  // for the user, once per refused kernel; else empty
   };
-  // After the launch of a resident kernel. Throws std::runtime_error where STREAM must not or cannot replace it.
-  Outcome after_launch(const Choice& choice, int ordinal, cudaError_t result);
+  // After the launch of a choice's resident kernel for this problem has failed. Throws std::runtime_error where no
+  // other kernel must or can replace it.
+  Replacement replace(const Choice& refused, const Problem& problem, cudaError_t error);
 
  private:
   std::mutex mutex_;
-  std::set<std::pair<int, Transport>> refused_;
+  Device device_;
+  const int ordinal_;
 };
 
 }  // namespace fusedlstm::gpu

@@ -74,10 +74,9 @@ Tensor member_of(const LayerTensors& t, const Tensor& tensor, int64_t index) {
   return is_all ? tensor : torch::stable::select(tensor, 0, index);
 }
 
-Choice plan_of(const LayerTensors& t, bool allow_tf32, Pass pass) {
-  return choose({t.steps, t.batch, t.hidden, t.proj, static_cast<int>(t.directions), static_cast<int>(t.members),
-                 dtype_of(t.dtype), allow_tf32, pass},
-                t.input.get_device());
+Problem problem_of(const LayerTensors& t, bool allow_tf32, Pass pass) {
+  return {t.steps,           t.batch,    t.hidden, t.proj, static_cast<int>(t.directions), static_cast<int>(t.members),
+          dtype_of(t.dtype), allow_tf32, pass};
 }
 
 Tensor Layer::new_rows(const Sizes& sizes, ScalarType dtype) const {

@@ -23,8 +23,8 @@ constexpr bool is_int(int64_t size) {
 // What is member `index`'s of a tensor: the tensor itself where there is one layer, or no such tensor.
 Tensor member_of(const LayerTensors& t, const Tensor& tensor, int64_t index);
 
-// The plan for prepared tensors of at least one row, of all members.
-Choice plan_of(const LayerTensors& t, bool allow_tf32, Pass pass);
+// What is planned for prepared tensors of at least one row, of all members.
+Problem problem_of(const LayerTensors& t, bool allow_tf32, Pass pass);
 
 struct Layer {
   LayerTensors t;
@@ -46,8 +46,6 @@ struct Layer {
   // Rows of one step of a [N, columns] tensor.
   Tensor rows_of_step(const Tensor& all, int64_t step) const;
 
-  Choice plan(Pass pass) const { return plan_of(t, allow_tf32, pass); }
-
   // out = a b and out += a b, see products.h.
   void multiply(const Tensor& out, const Tensor& a, const Tensor& b) const { gpu::multiply(out, a, b, allow_tf32); }
   void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b) const {
@@ -62,18 +60,27 @@ struct Layer {
   // of each member.
   Tensor resident_weight(size_t d, bool is_transposed) const;
 
-  // Fills in what a resident kernel needs beside the tensors of the layer. Returns the owners of that memory, to be
-  // kept until the launch: from then on the caching allocator orders reuse by the stream.
+  // Launches the best resident kernel that the device does not refuse, and fills in what it needs beside the tensors of
+  // the layer. False: there is none, and nothing was run. Workspaces are kept until the launch: from then on the
+  // caching allocator orders reuse by the stream.
   template <class Args>
-  Tensors prepare_resident(const Plan& plan, Args& a) const {
-    Tensors owners;
-    for (size_t d = 0; d < t.weight_hh.size(); ++d) {
-      owners.push_back(resident_weight(d, plan.shape.pass == Pass::kBackward));
-      a.weight_hh[d] = owners.back().data_ptr();
+  bool launch_resident(Pass pass, Args& a, cudaError_t (*launch)(const Plan&, const Args&, cudaStream_t),
+                       cudaStream_t stream) const {
+    const Problem problem = problem_of(t, allow_tf32, pass);
+    Tensors weights;
+    for (Choice choice = choose(problem, ordinal()); choice.plan.shape.transport != Transport::kStream;) {
+      if (choice.plan.members != t.members) return false;
+      for (size_t d = weights.size(); d < t.weight_hh.size(); ++d) {
+        weights.push_back(resident_weight(d, pass == Pass::kBackward));
+        a.weight_hh[d] = weights.back().data_ptr();
+      }
+      const Tensor memory = exchange(choice.plan);
+      a.exchange = memory.data_ptr();
+      const cudaError_t error = launch(choice.plan, a, stream);
+      if (error == cudaSuccess) return true;
+      choice = replace(choice, problem, ordinal(), error);
     }
-    owners.push_back(exchange(plan));
-    a.exchange = owners.back().data_ptr();
-    return owners;
+    return false;
   }
 
  private:

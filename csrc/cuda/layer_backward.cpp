@@ -69,11 +69,7 @@ std::optional<BackwardRecurrence> run_backward(const Layer& layer, const OutputG
     a.d_reset_c = r.d_reset_c.data_ptr();
   }
   const cudaStream_t stream = current_stream(t.input);
-  const Choice choice = layer.plan(Pass::kBackward);
-  if (choice.plan.shape.transport != Transport::kStream) {
-    const Tensors owners = layer.prepare_resident(choice.plan, a);
-    if (was_launched(choice, layer.ordinal(), launch_backward(choice.plan, a, stream))) return r;
-  }
+  if (layer.launch_resident(Pass::kBackward, a, launch_backward, stream)) return r;
   if (t.lead > 0) return std::nullopt;
   if (t.proj > 0) r.d_projected = layer.new_rows({D, t.rows, t.proj}, t.dtype);
   for (size_t d = 0; d < t.weight_hh.size(); ++d) {

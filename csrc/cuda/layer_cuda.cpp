@@ -18,7 +18,7 @@ bool runs_at_once(const LayerTensors& t, bool allow_tf32, Pass pass) {
   constexpr int64_t kMostMembers = 65535;  // blocks of a grid in that dimension
   const int64_t rows = t.members * t.directions * t.rows;
   if (t.lead == 0 || rows == 0 || !is_int(rows) || t.members > kMostMembers) return false;
-  return plan_of(t, allow_tf32, pass).plan.members == t.members;
+  return choose(problem_of(t, allow_tf32, pass), t.input.get_device()).plan.members == t.members;
 }
 
 ForwardResults forward(LayerTensors t, bool allow_tf32, bool training) {

@@ -79,11 +79,7 @@ bool run_forward(const Layer& layer, ForwardResults& r) {
     a.bias_hh[d] = t.bias_hh.empty() ? nullptr : t.bias_hh[d].data_ptr();
   }
   const cudaStream_t stream = current_stream(t.input);
-  const Choice choice = layer.plan(Pass::kForward);
-  if (choice.plan.shape.transport != Transport::kStream) {
-    const Tensors owners = layer.prepare_resident(choice.plan, a);
-    if (was_launched(choice, layer.ordinal(), launch_forward(choice.plan, a, stream))) return true;
-  }
+  if (layer.launch_resident(Pass::kForward, a, launch_forward, stream)) return true;
   if (t.lead > 0) return false;
   for (size_t d = 0; d < t.weight_hh.size(); ++d) stream_forward(layer, a, d, stream);
   return true;

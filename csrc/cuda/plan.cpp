@@ -78,6 +78,10 @@ std::string misfit(const KernelShape& shape, const Problem& p, const Device& d) 
   if (smem_bytes(shape, arithmetic) > d.smem_bytes)
     return text("expected at most %lld bytes of shared memory, got %d", static_cast<long long>(d.smem_bytes),
                 smem_bytes(shape, arithmetic));
+  for (const RefusedKernel& refused : d.refused)
+    if (refused.arithmetic == arithmetic && refused.shape == shape &&
+        (refused.cluster_size == 0 || refused.cluster_size == ctas))
+      return "expected a kernel that the device launches, got one that it has refused";
   switch (shape.transport) {
     case Transport::kLocal:
       if (ctas > 1)
@@ -349,6 +353,12 @@ std::string to_string(const Plan& plan) {
   return text("%s %s, %d CTAs x %d units, %d tiles of %d rows, %lld bytes of shared memory, estimated %.0f us",
               transport, arithmetic, plan.ctas_per_tile, units_per_cta(plan.shape, plan.arithmetic), plan.tiles,
               plan.shape.batch_rows(), static_cast<long long>(plan.smem_bytes), plan.microseconds);
+}
+
+std::string kernel_name(Arithmetic arithmetic, const KernelShape& shape) {
+  return text("%s %s kernel %s:%dx%dx%d", arithmetic_name(arithmetic),
+              shape.pass == Pass::kForward ? "forward" : "backward", transport_name(shape.transport),
+              units_per_cta(shape, arithmetic), shape.batch_rows(), k_capacity(shape, arithmetic));
 }
 
 const std::vector<Device>& known_devices() {

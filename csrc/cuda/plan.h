@@ -34,18 +34,6 @@ struct Problem {
   Pass pass;
 };
 
-// What limits a launch. From cudaGetDeviceProperties and occupancy queries, or from known_devices().
-struct Device {
-  std::string name;
-  int compute_capability;  // times ten: 90 for sm_90
-  int sm_count;
-  int64_t smem_bytes;  // of one CTA, at most
-  bool cooperative_launch;
-  int max_clusters_of_2, max_clusters_of_4, max_clusters_of_8, max_clusters_of_16;  // resident at once; 0: none
-  double clock_mhz;
-  double memory_gb_per_s;
-};
-
 inline constexpr int kMaxClusterSize = 16;
 
 // The compile-time shape of a resident kernel; see recurrence.cuh. The planner and the kernels' table share the list.
@@ -89,6 +77,27 @@ struct KernelShape {
   bool operator==(const KernelShape&) const = default;
 };
 
+// A kernel that a device does not launch, whatever its limits say.
+struct RefusedKernel {
+  Arithmetic arithmetic;
+  KernelShape shape;
+  int cluster_size;  // that is refused; 0: any
+  bool operator==(const RefusedKernel&) const = default;
+};
+
+// What limits a launch. From cudaGetDeviceProperties and occupancy queries, or from known_devices().
+struct Device {
+  std::string name;
+  int compute_capability;  // times ten: 90 for sm_90
+  int sm_count;
+  int64_t smem_bytes;  // of one CTA, at most
+  bool cooperative_launch;
+  int max_clusters_of_2, max_clusters_of_4, max_clusters_of_8, max_clusters_of_16;  // resident at once; 0: none
+  double clock_mhz;
+  double memory_gb_per_s;
+  std::vector<RefusedKernel> refused{};  // what it turned out not to launch
+};
+
 struct Plan {
   Arithmetic arithmetic;
   KernelShape shape;    // shape.transport == kStream: the rest is 0
@@ -109,6 +118,9 @@ Plan make_plan(const Problem& problem, const Device& device, const std::string& 
 
 // One line: "grid bfloat16 64 CTAs x 16 units, 2 tiles of 8 rows, 38 KiB shared memory, estimated 612 us".
 std::string to_string(const Plan& plan);
+
+// A compiled kernel in one line: "bfloat16 forward kernel grid:16x8x1024", where the last word can be a request.
+std::string kernel_name(Arithmetic arithmetic, const KernelShape& shape);
 
 Arithmetic arithmetic_of(const Problem& problem);
 const char* transport_name(Transport transport);

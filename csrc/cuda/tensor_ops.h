@@ -24,8 +24,4 @@ inline cudaStream_t current_stream(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
-inline void check(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, failure_text(what, error));
-}
-
 }  // namespace fusedlstm::gpu

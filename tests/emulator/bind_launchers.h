@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -76,6 +77,8 @@ inline void bind_launchers(py::module_& m) {
   // A class of its own beside the planner's bindings, which hand out dictionaries: launchers take the plan itself.
   py::class_<Plan>(m, "Plan", py::module_local())
       .def_property_readonly("transport", [](const Plan& plan) { return transport_name(plan.shape.transport); })
+      .def_property_readonly("rejected", [](const Plan& plan) { return plan.rejected; })
+      .def_property_readonly("kernel", [](const Plan& plan) { return kernel_name(plan.arithmetic, plan.shape); })
       .def("__str__", [](const Plan& plan) { return to_string(plan); });
   py::class_<Problem>(m, "Problem", py::module_local())
       .def(py::init([](int64_t T, int64_t B, int64_t H, int64_t proj_size, int directions, int members,
@@ -97,13 +100,13 @@ inline void bind_launchers(py::module_& m) {
   });
   py::class_<Choice>(m, "Choice", py::module_local()).def_readonly("plan", &Choice::plan);
   py::class_<Fallback>(m, "Fallback", py::module_local())
-      .def(py::init<>())
-      .def("choose",
-           [](Fallback& fallback, const Problem& problem, const std::string& device, int ordinal,
-              const std::string& request) { return fallback.choose(problem, known_device(device), ordinal, request); })
-      .def("after_launch", [](Fallback& fallback, const Choice& choice, int ordinal, int result) {
-        const auto outcome = fallback.after_launch(choice, ordinal, static_cast<cudaError_t>(result));
-        return std::pair(outcome.was_launched, outcome.warning);
+      .def(py::init([](const std::string& device, int ordinal) {
+        return std::make_unique<Fallback>(known_device(device), ordinal);
+      }))
+      .def("choose", &Fallback::choose)
+      .def("replace", [](Fallback& fallback, const Choice& refused, const Problem& problem, int error) {
+        const auto replacement = fallback.replace(refused, problem, static_cast<cudaError_t>(error));
+        return std::pair(replacement.choice, replacement.warning);
       });
   bind_struct<RowStates>(m, "RowStates", FIELD(RowStates, T), FIELD(RowStates, B), FIELD(RowStates, N),
                          FIELD(RowStates, H), FIELD(RowStates, R), FIELD(RowStates, D), FIELD(RowStates, M),

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <source_location>
 #include <stdexcept>
 #include <string>
@@ -17,13 +18,25 @@ namespace emulator {
 
 using Site = std::source_location;  // the place in the kernel source
 
+// The cudaError_t of the launches to come, one after another, 0 for those that run; when none are left, all run.
+struct LaunchErrors {
+  std::deque<int> next;
+  // That of the launch that asks, which is then over.
+  operator int() {
+    if (next.empty()) return 0;
+    const int error = next.front();
+    next.pop_front();
+    return error;
+  }
+};
+
 struct Options {
   uint64_t seed = 0;           // order of threads: 0 as numbered, 1 reversed, others random; also when stores land
   double preempt = 0;          // probability of a switch at a plain memory access
   int sm_count = 132;          // co-residency limit of a cooperative launch, one CTA per SM
   size_t smem_limit = 232448;  // bytes of dynamic shared memory per CTA
   int max_cluster_size = 16;
-  int launch_error = 0;      // a cudaError_t that every launch fails with
+  LaunchErrors launch_error;
   bool time_passes = false;  // where polling threads alone run, once before that ends the launch: a minute
   double approximation = 0;  // errors of approximate functions, in those that the hardware is documented to make
 };

@@ -29,7 +29,9 @@ PYBIND11_MODULE(_emulated, m) {
       .def_readwrite("sm_count", &Options::sm_count)
       .def_readwrite("smem_limit", &Options::smem_limit)
       .def_readwrite("max_cluster_size", &Options::max_cluster_size)
-      .def_readwrite("launch_error", &Options::launch_error)
+      .def_property(
+          "launch_errors", [](const Options& o) { return o.launch_error.next; },
+          [](Options& o, const std::deque<int>& errors) { o.launch_error.next = errors; })
       .def_readwrite("time_passes", &Options::time_passes)
       .def_readwrite("approximation", &Options::approximation);
   m.def("options", &options, py::return_value_policy::reference);
