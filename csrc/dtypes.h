@@ -72,4 +72,20 @@ struct ScalarTraits<Float16> {
 template <class scalar_t>
 using AccOf = typename ScalarTraits<scalar_t>::acc_t;
 
+// Calls f with a value of the dtype's scalar_t, and returns what it returns.
+template <class F>
+auto with_scalar(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return f(double{});
+    case Dtype::kBFloat16:
+      return f(BFloat16{});
+    case Dtype::kFloat16:
+      return f(Float16{});
+    case Dtype::kFloat32:
+      break;
+  }
+  return f(float{});
+}
+
 }  // namespace fusedlstm

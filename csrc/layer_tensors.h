@@ -12,11 +12,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <initializer_list>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "sizes.h"
 
 namespace fusedlstm {
 
@@ -24,24 +25,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
-
-// Up to four sizes, without an allocation.
-class Sizes {
- public:
-  Sizes(std::initializer_list<int64_t> sizes) {
-    for (const int64_t size : sizes) values[count++] = size;
-  }
-  // The same with one more in front.
-  Sizes(int64_t first, const Sizes& others) : Sizes({first}) {
-    for (const int64_t size : others) values[count++] = size;
-  }
-  const int64_t* begin() const { return values; }
-  const int64_t* end() const { return values + count; }
-  int64_t size() const { return count; }
-
- private:
-  int64_t values[4], count = 0;
-};
 
 inline std::string to_string(const Sizes& sizes) {
   std::string s = "[";

@@ -1,11 +1,13 @@
-"""What the CUDA library does on the host, without a GPU: how matrices are named to BLAS, and refused launches."""
+"""The host code of the CUDA library on the emulated GPU: matrices as BLAS is told of them, refused launches, the calls
+around the kernels, and what is said of lost contexts.
+"""
 
 import re
 
 import emulator
 import pytest
 import torch
-from emulated_layer import H200
+from emulated_layer import H200, PARAMETERS, STATES, Emulated, Layer
 
 SIZES = (1, 2, 3, 5)
 
@@ -132,3 +134,202 @@ def test_errors_that_are_no_refusals(request_, error):
     with pytest.raises(RuntimeError, match=text):
         planner.replace(choice, problem(), error)
     assert kernel(planner.choose(problem(), "")) == kernel(choice)
+
+
+# ---- refusals within a call -----------------------------------------------------------------------------------------
+
+
+def small(**options):
+    return Layer(16, 5, 100, dtype=torch.bfloat16, **options)
+
+
+def run_all(layer, request, launch_errors=()):
+    """All results, and the run."""
+    run = Emulated(emulator.module(), layer, request)
+    with emulator.options(run.emu, launch_errors=list(launch_errors)):
+        out = run.forward()
+    return out | run.backward(out), run
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_refusal_runs_another_kernel_in_the_same_call():
+    """Bit for bit as if the next kernel had been asked for; not the refused one again in the next call."""
+    layer = small()
+    run = Emulated(emulator.module(), layer, "")
+    first = run.plan(False)
+    with emulator.options(run.emu, launch_errors=[701]):
+        out = run.forward()
+    (warning,) = run.host.warnings
+    second = kernel(run.fallback.choose(run.problem(False), ""))
+    assert second != first.kernel.split()[-1] and second.split(":")[0] != "stream"
+    assert second in run.fallback.last_launched
+    assert_equal(out, Emulated(emulator.module(), layer, second).forward())
+    with emulator.options(run.emu, launch_errors=[0, 701]):  # one launch a call: the second error stays
+        assert_equal(run.forward(), out)
+        assert run.emu.options().launch_errors == [701]
+    assert run.host.warnings == [warning] and run.host.live == 0
+
+
+@pytest.mark.parametrize("members", [0, 2], ids=["layer", "ensemble"])
+def test_refusal_of_every_kernel_leaves_stream(members):
+    """For an ensemble member by member, each of which has no kernel either."""
+    layers = [small(seed=seed) for seed in range(members or 1)]
+    layer, all_of_them = (
+        (layers, problem(T=16, H=100, members=members)) if members else (layers[0], problem(T=16, H=100))
+    )
+    planner, refusals = fallback(), 0
+    choice = planner.choose(all_of_them, "")
+    while choice.plan.transport != "stream":
+        choice, refusals = planner.replace(choice, all_of_them, 701)[0], refusals + 1
+    found, run = run_all(layer, "", [701] * refusals)
+    expected = Emulated(emulator.module(), layer, "stream").forward()
+    assert_equal({name: found[name] for name in expected}, expected)
+    assert len(run.host.warnings) == refusals > 2
+    assert run.host.warnings[-1].endswith("; instead of it runs: " + str(choice.plan))
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_refusal_of_an_ensemble(members):
+    """Another kernel of all members at once; where none is left, member by member."""
+    layers = [small(seed=seed) for seed in range(members)]
+    run = Emulated(emulator.module(), layers, "")
+    with emulator.options(run.emu, launch_errors=[701]):
+        out = run.forward()
+    second = kernel(run.fallback.choose(run.problem(False), ""))
+    for m, layer in enumerate(layers):
+        expected = Emulated(emulator.module(), layer, second).forward()
+        assert_equal({name: value[m] for name, value in out.items()}, expected)
+    assert len(run.host.warnings) == 1
+
+
+@pytest.mark.parametrize("request_", ["", "stream"])
+@pytest.mark.parametrize("error", [1, 700, 209])
+def test_errors_that_are_no_refusals_leave_the_call(request_, error):
+    """And leave no workspace behind."""
+    run = Emulated(emulator.module(), small(), request_)
+    with (
+        emulator.options(run.emu, launch_errors=[error]),
+        pytest.raises(RuntimeError, match=r"fusedlstm: .*: CUDA's own"),
+    ):
+        run.forward()
+    assert run.host.live == 0 and run.host.warnings == []
+
+
+# ---- the layer's host code ------------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "plain": {},
+    "packed": {"lengths": [3, 3, 2, 1, 1], "packed": True, "directions": 2},
+    "lengths": {"lengths": [3, 0, 2, 1, 3], "directions": 2},
+    "resets": {"resets": True, "reset_states": True},
+    "projection": {"proj_size": 7, "directions": 2},
+}
+
+
+def tiny(seed=0, **options):
+    return Layer(3, 5, 20, seed=seed, **options)
+
+
+@pytest.mark.parametrize("transport", ["stream", "local"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_host_ensemble_is_its_members(options, transport):
+    """Bit for bit: in one launch, one by one, and members that lie between each other in memory."""
+    if options == "projection" and transport != "stream":
+        return
+    layers = [tiny(seed, **OPTIONS[options]) for seed in range(3)]
+    found, run = run_all(layers, transport)
+    for m, layer in enumerate(layers):
+        assert_equal({name: value[m] for name, value in found.items()}, run_all(layer, transport)[0])
+
+    def last(tensor):
+        """The same values with the members in the innermost dimension."""
+        return tensor.movedim(0, -1).contiguous().movedim(-1, 0)
+
+    ensemble = Emulated(emulator.module(), layers, transport)
+    for name in ("h_0", "c_0", "reset_h", "reset_c"):
+        if name in ensemble.layer.t:
+            ensemble.layer.t[name] = last(ensemble.layer.t[name])
+    out = ensemble.forward()
+    assert_equal(out | ensemble.backward(out), found)
+    assert ensemble.host.live == run.host.live == 0
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_host_gives_each_gradient_alone(options):
+    layer = tiny(**OPTIONS[options])
+    run = Emulated(emulator.module(), layer, "stream")
+    out = run.forward()
+    every = run.backward(out)
+    for name in ("input", *STATES, *PARAMETERS):
+        alone = run.backward(out, wanted=(name,))
+        assert_equal(alone, {key: value for key, value in every.items() if key.startswith(f"d_{name}")})
+
+
+def test_host_takes_weights_at_any_address():
+    """A parameter may be a part of a larger one."""
+    layer = Layer(3, 5, 24, dtype=torch.bfloat16)  # rows of whole vectors, which are not copied at an aligned address
+    run = Emulated(emulator.module(), layer, "local")
+    run.parameters_start_at = 1
+    out = run.forward()
+    assert_equal(out | run.backward(out), run_all(layer, "local")[0])
+
+
+@pytest.mark.parametrize("transport", ["stream", "local"])
+def test_host_takes_d_output_of_any_strides(transport):
+    """As `output.sum().backward()` gives it: one row for all."""
+    layer = tiny()
+    row = torch.randn(layer.R)
+    layer.t["d_output"] = row.expand(3, 5, -1).contiguous()
+    expected, _ = run_all(layer, transport)
+    layer.t["d_output"] = row.expand(3, 5, -1)
+    assert_equal(run_all(layer, transport)[0], expected)
+
+
+@pytest.mark.parametrize("members", [0, 2], ids=["layer", "ensemble"])
+def test_host_without_steps(members):
+    """The state passes through, and so does its gradient; no kernel is launched."""
+    layers = [Layer(0, 5, 20, seed=seed) for seed in range(members or 1)]
+    run = Emulated(emulator.module(), layers if members else layers[0], "")
+    with emulator.options(run.emu, launch_errors=[700]):
+        out = run.forward()
+        grads = run.backward(out, wanted=("h_0", "c_0"))
+        assert run.emu.options().launch_errors == [700]
+    for result, origin in (("h_n", "h_0"), ("c_n", "c_0")):
+        assert torch.equal(out[result], run.layer.t[origin])
+        assert torch.equal(grads[f"d_{origin}"], run.layer.t[f"d_{result}"])
+
+
+# ---- lost contexts --------------------------------------------------------------------------------------------------
+
+STICKY = {214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 719, 810}
+WAITS = {702, 710, 719}  # cudaErrorLaunchTimeout, cudaErrorAssert, cudaErrorLaunchFailure
+
+
+def test_host_knows_errors_that_lose_the_context():
+    assert {error for error in range(1000) if emulator.module().is_context_lost(error)} == STICKY
+
+
+@pytest.mark.parametrize("error", sorted(STICKY))
+def test_host_says_that_the_context_is_lost(error):
+    """With the kernel that was launched last, and what to do."""
+    run = Emulated(emulator.module(), small(), "")
+    assert run.fallback.last_launched == ""
+    run.forward()
+    last = run.fallback.last_launched
+    assert last == f"{run.plan(False).kernel} ({run.plan(False)})"
+    text = emulator.module().lost_context_text("CUDA error: an assert", error, last)
+    assert text.startswith("fusedlstm: the CUDA context of this process is lost (CUDA's own text): no CUDA call")
+    assert "restart the process" in text and last in text and text.endswith("The operator said: CUDA error: an assert")
+    assert ("FUSEDLSTM_PLAN=stream" in text) == (error in WAITS)
+
+
+def test_host_blames_no_kernel_of_a_lost_context_before_the_first():
+    run = Emulated(emulator.module(), small(), "stream")
+    run.forward()
+    text = emulator.module().lost_context_text("error", 719, run.fallback.last_launched)
+    assert "No resident kernel of fusedlstm was launched" in text and "FUSEDLSTM_PLAN" not in text

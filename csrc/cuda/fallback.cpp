@@ -72,4 +72,22 @@ Fallback::Replacement Fallback::replace(const Choice& refused, const Problem& pr
   return replacement;
 }
 
+void Fallback::launched(const Plan& plan) {
+  const std::lock_guard lock(mutex_);
+  last_launched_ = {.arithmetic = plan.arithmetic,
+                    .shape = plan.shape,
+                    .ctas_per_tile = plan.ctas_per_tile,
+                    .tiles = plan.tiles,
+                    .members = plan.members,
+                    .smem_bytes = plan.smem_bytes,
+                    .microseconds = plan.microseconds,
+                    .rejected = {}};
+}
+
+std::string Fallback::last_launched() {
+  const std::lock_guard lock(mutex_);
+  if (last_launched_.shape.transport == Transport::kStream) return "";
+  return kernel_name(last_launched_.arithmetic, last_launched_.shape) + " (" + to_string(last_launched_) + ")";
+}
+
 }  // namespace fusedlstm::gpu

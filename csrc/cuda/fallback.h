@@ -50,9 +50,15 @@ class Fallback {
   // other kernel must or can replace it.
   Replacement replace(const Choice& refused, const Problem& problem, cudaError_t error);
 
+  // To be told of every launch of a resident kernel.
+  void launched(const Plan& plan);
+  // The kernel and the plan of the last one; "" before the first.
+  std::string last_launched();
+
  private:
   std::mutex mutex_;
   Device device_;
+  Plan last_launched_{};
   const int ordinal_;
 };
 

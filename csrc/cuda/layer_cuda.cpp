@@ -3,31 +3,96 @@
 
 #include <cstdio>
 #include <exception>
+#include <stdexcept>
 
 #include "device_query.h"
 #include "layer.h"
-#include "tensor_ops.h"
+#include "torch_host.h"
 
 namespace fusedlstm::gpu {
 namespace {
 
-using DeviceGuard = torch::stable::accelerator::DeviceGuard;
-
-// Whether all members of an ensemble are run by one launch; else they run one after another.
-bool runs_at_once(const LayerTensors& t, bool allow_tf32, Pass pass) {
-  constexpr int64_t kMostMembers = 65535;  // blocks of a grid in that dimension
-  const int64_t rows = t.members * t.directions * t.rows;
-  if (t.lead == 0 || rows == 0 || !is_int(rows) || t.members > kMostMembers) return false;
-  return choose(problem_of(t, allow_tf32, pass), t.input.get_device()).plan.members == t.members;
+// Runs the body of an operator on a device. What it throws says so where the CUDA context is lost.
+template <class Body>
+auto on_device(int ordinal, Body body) {
+  const torch::stable::accelerator::DeviceGuard guard(ordinal);
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    const std::string text = lost_context(error.what(), ordinal);
+    STD_TORCH_CHECK(text.empty(), text);
+    // What Python would take for a ValueError.
+    STD_TORCH_CHECK(!dynamic_cast<const std::invalid_argument*>(&error), error.what());
+    throw;
+  }
 }
 
-ForwardResults forward(LayerTensors t, bool allow_tf32, bool training) {
+Tensor zeros(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
+  Tensor t = new_tensor(like, sizes, dtype);
+  torch::stable::zero_(t);
+  return t;
+}
+
+// What follows is views of tensors, as the host code takes them: they must not outlive the tensors.
+
+View view_of(const OptionalTensor& tensor, Dtype dtype) {
+  return tensor ? view_of(*tensor, dtype) : View();
+}
+
+void view_each(const Tensors& tensors, Dtype dtype, View* views) {
+  for (const Tensor& tensor : tensors) *views++ = view_of(tensor, dtype);
+}
+
+Dtype acc_dtype(const LayerTensors& t) {
+  return dtype_of(t.acc_dtype());
+}
+
+// Of prepared tensors.
+Layer layer_of(const LayerTensors& t, bool allow_tf32) {
+  Layer layer{};
+  layer.dtype = dtype_of(t.dtype);
+  layer.allow_tf32 = allow_tf32;
+  layer.is_ensemble = t.lead > 0;
+  layer.members = t.members;
+  layer.steps = t.steps;
+  layer.batch = t.batch;
+  layer.rows = t.rows;
+  layer.features = t.features;
+  layer.hidden = t.hidden;
+  layer.proj = t.proj;
+  layer.directions = t.directions;
+  layer.batch_sizes = t.batch_sizes ? t.batch_sizes->const_data_ptr<int64_t>() : nullptr;
+  layer.input = view_of(t.input, layer.dtype);
+  layer.h_0 = view_of(t.h_0, layer.dtype);
+  layer.c_0 = view_of(t.c_0, layer.dtype);
+  view_each(t.weight_ih, layer.dtype, layer.weight_ih);
+  view_each(t.weight_hh, layer.dtype, layer.weight_hh);
+  view_each(t.bias_ih, layer.dtype, layer.bias_ih);
+  view_each(t.bias_hh, layer.dtype, layer.bias_hh);
+  view_each(t.weight_hr, layer.dtype, layer.weight_hr);
+  layer.lengths = t.lengths ? t.lengths->const_data_ptr<int64_t>() : nullptr;
+  layer.reset = t.reset ? t.reset->const_data_ptr<bool>() : nullptr;
+  layer.reset_h = view_of(t.reset_h, layer.dtype);
+  layer.reset_c = view_of(t.reset_c, layer.dtype);
+  return layer;
+}
+
+void prepare(LayerTensors& t) {
   t.prepare();
+  if (t.reset) t.reset = dense(*t.reset);
+}
+
+struct Forward {
+  Tensor output, h_n, c_n, gates, cell_states;
+};
+
+Forward forward(LayerTensors t, bool allow_tf32, bool training) {
+  prepare(t);
   const int64_t D = t.directions;
   const auto new_rows = [&](const Sizes& sizes, ScalarType dtype) {
     return t.lengths ? zeros(t.input, t.each(sizes), dtype) : new_tensor(t.input, t.each(sizes), dtype);
   };
-  ForwardResults r;
+  Forward r;
   r.output = new_rows(t.row_sizes(D * t.recurrent()), t.dtype);
   r.h_n = new_tensor(t.input, t.each({D, t.batch, t.recurrent()}), t.dtype);
   r.c_n = new_tensor(t.input, t.each({D, t.batch, t.hidden}), t.dtype);
@@ -35,160 +100,129 @@ ForwardResults forward(LayerTensors t, bool allow_tf32, bool training) {
     r.gates = new_rows({D, t.rows, 4 * t.hidden}, t.dtype);
     r.cell_states = new_rows({D, t.rows, t.hidden}, t.acc_dtype());
   }
-  if (runs_at_once(t, allow_tf32, Pass::kForward) && run_forward(Layer(t, allow_tf32), r)) return r;
-  for (int64_t m = 0; m < t.members; ++m) {
-    ForwardResults own{member_of(t, r.output, m), member_of(t, r.h_n, m), member_of(t, r.c_n, m),
-                       member_of(t, r.gates, m), member_of(t, r.cell_states, m)};
-    run_forward(Layer(t.member(m), allow_tf32), own);
-  }
+  TorchHost host(t.input.get_device());
+  const Layer layer = layer_of(t, allow_tf32);
+  run_forward(host, layer,
+              {.output = view_of(r.output, layer.dtype),
+               .h_n = view_of(r.h_n, layer.dtype),
+               .c_n = view_of(r.c_n, layer.dtype),
+               .gates = view_of(r.gates, layer.dtype),
+               .cell_states = view_of(r.cell_states, acc_dtype(t))});
   return r;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_layer(FUSEDLSTM_LAYER_PARAMETERS) {
-  const DeviceGuard guard(input.get_device_index());
-  ForwardResults r = forward(FUSEDLSTM_LAYER_TENSORS, allow_tf32, true);
-  return {r.output, r.h_n, r.c_n, r.gates, r.cell_states};
+  return on_device(input.get_device(), [&] {
+    Forward r = forward(FUSEDLSTM_LAYER_TENSORS, allow_tf32, true);
+    return std::tuple{r.output, r.h_n, r.c_n, r.gates, r.cell_states};
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor> lstm_layer_inference(FUSEDLSTM_LAYER_PARAMETERS) {
-  const DeviceGuard guard(input.get_device_index());
-  ForwardResults r = forward(FUSEDLSTM_LAYER_TENSORS, allow_tf32, false);
-  return {r.output, r.h_n, r.c_n};
+  return on_device(input.get_device(), [&] {
+    Forward r = forward(FUSEDLSTM_LAYER_TENSORS, allow_tf32, false);
+    return std::tuple{r.output, r.h_n, r.c_n};
+  });
 }
 
 // What lstm_layer_backward is given beside the layer.
-struct Incoming {
-  OutputGradients d;
+struct Backward {
+  OptionalTensor d_output, d_h_n, d_c_n, d_cell_states;
   Tensor output, gates, cell_states;
+  std::vector<bool> needs;
 };
 
-Incoming of_member(const LayerTensors& t, const Incoming& in, int64_t m) {
-  const auto one = [&](const OptionalTensor& d) { return d ? OptionalTensor(member_of(t, *d, m)) : d; };
-  return {{one(in.d.output), one(in.d.h_n), one(in.d.c_n), one(in.d.cell_states)},
-          member_of(t, in.output, m),
-          member_of(t, in.gates, m),
-          member_of(t, in.cell_states, m)};
-}
-
-Gradients of_member(const LayerTensors& t, const Gradients& grads, int64_t m) {
-  const auto one = [&](const Tensor& all) { return member_of(t, all, m); };
-  const auto each = [&](const Tensors& all) {
-    Tensors own;
-    for (const Tensor& tensor : all) own.push_back(one(tensor));
-    return own;
-  };
-  return {one(grads.input),    one(grads.h_0),      one(grads.c_0),        each(grads.weight_ih), each(grads.weight_hh),
-          each(grads.bias_ih), each(grads.bias_hh), each(grads.weight_hr), one(grads.reset_h),    one(grads.reset_c)};
-}
-
-BackwardRecurrence of_member(const LayerTensors& t, const BackwardRecurrence& r, int64_t m) {
-  return {member_of(t, r.d_gates, m), member_of(t, r.d_projected, m), member_of(t, r.d_reset_h, m),
-          member_of(t, r.d_reset_c, m)};
-}
-
-// The recurrence, with the gradients of the initial state.
-std::optional<BackwardRecurrence> recur(const Layer& layer, const Incoming& in, const std::vector<bool>& needs,
-                                        const Gradients& grads) {
-  const LayerTensors& t = layer.t;
-  const auto written = [&](bool needed, const Tensor& gradient, int64_t size) {
-    return needed ? gradient : new_tensor(t.input, t.each({t.directions, t.batch, size}), t.dtype);
-  };
-  return run_backward(layer, in.d, in.gates, in.cell_states, written(needs[kH0], grads.h_0, t.recurrent()),
-                      written(needs[kC0], grads.c_0, t.hidden));
-}
-
-// The other gradients of one layer or member, from those of the recurrence.
-void finish(const Layer& layer, const BackwardRecurrence& r, const Incoming& in, const std::vector<bool>& needs,
-            Gradients grads) {
-  const LayerTensors& t = layer.t;
-  finish_gradients(layer, r, in.output, in.gates, in.cell_states, needs, grads);
-  const auto finish_reset = [&](bool needed, Tensor& gradient, const Tensor& sum) {
-    if (needed) t.reset ? torch::stable::copy_(gradient, sum) : torch::stable::zero_(gradient);
-  };
-  finish_reset(needs[kResetH] && t.reset_h, grads.reset_h, r.d_reset_h);
-  finish_reset(needs[kResetC] && t.reset_c, grads.reset_c, r.d_reset_c);
-}
-
-// All gradients, into `grads`.
-void backward(const LayerTensors& t, bool allow_tf32, Incoming in, const std::vector<bool>& needs, Gradients& grads) {
-  if (t.rows == 0) {
-    // The gradients that were allocated are zeros.
-    if (needs[kH0] && in.d.h_n) torch::stable::copy_(grads.h_0, *in.d.h_n);
-    if (needs[kC0] && in.d.c_n) torch::stable::copy_(grads.c_0, *in.d.c_n);
-    return;
-  }
-  std::optional<BackwardRecurrence> all;
-  if (runs_at_once(t, allow_tf32, Pass::kBackward)) {
-    for (OptionalTensor* grad : {&in.d.output, &in.d.h_n, &in.d.c_n, &in.d.cell_states})
-      if (*grad) *grad = dense(**grad);
-    for (Tensor* saved : {&in.gates, &in.cell_states}) *saved = dense(*saved);
-    all = recur(Layer(t, allow_tf32), in, needs, grads);
-  }
-  for (int64_t m = 0; m < t.members; ++m) {
-    const Layer layer(t.member(m), allow_tf32);
-    const Incoming own = of_member(t, in, m);
-    const Gradients own_grads = of_member(t, grads, m);
-    finish(layer, all ? of_member(t, *all, m) : *recur(layer, own, needs, own_grads), own, needs, own_grads);
-  }
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_layer_backward(
-    OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n, OptionalTensor d_cell_states,
-    FUSEDLSTM_LAYER_PARAMETERS, Tensor output, Tensor gates, Tensor cell_states, std::vector<bool> needs) {
-  STD_TORCH_CHECK(needs.size() == kNeeds, "fusedlstm: expected ", int(kNeeds), " needs, got ", needs.size());
-  const DeviceGuard guard(input.get_device_index());
-  LayerTensors t FUSEDLSTM_LAYER_TENSORS;
-  t.prepare();
+void check(const LayerTensors& t, Backward& b) {
+  STD_TORCH_CHECK(b.needs.size() == kNeeds, "fusedlstm: expected ", int(kNeeds), " needs, got ", b.needs.size());
   const int64_t D = t.directions;
   const auto check_cells = [&](const Tensor& cells, const char* name) {
     check_sizes(cells, t.each({D, t.rows, t.hidden}), name);
     STD_TORCH_CHECK(cells.scalar_type() == t.acc_dtype(), "fusedlstm: expected ", name, " of the accumulation dtype");
     t.check_place(cells, name);
   };
-  t.like_input(output, t.row_sizes(D * t.recurrent()), "output");
-  t.like_input(gates, {D, t.rows, 4 * t.hidden}, "gates");
-  check_cells(cell_states, "cell_states");
-  if (d_output) {
-    t.like_input(*d_output, t.row_sizes(D * t.recurrent()), "d_output");
-    d_output = unit_stride(*d_output);
+  t.like_input(b.output, t.row_sizes(D * t.recurrent()), "output");
+  t.like_input(b.gates, {D, t.rows, 4 * t.hidden}, "gates");
+  check_cells(b.cell_states, "cell_states");
+  if (b.d_output) {
+    t.like_input(*b.d_output, t.row_sizes(D * t.recurrent()), "d_output");
+    b.d_output = unit_stride(*b.d_output);
   }
-  if (d_h_n) t.like_input(*d_h_n, {D, t.batch, t.recurrent()}, "d_h_n");
-  if (d_c_n) t.like_input(*d_c_n, {D, t.batch, t.hidden}, "d_c_n");
-  if (d_cell_states) check_cells(*d_cell_states, "d_cell_states");
-  for (OptionalTensor* grad : {&d_h_n, &d_c_n, &d_cell_states})
+  if (b.d_h_n) t.like_input(*b.d_h_n, {D, t.batch, t.recurrent()}, "d_h_n");
+  if (b.d_c_n) t.like_input(*b.d_c_n, {D, t.batch, t.hidden}, "d_c_n");
+  if (b.d_cell_states) check_cells(*b.d_cell_states, "d_cell_states");
+  for (OptionalTensor* grad : {&b.d_h_n, &b.d_c_n, &b.d_cell_states})
     if (*grad) *grad = dense_after(t.lead, **grad);
-  for (Tensor* saved : {&output, &gates, &cell_states}) *saved = dense_after(t.lead, *saved);
+  for (Tensor* saved : {&b.output, &b.gates, &b.cell_states}) *saved = dense_after(t.lead, *saved);
+}
 
-  // Zeros where there is nothing to run; otherwise every element is written.
+using AllGradients = std::tuple<Tensor, Tensor, Tensor, Tensors, Tensors, Tensors, Tensors, Tensors, Tensor, Tensor>;
+
+AllGradients backward(LayerTensors t, bool allow_tf32, Backward b) {
+  prepare(t);
+  check(t, b);
+  const int64_t D = t.directions;
+  // Of size 0 where it is not needed. Zeros where there is nothing to run; otherwise every element is written.
   const auto result = [&](bool needed, const Sizes& sizes) {
     if (!needed) return new_tensor(t.input, {0}, t.dtype);
     return t.rows == 0 ? zeros(t.input, t.each(sizes), t.dtype) : new_tensor(t.input, t.each(sizes), t.dtype);
   };
-  Gradients grads;
-  grads.input = result(needs[kInput], t.row_sizes(t.features));
-  grads.h_0 = result(needs[kH0], {D, t.batch, t.recurrent()});
-  grads.c_0 = result(needs[kC0], {D, t.batch, t.hidden});
-  grads.reset_h = result(needs[kResetH] && t.reset_h, {D, t.batch, t.recurrent()});
-  grads.reset_c = result(needs[kResetC] && t.reset_c, {D, t.batch, t.hidden});
-  for (size_t d = 0; d < t.weight_ih.size(); ++d) {
-    grads.weight_ih.push_back(result(needs[kWeightIh], {4 * t.hidden, t.features}));
-    grads.weight_hh.push_back(result(needs[kWeightHh], {4 * t.hidden, t.recurrent()}));
-    if (!t.bias_ih.empty()) grads.bias_ih.push_back(result(needs[kBiasIh], {4 * t.hidden}));
-    if (!t.bias_hh.empty()) grads.bias_hh.push_back(result(needs[kBiasHh], {4 * t.hidden}));
-    if (t.proj > 0) grads.weight_hr.push_back(result(needs[kWeightHr], {t.proj, t.hidden}));
-  }
+  const auto results = [&](Need need, const Tensors& arguments, const Sizes& sizes) {
+    Tensors all;
+    for (size_t d = 0; d < arguments.size(); ++d) all.push_back(result(b.needs[need], sizes));
+    return all;
+  };
+  AllGradients all{result(b.needs[kInput], t.row_sizes(t.features)),
+                   result(b.needs[kH0], {D, t.batch, t.recurrent()}),
+                   result(b.needs[kC0], {D, t.batch, t.hidden}),
+                   results(kWeightIh, t.weight_ih, {4 * t.hidden, t.features}),
+                   results(kWeightHh, t.weight_hh, {4 * t.hidden, t.recurrent()}),
+                   results(kBiasIh, t.bias_ih, {4 * t.hidden}),
+                   results(kBiasHh, t.bias_hh, {4 * t.hidden}),
+                   results(kWeightHr, t.weight_hr, {t.proj, t.hidden}),
+                   result(b.needs[kResetH] && t.reset_h, {D, t.batch, t.recurrent()}),
+                   result(b.needs[kResetC] && t.reset_c, {D, t.batch, t.hidden})};
 
-  backward(t, allow_tf32, {{d_output, d_h_n, d_c_n, d_cell_states}, output, gates, cell_states}, needs, grads);
-  return {grads.input,   grads.h_0,     grads.c_0,       grads.weight_ih, grads.weight_hh,
-          grads.bias_ih, grads.bias_hh, grads.weight_hr, grads.reset_h,   grads.reset_c};
+  const Layer layer = layer_of(t, allow_tf32);
+  Gradients grads;
+  grads.input = view_of(std::get<kInput>(all), layer.dtype);
+  grads.h_0 = view_of(std::get<kH0>(all), layer.dtype);
+  grads.c_0 = view_of(std::get<kC0>(all), layer.dtype);
+  view_each(std::get<kWeightIh>(all), layer.dtype, grads.weight_ih);
+  view_each(std::get<kWeightHh>(all), layer.dtype, grads.weight_hh);
+  view_each(std::get<kBiasIh>(all), layer.dtype, grads.bias_ih);
+  view_each(std::get<kBiasHh>(all), layer.dtype, grads.bias_hh);
+  view_each(std::get<kWeightHr>(all), layer.dtype, grads.weight_hr);
+  grads.reset_h = view_of(std::get<kResetH>(all), layer.dtype);
+  grads.reset_c = view_of(std::get<kResetC>(all), layer.dtype);
+  TorchHost host(t.input.get_device());
+  run_backward(host, layer,
+               {.output = view_of(b.output, layer.dtype),
+                .gates = view_of(b.gates, layer.dtype),
+                .cell_states = view_of(b.cell_states, acc_dtype(t)),
+                .d_output = view_of(b.d_output, layer.dtype),
+                .d_h_n = view_of(b.d_h_n, layer.dtype),
+                .d_c_n = view_of(b.d_c_n, layer.dtype),
+                .d_cell_states = view_of(b.d_cell_states, acc_dtype(t))},
+               grads);
+  return all;
+}
+
+AllGradients lstm_layer_backward(OptionalTensor d_output, OptionalTensor d_h_n, OptionalTensor d_c_n,
+                                 OptionalTensor d_cell_states, FUSEDLSTM_LAYER_PARAMETERS, Tensor output, Tensor gates,
+                                 Tensor cell_states, std::vector<bool> needs) {
+  return on_device(input.get_device(), [&] {
+    return backward(FUSEDLSTM_LAYER_TENSORS, allow_tf32,
+                    {d_output, d_h_n, d_c_n, d_cell_states, output, gates, cell_states, needs});
+  });
 }
 
 // Why no kernel of this library can run on a device, or "".
 std::string cuda_obstacle(int64_t ordinal) {
-  const DeviceGuard guard(static_cast<int32_t>(ordinal));
-  Device device;
-  const cudaError_t error = query_device(static_cast<int>(ordinal), device);
-  return error == cudaSuccess ? "" : failure_text("device " + std::to_string(ordinal), error);
+  return on_device(static_cast<int>(ordinal), [&] {
+    Device device{};
+    const cudaError_t error = query_device(static_cast<int>(ordinal), device);
+    return error == cudaSuccess ? std::string() : failure_text("device " + std::to_string(ordinal), error);
+  });
 }
 
 }  // namespace

@@ -1,9 +1,8 @@
 #include "products.h"
 
-#include <cuda_runtime_api.h>
 #include <dlfcn.h>
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 #include <torch/csrc/stable/c/shim.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <array>
 #include <limits>
@@ -66,15 +65,15 @@ class CublasHandle {
   int previous_mode_ = 0;
 };
 
-std::optional<GemmOperand> operand_of(const Tensor& t) {
-  return gemm_operand(t.size(0), t.size(1), t.stride(0), t.stride(1));
+std::optional<GemmOperand> operand_of(const View& matrix) {
+  return gemm_operand(matrix.sizes[0], matrix.sizes[1], matrix.strides[0], matrix.strides[1]);
 }
 
-// out = a b + beta out; false where cuBLAS cannot be asked for it: then torch's operators are, and follow their switch.
-bool multiply_float32(const Tensor& out, const Tensor& a, const Tensor& b, float beta, bool allow_tf32) {
-  if (out.scalar_type() != ScalarType::Float || a.scalar_type() != ScalarType::Float || !cublas().is_complete())
-    return false;
-  const int64_t m = a.size(0), k = a.size(1), n = b.size(1);
+}  // namespace
+
+bool multiply_float32(const View& out, const View& a, const View& b, bool adds, bool allow_tf32) {
+  if (out.dtype != Dtype::kFloat32 || a.dtype != Dtype::kFloat32 || !cublas().is_complete()) return false;
+  const int64_t m = a.sizes[0], k = a.sizes[1], n = b.sizes[1];
   const auto given_a = operand_of(a), given_b = operand_of(b), given_out = operand_of(out);
   if (m * k * n == 0 || !given_a || !given_b || !given_out || given_out->is_transposed) return false;
   const std::array sizes{m, k, n, given_a->leading_dimension, given_b->leading_dimension, given_out->leading_dimension};
@@ -84,34 +83,13 @@ bool multiply_float32(const Tensor& out, const Tensor& a, const Tensor& b, float
   const auto operation = [](const GemmOperand& x) {
     return x.is_transposed ? Cublas::kTranspose : Cublas::kNoTranspose;
   };
-  const float one = 1;
+  const float one = 1, beta = adds ? 1 : 0;
   const CublasHandle handle(allow_tf32);
-  CublasHandle::check(cublas().sgemm(handle.get(), operation(*given_b), operation(*given_a), narrow(n), narrow(m),
-                                     narrow(k), &one, static_cast<const float*>(b.data_ptr()),
-                                     narrow(given_b->leading_dimension), static_cast<const float*>(a.data_ptr()),
-                                     narrow(given_a->leading_dimension), &beta, static_cast<float*>(out.data_ptr()),
-                                     narrow(given_out->leading_dimension)));
+  CublasHandle::check(cublas().sgemm(
+      handle.get(), operation(*given_b), operation(*given_a), narrow(n), narrow(m), narrow(k), &one,
+      static_cast<const float*>(b.data), narrow(given_b->leading_dimension), static_cast<const float*>(a.data),
+      narrow(given_a->leading_dimension), &beta, static_cast<float*>(out.data), narrow(given_out->leading_dimension)));
   return true;
-}
-
-}  // namespace
-
-void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool allow_tf32) {
-  if (multiply_float32(out, a, b, 0, allow_tf32)) return;
-  // `.out` forms only: they see neither autocast nor autograd.
-  if (out.scalar_type() == a.scalar_type()) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_mm_out(out.get(), a.get(), b.get()));
-    return;
-  }
-  using torch::stable::detail::from;
-  std::array<StableIValue, 4> stack{from(a), from(b), from(out.scalar_type()), from(out)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
-  (void)torch::stable::detail::to<Tensor>(stack[0]);  // owns a reference to `out`
-}
-
-void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b, bool allow_tf32) {
-  if (multiply_float32(out, a, b, 1, allow_tf32)) return;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
 }  // namespace fusedlstm::gpu

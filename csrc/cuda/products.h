@@ -1,12 +1,12 @@
-// The large matrix products, into memory that the caller has allocated.
+// float32 matrix products by torch's cuBLAS, with a switch of their own for TF32.
 #pragma once
-#include "../layer_tensors.h"
+#include "view.h"
 
 namespace fusedlstm::gpu {
 
-// out = a b, or out += a b. `out` has the dtype of a and b, or is float32 and they have 16 bits (no += then).
-// allow_tf32: for float32. It is nn.LSTM's switch that decides (torch.backends.cudnn), not that of torch.matmul.
-void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool allow_tf32);
-void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b, bool allow_tf32);
+// out = a b, or out += a b, of float32 matrices on the current device and stream. It is nn.LSTM's switch that decides
+// of TF32 (torch.backends.cudnn), not that of torch.matmul. False, and nothing done, where cuBLAS cannot be asked for
+// it, or the dtype is another: then torch's operators are, and follow their switch.
+bool multiply_float32(const View& out, const View& a, const View& b, bool adds, bool allow_tf32);
 
 }  // namespace fusedlstm::gpu

@@ -44,8 +44,9 @@ __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
     unit.prefetch(args, now);
     acc_t sums[4];
     unit.known_sums(Bias<scalar_t>(args, state.d, own.column), sums);
-    for (int q = 0; q < 4; ++q) sums[q] += at<acc_t>(state.sums, (int64_t{own.b} * 4 + q) * H + own.column);
     const bool runs = unit.clock.runs(now.t);
+    if (runs)  // there are no sums of rows that a packed batch does not have
+      for (int q = 0; q < 4; ++q) sums[q] += at<acc_t>(state.sums, (int64_t{own.b} * 4 + q) * H + own.column);
     const auto y = unit.step(now.t, sums);
     if (args.gates) unit.save(args, now, y);
     if (projects) {
@@ -82,7 +83,7 @@ __global__ void forward_projected_kernel(const __grid_constant__ ForwardArgs arg
     hidden.start(args);
   } else {
     const Step now = step_of(args.rows, time_of(state.d, s, T));
-    const acc_t value = at<acc_t>(projected, i);
+    const acc_t value = hidden.clock.runs(now.t) ? at<acc_t>(projected, i) : acc_t(0);
     hidden.h = to_acc(at<scalar_t>(state.h, i));
     hidden.leave(now.t, value);
     hidden.store(now, hidden.first_element(args, now), value);
@@ -106,7 +107,7 @@ __device__ __forceinline__ bool advance_hidden(const BackwardArgs& args, const B
   } else {
     const int before = time_of(state.d, T - s, T);
     hidden.d_h = at<acc_t>(state.d_h, i);
-    hidden.leave(before, at<acc_t>(state.sums, i));
+    hidden.leave(before, hidden.clock.runs(before) ? at<acc_t>(state.sums, i) : acc_t(0));
     if (is_reset(args.rows, hidden.clock, before)) hidden.store_cut(args, hidden.cut(true));
   }
   at<acc_t>(state.d_h, i) = hidden.d_h;
@@ -243,22 +244,6 @@ LaunchConfig one_thread_each_step(const RowStates& rows, int64_t columns, int di
   config.grid.y = static_cast<unsigned>(rows.T < kMaxGridY ? rows.T : kMaxGridY);
   config.grid.z = directions;
   return config;
-}
-
-// Calls f with a value of the dtype's scalar_t.
-template <class F>
-cudaError_t with_scalar(Dtype dtype, F f) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return f(float{});
-    case Dtype::kFloat64:
-      return f(double{});
-    case Dtype::kBFloat16:
-      return f(BFloat16{});
-    case Dtype::kFloat16:
-      return f(Float16{});
-  }
-  return cudaErrorInvalidValue;
 }
 
 }  // namespace

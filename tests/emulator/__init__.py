@@ -1,8 +1,8 @@
 """The project's CUDA kernels on the CPU, in tests.
 
 The kernel sources of csrc/cuda are compiled unchanged for the CPU and run with one fiber per CUDA thread, under a
-checker that knows CUDA's rules of ordering; README.md beside this file lists what it reports. `module()` has the
-launchers of csrc/cuda/launch.h and their argument structs, in which pointers are integers.
+checker that knows CUDA's rules of ordering; README.md beside this file lists what it reports. `module()` has the host
+code of csrc/cuda/layer.h and its argument structs, in which pointers are integers.
 """
 
 import functools
@@ -37,10 +37,12 @@ class Memory:
         self._registered.clear()
 
     def pointer(self, tensor, name, *, initialised=True):
-        """The address of a contiguous tensor, registered. If not initialised, reading it before writing is an error."""
+        """The address of a tensor, registered. If not initialised, reading it before writing is an error."""
         if tensor.data_ptr() not in self._registered:
             self._registered[tensor.data_ptr()] = tensor  # kept alive while the kernel may use it
-            self.module.register_buffer(tensor.data_ptr(), tensor.nbytes, name, initialised)
+            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+            bytes = (last + 1) * tensor.element_size() if tensor.numel() else 0
+            self.module.register_buffer(tensor.data_ptr(), bytes, name, initialised)
         return tensor.data_ptr()
 
 

@@ -1,6 +1,6 @@
 """Builds the kernels for the CPU: the module ``_emulated`` from csrc/cuda and the emulator beside this file.
 
-The module holds the launchers of csrc/cuda/launch.h and the emulator's self-tests. Objects are kept in
+The module holds the host code of csrc/cuda/layer.h and the emulator's self-tests. Objects are kept in
 ``build/emulator`` under the repository, named by a hash of everything that goes into them, so that only what changed
 is compiled again. Needs a C++20 compiler (g++ 12 or later) and the headers of pybind11 that come with torch, no CUDA
 toolkit.
@@ -29,6 +29,7 @@ RUNTIME_HEADERS = [
     CSRC / "dtypes.h",
     CSRC / "cuda" / "primitives.cuh",
 ]
+NEEDS_TORCH = {"layer_cuda.cpp", "torch_host.cpp", "products.cpp"}  # of csrc/cuda: what only the library has
 JOBS = 2
 KEPT_SECONDS = 24 * 60 * 60  # that what nobody used is kept in the cache
 
@@ -82,7 +83,7 @@ def run(command):
 
 
 def units(changed):
-    """Everything that goes into the module. changed: {name of a kernel source: the copy of csrc to take it from}."""
+    """Everything that goes into the module. changed: {name of a source of csrc: the copy of csrc to take it from}."""
     for source in sorted((CSRC / "cuda").glob("*.cu")):
         csrc = changed.get(source.name, CSRC)
         headers = [*RUNTIME_HEADERS, *csrc.glob("*.h"), *csrc.glob("cuda/*.h"), *csrc.glob("cuda/*.cuh")]
@@ -91,14 +92,20 @@ def units(changed):
     # torch brings pybind11's headers along; nothing else of it is used. As flags, so that each Python has its object.
     torch = Path(importlib.util.find_spec("torch").origin).parent
     python = [f"-isystem{torch / 'include'}", f"-isystem{sysconfig.get_paths()['include']}"]
-    kernel_headers = [*RUNTIME_HEADERS, *CSRC.glob("cuda/*.h")]
-    for name in ("plan.cpp", "launch.cpp", "fallback.cpp"):
-        yield Unit(CSRC / "cuda" / name, RUNTIME_FLAGS, include, kernel_headers)
+    for source in sorted((CSRC / "cuda").glob("*.cpp")):
+        if source.name in NEEDS_TORCH:
+            continue
+        csrc = changed.get(source.name, CSRC)
+        headers = [*RUNTIME_HEADERS, *csrc.glob("*.h"), *csrc.glob("cuda/*.h")]
+        yield Unit(csrc / "cuda" / source.name, RUNTIME_FLAGS, [HERE, HERE / "include", csrc], headers)
+    host_headers = [*RUNTIME_HEADERS, *CSRC.glob("*.h"), *CSRC.glob("cuda/*.h")]
     for source in sorted(HERE.glob("*.cu")):
         yield Unit(source, KERNEL_FLAGS, include, RUNTIME_HEADERS)
     for source in sorted(HERE.glob("*.cpp")):
         if source.name == "module.cpp":
-            yield Unit(source, BINDING_FLAGS + python, include, kernel_headers)
+            yield Unit(source, BINDING_FLAGS + python, include, host_headers)
+        elif source.name == "host.cpp":
+            yield Unit(source, RUNTIME_FLAGS, include, host_headers)
         else:
             yield Unit(source, RUNTIME_FLAGS, include, RUNTIME_HEADERS)
 

@@ -178,6 +178,14 @@ Region& region_of(uintptr_t address, size_t bytes, bool write, uint32_t site) {
   return *region;
 }
 
+// Which bytes of the word at `at` lie in [begin, end), one bit each.
+unsigned mask_within(uintptr_t at, uintptr_t begin, uintptr_t end) {
+  unsigned mask = 0xF;
+  if (at < begin) mask &= 0xF << (begin - at);
+  if (at + 4 > end) mask &= 0xF >> (at + 4 - end);
+  return mask;
+}
+
 // Checks and records one access. `as`: who writes, the current thread or its asynchronous stores.
 void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event as) {
   const bool write = access == Access::kWrite || access == Access::kRelaxedWrite;
@@ -186,9 +194,7 @@ void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event 
   as.relaxed = relaxed;
   as.site = site;
   for (uintptr_t at = address & ~uintptr_t(3); at < address + bytes; at += 4) {
-    unsigned mask = 0xF;
-    if (at < address) mask &= 0xF << (address - at);
-    if (at + 4 > address + bytes) mask &= 0xF >> (at + 4 - (address + bytes));
+    const unsigned mask = mask_within(at, address, address + bytes);
     as.bytes = mask;
     ShadowWord& word = region.shadow(at);
     if (word.in_flight) fail_at(site, "access to " + place(region, at) + " before a store_async to it has landed,");
@@ -303,15 +309,31 @@ void on_access(void* p, size_t bytes, bool write, bool aligned, void* return_add
 }
 
 }  // namespace
+
+void check_host_access(const void* p, size_t bytes, HostAccess access) {
+  const auto begin = reinterpret_cast<uintptr_t>(p);
+  const bool write = access == HostAccess::kWrite;
+  const auto what = [&] {
+    return std::string("host code: ") + verb(write) + " of " + std::to_string(bytes) + " bytes ";
+  };
+  const Region* region = find_region(begin);
+  if (!region || begin + bytes > region->end) throw Error(what() + "outside every buffer");
+  for (uintptr_t at = begin & ~uintptr_t(3); at < begin + bytes; at += 4) {
+    ShadowWord& word = region->shadow(at);
+    const unsigned mask = mask_within(at, begin, begin + bytes);
+    if (write)
+      word.initialised |= mask;
+    else if (region->track_initialised && (~word.initialised & mask))
+      throw Error(what() + "at " + place(*region, at) + ", which nothing has written");
+  }
+}
+
 }  // namespace emulator
 
 cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
   if (bytes == 0) return cudaSuccess;
-  const auto begin = reinterpret_cast<uintptr_t>(p);
-  emulator::Region* region = emulator::find_region(begin);
-  if (!region || begin + bytes > region->end) throw emulator::Error("cudaMemsetAsync outside every buffer");
+  emulator::check_host_access(p, bytes, emulator::HostAccess::kWrite);
   memset(p, value, bytes);
-  for (uintptr_t at = begin; at < begin + bytes; at += 4) region->shadow(at).initialised = 0xF;
   return cudaSuccess;
 }
 

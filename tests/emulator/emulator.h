@@ -52,6 +52,11 @@ struct Error : std::runtime_error {
 void register_buffer(const void* p, size_t bytes, const std::string& name, bool initialised);
 void unregister_buffer(const void* p);
 
+// What the host does between launches, as a copy or a product would on the GPU: an access of its own to registered
+// memory. Throws Error outside every buffer, and for a read of what nothing has written.
+enum class HostAccess { kRead, kWrite };
+void check_host_access(const void* p, size_t bytes, HostAccess access);
+
 void run_launch(const void* kernel, const fusedlstm::gpu::LaunchConfig& config, void (*entry)(void*), void* closure);
 
 // ---- called by CUDA threads -------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-// The Python module _emulated: the runtime's switches, its self-tests, and the project's launchers on CPU memory.
+// The Python module _emulated: the runtime's switches, its self-tests, and the project's host code on CPU memory.
 // Pointers travel as integers; tests/emulator/__init__.py makes them from tensors.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "bind_launchers.h"
+#include "bind_host.h"
 #include "emulator.h"
 
 namespace py = pybind11;
@@ -45,5 +45,5 @@ PYBIND11_MODULE(_emulated, m) {
     return fusedlstm_run_primitive(name.c_str(), reinterpret_cast<const uint32_t*>(in),
                                    reinterpret_cast<uint32_t*>(out));
   });
-  emulator::bind_launchers(m);
+  emulator::bind_host(m);
 }

@@ -1,0 +1,158 @@
+// The planner, the host code (csrc/cuda/layer.h) on emulated memory, and its argument structs for Python.
+#pragma once
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "cuda/fallback.h"
+#include "cuda/gemm.h"
+#include "cuda/layer.h"
+#include "cuda/lost_context.h"
+#include "cuda/plan_bindings.h"
+#include "host.h"
+
+namespace emulator {
+
+namespace py = pybind11;
+
+using fusedlstm::gpu::dtype_from_name;
+
+// A field of a struct as a Python attribute: pointers are integers, arrays are written as lists.
+template <class Struct, class Field>
+void bind_field(py::class_<Struct>& cls, const char* name, Field Struct::* member) {
+  if constexpr (std::is_array_v<Field>) {
+    cls.def_property(name, nullptr, [member](Struct& s, const std::vector<std::remove_extent_t<Field>>& values) {
+      if (values.size() > std::extent_v<Field>) throw std::invalid_argument("too many values");
+      std::copy(values.begin(), values.end(), s.*member);
+    });
+  } else if constexpr (std::is_pointer_v<Field>) {
+    cls.def_property(
+        name, [member](const Struct& s) { return reinterpret_cast<uintptr_t>(s.*member); },
+        [member](Struct& s, uintptr_t value) { s.*member = reinterpret_cast<Field>(value); });
+  } else if constexpr (std::is_same_v<Field, fusedlstm::Dtype>) {
+    cls.def_property(
+        name, [member](const Struct& s) { return fusedlstm::dtype_name(s.*member); },
+        [member](Struct& s, const std::string& value) { s.*member = dtype_from_name(value); });
+  } else {
+    cls.def_readwrite(name, member);
+  }
+}
+
+template <class Struct, class... Fields>
+void bind_struct(py::module_& m, const char* name, std::pair<const char*, Fields Struct::*>... fields) {
+  py::class_<Struct> cls(m, name, py::module_local());
+  cls.def(py::init([] { return Struct{}; }));
+  (bind_field(cls, fields.first, fields.second), ...);
+}
+
+inline const fusedlstm::gpu::Device& known_device(const std::string& name) {
+  for (const auto& known : fusedlstm::gpu::known_devices())
+    if (known.name == name) return known;
+  throw std::invalid_argument("no known device is called '" + name + "'");
+}
+
+#define FIELD(Struct, name)                                  \
+  std::pair<const char*, decltype(Struct::name) Struct::*> { \
+    #name, &Struct::name                                     \
+  }
+
+inline void bind_host(py::module_& m) {
+  using namespace fusedlstm::gpu;
+
+  py::class_<Plan>(m, "Plan", py::module_local())
+      .def_property_readonly("transport", [](const Plan& plan) { return transport_name(plan.shape.transport); })
+      .def_property_readonly("rejected", [](const Plan& plan) { return plan.rejected; })
+      .def_property_readonly("kernel", [](const Plan& plan) { return kernel_name(plan.arithmetic, plan.shape); })
+      .def("__str__", [](const Plan& plan) { return to_string(plan); });
+  py::class_<Problem>(m, "Problem", py::module_local())
+      .def(py::init([](int64_t T, int64_t B, int64_t H, int64_t proj_size, int directions, int members,
+                       const std::string& dtype, bool allow_tf32, bool backward) {
+             return Problem{T,
+                            B,
+                            H,
+                            proj_size,
+                            directions,
+                            members,
+                            dtype_from_name(dtype),
+                            allow_tf32,
+                            backward ? Pass::kBackward : Pass::kForward};
+           }),
+           py::kw_only(), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("proj_size") = 0, py::arg("directions") = 1,
+           py::arg("members") = 1, py::arg("dtype"), py::arg("allow_tf32") = true, py::arg("backward") = false);
+  m.def("make_plan", [](const Problem& problem, const std::string& device, const std::string& request) {
+    return make_plan(problem, known_device(device), request);
+  });
+  py::class_<Choice>(m, "Choice", py::module_local()).def_readonly("plan", &Choice::plan);
+  py::class_<Fallback>(m, "Fallback", py::module_local())
+      .def(py::init([](const std::string& device, int ordinal) {
+        return std::make_unique<Fallback>(known_device(device), ordinal);
+      }))
+      .def("choose", &Fallback::choose)
+      .def_property_readonly("last_launched", &Fallback::last_launched)
+      .def("replace", [](Fallback& fallback, const Choice& refused, const Problem& problem, int error) {
+        const auto replacement = fallback.replace(refused, problem, static_cast<cudaError_t>(error));
+        return std::pair(replacement.choice, replacement.warning);
+      });
+
+  py::class_<View>(m, "View", py::module_local())
+      .def(py::init([](uintptr_t data, const std::string& dtype, const std::vector<int64_t>& sizes,
+                       const std::vector<int64_t>& strides) {
+        View view(reinterpret_cast<void*>(data), nullptr, dtype_from_name(dtype),
+                  fusedlstm::Sizes(sizes.data(), static_cast<int64_t>(sizes.size())));
+        std::copy(strides.begin(), strides.end(), view.strides);
+        return view;
+      }));
+  bind_struct<Layer>(m, "Layer", FIELD(Layer, dtype), FIELD(Layer, allow_tf32), FIELD(Layer, is_ensemble),
+                     FIELD(Layer, members), FIELD(Layer, steps), FIELD(Layer, batch), FIELD(Layer, rows),
+                     FIELD(Layer, features), FIELD(Layer, hidden), FIELD(Layer, proj), FIELD(Layer, directions),
+                     FIELD(Layer, batch_sizes), FIELD(Layer, input), FIELD(Layer, h_0), FIELD(Layer, c_0),
+                     FIELD(Layer, weight_ih), FIELD(Layer, weight_hh), FIELD(Layer, bias_ih), FIELD(Layer, bias_hh),
+                     FIELD(Layer, weight_hr), FIELD(Layer, lengths), FIELD(Layer, reset), FIELD(Layer, reset_h),
+                     FIELD(Layer, reset_c));
+  bind_struct<ForwardResults>(m, "ForwardResults", FIELD(ForwardResults, output), FIELD(ForwardResults, h_n),
+                              FIELD(ForwardResults, c_n), FIELD(ForwardResults, gates),
+                              FIELD(ForwardResults, cell_states));
+  bind_struct<Incoming>(m, "Incoming", FIELD(Incoming, output), FIELD(Incoming, gates), FIELD(Incoming, cell_states),
+                        FIELD(Incoming, d_output), FIELD(Incoming, d_h_n), FIELD(Incoming, d_c_n),
+                        FIELD(Incoming, d_cell_states));
+  bind_struct<Gradients>(m, "Gradients", FIELD(Gradients, input), FIELD(Gradients, h_0), FIELD(Gradients, c_0),
+                         FIELD(Gradients, weight_ih), FIELD(Gradients, weight_hh), FIELD(Gradients, bias_ih),
+                         FIELD(Gradients, bias_hh), FIELD(Gradients, weight_hr), FIELD(Gradients, reset_h),
+                         FIELD(Gradients, reset_c));
+  py::class_<EmulatedHost>(m, "Host", py::module_local())
+      .def(py::init<Fallback&, const std::string&>(), py::keep_alive<1, 2>(), py::arg("fallback"), py::arg("request"))
+      .def_readonly("warnings", &EmulatedHost::warnings)
+      .def_readonly("live", &EmulatedHost::live)
+      .def("run_forward", [](EmulatedHost& host, const Layer& layer,
+                             const ForwardResults& results) { run_forward(host, layer, results); })
+      .def("run_backward", [](EmulatedHost& host, const Layer& layer, const Incoming& in, const Gradients& grads) {
+        run_backward(host, layer, in, grads);
+      });
+
+  m.def("lost_context_text", [](const std::string& error, int state, const std::string& last_launched) {
+    return lost_context_text(error, static_cast<cudaError_t>(state), last_launched);
+  });
+  m.def("is_context_lost", [](int error) { return is_context_lost(static_cast<cudaError_t>(error)); });
+
+  // (is_transposed, leading dimension), or None
+  m.def("gemm_operand", [](int64_t rows, int64_t columns, int64_t stride_row, int64_t stride_column) {
+    const auto operand = gemm_operand(rows, columns, stride_row, stride_column);
+    return operand ? py::object(py::make_tuple(operand->is_transposed, operand->leading_dimension)) : py::none();
+  });
+  m.def("launch_store_values", [](const std::vector<int64_t>& values, uintptr_t to) {
+    check(launch_store_values(values.data(), static_cast<int64_t>(values.size()), reinterpret_cast<int64_t*>(to),
+                              nullptr),
+          "launch_store_values");
+  });
+}
+
+#undef FIELD
+
+}  // namespace emulator

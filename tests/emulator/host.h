@@ -1,0 +1,30 @@
+// The Host of csrc/cuda/host.h on CPU memory that the emulator checks: what runs the library's host code in the tests.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "cuda/host.h"
+
+namespace emulator {
+
+// Workspaces are registered with the emulator under their names, lie apart from each other, and are forgotten when they
+// are released: a kernel that uses one later fails. What the host itself reads must have been written.
+class EmulatedHost final : public fusedlstm::gpu::Host {
+ public:
+  using View = fusedlstm::gpu::View;
+
+  EmulatedHost(fusedlstm::gpu::Fallback& fallback, const std::string& request)
+      : Host(fallback, request.c_str(), nullptr) {}
+
+  View allocate(const char* name, fusedlstm::Dtype dtype, const fusedlstm::Sizes& sizes) override;
+  void release(const View& allocated) noexcept override;
+  void copy(const View& to, const View& from) override;
+  void multiply(const View& out, const View& a, const View& b, bool adds, bool allow_tf32) override;
+  void sum_rows(const View& out, const View& matrix) override;
+  void warn(const std::string& text) override { warnings.push_back(text); }
+
+  std::vector<std::string> warnings;
+  int live = 0;  // allocations that were not released
+};
+
+}  // namespace emulator

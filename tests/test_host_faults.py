@@ -1,0 +1,131 @@
+"""Faults planted in the host code of the CUDA kernels, each of which the emulated tests must notice.
+
+As test_cuda_faults.py plants them in the kernels: a fault is a change to the text of a source.
+"""
+
+import re
+import shutil
+from dataclasses import dataclass, field
+
+import emulator
+import pytest
+import torch
+from emulated_layer import Emulated, Layer
+from emulator import build
+from test_cuda_faults import WRONG
+
+HOST_CODE = ("layer.cpp", "prepared_layer.cpp", "layer_forward.cpp", "layer_backward.cpp", "layer_gradients.cpp")
+LENGTHS = [4, 1, 3, 0, 2]
+PACKED = {"lengths": [4, 3, 3, 2, 1], "packed": True, "directions": 2}
+RESETS = {"resets": True, "reset_states": True}
+UNWRITTEN = "which nothing has written"
+OUTSIDE = "outside every buffer"
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    file: str
+    old: str  # occurs once in the file
+    new: str
+    reported: str  # what the error says, or WRONG
+    transport: str = "stream"
+    layer: dict = field(default_factory=dict)
+    members: int = 1
+
+    def __str__(self):
+        return self.name.replace(" ", "_")
+
+
+FAULTS = [
+    Fault("steps of the wrong direction", "prepared_layer.h", "return d == 0 ? position : layer.steps - 1 - position;",
+          "return position;", rf"{UNWRITTEN}|{WRONG}", layer=PACKED),
+    Fault("packed rows looked for where dense ones are", "prepared_layer.h",
+          "layer.batch_sizes ? offsets_[static_cast<size_t>(step)] : step * layer.batch", "step * layer.batch",
+          rf"{UNWRITTEN}|{WRONG}", layer=PACKED),
+    Fault("lengths of packed rows a step too long", "prepared_layer.cpp", "b < layer.rows_at(step); ++b)",
+          "b < layer.rows_at(step > 0 ? step - 1 : 0); ++b)", rf"{OUTSIDE}|{UNWRITTEN}|race|{WRONG}", layer=PACKED),
+    Fault("projection given back before the recurrence", "layer_forward.cpp",
+          "pre_gates[d] = project_input(p, d, a);", "project_input(p, d, a);", OUTSIDE),
+    Fault("weights given back before the launch", "prepared_layer.h",
+          "a.weight_hh[d] = resident_weight(d, pass == Pass::kBackward, weights[d]).data;",
+          "{ Buffer early; a.weight_hh[d] = resident_weight(d, pass == Pass::kBackward, early).data; }",
+          OUTSIDE, transport="local"),
+    Fault("padding of the weights not cleared", "prepared_layer.cpp", "if (pitch != H) host.zero(memory);", "",
+          UNWRITTEN, transport="local"),
+    Fault("weights not transposed", "prepared_layer.h", "pass == Pass::kBackward, weights[d]", "false, weights[d]",
+          WRONG, transport="local"),
+    Fault("batch-first projection read as time-first", "layer_forward.cpp", "a.pre_gates_stride_t = width;",
+          "a.pre_gates_stride_t = layer.batch * width;", rf"{OUTSIDE}|{WRONG}", layer={"batch_first": True}),
+    Fault("previous state not reset", "stream.cu", "if (is_reset(rows, clock, t))\n      h =", "if (false)\n      h =",
+          WRONG, layer=RESETS),
+    Fault("previous state of the other direction", "stream.cu",
+          "row_of(rows, clock.previous(t), own.b) * rows.D + d)", "row_of(rows, clock.previous(t), own.b) * rows.D)",
+          WRONG, layer=PACKED),
+    Fault("padding taken for input", "layer_gradients.cpp", "if (!layer.has_idle_rows()) return all;", "return all;",
+          WRONG, layer={"lengths": LENGTHS}),
+    Fault("running rows end too late", "stream.cu", "t < length ? at<scalar_t>(all, i)",
+          "t <= length ? at<scalar_t>(all, i)", WRONG, layer={"lengths": LENGTHS}),
+    Fault("hidden states of the wrong gate", "stream.cu", "(row * 4 + 3) * H", "(row * 4 + 2) * H", WRONG,
+          layer={"proj_size": 5}),
+    Fault("idle rows not cleared", "prepared_layer.cpp", "if (layer.has_idle_rows()) host.zero(memory);", "", UNWRITTEN,
+          layer={"lengths": LENGTHS}),
+    Fault("sums of reset states not cleared", "layer_backward.cpp", "p.host.zero(r.d_reset_c);", "", UNWRITTEN,
+          layer=RESETS),
+    Fault("one direction's input gradient lost", "layer_gradients.cpp", "p.multiply_add(d_x,", "p.multiply(d_x,",
+          WRONG, layer={"directions": 2}),
+    Fault("second bias forgotten", "layer_gradients.cpp", "if (bias_ih.data && bias_hh.data)", "if (false)", WRONG),
+    Fault("lengths of the first member", "layer.cpp", "one.lengths += m * batch;", "", WRONG,
+          layer={"lengths": LENGTHS}, members=2),
+    Fault("states of the first member", "layer.cpp", "*view = of_member(*view, m);", "*view = of_member(*view, 0);",
+          WRONG, members=2),
+    Fault("one member's gradients left out", "layer_backward.cpp", "m < layer.members; ++m) {",
+          "m < layer.members - 1; ++m) {", WRONG, members=2),
+]  # fmt: skip
+
+
+def layers(fault):
+    """The members, with lengths of their own; H is no multiple of 16 bytes."""
+    for seed in range(fault.members):
+        options = fault.layer
+        if options.get("lengths") is LENGTHS:
+            options = options | {"lengths": LENGTHS[seed:] + LENGTHS[:seed]}
+        yield Layer(4, 5, 21, seed=seed, **options)
+
+
+def verdict(module, fault):
+    """What a test would say: None, the error, or WRONG."""
+    all_layers = list(layers(fault))
+    run = Emulated(module, all_layers if fault.members > 1 else all_layers[0], fault.transport)
+    try:
+        out = run.forward()
+        results = out | run.backward(out)
+    except (module.EmulationError, RuntimeError) as error:
+        return str(error)
+    for m, layer in enumerate(all_layers):
+        expected = layer.reference()
+        for name, value in results.items():
+            own = value[m] if fault.members > 1 else value
+            if not torch.allclose(own.double(), expected[name], rtol=1e-4, atol=1e-4):
+                return WRONG
+    return None
+
+
+def changed_module(fault, folder):
+    """The emulated module after a change to the text of its host code."""
+    csrc = folder / "csrc"
+    shutil.copytree(build.CSRC, csrc)
+    target = csrc / "cuda" / fault.file
+    text = target.read_text()
+    assert text.count(fault.old) == 1, f"{fault.file}: expected once, got {text.count(fault.old)} times:\n{fault.old}"
+    target.write_text(text.replace(fault.old, fault.new))
+    sources = [fault.file] if fault.file.endswith(".cu") else HOST_CODE
+    return build.load(build.build(dict.fromkeys(sources, csrc)))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_host_fault_is_noticed(fault, tmp_path):
+    assert verdict(emulator.module(), fault) is None, "the host code as it is"
+    message = verdict(changed_module(fault, tmp_path), fault)
+    assert message, f"{fault.name}: the host code ran as if nothing were wrong"
+    assert re.search(fault.reported, message), f"{fault.name}: expected {fault.reported!r}, got {message!r}"
