@@ -11,6 +11,7 @@ from fusedlstm import reference
 H200 = "H200"
 STATES = ("h_0", "c_0", "reset_h", "reset_c")
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+EVERYTHING = ("input", *STATES, *PARAMETERS)
 
 
 @dataclass
@@ -206,8 +207,11 @@ class Emulated:
             self.host.run_forward(self.arguments(), results)
         return out
 
-    def backward(self, out, wanted=("input", *STATES, *PARAMETERS)):
-        """Gradients from the results of `forward(training=True)`, for the wanted arguments that it has."""
+    def backward(self, out, wanted=("input", *STATES)):
+        """Gradients from the results of `forward(training=True)`, for the wanted arguments that it has.
+
+        By default those that follow from the recurrence; those of parameters are sums over all rows, and less exact.
+        """
         layer = self.layer
         with self.memory:
             incoming = self.emu.Incoming()

@@ -3,7 +3,7 @@
 import emulator
 import pytest
 import torch
-from emulated_layer import STATES, Emulated, Layer
+from emulated_layer import EVERYTHING, STATES, Emulated, Layer
 from tolerance import MEMORY, SAFETY, assert_near, tolerance
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -37,7 +37,7 @@ def check(layer, arithmetic, request, seed=0):
     run, expected = Emulated(module, layer, request), layer.reference()
     with emulator.options(module, seed=seed):
         out = run.forward()
-        results = out | run.backward(out)
+        results = out | run.backward(out, EVERYTHING)
     assert {f"d_{name}" for name in ("input", *STATES) if name in layer.t} < results.keys()
     return max(
         assert_near(value, expected[name], allowed(layer, arithmetic, name), f"{request}: {name}")
@@ -106,11 +106,11 @@ def test_ensemble_in_one_launch(transport, arithmetic, states):
         layers.append(make(arithmetic, 3, len(LENGTHS), H, seed=seed, **options))
     run = Emulated(module, layers, transport)
     out = run.forward()
-    found = out | run.backward(out)
+    found = out | run.backward(out, EVERYTHING)
     for m, layer in enumerate(layers):
         run = Emulated(module, layer, transport)
         out = run.forward()
-        for name, expected in (out | run.backward(out)).items():
+        for name, expected in (out | run.backward(out, EVERYTHING)).items():
             assert torch.equal(found[name][m], expected), name
     assert not torch.equal(found["h_n"][0], found["h_n"][1])
 
@@ -158,10 +158,7 @@ def test_every_compiled_shape(arithmetic, backward):
             H = min(max(units, most // K_SPLITS[transport]) + 5, most)
         layer, request = make(arithmetic, 2, rows + 1, H), f"{transport}:{units}x{rows}x{k}"
         run, expected = Emulated(module, layer, request), layer.reference()
-        if backward:
-            results = run.backward(Emulated(module, layer, "stream").forward(), wanted=("input", *STATES))
-        else:
-            results = run.forward()
+        results = run.backward(Emulated(module, layer, "stream").forward()) if backward else run.forward()
         for what, value in results.items():
             assert_near(value, expected[what], allowed(layer, arithmetic), f"{request} {what}")
 
@@ -189,7 +186,7 @@ def test_schedules_agree_bitwise(transport):
         run = Emulated(module, layer, transport)
         with emulator.options(module, seed=seed):
             out = run.forward()
-            runs.append(out | run.backward(out))
+            runs.append(out | run.backward(out, EVERYTHING))
     for name, first in runs[0].items():
         for other in runs[1:]:
             assert torch.equal(first, other[name]), name

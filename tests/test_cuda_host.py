@@ -7,7 +7,7 @@ import re
 import emulator
 import pytest
 import torch
-from emulated_layer import H200, PARAMETERS, STATES, Emulated, Layer
+from emulated_layer import EVERYTHING, H200, Emulated, Layer
 
 SIZES = (1, 2, 3, 5)
 
@@ -148,7 +148,7 @@ def run_all(layer, request, launch_errors=()):
     run = Emulated(emulator.module(), layer, request)
     with emulator.options(run.emu, launch_errors=list(launch_errors)):
         out = run.forward()
-    return out | run.backward(out), run
+    return out | run.backward(out, EVERYTHING), run
 
 
 def assert_equal(found, expected):
@@ -255,7 +255,7 @@ def test_host_ensemble_is_its_members(options, transport):
         if name in ensemble.layer.t:
             ensemble.layer.t[name] = last(ensemble.layer.t[name])
     out = ensemble.forward()
-    assert_equal(out | ensemble.backward(out), found)
+    assert_equal(out | ensemble.backward(out, EVERYTHING), found)
     assert ensemble.host.live == run.host.live == 0
 
 
@@ -264,8 +264,8 @@ def test_host_gives_each_gradient_alone(options):
     layer = tiny(**OPTIONS[options])
     run = Emulated(emulator.module(), layer, "stream")
     out = run.forward()
-    every = run.backward(out)
-    for name in ("input", *STATES, *PARAMETERS):
+    every = run.backward(out, EVERYTHING)
+    for name in EVERYTHING:
         alone = run.backward(out, wanted=(name,))
         assert_equal(alone, {key: value for key, value in every.items() if key.startswith(f"d_{name}")})
 
@@ -276,7 +276,7 @@ def test_host_takes_weights_at_any_address():
     run = Emulated(emulator.module(), layer, "local")
     run.parameters_start_at = 1
     out = run.forward()
-    assert_equal(out | run.backward(out), run_all(layer, "local")[0])
+    assert_equal(out | run.backward(out, EVERYTHING), run_all(layer, "local")[0])
 
 
 @pytest.mark.parametrize("transport", ["stream", "local"])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import emulator
 import pytest
 import torch
-from emulated_layer import Emulated, Layer
+from emulated_layer import EVERYTHING, Emulated, Layer
 from emulator import build
 from test_cuda_faults import WRONG
 
@@ -99,7 +99,7 @@ def verdict(module, fault):
     run = Emulated(module, all_layers if fault.members > 1 else all_layers[0], fault.transport)
     try:
         out = run.forward()
-        results = out | run.backward(out)
+        results = out | run.backward(out, EVERYTHING)
     except (module.EmulationError, RuntimeError) as error:
         return str(error)
     for m, layer in enumerate(all_layers):
