@@ -217,11 +217,13 @@ def check_packed(data, batch_sizes, **others):
         batch_sizes.dim() != 1
         or batch_sizes.dtype != torch.int64
         or batch_sizes.device.type != "cpu"
-        or len(batch_sizes) == 0
+        or batch_sizes.size(0) == 0
     ):
+        # torch.export takes what pack_padded_sequence returns for a float tensor.
+        hint = "; in torch.export give the layer padded input and lengths=" if torch.compiler.is_exporting() else ""
         raise RuntimeError(
             "LSTM: Expected batch_sizes to be a non-empty 1-D int64 tensor on the CPU, "
-            f"got {list(batch_sizes.shape)}, {batch_sizes.dtype}, on {batch_sizes.device}"
+            f"got {list(batch_sizes.shape)}, {batch_sizes.dtype}, on {batch_sizes.device}{hint}"
         )
     if not _is_readable(batch_sizes):
         return
@@ -234,10 +236,16 @@ def check_packed(data, batch_sizes, **others):
         )
 
 
-def first_batch_size(batch_sizes, hx):
-    """B of packed data; from the state while tracing, where values cannot be read."""
-    if hx is not None and torch.compiler.is_compiling():
-        return hx[0].size(1)
+def first_batch_size(batch_sizes, indices, hx):
+    """B of packed data; while tracing, where values cannot be read, from what else has this size."""
+    if torch._C._get_tracing_state() is not None:
+        return batch_sizes[0]  # not int(), which would be a constant of the trace
+    if torch.compiler.is_compiling():
+        if hx is not None:
+            return hx[0].size(1)
+        if indices is not None:
+            return indices.size(0)
+        return batch_sizes[0].item()
     return int(batch_sizes[0])
 
 

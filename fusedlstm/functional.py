@@ -125,12 +125,19 @@ def lstm_cell(
 def run(
     input, hx, weights, sizes, batch_first=False, dropout=0.0, training=False,
     lengths=None, reset=None, reset_state=None, return_cell_states=False, return_gates=False, is_cell=False,
+    packing=None,
 ):  # fmt: skip
-    """`lstm` with all weights in a row, and the sizes (see _checks.py) that they are checked against."""
+    """`lstm` with all weights in a row, and the sizes (see _checks.py) that they are checked against.
+
+    packing: where `input` is the data of a PackedSequence, the other three of its fields.
+    """
     batch_sizes = sorted_indices = unsorted_indices = None
-    is_packed = isinstance(input, PackedSequence)
+    if isinstance(input, PackedSequence):
+        input, *packing = input
+    is_packed = packing is not None
     if is_packed:
-        x, batch_sizes, sorted_indices, unsorted_indices = input
+        x = input
+        batch_sizes, sorted_indices, unsorted_indices = packing
         _checks.check_packed(x, batch_sizes, lengths=lengths, reset=reset, reset_state=reset_state)
         is_batched = True
     else:
@@ -144,7 +151,7 @@ def run(
 
     input_size, H, P, L, D, bias = sizes
     shape = x.shape
-    B = shape[1] if batch_sizes is None else _checks.first_batch_size(batch_sizes, hx)
+    B = shape[1] if batch_sizes is None else _checks.first_batch_size(batch_sizes, sorted_indices, hx)
     try:
         if lengths is not None or reset is not None or reset_state is not None:
             lengths, reset, reset_state = _row_states(

@@ -59,9 +59,13 @@ class FusedLSTM(nn.RNNBase):
         directions = 2 if self.bidirectional else 1
         sizes = self.input_size, self.hidden_size, self.proj_size, self.num_layers, directions, self.bias
         weights = _parameters(self, self._flat_weights_names)
+        packing = None
+        if isinstance(input, PackedSequence):
+            # Tracers look into a call's arguments, and fail to rebuild this class from what they find.
+            input, *packing = input
         return run(
             input, hx, weights, sizes, self.batch_first, self.dropout, self.training,
-            lengths, reset, reset_state, return_cell_states, return_gates,
+            lengths, reset, reset_state, return_cell_states, return_gates, packing=packing,
         )  # fmt: skip
 
     def flatten_parameters(self) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -265,26 +265,82 @@ def test_fake_tensors():
     assert output.shape == (5, 2, 4) and h_n.shape == (2, 2, 4)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_jit_trace_keeps_sizes_dynamic():
-    module = FusedLSTM(3, 4, 2)
-    traced = torch.jit.trace(module, torch.randn(5, 2, 3))
-    x = torch.randn(7, 3, 3)
-    torch.testing.assert_close(traced(x)[0], module(x)[0])
+class OfFields(nn.Module):
+    """Makes a PackedSequence of its fields, which can be inputs of a graph."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.lstm = FusedLSTM(3, 4, 2, bidirectional=True, **options)
+
+    def forward(self, data, batch_sizes, sorted_indices=None, unsorted_indices=None, hx=None):
+        output, (h_n, c_n) = self.lstm(PackedSequence(data, batch_sizes, sorted_indices, unsorted_indices), hx)
+        return output.data, h_n, c_n
 
 
-def test_packed_input_compiles_with_a_state():
-    """Without one, the batch size would have to be read from a tensor."""
-    module, state = FusedLSTM(3, 4, 2), (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
-    packed = pack_sequence([torch.randn(n, 3) for n in (5, 3, 2)])
+def _fields(*lengths, is_sorted=False, with_state=False):
+    packed = pack_sequence([torch.randn(n, 3) for n in lengths], enforce_sorted=is_sorted)
+    state = torch.randn(4, len(lengths), 4), torch.randn(4, len(lengths), 4)
+    return *packed, state if with_state else None
 
-    def call(data, batch_sizes, state):
-        output, (h_n, _) = module(PackedSequence(data, batch_sizes), state)
-        return output.data, h_n
 
-    arguments = packed.data, packed.batch_sizes, state
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*arguments), call(*arguments))
+PACKED = [
+    pytest.param({"is_sorted": True}, id="sorted"),
+    pytest.param({"is_sorted": False}, id="indices"),
+    pytest.param({"is_sorted": True, "with_state": True}, id="state"),
+]
+
+
+@pytest.mark.parametrize("options", PACKED)
+def test_packed_input_compiles(options):
+    model = OfFields()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for lengths in [(5, 3, 2), (7, 6, 2, 1)]:
+        fields = _fields(*lengths, **options)
+        torch.testing.assert_close(compiled(*fields), model(*fields))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("options", PACKED)
+def test_packed_input_is_exported_with_dynamic_sizes(options, strict):
+    model = OfFields().eval()
+    B, fields = Dim("B", min=1), _fields(5, 3, 2, **options)
+    per_batch = None if options["is_sorted"] else {0: B}
+    state = ({1: B}, {1: B}) if options.get("with_state") else None
+    shapes = {0: Dim("rows", min=1)}, {0: Dim("T", min=1)}, per_batch, per_batch, state
+    program = export(model, fields, dynamic_shapes=shapes, strict=strict).module()
+    reads_a_value = any(node.target is torch.ops.aten.item.default for node in program.graph.nodes)
+    assert reads_a_value == (per_batch is None and state is None)
+    for lengths in [(5, 3, 2), (7, 6, 2, 1)]:
+        fields = _fields(*lengths, **options)
+        torch.testing.assert_close(program(*fields), model(*fields))
+
+
+def test_packing_in_an_exported_model_is_refused_with_what_to_do():
+    """PyTorch takes the batch sizes that it makes there for float32."""
+
+    class Packs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = FusedLSTM(3, 4)
+
+        def forward(self, x, lengths):
+            return self.lstm(pack_padded_sequence(x, lengths))[0].data
+
+    with pytest.raises(RuntimeError, match=r"Expected batch_sizes .* give the layer padded input and lengths="):
+        export(Packs(), (torch.randn(5, 2, 3), torch.tensor([5, 2])))
+
+
+def test_packed_input_made_inside_is_one_node_of_symbolic_trace():
+    fields = _fields(5, 3, 2)
+
+    class Fixed(OfFields):
+        def forward(self, data):
+            return super().forward(data, *fields[1:])
+
+    model = Fixed()
+    traced = torch.fx.symbolic_trace(model)
+    assert sum(node.op == "call_function" and node.target.__name__ == "run" for node in traced.graph.nodes) == 1
+    torch.testing.assert_close(traced(fields[0]), model(fields[0]))
 
 
 @pytest.mark.parametrize("is_on", [False, True])
