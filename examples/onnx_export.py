@@ -15,7 +15,6 @@ import onnxruntime
 import torch
 from torch import nn
 
-import fusedlstm.onnx
 from examples.digit_rows import DigitClassifier, digit_data, fit
 from examples.side_by_side import LSTMS, quick_parser, run_each
 
@@ -46,7 +45,6 @@ def export(lstm_class: type[nn.Module], epochs: int, folder: Path) -> Export:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         dynamo=True,
         external_data=False,
-        custom_translation_table=fusedlstm.onnx.translation_table(),
         verbose=False,
     )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -173,7 +173,8 @@ def run(
             hx = [state.index_select(1, sorted_indices) for state in hx]
         states = _states_of_layers(x, hx, reset_state, sizes, B)
         rows = batch_sizes, lengths, reset
-        wanted = (4,) * return_cell_states + (3,) * return_gates if wants_states else ()
+        asked = (4, return_cell_states), (3, return_gates)
+        wanted = [place for place, is_asked in asked if is_asked] if wants_states else ()
         allow_tf32 = x.is_cuda and x.dtype is torch.float32 and _is_tf32_on(is_cell)
         output, h_n, c_n, *steps = _stack(
             operator, x, states, weights, sizes, rows, allow_tf32, dropout if training else 0, wanted
@@ -254,8 +255,11 @@ def _operator(x, differentiable, H, wants_states, lengths, reset, is_compiling):
         return _torch_layer if is_plain else reference.lstm_layer
     # What is recorded for later must serve both with and without gradients; and of the two, only
     # lstm_layer can be called by AOTInductor, see ops.py. vmap hides what requires gradients.
-    is_recorded = torch._C._get_tracing_state() is not None or (is_compiling and torch.compiler.is_exporting())
-    if wants_states or is_recorded or (is_transformed and differentiable):
+    is_traced = torch._C._get_tracing_state() is not None
+    is_exported = is_compiling and torch.compiler.is_exporting()
+    if (is_traced or (is_exported and wants_states)) and _is_in_onnx_export():
+        return _onnx_layer(wants_states, lengths, reset)
+    if wants_states or is_traced or is_exported or (is_transformed and differentiable):
         return ops.lstm_layer
     if not (differentiable and any(tensor.requires_grad for tensor in differentiable)):
         return ops.lstm_layer_inference
@@ -281,6 +285,31 @@ def _lacks_kernels(device: torch.device) -> bool:
 
 # What torch.compiler.assume_constant_result does; calling it would import all of Dynamo, which takes seconds.
 _lacks_kernels._dynamo_marked_constant = True
+
+
+def _is_in_onnx_export() -> bool:
+    return torch.onnx.is_in_onnx_export()
+
+
+# Dynamo takes PyTorch's for false.
+_is_in_onnx_export._dynamo_marked_constant = True
+
+
+def _onnx_layer(wants_states, lengths, reset):
+    """What a trace holds for torch.onnx.export(dynamo=False), which knows PyTorch's own LSTM.
+
+    Refuses what that lacks; and with dynamo=True the results that a translation of the operator cannot refuse.
+    """
+    from fusedlstm import onnx
+
+    onnx.refuse(
+        {
+            "cell states and gates of all steps": wants_states,
+            "lengths with dynamo=False": lengths is not None,
+            "reset": reset is not None,
+        }
+    )
+    return _torch_layer
 
 
 def _torch_layer(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, *_):

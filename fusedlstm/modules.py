@@ -48,14 +48,14 @@ class FusedLSTM(nn.RNNBase):
         self,
         input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
-        *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         reset_state: tuple[Tensor, Tensor] | None = None,
-        return_cell_states: bool = False,
-        return_gates: bool = False,
+        return_cell_states: bool | None = None,
+        return_gates: bool | None = None,
     ):
         """Run the layers; arguments, results and errors are those of `fusedlstm.functional.lstm`."""
+        # torch.onnx.export(dynamo=False) passes the defaults too, by position, and makes tensors of all but None.
         directions = 2 if self.bidirectional else 1
         sizes = self.input_size, self.hidden_size, self.proj_size, self.num_layers, directions, self.bias
         weights = _parameters(self, self._flat_weights_names)

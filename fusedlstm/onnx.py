@@ -1,77 +1,65 @@
-"""Export to ONNX: one `LSTM` node per layer.
+"""What `torch.onnx.export` makes of a layer: one `LSTM` node.
 
-    torch.onnx.export(
-        model, args, dynamo=True, custom_translation_table=fusedlstm.onnx.translation_table()
-    )
+    torch.onnx.export(model, args)
 
-Sizes may be dynamic. `lengths` becomes the node's `sequence_lens`. What the node cannot express
-(projections, resets, packed input, cell states of all steps, 16-bit accumulation rules) is refused.
-Needs the package onnxscript.
+Sizes may be dynamic. `lengths` becomes the node's `sequence_lens`. Needs the packages onnx and onnxscript. With
+dynamo=False, PyTorch's older exporter translates its own LSTM, which functional.py runs for it instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import torch
+from torch import Tensor
 
-from fusedlstm import ops
+_INSTEAD = {
+    "proj_size": "export a model without projections",
+    "packed input": "give the layer padded input and lengths=",
+    "lengths with dynamo=False": "export with dynamo=True",
+    "reset": "export one step, and reset the state from call to call",
+    "cell states and gates of all steps": "export one step, with FusedLSTMCell",
+    "an ensemble": "export its members one by one",
+}
 
-_DIRECTIONS = {1: "forward", 2: "bidirectional"}
+
+def refuse(used: dict[str, bool]) -> None:
+    """Raises NotImplementedError for the first of the features, by the names of `_INSTEAD`, that is used."""
+    for feature, is_used in used.items():
+        if is_used:
+            raise NotImplementedError(f"Expected a model without {feature}, got one that has it: {_INSTEAD[feature]}")
 
 
-def translation_table() -> dict[Callable, Callable]:
-    """What `torch.onnx.export(..., custom_translation_table=...)` takes for fusedlstm's operators.
+def layer(
+    input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+    batch_sizes, lengths, reset, reset_h, reset_c, allow_tf32,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """output, h_n and c_n of `ops.lstm_layer`, and its arguments, in operations that the exporter knows.
 
     Raises:
-        ImportError: onnxscript is not installed.
-        NotImplementedError (during the export): the model uses what an ONNX LSTM cannot express.
+        NotImplementedError: the call uses what an ONNX LSTM cannot express.
     """
-    from onnxscript import opset18 as op
+    refuse(
+        {
+            "proj_size": bool(weight_hr),
+            "packed input": batch_sizes is not None,
+            "reset": reset is not None,
+            "an ensemble": input.dim() != 3,
+        }
+    )
+    T, B, _ = input.shape
+    D, _, H = h_0.shape
+    biases = torch.cat([_stacked(bias_ih, H), _stacked(bias_hh, H)], dim=1) if bias_ih else None
+    sequence_lens = None if lengths is None else lengths.to(torch.int32)
+    y, h_n, c_n = torch.onnx.ops.symbolic_multi_out(
+        "LSTM",
+        (input, _stacked(weight_ih, H), _stacked(weight_hh, H), biases, sequence_lens, h_0, c_0),
+        attrs={"hidden_size": H, "direction": "bidirectional" if D == 2 else "forward"},
+        dtypes=[input.dtype] * 3,
+        shapes=[(T, D, B, H), (D, B, H), (D, B, H)],
+    )
+    return y.transpose(1, 2).reshape(T, B, D * H), h_n, c_n
 
-    def inference(
-        input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
-        batch_sizes=None, lengths=None, reset=None, reset_h=None, reset_c=None, allow_tf32=False,
-    ):  # fmt: skip
-        refused = {"proj_size": weight_hr, "packed input": batch_sizes is not None}
-        refused["reset"] = reset is not None
-        for feature, is_used in refused.items():
-            if is_used:
-                raise NotImplementedError(f"Expected a model without {feature}, as ONNX LSTM has none")
-        H = weight_hh[0].shape[1]
-        bias = None
-        if bias_ih:
-            both = [op.Concat(reordered(b_ih, H), reordered(b_hh, H), axis=0) for b_ih, b_hh in zip(bias_ih, bias_hh)]
-            bias = stacked(both)
-        y, h_n, c_n = op.LSTM(
-            input,
-            stacked([reordered(w, H) for w in weight_ih]),
-            stacked([reordered(w, H) for w in weight_hh]),
-            bias,
-            None if lengths is None else op.Cast(lengths, to=6),  # 6: int32
-            h_0,
-            c_0,
-            hidden_size=H,
-            direction=_DIRECTIONS[len(weight_ih)],
-        )
-        # [T, D, B, H] to [T, B, D*H]; 0 keeps a dimension.
-        output = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
-        return output, h_n, c_n
 
-    def training(*args, **kwargs):
-        # ONNX has neither gates nor cell states of all steps. Only a model that returns them reads
-        # these two: an empty tensor makes it fail instead of giving wrong values.
-        nothing = op.Constant(value_floats=[])
-        return *inference(*args, **kwargs), nothing, nothing
-
-    def reordered(weight, H):
-        """From this library's gate order i, f, g, o to ONNX's i, o, f, g."""
-        # Slices and not Split: the exporter folds them into the weights.
-        parts = [
-            op.Slice(weight, op.Constant(value_ints=[k * H]), op.Constant(value_ints=[k * H + H])) for k in (0, 3, 1, 2)
-        ]
-        return op.Concat(*parts, axis=0)
-
-    def stacked(directions):
-        axis = op.Constant(value_ints=[0])
-        return op.Concat(*(op.Unsqueeze(w, axis) for w in directions), axis=0)
-
-    return {ops.lstm_layer_inference: inference, ops.lstm_layer: training}
+def _stacked(directions, H) -> Tensor:
+    """All directions in one tensor, and from this library's gate order i, f, g, o to ONNX's i, o, f, g."""
+    # Slices and not chunk: the exporter folds them into the weights.
+    return torch.stack([torch.cat([w[k * H : k * H + H] for k in (0, 3, 1, 2)]) for w in directions])

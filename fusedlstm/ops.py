@@ -20,6 +20,9 @@ import math
 from itertools import accumulate, chain, islice
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensorMode
+from torch.utils import _pytree
 
 from fusedlstm import _library, reference
 from fusedlstm._second_order import second_order
@@ -70,6 +73,42 @@ def _fake_backward(*arguments):
         return layer[0].new_empty(argument.shape if needed else (0,))
 
     return tuple(gradient(layer[place], need) for place, need in zip(DIFFERENTIABLE, needs))
+
+
+@torch.library.register_torch_dispatch("fusedlstm::lstm_layer", FunctionalTensorMode)
+def _functionalized_layer(mode, operator, types, arguments, options):
+    """`lstm_layer` in what traces programs after torch.export; for torch.onnx.export, what ONNX has for a layer."""
+    results = mode.__torch_dispatch__(operator, types, arguments, options)
+    if not (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
+        return results
+    from fusedlstm import onnx
+
+    with mode:
+        # ONNX has neither gates nor cell states. Where nothing uses them, the operator is dropped.
+        return *onnx.layer(*arguments), *results[3:]
+
+
+def _with_real_tensors(mode, operator, types, arguments, options):
+    """An operator under fake tensors; and on the real tensors behind them, which torch.export.draft_export has.
+
+    PyTorch's own rule for these takes a None in place of a tensor for one that the operator wrote to.
+    """
+    fakes = [tensor for tensor in _pytree.tree_leaves(arguments) if isinstance(tensor, FakeTensor)]
+    if not mode.propagate_real_tensors or any(fake.real_tensor is None for fake in fakes):
+        return mode.__torch_dispatch__(operator, types, arguments, options)
+    mode.propagate_real_tensors = False
+    try:
+        results = mode.__torch_dispatch__(operator, types, arguments, options)
+    finally:
+        mode.propagate_real_tensors = True
+    reals = operator(*_pytree.tree_map_only(FakeTensor, lambda fake: fake.real_tensor, arguments))
+    for fake, real in zip(*map(_pytree.tree_leaves, (results, reals))):
+        fake.real_tensor = real
+    return results
+
+
+for _operator in (lstm_layer, lstm_layer_inference, lstm_layer_backward):
+    torch.library.register_torch_dispatch(_operator.name(), FakeTensorMode, _with_real_tensors)
 
 
 class _Layer(torch.autograd.Function):

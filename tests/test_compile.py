@@ -13,7 +13,7 @@ from cases import OPTIONS
 from tf32 import tf32
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.export import Dim, export
+from torch.export import Dim, draft_export, export
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 from torch.overrides import TorchFunctionMode
@@ -341,6 +341,39 @@ def test_packed_input_made_inside_is_one_node_of_symbolic_trace():
     traced = torch.fx.symbolic_trace(model)
     assert sum(node.op == "call_function" and node.target.__name__ == "run" for node in traced.graph.nodes) == 1
     torch.testing.assert_close(traced(fields[0]), model(fields[0]))
+
+
+DRAFTED = {
+    "plain": lambda x: {},
+    "lengths": lambda x: {"lengths": torch.tensor([5, 2])},
+    "reset": lambda x: {"reset": x[..., 0] > 0},
+    "states": lambda x: {"return_cell_states": True},
+}
+
+
+@pytest.mark.parametrize("option", DRAFTED)
+def test_draft_export(option):
+    """It runs operators on real tensors too, and checks that they write to none of their arguments."""
+
+    class Drafted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = FusedLSTM(3, 4, 2)
+
+        def forward(self, x):
+            return self.lstm(x, **DRAFTED[option](x))
+
+    model, x = Drafted().eval(), torch.randn(5, 2, 3)
+    program = draft_export(model, (x,))
+    assert program._report.successful(), program._report
+    assert _layer_nodes(program.graph) == 2
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_draft_export_of_packed_input():
+    model, fields = OfFields().eval(), _fields(5, 3, 2)
+    program = draft_export(model, fields)
+    torch.testing.assert_close(program.module()(*fields), model(*fields))
 
 
 @pytest.mark.parametrize("is_on", [False, True])
