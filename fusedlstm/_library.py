@@ -150,6 +150,7 @@ def _operators_are_registered() -> bool:
     if others:
         raise ImportError(
             f"fusedlstm expected to be the only copy in this process, got a second one: {others.pop()} is loaded, "
-            f"so {CPU_LIBRARY} cannot be; remove one of the two from sys.path, or uninstall it"
+            f"so {CPU_LIBRARY} cannot be; remove one of the two from sys.path, or uninstall it; "
+            'in torch.package: extern("fusedlstm.**")'
         )
     return True

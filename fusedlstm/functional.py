@@ -259,6 +259,8 @@ def _operator(x, differentiable, H, wants_states, lengths, reset, is_compiling):
     is_exported = is_compiling and torch.compiler.is_exporting()
     if (is_traced or (is_exported and wants_states)) and _is_in_onnx_export():
         return _onnx_layer(wants_states, lengths, reset)
+    if is_traced:
+        _warn_of_converters()
     if wants_states or is_traced or is_exported or (is_transformed and differentiable):
         return ops.lstm_layer
     if not (differentiable and any(tensor.requires_grad for tensor in differentiable)):
@@ -310,6 +312,19 @@ def _onnx_layer(wants_states, lengths, reset):
         }
     )
     return _torch_layer
+
+
+# A trace takes what checks find as constants, and is none the worse for it; PyTorch does the same for its own checks.
+warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="fusedlstm")
+
+
+def _warn_of_converters():
+    """Says in time what the errors of converters do not: they name an operator that the user never wrote."""
+    warnings.warn(
+        "torch.jit.trace records fusedlstm's operators: the trace runs where fusedlstm is imported. Converters to "
+        "other runtimes know PyTorch's own: give them fusedlstm.revert(model), or a trace of it",
+        stacklevel=2,
+    )
 
 
 def _torch_layer(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, *_):

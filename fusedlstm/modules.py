@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -91,6 +93,10 @@ class FusedLSTM(nn.RNNBase):
     def __getstate__(self):
         return self.__dict__.copy()
 
+    def __prepare_scriptable__(self) -> nn.LSTM:
+        """What torch.jit.script takes in place of this module."""
+        return _scriptable(self)
+
     # Not used here, but by programs that extend nn.LSTM.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args
@@ -111,6 +117,10 @@ class FusedLSTMCell(nn.RNNCellBase):
         """Run one step; arguments, results and errors are those of `functional.lstm_cell`."""
         return lstm_cell(input, hx, *_parameters(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
 
+    def __prepare_scriptable__(self) -> nn.LSTMCell:
+        """What torch.jit.script takes in place of this module."""
+        return _scriptable(self)
+
 
 def _parameters(module: nn.Module, names) -> list[Tensor]:
     """The module's tensors of these names, read at each call.
@@ -120,3 +130,21 @@ def _parameters(module: nn.Module, names) -> list[Tensor]:
     """
     own = module._parameters
     return [own[name] if name in own else getattr(module, name) for name in names]
+
+
+def _scriptable(module: nn.Module) -> nn.Module:
+    """The module as PyTorch's own, with the same parameters: TorchScript compiles nothing else."""
+    from fusedlstm.convert import revert
+
+    plain = revert(module)
+    if plain is module:
+        raise NotImplementedError(
+            f"torch.jit.script: Expected FusedLSTM or FusedLSTMCell itself, got the subclass {type(module).__name__}: "
+            "derive it from nn.LSTM or nn.LSTMCell where it is to be scripted"
+        )
+    warnings.warn(
+        f"torch.jit.script takes {type(plain).__name__} for {type(module).__name__}, and leaves it in the model that "
+        "holds the layer: fusedlstm.convert(model) afterwards, if the model is still in use",
+        stacklevel=2,
+    )
+    return plain

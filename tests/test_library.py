@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusedlstm import __main__, _library
+from fusedlstm import FusedLSTM, __main__, _library
 
 PACKAGE = _library.CPU_LIBRARY.parent.parent
 
@@ -52,6 +52,21 @@ def test_a_second_copy_is_refused_with_both_paths(second_copy):
     assert result.returncode == 0, result.stderr
     assert "expected to be the only copy in this process, got a second one" in result.stdout
     assert str(PACKAGE) in result.stdout and str(second_copy) in result.stdout
+
+
+@pytest.mark.parametrize("way", ["extern", "intern"])
+def test_in_a_torch_package(way, tmp_path):
+    """Python sources can be packed, the native library cannot."""
+    module, x, file = FusedLSTM(3, 4), torch.randn(5, 2, 3), tmp_path / "model.pt"
+    with torch.package.PackageExporter(file) as exporter:
+        getattr(exporter, way)("fusedlstm.**")
+        exporter.save_pickle("model", "model.pkl", module)
+    importer = torch.package.PackageImporter(file)
+    if way == "extern":
+        torch.testing.assert_close(importer.load_pickle("model", "model.pkl")(x), module(x))
+        return
+    with pytest.raises(ImportError, match=re.escape('in torch.package: extern("fusedlstm.**")')):
+        importer.load_pickle("model", "model.pkl")
 
 
 def test_a_second_copy_loaded_past_the_guard_does_not_end_the_process(second_copy):

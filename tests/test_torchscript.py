@@ -1,18 +1,22 @@
-"""TorchScript: a trace holds the fused operators."""
+"""TorchScript: a trace holds the fused operators; a script, compiled from Python, PyTorch's own modules."""
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fusedlstm import FusedLSTM
+import fusedlstm
+from fusedlstm import FusedLSTM, FusedLSTMCell, convert
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:torch.jit.trace records:UserWarning")
 class TestTrace:
     def test_sizes_stay_dynamic(self):
         module = FusedLSTM(3, 4, 2)
@@ -51,3 +55,59 @@ class TestTrace:
         torch.jit.save(torch.jit.freeze(torch.jit.trace(module, x)), file)
         file.seek(0)
         torch.testing.assert_close(torch.jit.load(file)(x)[0], module(x)[0])
+
+
+def test_a_trace_warns_of_converters_and_of_nothing_else():
+    """In a process of its own, since pytest has warning filters of its own."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(fusedlstm.__file__).parent.parent)!r})\n"
+        "import torch, fusedlstm\n"
+        "torch.jit.trace(fusedlstm.FusedLSTM(3, 4), torch.randn(5, 2, 3))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("fusedlstm.revert(model)") == 1
+    assert "TracerWarning" not in result.stderr
+
+
+class Model(nn.Module):
+    """Both kinds of layer, one of them in two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, 2, bidirectional=True)
+        self.cell = nn.LSTMCell(8, 8)
+        self.same_cell = self.cell
+
+    def forward(self, x):
+        output = self.lstm(x)[0]
+        return self.same_cell(output[1], self.cell(output[0]))
+
+
+class TestScript:
+    def test_compiles_pytorchs_own_modules_of_the_same_parameters(self):
+        model, x = convert(Model()), torch.randn(5, 2, 3)
+        expected = model(x)
+        with pytest.warns(UserWarning, match=r"fusedlstm\.convert\(model\)"):
+            scripted = torch.jit.script(model)
+        torch.testing.assert_close(scripted(x), expected)
+        assert {p.data_ptr() for p in scripted.parameters()} == {p.data_ptr() for p in model.parameters()}
+
+    @pytest.mark.filterwarnings("ignore:torch.jit.script takes:UserWarning")
+    def test_the_model_can_be_converted_again(self):
+        model, x = convert(Model()), torch.randn(5, 2, 3)
+        expected, parameters = model(x), list(model.parameters())
+        torch.jit.script(model)
+        assert type(model.lstm) is nn.LSTM and model.cell is model.same_cell
+        convert(model)
+        assert type(model.lstm) is FusedLSTM and type(model.cell) is FusedLSTMCell
+        assert all(now is before for now, before in zip(model.parameters(), parameters))
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("kind, sizes", [(FusedLSTM, (3, 4)), (FusedLSTMCell, (3, 4))])
+    def test_a_subclass_is_refused_with_what_to_do(self, kind, sizes):
+        class Own(kind):
+            pass
+
+        with pytest.raises(NotImplementedError, match=r"subclass Own: derive it from nn\.LSTM"):
+            torch.jit.script(nn.Sequential(Own(*sizes)))
