@@ -213,17 +213,21 @@ def check_packed(data, batch_sizes, **others):
             raise ValueError(f"LSTM: Expected no {name} with a PackedSequence, got one")
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
+    if batch_sizes.dtype is not torch.int64 and torch.compiler.is_exporting():
+        # What PyTorch takes the result of pack_padded_sequence for.
+        raise RuntimeError(
+            "LSTM: Expected padded input and lengths= in torch.export, got a PackedSequence made inside the model, "
+            f"where its batch_sizes are of {batch_sizes.dtype} instead of torch.int64"
+        )
     if (
         batch_sizes.dim() != 1
         or batch_sizes.dtype != torch.int64
         or batch_sizes.device.type != "cpu"
         or batch_sizes.size(0) == 0
     ):
-        # torch.export takes what pack_padded_sequence returns for a float tensor.
-        hint = "; in torch.export give the layer padded input and lengths=" if torch.compiler.is_exporting() else ""
         raise RuntimeError(
             "LSTM: Expected batch_sizes to be a non-empty 1-D int64 tensor on the CPU, "
-            f"got {list(batch_sizes.shape)}, {batch_sizes.dtype}, on {batch_sizes.device}{hint}"
+            f"got {list(batch_sizes.shape)}, {batch_sizes.dtype}, on {batch_sizes.device}"
         )
     if not _is_readable(batch_sizes):
         return
