@@ -29,10 +29,10 @@ class Backward {
         index(args.shape, args.rows),
         gates(4 * shape.hidden),
         recurrent(shape.recurrent()),
-        panels(round_up(recurrent, K::kPanel) / K::kPanel),
-        unit_panels(round_up(shape.hidden, K::kPanel) / K::kPanel),
-        width(panels * K::kPanel),
-        units(unit_panels * K::kPanel),
+        width(round_up(recurrent, K::kPanel)),
+        units(round_up(shape.hidden, K::kPanel)),
+        weight_hh(shape.directions, gates, recurrent, rows_of_group(plan, shape), reading()),
+        weight_hr(shape.directions, shape.proj, shape.hidden, rows_of_group(plan, shape), reading()),
         chunk(chunk_steps()),
         ring(shape, chunk + 1, round_up(shape.proj, K::kDepth)),
         gradients(args, plan, index, ring) {}
@@ -59,20 +59,24 @@ class Backward {
   const Shape& shape;
   const Plan& plan;
   const RowIndex index;
-  const int64_t gates, recurrent, panels, unit_panels, width, units;
+  const int64_t gates, recurrent, width, units;
+  Transposed<K> weight_hh, weight_hr;
   const int64_t chunk;  // time steps whose gate gradients are kept; one more is what the recurrence looks back to
   Ring<K> ring;
   Gradients<K> gradients;
   // Shared by the team.
-  operand *panels_h, *panels_r;              // W_hh [D][panels] of 4H; W_hr [D][unit_panels] of P
   acc *carry, *d_c, *d_reset_h, *d_reset_c;  // [D][B][width], [D][B][units], and of resets the same
-  acc* scratch;                              // of this share, partial sums of panel_product
 
   // Enough rows for one block of the products over rows.
   int64_t chunk_steps() const {
-    const int64_t groups = row_groups(plan, shape), rows = (shape.batch + groups - 1) / groups;
+    const int64_t rows = rows_of_group(plan, shape);
     const int64_t n = rows > 0 ? (kOuterDepth + rows - 1) / rows : 1;
     return n < shape.steps ? n : shape.steps;
+  }
+
+  // In a single step each weight is met by one product; but groups of rows would each pack it.
+  typename Transposed<K>::Reading reading() const {
+    return Transposed<K>::reading_of(plan, shape.steps == 1 && row_groups(plan, shape) == 1);
   }
 
   // Whether gradients flow through W_hh: not in a single step from a state without a gradient.
@@ -80,25 +84,19 @@ class Backward {
 
   void lay_out(Arena& arena, int64_t share) {
     const int64_t d = shape.directions, states = d * shape.batch;
-    const bool proj = shape.proj > 0;
-    panels_h = arena.take<operand>(recurs() ? d * panels * gates * K::kPanel : 0);
-    panels_r = arena.take<operand>(proj ? d * unit_panels * ring.proj_depth * K::kPanel : 0);
+    if (recurs()) weight_hh.lay_out(arena, plan.threads, share);
+    if (shape.proj > 0) weight_hr.lay_out(arena, plan.threads, share);
     carry = arena.take<acc>(states * width);
     d_c = arena.take<acc>(states * units);
     d_reset_h = arena.take<acc>(a.d_reset_h ? states * width : 0);
     d_reset_c = arena.take<acc>(a.d_reset_c ? states * units : 0);
-    scratch = arena.take<acc>(plan.threads * shape.batch * K::kPanel) + share * shape.batch * K::kPanel;
     ring.lay_out(arena);
     gradients.lay_out(arena, share);
   }
 
   void pack(const Share& share) {
-    if (recurs())
-      pack_transposed_weights<K>(share, shape.directions, panels_h, panels, gates, gates, recurrent,
-                                 [&](int64_t d) { return a.weights[d].hh; });
-    if (shape.proj > 0)
-      pack_transposed_weights<K>(share, shape.directions, panels_r, unit_panels, shape.proj, ring.proj_depth,
-                                 shape.hidden, [&](int64_t d) { return a.weights[d].hr; });
+    if (recurs()) weight_hh.prepare(share, [&](int64_t d) { return a.weights[d].hh; });
+    if (shape.proj > 0) weight_hr.prepare(share, [&](int64_t d) { return a.weights[d].hr; });
     gradients.pack(share);
     const Range rows = share.of(shape.directions * shape.batch);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
@@ -127,33 +125,32 @@ class Backward {
   }
 
   void step(const Task& task, int64_t s) {
-    const Range own_panels = task.of(panels);
-    for (int64_t i = own_panels.begin; i < own_panels.end; ++i) hidden_gradient(i / panels, i, task.rows, s);
+    for_each_direction(task.of(weight_hh.panels), weight_hh.panels,
+                       [&](int64_t d, Range panels) { hidden_gradient(d, panels, task.rows, s); });
     if (shape.proj > 0 && s >= 0) {
       task.meet();
-      const Range own_units = task.of(unit_panels);
-      for (int64_t i = own_units.begin; i < own_units.end; ++i) project_back(i / unit_panels, i, task.rows, s);
+      for_each_direction(task.of(weight_hr.panels), weight_hr.panels,
+                         [&](int64_t d, Range panels) { project_back(d, panels, task.rows, s); });
     }
     task.meet();
   }
 
-  // The gradient of h after scan position s for one panel of units, and all that follows from it.
-  void hidden_gradient(int64_t d, int64_t i, Range rows, int64_t s) {
-    const int64_t column = i % panels * K::kPanel;
+  // The gradient of h after scan position s for some panels of units, and all that follows from it.
+  void hidden_gradient(int64_t d, Range panels, Range rows, int64_t s) {
     const bool last = s + 1 == shape.steps;
     const int64_t t = s < 0 ? -1 : index.step(s, d);
     const int64_t later = last ? -1 : index.step(s + 1, d);
     const int64_t from = later < 0 ? 0 : index.rows_at(later, rows);  // rows that have gate gradients to bring back
     const int64_t here = s < 0 ? rows.end - rows.begin : index.rows_at(t, rows);
-    const operand* panel = panels_h + i * gates * K::kPanel;
-    panel_product<K>(
-        from, recurrent - column, gates, [&](int64_t r) { return ring.d_gates(d, s + 1, rows.begin + r); }, panel,
-        scratch, [&](int64_t r, auto& v) { finish_row(v, d, s, t, later, rows.begin + r, r < here, column); });
+    weight_hh.multiply(
+        d, panels, from, [&](int64_t r) { return ring.d_gates(d, s + 1, rows.begin + r); },
+        [&](int64_t r, auto& v, int64_t column) { finish_row(v, d, s, t, later, rows.begin + r, r < here, column); });
     V nothing[kPanelVectors];
-    for (int64_t r = from; r < here; ++r) {  // these rows' last step: nothing comes back to it
-      for (V& v : nothing) v = V{};
-      finish_row(nothing, d, s, t, -1, rows.begin + r, true, column);
-    }
+    for (int64_t p = panels.begin; p < panels.end; ++p)
+      for (int64_t r = from; r < here; ++r) {  // these rows' last step: nothing comes back to it
+        for (V& v : nothing) v = V{};
+        finish_row(nothing, d, s, t, -1, rows.begin + r, true, p * K::kPanel);
+      }
   }
 
   template <int kVectors>
@@ -192,14 +189,12 @@ class Backward {
     store(c, V{});
   }
 
-  // d_h before the projection, W_hr^T d_y, and the cell, for one panel of hidden units.
-  void project_back(int64_t d, int64_t i, Range rows, int64_t s) {
+  // d_h before the projection, W_hr^T d_y, and the cell, for some panels of hidden units.
+  void project_back(int64_t d, Range panels, Range rows, int64_t s) {
     const int64_t t = index.step(s, d);
-    const int64_t column = i % unit_panels * K::kPanel;
-    panel_product<K>(
-        index.rows_at(t, rows), shape.hidden - column, ring.proj_depth,
-        [&](int64_t r) { return ring.d_y(d, s, rows.begin + r); }, panels_r + i * ring.proj_depth * K::kPanel, scratch,
-        [&](int64_t r, auto& v) {
+    weight_hr.multiply(
+        d, panels, index.rows_at(t, rows), [&](int64_t r) { return ring.d_y(d, s, rows.begin + r); },
+        [&](int64_t r, auto& v, int64_t column) {
           const int64_t b = rows.begin + r;
           for (int64_t u = column, q = 0; u < shape.hidden && q < int64_t(sizeof v / sizeof *v); ++q, u += K::kLanes)
             cell_row(v[q], d, s, t, b, index.row(t, b), index.active(t, b), u);

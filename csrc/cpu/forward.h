@@ -40,7 +40,7 @@ class Forward {
         states(args, index, blocks * K::kLanes,
                round_up(shape.proj > 0 ? project_panels * K::kPanel : blocks * K::kLanes, kVector)),
         chunk(chunk_steps()),
-        chunk_rows(chunk * rows_per_share()) {}
+        chunk_rows(chunk * rows_of_group(plan, shape)) {}
 
   int64_t workspace_bytes() {
     Arena arena{nullptr};
@@ -65,8 +65,10 @@ class Forward {
   States<K> states;
   const int64_t chunk, chunk_rows;  // steps and rows of a chunk of pre-activations
   // Shared by the team.
-  operand *panels_x, *panels_h, *panels_r;  // [D][blocks] panels of depth_x, depth_h; [D][project_panels] of units
-  acc* bias;                                // [D][blocks][4][lanes]
+  // Panels: [D][blocks] of depth_x, depth_h, or of each one of this share if they are packed where they are used;
+  // [D][project_panels] of units.
+  operand *panels_x, *panels_h, *panels_r;
+  acc* bias;  // [D][blocks][4][lanes]
   // Of this share.
   acc* pre;         // [blocks of the range][chunk rows][4][lanes]
   operand* staged;  // [D][chunk rows][depth_x], where the input cannot be read in place
@@ -75,15 +77,11 @@ class Forward {
   static constexpr bool kInputIsOperand = std::is_same_v<storage, operand>;
   bool staging() const { return plan.direct || !kInputIsOperand || shape.input % K::kDepth != 0; }
 
-  int64_t rows_per_share() const {
-    const int64_t groups = row_groups(plan, shape);
-    return (shape.batch + groups - 1) / groups;
-  }
   int64_t blocks_per_share() const {
     return plan.split == Split::kRows ? blocks : (shape.directions * blocks + plan.threads - 1) / plan.threads;
   }
   int64_t chunk_steps() const {
-    const int64_t rows = rows_per_share() > 0 ? rows_per_share() : 1;
+    const int64_t rows = shape.batch > 0 ? rows_of_group(plan, shape) : 1;
     const int64_t bytes = rows * blocks_per_share() * K::kPanel * int64_t(sizeof(acc));
     int64_t n = kChunkBytes / (bytes > 0 ? bytes : 1);
     if (n * rows < kChunkRows) n = (kChunkRows + rows - 1) / rows;
@@ -93,8 +91,13 @@ class Forward {
 
   void lay_out(Arena& arena, int64_t share) {
     const int64_t d = shape.directions;
-    panels_x = arena.take<operand>(plan.direct ? 0 : d * blocks * depth_x * K::kPanel);
-    panels_h = arena.take<operand>(plan.direct ? 0 : d * blocks * depth_h * K::kPanel);
+    const auto take_panels = [&](int64_t depth) {
+      const int64_t panel = plan.direct ? 0 : depth * K::kPanel;
+      operand* first = arena.take<operand>((packs_once() ? plan.threads : d * blocks) * panel);
+      return packs_once() ? first + share * panel : first;
+    };
+    panels_x = take_panels(depth_x);
+    panels_h = take_panels(depth_h);
     panels_r = arena.take<operand>(d * project_panels * states.units * K::kPanel);
     bias = arena.take<acc>(d * blocks * K::kPanel);
     states.lay_out(arena);
@@ -110,12 +113,10 @@ class Forward {
     for (int64_t i = range.begin; i < range.end; ++i) {
       const Weights& w = a.weights[i / blocks];
       const int64_t unit = i % blocks * K::kLanes;
-      if (!plan.direct) {
+      if (!plan.direct && !packs_once()) {
         for_fold<K>(shape.hidden - unit, [&](auto fold) {
-          pack_gates<K, fold>(panels_x + i * depth_x * K::kPanel, static_cast<const storage*>(w.ih), shape.hidden,
-                              shape.input, unit);
-          pack_gates<K, fold>(panels_h + i * depth_h * K::kPanel, static_cast<const storage*>(w.hh), shape.hidden,
-                              shape.recurrent(), unit);
+          pack_x<fold>(i, panels_x + i * depth_x * K::kPanel);
+          pack_h<fold>(i, panels_h + i * depth_h * K::kPanel);
         });
       }
       for (int gate = 0; gate < kPanelVectors; ++gate) {
@@ -132,6 +133,29 @@ class Forward {
       pack_transposed(panels_r + i * states.units * K::kPanel, hr, i % project_panels * K::kPanel);
     }
     states.start(share);
+  }
+
+  // In a single step each panel is used once: packed right before, it stays in the cache.
+  bool packs_once() const { return shape.steps == 1 && row_groups(plan, shape) == 1; }
+
+  // The panels of a block, ready for use.
+  template <int kFold>
+  const operand* panel_x(int64_t i) const {
+    return packs_once() ? pack_x<kFold>(i, panels_x) : panels_x + i * depth_x * K::kPanel;
+  }
+  template <int kFold>
+  const operand* panel_h(int64_t i) const {
+    return packs_once() ? pack_h<kFold>(i, panels_h) : panels_h + i * depth_h * K::kPanel;
+  }
+  template <int kFold>
+  const operand* pack_x(int64_t i, operand* to) const {
+    return pack_gates<K, kFold>(to, static_cast<const storage*>(a.weights[i / blocks].ih), shape.hidden, shape.input,
+                                i % blocks * K::kLanes);
+  }
+  template <int kFold>
+  const operand* pack_h(int64_t i, operand* to) const {
+    return pack_gates<K, kFold>(to, static_cast<const storage*>(a.weights[i / blocks].hh), shape.hidden,
+                                shape.recurrent(), i % blocks * K::kLanes);
   }
 
   void pack_transposed(operand* panel, const storage* hr, int64_t column) {
@@ -176,13 +200,10 @@ class Forward {
   }
 
   void input_parts(Range range, Range rows, int64_t s0, int64_t s1, int64_t (*first_row)[kMaxChunkSteps + 1]) {
-    for (int64_t i = range.begin; i < range.end;) {
-      const int64_t d = i / blocks;
-      const int64_t end = range.end < (d + 1) * blocks ? range.end : (d + 1) * blocks;
+    for_each_direction(range, blocks, [&](int64_t d, Range own) {
       count_rows(first_row[d], d, rows, s0, s1);
-      input_part(d, {i, end}, range.begin, rows, s0, s1, first_row[d]);
-      i = end;
-    }
+      input_part(d, {d * blocks + own.begin, d * blocks + own.end}, range.begin, rows, s0, s1, first_row[d]);
+    });
   }
 
   // first_row[s - s0]: where step s starts among the chunk's rows. Only packed batches shrink.
@@ -211,7 +232,7 @@ class Forward {
   template <int kFold>
   void input_block(int64_t d, int64_t i, acc* to, Range rows, int64_t s0, const int64_t* first_row, int64_t total) {
     constexpr int kVectors = kPanelVectors / kFold;
-    const operand* panel = panels_x + i * depth_x * K::kPanel;
+    const operand* panel = panel_x<kFold>(i);
     V b[kPanelVectors];
     for (int gate = 0; gate < kPanelVectors; ++gate) b[gate] = load<V>(bias + i * K::kPanel + gate * K::kLanes);
     for (int q = 0; q < kVectors; ++q) b[q] = side_by_side<K, kFold>(b + q * kFold);
@@ -256,7 +277,7 @@ class Forward {
   // Tile by tile, with W_hh h in registers.
   template <int kFold>
   void packed_block(int64_t i, Range rows, Step step, int64_t unit, const acc* pre_block, int64_t count) {
-    const operand* panel = panels_h + i * depth_h * K::kPanel;
+    const operand* panel = panel_h<kFold>(i);
     const operand* h_now = states.h_row(step.d, step.s, rows.begin);
     for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
       constexpr int kRows = constant, kVectors = kPanelVectors / kFold;

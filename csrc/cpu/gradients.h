@@ -8,6 +8,7 @@
 #include "outer.h"
 #include "pack.h"
 #include "row_index.h"
+#include "transposed.h"
 
 namespace fusedlstm::cpu {
 
@@ -60,31 +61,29 @@ class Gradients {
         ring(ring),
         gates(4 * shape.hidden),
         recurrent(shape.recurrent()),
-        input_panels(round_up(shape.input, K::kPanel) / K::kPanel),
         groups(row_groups(plan, shape)),
-        zero_width(shape.input > recurrent ? shape.input : recurrent),
-        weights(gates, {{shape.input, a.d_weight_ih[0] != nullptr, a.d_bias[0] != nullptr},
-                        {recurrent, a.d_weight_hh[0] != nullptr, false}}),
-        projection(shape.proj, {{shape.hidden, a.d_weight_hr[0] != nullptr, false}}) {}
+        rows(shape.steps * rows_of_group(plan, shape)),
+        weight_ih(shape.directions, gates, shape.input, rows < kInputRows ? rows : kInputRows,
+                  Transposed<K>::reading_of(plan, groups == 1 && rows <= kInputRows)),
+        weights(gates, {shape.input, recurrent},
+                {{{pointer(a.d_weight_ih[0]), pointer(a.d_weight_hh[0])}, pointer(a.d_bias[0])},
+                 {{pointer(a.d_weight_ih[1]), pointer(a.d_weight_hh[1])}, pointer(a.d_bias[1])}},
+                shape.directions, groups, rows),
+        projection(shape.proj, {shape.hidden},
+                   {{{pointer(a.d_weight_hr[0])}, nullptr}, {{pointer(a.d_weight_hr[1])}, nullptr}}, shape.directions,
+                   groups, rows) {}
 
   void lay_out(Arena& arena, int64_t share) {
-    const int64_t d = shape.directions, sets = d * groups;
-    const auto own = [&](int64_t panels) {
-      return plan.split == Split::kRows ? panels : (panels + plan.threads - 1) / plan.threads;
-    };
-    panels_x = arena.take<operand>(a.d_input ? d * input_panels * gates * K::kPanel : 0);
-    parts = arena.take<acc>(a.d_input && d == 2 ? 2 * a.row_count * shape.input : 0);
-    zeros = arena.take<storage>(zero_width);
-    scratch = arena.take<acc>(plan.threads * kInputRows * K::kPanel) + share * kInputRows * K::kPanel;
-    weights.lay_out(arena, sets, own(weights.panels), plan.threads, share);
-    projection.lay_out(arena, sets, own(projection.panels), plan.threads, share);
+    if (a.d_input) weight_ih.lay_out(arena, plan.threads, share);
+    parts = arena.take<acc>(a.d_input && shape.directions == 2 ? 2 * a.row_count * shape.input : 0);
+    zeros = arena.take<storage>(recurrent);
+    weights.lay_out(arena, plan.threads, share);
+    projection.lay_out(arena, plan.threads, share);
   }
 
   void pack(const Share& share) {
-    if (a.d_input)
-      pack_transposed_weights<K>(share, shape.directions, panels_x, input_panels, gates, gates, shape.input,
-                                 [&](int64_t d) { return a.weights[d].ih; });
-    if (share.first == 0) __builtin_memset(zeros, 0, size_t(zero_width) * sizeof(storage));
+    if (a.d_input) weight_ih.prepare(share, [&](int64_t d) { return a.weights[d].ih; });
+    if (share.first == 0) __builtin_memset(zeros, 0, size_t(recurrent) * sizeof(storage));
   }
 
   // Adds the rows of the scan positions `steps` of a task; they are still in the ring. The `first` call of a task
@@ -95,8 +94,8 @@ class Gradients {
       bool starts = first;
       const auto flush = [&] {
         if (a.d_input) input_gradient(task, d, block);
-        weights.accumulate(d * groups + task.group, own_panels(task, weights.panels), block.weights, starts);
-        projection.accumulate(d * groups + task.group, own_panels(task, projection.panels), block.projection, starts);
+        weights.accumulate(d, task.group, own(task, weights.tile_count), block.weights, starts);
+        projection.accumulate(d, task.group, own(task, projection.tile_count), block.projection, starts);
         block.weights.depth = block.projection.depth = 0;
         starts = false;
       };
@@ -119,9 +118,8 @@ class Gradients {
   void finish(const Share& share) {
     if (a.d_input && shape.directions == 2) add_directions(share);
     for (int64_t d = 0; d < shape.directions; ++d) {
-      weights.write(d * groups, groups, share.of(weights.panels),
-                    {{pointer(a.d_weight_ih[d]), pointer(a.d_bias[d])}, {pointer(a.d_weight_hh[d]), nullptr}});
-      projection.write(d * groups, groups, share.of(projection.panels), {{pointer(a.d_weight_hr[d]), nullptr}});
+      weights.write(d, share.of(weights.tile_count));
+      projection.write(d, share.of(projection.tile_count));
     }
   }
 
@@ -131,16 +129,14 @@ class Gradients {
   const Plan& plan;
   const RowIndex& index;
   const Ring<K>& ring;
-  const int64_t gates, recurrent, input_panels;
-  const int64_t groups;  // of rows in a direction, each with sums of its own
-  const int64_t zero_width;
-  Outer<K, 2> weights;     // d_gates by input (and ones), and by h before the step
+  const int64_t gates, recurrent;
+  const int64_t groups, rows;  // groups of batch rows in a direction, each with sums of its own; rows of a group
+  Transposed<K> weight_ih;
+  Outer<K, 2> weights;     // d_gates by input, and by h before the step
   Outer<K, 1> projection;  // d_y by o * tanh(c)
   // Shared by the team.
-  operand* panels_x;  // W_ih [D][input_panels] of 4H
-  acc* parts;         // d_input of each of two directions, [2][N][I]
-  storage* zeros;     // a row of zeros, of the input's width or of h's
-  acc* scratch;       // of this share, partial sums of panel_product
+  acc* parts;      // d_input of each of two directions, [2][N][I]
+  storage* zeros;  // a row of h
 
   struct Rows {
     typename Outer<K, 2>::Block weights;
@@ -150,20 +146,18 @@ class Gradients {
     void push(const Gradients& o, int64_t d, int64_t s, int64_t t, int64_t b) {
       const int64_t k = weights.depth++;
       row[k] = o.index.row(t, b);
-      weights.left[0][k] = o.index.template data_row<storage>(o.a.input, t, b);
-      weights.left[1][k] = o.h_before(d, t, b);
-      weights.right[k] = o.ring.d_gates(d, s, b);
+      weights.left[k] = o.ring.d_gates(d, s, b);
+      weights.right[0][k] = o.index.template data_row<storage>(o.a.input, t, b);
+      weights.right[1][k] = o.h_before(d, t, b);
       if (o.shape.proj == 0) return;
       projection.depth = k + 1;
-      projection.left[0][k] = o.ring.hidden(d, s, b);
-      projection.right[k] = o.ring.d_y(d, s, b);
+      projection.left[k] = o.ring.d_y(d, s, b);
+      projection.right[0][k] = o.ring.hidden(d, s, b);
     }
   };
 
   static storage* pointer(void* p) { return static_cast<storage*>(p); }
-  static Range own_panels(const Task& task, int64_t panels) {
-    return task.team ? task.team->of(panels) : Range{0, panels};
-  }
+  static Range own(const Task& task, int64_t n) { return task.team ? task.team->of(n) : Range{0, n}; }
 
   // h before step t.
   const storage* h_before(int64_t d, int64_t t, int64_t b) const {
@@ -173,20 +167,20 @@ class Gradients {
     return static_cast<const storage*>(a.output) + (index.row(before, b) * shape.directions + d) * recurrent;
   }
 
-  // d_input = d_gates W_ih for the rows of a block, which a team divides.
+  // d_input = d_gates W_ih for the rows of a block. A team divides the rows; a few that meet the whole weight only
+  // here, the columns.
   void input_gradient(const Task& task, int64_t d, const Rows& block) {
-    const Range all = task.team ? task.team->of(block.weights.depth) : Range{0, block.weights.depth};
+    const bool by_rows = weight_ih.reading == Transposed<K>::Reading::kPanels;
+    const Range all = by_rows ? own(task, block.weights.depth) : Range{0, block.weights.depth};
+    const Range panels = by_rows ? Range{0, weight_ih.panels} : own(task, weight_ih.panels);
     for (int64_t begin = all.begin; begin < all.end; begin += kInputRows) {
       const int64_t count = all.end - begin < kInputRows ? all.end - begin : kInputRows;
-      for (int64_t p = 0; p < input_panels; ++p)
-        panel_product<K>(
-            count, shape.input - p * K::kPanel, gates, [&](int64_t r) { return block.weights.right[begin + r]; },
-            panels_x + (d * input_panels + p) * gates * K::kPanel, scratch,
-            [&](int64_t r, auto& v) {
-              for (int64_t u = p * K::kPanel, q = 0; u < shape.input && q < int64_t(sizeof v / sizeof *v);
-                   ++q, u += K::kLanes)
-                store_input_gradient(d, block.row[begin + r], u, v[q]);
-            });
+      weight_ih.multiply(
+          d, panels, count, [&](int64_t r) { return block.weights.left[begin + r]; },
+          [&](int64_t r, auto& v, int64_t column) {
+            for (int64_t u = column, q = 0; u < shape.input && q < int64_t(sizeof v / sizeof *v); ++q, u += K::kLanes)
+              store_input_gradient(d, block.row[begin + r], u, v[q]);
+          });
     }
   }
 

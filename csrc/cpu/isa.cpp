@@ -138,8 +138,11 @@ Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threa
   Plan plan{passes <= (cached ? kDirectPasses : kDirectPassesLarge), Split::kRows, 1};
   const int64_t groups = (threads + shape.directions - 1) / shape.directions;
   const bool many_rows = shape.batch >= 4 * groups;  // every thread has good tiles of its own
-  plan.split = groups == 1 || (many_rows && cached) ? Split::kRows : Split::kUnits;
-  if (work >= kTeamWork && plan.split == Split::kUnits && step_work < kMeetWork && many_rows) plan.split = Split::kRows;
+  // In a single step weights are read once: better by one thread each part than by every thread all.
+  const bool reuses = shape.steps > 1;
+  plan.split = groups == 1 || (many_rows && cached && reuses) ? Split::kRows : Split::kUnits;
+  if (work >= kTeamWork && plan.split == Split::kUnits && step_work < kMeetWork && many_rows && reuses)
+    plan.split = Split::kRows;
   if (work >= kTeamWork && (plan.split == Split::kRows || step_work >= kMeetWork)) plan.threads = threads;
   const ForcedPlan& forced = *forced_plan;
   if (forced.direct) plan.direct = *forced.direct;

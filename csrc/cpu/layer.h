@@ -131,6 +131,22 @@ constexpr int64_t row_groups(const Plan& plan, const Shape& shape) {
   return plan.split == Split::kUnits ? 1 : (plan.threads + shape.directions - 1) / shape.directions;
 }
 
+// The most batch rows of a group.
+constexpr int64_t rows_of_group(const Plan& plan, const Shape& shape) {
+  const int64_t groups = row_groups(plan, shape);
+  return (shape.batch + groups - 1) / groups;
+}
+
+// Runs body(direction, items) for a range of items, of which each direction has `n`.
+template <class Body>
+void for_each_direction(Range range, int64_t n, Body body) {
+  for (int64_t i = range.begin; i < range.end;) {
+    const int64_t d = i / n, end = range.end < (d + 1) * n ? range.end : (d + 1) * n;
+    body(d, Range{i - d * n, end - d * n});
+    i = end;
+  }
+}
+
 // Runs body(task) for every task of a share.
 template <class Body>
 void for_each_task(const Plan& plan, const Shape& shape, Share& share, Body body) {

@@ -1,9 +1,9 @@
-// Sums over rows, as weight gradients are: d_weight[n][m] = sum over rows k of right[k][n] * left[k][m].
+// Sums over rows, as weight gradients are: d_weight[n][m] = sum over rows k of left[k][n] * right[k][m].
 //
-// The wide side (gate gradients, n) is brought into panels by whole vectors, the narrow side (inputs or hidden states,
-// m) into tiles; both for a block of rows that stays in the cache. Sums are kept in `acc` over all rows and rounded
-// once. A column of ones on the left gives the bias gradient in the same pass, and several left matrices share the
-// panels of the right one.
+// The left side (gate gradients, n) is brought into tiles, the right side (inputs or hidden states, m) into panels,
+// both for a block of rows that stays in the cache; several right matrices share the tiles of the left one, and the
+// bias gradient, the sum of its rows, is made on the way into them. Sums are kept in `acc` over all rows, in the
+// gradient's own memory where that is its type, and rounded once.
 #pragma once
 
 #include "pack.h"
@@ -13,9 +13,9 @@ namespace fusedlstm::cpu {
 
 inline constexpr int64_t kOuterDepth = 256;    // rows k of a block, at most
 inline constexpr int64_t kOuterStretch = 32;   // of them, in one running sum: see kForwardStretch
-inline constexpr int64_t kOuterColumns = 240;  // columns m of a block, a multiple of every tile height
+inline constexpr int64_t kOuterColumns = 240;  // columns n of a block, a multiple of every tile height
 
-template <class K, int kLefts>
+template <class K, int kRights>
 class Outer {
  public:
   using V = typename K::V;
@@ -23,144 +23,205 @@ class Outer {
   using operand = typename K::operand;
   using storage = typename K::storage;
 
-  // One left matrix: its width, and whether there are products with it and with a column of ones.
-  struct Left {
-    int64_t width;
-    bool has_weight, has_bias;
-    int64_t columns() const { return (has_weight ? width : 0) + (has_bias ? 1 : 0); }
-  };
-  // Where they go: d_weight [columns, width], d_bias [columns].
+  // Where the sums of one direction go: d_weight [columns, width] for each right matrix, d_bias [columns]; null:
+  // unasked.
   struct Result {
-    storage *d_weight, *d_bias;
+    storage *d_weight[kRights], *d_bias;
   };
   // Rows of one block, by pointer.
   struct Block {
     int64_t depth = 0;
-    const storage* left[kLefts][kOuterDepth];
-    const operand* right[kOuterDepth];
+    const operand* left[kOuterDepth];
+    const storage* right[kRights][kOuterDepth];
   };
 
-  const int64_t columns, panels;  // of the right matrix
+  const int64_t tile_count;  // tiles of the left matrix's columns, which a team divides
 
-  Outer(int64_t columns, const Left (&lefts)[kLefts])
-      : columns(columns), panels(round_up(columns, K::kPanel) / K::kPanel), ld(panels * K::kPanel) {
-    for (int i = 0; i < kLefts; ++i) all += (this->lefts[i] = lefts[i]).columns();
-  }
-
-  // `sets` sets of sums, and scratch of `shares` shares for `own_panels` at a time; this is number `share`.
-  void lay_out(Arena& arena, int64_t sets, int64_t own_panels, int64_t shares, int64_t share) {
-    constexpr int64_t kTiles = kOuterColumns * kOuterDepth + 2 * K::kPanel;
-    const int64_t packed = own_panels * kOuterDepth * K::kPanel;
-    tiles = arena.take<operand>(shares * kTiles) + share * kTiles;
-    packed_right = arena.take<operand>(shares * packed) + share * packed;
-    sums = arena.take<acc>(sets * all * ld);
-  }
-
-  // Adds a block to the sums of a set, for the panels of `range`. The `first` block of a set starts it, and may be
-  // empty.
-  void accumulate(int64_t set, Range range, const Block& block, bool first) const {
-    if (all == 0) return;
-    for (int64_t k = 0; k < block.depth; k += K::kDepth)  // whole rows in turn: they lie together
-      for (int64_t p = range.begin; p < range.end; ++p)
-        pack_columns<K, typename K::OperandStorage>(
-            packed_right + (p - range.begin) * kOuterDepth * K::kPanel + k * K::kPanel,
-            [&](int64_t next) { return block.right[k + next]; },
-            block.depth - k < K::kDepth ? block.depth - k : K::kDepth, columns, p * K::kPanel);
-    acc* to = sums + set * all * ld;
-    for (int i = 0; i < kLefts; ++i) {
-      accumulate_left(to, range, block.left[i], block.depth, lefts[i], first);
-      to += lefts[i].columns() * ld;
+  // `columns` of the left matrix, `widths` of the right ones; `rows` are the most that any group has in all. Each
+  // direction has sums of `groups` groups of rows.
+  Outer(int64_t columns, const int64_t (&widths)[kRights], const Result (&results)[2], int64_t directions,
+        int64_t groups, int64_t rows)
+      : tile_count((columns + K::kTileRows - 1) / K::kTileRows),
+        columns(columns),
+        directions(directions),
+        groups(groups),
+        depth(round_up(rows < kOuterDepth ? rows : kOuterDepth, K::kDepth)) {
+    for (int d = 0; d < 2; ++d) this->results[d] = results[d];
+    for (int i = 0; i < kRights; ++i) {
+      this->widths[i] = widths[i];
+      if (!results[0].d_weight[i]) continue;
+      panels += panels_of(i);
+      all += columns * widths[i];
     }
+    if (results[0].d_bias) all += columns;
   }
 
-  // Adds up the sets set .. set + sets - 1 and writes the columns of `range` of all results.
-  void write(int64_t set, int64_t sets, Range range, const Result (&results)[kLefts]) const {
-    acc* from = sums + set * all * ld;
-    for (int64_t other = 1; other < sets; ++other)
-      for (int64_t m = 0; m < all; ++m)
-        for (int64_t n = range.begin * K::kPanel; n < range.end * K::kPanel; n += K::kLanes)
-          add(from + m * ld + n, cpu::load<V>(from + (other * all + m) * ld + n));
-    for (int i = 0; i < kLefts; ++i) {
-      write_left(from, range, lefts[i], results[i]);
-      from += lefts[i].columns() * ld;
+  void lay_out(Arena& arena, int64_t shares, int64_t share) {
+    const int64_t own_tiles = all > 0 ? kOuterColumns * depth + 2 * K::kPanel : 0,
+                  own_panels = panels * depth * K::kPanel;
+    tiles = arena.take<operand>(shares * own_tiles) + share * own_tiles;
+    packed_right = arena.take<operand>(shares * own_panels) + share * own_panels;
+    sums = arena.take<acc>(directions * (groups - kInPlace) * all);
+  }
+
+  // Adds a block to the sums of a group, for the tiles of `range`. The `first` block of a group starts them, and may be
+  // empty.
+  void accumulate(int64_t d, int64_t group, Range range, const Block& block, bool first) const {
+    if (all == 0) return;
+    operand* panel = packed_right;
+    for (int i = 0; i < kRights; ++i) {
+      if (!results[d].d_weight[i]) continue;
+      for (int64_t k = 0; k < block.depth; k += K::kDepth)  // whole rows in turn: they lie together
+        for (int64_t p = 0; p < panels_of(i); ++p)
+          pack_columns<K>(
+              panel + p * depth * K::kPanel + k * K::kPanel, [&](int64_t next) { return block.right[i][k + next]; },
+              block.depth - k < K::kDepth ? block.depth - k : K::kDepth, widths[i], p * K::kPanel);
+      panel += panels_of(i) * depth * K::kPanel;
+    }
+    const int64_t end = range.end * K::kTileRows < columns ? range.end * K::kTileRows : columns;
+    for (int64_t n = range.begin * K::kTileRows; n < end; n += kOuterColumns)
+      accumulate_columns(sums_of(d, group), {n, end - n < kOuterColumns ? end : n + kOuterColumns}, block, first);
+  }
+
+  // Adds up the groups of a direction and writes the tiles of `range` of all results.
+  void write(int64_t d, Range range) const {
+    if (all == 0 || (kInPlace && groups == 1)) return;
+    const int64_t begin = range.begin * K::kTileRows, limit = range.end * K::kTileRows;
+    const int64_t end = limit < columns ? limit : columns;
+    for (int i = 0; i <= kRights; ++i) {
+      storage* to = i < kRights ? results[d].d_weight[i] : results[d].d_bias;
+      const int64_t width = i < kRights ? widths[i] : 1;
+      if (!to) continue;
+      for (int64_t at = begin * width; at < end * width; at += K::kLanes) {
+        const int64_t n = end * width - at;
+        V total{};
+        for (int64_t group = 0; group < groups; ++group) total += load_some<V>(sums_of(d, group).of[i] + at, n);
+        K::store(to + at, total, n);
+      }
     }
   }
 
  private:
-  const int64_t ld;
-  Left lefts[kLefts];
-  int64_t all = 0;                // left columns, the ones included
-  operand *tiles, *packed_right;  // of this share
-  acc* sums;                      // [sets][all][ld]
+  static constexpr bool kInPlace = std::is_same_v<storage, acc>;  // the first group of a direction has its sums there
 
-  // to[m][n] += sum over the rows k of a block of left[k][m] * right[k][n].
-  void accumulate_left(acc* to, Range range, const storage* const* left, int64_t depth, const Left& shape,
-                       bool first) const {
-    const int64_t width = shape.has_weight ? shape.width : 0, lefts = shape.columns();
-    const int64_t padded = round_up(depth, K::kDepth);
-    for (int64_t m0 = 0; m0 < lefts; m0 += kOuterColumns) {
-      const int64_t count = lefts - m0 < kOuterColumns ? lefts - m0 : kOuterColumns;
-      for_each_tile<K>(count, [&](int64_t m, auto rows) FUSEDLSTM_LAMBDA {
-        pack_tile<rows>(tiles + m * kOuterDepth, left, depth, m0 + m, width);
-      });
-      for (int64_t p = range.begin; p < range.end; ++p) {
-        const operand* panel = packed_right + (p - range.begin) * kOuterDepth * K::kPanel;
-        for_panel_width<K>(columns - p * K::kPanel, [&](auto width) FUSEDLSTM_LAMBDA {
-          for_each_tile<K>(count, [&](int64_t m, auto rows) FUSEDLSTM_LAMBDA {
-            constexpr int kRows = rows, kVectors = width;
-            Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
-            const operand* x[kRows];
-            for (int r = 0; r < kRows; ++r) x[r] = tiles + m * kOuterDepth + r * K::kDepth;
-            acc* sum = to + (m0 + m) * ld + p * K::kPanel;
-            // Blocks are summed from zero and then added up: fewer roundings at the size of the whole sum. Sums of
-            // large weights come from memory; they are on their way while the block is summed.
-            for (int r = 0; r < kRows; ++r)
-              for (int q = 0; q < kVectors; ++q) __builtin_prefetch(sum + r * ld + q * K::kLanes, 1);
-            multiply<typename K::Isa, typename K::Product, kRows, kRows, kVectors>(tile, x, panel, padded,
-                                                                                   kOuterStretch);
-            for (int r = 0; r < kRows; ++r)
-              for (int q = 0; q < kVectors; ++q) {
-                acc* at = sum + r * ld + q * K::kLanes;
-                cpu::store(at, first ? tile.v[r][q] : tile.v[r][q] + cpu::load<V>(at));
-              }
-          });
+  const int64_t columns, directions, groups;
+  const int64_t depth;  // rows of a block that there is room for
+  int64_t widths[kRights];
+  Result results[2];
+  int64_t panels = 0;             // of all right matrices that are asked for
+  int64_t all = 0;                // elements of a group's sums
+  operand *tiles, *packed_right;  // of this share
+  acc* sums;                      // [directions][groups that have no other place][all]
+
+  // A group's sums: for each right matrix, and of the bias.
+  struct Sums {
+    acc* of[kRights + 1];
+  };
+
+  int64_t panels_of(int i) const { return round_up(widths[i], K::kPanel) / K::kPanel; }
+
+  Sums sums_of(int64_t d, int64_t group) const {
+    Sums found;
+    if constexpr (kInPlace) {
+      if (group == 0) {
+        for (int i = 0; i < kRights; ++i) found.of[i] = results[d].d_weight[i];
+        found.of[kRights] = results[d].d_bias;
+        return found;
+      }
+    }
+    acc* next = sums + (d * (groups - kInPlace) + group - kInPlace) * all;
+    for (int i = 0; i < kRights; ++i) {
+      found.of[i] = next;
+      if (results[d].d_weight[i]) next += columns * widths[i];
+    }
+    found.of[kRights] = next;
+    return found;
+  }
+
+  void accumulate_columns(const Sums& to, Range range, const Block& block, bool first) const {
+    const int64_t count = range.end - range.begin, padded = round_up(block.depth, K::kDepth);
+    acc* bias = results[0].d_bias ? to.of[kRights] : nullptr;
+    for_each_tile<K>(count, [&](int64_t n, auto rows) FUSEDLSTM_LAMBDA {
+      pack_tile<rows>(tiles + n * depth, block.left, block.depth, range.begin + n, bias, first);
+    });
+    // As many panels at a time as one block of full depth has in one: they stay in the innermost cache, and the rows of
+    // a sum of few terms are written along.
+    const int64_t at_once = block.depth > 0 ? kOuterDepth / block.depth : kOuterDepth;
+    const operand* panel = packed_right;
+    for (int i = 0; i < kRights; ++i) {
+      if (!results[0].d_weight[i]) continue;
+      for (int64_t p = 0; p < panels_of(i); p += at_once) {
+        const Range some{p, p + at_once < panels_of(i) ? p + at_once : panels_of(i)};
+        for_each_tile<K>(count, [&](int64_t n, auto rows) FUSEDLSTM_LAMBDA {
+          for (int64_t q = some.begin; q < some.end; ++q)
+            add_tile<rows>(to.of[i] + (range.begin + n) * widths[i], widths[i], q * K::kPanel, tiles + n * depth,
+                           panel + q * depth * K::kPanel, padded, first);
         });
       }
+      panel += panels_of(i) * depth * K::kPanel;
     }
   }
 
-  // tile[k][r] (pairs: [k / 2][r][2]) = left[k][m + r]. Each store is a whole vector whose surplus lanes the next
-  // one overwrites; the last surplus lies in the slack after the tiles.
+  // to[r][m ..] += sum over k of tile[k][r] * panel[k].
   template <int kRows>
-  static FUSEDLSTM_INLINE void pack_tile(operand* tile, const storage* const* left, int64_t depth, int64_t m,
-                                         int64_t width) {
-    using S = typename K::Storage;
-    storage one[1];
-    K::store(one, V{} + acc(1), 1);
-    for (int64_t k = 0; k < depth; k += K::kDepth) {
-      const bool pair = K::kDepth == 2 && k + 1 < depth;
-      for (int64_t r = 0; r < kRows; r += K::kLanes) {
-        const int64_t n = width - m - r;  // columns of the matrix from here on; then the column of ones
-        V v{};
-        if (n > 0) v = column_vector<K, S>(left[k] + m + r, pair ? left[k + 1] + m + r : nullptr, n);
-        if (n >= 0 && n < K::kLanes) v[n] = column_vector<K, S>(one, pair ? one : nullptr, 1)[0];
-        cpu::store(tile + k * kRows + r * K::kDepth, v);
-      }
-    }
+  FUSEDLSTM_INLINE void add_tile(acc* to, int64_t width, int64_t m, const operand* tile, const operand* panel,
+                                 int64_t padded, bool first) const {
+    for_panel_width<K>(width - m, [&](auto vectors) FUSEDLSTM_LAMBDA {
+      constexpr int kVectors = vectors;
+      const operand* x[kRows];
+      for (int r = 0; r < kRows; ++r) x[r] = tile + r * K::kDepth;
+      // Blocks are summed from zero and then added up: fewer roundings at the size of the whole sum. Sums of large
+      // weights come from memory; they are on their way while the block is summed.
+      if (!first)
+        for (int r = 0; r < kRows; ++r)
+          for (int q = 0; q < kVectors; ++q) __builtin_prefetch(to + r * width + m + q * K::kLanes, 1);
+      Tile<typename K::Isa, typename K::Product, kRows, kVectors> sum;
+      multiply<typename K::Isa, typename K::Product, kRows, kRows, kVectors>(sum, x, panel, padded, kOuterStretch);
+      // Vectors that are whole go from registers to memory; others by a detour.
+      acc last[kRows * kVectors * K::kLanes], *at = to + m;
+      int64_t ld = width;
+      const bool is_whole = m + kVectors * K::kLanes <= width;
+      if (!is_whole) at = last, ld = kVectors * K::kLanes;
+      for (int r = 0; r < kRows; ++r)
+        for (int q = 0; q < kVectors; ++q) {
+          if (first || !is_whole)
+            cpu::store(at + r * ld + q * K::kLanes, sum.v[r][q]);
+          else
+            cpu::add(at + r * ld + q * K::kLanes, sum.v[r][q]);
+        }
+      if (is_whole) return;
+      for (int r = 0; r < kRows; ++r)
+        for (int64_t i = 0; i < width - m; ++i)
+          to[r * width + m + i] = first ? last[r * ld + i] : to[r * width + m + i] + last[r * ld + i];
+    });
   }
 
-  // from [m][n] -> d_weight [n][m], transposed by squares of lanes; the column of ones -> d_bias.
-  void write_left(const acc* from, Range range, const Left& shape, const Result& to) const {
-    const int64_t width = shape.has_weight ? shape.width : 0;
-    for (int64_t n = range.begin * K::kPanel; n < range.end * K::kPanel && n < columns; n += K::kLanes) {
-      const int64_t lanes = columns - n < K::kLanes ? columns - n : K::kLanes;
-      for (int64_t m = 0; m < width; m += K::kLanes) {
-        V v[K::kLanes] = {};
-        for (int64_t i = 0; i < K::kLanes && m + i < width; ++i) v[i] = cpu::load<V>(from + (m + i) * ld + n);
-        transpose<K>(v);
-        for (int64_t l = 0; l < lanes; ++l) K::store(to.d_weight + (n + l) * width + m, v[l], width - m);
+  // tile[k][r] (pairs: [k / 2][r][2]) = left[k][n + r], and the sums over k are added to bias[n + r]. Each store is a
+  // whole vector whose surplus lanes the next one overwrites; the last surplus lies in the slack after the tiles.
+  template <int kRows>
+  FUSEDLSTM_INLINE void pack_tile(operand* tile, const operand* const* left, int64_t depth, int64_t n, acc* bias,
+                                  bool first) const {
+    constexpr int kVectors = (kRows + K::kLanes - 1) / K::kLanes;
+    V totals[kVectors] = {};
+    for (int64_t begin = 0; begin < depth; begin += kOuterStretch) {
+      const int64_t end = begin + kOuterStretch < depth ? begin + kOuterStretch : depth;
+      V sums[kVectors] = {};
+      for (int64_t k = begin; k < end; k += K::kDepth) {
+        const bool pair = K::kDepth == 2 && k + 1 < depth;
+        for (int q = 0; q < kVectors; ++q) {
+          const int64_t at = n + q * K::kLanes;
+          const V v = column_vector<K, typename K::OperandStorage>(left[k] + at, pair ? left[k + 1] + at : nullptr,
+                                                                   columns - at);
+          cpu::store(tile + k * kRows + q * K::kLanes * K::kDepth, v);
+          sums[q] += sum_of_depth<K>(v);
+        }
       }
-      if (shape.has_bias) K::store(to.d_bias + n, cpu::load<V>(from + width * ld + n), lanes);
+      for (int q = 0; q < kVectors; ++q) totals[q] += sums[q];
+    }
+    for (int q = 0; q < kVectors && bias; ++q) {
+      acc* to = bias + n + q * K::kLanes;
+      const int64_t lanes = kRows - q * K::kLanes;
+      store_some(to, first ? totals[q] : totals[q] + load_some<V>(to, lanes), lanes);
     }
   }
 };

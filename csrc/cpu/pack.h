@@ -50,6 +50,17 @@ FUSEDLSTM_INLINE typename K::V column_vector(const typename S::type* row, const 
   }
 }
 
+// The operands of such a vector as numbers; of pairs the sum of both.
+template <class K>
+FUSEDLSTM_INLINE typename K::V sum_of_depth(typename K::V v) {
+  if constexpr (K::kDepth == 1) {
+    return v;
+  } else {
+    const auto pairs = bits<Vector<typename K::Isa, uint32_t>>(v);
+    return bits<typename K::V>(pairs << 16) + bits<typename K::V>(pairs & 0xffff0000u);
+  }
+}
+
 // One vector along k: elements k .. of a row, as 32- or 64-bit groups of kDepth operands; `n` elements exist.
 template <class K>
 FUSEDLSTM_INLINE typename K::V depth_vector(const typename K::storage* row, int64_t n) {
@@ -123,10 +134,10 @@ FUSEDLSTM_INLINE void unfold(typename K::V from, typename K::V* to) {
 
 // The forward panel of one block of hidden units: panel[k][gate][lane] = weight[gate * units + unit + lane][k],
 // zero beyond `units` (a padded unit then stays exactly 0) and beyond `depth`. Folded: panel[k][gate / kFold][lane],
-// where gate % kFold is the lane's block.
+// where gate % kFold is the lane's block. Returns the panel.
 template <class K, int kFold>
-void pack_gates(typename K::operand* panel, const typename K::storage* weight, int64_t units, int64_t depth,
-                int64_t unit) {
+const typename K::operand* pack_gates(typename K::operand* panel, const typename K::storage* weight, int64_t units,
+                                      int64_t depth, int64_t unit) {
   constexpr int kLanes = K::kLanes, kUnits = kLanes / kFold;
   const int64_t rows = units - unit < kUnits ? units - unit : kUnits;
   for (int q = 0; q < kPanelVectors / kFold; ++q) {
@@ -150,6 +161,7 @@ void pack_gates(typename K::operand* panel, const typename K::storage* weight, i
     for (; k + kStep <= depth; k += kStep) square(k, kStep);
     if (k < depth) square(k, depth - k);
   }
+  return panel;
 }
 
 // The panel of columns column .. of a matrix [depth, columns]: panel[k][lane] = matrix[k][column + lane], zero beyond.
@@ -165,20 +177,6 @@ FUSEDLSTM_INLINE void pack_columns(typename K::operand* panel, RowOf row_of, int
       if (c < columns) v = column_vector<K, S>(row + c, next ? next + c : nullptr, columns - c);
       store(panel + k * K::kPanel + q * K::kLanes * K::kDepth, v);
     }
-  }
-}
-
-// Panels of the columns of a weight [depth, columns], which multiply from the left by its transpose: [D][panels] of
-// `padded` depth. The team divides them.
-template <class K, class WeightOf>
-void pack_transposed_weights(const Share& share, int64_t directions, typename K::operand* to, int64_t panels,
-                             int64_t depth, int64_t padded, int64_t columns, WeightOf weight_of) {
-  const Range range = share.of(directions * panels);
-  for (int64_t i = range.begin; i < range.end; ++i) {
-    const auto* w = static_cast<const typename K::storage*>(weight_of(i / panels));
-    pack_columns<K>(
-        to + i * padded * K::kPanel, [&](int64_t k) { return w + k * columns; }, depth, columns,
-        i % panels * K::kPanel);
   }
 }
 
@@ -225,23 +223,24 @@ inline constexpr int64_t kDepthBlock = 1024;  // a panel of it fills a quarter o
 //
 //     finish(r, v) with v[q] = sum over k of row_of(r)[k] * panel[k][q]   for r < rows
 //
-// A panel is used by all rows block by block of its depth, so that it is read from the cache; partial sums wait in
-// `scratch`, [rows][kPanel]. `columns` of the panel are wanted: vectors beyond them are not computed.
-template <class K, class RowOf, class Finish>
-FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int64_t depth, RowOf row_of,
-                                    const typename K::operand* panel, typename K::acc* scratch, Finish finish) {
+// A panel is used by all rows block by block of its depth, so that it is read from the cache: panel_of(k, n) gives the
+// `n` elements from k on. Partial sums wait in `scratch`, [rows][kPanel]. `columns` of the panel are wanted: vectors
+// beyond them are not computed.
+template <class K, class RowOf, class PanelOf, class Finish>
+FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int64_t depth, RowOf row_of, PanelOf panel_of,
+                                    typename K::acc* scratch, Finish finish) {
   using V = typename K::V;
   for_panel_width<K>(columns, [&](auto width) FUSEDLSTM_LAMBDA {
     constexpr int kVectors = width;
     for (int64_t k = 0; k < depth; k += kDepthBlock) {
       const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
+      const typename K::operand* panel = panel_of(k, block);
       for_each_tile<K>(rows, [&](int64_t r0, auto count) FUSEDLSTM_LAMBDA {
         constexpr int kRows = count;
         Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
         const typename K::operand* x[kRows];
         for (int r = 0; r < kRows; ++r) x[r] = row_of(r0 + r) + k;
-        multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel + k * K::kPanel, block,
-                                                                           kBackwardStretch);
+        multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, block, kBackwardStretch);
         for (int r = 0; r < kRows; ++r) {
           for (int q = 0; q < kVectors && k > 0; ++q)
             tile.v[r][q] += load<V>(scratch + (r0 + r) * K::kPanel + q * K::kLanes);
