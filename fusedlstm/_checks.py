@@ -172,11 +172,11 @@ def check_state(state, sizes, B, x, name):
 
 
 def checked_cell_state(hx, x, is_batched, H):
-    """A cell's state as [1, B, H] tensors."""
+    """A cell's state as [B, H] tensors."""
     expected = (x.size(0), H) if is_batched else (H,)
     if hx[0].shape != expected or hx[1].shape != expected:
         _refuse_cell_state(hx, x, is_batched, H)
-    return [s.unsqueeze(0) if is_batched else s.view(1, 1, H) for s in hx]
+    return hx if is_batched else [s.unsqueeze(0) for s in hx]
 
 
 def _refuse_cell_state(hx, x, is_batched, H):

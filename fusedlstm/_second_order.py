@@ -11,14 +11,14 @@ the cotangents. With s for the state (h, c) after each step, F for the step, and
   weights; what goes to s before flows on as any gradient of a state does, by `lstm_layer_backward`.
 
 So only the tangents need a loop in Python, of a few small operations a step, and no graph. The gradients that the
-steps add do not depend on one another: the steps are rows of one batch of one step, of which the reference is
-differentiated.
+steps add do not depend on one another: the steps are rows of one batch, see _second_order_step.py. One step alone, as
+of a cell, is no more than that.
 
 The memory: all this goes by chunks of steps, each a layer of its own between the states of its neighbours. First
 through the chunks in the order of the steps, for the tangents; only those of the state before each chunk are kept.
 Then back: a chunk computes its tangents again, its adjoints, and its part of the gradients, and hands the gradients for
 the state before it to its neighbour. As large as all steps are only the arguments and the results. A chunk has `CHUNK`
-values of gates, whatever T is; it needs some dozens of tensors of that size, its graph included.
+values of gates, whatever T is.
 
 Between chunks, gradients for c pass through the operator's arguments and results: of 16-bit types, rounded to them.
 """
@@ -28,10 +28,10 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import linear
 
-from fusedlstm import reference
+from fusedlstm import _second_order_step, _transforms, reference
 from fusedlstm.reference import DIFFERENTIABLE, arranged, as_list, dense_rows, gradients, listed, replaced
 
-# Values of gates in a chunk of steps: its graph keeps about fifteen times as many.
+# Values of gates in a chunk of steps: it needs some dozens of tensors of so many values, or of a quarter.
 CHUNK = 2**20
 
 
@@ -51,18 +51,25 @@ def second_order(layer, incoming, results, cotangents, asked) -> list:
     batch_sizes, lengths, reset = layer[8:11]
     is_ensemble = layer[1].dim() == 4
     steps = layer[0].size(int(is_ensemble)) if batch_sizes is None else batch_sizes.size(0)
-    # Gradients of third order, by transforms too, need a graph of all; batched ones cannot be written into memory that
-    # is not batched. lengths together with reset: only by calling the operator.
-    is_batched = any(map(_is_batched, (*incoming, *layer[:-1], *results, *cotangents)))
-    needs_graph = torch.is_grad_enabled() or reference.is_needed() or is_batched
-    if needs_graph or steps <= 1 or not (lengths is None or reset is None):
+    # lengths together with reset: only by calling the operator.
+    if needs_graph(incoming) or steps == 0 or not (lengths is None or reset is None):
         return _by_reference(layer, incoming, cotangents, asked)
     if all(d is None for d in incoming) or not any(map(listed, cotangents)):
         return [_nothing(argument) for argument in (*incoming, *layer)]
     if is_ensemble:
         return _by_members(layer, incoming, results, cotangents, asked)
     with torch.autocast(layer[0].device.type, enabled=False):
+        if steps == 1 and lengths is None and reset is None:
+            return _by_one_step(layer, incoming, results, cotangents, asked)
         return _by_chunks(layer, incoming, results, cotangents, asked)
+
+
+def needs_graph(incoming) -> bool:
+    """Whether what is computed must be a graph, and made of operators that all transforms have a rule for.
+
+    Gradients of third order need one, by transforms too; batched ones cannot be written into memory that is not.
+    """
+    return torch.is_grad_enabled() or _transforms.are_active() or any(map(_transforms.is_batched, incoming))
 
 
 def _by_reference(layer, incoming, cotangents, asked) -> list:
@@ -93,6 +100,77 @@ def _by_members(layer, incoming, results, cotangents, asked) -> list:
         return None if members[0] is None else torch.stack(members)
 
     return list(map(stacked, zip(*found)))
+
+
+def of_one_step(rows, weights, results, incoming, rows_dot, weights_dot, needs) -> tuple:
+    """What _second_order_step.py finds for one step of one direction.
+
+    Args:
+        rows, weights, rows_dot, weights_dot, needs: as there, in the layer's dtype.
+        results: gates and cell states.
+        incoming: gradients that arrive at h and at c, each the sum of two; None for zeros.
+
+    Returns:
+        As there, in the dtype of the cell states.
+    """
+    gates, c_next = results
+    if gates.dtype is not c_next.dtype:
+        rows, weights, rows_dot, weights_dot, incoming = (
+            [None if one is None else one.to(c_next.dtype) for one in kind]
+            for kind in (rows, weights, rows_dot, weights_dot, incoming)
+        )
+        gates = gates.to(c_next.dtype)
+    d_h, d_c = _sum(*incoming[:2], like=rows[1]), _sum(*incoming[2:], like=rows[2])
+    return _second_order_step.second_order(rows, weights, gates, c_next, (d_h, d_c), rows_dot, weights_dot, needs)
+
+
+def _by_one_step(layer, incoming, results, cotangents, asked) -> list:
+    """`second_order` of a layer that has one step, the first for both directions."""
+    x, x_dot, d_output = (
+        None if one is None else one.reshape(-1, one.size(-1)) for one in (layer[0], cotangents[0], incoming[0])
+    )
+    R, needs = layer[1].size(-1), [*asked[4:9], asked[9] or asked[10], asked[11]]
+    found = []
+    for d in range(layer[1].size(0)):
+
+        def own(kind, d=d):
+            """This direction's part, None of what is not there."""
+            return None if kind is None or len(kind) == 0 else kind[d]
+
+        h, c, w_ih, w_hh, _, _, w_hr = map(own, layer[1:8])
+        _, d_h_n, d_c_n, d_cell_states = (None, *map(own, incoming[1:]))
+        columns = None if d_output is None else d_output[:, d * R : (d + 1) * R]
+        h_dot, c_dot, *weights_dot = map(own, cotangents[1:8])
+        arrive = columns, d_h_n, d_c_n, d_cell_states
+        of_direction = own(results[1]), own(results[2])
+        rows, rows_dot = (x, h, c), (x_dot, h_dot, c_dot)
+        found.append(of_one_step(rows, (w_ih, w_hh, w_hr), of_direction, arrive, rows_dot, weights_dot, needs))
+
+    h_dot, c_dot, to_x, to_h, to_c, *of_lists = zip(*found)
+    of_lists.insert(2, of_lists[2])  # the two biases
+    of_rows = [
+        lambda: torch.cat(h_dot, -1).view_as(incoming[0]),
+        lambda: torch.stack(h_dot),
+        lambda: torch.stack(c_dot),
+        lambda: torch.stack(c_dot),
+        lambda: _sum(*to_x, like=x).view_as(layer[0]),
+        lambda: torch.stack(to_h),
+        lambda: torch.stack(to_c),
+    ]
+    dtype, wide = layer[0].dtype, results[2].dtype
+    flat = [make().to(wide if place == 3 else dtype) if asked[place] else None for place, make in enumerate(of_rows)]
+    for place, kind in enumerate(of_lists, start=3):
+        is_asked = asked[4 + place] and layer[place]
+        flat.append([one.to(dtype) for one in kind] if is_asked else _nothing(layer[place]))
+    return [*flat, *map(_nothing, layer[8:])]
+
+
+def _sum(*given, like):
+    """The sum of what is given; zeros like a tensor where all are None."""
+    given = [one for one in given if one is not None]
+    if not given:
+        return torch.zeros_like(like)
+    return given[0] if len(given) == 1 else sum(given[1:], given[0])
 
 
 def _by_chunks(layer, incoming, results, cotangents, asked) -> list:
@@ -305,13 +383,10 @@ class _Chunk:
         # How c changes with the sums of i, f and g, and h (before its projection) with that of o.
         by_sums = torch.cat([g * i * (1 - i), c * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], -1)
 
-        sums_dot = torch.zeros_like(by_sums)
-        for x, w in zip((self.input, self.input_dot, h), (w_ih_dot, w_ih, w_hh_dot)):
-            if x is not None and w is not None:
-                sums_dot += linear(x, w)
-        for b_dot in (b_ih_dot, b_hh_dot):
-            if b_dot is not None:
-                sums_dot += b_dot
+        # But for the part of h, which follows step by step.
+        sums_dot = _second_order_step.sums_dot(
+            (self.input, h), (w_ih, w_hh), (self.input_dot, None), (w_ih_dot, w_hh_dot), (b_ih_dot, b_hh_dot)
+        ).expand_as(by_sums)
         projected_dot = None if w_hr_dot is None else linear(o * tanh_c, w_hr_dot)
 
         states_dot = [torch.cat([b.unsqueeze(0), torch.empty_like(a[1:])]) for b, a in zip(before_dot, self.states)]
@@ -358,16 +433,15 @@ class _Chunk:
         direction = self.direction
         rows = self.input, *self._entering(self.states, direction.reset_state)
         rows_dot = self.input_dot, *self._entering(self.states_dot, direction.reset_state_dot)
-        d_h, d_c = (_as_batch(states[1:]) for states in adjoints)
-        weights = [[] if w is None else [w] for w in direction.weights]
-        found = _by_reference(
-            [*map(_as_batch, rows), *weights, None, None, None, None, None, False],
-            [d_h, None, None, d_c],
-            [*map(_as_batch, rows_dot), *direction.weights_dot, None, None],
-            [False] * 4 + [needs[0], True, True, *needs[1:6]] + [False] * 6,
-        )
-        to_rows = [None if to is None else to.view_as(x) for to, x in zip(found[4:7], rows)]
-        return *to_rows, *map(_only, found[7:12])
+        w_ih, w_hh, _, _, w_hr = direction.weights
+        _, _, *found = _second_order_step.second_order(
+            [*map(_as_rows, rows)], (w_ih, w_hh, w_hr), _as_rows(self.gates), _as_rows(self.states[1][1:]),
+            [_as_rows(states[1:]) for states in adjoints], [*map(_as_rows, rows_dot)], direction.weights_dot,
+            [needs[0], True, True, *needs[1:3], needs[3] or needs[4], needs[5]],
+        )  # fmt: skip
+        to_rows = [None if to is None else to.view_as(x) for to, x in zip(found, rows)]
+        to_w_ih, to_w_hh, to_bias, to_w_hr = found[3:]
+        return *to_rows, to_w_ih, to_w_hh, to_bias, to_bias, to_w_hr
 
     def _backward(self, d_states, input, lists, needs):
         """`lstm_layer_backward` of the chunk as a layer, from the gradients for the states after each step.
@@ -420,15 +494,9 @@ def _only(tensors):
     return tensors[0] if tensors else None
 
 
-def _as_batch(rows):
-    """Rows of several steps, [steps, B, features], as one step of a larger batch."""
-    return None if rows is None else rows.flatten(0, 1).unsqueeze(0)
-
-
-def _is_batched(argument) -> bool:
-    """Whether is_grads_batched=True, or torch.func.vmap, has made a batch of tensors of it."""
-    functorch = torch._C._functorch
-    return any(functorch.is_legacy_batchedtensor(t) or functorch.is_batchedtensor(t) for t in listed(argument))
+def _as_rows(steps):
+    """Rows of several steps, [steps, B, features], as one batch."""
+    return None if steps is None else steps.flatten(0, 1)
 
 
 def _nothing(argument):

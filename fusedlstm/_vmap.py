@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
-from fusedlstm import ops, reference
+from fusedlstm import _transforms, ops, reference
 from fusedlstm.reference import BATCH_SIZES, as_list
 
 _ROWS = slice(9, 13)  # of the arguments: lengths, reset, reset_h, reset_c
@@ -26,6 +26,10 @@ def _forward(operator, V, arguments, dims):
 
 def _backward(operator, V, arguments, dims):
     """Gradients of members, or several for one result: those for the weights are each one's own."""
+    lists = slice(4 + ops.LISTS.start, 4 + ops.LISTS.stop)
+    shares_weights = all(dim is None for kind in dims[lists] for dim in kind)
+    if shares_weights and arguments[4 + BATCH_SIZES] is None and not any(arguments[-1][ops.LISTS]):
+        return _gradients_as_one_batch(operator, V, arguments, dims)
     return _as_ensemble(operator, V, arguments, dims, first=4)
 
 
@@ -56,20 +60,49 @@ def _as_ensemble(operator, V, arguments, dims, first):
 
 def _as_one_batch(operator, V, arguments, dims):
     """Call `operator` on V members with common weights as on V * B rows."""
-
-    def folded(tensor, dim, batch=-2):
-        if tensor is None:
-            return None
-        return _members_first(tensor, dim, V).movedim(0, batch - 1).flatten(batch - 1, batch)
-
-    input, *state = map(folded, arguments[:3], dims[:3])
-    rows = map(folded, arguments[_ROWS], dims[_ROWS], (-1, -1, -2, -2))  # in the first two, batch is last
-    results = operator(input, *state, *arguments[ops.LISTS], None, *rows, arguments[-1])
-    T, B = input.size(-3), input.size(-2) // V
+    layer = _folded_layer(V, arguments, dims)
+    results = operator(*layer)
+    T, B = layer[0].size(-3), layer[0].size(-2) // V
     for result in results[:3]:
         yield result.unflatten(-2, (V, B)).movedim(-3, 0)
     for result in results[3:]:  # gates and cell states, [D, T * V * B, ...]
         yield result.unflatten(-2, (T, V, B)).movedim(-3, 0).flatten(-3, -2)
+
+
+def _gradients_as_one_batch(operator, V, arguments, dims):
+    """The same of `lstm_layer_backward`, for gradients that are not sums over rows."""
+    layer = _folded_layer(V, arguments[4:-4], dims[4:-4])
+    T, B = layer[0].size(-3), layer[0].size(-2) // V
+
+    def of_steps(tensor, dim):
+        """[D, T * B, ...] of members as [D, T * V * B, ...]."""
+        if tensor is None:
+            return None
+        return _members_first(tensor, dim, V).unflatten(-2, (T, B)).movedim(0, -3).flatten(-4, -2)
+
+    d_output, *d_states = (_folded(V, *pair) for pair in zip(arguments[:3], dims))
+    output, gates, cell_states = arguments[-4:-1]
+    results = operator(
+        d_output, *d_states, of_steps(arguments[3], dims[3]), *layer, _folded(V, output, dims[-4]),
+        of_steps(gates, dims[-3]), of_steps(cell_states, dims[-2]), arguments[-1],
+    )  # fmt: skip
+    for result in results:
+        is_rows = isinstance(result, torch.Tensor) and result.dim() > 1
+        yield result.unflatten(-2, (V, B)).movedim(-3, 0) if is_rows else result
+
+
+def _folded_layer(V, arguments, dims):
+    """A layer's arguments, of which the weights are common to all members, with V * B rows."""
+    rows = (_folded(V, *row) for row in zip(arguments[_ROWS], dims[_ROWS], (-1, -1, -2, -2)))  # of two, batch is last
+    input, *state = (_folded(V, *pair) for pair in zip(arguments[:3], dims))
+    return input, *state, *arguments[ops.LISTS], None, *rows, arguments[-1]
+
+
+def _folded(V, tensor, dim, batch=-2):
+    """A tensor of members with them as rows: V * B of them in its dimension `batch`."""
+    if tensor is None:
+        return None
+    return _members_first(tensor, dim, V).movedim(0, batch - 1).flatten(batch - 1, batch)
 
 
 def _members_first(tensor, dim, V):
@@ -90,37 +123,56 @@ def _register(operator, rule):
     def under_vmap(*arguments):
         interpreter = retrieve_current_functorch_interpreter()
         level = interpreter.level()
-
-        def unwrapped(argument):
-            if isinstance(argument, list):
-                pairs = list(map(unwrapped, argument))
-                return [value for value, _ in pairs], [dim for _, dim in pairs]
-            if isinstance(argument, torch.Tensor):
-                return torch._C._functorch._unwrap_batched(argument, level)
-            return argument, None
-
-        def wrapped(result):
-            if isinstance(result, list):
-                return list(map(wrapped, result))
-            return torch._C._functorch._add_batch_dim(result, 0, level) if result.dim() > 1 else result
-
-        values, dims = zip(*map(unwrapped, arguments))
+        values, dims = _unwrapped(arguments, lambda tensor: torch._C._functorch._unwrap_batched(tensor, level))
         with torch._C._ExcludeDispatchKeyGuard(_VMAP_KEYS):
             if all(dim is None for dim in chain.from_iterable(map(as_list, dims))):
                 return operator(*arguments)
             results = list(rule(operator, interpreter.batch_size(), values, dims))
-        return tuple(map(wrapped, results))
+        return _wrapped(results, lambda tensor: torch._C._functorch._add_batch_dim(tensor, 0, level))
 
     _library_rules.impl(operator, under_vmap, "FuncTorchBatched")
 
 
-def _batched_backward(*arguments):
-    """`lstm_layer_backward` under the older vmap of is_grads_batched=True and jacobian(vectorize=True).
+def _unwrapped(arguments, unwrap):
+    """The arguments without their members' dimension, and where that was."""
 
-    That takes rules for no operator with lists: differentiates the reference, also where ops.py is below autograd.
+    def of_one(argument):
+        if isinstance(argument, list):
+            pairs = list(map(of_one, argument))
+            return [value for value, _ in pairs], [dim for _, dim in pairs]
+        return unwrap(argument) if isinstance(argument, torch.Tensor) else (argument, None)
+
+    return zip(*map(of_one, arguments))
+
+
+def _wrapped(results, wrap) -> tuple:
+    def of_one(result):
+        if isinstance(result, list):
+            return list(map(of_one, result))
+        return wrap(result) if result.dim() > 1 else result
+
+    return tuple(map(of_one, results))
+
+
+def _batched_backward(*arguments):
+    """`lstm_layer_backward` under the older vmap, of is_grads_batched=True and jacobian(vectorize=True).
+
+    Several gradients for one result; or, one such vmap inside another, the reference's.
     """
-    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
-        return reference.lstm_layer_backward(*arguments)
+    level = _transforms.older_vmap_level()
+    if level != 1:
+        with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+            return reference.lstm_layer_backward(*arguments)
+
+    def unwrap(tensor):
+        if not _transforms.is_batched(tensor):
+            return tensor, None
+        return torch._remove_batch_dim(tensor, level, 1, 0), 0
+
+    values, dims = _unwrapped(arguments, unwrap)
+    V = next(value.size(0) for value, dim in zip(values, dims) if dim == 0)
+    results = _backward(ops.lstm_layer_backward, V, values, dims)
+    return _wrapped(results, lambda tensor: torch._add_batch_dim(tensor, 0, level))
 
 
 _VMAP_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)

@@ -16,7 +16,7 @@ from torch import _VF, Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm import _checks, _library, ops, reference
+from fusedlstm import _autograd, _checks, _library, _transforms, ops, reference
 
 
 def lstm(
@@ -118,8 +118,32 @@ def lstm_cell(
         hx = _checks.checked_pair(hx, "LSTMCell")
         hx = _checks.checked_cell_state(hx, x, is_batched, H)
     _checks.check_cell_input(x, weight_ih)
-    _, (h, c) = run(x.unsqueeze(0), hx, weights, (I, H, 0, 1, 1, bias_ih is not None), is_cell=True)
-    return (h[0], c[0]) if is_batched else (h[0, 0], c[0, 0])
+    h, c = _step(x, hx, weights, (I, H, 0, 1, 1, bias_ih is not None))
+    if is_batched:
+        return h, c
+    return (h.squeeze(0), c.squeeze(0)) if torch.compiler.is_compiling() else (h.squeeze_(0), c.squeeze_(0))
+
+
+def _step(x, hx, weights, sizes):
+    """One step of one layer: from [B, features] to [B, H] each."""
+    H = sizes[1]
+    is_compiling = torch.compiler.is_compiling()
+    if not (is_compiling or torch._C._is_any_autocast_enabled()):
+        differentiable = [*weights, x, *(hx or ())] if torch.is_grad_enabled() else []
+        cell = _CELLS.get(_operator(x, differentiable, H, False, None, None, is_compiling))
+        if cell is not None:
+            h, c = (x.new_zeros(x.size(0), H),) * 2 if hx is None else hx
+            try:
+                return cell(x, h, c, weights, x.is_cuda and x.dtype is torch.float32 and _is_tf32_on(True))
+            except Exception:
+                hx = None if hx is None else [s.unsqueeze(0) for s in hx]
+                _checks.refuse(x.unsqueeze(0), hx, weights, sizes, x.size(0))
+                raise
+    hx = None if hx is None else [s.unsqueeze(0) for s in hx]
+    _, (h, c) = run(x.unsqueeze(0), hx, weights, sizes, is_cell=True)
+    if is_compiling:
+        return h.squeeze(0), c.squeeze(0)
+    return h.squeeze_(0), c.squeeze_(0)
 
 
 def run(
@@ -248,7 +272,7 @@ def _operator(x, differentiable, H, wants_states, lengths, reset, is_compiling):
     """What runs a layer: the cheapest operator that serves the call, or the reference."""
     is_transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     # A hidden size of 0, as nn.LSTMCell allows: nothing for a kernel to do.
-    if H == 0 or (is_transformed and reference.is_needed()):
+    if H == 0 or (is_transformed and _transforms.need_reference(is_compiling)):
         return reference.lstm_layer
     if not x.is_cpu and not x.is_meta and _lacks_kernels(x.device):
         is_plain = not (is_transformed or wants_states) and lengths is None and reset is None
@@ -261,6 +285,8 @@ def _operator(x, differentiable, H, wants_states, lengths, reset, is_compiling):
         return _onnx_layer(wants_states, lengths, reset)
     if is_traced:
         _warn_of_converters()
+    if is_transformed and _transforms.is_differentiating():
+        return _autograd.transformed_layer
     if wants_states or is_traced or is_exported or (is_transformed and differentiable):
         return ops.lstm_layer
     if not (differentiable and any(tensor.requires_grad for tensor in differentiable)):
@@ -269,11 +295,13 @@ def _operator(x, differentiable, H, wants_states, lengths, reset, is_compiling):
     if is_compiling or torch.overrides.has_torch_function(differentiable):
         return ops.lstm_layer
     # Inference mode records nothing, whatever grad mode is inside.
-    return ops.lstm_layer_inference if torch.is_inference_mode_enabled() else ops.differentiable_layer
+    return ops.lstm_layer_inference if torch.is_inference_mode_enabled() else _autograd.layer
 
 
 # What checks its arguments by itself.
-_KERNELS = (ops.lstm_layer_inference, ops.differentiable_layer, ops.lstm_layer)
+_KERNELS = (ops.lstm_layer_inference, _autograd.layer, ops.lstm_layer)
+# The same for one step between tensors of a cell's shapes, where that is faster.
+_CELLS = {ops.lstm_layer_inference: _autograd.cell_inference, _autograd.layer: _autograd.cell}
 
 
 @functools.cache

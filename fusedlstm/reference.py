@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.functional import linear
 
 # Arguments of a layer by place that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
@@ -133,20 +132,6 @@ def lstm_layer_backward(d_output, d_h_n, d_c_n, d_cell_states, *arguments) -> tu
     found = iter([torch.zeros_like(tensor) if d is None else d for tensor, d in zip(wanted, found)])
     nothing = layer[0].new_empty
     return tuple(arranged(layer[place], need, found, lambda: nothing(0)) for place, need in zip(DIFFERENTIABLE, needs))
-
-
-def is_needed() -> bool:
-    """Whether dual numbers are active, or a transform that the operators have no rule for: any but vmap."""
-    if forward_ad._current_level >= 0:
-        return True
-    if not torch._C._are_functorch_transforms_active():
-        return False
-    vmap = torch._C._functorch.TransformType.Vmap
-    return any(transform.key() != vmap for transform in torch._C._functorch.get_interpreter_stack())
-
-
-# What torch.compiler.assume_constant_result does (see functional.py): Dynamo runs transforms while it traces them.
-is_needed._dynamo_marked_constant = True
 
 
 def gradients(function, wanted, cotangents) -> list:

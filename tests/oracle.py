@@ -11,7 +11,7 @@ from tolerance import assert_near, tolerance
 from torch import Tensor, nn
 
 import fusedlstm
-from fusedlstm import ops, reference
+from fusedlstm import _autograd, ops, reference
 
 
 @dataclass
@@ -71,12 +71,8 @@ class ReferenceLSTM(fusedlstm.FusedLSTM):
     layer = staticmethod(reference.lstm_layer)
 
     def forward(self, *args, **kwargs):
-        with mock.patch.multiple(
-            ops,
-            lstm_layer=self.layer,
-            lstm_layer_inference=self.layer,
-            differentiable_layer=self.layer,
-        ):
+        operators = mock.patch.multiple(ops, lstm_layer=self.layer, lstm_layer_inference=self.layer)
+        with operators, mock.patch.object(_autograd, "layer", self.layer):
             return super().forward(*args, **kwargs)
 
 

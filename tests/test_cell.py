@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tolerance import MEMORY, SAFETY, activations
+from tolerance import MEMORY, SAFETY, activations, assert_near, tolerance
 from torch import nn
 
 from fusedlstm import FusedLSTMCell
@@ -55,6 +55,64 @@ def test_gradients(device):
     x, h, c = (torch.randn(2, n, dtype=torch.float64, device=device, requires_grad=True) for n in (3, 4, 4))
     assert torch.autograd.gradcheck(lambda *a: cell(a[0], a[1:]), (x, h, c))
     assert torch.autograd.gradgradcheck(lambda *a: cell(a[0], a[1:]), (x, h, c))
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, lambda: torch.autocast("cpu")])
+def test_states_are_tensors_of_their_own(context, batch):
+    """They can be written to and detached in place, as truncated backpropagation and resets do."""
+    cell = FusedLSTMCell(3, 4)
+    x = torch.randn(3) if batch is None else torch.randn(batch, 3)
+    start = torch.nn.Parameter(torch.zeros(4))
+    with context():
+        h, c = cell(x)
+    expected = c.clone()
+    if h.requires_grad:
+        h.sum().backward()
+    h.detach_(), c.detach_()
+    h[...] = start
+    h.sum().backward()
+    assert start.grad.sum() == h.numel() and torch.equal(c, expected)
+
+
+def test_writing_into_a_state_keeps_the_gradients():
+    plain, fused = _pair(3, 4, dtype=torch.float64)
+    x = torch.randn(2, 3, dtype=torch.float64)
+    h, c = plain(x)
+    h, c = plain(x, (h * 2, c + 1))
+    (h.sum() + c.sum()).backward()
+    h, c = fused(x)
+    h, c = fused(x, (h.mul_(2), c.add_(1)))
+    (h.sum() + c.sum()).backward()
+    for a, e in zip(fused.parameters(), plain.parameters()):
+        torch.testing.assert_close(a.grad, e.grad, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_higher_orders(dtype, bias, device):
+    """Second and third order of two steps, against float64 of the same values."""
+    plain, fused = _pair(3, 4, bias=bias, device=device)
+    fused.to(dtype)
+    plain.to(torch.float64).load_state_dict({k: v.double() for k, v in fused.state_dict().items()})
+    given = [torch.randn(2, n, device=device).to(dtype) for n in (3, 4, 4)]
+
+    def orders(cell, dtype):
+        x, h, c = (tensor.to(dtype).clone().requires_grad_() for tensor in given)
+        leaves = [x, h, c, *cell.parameters()]
+        h, c = cell(x * 0.5, cell(x, (h, c)))
+        first = torch.autograd.grad(h.square().sum() + c.sin().sum(), leaves, create_graph=True)
+        norm = sum(gradient.square().sum() for gradient in first)
+        alone = torch.autograd.grad(norm, leaves, retain_graph=True)
+        second = torch.autograd.grad(norm, leaves, create_graph=True)
+        third = torch.autograd.grad(sum(gradient.sin().sum() for gradient in second), leaves)
+        return (1, first), (2, alone), (2, second), (3, third)
+
+    for (order, actual), (_, expected) in zip(orders(fused, dtype), orders(plain, torch.float64)):
+        # Each order has sums of twice as many products of twice as many factors.
+        allowed = 4 ** (order - 1) * tolerance(dtype, 3 + 4 + 2, 2, device_type=device.type)
+        for k, (a, e) in enumerate(zip(actual, expected)):
+            assert_near(a / e.abs().max(), e / e.abs().max(), allowed, f"order {order}, gradient {k}")
 
 
 @pytest.mark.parametrize("bias", [True, False])

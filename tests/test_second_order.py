@@ -136,6 +136,24 @@ def test_each_cotangent_and_each_gradient_alone(kind, one_step_a_chunk, device):
         _assert_equal(layer, incoming, cotangents, [wanted])
 
 
+@pytest.mark.parametrize("kind", ["plain", "no-bias", "projection", "bidirectional", "packed-everything"])
+def test_each_part_of_one_step(kind, device):
+    layer, leaves = _layer(KINDS[kind], device, steps=3 if "packed" in kind else 1)
+    if "packed" in kind:
+        layer[0], layer[8] = layer[0][:B].detach().requires_grad_(), torch.tensor([B])
+        leaves = _leaves(layer)
+    incoming, cotangents = _incoming(layer), _like(leaves)
+    for size in range(1, 5):
+        for chosen in combinations(range(4), size):
+            some = [d if k in chosen else None for k, d in enumerate(incoming)]
+            _assert_equal(layer, some, cotangents, [*leaves, *(incoming[k] for k in chosen)])
+    for alone in range(len(leaves)):
+        some = [u if k == alone else None for k, u in enumerate(cotangents)]
+        _assert_equal(layer, incoming, some, [*leaves, *incoming])
+    for wanted in [*leaves, *incoming]:
+        _assert_equal(layer, incoming, cotangents, [wanted])
+
+
 @pytest.mark.parametrize("steps_a_chunk", [1, 2, 3, T, T + 1])
 @pytest.mark.parametrize("kind", ["reset-state", "lengths-everything", "packed-everything"])
 def test_every_length_of_a_chunk(kind, steps_a_chunk, monkeypatch, device):
@@ -165,14 +183,12 @@ def test_gradgradcheck(kind, one_step_a_chunk, device):
 
 
 def test_the_steps_are_not_a_graph(one_step_a_chunk, monkeypatch, device):
-    """The reference is differentiated one step at a time, unless there is to be a third order."""
-    steps = []
-    run = reference.lstm_layer
-    monkeypatch.setattr(reference, "lstm_layer", lambda *layer: steps.append(layer[0].size(0)) or run(*layer))
-    layer, leaves = _layer(KINDS["bidirectional"], device)
-    incoming, cotangents = _incoming(layer), _like(leaves)
-    _second_order_of(ops.lstm_layer, layer, incoming, cotangents, leaves)
-    assert steps == [1] * (2 * T)
+    """The reference is not differentiated, unless there is to be a third order."""
+    monkeypatch.setattr(reference, "lstm_layer", None)
+    for steps in (1, T):
+        layer, leaves = _layer(KINDS["bidirectional"], device, steps)
+        incoming, cotangents = _incoming(layer), _like(leaves)
+        _second_order_of(ops.lstm_layer, layer, incoming, cotangents, leaves)
 
 
 class _Live(TorchDispatchMode):
@@ -241,10 +257,13 @@ def test_memory_does_not_grow_with_time(kind, monkeypatch, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", ["plain", "projection", "lengths-everything", "reset-state"])
-def test_other_dtypes(kind, dtype, monkeypatch, device):
+@pytest.mark.parametrize(
+    "kind, steps",
+    [("plain", 20), ("projection", 20), ("projection", 1), ("lengths-everything", 20), ("reset-state", 20)],
+)
+def test_other_dtypes(kind, steps, dtype, monkeypatch, device):
     """Values and gradients in the dtype, against float64 of the same values."""
-    steps, features, hidden = 20, 16, 32
+    features, hidden = 16, 32
     monkeypatch.setattr(_second_order, "CHUNK", 3 * B * 4 * hidden)
     exact, leaves = _layer(KINDS[kind], device, steps, features=features, hidden=hidden)
     with torch.no_grad():

@@ -92,14 +92,81 @@ def test_vmap_of_vmap_and_of_all_states(module, x):
     torch.testing.assert_close(gates[1, 0], expected_gates)
 
 
-def test_vmap_runs_kernels(module, x, monkeypatch):
+@pytest.fixture
+def no_reference(monkeypatch):
     def refuse(*_):
         raise AssertionError("the reference ran")
 
-    monkeypatch.setattr(functional.reference, "lstm_layer", refuse)
+    monkeypatch.setattr(reference, "lstm_layer", refuse)
+
+
+def test_vmap_runs_kernels(module, x, no_reference):
     vmap(module)(torch.stack([x, x]))
     with torch.no_grad():
         vmap(module)(torch.stack([x, x]))
+
+
+def _loss(module, x):
+    return lambda parameters: functional_call(module, parameters, (x,))[0].sin().sum()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda m, x: vjp(lambda x: m(x)[0], x)[1](x.new_ones(5, 2, 8)),
+        lambda m, x: jacrev(lambda x: m(x)[0])(x),
+        lambda m, x: grad(_loss(m, x))(dict(m.named_parameters())),
+        lambda m, x: vmap(grad(lambda x: m(x)[0].sin().sum()))(torch.stack([x, -x])),
+        lambda m, x: vmap(lambda p: grad(_loss(m, x))(p))(stack_module_state([m, m])[0]),
+        lambda m, x: torch.autograd.functional.jacobian(lambda x: m(x)[0], x, vectorize=True),
+    ],
+    ids=["vjp", "jacrev", "grad", "vmap of grad", "vmap of grad for weights", "vectorized jacobian"],
+)
+def test_first_order_by_kernels(transform, module, x, no_reference):
+    """What comes out is shown by the other tests."""
+    transform(module, x)
+
+
+@pytest.mark.parametrize("kind", ["input", "everything"])
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True, "proj_size": 2, "num_layers": 2}], ids=["plain", "more"]
+)
+def test_batched_gradients(options, kind, device, no_reference):
+    """is_grads_batched and jacobian(vectorize=True), against one gradient after another."""
+    module = FusedLSTM(3, 4, **options, device=device, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, device=device, requires_grad=True)
+    lengths = torch.tensor([5, 3], device=device)
+    for more in ({}, {"lengths": lengths}):
+        output, (h_n, c_n), cells = module(x, **more, return_cell_states=True)
+        wanted = [x] if kind == "input" else [x, *module.parameters()]
+        results = output, h_n, c_n, cells
+        incoming = [torch.randn(4, *result.shape, dtype=torch.float64, device=device) for result in results]
+        found = torch.autograd.grad(results, wanted, incoming, is_grads_batched=True, retain_graph=True)
+        for k in range(4):
+            expected = torch.autograd.grad(results, wanted, [each[k] for each in incoming], retain_graph=True)
+            for a, e in zip(found, expected):
+                torch.testing.assert_close(a[k], e, rtol=1e-12, atol=1e-12)
+
+
+def test_jacobians_agree(module, x):
+    def call(x):
+        return module(x)[0]
+
+    expected = torch.autograd.functional.jacobian(call, x)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(call, x, vectorize=True), expected)
+    torch.testing.assert_close(jacrev(call)(x), expected)
+
+
+def test_batched_gradients_inside_one_another(device):
+    """One of the older vmaps inside another: by the reference."""
+    module = FusedLSTM(2, 3, device=device, dtype=torch.float64)
+    x = torch.randn(3, 1, 2, dtype=torch.float64, device=device)
+
+    def loss(x):
+        return module(x)[0].sin().sum()
+
+    hessians = [torch.autograd.functional.hessian(loss, x, vectorize=each) for each in (True, False)]
+    torch.testing.assert_close(*hessians, rtol=1e-12, atol=1e-12)
 
 
 def test_per_sample_gradients(module, x):
