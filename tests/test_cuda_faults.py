@@ -57,7 +57,7 @@ FAULTS = [
     Fault("step barrier of one warp only", "cluster", "sums.cuh", STEP_BARRIER,
           STEP_BARRIER.replace("block_sync();", "warp_sync();"), RACE_OR_UNWRITTEN),
     Fault("single buffer of partial sums", "grid", "sums.cuh",
-          "s % 2 * PartialSums<Math, kShape>::kBufferBytes", "0", r"race on shared memory"),
+          "stored + s % 2 * kBufferBytes", "stored", r"race on|which nothing has written"),
     Fault("batch tail forgotten", "local", "recurrence.cuh",
           "rows.B - first_row < kBatchRows ? rows.B - first_row : kBatchRows", "kBatchRows",
           r"bytes past the end of"),
@@ -80,19 +80,19 @@ FAULTS = [
           rf"race on shared memory|{WRONG}"),
     Fault("operand read before all have published", "local", "exchange.cuh",
           "    block_sync();\n    return tile.operand", "    return tile.operand", RACE_OR_UNWRITTEN),
-    Fault("wrong phase of the mbarrier", "cluster", "exchange.cuh", "offset(s), s / 2 % 2)",
-          "offset(s), s % 2)", r"race on shared memory|has landed|arrives when|deadlock"),
+    Fault("wrong phase of the mbarrier", "cluster", "exchange.cuh", "(s / 2 + is_late) % 2",
+          "(s + is_late) % 2", r"race on shared memory|has landed|arrives when|deadlock"),
     Fault("mbarrier not waited for", "cluster", "exchange.cuh",
-          "mbarrier_wait<Scope::kCluster>(barriers + offset(s), s / 2 % 2);", "",
+          "!mbarrier_try_wait<Scope::kCluster>(barriers + offset(s), (s / 2 + is_late) % 2)", "false",
           r"race on shared memory|has landed|arrives when"),
     Fault("published into the buffer being read", "cluster", "exchange.cuh",
-          "places[e][q] + s % 2 * Layout::kOperandBytes", "places[e][q] + (s + 1) % 2 * Layout::kOperandBytes",
+          "buffer = in_register(static_cast<uint32_t>(s % 2", "buffer = in_register(static_cast<uint32_t>((s + 1) % 2",
           r"race on shared memory"),
     Fault("phase not armed again", "cluster", "exchange.cuh", "s + 2 < steps", "s + 3 < steps", r"deadlock"),
     Fault("peers start at different times", "cluster", "exchange.cuh", "cluster_sync();  // peers may send only",
           "block_sync();  // peers may send only", r"race on|without an initialised mbarrier|has not started"),
-    Fault("wait within the block only", "cluster", "exchange.cuh", "mbarrier_wait<Scope::kCluster>",
-          "mbarrier_wait<Scope::kBlock>", r"race on shared memory.*not ordered with write by store_async of"),
+    Fault("wait within the block only", "cluster", "exchange.cuh", "mbarrier_try_wait<Scope::kCluster>",
+          "mbarrier_try_wait<Scope::kBlock>", r"race on shared memory.*not ordered with write by store_async of"),
     Fault("too few bytes expected", "cluster", "exchange.cuh", "return tile.batch_rows * this->pitch()",
           "return tile.batch_rows * (this->pitch() - kVectorBytes)", r"race on|has landed|deadlock"),
     Fault("sums of one CTA not expected", "cluster", "exchange.cuh", "return tile.ctas * units",
@@ -179,17 +179,28 @@ def test_control(transport, which, tmp_path):
     assert [verdict(module, transport, which, seed) for seed in SEEDS] == [None] * len(SEEDS)
 
 
-@pytest.mark.parametrize("which", ["forward", "backward"])
-def test_watchdog_ends_a_wait_for_a_cta_that_never_comes(which, tmp_path):
+# What one CTA of a tile never does.
+PUBLISHES = "if (this->exists(e) && threadIdx.x % 32 < Layout::kVectors)"
+SENDS = "if (this->exists(e) && rank(i) < tile.ctas)"
+SENDS_SUMS = "if (r * 8 >= units) continue;"
+SILENT = [
+    ("grid", "forward", "GridExchange", PUBLISHES, PUBLISHES.replace("if (", "if (blockIdx.x != 1 && ")),
+    ("grid", "backward", "GridExchange", PUBLISHES, PUBLISHES.replace("if (", "if (blockIdx.x != 1 && ")),
+    ("cluster", "forward", "ClusterExchange", SENDS, SENDS.replace("if (", "if (blockIdx.x != 1 && ")),
+    ("cluster", "backward", "SumExchange", SENDS_SUMS, SENDS_SUMS.replace("if (", "if (blockIdx.x == 1 || ")),
+]
+
+
+@pytest.mark.parametrize(("transport", "which", "exchange", "old", "new"), SILENT, ids=lambda x: x.split()[0])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_watchdog_ends_a_wait_for_a_cta_that_never_comes(seed, transport, which, exchange, old, new, tmp_path):
     """The wait gives up by itself after half a minute; without that time, the emulator sees that nobody will come."""
-    module = changed_module(
-        tmp_path, "grid", which, "exchange.cuh", "if (this->exists(e) && threadIdx.x % 32 < Layout::kVectors)",
-        "if (blockIdx.x != 1 && this->exists(e) && threadIdx.x % 32 < Layout::kVectors)",
-    )  # fmt: skip
-    assert "livelock, only polling threads run" in verdict(module, "grid", which, 0)
+    module = changed_module(tmp_path, transport, which, "exchange.cuh", old, new)
+    assert re.match(r".*: (deadlock|livelock, only polling threads run)", verdict(module, transport, which, seed))
     with emulator.options(module, time_passes=True):
-        message = verdict(module, "grid", which, 0)
-    assert re.search(r"GridExchange.*waited 30 s in vain for a CTA of the same grid.*FUSEDLSTM_PLAN=stream", message)
+        message = verdict(module, transport, which, seed)
+    kernel = rf"{exchange}<.*BFloat16Math.*k{transport.title()}.*"
+    assert re.search(kernel + r"waited 30 s in vain for another CTA.*FUSEDLSTM_PLAN=stream", message)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.transport}-{f.which}-{f.name.replace(' ', '_')}")

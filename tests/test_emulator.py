@@ -41,7 +41,7 @@ WRONG = {
     "exchange_no_wait": r"race|before a store_async to it has landed|which nothing has written",
     "exchange_wait_within_block": r"race on shared memory.*; not ordered with write by store_async of",
     "exchange_too_few_bytes": r"race|before a store_async to it has landed|which nothing has written",
-    "exchange_too_many_bytes": r"deadlock\n(.*\n)*  waiting at mbarrier_wait",
+    "exchange_too_many_bytes": r"deadlock\n(.*\n)*  waiting at mbarrier_try_wait",
     "exchange_single_buffer": r"race on shared memory",
     "send_and_exit": r"is not ordered before the exit",
     "send_and_exit_without_sync": r"is not ordered before the exit|that has exited",

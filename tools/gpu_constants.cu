@@ -90,7 +90,7 @@ __device__ __forceinline__ void exchange_in_cluster(const Run& run, int bytes, S
   for (int s = 0; s < run.steps; ++s) {
     const SharedAddress barrier = arrivals.base() + arrivals.barrier(s);
     send(s, arrivals);
-    watch.wait_until([&] { return mbarrier_try_wait(barrier, s / 2 % 2); });
+    watch.wait_until([&] { return mbarrier_try_wait<Scope::kCluster>(barrier, s / 2 % 2); });
     if (threadIdx.x == 0 && s + 2 < run.steps && !watch.gave_up()) mbarrier_arrive_expect(barrier, bytes);
     block_sync();
   }

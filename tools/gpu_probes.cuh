@@ -45,21 +45,6 @@ __device__ __forceinline__ uint32_t sm_id() {
 
 // ---- sm_90 and later ----------------------------------------------------------------------------------------------
 
-// One try of mbarrier_wait<Scope::kCluster>: whether the phase of this parity is complete. It waits for a while itself.
-__device__ __forceinline__ bool mbarrier_try_wait(SharedAddress barrier, int parity) {
-  uint32_t done;
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, done;\n"
-      "}"
-      : "=r"(done)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-
 // Makes this thread's writes to the CTA's shared memory visible to bulk copies that start after a barrier.
 __device__ __forceinline__ void bulk_copy_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

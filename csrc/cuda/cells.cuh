@@ -150,7 +150,12 @@ struct BackwardCell {
     was_reset = is_reset;
     is_reset = reset != 0;
     if (is_reset || unit.clock.first(now.t)) unit.enter(a, is_reset);
-    return {{0}, unit.slopes(), to_acc(hidden.d_out), unit.d_cell_state};
+    Ready ready{{0}, unit.slopes(), to_acc(hidden.d_out), unit.d_cell_state};
+    auto& slopes = ready.slopes;  // all before `prefetch` takes the place of what they are made of
+    for (float* x : {&slopes.c_i, &slopes.c_f, &slopes.c_g, &slopes.c_c_prev, &slopes.h_o, &slopes.h_c, &ready.d_out,
+                     &ready.d_cell_state})
+      *x = in_register(*x);
+    return ready;
   }
   // before: the time of the step before `now` in the order of running.
   __device__ __forceinline__ Result advance(int before, const Step& now, const Ready& ready) {

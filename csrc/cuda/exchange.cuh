@@ -94,6 +94,29 @@ struct LocalExchange : ExchangeLayout<Math, kShape> {
   __device__ __forceinline__ void close() {}
 };
 
+// Ends a wait for another CTA that has no end. The CTAs of a cluster or of a cooperative grid start together, so that no
+// wait includes that for a free SM.
+class Patience {
+ public:
+  // To be asked where a look has found nothing, and only there: whether that has gone on for 30 to 34 s.
+  __device__ __forceinline__ bool is_over() {
+    const uint32_t now = timer_high();
+    since_ = since_ == 0 ? now : since_;
+    return now - since_ >= kUnits;
+  }
+  // kernel: the name of its function, with the arithmetic and the shape.
+  static __device__ __forceinline__ void give_up(const char* kernel) {
+    gpu::give_up(
+        "waited 30 s in vain for another CTA of the cluster or grid: has this process only a part of the GPU, by MPS "
+        "or MIG? FUSEDLSTM_PLAN=stream waits for none. The CUDA context is lost",
+        kernel);
+  }
+
+ private:
+  static constexpr uint32_t kUnits = 8;  // of timer_high
+  uint32_t since_ = 0;                   // the first time asked
+};
+
 // What CLUSTER sends into two buffers, those of even and of odd positions: an mbarrier each counts the bytes that have
 // arrived by store_async. expected: bytes of a position.
 struct ArrivalBarriers {
@@ -108,9 +131,17 @@ struct ArrivalBarriers {
     }
     cluster_sync();  // peers may send only to barriers that exist, into buffers that are cleared
   }
-  // Nothing of position s + 2 may come before the next barrier of the CTA.
-  static __device__ __forceinline__ void await(SharedAddress barriers, int s, int steps, int expected) {
-    mbarrier_wait<Scope::kCluster>(barriers + offset(s), s / 2 % 2);
+  // Nothing of position s + 2 may come before the next barrier of the CTA. kernel: as Patience has it.
+  static __device__ __forceinline__ void await(SharedAddress barriers, int s, int steps, int expected,
+                                               const char* kernel) {
+    // A second way out of this loop would cost 20 instructions in every time step, of values that the compiler no
+    // longer keeps. So it is left by the only one where patience is over, too: by a look at the phase before, which is
+    // complete. If this one completes just then, that is the next one, which is not: hence the turns.
+    Patience patience;
+    bool is_late = false;
+    while (!mbarrier_try_wait<Scope::kCluster>(barriers + offset(s), (s / 2 + is_late) % 2))
+      is_late = !is_late && patience.is_over();
+    if (is_late) Patience::give_up(kernel);
     if (threadIdx.x == 0 && s + 2 < steps) mbarrier_arrive_expect(barriers + offset(s), expected);
   }
 };
@@ -159,7 +190,7 @@ struct SumExchange : LocalExchange<Math, kShape> {
     }
   }
   __device__ __forceinline__ void await_sums(int s) const {
-    ArrivalBarriers::await(tile.barriers, s, tile.steps, expected_bytes());
+    ArrivalBarriers::await(tile.barriers, s, tile.steps, expected_bytes(), __PRETTY_FUNCTION__);
   }
   __device__ __forceinline__ void add(int s, int unit, int row, float (&sums)[1]) const {
     const SharedAddress from = tile.sums + s % 2 * kBufferBytes + place(unit, row) + row % 2 * 4;
@@ -257,17 +288,19 @@ struct ClusterExchange : VectorExchange<Math, kShape> {
     ArrivalBarriers::open(tile.barriers, expected_bytes());
   }
   __device__ __forceinline__ void publish(int s, const typename Layout::Elements& x) {
+    const uint32_t buffer = in_register(static_cast<uint32_t>(s % 2 * Layout::kOperandBytes));
+    const uint32_t barrier = in_register(static_cast<uint32_t>(ArrivalBarriers::offset(s)));
     Layout::gather(x, [&](int e, int q, Vec4 v) {
 #pragma unroll
       for (int i = 0; i < kPeers; ++i)
         if (this->exists(e) && rank(i) < tile.ctas) {
           const SharedAddress peer = map_cluster_address(tile.barriers, rank(i));
-          store_async128(peer + places[e][q] + s % 2 * Layout::kOperandBytes, v, peer + ArrivalBarriers::offset(s));
+          store_async128(peer + places[e][q] + buffer, v, peer + barrier);
         }
     });
   }
   __device__ __forceinline__ SharedAddress await(int s) {
-    ArrivalBarriers::await(tile.barriers, s, tile.steps, expected_bytes());
+    ArrivalBarriers::await(tile.barriers, s, tile.steps, expected_bytes(), __PRETTY_FUNCTION__);
     return tile.operand + s % 2 * Layout::kOperandBytes;
   }
   __device__ __forceinline__ void close() { cluster_sync(); }  // none may exit while a peer sends to it
@@ -284,9 +317,6 @@ struct GridExchange : VectorExchange<Math, kShape> {
   using Layout::tile;
   using scalar_t = typename Math::scalar_t;
   static constexpr uint32_t kNotWritten = ~0u;
-  // The CTAs of a cooperative grid start together: a wait never includes waiting for a free SM, and one of 30 to 34 s
-  // (units of timer_high) has no end. The clock is read only where a look has found nothing.
-  static constexpr uint32_t kPatience = 8;
   // The vectors of a lane: vector t of every chunk of batch rows g, g + 8, ... As many loads in flight as registers
   // allow, since one round trip to L2 costs more than all of them.
   static constexpr int kChunks = kShape.chunks_per_warp, kLoads = kChunks * kShape.batch_tiles;
@@ -331,15 +361,9 @@ struct GridExchange : VectorExchange<Math, kShape> {
           most = std::max(most, std::max(std::max(v[i].w[0], v[i].w[1]), std::max(v[i].w[2], v[i].w[3])));
         return !warp_any(most == kNotWritten);
       };
-      for (uint32_t since = 0; !look();) {
-        const uint32_t now = timer_high();
-        if (since == 0) since = now;
-        if (now - since >= kPatience)
-          give_up(
-              "waited 30 s in vain for a CTA of the same grid: has this process only a part of the GPU, by MPS or MIG? "
-              "FUSEDLSTM_PLAN=stream waits for none. The CUDA context is lost",
-              __PRETTY_FUNCTION__);
-      }
+      Patience patience;
+      while (!look())
+        if (patience.is_over()) Patience::give_up(__PRETTY_FUNCTION__);
 #pragma unroll
       for (int i = 0; i < kInFlight && first + i < kLoads; ++i)
         store_shared128(

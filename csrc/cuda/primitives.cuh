@@ -263,26 +263,28 @@ __device__ __forceinline__ void mbarrier_arrive_expect(SharedAddress barrier, in
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// Waits until the phase with this parity (0 for the first, then alternating) is complete; then what was written for it
-// may be read, if the writer is within the scope: the CTA itself, or with kCluster its peers too.
+// Whether the phase with this parity (0 for the first, then alternating) is complete: then what was written for it may
+// be read, if the writer is within the scope: the CTA itself, or with kCluster its peers too. Of the phase before it
+// always true. Waits some time, which the hardware chooses, before it says no.
 template <Scope kScope>
-__device__ __forceinline__ void mbarrier_wait(SharedAddress barrier, int parity) {
-#define FUSEDLSTM_WAIT(scope)                   \
-  asm volatile(                                 \
-      "{\n"                                     \
-      ".reg .pred done;\n"                      \
-      "retry_%=:\n"                             \
-      "mbarrier.try_wait.parity.acquire." scope \
-      ".shared::cta.b64 done, [%0], %1;\n"      \
-      "@!done bra retry_%=;\n"                  \
-      "}" ::"r"(barrier),                       \
-      "r"(parity)                               \
+__device__ __forceinline__ bool mbarrier_try_wait(SharedAddress barrier, int parity) {
+  uint32_t done;
+#define FUSEDLSTM_TRY_WAIT(scope)                                                             \
+  asm volatile(                                                                               \
+      "{\n"                                                                                   \
+      ".reg .pred done;\n"                                                                    \
+      "mbarrier.try_wait.parity.acquire." scope ".shared::cta.b64 done, [%1], %2;\n"          \
+      "selp.u32 %0, 1, 0, done;\n"                                                            \
+      "}"                                                                                     \
+      : "=r"(done)                                                                            \
+      : "r"(barrier), "r"(parity)                                                             \
       : "memory")
   if constexpr (kScope == Scope::kCluster)
-    FUSEDLSTM_WAIT("cluster");
+    FUSEDLSTM_TRY_WAIT("cluster");
   else
-    FUSEDLSTM_WAIT("cta");
-#undef FUSEDLSTM_WAIT
+    FUSEDLSTM_TRY_WAIT("cta");
+#undef FUSEDLSTM_TRY_WAIT
+  return done != 0;
 }
 
 // Writes to shared memory of any CTA of the cluster and then counts the bytes at `barrier` in that same CTA. The

@@ -20,18 +20,27 @@ struct PartialSums {
   static constexpr int kSplitBytes = kShape.batch_rows() * kRowBytes;
   static constexpr int kBufferBytes = kShape.k_splits * kSplitBytes;
   static constexpr int kBytes = kShape.whole_sums() || kShape.sends_sums() ? 0 : 2 * kBufferBytes;
-  SharedAddress buffer;
+  using Owned = OwnedCells<Math, kShape>;
+  SharedAddress stored;  // the lane's first sum of batch rows 0..7, in buffer 0
+  SharedAddress taken;   // the first one of the thread's cell 0
 
-  // The warp's sums of 8 batch rows.
-  __device__ __forceinline__ void store(int first_row, const float (&acc)[kShape.rows_per_lane][2]) const {
+  explicit __device__ __forceinline__ PartialSums(SharedAddress buffers) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int row_warp = warp / kShape.k_splits, k_split = warp % kShape.k_splits;
+    const Owned owned;
+    stored = in_register(buffers + k_split * kSplitBytes + 2 * t * kRowBytes +
+                         unit_of_row<kShape>(0, row_warp, g) * kSums * 4);
+    taken = in_register(buffers + owned.row(0) * kRowBytes + owned.unit(0) * kSums * 4);
+  }
+
+  // The warp's sums of 8 batch rows.
+  __device__ __forceinline__ void store(int s, int first_row, const float (&acc)[kShape.rows_per_lane][2]) const {
 #pragma unroll
     for (int r = 0; r < kShape.rows_per_lane; r += kSums)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const SharedAddress to = buffer + k_split * kSplitBytes + (first_row + 2 * t + e) * kRowBytes +
-                                 unit_of_row<kShape>(r, row_warp, g) * kSums * 4;
+        const SharedAddress to =
+            stored + s % 2 * kBufferBytes + (first_row + e) * kRowBytes + unit_of_row<kShape>(r, 0, 0) * kSums * 4;
         if constexpr (kSums == 4)
           store_shared128(to, Vec4{float_bits(acc[r][e]), float_bits(acc[r + 1][e]), float_bits(acc[r + 2][e]),
                                    float_bits(acc[r + 3][e])});
@@ -40,11 +49,11 @@ struct PartialSums {
       }
   }
 
-  // Adds those of one cell to its sums, in fixed order.
-  __device__ __forceinline__ void add(int unit, int row, float (&sums)[kSums]) const {
+  // Adds those of cell e to its sums, in fixed order.
+  __device__ __forceinline__ void add(int s, int e, float (&sums)[kSums]) const {
 #pragma unroll
     for (int k_split = 0; k_split < kShape.k_splits; ++k_split) {
-      const SharedAddress from = buffer + k_split * kSplitBytes + row * kRowBytes + unit * kSums * 4;
+      const SharedAddress from = taken + s % 2 * kBufferBytes + k_split * kSplitBytes + Owned::rows_on(e) * kRowBytes;
       if constexpr (kSums == 4) {
         const Vec4 v = load_shared128(from);
 #pragma unroll
@@ -61,7 +70,8 @@ struct PartialSums {
 // warp has multiplied, before it waits for others; backward, it may still set the sums, to zero.
 template <class Math, KernelShape kShape, class Product, class Sum, class Meanwhile>
 __device__ __forceinline__ void add_products(const Product& product, const Exchange<Math, kShape>& exchange, int s,
-                                             SharedAddress operand, SharedAddress partials, Sum sum,
+                                             SharedAddress operand, const PartialSums<Math, kShape>& partials,
+                                             Sum sum,
                                              Meanwhile meanwhile) {
   using Layout = ExchangeLayout<Math, kShape>;
   constexpr int kSums = kShape.sums(), kCells = Layout::Owned::kCount;
@@ -81,7 +91,6 @@ __device__ __forceinline__ void add_products(const Product& product, const Excha
 #pragma unroll
       for (int q = 0; q < kSums; ++q) sum(e)[q] = acc[e / 2 * kSums + q][e % 2];
   } else {
-    const PartialSums<Math, kShape> partial{partials + s % 2 * PartialSums<Math, kShape>::kBufferBytes};
 #pragma unroll 1  // interleaving the tiles would need registers that the weights have
     for (int n = 0; n < kShape.batch_rows(); n += 8) {
       float acc[kShape.rows_per_lane][2] = {};
@@ -89,7 +98,7 @@ __device__ __forceinline__ void add_products(const Product& product, const Excha
       if constexpr (kShape.sends_sums())
         exchange.send(s, n, acc);
       else
-        partial.store(n, acc);
+        partials.store(s, n, acc);
     }
     meanwhile();
     if constexpr (kShape.sends_sums())
@@ -102,7 +111,7 @@ __device__ __forceinline__ void add_products(const Product& product, const Excha
       if constexpr (kShape.sends_sums())
         exchange.add(s, owned.unit(e), owned.row(e), sum(e));
       else
-        partial.add(owned.unit(e), owned.row(e), sum(e));
+        partials.add(s, e, sum(e));
     }
   }
 }

@@ -37,7 +37,7 @@ struct Options {
   size_t smem_limit = 232448;  // bytes of dynamic shared memory per CTA
   int max_cluster_size = 16;
   LaunchErrors launch_error;
-  bool time_passes = false;  // where polling threads alone run, once before that ends the launch: a minute
+  bool time_passes = false;  // where all threads wait, twice before that ends the launch: a minute
   double approximation = 0;  // errors of approximate functions, in those that the hardware is documented to make
 };
 Options& options();
@@ -89,7 +89,8 @@ void cluster_sync(Site site);
 void mbarrier_init(uintptr_t barrier, int arrivals, Site site);
 void mbarrier_init_fence();
 void mbarrier_arrive_expect(uintptr_t barrier, int bytes, Site site);
-void mbarrier_wait(uintptr_t barrier, int parity, bool cluster_scope, Site site);
+// Says no only where time passes (Options): a wait that nothing else ends is a deadlock.
+bool mbarrier_try_wait(uintptr_t barrier, int parity, bool cluster_scope, Site site);
 void store_async(uintptr_t address, const void* value, size_t bytes, uintptr_t barrier, Site site);
 
 // ---- tensor core operations on the operands of all 32 lanes, in the fragment layouts of PTX ------------------------

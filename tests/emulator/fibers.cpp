@@ -316,10 +316,20 @@ std::string stuck_report(const char* what) {
   return report;
 }
 
+// A minute, if the options say so: whoever waits for an mbarrier looks at the clock. False: no more of them.
+bool let_time_pass() {
+  constexpr uint32_t kMinute = 14;
+  if (!options().time_passes || machine->minutes == 2) return false;
+  ++machine->minutes;
+  machine->timer += kMinute;
+  for (auto& cluster : machine->clusters)
+    for (auto& cta : cluster->ctas)
+      for (auto& [address, mbarrier] : cta->mbarriers) wake(mbarrier.waiting);
+  return true;
+}
+
 void run_resident() {
   constexpr int kIdleRounds = 20;  // polling threads only, and nothing else happens
-  constexpr uint32_t kMinute = 14;
-  const uint32_t kStart = machine->timer;
   int idle = 0;
   uint64_t seen = 0;
   while (machine->live && !machine->failed) {
@@ -330,16 +340,13 @@ void run_resident() {
     deliver_some();
     if (machine->failed) return;
     if (machine->spinning.empty() && machine->ready.empty()) {
-      if (!machine->late.empty()) continue;
+      if (!machine->late.empty() || let_time_pass()) continue;
       abandon(stuck_report("deadlock"));
       return;
     }
     idle = machine->progress == seen ? idle + 1 : 0;
     seen = machine->progress;
-    if (idle > kIdleRounds && options().time_passes && machine->timer == kStart) {
-      machine->timer += kMinute;
-      idle = 0;
-    }
+    if (idle > kIdleRounds && let_time_pass()) idle = 0;
     if (idle > kIdleRounds) {
       abandon(stuck_report("livelock, only polling threads run"));
       return;

@@ -148,6 +148,7 @@ struct Machine {
   std::unordered_map<uintptr_t, int> late_words;  // how many relaxed stores to this word are late
   uint64_t progress = 0, random = 0;
   uint32_t timer = 1;  // units of 4.3 s
+  int minutes = 0;     // that have passed
   void* scheduler_stack_pointer = nullptr;
   std::string error;
   bool failed = false;

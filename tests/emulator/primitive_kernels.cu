@@ -79,7 +79,7 @@ __global__ void cluster_kernel(const uint32_t* in, uint32_t* out) {
     store_async128(map_cluster_address(data, peer), v, map_cluster_address(barrier, peer));
     store_async64(map_cluster_address(pair, peer), in[8 * threadIdx.x + 6], in[8 * threadIdx.x + 7] + rank,
                   map_cluster_address(barrier, peer));
-    mbarrier_wait<Scope::kCluster>(barrier, 0);
+    while (!mbarrier_try_wait<Scope::kCluster>(barrier, 0));
     const Vec4 received = load_shared128(data);
     uint32_t* result = out + 8 * (32 * blockIdx.x + threadIdx.x);
     for (int i = 0; i < 4; ++i) result[i] = received.w[i];

@@ -148,8 +148,8 @@ inline void mbarrier_arrive_expect(SharedAddress barrier, int bytes, Site site =
   emulator::mbarrier_arrive_expect(barrier, bytes, site);
 }
 template <Scope kScope>
-void mbarrier_wait(SharedAddress barrier, int parity, Site site = Site::current()) {
-  emulator::mbarrier_wait(barrier, parity, kScope == Scope::kCluster, site);
+bool mbarrier_try_wait(SharedAddress barrier, int parity, Site site = Site::current()) {
+  return emulator::mbarrier_try_wait(barrier, parity, kScope == Scope::kCluster, site);
 }
 inline void store_async64(SharedAddress a, uint32_t v0, uint32_t v1, SharedAddress barrier,
                           Site site = Site::current()) {

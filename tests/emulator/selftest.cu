@@ -167,7 +167,7 @@ __global__ void exchange(uint32_t* out) {
       store_async128(map_cluster_address(shared_word(buffer + 4 * lane), peer), Vec4{{number, tag, number + 1, tag}},
                      map_cluster_address(barrier, peer));
     constexpr Scope kScope = kFault == Fault::kWaitWithinBlock ? Scope::kBlock : Scope::kCluster;
-    if (kFault != Fault::kNoWait) mbarrier_wait<kScope>(barrier, kFault == Fault::kWrongParity ? 1 : 0);
+    while (kFault != Fault::kNoWait && !mbarrier_try_wait<kScope>(barrier, kFault == Fault::kWrongParity ? 1 : 0));
     sum += load_shared32(shared_word(buffer + lane));
   }
   out[blockIdx.x * 32 + lane] = sum;

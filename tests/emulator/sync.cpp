@@ -222,14 +222,16 @@ void mbarrier_arrive_expect(uintptr_t barrier, int bytes, Site site) {
   complete_if_due(m);
 }
 
-void mbarrier_wait(uintptr_t barrier, int parity, bool cluster_scope, Site site) {
+bool mbarrier_try_wait(uintptr_t barrier, int parity, bool cluster_scope, Site site) {
   RuntimeScope scope;
   MBarrier& m = own_mbarrier(barrier, site);
-  while (m.parity == parity) {
+  if (m.parity == parity) {
     m.waiting.push_back(current);
-    block("mbarrier_wait", site);
+    block("mbarrier_try_wait", site);
   }
+  if (m.parity == parity) return false;
   learn(current, cluster_scope ? m.released : m.released_in_block);
+  return true;
 }
 
 }  // namespace emulator
