@@ -134,14 +134,13 @@ def _parameters(module: nn.Module, names) -> list[Tensor]:
 
 def _scriptable(module: nn.Module) -> nn.Module:
     """The module as PyTorch's own, with the same parameters: TorchScript compiles nothing else."""
-    from fusedlstm.convert import revert
+    from fusedlstm.convert import plain_type, revert
 
-    plain = revert(module)
-    if plain is module:
+    if isinstance(found := plain_type(module), str):
         raise NotImplementedError(
-            f"torch.jit.script: Expected FusedLSTM or FusedLSTMCell itself, got the subclass {type(module).__name__}: "
-            "derive it from nn.LSTM or nn.LSTMCell where it is to be scripted"
+            f"torch.jit.script: Expected a layer that fusedlstm.revert takes, got {type(module).__name__}: {found}"
         )
+    plain = revert(module)
     warnings.warn(
         f"torch.jit.script takes {type(plain).__name__} for {type(module).__name__}, and leaves it in the model that "
         "holds the layer: fusedlstm.convert(model) afterwards, if the model is still in use",
