@@ -74,11 +74,29 @@ class FusedLSTM(nn.RNNBase):
         """Does nothing: parameters are separate tensors, and are used as they are."""
 
     # nn.RNNBase keeps a list of its weights, and weak references to them, beside the parameters.
-    # Both go stale, and break deepcopy and swap_tensors; here the list is made when asked for.
+    # Both go stale, and break deepcopy and swap_tensors; here the list is made when asked for, and what is written
+    # to it is written to the attributes of these names.
 
     @property
-    def _flat_weights(self) -> list[Tensor]:
-        return _parameters(self, self._flat_weights_names)
+    def _flat_weights(self) -> _FlatWeights:
+        weights = _FlatWeights([getattr(self, name, None) for name in self._flat_weights_names])
+        weights.module = self
+        return weights
+
+    @_flat_weights.setter
+    def _flat_weights(self, tensors) -> None:
+        names = self._flat_weights_names
+        if len(tensors) != len(names):
+            raise ValueError(f"Expected {len(names)} tensors in _flat_weights, one for each name, got {len(tensors)}")
+        for name, tensor in zip(names, tensors):
+            if tensor is getattr(self, name, None):
+                continue
+            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter) and name in self._parameters:
+                raise TypeError(
+                    f"Expected a Parameter for {name} in _flat_weights, got {type(tensor).__name__}; for a tensor "
+                    f"computed anew for each call: del module.{name}, then module.{name} = tensor"
+                )
+            setattr(self, name, tensor)
 
     def _init_flat_weights(self) -> None:
         pass
@@ -101,6 +119,17 @@ class FusedLSTM(nn.RNNBase):
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args
     permute_hidden = nn.LSTM.permute_hidden
+
+
+class _FlatWeights(tuple):
+    """The weights of `module` as they are now, None where one is missing. An item is set in the module, not in here."""
+
+    module: FusedLSTM
+
+    def __setitem__(self, index, value) -> None:
+        weights = list(self.module._flat_weights)
+        weights[index] = value
+        self.module._flat_weights = weights
 
 
 class FusedLSTMCell(nn.RNNCellBase):

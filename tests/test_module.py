@@ -143,11 +143,31 @@ def _optimizer(module, value):
     torch.optim.SGD([module.weight_hh_l0], lr=1.0).step()
 
 
+def _flat_item(module, value):
+    module._flat_weights[1] = nn.Parameter(value)
+
+
+def _flat_items(module, value):
+    module._flat_weights[1:2] = [nn.Parameter(value)]
+
+
+def _flat_list(module, value):
+    first, _, *last = module._flat_weights
+    module._flat_weights = [first, nn.Parameter(value), *last]
+
+
+def _flat_computed(module, value):
+    """As weight dropout does, which takes the parameter away and sets a tensor for each call."""
+    del module.weight_hh_l0
+    module._flat_weights[1] = value
+
+
 @pytest.mark.parametrize(
     "change",
     [
         _set_weight, _write_data, _replace_data, _write_numpy, _register, _write_dict, _load,
         _assign, _from_vector, _noncontiguous, _optimizer,
+        _flat_item, _flat_items, _flat_list, _flat_computed,
     ],
 )  # fmt: skip
 def test_every_change_of_a_weight_is_seen(change):
@@ -161,6 +181,37 @@ def test_every_change_of_a_weight_is_seen(change):
     expected.load_state_dict(module.state_dict() | {"weight_hh_l0": value})
     with torch.no_grad():
         torch.testing.assert_close(module(x)[0], expected(x)[0], rtol=0, atol=1e-12)
+
+
+class TestFlatWeightsRefuse:
+    """What can have no effect on the module is an error."""
+
+    @pytest.mark.parametrize("write", [lambda m, w: m._flat_weights.__setitem__(1, w), lambda m, w: setattr(
+        m, "_flat_weights", [w if name == "weight_hh_l0" else getattr(m, name) for name in m._flat_weights_names]
+    )])  # fmt: skip
+    def test_a_tensor_for_a_parameter(self, write):
+        module, x = FusedLSTM(3, 4), torch.randn(5, 2, 3)
+        expected = module(x)[0]
+        with pytest.raises(TypeError, match="Expected a Parameter for weight_hh_l0 in _flat_weights, got Tensor"):
+            write(module, torch.zeros(16, 4))
+        assert torch.equal(module(x)[0], expected)
+
+    def test_another_number_of_tensors(self):
+        with pytest.raises(ValueError, match="Expected 4 tensors in _flat_weights, one for each name, got 3"):
+            FusedLSTM(3, 4)._flat_weights = [torch.zeros(1)] * 3
+
+    def test_a_longer_list(self):
+        with pytest.raises(AttributeError, match="append"):
+            FusedLSTM(3, 4)._flat_weights.append(torch.zeros(1))
+
+
+def test_the_same_flat_weights_may_be_written_back():
+    """The idiom of libraries that replace parameters: nn.LSTM's list is made again."""
+    module = FusedLSTM(3, 4)
+    del module.bias_hh_l0
+    before = dict(module.named_parameters())
+    module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+    assert dict(module.named_parameters()).items() == before.items()
 
 
 def test_tied_weights_get_both_gradients():
