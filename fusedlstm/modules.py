@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
 from fusedlstm.functional import lstm_cell, run
 
 # torch.fx.symbolic_trace records calls of these as one node each, as it does for nn.LSTM.
@@ -115,6 +116,9 @@ class FusedLSTM(nn.RNNBase):
         """What torch.jit.script takes in place of this module."""
         return _scriptable(self)
 
+    qconfig = Recognized(warn_of_quantization)
+    ft_compute_sample_grad = Recognized(refuse_gradients_by_hooks)
+
     # Not used here, but by programs that extend nn.LSTM.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args
@@ -149,6 +153,9 @@ class FusedLSTMCell(nn.RNNCellBase):
     def __prepare_scriptable__(self) -> nn.LSTMCell:
         """What torch.jit.script takes in place of this module."""
         return _scriptable(self)
+
+    qconfig = Recognized(warn_of_quantization)
+    ft_compute_sample_grad = Recognized(refuse_gradients_by_hooks)
 
 
 def _parameters(module: nn.Module, names) -> list[Tensor]:
