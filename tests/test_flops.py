@@ -1,0 +1,129 @@
+"""FLOPs as PyTorch's counter gives them: those of nn.LSTM, which in float64 is counted product by product."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import OPTIONS
+from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.flop_counter import FlopCounterMode
+
+from fusedlstm import FusedLSTM, FusedLSTMCell, _library
+
+# With projections PyTorch says that it takes the products one by one, which is what these tests need.
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+
+CASES = [case for case in OPTIONS if case.name in ("small", "no-bias", "bidirectional", "everything")]
+BATCH_SIZES = [4, 3, 3, 1, 1]
+
+
+def count(function) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def make_input(case, arrangement, device):
+    """[T, B, I] or [rows, I], and what the module is called with: the same, or a PackedSequence of it."""
+    shape = (sum(BATCH_SIZES),) if arrangement == "packed" else (case.T, case.B)
+    x = torch.randn(*shape, case.input_size, dtype=torch.float64, device=device)
+    return x, PackedSequence(x, torch.tensor(BATCH_SIZES)) if arrangement == "packed" else x
+
+
+def loss(result) -> torch.Tensor:
+    output, (h_n, c_n) = result
+    output = output.data if isinstance(output, PackedSequence) else output
+    return output.sum() + h_n.sum() + c_n.sum()
+
+
+@pytest.mark.parametrize("arrangement", ["padded", "packed"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+class TestAsNNLSTM:
+    def calls(self, case, arrangement, prepare=lambda module, x, hx: None, device="cpu"):
+        """For nn.LSTM and FusedLSTM, a call of the module; prepare(module, x, hx) comes before."""
+        for kind in (nn.LSTM, FusedLSTM):
+            module = kind(**case.module_kwargs(), dtype=torch.float64, device=device)
+            x, input = make_input(case, arrangement, device)
+            rows, B = case.num_layers * case.directions, BATCH_SIZES[0] if arrangement == "packed" else case.B
+            sizes = (case.output_size, case.hidden_size)
+            hx = tuple(torch.randn(rows, B, size, dtype=torch.float64, device=device) for size in sizes)
+            prepare(module, x, hx)
+            yield lambda module=module, input=input, hx=hx: module(input, hx)
+
+    def test_in_inference(self, case, arrangement):
+        with torch.no_grad():
+            expected, actual = map(count, self.calls(case, arrangement))
+        assert actual == expected > 0
+
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_in_training(self, case, arrangement, device):
+        calls = self.calls(case, arrangement, device=device)
+        expected, actual = (count(lambda call=call: loss(call()).backward()) for call in calls)
+        assert actual == expected > 0
+
+    @pytest.mark.parametrize("wanted", ["input", "state", "weight_ih", "weight_hh", "bias"])
+    def test_where_one_gradient_is_asked_for(self, case, arrangement, wanted):
+        def prepare(module, x, hx):
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(name.startswith(wanted))
+            x.requires_grad_(wanted == "input")
+            for state in hx:
+                state.requires_grad_(wanted == "state")
+
+        if wanted == "bias" and not case.bias:
+            return
+        calls = self.calls(case, arrangement, prepare)
+        expected, actual = (count(lambda call=call: loss(call()).backward()) for call in calls)
+        assert actual == expected > 0
+
+
+def test_of_a_cell():
+    x = torch.randn(2, 3)
+    plain, fused = nn.LSTMCell(3, 4), FusedLSTMCell(3, 4)
+    expected, actual = (count(lambda cell=cell: cell(x)[0].sum().backward()) for cell in (plain, fused))
+    assert actual == expected > 0
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_of_an_ensemble_are_those_of_its_members(is_trained):
+    models = [FusedLSTM(3, 4, bidirectional=True, proj_size=2) for _ in range(3)]
+    x = torch.randn(5, 2, 3)
+    stacked, _ = stack_module_state(models)
+
+    def run(function):
+        result = loss(function())
+        if is_trained:
+            result.backward()
+
+    with torch.set_grad_enabled(is_trained):
+        one = count(lambda: run(lambda: models[0](x)))
+        all_three = count(lambda: run(lambda: vmap(lambda p: functional_call(models[0], p, (x,)))(stacked)))
+    assert all_three == 3 * one > 0
+
+
+def test_by_module():
+    model = nn.Sequential(nn.Linear(3, 3), FusedLSTM(3, 4))
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(5, 2, 3))[0].sum().backward()
+    of_layer = counter.get_flop_counts()["Sequential.1"]
+    assert {str(operator) for operator in of_layer} == {"fusedlstm.lstm_layer", "fusedlstm.lstm_layer_backward"}
+
+
+@pytest.mark.parametrize("first", ["import fusedlstm", "import torch.utils.flop_counter"])
+def test_are_there_whatever_is_imported_first(first):
+    code = f"""
+import sys
+sys.path.insert(0, {str(_library.CPU_LIBRARY.parent.parent.parent)!r})
+{first}
+print("torch.utils.flop_counter" in sys.modules)
+import fusedlstm, torch
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    fusedlstm.FusedLSTM(3, 4)(torch.randn(5, 2, 3))
+print(counter.get_total_flops())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str("flop_counter" in first), str(2 * 5 * 2 * 16 * (3 + 4))]
