@@ -45,10 +45,7 @@ class Reference:
 
 def _named_results(workload: Workload, model: Model) -> dict[str, Tensor]:
     results = workload.program(model)(0)
-    names = ["output", "h_n", "c_n"]
-    if workload.mode == "train":
-        names = ["output", *workload.gradient_names(model)]
-    return dict(zip(names, (value.detach() for value in results), strict=True))
+    return dict(zip(workload.result_names(model), (value.detach() for value in results), strict=True))
 
 
 def _error(result: Tensor, exact: Tensor) -> float:
@@ -72,6 +69,8 @@ def _limit(workload: Workload) -> float:
     roundings = min(case.T, _MEMORY) * case.num_layers
     if workload.precision in ("float32", "float64"):
         roundings += max(case.input_size, case.hidden_size)
-        if workload.mode == "train":
+        if workload.mode in ("train", "second-order"):
             roundings += case.T * case.B
+    if workload.mode == "second-order":  # over the steps forward and back, and both ways again
+        roundings *= 2
     return 4 * _ROUNDING[workload.precision] * math.sqrt(roundings)

@@ -1,15 +1,18 @@
 """FusedLSTM, nn.LSTM and the others: how each computes a workload, or why it does not.
 
 `nn.LSTM` stands for what its users write for the case: the module; a PackedSequence where
-sequences have different lengths; a loop of one-step calls where the state is reset inside them.
+sequences have different lengths; a loop of one-step calls where the state is reset inside them; a
+loop over nn.LSTMCell where the case is a cell; its own loop over steps where second derivatives are
+asked for, which those of oneDNN and cuDNN lack.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +36,8 @@ class Contender:
 def _build_fused(workload: Workload) -> Model:
     import fusedlstm
 
+    if workload.case.cell:
+        return _loop_over(workload.cell(fusedlstm.FusedLSTMCell))
     module = workload.module(fusedlstm.FusedLSTM)
     variable, resets = workload.case.variable, workload.case.resets
 
@@ -52,7 +57,10 @@ def _build_fused(workload: Workload) -> Model:
 
 def build_torch(workload: Workload, native: bool = False) -> Model:
     """nn.LSTM. `native`: PyTorch's own loop over steps, without oneDNN or cuDNN."""
+    if workload.case.cell:
+        return _loop_over(workload.cell(nn.LSTMCell))
     module = workload.module(nn.LSTM)
+    native = native or workload.mode == "second-order"
     run = _run_plain
     if workload.case.variable:
         run = _run_packed
@@ -91,13 +99,30 @@ def _run_with_resets(module: nn.Module, batch: Batch):
     return torch.cat(outputs), *state
 
 
+def _loop_over(cell: nn.Module) -> Model:
+    def forward(batch: Batch):
+        outputs, h, c = _run_steps(cell, batch.input.unbind(0), batch.h_0[0], batch.c_0[0])
+        return torch.stack(outputs), h.unsqueeze(0), c.unsqueeze(0)
+
+    return Model(forward, {f"{name}_l0": value for name, value in cell.named_parameters()})
+
+
+def _run_steps(step: Callable, inputs: Iterable[Tensor], h: Tensor, c: Tensor):
+    """The loop that users write around a cell: the outputs of all steps, and the last states."""
+    outputs = []
+    for x in inputs:
+        h, c = step(x, (h, c))
+        outputs.append(h)
+    return outputs, h, c
+
+
 def _build_cell_loop(workload: Workload, compiled: bool = False) -> Model:
     """The loop a user writes with nn.LSTMCell; `compiled`: with torch.compile on the step."""
     case = workload.case
     parameters = {name: value.clone().requires_grad_(workload.training) for name, value in workload.state_dict.items()}
 
-    def step(x: Tensor, h: Tensor, c: Tensor, w_ih, w_hh, b_ih, b_hh):
-        return torch.lstm_cell(x, (h, c), w_ih, w_hh, b_ih, b_hh)
+    def step(x: Tensor, state: tuple[Tensor, Tensor], weight_ih, weight_hh, bias_ih, bias_hh):
+        return torch.lstm_cell(x, state, weight_ih, weight_hh, bias_ih, bias_hh)
 
     if compiled:
         step = torch.compile(step, dynamic=False)
@@ -108,13 +133,11 @@ def _build_cell_loop(workload: Workload, compiled: bool = False) -> Model:
             directions = []
             for direction in range(case.directions):
                 suffix = f"_l{layer}" + ("_reverse" if direction else "")
-                weights = [parameters.get(name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+                names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+                weights = {name: parameters.get(name + suffix) for name in names}
                 index = layer * case.directions + direction
-                h, c, outputs = batch.h_0[index], batch.c_0[index], []
-                steps = sequence.unbind(0)
-                for x in reversed(steps) if direction else steps:
-                    h, c = step(x, h, c, *weights)
-                    outputs.append(h)
+                steps = sequence.unbind(0)[:: -1 if direction else 1]
+                outputs, h, c = _run_steps(partial(step, **weights), steps, batch.h_0[index], batch.c_0[index])
                 directions.append(torch.stack(outputs[::-1] if direction else outputs))
                 states.append((h, c))
             sequence = torch.cat(directions, dim=-1)
@@ -126,6 +149,8 @@ def _build_cell_loop(workload: Workload, compiled: bool = False) -> Model:
 
 def _no_cell_loop(workload: Workload) -> str | None:
     case = workload.case
+    if case.cell:
+        return "the case is a loop over a cell already"
     if case.proj_size or case.variable or case.resets or case.dropout:
         return "the LSTMCell loop of the suite has no projection, lengths, resets or dropout"
     if case.T * case.num_layers * case.directions > 10_000:
@@ -198,8 +223,8 @@ def _not_one_plain_layer(workload: Workload) -> str | None:
         return "needs a CUDA device"
     if case.num_layers > 1 or case.bidirectional or case.proj_size or not case.bias:
         return "one layer in one direction, with bias and without projection, only"
-    if case.variable or case.resets or case.dropout:
-        return "no lengths, resets or dropout"
+    if case.variable or case.resets or case.dropout or case.cell:
+        return "no lengths, resets, dropout or cells"
     return None
 
 

@@ -9,7 +9,7 @@ from itertools import product
 
 import torch
 
-from tests.cases import ACCEPTANCE, BENCHMARK, Case
+from tests.cases import ACCEPTANCE, BENCHMARK, CELLS, Case
 
 from .contenders import BASELINE
 from .suite import Job
@@ -19,6 +19,10 @@ _BY_NAME = {case.name: case for case in BENCHMARK}
 
 # What nn.LSTM's users do in other ways, in the short run too.
 _FEATURES = [_BY_NAME[name] for name in ("rl-b8-h128-resets", "text-packed", "text-lengths", "projection-128-32")]
+
+# Cells are trained through their gradients too: meta-learning, gradient penalties.
+_CELL_MODES = ("inference", "train", "second-order")
+_FEW_CELLS = [_BY_NAME[name] for name in ("cell-h32-b1", "cell-h128-b16", "cell-h512-b4", "cell-h1024-b1")]
 
 _MIDDLE = Case("scaling", 100, 16, 128, 128)
 SCALING = [
@@ -77,14 +81,16 @@ class Selection:
 def quick(selection: Selection) -> tuple[list[Job], Budget]:
     """Seconds: does the suite run on this machine?"""
     cases = [_BY_NAME[name] for name in ("decode-32", "scalar-series", "digit-rows")]
-    return selection.jobs(cases), Budget(0.1, 5, 10)
+    jobs = selection.jobs(cases) + selection.jobs(_FEW_CELLS[:2], _CELL_MODES)
+    return jobs, Budget(0.1, 5, 10)
 
 
 def main(selection: Selection) -> tuple[list[Job], Budget]:
     """The short grid: under four minutes on two cores."""
     every_thread = torch.get_num_threads()
     jobs = selection.jobs(ACCEPTANCE, threads=sorted({1, every_thread}))
-    return jobs + selection.jobs(_FEATURES), Budget(1.0)
+    jobs += selection.jobs(_FEATURES)
+    return jobs + selection.jobs(_FEW_CELLS, _CELL_MODES, threads=(1,)), Budget(1.0)
 
 
 def full(selection: Selection) -> tuple[list[Job], Budget]:
@@ -95,7 +101,7 @@ def full(selection: Selection) -> tuple[list[Job], Budget]:
     every_thread = torch.get_num_threads()
     counts = sorted({1, every_thread})
     low = ("float32", "tf32", "float16", "bfloat16") if gpu else ("float32",)
-    others = [case for case in BENCHMARK if case not in ACCEPTANCE]
+    others = [case for case in BENCHMARK if case not in ACCEPTANCE + CELLS]
     decoders = [case for case in ACCEPTANCE + others if case.T == 1 or case.name.startswith("rl-")]
     jobs = selection.jobs(ACCEPTANCE, precisions=low, threads=counts)
     jobs += selection.jobs(others, precisions=low)
@@ -104,6 +110,8 @@ def full(selection: Selection) -> tuple[list[Job], Budget]:
     if not gpu:
         jobs += selection.jobs(ACCEPTANCE, precisions=("bfloat16", "float16", "float64"))
     jobs += selection.jobs(ACCEPTANCE, peers=[name for name in PEERS if name != BASELINE])
+    jobs += selection.jobs(CELLS, precisions=low if gpu else ("float32", "float64"), threads=counts)
+    jobs += selection.jobs(CELLS, ("second-order",), threads=counts)
     jobs += selection.jobs(SCALING)
     scaled = [replace(_MIDDLE, name=f"scaling-threads-{count}") for count in counts]
     for case, count in zip(scaled, counts, strict=True):

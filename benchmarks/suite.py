@@ -226,7 +226,7 @@ def _plan_used(workload: Workload) -> str:
     plans = [
         core.plan(
             device=limits,
-            T=case.T // workload.calls,
+            T=1 if case.cell else case.T // workload.calls,
             B=case.B,
             H=case.hidden_size,
             dtype=str(workload.dtype).removeprefix("torch."),
@@ -247,7 +247,7 @@ def _micro(seconds: Summary) -> tuple[float, float, float]:
 
 def _empty_row(job: Job, workload: Workload, peer: str) -> Row:
     case = workload.case
-    features = (case.variable, "resets" if case.resets else "", "dropout" if case.dropout else "")
+    features = (case.variable, "resets" * case.resets, "dropout" * bool(case.dropout), "cell" * case.cell)
     return Row(
         case=case.name,
         T=1 if job.mode == "decode" else case.T,

@@ -19,7 +19,7 @@ from tests.tf32 import tf32
 
 from .timing import Program
 
-MODES = ("inference", "train-forward", "train", "decode")
+MODES = ("inference", "train-forward", "train", "second-order", "decode")
 
 # tf32 is float32 storage with the tensor cores' shorter products, allowed on both sides.
 PRECISIONS = {
@@ -98,7 +98,7 @@ class Workload:
 
     @property
     def training(self) -> bool:
-        return self.mode.startswith("train")
+        return self.mode not in ("inference", "decode")
 
     @cached_property
     def state_dict(self) -> dict[str, Tensor]:
@@ -154,6 +154,14 @@ class Workload:
         module.load_state_dict(self.state_dict)
         return module.train(self.training)
 
+    def cell(self, cell_class: type[nn.Module]) -> nn.Module:
+        """As `module`, of a class like nn.LSTMCell, for a case of a cell."""
+        case = self.case
+        options = dict(bias=case.bias, device=self.device, dtype=self.dtype)
+        cell = cell_class(case.input_size, case.hidden_size, **options)
+        cell.load_state_dict({name.removesuffix("_l0"): value for name, value in self.state_dict.items()})
+        return cell.train(self.training)
+
     def program(self, model: Model) -> Program:
         """The mode around the forward function."""
         batches = self.batches
@@ -162,20 +170,23 @@ class Workload:
             "decode": _decode,
             "train-forward": lambda model, batch: model.forward(batch),
             "train": _train,
+            "second-order": _train_penalty,
         }
         run = runs[self.mode]
         if self.training:
             batches = [replace(b, input=b.input.detach().requires_grad_()) for b in batches]
         return lambda call: run(model, batches[call % len(batches)])
 
-    def gradient_names(self, model: Model) -> list[str]:
-        """Names of what a training program returns after the output."""
-        return ["input", *model.leaves]
+    def result_names(self, model: Model) -> list[str]:
+        """Names of what a program returns."""
+        gradients = ["input", *model.leaves]
+        training = {"train": ["output", *gradients], "second-order": ["gradient", *gradients]}
+        return training.get(self.mode, ["output", "h_n", "c_n"])
 
     def flops(self) -> float:
         """Of the matrix products, over all calls: 2 per multiply-add, backward twice the
-        forward."""
-        passes = 3 if self.mode == "train" else 1
+        forward. The gradient of the input alone is one pass, as forward is; backward is twice both."""
+        passes = {"train": 3, "second-order": 6}.get(self.mode, 1)
         return 2.0 * self.case.multiply_adds() * self._valid_fraction() * passes
 
     def bytes_moved(self) -> float:
@@ -195,7 +206,7 @@ class Workload:
             saved = 4 * case.hidden_size * item_bytes + case.hidden_size * cell_bytes
             saved *= rows * case.directions * case.num_layers
             total += saved
-            if self.mode == "train":
+            if self.mode in ("train", "second-order"):
                 total += saved + 2 * weights + 2 * inputs + 2 * outputs
         return total
 
@@ -224,6 +235,14 @@ def _train(model: Model, batch: Batch):
     output, _, _ = model.forward(batch)
     leaves = [batch.input, *model.leaves.values()]
     return output, *torch.autograd.grad(output, leaves, batch.d_output)
+
+
+def _train_penalty(model: Model, batch: Batch):
+    """The gradient of a gradient penalty: of the square of the input's gradient, by everything."""
+    output, _, _ = model.forward(batch)
+    (gradient,) = torch.autograd.grad(output, batch.input, batch.d_output, create_graph=True)
+    leaves = [batch.input, *model.leaves.values()]
+    return gradient, *torch.autograd.grad(gradient.square().sum(), leaves)
 
 
 def precision_switches(precision: str) -> AbstractContextManager[None]:

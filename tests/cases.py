@@ -5,6 +5,7 @@ the list chooses those). Letters as in the kernels: `T` steps, `B` batch.
 
 * `ACCEPTANCE`: the cases of the speed goal on the CPU (every one of them is always reported).
 * `USERS`: shapes taken from published programs, by field.
+* `CELLS`: loops over a cell, as reinforcement learning, decoders and meta-learning write them.
 * `GRID`: hidden size x batch, from decoding one token to filling a large GPU.
 * `BENCHMARK` = all of these.
 * `TILES`: small shapes whose sizes lie below, on and above the kernels' tile borders (tests).
@@ -22,7 +23,8 @@ class Case:
 
     `variable` says how sequences of different lengths reach the layer: "" (all have T steps),
     "packed" (a PackedSequence) or "lengths" (the `lengths` argument). `resets`: a boolean [T, B]
-    tensor, true with probability 1/32, is passed.
+    tensor, true with probability 1/32, is passed. `cell`: a Python loop of T steps over `nn.LSTMCell`
+    takes the place of the layer (one layer in one direction, nothing variable).
     """
 
     name: str
@@ -37,6 +39,7 @@ class Case:
     dropout: float = 0.0
     variable: str = ""
     resets: bool = False
+    cell: bool = False
 
     @property
     def directions(self) -> int:
@@ -137,7 +140,12 @@ GRID = [
     for hidden, batch in product((64, 256, 512, 1024, 2048), (1, 16, 64, 256))
 ]
 
-BENCHMARK = ACCEPTANCE + USERS + GRID
+CELLS = [
+    Case(f"cell-h{hidden}-b{batch}", 5, batch, hidden, hidden, cell=True)
+    for hidden, batch in product((32, 128, 512, 1024), (1, 4, 16, 64))
+]
+
+BENCHMARK = ACCEPTANCE + USERS + GRID + CELLS
 
 # Below, on and above the tiles: 8 and 16 vector lanes, 16 matrix rows, blocks of 32 units. Every
 # value of one axis meets small values of the others; the full product would be 100 shapes.

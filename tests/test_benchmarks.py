@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from benchmark_jobs import BRIEF, CPU, SMALL, job, wrong_lstm
+from torch import nn
 
 from benchmarks import contenders, memory, profiles, suite, timing
 from benchmarks.accuracy import Reference
 from benchmarks.contenders import BASELINE, CONTENDERS, FUSED, PEERS, Contender
 from benchmarks.suite import FAILED, OK, PEER_FAILED, PEER_WRONG, SKIPPED, WRONG, run_jobs
 from benchmarks.workload import MODES, Model, Workload, precision_switches
+from fusedlstm import FusedLSTMCell
 from tests.cases import BENCHMARK, Case
 
 # Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
@@ -24,11 +26,13 @@ LENGTHS = Case("lengths", 6, 3, 4, 5, num_layers=2, bidirectional=True, variable
 RESETS = Case("resets", 40, 3, 4, 5, resets=True)
 PROJECTION = Case("projection", 6, 3, 4, 5, proj_size=2)
 DROPOUT = Case("dropout", 6, 3, 4, 5, num_layers=2, dropout=0.5)
+CELL = Case("cell", 6, 3, 4, 5, cell=True)
+CASES = [SMALL, PACKED, LENGTHS, RESETS, PROJECTION, DROPOUT, CELL]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", [SMALL, PACKED, LENGTHS, RESETS, PROJECTION, DROPOUT], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_both_sides_are_right(case, mode, precision):
     workload = Workload.of(case, mode, precision, CPU).without_dropout()
     reference = Reference(workload)
@@ -69,9 +73,9 @@ def test_a_wrong_gradient_is_never_timed(monkeypatch):
 
     broken = wrong_lstm(lambda output, h_n, c_n: (Doubled.apply(output), h_n, c_n))
     monkeypatch.setitem(CONTENDERS, FUSED, broken)
-    row, training = run_jobs([job(), job(mode="train")], BRIEF)
-    assert (row.status, training.status) == (OK, WRONG)
-    assert training.fused_us is None
+    row, *training = run_jobs([job(), job(mode="train"), job(mode="second-order")], BRIEF)
+    assert [row.status, *(other.status for other in training)] == [OK, WRONG, WRONG]
+    assert all(other.fused_us is None for other in training)
 
 
 def test_a_wrong_peer_leaves_our_own_time(monkeypatch):
@@ -141,12 +145,48 @@ def test_row_is_consistent(mode):
     assert row.ratio_low <= row.ratio <= row.ratio_high
     seconds, T = row.fused_us * 1e-6, row.T
     per_row = 2 * 4 * 5 * (4 + 5) * 2 + 2 * 4 * 5 * (10 + 5) * 2
-    flops = per_row * T * row.B * (3 if mode == "train" else 1)
+    flops = per_row * T * row.B * {"train": 3, "second-order": 6}.get(mode, 1)
     assert (1 if mode == "decode" else 6) == T
     assert row.fused_gflops == pytest.approx(flops / seconds * 1e-9)
     assert row.percent_of_mm == pytest.approx(100 * flops / seconds / 1e11)
     assert row.percent_of_floor == pytest.approx(100 * row.floor_us / row.fused_us)
-    assert (row.fused_peak_mib is not None) == mode.startswith("train")
+    assert (row.fused_peak_mib is not None) == (mode in ("train-forward", "train", "second-order"))
+
+
+def test_a_wrong_derivative_of_second_order_is_never_timed(monkeypatch):
+    """Its first derivative is right."""
+
+    class Halved(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return (gradient + gradient.detach()) / 2
+
+    def build(workload):
+        model = contenders.build_torch(workload)
+        return Model(lambda batch: model.forward(replace(batch, input=Halved.apply(batch.input))), model.leaves)
+
+    monkeypatch.setitem(CONTENDERS, FUSED, Contender(FUSED, build))
+    training, second_order = run_jobs([job(mode="train"), job(mode="second-order")], BRIEF)
+    assert (training.status, second_order.status) == (OK, WRONG)
+
+
+def test_a_cell_is_compared_with_a_cell(monkeypatch):
+    called = []
+    for cell_class in (nn.LSTMCell, FusedLSTMCell):
+        forward = cell_class.forward
+
+        def recorded(self, *arguments, forward=forward):
+            called.append(type(self))
+            return forward(self, *arguments)
+
+        monkeypatch.setattr(cell_class, "forward", recorded)
+    (row,) = run_jobs([job(CELL)], BRIEF)
+    assert (row.status, row.feature) == (OK, "cell")
+    assert called.count(nn.LSTMCell) >= CELL.T and called.count(FusedLSTMCell) >= CELL.T
 
 
 def test_flops_count_only_valid_steps():
@@ -217,6 +257,7 @@ def test_enough_cases_with_different_names():
 def test_profiles_choose_jobs_once(profile):
     jobs, _ = profiles.PROFILES[profile](profiles.Selection(CPU))
     assert len(set(jobs)) == len(jobs) > 0
+    assert {job.mode for job in jobs if job.case.cell} == {"inference", "train", "second-order"}
     only_one = profiles.Selection(CPU, modes=("train",), threads=(1,))
     assert {(job.mode, job.threads) for job in profiles.PROFILES["quick"](only_one)[0]} == {("train", 1)}
 
