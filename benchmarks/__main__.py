@@ -33,7 +33,7 @@ from .contenders import PEERS
 from .profiles import PROFILES, Selection
 from .results import FOLDER, Results
 from .suite import FAILED, PEER_FAILED, PEER_WRONG, WRONG, Job, Row, reason, run_jobs
-from .table import not_timed, print_wide, rows_table, summary_table
+from .table import losses, not_timed, print_wide, rows_table, summary_table
 from .timing import Budget
 from .workload import MODES, PRECISIONS
 
@@ -55,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     device = arguments.device
     if arguments.cuda_graph and device.type != "cuda":
         parser.error(f"argument --cuda-graph: expected --device cuda, got {device}")
+    for name in ("callers", "neighbours"):
+        if getattr(arguments, name) and device.type != "cpu":
+            parser.error(f"argument --{name}: expected --device cpu, got {device}")
     selection = Selection(
         device,
         arguments.cases,
@@ -63,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments.threads,
         arguments.peers,
         arguments.cuda_graph,
+        arguments.callers,
+        arguments.neighbours,
     )
     profile = arguments.profile or ("custom" if arguments.cases else "main")
     try:
@@ -155,7 +160,7 @@ def _time_jobs(console: Console, results: Results, jobs: list[Job], budget: Budg
 
         def on_row(row: Row) -> None:
             results.rows.append(row)
-            name = f"{row.case} {row.mode} {row.precision} {row.threads} thr"
+            name = f"{row.case} {row.setting} {row.precision} {row.threads} thr"
             ratio = f"{row.ratio:.2f}x" if row.ratio else row.status
             progress.update(task, advance=1, description=f"{name} {ratio}"[:48].ljust(48))
             if not console.is_terminal:  # there is no bar to see
@@ -172,6 +177,8 @@ def _count(jobs: list[Job]) -> int:
 def _show(console: Console, rows: list[Row]) -> None:
     print_wide(console, rows_table(rows))
     print_wide(console, summary_table(rows))
+    for line in losses(rows):
+        console.print(f"[yellow]below 1[/] {line}", highlight=False)
     for (status, peer, note), count in not_timed(rows).items():
         color = "red" if status in (WRONG, FAILED, PEER_WRONG, PEER_FAILED) else "dim"
         console.print(f"[{color}]{status}[/] {peer}: {escape(note)} ({count} rows)", highlight=False)
@@ -179,7 +186,8 @@ def _show(console: Console, rows: list[Row]) -> None:
 
 def _ceilings(device: torch.device, rows: list[Row]) -> dict[str, str]:
     """What floors and percentages of the timed rows relate to, measured when they were."""
-    settings = dict.fromkeys((row.precision, row.threads) for row in rows if row.fused_us is not None)
+    timed = [row for row in rows if row.fused_us is not None]
+    settings = dict.fromkeys((row.precision, min(row.threads * row.callers, machine.usable_cpus())) for row in timed)
     limits = {}
     for precision, threads in settings:
         found = machine.ceilings(device, precision, threads)
@@ -224,6 +232,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", type=_choices(PRECISIONS), help=_names(PRECISIONS))
     parser.add_argument("--mode", type=_choices(MODES), help=_names(MODES))
     parser.add_argument("--threads", type=_counts, help="CPU threads, like 1,2")
+    parser.add_argument("--callers", type=_counts, help="Python threads that call at the same time, like 1,8")
+    parser.add_argument("--neighbours", type=_counts, help="other processes that keep CPUs busy, like 1,2")
     parser.add_argument("--peers", type=_choices(PEERS), help=_names(PEERS))
     parser.add_argument("--cuda-graph", action="store_true", help="CUDA graphs as well as eager")
     size = parser.add_mutually_exclusive_group()

@@ -96,8 +96,7 @@ def _table(pairs: list[Change]) -> Table:
         color = "dim" if not pair.beyond_spread else "green" if pair.factor > 1 else "red"
         times = (duration(old.fused_us), duration(new.fused_us))
         ratios = (f"{old.ratio:.2f}", f"{new.ratio:.2f}", f"[{color}]{pair.factor:.2f}x[/]")
-        mode = new.mode + " graph" * new.cuda_graph
-        table.add_row(new.case, mode, new.precision, str(new.threads), new.peer, *times, *ratios)
+        table.add_row(new.case, new.setting, new.precision, str(new.threads), new.peer, *times, *ratios)
     return table
 
 

@@ -37,9 +37,21 @@ class Ceilings:
         return max(flops / self.peak_flops, bytes_moved / self.bandwidth)
 
 
-@cache
+def usable_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
 def ceilings(device: torch.device, precision: str, threads: int) -> Ceilings:
-    """Measures the limits once per process for each argument; sets the number of threads."""
+    """Measures the limits once per process for each argument; sets the number of threads.
+
+    Threads above the usable CPUs add nothing to what a machine can do: as many as there are CPUs stand for them.
+    """
+    return _measured_ceilings(device, precision, min(threads, usable_cpus()))
+
+
+@cache
+def _measured_ceilings(device: torch.device, precision: str, threads: int) -> Ceilings:
     from .workload import PRECISIONS, precision_switches
 
     torch.set_num_threads(threads)

@@ -48,7 +48,7 @@ def _every_case(results: Results, path: Path) -> bool:
     spread = [median - [row.ratio_low for row in rows], [row.ratio_high for row in rows] - median]
     colors = [_FUSED if ratio >= 1 else "tab:red" for ratio in median]
     ratios.barh(lines, median - 1, left=1, xerr=spread, color=colors, height=0.7, ecolor="0.2")
-    labels = [f"{row.case}, {row.mode}, {row.precision}, {row.threads} thr" for row in rows]
+    labels = [f"{row.case}, {row.setting}, {row.precision}, {row.threads} thr" for row in rows]
     ratios.set_yticks(lines, labels, fontsize=6)
     ratios.set_ylim(-1, len(rows))
     ratios.axvline(1, color="black", linewidth=1)

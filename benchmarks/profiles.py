@@ -12,6 +12,7 @@ import torch
 from tests.cases import ACCEPTANCE, BENCHMARK, CELLS, Case
 
 from .contenders import BASELINE
+from .machine import usable_cpus
 from .suite import Job
 from .timing import Budget
 
@@ -47,6 +48,8 @@ class Selection:
     threads: Sequence[int] | None = None
     peers: Sequence[str] | None = None
     cuda_graph: bool = False
+    callers: Sequence[int] | None = None
+    neighbours: Sequence[int] | None = None
 
     def jobs(
         self,
@@ -55,6 +58,8 @@ class Selection:
         precisions: Sequence[str] = ("float32",),
         threads: Sequence[int] = (),
         peers: Sequence[str] = (BASELINE,),
+        callers: Sequence[int] = (1,),
+        neighbours: Sequence[int] = (0,),
     ) -> list[Job]:
         """The product of the arguments, each replaced where the command line says so."""
         modes = self.modes or modes
@@ -62,9 +67,13 @@ class Selection:
         threads = self.threads or threads or (torch.get_num_threads(),)
         peers = tuple(self.peers or peers)
         graphs = (False, True) if self.cuda_graph else (False,)
+        callers = self.callers or callers
+        neighbours = self.neighbours or neighbours
         return [
-            Job(case, mode, precision, self.device, count, peers, graph)
-            for case, precision, mode, count, graph in product(cases, precisions, modes, threads, graphs)
+            Job(case, mode, precision, self.device, count, peers, *rest)
+            for case, precision, mode, count, *rest in product(
+                cases, precisions, modes, threads, graphs, callers, neighbours
+            )
         ]
 
     def named_cases(self) -> list[Case]:
@@ -78,11 +87,24 @@ class Selection:
         return list(chosen.values())
 
 
+def _crowds(selection: Selection, servers: Sequence[str], threads: Sequence[int]) -> list[Job]:
+    """CPUs that are fewer than those who want them: 8 callers of one module, more torch threads (`threads`) than CPUs,
+    a busy process beside ours (for one thread and for one on each CPU, which should take twice as long at most)."""
+    if selection.device.type != "cpu":
+        return []
+    cpus = usable_cpus()
+    inference = ("inference",)
+    jobs = selection.jobs([_BY_NAME[name] for name in servers], inference, threads=(cpus,), callers=(8,))
+    jobs += selection.jobs([_BY_NAME["stream-128"]], inference, threads=threads)
+    return jobs + selection.jobs([_BY_NAME["stream-500"]], inference, threads=sorted({1, cpus}), neighbours=(1,))
+
+
 def quick(selection: Selection) -> tuple[list[Job], Budget]:
     """Seconds: does the suite run on this machine?"""
     cases = [_BY_NAME[name] for name in ("decode-32", "scalar-series", "digit-rows")]
     jobs = selection.jobs(cases) + selection.jobs(_FEW_CELLS[:2], _CELL_MODES)
-    return jobs, Budget(0.1, 5, 10)
+    jobs += _crowds(selection, ["server-128"], (2 * usable_cpus(),))
+    return _once(jobs), Budget(0.1, 5, 10)
 
 
 def main(selection: Selection) -> tuple[list[Job], Budget]:
@@ -90,7 +112,10 @@ def main(selection: Selection) -> tuple[list[Job], Budget]:
     every_thread = torch.get_num_threads()
     jobs = selection.jobs(ACCEPTANCE, threads=sorted({1, every_thread}))
     jobs += selection.jobs(_FEATURES)
-    return jobs + selection.jobs(_FEW_CELLS, _CELL_MODES, threads=(1,)), Budget(1.0)
+    jobs += selection.jobs(_FEW_CELLS, _CELL_MODES, threads=(1,))
+    cpus = usable_cpus()
+    jobs += _crowds(selection, ["server-128", "server-256"], (2 * cpus, 4 * cpus))
+    return _once(jobs), Budget(1.0)
 
 
 def full(selection: Selection) -> tuple[list[Job], Budget]:
@@ -112,11 +137,18 @@ def full(selection: Selection) -> tuple[list[Job], Budget]:
     jobs += selection.jobs(ACCEPTANCE, peers=[name for name in PEERS if name != BASELINE])
     jobs += selection.jobs(CELLS, precisions=low if gpu else ("float32", "float64"), threads=counts)
     jobs += selection.jobs(CELLS, ("second-order",), threads=counts)
+    cpus = usable_cpus()
+    jobs += _crowds(selection, ["server-128", "server-256"], (cpus + 1, 2 * cpus, 4 * cpus, 16 * cpus))
     jobs += selection.jobs(SCALING)
     scaled = [replace(_MIDDLE, name=f"scaling-threads-{count}") for count in counts]
     for case, count in zip(scaled, counts, strict=True):
         jobs += replace(selection, threads=(count,)).jobs([case])
-    return list(dict.fromkeys(jobs)), Budget(2.0)
+    return _once(jobs), Budget(2.0)
+
+
+def _once(jobs: list[Job]) -> list[Job]:
+    """What the command line names in place of several choices makes jobs alike."""
+    return list(dict.fromkeys(jobs))
 
 
 def custom(selection: Selection) -> tuple[list[Job], Budget]:

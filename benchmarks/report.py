@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .results import Results, beside
 from .suite import OK, SKIPPED, Row
-from .table import duration, not_timed, summary
+from .table import duration, losses, not_timed, summary
 
 
 def markdown(results: Results, figures: dict[str, Path]) -> str:
@@ -25,6 +25,8 @@ def markdown(results: Results, figures: dict[str, Path]) -> str:
             [[*map(str, group), *line] for group, line in summary(results.rows).items()],
         ),
     ]
+    if below := losses(results.rows):
+        parts += ["## Below 1", _lines(f"* {line}" for line in below)]
     if results.measures:
         parts += ["## Other measures", _measures(results.measures)]
     for title, path in figures.items():
@@ -57,9 +59,8 @@ def _rows_table(rows: Sequence[Row]) -> str:
 def _cells(row: Row) -> list[str]:
     layers = f"{row.layers}" + " bidirectional" * (row.directions > 1)
     feature = row.feature + f" proj {row.proj_size}" * bool(row.proj_size)
-    mode = row.mode + " graph" * row.cuda_graph
     sizes = map(str, (row.T, row.B, row.I, row.H))
-    head = [row.case, *sizes, layers, feature, mode, row.precision, str(row.threads), row.peer]
+    head = [row.case, *sizes, layers, feature, row.setting, row.precision, str(row.threads), row.peer]
     if row.fused_us is None:
         return [*head, row.status, *[""] * 11]
     if row.status == OK:

@@ -70,7 +70,7 @@ def geometric_mean(ratios: Sequence[float]) -> float:
 
 def key(row: Row) -> tuple:
     """What makes two rows of different runs the same measurement."""
-    return (row.case, row.mode, row.precision, row.device, row.threads, row.cuda_graph, row.peer)
+    return (row.case, row.setting, row.precision, row.device, row.threads, row.peer)
 
 
 def _rounded(columns: dict) -> dict:

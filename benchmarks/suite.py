@@ -14,6 +14,7 @@ from tests.cases import Case
 from . import machine, memory
 from .accuracy import Reference
 from .contenders import BASELINE, CONTENDERS, FUSED
+from .neighbours import busy_neighbours
 from .timing import Budget, Program, Summary, interleave, ratio
 from .workload import Model, Workload, precision_switches
 
@@ -33,12 +34,15 @@ class Job:
     threads: int
     peers: tuple[str, ...] = (BASELINE,)
     cuda_graph: bool = False
+    callers: int = 1  # Python threads that call the module at the same time
+    neighbours: int = 0  # other processes that keep CPUs busy meanwhile
 
 
 @dataclass
 class Row:
-    """A line of the result file. Times in microseconds a call, *_low and *_high are quartiles;
-    rates in 1e9 FLOP/s of the matrix products; percentages of FusedLSTM's own rate or time."""
+    """A line of the result file. Times in microseconds a call (with several callers: of the wall clock, over the
+    calls of all), *_low and *_high are quartiles; rates in 1e9 FLOP/s of the matrix products; percentages of
+    FusedLSTM's own rate or time."""
 
     case: str
     T: int
@@ -55,6 +59,8 @@ class Row:
     threads: int
     cuda_graph: bool
     peer: str
+    callers: int = 1
+    neighbours: int = 0
     status: str = OK
     note: str = ""
     fused_us: float | None = None
@@ -79,14 +85,30 @@ class Row:
     peer_peak_mib: float | None = None
     plan: str = ""
 
+    @property
+    def setting(self) -> str:
+        """The mode, and what else tells apart rows that a summary may not mix: `inference callers 8`."""
+        words = [
+            self.mode,
+            "graph" * self.cuda_graph,
+            "cell" * (self.feature == "cell"),
+            f"callers {self.callers}" * (self.callers > 1),
+            f"neighbours {self.neighbours}" * (self.neighbours > 0),
+        ]
+        return " ".join(filter(None, words))
+
 
 def run_jobs(jobs: Iterable[Job], budget: Budget, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
     """One row for each job and peer; `on_row` sees each as soon as it exists."""
     rows = []
-    for job in jobs:
-        for row in _run_job(job, budget):
-            rows.append(row)
-            on_row(row)
+    threads = torch.get_num_threads()
+    try:
+        for job in jobs:
+            for row in _run_job(job, budget):
+                rows.append(row)
+                on_row(row)
+    finally:
+        torch.set_num_threads(threads)
     return rows
 
 
@@ -167,9 +189,10 @@ def _time(row: Row, job: Job, workload: Workload, fused: Model, peer: Model | No
         programs[row.peer] = workload.program(peer)
     if job.cuda_graph:
         programs = {name: _captured(run, workload) for name, run in programs.items()}
-    samples = interleave(programs, job.device, budget)
+    with busy_neighbours(job.neighbours):
+        samples = interleave(programs, job.device, budget, job.callers)
     seconds = {name: Summary.of(values / workload.calls) for name, values in samples.items()}
-    ceilings = machine.ceilings(job.device, job.precision, job.threads)
+    ceilings = machine.ceilings(job.device, job.precision, job.threads * job.callers)
     torch.set_num_threads(job.threads)
     flops = workload.flops() / workload.calls
     # Calls of a decoding loop read the same weights again: the floor of one call, times one.
@@ -264,4 +287,6 @@ def _empty_row(job: Job, workload: Workload, peer: str) -> Row:
         threads=job.threads,
         cuda_graph=job.cuda_graph,
         peer=peer,
+        callers=job.callers,
+        neighbours=job.neighbours,
     )

@@ -36,11 +36,10 @@ def rows_table(rows: Sequence[Row]) -> Table:
 
 
 def _head(row: Row) -> list[str]:
-    mode = row.mode + (" graph" if row.cuda_graph else "")
     sizes = f"{row.T} {row.B} {row.I} {row.H}"
     sizes += f" x{row.layers}" * (row.layers > 1) + " bi" * (row.directions > 1)
     sizes += f" proj {row.proj_size}" * (row.proj_size > 0)
-    return [row.case, sizes, mode, row.precision, str(row.threads), row.peer]
+    return [row.case, sizes, row.setting, row.precision, str(row.threads), row.peer]
 
 
 def _numbers(row: Row) -> list[str]:
@@ -73,8 +72,7 @@ def summary(rows: Sequence[Row]) -> dict[tuple, list[str]]:
     groups = defaultdict(list)
     for peer in dict.fromkeys(row.peer for row in rows):
         for row in timed(rows, peer):
-            mode = row.mode + (" graph" if row.cuda_graph else "")
-            groups[peer, mode, row.precision, row.threads].append(row.ratio)
+            groups[peer, row.setting, row.precision, row.threads].append(row.ratio)
     return {
         group: [
             str(len(ratios)),
@@ -85,6 +83,15 @@ def summary(rows: Sequence[Row]) -> dict[tuple, list[str]]:
         ]
         for group, ratios in groups.items()
     }
+
+
+def losses(rows: Sequence[Row]) -> list[str]:
+    """A line for each row whose ratio is below the mark of 1, the lowest first."""
+    slower = sorted((row for row in rows if row.status == OK and row.ratio < 1), key=lambda row: row.ratio)
+    return [
+        f"{row.ratio:.2f}x {row.peer}: {row.case}, {row.setting}, {row.precision}, {row.threads} threads"
+        for row in slower
+    ]
 
 
 def not_timed(rows: Sequence[Row]) -> dict[tuple[str, str, str], int]:

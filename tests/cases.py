@@ -101,6 +101,11 @@ USERS = [
     Case("hydrology-64", 365, 256, 32, 64),
     Case("hydrology-128", 365, 256, 32, 128),
     Case("hydrology-256", 365, 256, 32, 256),
+    # Servers: several Python threads call one module.
+    Case("server-128", 50, 1, 128, 128),
+    Case("server-256", 30, 32, 256, 256),
+    # Long streams on machines that others use too.
+    Case("stream-500", 500, 1, 128, 128),
     # Forecasting.
     Case("forecast-2x40", 168, 64, 12, 40, num_layers=2, dropout=0.1),
     Case("forecast-128", 96, 32, 7, 128),

@@ -231,6 +231,7 @@ def test_command_names_what_it_expected(option, capsys):
         (["--device", "foo"], "argument --device: expected cpu or one of"),
         (["--device", "meta"], "argument --device: expected cpu or one of"),
         (["--device", "cuda:64"], "argument --device: expected cpu or one of"),
+        (["--callers", "0"], "argument --callers: expected positive numbers like 1,2, got '0'"),
         (["--device", "cpu", "--cuda-graph"], "argument --cuda-graph: expected --device cuda, got cpu"),
         (["--quick", "--cases", "decode-32"], "argument --cases: not allowed with argument --quick"),
         (["--cases", "nonsense"], "argument --cases: expected a case name or pattern, got 'nonsense'"),

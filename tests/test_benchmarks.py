@@ -1,7 +1,13 @@
 """The benchmark suite says what is true: errors are found before timing, and times are taken fairly."""
 
 import math
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +18,11 @@ from torch import nn
 from benchmarks import contenders, memory, profiles, suite, timing
 from benchmarks.accuracy import Reference
 from benchmarks.contenders import BASELINE, CONTENDERS, FUSED, PEERS, Contender
+from benchmarks.machine import usable_cpus
+from benchmarks.neighbours import busy_neighbours
+from benchmarks.results import key
 from benchmarks.suite import FAILED, OK, PEER_FAILED, PEER_WRONG, SKIPPED, WRONG, run_jobs
+from benchmarks.table import losses, summary
 from benchmarks.workload import MODES, Model, Workload, precision_switches
 from fusedlstm import FusedLSTMCell
 from tests.cases import BENCHMARK, Case
@@ -21,6 +31,7 @@ from tests.cases import BENCHMARK, Case
 ignored = pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
 pytestmark = [ignored, pytest.mark.usefixtures("one_thread", "cheap_ceilings")]
 
+ROOT = Path(__file__).resolve().parent.parent
 PACKED = Case("packed", 6, 3, 4, 5, bidirectional=True, variable="packed")
 LENGTHS = Case("lengths", 6, 3, 4, 5, num_layers=2, bidirectional=True, variable="lengths")
 RESETS = Case("resets", 40, 3, 4, 5, resets=True)
@@ -222,6 +233,81 @@ def test_precise_samples_stop_early():
     assert not timing._precise(noisy, 0.01)
 
 
+def test_callers_call_at_the_same_time():
+    """Each waits inside the program until all are there: one after the other, they would wait in vain."""
+    together = threading.Barrier(3)
+    callers, others = set(), []
+
+    def program(call):
+        together.wait(timeout=20)
+        callers.add(threading.get_ident())
+
+    def failing(call):
+        raise RuntimeError("no such kernel")
+
+    budget = timing.Budget(seconds=0, min_rounds=2)
+    with timing._watch(CPU, 3) as watch:
+        assert watch.seconds(program, 6) > 0
+        assert watch.seconds(program, 3) > 0
+        assert len(callers) == 3 and threading.get_ident() not in callers
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        timing.interleave({"a": failing, "b": others.append}, CPU, budget, callers=2)
+    samples = timing.interleave({"a": others.append, "b": others.append}, CPU, budget, callers=2)
+    assert [len(values) for values in samples.values()] == [2, 2]
+
+
+def test_the_calls_of_all_callers_are_counted(monkeypatch):
+    """A clock that calls alone move: so many in all, whoever makes them, and time over their number."""
+    calls = []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: 3.0 * len(calls))
+    with timing._watch(CPU, 4) as watch:
+        assert watch.seconds(calls.append, 12) == 3.0
+    assert sorted(calls) == list(range(12))
+
+
+def test_neighbours_are_busy_and_end():
+    def ticks(pid):
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+
+    with busy_neighbours(2) as processes:
+        before = [ticks(process.pid) for process in processes]
+        deadline = time.monotonic() + 60
+        while any(ticks(process.pid) <= start for process, start in zip(processes, before)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert all(process.poll() is not None for process in processes)
+
+
+def test_a_neighbour_ends_with_the_process_that_started_it():
+    program = "import os\nfrom benchmarks.neighbours import busy_neighbours\n"
+    program += "with busy_neighbours(1) as (process,):\n    print(process.pid, flush=True)\n    os._exit(0)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    stat, deadline = Path(f"/proc/{int(done.stdout)}/stat"), time.monotonic() + 60
+    with suppress(FileNotFoundError):
+        while stat.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("crowd", [{"callers": 2}, {"neighbours": 1}, {"threads": 3}])
+def test_crowds_are_rows_of_their_own(crowd):
+    threads = torch.get_num_threads()
+    plain, crowded = run_jobs([job(), replace(job(), **crowd)], BRIEF)
+    assert plain.status == crowded.status == OK
+    assert {name: getattr(crowded, name) for name in crowd} == crowd
+    assert key(plain) != key(crowded)
+    assert crowded.ratio > 0
+    assert len(summary([plain, crowded])) == 2
+    assert torch.get_num_threads() == threads
+
+
+def test_what_is_below_the_mark_is_named():
+    (row,) = run_jobs([job()], BRIEF)
+    rows = [replace(row, ratio=ratio) for ratio in (0.9, 1.0, 0.5)] + [replace(row, status=PEER_FAILED, ratio=None)]
+    text = "nn.LSTM: small, inference, float32, 1 threads"
+    assert losses(rows) == [f"0.50x {text}", f"0.90x {text}"]
+
+
 def test_ratio_is_taken_inside_a_round():
     """A machine that slows down tenfold half way changes no ratio."""
     drift = np.array([1.0, 1.0, 10.0, 10.0, 10.0])
@@ -258,6 +344,9 @@ def test_profiles_choose_jobs_once(profile):
     jobs, _ = profiles.PROFILES[profile](profiles.Selection(CPU))
     assert len(set(jobs)) == len(jobs) > 0
     assert {job.mode for job in jobs if job.case.cell} == {"inference", "train", "second-order"}
+    assert {job.callers for job in jobs} == {1, 8}
+    assert {job.neighbours for job in jobs} == {0, 1}
+    assert max(job.threads for job in jobs) > usable_cpus()
     only_one = profiles.Selection(CPU, modes=("train",), threads=(1,))
     assert {(job.mode, job.threads) for job in profiles.PROFILES["quick"](only_one)[0]} == {("train", 1)}
 
