@@ -13,6 +13,7 @@ from cases import OPTIONS
 from tf32 import tf32
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import config as inductor_config
 from torch.export import Dim, draft_export, export
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
@@ -30,6 +31,19 @@ LAYER_OPERATORS = (ops.lstm_layer, ops.lstm_layer_inference)
 @pytest.fixture(autouse=True)
 def _fresh_dynamo():
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def cheap_inductor():
+    """Without headers that are compiled ahead, which pay for themselves after dozens of files only: a model here is
+    one to three. The code around the kernels is not optimised."""
+    settings = {
+        "cpp_cache_precompile_headers": False,
+        "aot_inductor.precompile_headers": False,
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+    }
+    with inductor_config.patch(settings):
+        yield
 
 
 def _layer_nodes(graph) -> int:
@@ -100,6 +114,7 @@ def test_no_grad_and_autocast_compile(device):
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.usefixtures("cheap_inductor")
 def test_inductor(device):
     model = Classifier(device=device).to(device)
     compiled = torch.compile(model, fullgraph=True)
@@ -146,6 +161,7 @@ def test_export_with_lengths(device):
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.usefixtures("cheap_inductor")
 def test_aot_inductor_package_in_another_process(tmp_path):
     """The package needs the library's operators only, not the model's code."""
     model = Classifier().eval()
