@@ -15,6 +15,7 @@ import subprocess
 import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -30,7 +31,7 @@ RUNTIME_HEADERS = [
     CSRC / "cuda" / "primitives.cuh",
 ]
 NEEDS_TORCH = {"layer_cuda.cpp", "torch_host.cpp", "products.cpp"}  # of csrc/cuda: what only the library has
-JOBS = 2
+JOBS = 2  # at a time, of each process
 KEPT_SECONDS = 24 * 60 * 60  # that what nobody used is kept in the cache
 
 COMMON_FLAGS = [
@@ -67,13 +68,31 @@ class Unit:
         for file in (self.source, *sorted(self.headers, key=lambda p: p.name)):
             key.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
         target = CACHE / f"{self.source.stem}-{key.hexdigest()[:16]}.o"
+        include = [f"-I{folder}" for folder in self.include]
+        command = [compiler(), *COMMON_FLAGS, *self.flags, *include, "-c", self.source]
+        return made(target, command)
+
+
+@contextmanager
+def locked(file, how):
+    """A lock of fcntl.flock() on the file for the time of a block."""
+    with open(file, "w") as lock:
+        fcntl.flock(lock, how)
+        yield
+
+
+def made(target, command):
+    """The file `target`, made by the command with "-o" behind it where there is none.
+
+    Parallel test processes make a file once, and others at the same time.
+    """
+    with locked(target.with_suffix(".lock"), fcntl.LOCK_EX):
         if not target.exists():
             temporary = target.with_suffix(".tmp")
-            include = [f"-I{folder}" for folder in self.include]
-            run([compiler(), *COMMON_FLAGS, *self.flags, *include, "-c", self.source, "-o", temporary])
+            run([*command, "-o", temporary])
             os.replace(temporary, target)
         os.utime(target)
-        return target
+    return target
 
 
 def run(command):
@@ -113,26 +132,24 @@ def units(changed):
 def build(changed=None):
     """Compiles and links the module. Returns the path of the library. changed: see units()."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # parallel test processes build once
+    with locked(CACHE / "lock", fcntl.LOCK_SH):
         with ThreadPoolExecutor(JOBS) as pool:
             objects = list(pool.map(Unit.compile, units(changed or {})))
         key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:16]
-        library = CACHE / key / f"_emulated{EXTENSION_SUFFIXES[0]}"
-        if not library.exists():
-            library.parent.mkdir(exist_ok=True)
-            temporary = library.with_suffix(".tmp")
-            run([compiler(), "-shared", "-o", temporary, *objects, "-ldl"])
-            os.replace(temporary, library)
-        os.utime(library.parent)
-        forget_unused()
+        folder = CACHE / key
+        folder.mkdir(exist_ok=True)
+        os.utime(folder)
+        library = made(folder / f"_emulated{EXTENSION_SUFFIXES[0]}", [compiler(), "-shared", *objects, "-ldl"])
+    forget_unused()
     return library
 
 
 def forget_unused():
-    for entry in CACHE.iterdir():
-        if time.time() - entry.stat().st_mtime > KEPT_SECONDS:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    """Removes what is old, unless another process builds and may be about to use it."""
+    with suppress(BlockingIOError), locked(CACHE / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+        for entry in CACHE.iterdir():
+            if time.time() - entry.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def primitives_command(nvcc, arch, library):
