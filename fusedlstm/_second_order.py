@@ -32,7 +32,7 @@ from fusedlstm import _second_order_step, _transforms, reference
 from fusedlstm.reference import DIFFERENTIABLE, arranged, as_list, dense_rows, gradients, listed, replaced
 
 # Values of gates in a chunk of steps: it needs some dozens of tensors of so many values, or of a quarter.
-CHUNK = 2**20
+CHUNK = 2**19
 
 
 def second_order(layer, incoming, results, cotangents, asked) -> list:
@@ -120,7 +120,9 @@ def of_one_step(rows, weights, results, incoming, rows_dot, weights_dot, needs) 
             for kind in (rows, weights, rows_dot, weights_dot, incoming)
         )
         gates = gates.to(c_next.dtype)
-    d_h, d_c = _sum(*incoming[:2], like=rows[1]), _sum(*incoming[2:], like=rows[2])
+    d_h, d_c = _sum(*incoming[:2]), _sum(*incoming[2:])
+    if d_h is None:
+        d_h = torch.zeros_like(rows[1])
     return _second_order_step.second_order(rows, weights, gates, c_next, (d_h, d_c), rows_dot, weights_dot, needs)
 
 
@@ -153,7 +155,7 @@ def _by_one_step(layer, incoming, results, cotangents, asked) -> list:
         lambda: torch.stack(h_dot),
         lambda: torch.stack(c_dot),
         lambda: torch.stack(c_dot),
-        lambda: _sum(*to_x, like=x).view_as(layer[0]),
+        lambda: _sum(*to_x).view_as(layer[0]),
         lambda: torch.stack(to_h),
         lambda: torch.stack(to_c),
     ]
@@ -165,12 +167,10 @@ def _by_one_step(layer, incoming, results, cotangents, asked) -> list:
     return [*flat, *map(_nothing, layer[8:])]
 
 
-def _sum(*given, like):
-    """The sum of what is given; zeros like a tensor where all are None."""
+def _sum(*given):
+    """The sum of what is given; None where all are."""
     given = [one for one in given if one is not None]
-    if not given:
-        return torch.zeros_like(like)
-    return given[0] if len(given) == 1 else sum(given[1:], given[0])
+    return sum(given[1:], given[0]) if given else None
 
 
 def _by_chunks(layer, incoming, results, cotangents, asked) -> list:

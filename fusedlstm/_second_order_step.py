@@ -26,7 +26,7 @@ def second_order(rows, weights, gates, c_next, incoming, rows_dot, weights_dot, 
         weights: weight_ih [4H, I], weight_hh [4H, R], weight_hr [P, H] or None.
         gates, c_next: [N, 4H], activated, in the order i, f, g, o; [N, H]. Gates of zeros are those of steps that did
             not run: nothing flows through them.
-        incoming: d_h [N, R], d_c [N, H].
+        incoming: d_h [N, R], d_c [N, H]; the latter None for zeros.
         rows_dot: tangents of `rows`, None for zeros.
         weights_dot: those of weight_ih, weight_hh, bias_ih, bias_hh, weight_hr.
         needs: whether to return gradients for x, h, c, weight_ih, weight_hh, a bias, weight_hr.
@@ -40,21 +40,22 @@ def second_order(rows, weights, gates, c_next, incoming, rows_dot, weights_dot, 
     d_h, d_c = incoming
     x_dot, h_dot, c_dot = rows_dot
     w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot = weights_dot
-    i, f, g, o = gates.chunk(4, -1)
+    _, f, g, o = gates.chunk(4, -1)
     t = c_next.tanh()
+    factors = torch.cat([g, c, gates.narrow(-1, 0, c.size(-1)), t], -1)  # of the gates i, f, g, o, in c_next and m
 
     # Tangents. The gates' activations are sigmoids, but for that of g, a tanh.
     slopes = torch.addcmul(gates, gates, gates, value=-1)
-    slope_of_g = slopes.chunk(4, -1)[2]
-    slope_of_g -= g - 1
-    gates_dot = slopes * sums_dot((x, h), (w_ih, w_hh), (x_dot, h_dot), (w_ih_dot, w_hh_dot), (b_ih_dot, b_hh_dot))
-    i_dot, f_dot, g_dot, o_dot = gates_dot.chunk(4, -1)
-    c_next_dot = f_dot * c + i_dot * g + i * g_dot
+    slopes.chunk(4, -1)[2].sub_(g).add_(1)
+    gates_dot = sums_dot((x, h), (w_ih, w_hh), (x_dot, h_dot), (w_ih_dot, w_hh_dot), (b_ih_dot, b_hh_dot)) * slopes
+    by_i, by_f, by_g, by_o = (gates_dot * factors).chunk(4, -1)
+    c_next_dot = by_i + by_f
+    c_next_dot += by_g
     if c_dot is not None:
         c_next_dot.addcmul_(f, c_dot)
-    slope_of_t = 1 - t * t
-    by_c_next = o * slope_of_t
-    m_dot = torch.addcmul(o_dot * t, by_c_next, c_next_dot)
+    slope_of_t = torch.addcmul(t.new_ones(()), t, t, value=-1)
+    t_dot = slope_of_t * c_next_dot
+    m_dot = torch.addcmul(by_o, o, t_dot)
     h_next_dot = m_dot if w_hr is None else linear(m_dot, w_hr)
     if w_hr_dot is not None:
         h_next_dot = h_next_dot + linear(o * t, w_hr_dot)
@@ -63,25 +64,26 @@ def second_order(rows, weights, gates, c_next, incoming, rows_dot, weights_dot, 
 
     # phi's derivatives for m', for c_next', for c_next by way of t, and for m where a projection moves.
     d_m = d_h if w_hr is None else d_h @ w_hr
-    by_c_next_dot = torch.addcmul(d_c, d_m, by_c_next)
-    through_t = d_m * slope_of_t * torch.addcmul(o_dot, o * t, c_next_dot, value=-2)
+    by_c_next = o * slope_of_t
+    by_c_next_dot = d_m * by_c_next
+    if d_c is not None:
+        by_c_next_dot += d_c
+    i_dot, f_dot, g_dot, o_dot = gates_dot.chunk(4, -1)
+    through_t = torch.addcmul(o_dot * slope_of_t, o * t, t_dot, value=-2).mul_(d_m)
     by_m = None if w_hr_dot is None else d_h @ w_hr_dot
     if by_m is not None:
         through_t.addcmul_(by_m, by_c_next)
-    # For y', and for y.
-    by_gates_dot = torch.cat([by_c_next_dot * g, by_c_next_dot * c, by_c_next_dot * i, d_m * t], -1)
-    of_i, of_g = (torch.addcmul(by_c_next_dot * a, through_t, b) for a, b in ((g_dot, g), (i_dot, i)))
-    of_f = through_t * c if c_dot is None else torch.addcmul(by_c_next_dot * c_dot, through_t, c)
-    of_o = d_m * slope_of_t * c_next_dot
-    if by_m is not None:
-        of_o.addcmul_(by_m, t)
-    by_gates = torch.cat([of_i, of_f, of_g, of_o], -1)
+    # For y', and for y: phi has y' times its factor, and y times how that moves or by way of t.
+    of_factors = torch.cat([by_c_next_dot, by_c_next_dot, by_c_next_dot, d_m], -1)
+    factors_dot = torch.cat([g_dot, torch.zeros_like(c) if c_dot is None else c_dot, i_dot, t_dot], -1)
+    through = torch.cat([through_t, through_t, through_t, torch.zeros_like(t) if by_m is None else by_m], -1)
+    by_gates_dot = of_factors * factors
+    by_gates = factors_dot.mul_(of_factors).addcmul_(through, factors)
     # For z' (the gradients of first order) and for z. A slope changes with its sum: y'' = y' (1 - 2 y), or -2 y y'. In
     # the memory of what is not needed any more.
-    bends = 1 - 2 * gates
-    bend_of_g = bends.chunk(4, -1)[2]
-    bend_of_g -= 1
-    by_sums = by_gates.mul_(slopes).addcmul_(by_gates_dot, bends.mul_(gates_dot))
+    bends = torch.addcmul(gates_dot, gates_dot, gates, value=-2)
+    bends.chunk(4, -1)[2].sub_(g_dot)
+    by_sums = by_gates.mul_(slopes).addcmul_(by_gates_dot, bends)
     by_sums_dot = by_gates_dot.mul_(slopes)
 
     def of_rows(w, w_dot):
