@@ -64,7 +64,7 @@ def test(options: list[str]) -> int:
     workers = min(cores, 4)
     compile_cuda_where_possible()
     os.environ.setdefault("OMP_NUM_THREADS", str(cores // workers))
-    parallel = ["-n", str(workers)] if importlib.util.find_spec("xdist") else []
+    parallel = ["-n", str(workers), "--dist", "worksteal"] if importlib.util.find_spec("xdist") else []
     return build([]) or run("-m", "pytest", *parallel, *options)
 
 

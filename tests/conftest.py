@@ -1,5 +1,5 @@
-"""Fixtures of all tests: the device, a fixed seed; a temporary folder; one thread per test process under xdist; the end
-of a process whose CUDA context is lost.
+"""Fixtures of all tests: the device, a fixed seed; a temporary folder; one thread per test process under xdist; slow
+tests first; the end of a process whose CUDA context is lost.
 """
 
 import os
@@ -30,6 +30,11 @@ def pytest_configure(config):
     folder = tempfile.TemporaryDirectory(prefix="fusedlstm-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     os.environ["TMPDIR"] = tempfile.tempdir = folder.name
+
+
+def pytest_collection_modifyitems(items):
+    """The slow ones first: at the end, all test processes but one would wait for it."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(params=DEVICES)

@@ -211,6 +211,7 @@ def test_opcheck_of_row_states(kind):
     torch.library.opcheck(ops.lstm_layer, _operator_arguments(case, True, **rows))
 
 
+@pytest.mark.slow
 def test_opcheck_of_backward():
     """Traces the double backward through the reference: few steps, since it is a node per step."""
     case = replace(OPTIONS[4], T=2)

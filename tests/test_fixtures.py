@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import conftest
 import pytest
@@ -33,6 +34,15 @@ def run_pytest(folder, *options):
     command = [sys.executable, "-m", "pytest", *options, "test_gpu.py"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
+
+
+def test_slow_tests_come_first(request):
+    names = [item.name for item in request.session.items if item.get_closest_marker("slow")]
+    assert names == [item.name for item in request.session.items[: len(names)]]
+    slow, quick, other = (SimpleNamespace(get_closest_marker=lambda name, m=m: m) for m in ("slow", None, None))
+    items = [quick, slow, other]
+    conftest.pytest_collection_modifyitems(items)
+    assert items == [slow, quick, other]
 
 
 LOST = "the CUDA context is lost after test_gpu.py::test_that_faults: CUDA error: an illegal memory access"
