@@ -94,8 +94,8 @@ struct LocalExchange : ExchangeLayout<Math, kShape> {
   __device__ __forceinline__ void close() {}
 };
 
-// Ends a wait for another CTA that has no end. The CTAs of a cluster or of a cooperative grid start together, so that no
-// wait includes that for a free SM.
+// Ends a wait for another CTA that has no end. The CTAs of a cluster or of a cooperative grid start together, so that
+// no wait includes that for a free SM.
 class Patience {
  public:
   // To be asked where a look has found nothing, and only there: whether that has gone on for 30 to 34 s.
@@ -134,12 +134,13 @@ struct ArrivalBarriers {
   // Nothing of position s + 2 may come before the next barrier of the CTA. kernel: as Patience has it.
   static __device__ __forceinline__ void await(SharedAddress barriers, int s, int steps, int expected,
                                                const char* kernel) {
-    // A second way out of this loop would cost 20 instructions in every time step, of values that the compiler no
-    // longer keeps. So it is left by the only one where patience is over, too: by a look at the phase before, which is
-    // complete. If this one completes just then, that is the next one, which is not: hence the turns.
+    // A second way out of this loop would cost 20 instructions in every time step of some kernels. So where patience is
+    // over it is left by the only one, too: by asking for the phase before, which is complete. If this one completes
+    // just then, the same question is about the next one, which is not: hence the turns.
+    const int parity = s / 2 % 2;
     Patience patience;
     bool is_late = false;
-    while (!mbarrier_try_wait<Scope::kCluster>(barriers + offset(s), (s / 2 + is_late) % 2))
+    while (!mbarrier_try_wait<Scope::kCluster>(barriers + offset(s), parity ^ is_late))
       is_late = !is_late && patience.is_over();
     if (is_late) Patience::give_up(kernel);
     if (threadIdx.x == 0 && s + 2 < steps) mbarrier_arrive_expect(barriers + offset(s), expected);
@@ -178,7 +179,7 @@ struct SumExchange : LocalExchange<Math, kShape> {
     // After tile.barriers, of this CTA or a peer.
     const uint32_t mine = in_register(static_cast<uint32_t>(tile.sums - tile.barriers) + s % 2 * kBufferBytes +
                                       tile.first_unit / kUnits * kSourceBytes + place(g, row));
-    const uint32_t barrier = in_register(static_cast<uint32_t>(ArrivalBarriers::offset(s)));
+    const uint32_t barrier = in_register(ArrivalBarriers::offset(s));
     const int first_unit = unit_of_row<kShape>(0, warp, 0), units = tile.hidden_size - first_unit - g;
 #pragma unroll
     for (int r = 0; r < kShape.rows_per_lane; ++r) {
@@ -288,8 +289,7 @@ struct ClusterExchange : VectorExchange<Math, kShape> {
     ArrivalBarriers::open(tile.barriers, expected_bytes());
   }
   __device__ __forceinline__ void publish(int s, const typename Layout::Elements& x) {
-    const uint32_t buffer = in_register(static_cast<uint32_t>(s % 2 * Layout::kOperandBytes));
-    const uint32_t barrier = in_register(static_cast<uint32_t>(ArrivalBarriers::offset(s)));
+    const int buffer = in_register(s % 2 * Layout::kOperandBytes), barrier = in_register(ArrivalBarriers::offset(s));
     Layout::gather(x, [&](int e, int q, Vec4 v) {
 #pragma unroll
       for (int i = 0; i < kPeers; ++i)

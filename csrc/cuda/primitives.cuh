@@ -69,6 +69,9 @@ __device__ __forceinline__ uint32_t in_register(uint32_t x) {
   asm volatile("" : "+r"(x));
   return x;
 }
+__device__ __forceinline__ int in_register(int x) {
+  return static_cast<int>(in_register(static_cast<uint32_t>(x)));
+}
 __device__ __forceinline__ int64_t in_register(int64_t x) {
   asm volatile("" : "+l"(x));
   return x;
@@ -269,15 +272,16 @@ __device__ __forceinline__ void mbarrier_arrive_expect(SharedAddress barrier, in
 template <Scope kScope>
 __device__ __forceinline__ bool mbarrier_try_wait(SharedAddress barrier, int parity) {
   uint32_t done;
-#define FUSEDLSTM_TRY_WAIT(scope)                                                             \
-  asm volatile(                                                                               \
-      "{\n"                                                                                   \
-      ".reg .pred done;\n"                                                                    \
-      "mbarrier.try_wait.parity.acquire." scope ".shared::cta.b64 done, [%1], %2;\n"          \
-      "selp.u32 %0, 1, 0, done;\n"                                                            \
-      "}"                                                                                     \
-      : "=r"(done)                                                                            \
-      : "r"(barrier), "r"(parity)                                                             \
+#define FUSEDLSTM_TRY_WAIT(scope)               \
+  asm volatile(                                 \
+      "{\n"                                     \
+      ".reg .pred done;\n"                      \
+      "mbarrier.try_wait.parity.acquire." scope \
+      ".shared::cta.b64 done, [%1], %2;\n"      \
+      "selp.u32 %0, 1, 0, done;\n"              \
+      "}"                                       \
+      : "=r"(done)                              \
+      : "r"(barrier), "r"(parity)               \
       : "memory")
   if constexpr (kScope == Scope::kCluster)
     FUSEDLSTM_TRY_WAIT("cluster");

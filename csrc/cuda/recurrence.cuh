@@ -103,7 +103,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   // Elements of one gate's block in weights and operands: the next multiple of 16 bytes.
   const int gate_pitch = (H + Traffic::kVectorElements - 1) / Traffic::kVectorElements * Traffic::kVectorElements;
   const int warp = threadIdx.x / 32, k_split = warp % kShape.k_splits;
-  const uint32_t part_of_k = in_register(static_cast<uint32_t>(k_split * kShape.chunks_per_warp * Traffic::kChunkStride));
+  const int part_of_k = in_register(k_split * kShape.chunks_per_warp * Traffic::kChunkStride);  // bytes to the warp's
   const SharedAddress smem = in_register(shared_address(shared_memory()));
 
   // First, while there are registers for many loads in flight.
@@ -186,7 +186,6 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   store(before);
 
   const PartialSums<Math, kShape> partials(smem + Smem::kPartials);
-
   for (int s = 0; s < steps; ++s) {
     typename Cell::Ready ready[kCells];
     const Step later = step_at(s + Cell::kLead + 3);

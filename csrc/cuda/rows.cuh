@@ -304,10 +304,18 @@ struct BackwardUnit {
   scalar_t gate[4];  // of the step to come
   acc_t c, c_prev;
   acc_t d_cell_state;  // the gradient of its cell state from outside
+  int first;           // row of what was saved of batch row b, and of d_gates, after the step's
 
   BackwardUnit() = default;
   __device__ __forceinline__ BackwardUnit(const BackwardArgs& a, int d, int b, int u, int m = 0, bool exists = true)
-      : clock(a.rows, d, b, m, exists), u(u), d_c(0), gate{}, c(0), c_prev(0), d_cell_state(0) {}
+      : clock(a.rows, d, b, m, exists),
+        u(u),
+        d_c(0),
+        gate{},
+        c(0),
+        c_prev(0),
+        d_cell_state(0),
+        first(in_register(first_saved(a.rows, d, m) + clock.b)) {}
 
   __device__ __forceinline__ void start(const BackwardArgs& a) {
     d_c = state_or_zero<scalar_t>(a.d_c_n, a.rows.H, a.rows, clock, u);
@@ -315,7 +323,7 @@ struct BackwardUnit {
 
   // previous: the step before `step` in time, which is the next to run backward.
   __device__ __forceinline__ void prefetch(const BackwardArgs& a, const Step& step, const Step& previous) {
-    const int first = first_saved(a.rows, clock.d, clock.m) + clock.b, H = a.rows.H;
+    const int H = a.rows.H;
     const auto* gates = &at<scalar_t>(a.gates, element(first + step.row, 4 * H, u));
     const int64_t i = element(first + step.row, H, u);
     const auto* c_before = &at<acc_t>(a.cell_states, element(first + previous.row, H, u));
@@ -353,10 +361,10 @@ struct BackwardUnit {
   static __device__ __forceinline__ int64_t first_element(const BackwardArgs& a, const Step& step) {
     return element(step.row, 4 * a.rows.H, 0);
   }
-  __device__ __forceinline__ void store(const BackwardArgs& a, const Step& step, int64_t first,
+  __device__ __forceinline__ void store(const BackwardArgs& a, const Step& step, int64_t before,
                                         const scalar_t (&d_gates)[4]) const {
     const int H = a.rows.H;
-    auto* to = &at<scalar_t>(a.d_gates, first + element(first_saved(a.rows, clock.d, clock.m) + clock.b, 4 * H, u));
+    auto* to = &at<scalar_t>(a.d_gates, before + element(first, 4 * H, u));
     if (!clock.runs(step.t)) return;
 #pragma unroll
     for (int q = 0; q < 4; ++q) to[q * H] = d_gates[q];

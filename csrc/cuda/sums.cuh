@@ -22,7 +22,10 @@ struct PartialSums {
   static constexpr int kBytes = kShape.whole_sums() || kShape.sends_sums() ? 0 : 2 * kBufferBytes;
   using Owned = OwnedCells<Math, kShape>;
   SharedAddress stored;  // the lane's first sum of batch rows 0..7, in buffer 0
-  SharedAddress taken;   // the first one of the thread's cell 0
+  SharedAddress taken;   // the first sum of the thread's cell 0, there too
+
+  // From the first of them to that of position s.
+  static __device__ __forceinline__ int buffer(int s) { return s % 2 * kBufferBytes; }
 
   explicit __device__ __forceinline__ PartialSums(SharedAddress buffers) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -40,7 +43,7 @@ struct PartialSums {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const SharedAddress to =
-            stored + s % 2 * kBufferBytes + (first_row + e) * kRowBytes + unit_of_row<kShape>(r, 0, 0) * kSums * 4;
+            stored + buffer(s) + (first_row + e) * kRowBytes + unit_of_row<kShape>(r, 0, 0) * kSums * 4;
         if constexpr (kSums == 4)
           store_shared128(to, Vec4{float_bits(acc[r][e]), float_bits(acc[r + 1][e]), float_bits(acc[r + 2][e]),
                                    float_bits(acc[r + 3][e])});
@@ -53,7 +56,7 @@ struct PartialSums {
   __device__ __forceinline__ void add(int s, int e, float (&sums)[kSums]) const {
 #pragma unroll
     for (int k_split = 0; k_split < kShape.k_splits; ++k_split) {
-      const SharedAddress from = taken + s % 2 * kBufferBytes + k_split * kSplitBytes + Owned::rows_on(e) * kRowBytes;
+      const SharedAddress from = taken + buffer(s) + k_split * kSplitBytes + Owned::rows_on(e) * kRowBytes;
       if constexpr (kSums == 4) {
         const Vec4 v = load_shared128(from);
 #pragma unroll
@@ -70,8 +73,7 @@ struct PartialSums {
 // warp has multiplied, before it waits for others; backward, it may still set the sums, to zero.
 template <class Math, KernelShape kShape, class Product, class Sum, class Meanwhile>
 __device__ __forceinline__ void add_products(const Product& product, const Exchange<Math, kShape>& exchange, int s,
-                                             SharedAddress operand, const PartialSums<Math, kShape>& partials,
-                                             Sum sum,
+                                             SharedAddress operand, const PartialSums<Math, kShape>& partials, Sum sum,
                                              Meanwhile meanwhile) {
   using Layout = ExchangeLayout<Math, kShape>;
   constexpr int kSums = kShape.sums(), kCells = Layout::Owned::kCount;
