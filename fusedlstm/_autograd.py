@@ -83,7 +83,7 @@ class _CellGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, results, asked, allow_tf32, *tensors):
-        ctx.asked, ctx.allow_tf32 = asked, allow_tf32
+        ctx.allow_tf32 = allow_tf32
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*results, *tensors)
         return _cell_gradients(results, asked, allow_tf32, *tensors)
@@ -97,7 +97,8 @@ class _CellGradients(torch.autograd.Function):
             layer = _one_step(*tensors[:3], tensors[3:], ctx.allow_tf32)
             by_kind = _one_step(*cotangents[:3], cotangents[3:], None)
             incoming = None, _as_step(d_h), _as_step(d_c), None
-            asked_of_all = [False, *asked[:2], False, *asked[2:], *[False] * (len(layer) - len(asked) + 2)]
+            asked_of_all = [False, *asked[:2], False, *asked[2:]]
+            asked_of_all += [False] * (len(incoming) + len(layer) - len(asked_of_all))
             found = second_order(layer, incoming, results, by_kind, asked_of_all)
             found = [*found[1:3], *found[4:7], *chain.from_iterable(found[7:11])]
             return (None, None, None, *[None if d is None else d.squeeze(0) for d in found[:5]], *found[5:])
@@ -107,7 +108,8 @@ class _CellGradients(torch.autograd.Function):
             tensors[:3], [*tensors[3:5], None], (gates[0], cell_states[0]), (d_h, None, d_c, None),
             cotangents[:3], weights_dot, needs,
         )  # fmt: skip
-        flat = *found[:7], *[found[7]] * (len(tensors) - 5)
+        biases = [found[7], found[7].clone()] if needs[5] else [None] * (len(tensors) - 5)  # equal, each its own
+        flat = *found[:7], *biases
         return (None, None, None, *[one.to(gates.dtype) if ask else None for one, ask in zip(flat, asked)])
 
 

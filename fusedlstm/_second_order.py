@@ -12,27 +12,16 @@ the cotangents. With s for the state (h, c) after each step, F for the step, and
 
 So only the tangents need a loop in Python, of a few small operations a step, and no graph. The gradients that the
 steps add do not depend on one another: the steps are rows of one batch, see _second_order_step.py. One step alone, as
-of a cell, is no more than that.
-
-The memory: all this goes by chunks of steps, each a layer of its own between the states of its neighbours. First
-through the chunks in the order of the steps, for the tangents; only those of the state before each chunk are kept.
-Then back: a chunk computes its tangents again, its adjoints, and its part of the gradients, and hands the gradients for
-the state before it to its neighbour. As large as all steps are only the arguments and the results. A chunk has `CHUNK`
-values of gates, whatever T is.
-
-Between chunks, gradients for c pass through the operator's arguments and results: of 16-bit types, rounded to them.
+of a cell, is no more than that; the loop is in _second_order_chunks.py.
 """
 
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import linear
 
 from fusedlstm import _second_order_step, _transforms, reference
-from fusedlstm.reference import DIFFERENTIABLE, arranged, as_list, dense_rows, gradients, listed, replaced
-
-# Values of gates in a chunk of steps: it needs some dozens of tensors of so many values, or of a quarter.
-CHUNK = 2**19
+from fusedlstm._second_order_chunks import by_chunks
+from fusedlstm.reference import arranged, as_list, gradients, listed, nothing, replaced
 
 
 def second_order(layer, incoming, results, cotangents, asked) -> list:
@@ -55,13 +44,13 @@ def second_order(layer, incoming, results, cotangents, asked) -> list:
     if needs_graph(incoming) or steps == 0 or not (lengths is None or reset is None):
         return _by_reference(layer, incoming, cotangents, asked)
     if all(d is None for d in incoming) or not any(map(listed, cotangents)):
-        return [_nothing(argument) for argument in (*incoming, *layer)]
+        return [nothing(argument) for argument in (*incoming, *layer)]
     if is_ensemble:
         return _by_members(layer, incoming, results, cotangents, asked)
     with torch.autocast(layer[0].device.type, enabled=False):
         if steps == 1 and lengths is None and reset is None:
             return _by_one_step(layer, incoming, results, cotangents, asked)
-        return _by_chunks(layer, incoming, results, cotangents, asked)
+        return by_chunks(layer, incoming, results, cotangents, asked)
 
 
 def needs_graph(incoming) -> bool:
@@ -149,7 +138,8 @@ def _by_one_step(layer, incoming, results, cotangents, asked) -> list:
         found.append(of_one_step(rows, (w_ih, w_hh, w_hr), of_direction, arrive, rows_dot, weights_dot, needs))
 
     h_dot, c_dot, to_x, to_h, to_c, *of_lists = zip(*found)
-    of_lists.insert(2, of_lists[2])  # the two biases
+    # Of the two biases, equal but not to share memory.
+    of_lists.insert(3, [None if one is None else one.clone() for one in of_lists[2]])
     of_rows = [
         lambda: torch.cat(h_dot, -1).view_as(incoming[0]),
         lambda: torch.stack(h_dot),
@@ -163,341 +153,11 @@ def _by_one_step(layer, incoming, results, cotangents, asked) -> list:
     flat = [make().to(wide if place == 3 else dtype) if asked[place] else None for place, make in enumerate(of_rows)]
     for place, kind in enumerate(of_lists, start=3):
         is_asked = asked[4 + place] and layer[place]
-        flat.append([one.to(dtype) for one in kind] if is_asked else _nothing(layer[place]))
-    return [*flat, *map(_nothing, layer[8:])]
+        flat.append([one.to(dtype) for one in kind] if is_asked else nothing(layer[place]))
+    return [*flat, *map(nothing, layer[8:])]
 
 
 def _sum(*given):
     """The sum of what is given; None where all are."""
     given = [one for one in given if one is not None]
     return sum(given[1:], given[0]) if given else None
-
-
-def _by_chunks(layer, incoming, results, cotangents, asked) -> list:
-    """`second_order` of one layer of several steps: without a graph over time."""
-    asks_incoming, asks_layer = asked[: len(incoming)], asked[len(incoming) :]
-    wide = results[2].dtype
-    tangents = [torch.zeros_like(d) if need else None for d, need in zip(incoming, asks_incoming)]
-    sums = [_zeros(layer[place], wide) if asks_layer[place] else None for place in DIFFERENTIABLE]
-    for d in range(layer[1].size(0)):
-        _Direction(layer, incoming, results, cotangents, d).run(tangents, sums)
-
-    found = [*tangents, *map(_nothing, layer)]
-    for place, total in zip(DIFFERENTIABLE, sums):
-        if total is not None:
-            narrow = [one.to(layer[0].dtype) for one in as_list(total)]
-            found[len(incoming) + place] = narrow if isinstance(total, list) else narrow[0]
-    return found
-
-
-class _Direction:
-    """One direction of a layer: its arguments, and the rows of its steps in the order in which it runs them.
-
-    Tensors of S steps are [S, B, features], in `wide`: float32 or float64. Pairs are of h and c.
-    """
-
-    def __init__(self, layer, incoming, results, cotangents, d: int):
-        self.d, self.dtype, self.wide, self.allow_tf32 = d, layer[0].dtype, results[2].dtype, layer[-1]
-        arguments = [layer[place] for place in DIFFERENTIABLE]
-        self.input, *self.start, w_ih, w_hh, b_ih, b_hh, w_hr, reset_h, reset_c = self._own(arguments)
-        self.input_dot, *start_dot, w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot, reset_h_dot, reset_c_dot = (
-            self._own(cotangents)
-        )
-        self.weights = [w_ih, w_hh, b_ih, b_hh, w_hr]
-        self.weights_dot = [w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot]
-        self.lists = [[kind[d]] if kind else [] for kind in layer[3:8]]  # the weights as an operator's arguments
-        _, *end_adjoint = self._own([None, *incoming[1:3]])
-        self.start_dot, self.end_adjoint = (
-            [torch.zeros_like(state) if given is None else given for given, state in zip(pair, self.start)]
-            for pair in (start_dot, end_adjoint)
-        )
-
-        self.batch_sizes, self.lengths, self.reset = layer[8:11]
-        self.B, H = self.start[1].shape
-        self.T = self.input.size(0) if self.batch_sizes is None else self.batch_sizes.size(0)
-        self.sequences = torch.arange(self.B, device=self.input.device)
-        if self.batch_sizes is not None:
-            self.first_rows = [0, *self.batch_sizes.cumsum(0).tolist()]
-            self.lengths = dense_rows(self.batch_sizes, self.B)[1].to(self.input.device)
-        # The state that a sequence ends with is that before step `last`, or after all.
-        self.last = torch.full_like(self.sequences, self.T) if self.lengths is None else self.lengths.clamp(max=self.T)
-        self.reset_state, self.reset_state_dot = (reset_h, reset_c), (reset_h_dot, reset_c_dot)
-        # The reverse direction meets the padding first. Where a sequence begins it is reset, to the initial state.
-        self.begins_by_reset = d == 1 and self.lengths is not None
-        if self.begins_by_reset:
-            steps = torch.arange(self.T, device=self.input.device)
-            self.reset = steps[:, None] == self.T - self.last
-            self.last = self.T * (self.last > 0)
-            self.reset_state, self.reset_state_dot = self.start, self.start_dot
-
-        output, gates, cell_states = results
-        self.gates, self.states = self._of_all_rows(gates), (self._columns(output), self._of_all_rows(cell_states))
-        self.incoming = self._columns(incoming[0]), self._of_all_rows(incoming[3])
-        steps = max(1, CHUNK // max(1, 4 * self.B * H))
-        self.chunks = [range(k, min(k + steps, self.T)) for k in range(0, self.T, steps)]
-
-    def run(self, tangents, sums):
-        """Write the tangents of the results, and add the gradients for the layer's arguments; None: not asked."""
-        to_output, to_h_n, to_c_n, to_cell_states = tangents
-        before, befores = self.start_dot, []
-        for steps in self.chunks:
-            befores.append(before)
-            chunk = _Chunk(self, steps, before)
-            before = [states[chunk.end] for states in chunk.states_dot]
-            for to, states in zip((self._columns(to_output), self._of_all_rows(to_cell_states)), chunk.states_dot):
-                self.add(states[1:], to, steps)
-        for to, end in zip((to_h_n, to_c_n), before):
-            if to is not None:
-                to[self.d] = end
-        if all(total is None for total in sums):
-            return
-
-        to_input, to_h_0, to_c_0, *to_shared = self._own(sums)
-        if self.begins_by_reset:
-            to_shared[-2:] = to_h_0, to_c_0
-        adjoint, flow = self.end_adjoint, [torch.zeros_like(state) for state in self.start]
-        for steps, before in zip(reversed(self.chunks), reversed(befores)):
-            if steps != chunk.steps:  # the last chunk is still at hand
-                chunk = None  # its memory is for the next one
-                chunk = _Chunk(self, steps, before)
-            adjoint, flow = chunk.add_gradients(adjoint, flow, to_input, to_shared)
-        for to, gradient in zip((to_h_0, to_c_0), flow):
-            if to is not None:
-                to += gradient
-
-    def read(self, rows, steps: range):
-        """The rows of some steps, with zeros where they are not run."""
-        if rows is None:
-            return None
-        times = self._times(steps)
-        if self.batch_sizes is None:
-            dense = rows[times].to(self.wide)
-            if self.lengths is not None:
-                runs = torch.arange(times.start, times.stop, device=rows.device)[:, None] < self.lengths
-                dense = dense.where(runs.unsqueeze(-1), 0)
-        else:
-            of_times, places = self._packed(rows, times)
-            dense = torch.zeros(len(steps) * self.B, rows.size(-1), dtype=self.wide, device=rows.device)
-            dense = dense.index_copy_(0, places, of_times.to(self.wide)).unflatten(0, (len(steps), self.B))
-        return dense.flip(0) if self.d == 1 else dense
-
-    def add(self, dense, to, steps: range):
-        """Add to the rows of some steps in `to`, unless that is None."""
-        if to is None:
-            return
-        times, dense = self._times(steps), dense.flip(0) if self.d == 1 else dense
-        if self.batch_sizes is None:
-            to[times] += dense
-        else:
-            of_times, places = self._packed(to, times)
-            of_times += dense.flatten(0, 1)[places]
-
-    def before(self, steps: range):
-        """The states before the first of some steps."""
-        if steps.start == 0:
-            return self.start
-        return [self.read(rows, range(steps.start - 1, steps.start))[0] for rows in self.states]
-
-    def _times(self, steps: range) -> slice:
-        return slice(self.T - steps.stop, self.T - steps.start) if self.d == 1 else slice(steps.start, steps.stop)
-
-    def _packed(self, rows, times: slice):
-        """Packed rows of some times, and their places among as many times B rows."""
-        places = dense_rows(self.batch_sizes[times], self.B)[0].to(rows.device)
-        return rows[self.first_rows[times.start] : self.first_rows[times.stop]], places
-
-    def _columns(self, output):
-        """This direction's part of the features of an output."""
-        width = self.start[0].size(-1)
-        return None if output is None else output[..., self.d * width : (self.d + 1) * width]
-
-    def _of_all_rows(self, rows):
-        """This direction's part of [D, N, features]: by times, or packed."""
-        if rows is None:
-            return None
-        return rows[self.d].unflatten(0, (self.T, self.B)) if self.batch_sizes is None else rows[self.d]
-
-    def _own(self, arguments):
-        """This direction's of arguments that can have gradients, of which the first, the input, is everybody's."""
-        input, *of_directions = arguments
-        found = [None if kind is None or len(kind) == 0 else kind[self.d] for kind in of_directions]
-        return [input, *(None if one is None else one.to(self.wide) for one in found)]
-
-
-class _Chunk:
-    """Some steps of a direction, with their states and tangents: [S + 1, B, features], step k between k and k + 1.
-
-    At steps that are not run the gates, and so all that is computed from them, are zeros.
-    """
-
-    def __init__(self, direction: _Direction, steps: range, before_dot):
-        self.direction, self.steps = direction, steps
-        rows = direction.input, direction.input_dot, direction.gates, *direction.states
-        self.input, self.input_dot, gates, *after = (direction.read(each, steps) for each in rows)
-        self.states = [torch.cat([b.unsqueeze(0), a]) for b, a in zip(direction.before(steps), after)]
-        self.reset = None if direction.reset is None else direction.reset[steps.start : steps.stop].unsqueeze(-1)
-        # Where each sequence is in the states when it ends, or the chunk does.
-        self.end = (direction.last - steps.start).clamp(0, len(steps)), direction.sequences
-
-        i, f, g, o = gates.chunk(4, -1)
-        tanh_c = after[1].tanh()
-        self.gates, self.f, self.h_by_c = gates, f, o * (1 - tanh_c * tanh_c)  # how h, unprojected, changes with c
-        self.states_dot = self._tangents(before_dot, i, f, g, o, tanh_c)
-
-    def add_gradients(self, adjoint, flow, to_input, to_shared):
-        """Add to the gradients for the input, and for the five weights and the reset state; None: not asked.
-
-        Args:
-            adjoint, flow: the gradients of first and of second order for the states at the end.
-
-        Returns:
-            Those for the states before the chunk.
-        """
-        direction = self.direction
-        needs = [to is not None for to in (to_input, *to_shared)]
-        adjoints = self._adjoints(adjoint)
-        to_rows, to_h, to_c, *added = self._added_by_steps(adjoints, needs)
-        to_states, to_reset_state = [torch.zeros_like(states) for states in adjoints], [None, None]
-        for k, to_before in enumerate((to_h, to_c)):
-            if self.reset is not None:
-                to_reset_state[k] = to_before.where(self.reset, 0).sum(0)
-                to_before = to_before.masked_fill(self.reset, 0)
-            to_states[k][:-1] = to_before
-            to_states[k][self.end] += flow[k]
-        through_rows, through_h, through_c, *through = self._backward(to_states, self.input, direction.lists, needs)
-
-        if to_input is not None:
-            direction.add(to_rows + through_rows, to_input, self.steps)
-        for to, *parts in zip(to_shared, [*added, *to_reset_state], through):
-            for part in parts:
-                if to is not None and part is not None:
-                    to += part
-        return [kind[0].clone() for kind in adjoints], [to_states[0][0] + through_h, to_states[1][0] + through_c]
-
-    def _tangents(self, before_dot, i, f, g, o, tanh_c):
-        """How the states change along the cotangents."""
-        direction = self.direction
-        w_ih, w_hh, _, _, w_hr = direction.weights
-        w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot = direction.weights_dot
-        h, c = self._entering(self.states, direction.reset_state)
-        # How c changes with the sums of i, f and g, and h (before its projection) with that of o.
-        by_sums = torch.cat([g * i * (1 - i), c * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], -1)
-
-        # But for the part of h, which follows step by step.
-        sums_dot = _second_order_step.sums_dot(
-            (self.input, h), (w_ih, w_hh), (self.input_dot, None), (w_ih_dot, w_hh_dot), (b_ih_dot, b_hh_dot)
-        ).expand_as(by_sums)
-        projected_dot = None if w_hr_dot is None else linear(o * tanh_c, w_hr_dot)
-
-        states_dot = [torch.cat([b.unsqueeze(0), torch.empty_like(a[1:])]) for b, a in zip(before_dot, self.states)]
-        for k in range(len(self.steps)):
-            h, c = self._entering(states_dot, direction.reset_state_dot, k)
-            i_dot, f_dot, g_dot, o_dot = (torch.addmm(sums_dot[k], h, w_hh.t()) * by_sums[k]).chunk(4, -1)
-            c = torch.addcmul(i_dot + f_dot + g_dot, f[k], c, out=states_dot[1][k + 1])
-            h = torch.addcmul(o_dot, self.h_by_c[k], c)
-            if w_hr is not None:
-                h = linear(h, w_hr)
-            if projected_dot is not None:
-                h += projected_dot[k]
-            states_dot[0][k + 1] = h
-        return states_dot
-
-    def _adjoints(self, at_end):
-        """The gradients of first order for all states."""
-        direction, adjoints = self.direction, []
-        for states, rows, one in zip(self.states, direction.incoming, at_end):
-            adjoint, given = torch.zeros_like(states), direction.read(rows, self.steps)
-            if given is not None:
-                adjoint[1:] = given
-            adjoint[self.end] += one
-            adjoints.append(adjoint)
-
-        # The part for h that comes through the gates of the step after it: the gradient for the "input" of a layer
-        # whose weight_ih is weight_hh.
-        h, c = adjoints
-        _, weight_hh, *others = direction.lists
-        needs = [True] + [False] * (len(direction.weights) + 2)
-        through_gates = self._backward(adjoints, self.states[0][1:], [weight_hh, weight_hh, *others], needs)[0]
-        f = self.f
-        if self.reset is not None:
-            through_gates, f = (each.masked_fill(self.reset, 0) for each in (through_gates, f))
-        h[:-1] += through_gates
-        w_hr = direction.weights[-1]
-        through_h = (h[1:] if w_hr is None else h[1:] @ w_hr) * self.h_by_c
-        for k in reversed(range(len(self.steps))):
-            c[k].addcmul_(f[k], c[k + 1] + through_h[k])
-        return adjoints
-
-    def _added_by_steps(self, adjoints, needs):
-        """What steps add: each to the gradients for its input and the state before it, all to those for the weights."""
-        direction = self.direction
-        rows = self.input, *self._entering(self.states, direction.reset_state)
-        rows_dot = self.input_dot, *self._entering(self.states_dot, direction.reset_state_dot)
-        w_ih, w_hh, _, _, w_hr = direction.weights
-        _, _, *found = _second_order_step.second_order(
-            [*map(_as_rows, rows)], (w_ih, w_hh, w_hr), _as_rows(self.gates), _as_rows(self.states[1][1:]),
-            [_as_rows(states[1:]) for states in adjoints], [*map(_as_rows, rows_dot)], direction.weights_dot,
-            [needs[0], True, True, *needs[1:3], needs[3] or needs[4], needs[5]],
-        )  # fmt: skip
-        to_rows = [None if to is None else to.view_as(x) for to, x in zip(found, rows)]
-        to_w_ih, to_w_hh, to_bias, to_w_hr = found[3:]
-        return *to_rows, to_w_ih, to_w_hh, to_bias, to_bias, to_w_hr
-
-    def _backward(self, d_states, input, lists, needs):
-        """`lstm_layer_backward` of the chunk as a layer, from the gradients for the states after each step.
-
-        Gradients for the input, the state before the chunk, the weights and the reset state. `needs` are without those
-        for the state, which are always found.
-        """
-        direction = self.direction
-
-        def of_operator(pair):
-            return [None if one is None else one.unsqueeze(0).to(direction.dtype) for one in pair]
-
-        def results(pair):
-            h, c = (states[1:] for states in pair)
-            return h.to(direction.dtype), c.flatten(0, 1).unsqueeze(0)
-
-        d_output, d_cell_states = results(d_states)
-        output, cell_states = results(self.states)
-        found = torch.ops.fusedlstm.lstm_layer_backward.default(
-            *(d_output, None, None, d_cell_states),
-            *(input.to(direction.dtype), *of_operator(states[0] for states in self.states), *lists, None, None),
-            None if self.reset is None else self.reset.squeeze(-1),
-            *(*of_operator(direction.reset_state), direction.allow_tf32),
-            *(output, self.gates.flatten(0, 1).unsqueeze(0).to(direction.dtype), cell_states),
-            [needs[0], True, True, *needs[1:]],
-        )
-        d_input, d_h, d_c, *d_weights, d_reset_h, d_reset_c = found
-        return d_input, d_h[0], d_c[0], *map(_only, d_weights), *(d.squeeze(0) for d in (d_reset_h, d_reset_c))
-
-    def _entering(self, states, reset_state, k=slice(None)):
-        """(h, c) before step k, or all steps, after resets."""
-        before = [kind[:-1][k] for kind in states]
-        if self.reset is None:
-            return before
-        return [
-            kind.masked_fill(self.reset[k], 0) if replaced is None else replaced.where(self.reset[k], kind)
-            for kind, replaced in zip(before, reset_state)
-        ]
-
-
-def _zeros(argument, dtype):
-    """Zeros of the sizes of an argument, or of each of a list."""
-    if isinstance(argument, list):
-        return [_zeros(tensor, dtype) for tensor in argument]
-    return torch.zeros_like(argument, dtype=dtype)
-
-
-def _only(tensors):
-    """The one tensor of a list; None of an empty one."""
-    return tensors[0] if tensors else None
-
-
-def _as_rows(steps):
-    """Rows of several steps, [steps, B, features], as one batch."""
-    return None if steps is None else steps.flatten(0, 1)
-
-
-def _nothing(argument):
-    return [None] * len(argument) if isinstance(argument, list) else None

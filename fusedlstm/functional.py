@@ -119,15 +119,17 @@ def lstm_cell(
         hx = _checks.checked_cell_state(hx, x, is_batched, H)
     _checks.check_cell_input(x, weight_ih)
     h, c = _step(x, hx, weights, (I, H, 0, 1, 1, bias_ih is not None))
-    if is_batched:
-        return h, c
-    return (h.squeeze(0), c.squeeze(0)) if torch.compiler.is_compiling() else (h.squeeze_(0), c.squeeze_(0))
+    return (h, c) if is_batched else _without_first(h, c)
 
 
 def _step(x, hx, weights, sizes):
     """One step of one layer: from [B, features] to [B, H] each."""
     H = sizes[1]
     is_compiling = torch.compiler.is_compiling()
+
+    def as_layer():
+        return x.unsqueeze(0), None if hx is None else [state.unsqueeze(0) for state in hx]
+
     if not (is_compiling or torch._C._is_any_autocast_enabled()):
         differentiable = [*weights, x, *(hx or ())] if torch.is_grad_enabled() else []
         cell = _CELLS.get(_operator(x, differentiable, H, False, None, None, is_compiling))
@@ -136,14 +138,15 @@ def _step(x, hx, weights, sizes):
             try:
                 return cell(x, h, c, weights, x.is_cuda and x.dtype is torch.float32 and _is_tf32_on(True))
             except Exception:
-                hx = None if hx is None else [s.unsqueeze(0) for s in hx]
-                _checks.refuse(x.unsqueeze(0), hx, weights, sizes, x.size(0))
+                _checks.refuse(*as_layer(), weights, sizes, x.size(0))
                 raise
-    hx = None if hx is None else [s.unsqueeze(0) for s in hx]
-    _, (h, c) = run(x.unsqueeze(0), hx, weights, sizes, is_cell=True)
-    if is_compiling:
-        return h.squeeze(0), c.squeeze(0)
-    return h.squeeze_(0), c.squeeze_(0)
+    _, states = run(*as_layer(), weights, sizes, is_cell=True)
+    return _without_first(*states)
+
+
+def _without_first(h, c):
+    """The states without their first dimension, as tensors of their own; graphs have no use for that."""
+    return (h.squeeze(0), c.squeeze(0)) if torch.compiler.is_compiling() else (h.squeeze_(0), c.squeeze_(0))
 
 
 def run(
@@ -278,7 +281,7 @@ def _operator(x, differentiable, H, wants_states, lengths, reset, is_compiling):
         is_plain = not (is_transformed or wants_states) and lengths is None and reset is None
         return _torch_layer if is_plain else reference.lstm_layer
     # What is recorded for later must serve both with and without gradients; and of the two, only
-    # lstm_layer can be called by AOTInductor, see ops.py. vmap hides what requires gradients.
+    # lstm_layer can be called by AOTInductor, see _autograd.py. vmap hides what requires gradients.
     is_traced = torch._C._get_tracing_state() is not None
     is_exported = is_compiling and torch.compiler.is_exporting()
     if (is_traced or (is_exported and wants_states)) and _is_in_onnx_export():

@@ -105,7 +105,11 @@ class FusedLSTM(nn.RNNBase):
     def _update_flat_weights(self) -> None:
         pass
 
-    __setattr__ = nn.Module.__setattr__
+    def __setattr__(self, name: str, value) -> None:
+        if isinstance(value, nn.Module) and name == "_flat_weights":
+            value = [*value]  # nn.Module would keep an nn.ParameterList as a child, which the property hides
+        nn.Module.__setattr__(self, name, value)
+
     __setstate__ = nn.Module.__setstate__
     _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 

@@ -2,8 +2,8 @@
 
 `lstm_layer` takes the arguments of the op `fusedlstm::lstm_layer` and returns its five results, and
 `lstm_layer_backward` differentiates it for those of `fusedlstm::lstm_layer_backward`.
-Every kernel is tested against it, double backward differentiates it (by steps, see _second_order.py),
-and calls that no kernel covers (torch.func.grad, forward mode, devices without kernels) run it.
+Every kernel is tested against it, gradients of third order differentiate it, and calls that no kernel covers (forward
+mode, a second order inside torch.func, devices without kernels) run it.
 
 Letters: T steps, B batch, I input features, H hidden units, P projection, R = P or H (features of
 h), D directions, N rows of gates (T * B, or the rows of packed data). Gates in the order i, f, g, o.
@@ -186,6 +186,11 @@ def of_member(argument, m: int):
 def listed(argument) -> list:
     """The tensors of an argument that is a list, a tensor or None."""
     return [tensor for tensor in as_list(argument) if tensor is not None]
+
+
+def nothing(argument):
+    """None in the place of an argument, or of each of a list."""
+    return [None] * len(argument) if isinstance(argument, list) else None
 
 
 def as_list(argument) -> list:

@@ -88,6 +88,16 @@ def test_writing_into_a_state_keeps_the_gradients():
         torch.testing.assert_close(a.grad, e.grad, rtol=0, atol=1e-13)
 
 
+def test_gradients_do_not_share_memory(device):
+    cell = FusedLSTMCell(3, 4, device=device)
+    x = torch.randn(2, 3, device=device, requires_grad=True)
+    leaves = [x, *cell.parameters()]
+    first = torch.autograd.grad(cell(x)[0].sum(), leaves, create_graph=True)
+    second = torch.autograd.grad(first[0].square().sum(), leaves)
+    for gradients in (first, second):
+        assert len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == len(leaves)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_higher_orders(dtype, bias, device):

@@ -156,6 +156,12 @@ def _flat_list(module, value):
     module._flat_weights = [first, nn.Parameter(value), *last]
 
 
+def _flat_parameters(module, value):
+    first, _, *last = module._flat_weights
+    module._flat_weights = nn.ParameterList([first, nn.Parameter(value), *last])
+    assert not module._modules
+
+
 def _flat_computed(module, value):
     """As weight dropout does, which takes the parameter away and sets a tensor for each call."""
     del module.weight_hh_l0
@@ -167,7 +173,7 @@ def _flat_computed(module, value):
     [
         _set_weight, _write_data, _replace_data, _write_numpy, _register, _write_dict, _load,
         _assign, _from_vector, _noncontiguous, _optimizer,
-        _flat_item, _flat_items, _flat_list, _flat_computed,
+        _flat_item, _flat_items, _flat_list, _flat_parameters, _flat_computed,
     ],
 )  # fmt: skip
 def test_every_change_of_a_weight_is_seen(change):

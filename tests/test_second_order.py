@@ -11,7 +11,7 @@ from tolerance import assert_near, tolerance
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fusedlstm import _second_order, ops, reference
+from fusedlstm import _second_order_chunks, ops, reference
 from fusedlstm._second_order import second_order
 
 T, B, I, H = 5, 3, 2, 4
@@ -43,7 +43,7 @@ BY_STEPS = [kind for kind in KINDS if kind != "reset-and-lengths"]
 
 @pytest.fixture
 def one_step_a_chunk(monkeypatch):
-    monkeypatch.setattr(_second_order, "CHUNK", 1)
+    monkeypatch.setattr(_second_order_chunks, "CHUNK", 1)
 
 
 def _layer(options, device, steps=T, batch=B, features=I, hidden=H):
@@ -136,6 +136,14 @@ def test_each_cotangent_and_each_gradient_alone(kind, one_step_a_chunk, device):
         _assert_equal(layer, incoming, cotangents, [wanted])
 
 
+@pytest.mark.parametrize("steps", [1, T])
+def test_gradients_do_not_share_memory(steps, device):
+    layer, leaves = _layer(KINDS["bidirectional"], device, steps)
+    incoming = _incoming(layer)
+    found = _second_order_of(ops.lstm_layer, layer, incoming, _like(leaves), [*leaves, *incoming])
+    assert len({gradient.untyped_storage().data_ptr() for gradient in found}) == len(found)
+
+
 @pytest.mark.parametrize("kind", ["plain", "no-bias", "projection", "bidirectional", "packed-everything"])
 def test_each_part_of_one_step(kind, device):
     layer, leaves = _layer(KINDS[kind], device, steps=3 if "packed" in kind else 1)
@@ -157,7 +165,7 @@ def test_each_part_of_one_step(kind, device):
 @pytest.mark.parametrize("steps_a_chunk", [1, 2, 3, T, T + 1])
 @pytest.mark.parametrize("kind", ["reset-state", "lengths-everything", "packed-everything"])
 def test_every_length_of_a_chunk(kind, steps_a_chunk, monkeypatch, device):
-    monkeypatch.setattr(_second_order, "CHUNK", steps_a_chunk * B * 4 * H)
+    monkeypatch.setattr(_second_order_chunks, "CHUNK", steps_a_chunk * B * 4 * H)
     layer, leaves = _layer(KINDS[kind], device)
     incoming = _incoming(layer)
     _assert_equal(layer, incoming, _like(leaves), [*leaves, *incoming])
@@ -247,7 +255,7 @@ def _cotangent(argument):
 def test_memory_does_not_grow_with_time(kind, monkeypatch, device):
     """But by the two states, and in the reverse direction the row of a mask, that are kept for each chunk."""
     steps_a_chunk = 4
-    monkeypatch.setattr(_second_order, "CHUNK", steps_a_chunk * B * 4 * H)
+    monkeypatch.setattr(_second_order_chunks, "CHUNK", steps_a_chunk * B * 4 * H)
     few, many = 16, 160
     grown = _bytes_beyond_results(kind, many, device) - _bytes_beyond_results(kind, few, device)
     options = KINDS[kind]
@@ -264,7 +272,7 @@ def test_memory_does_not_grow_with_time(kind, monkeypatch, device):
 def test_other_dtypes(kind, steps, dtype, monkeypatch, device):
     """Values and gradients in the dtype, against float64 of the same values."""
     features, hidden = 16, 32
-    monkeypatch.setattr(_second_order, "CHUNK", 3 * B * 4 * hidden)
+    monkeypatch.setattr(_second_order_chunks, "CHUNK", 3 * B * 4 * hidden)
     exact, leaves = _layer(KINDS[kind], device, steps, features=features, hidden=hidden)
     with torch.no_grad():
         for weight in leaves[3:]:

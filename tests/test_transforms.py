@@ -258,6 +258,25 @@ def _by_reference(module, x, lengths=None, reset=None):
     return x
 
 
+NESTED = {
+    "grad of grad": lambda f, x: grad(lambda x: grad(f)(x).sin().sum())(x),
+    "jacrev of grad": lambda f, x: jacrev(grad(f))(x),
+    "vmap of grad of grad": lambda f, x: vmap(grad(lambda x: grad(f)(x).sin().sum()))(torch.stack([x, -x])),
+    "grad of autograd": lambda f, x: grad(lambda x: torch.autograd.grad(f(x), x, create_graph=True)[0].sin().sum())(x),
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "lengths", "reset"])
+@pytest.mark.parametrize("transform", NESTED.values(), ids=NESTED)
+def test_second_order_inside_transforms(transform, kind, device):
+    options, more = KINDS[kind]
+    module = FusedLSTM(2, 3, **options, device=device, dtype=torch.float64)
+    x = torch.randn(5, 2, 2, dtype=torch.float64, device=device)
+    actual = transform(lambda x: module(x, **more(x))[0].sin().sum(), x)
+    expected = transform(lambda x: _by_reference(module, x, **more(x)).sin().sum(), x)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
 def test_hessian(device):
     """Against nn.LSTM on the CPU: on CUDA it has neither a second derivative nor forward mode."""
     fused, plain = FusedLSTM(2, 3, device=device, dtype=torch.float64), nn.LSTM(2, 3, dtype=torch.float64)

@@ -64,11 +64,9 @@ class Forward {
   const int64_t blocks, project_panels, depth_x, depth_h;
   States<K> states;
   const int64_t chunk, chunk_rows;  // steps and rows of a chunk of pre-activations
-  // Shared by the team.
-  // Panels: [D][blocks] of depth_x, depth_h, or of each one of this share if they are packed where they are used;
-  // [D][project_panels] of units.
-  operand *panels_x, *panels_h, *panels_r;
-  acc* bias;  // [D][blocks][4][lanes]
+  // Shared by the team; where packs_once(), of the panels of gates each share has the one in use.
+  operand *panels_x, *panels_h, *panels_r;  // [D][blocks] panels of depth_x, depth_h; [D][project_panels] of units
+  acc* bias;                                // [D][blocks][4][lanes]
   // Of this share.
   acc* pre;         // [blocks of the range][chunk rows][4][lanes]
   operand* staged;  // [D][chunk rows][depth_x], where the input cannot be read in place
@@ -115,8 +113,8 @@ class Forward {
       const int64_t unit = i % blocks * K::kLanes;
       if (!plan.direct && !packs_once()) {
         for_fold<K>(shape.hidden - unit, [&](auto fold) {
-          pack_x<fold>(i, panels_x + i * depth_x * K::kPanel);
-          pack_h<fold>(i, panels_h + i * depth_h * K::kPanel);
+          pack_block<fold>(panels_x + i * depth_x * K::kPanel, w.ih, shape.input, i);
+          pack_block<fold>(panels_h + i * depth_h * K::kPanel, w.hh, shape.recurrent(), i);
         });
       }
       for (int gate = 0; gate < kPanelVectors; ++gate) {
@@ -138,24 +136,17 @@ class Forward {
   // In a single step each panel is used once: packed right before, it stays in the cache.
   bool packs_once() const { return shape.steps == 1 && row_groups(plan, shape) == 1; }
 
-  // The panels of a block, ready for use.
   template <int kFold>
-  const operand* panel_x(int64_t i) const {
-    return packs_once() ? pack_x<kFold>(i, panels_x) : panels_x + i * depth_x * K::kPanel;
+  void pack_block(operand* to, const void* weight, int64_t depth, int64_t i) const {
+    pack_gates<K, kFold>(to, static_cast<const storage*>(weight), shape.hidden, depth, i % blocks * K::kLanes);
   }
+
+  // The panel of block i, ready for use, of a weight whose panels have `padded` depth.
   template <int kFold>
-  const operand* panel_h(int64_t i) const {
-    return packs_once() ? pack_h<kFold>(i, panels_h) : panels_h + i * depth_h * K::kPanel;
-  }
-  template <int kFold>
-  const operand* pack_x(int64_t i, operand* to) const {
-    return pack_gates<K, kFold>(to, static_cast<const storage*>(a.weights[i / blocks].ih), shape.hidden, shape.input,
-                                i % blocks * K::kLanes);
-  }
-  template <int kFold>
-  const operand* pack_h(int64_t i, operand* to) const {
-    return pack_gates<K, kFold>(to, static_cast<const storage*>(a.weights[i / blocks].hh), shape.hidden,
-                                shape.recurrent(), i % blocks * K::kLanes);
+  const operand* panel_of(operand* panels, const void* weight, int64_t depth, int64_t padded, int64_t i) const {
+    if (!packs_once()) return panels + i * padded * K::kPanel;
+    pack_block<kFold>(panels, weight, depth, i);
+    return panels;
   }
 
   void pack_transposed(operand* panel, const storage* hr, int64_t column) {
@@ -232,7 +223,7 @@ class Forward {
   template <int kFold>
   void input_block(int64_t d, int64_t i, acc* to, Range rows, int64_t s0, const int64_t* first_row, int64_t total) {
     constexpr int kVectors = kPanelVectors / kFold;
-    const operand* panel = panel_x<kFold>(i);
+    const operand* panel = panel_of<kFold>(panels_x, a.weights[d].ih, shape.input, depth_x, i);
     V b[kPanelVectors];
     for (int gate = 0; gate < kPanelVectors; ++gate) b[gate] = load<V>(bias + i * K::kPanel + gate * K::kLanes);
     for (int q = 0; q < kVectors; ++q) b[q] = side_by_side<K, kFold>(b + q * kFold);
@@ -277,7 +268,7 @@ class Forward {
   // Tile by tile, with W_hh h in registers.
   template <int kFold>
   void packed_block(int64_t i, Range rows, Step step, int64_t unit, const acc* pre_block, int64_t count) {
-    const operand* panel = panel_h<kFold>(i);
+    const operand* panel = panel_of<kFold>(panels_h, a.weights[step.d].hh, shape.recurrent(), depth_h, i);
     const operand* h_now = states.h_row(step.d, step.s, rows.begin);
     for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
       constexpr int kRows = constant, kVectors = kPanelVectors / kFold;

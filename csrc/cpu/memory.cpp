@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -11,31 +12,20 @@ namespace fusedlstm::cpu {
 namespace {
 
 constexpr int64_t kKeptBytes = int64_t(128) << 20;
-constexpr int64_t kPage = 4096, kHugePage = int64_t(2) << 20;
+constexpr int64_t kHugePage = int64_t(2) << 20;
 
 struct Block {
   char* data;
   int64_t bytes;
 };
 
-// From the system itself: a block inside the C library's heap of one thread would keep that heap from shrinking.
 Block allocate(int64_t bytes) {
-  const int64_t alignment = bytes >= 2 * kHugePage ? kHugePage : kPage;
+  const int64_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
   const int64_t rounded = (std::max<int64_t>(bytes, 1) + alignment - 1) / alignment * alignment;
-  const int64_t mapped = rounded + alignment - kPage;
-  void* memory = mmap(nullptr, size_t(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  char* first = static_cast<char*>(memory);
-  const int64_t before = (alignment - int64_t(reinterpret_cast<uintptr_t>(first)) % alignment) % alignment;
-  if (before > 0) munmap(first, size_t(before));
-  char* data = first + before;
-  if (mapped - before > rounded) munmap(data + rounded, size_t(mapped - before - rounded));
+  char* data = static_cast<char*>(std::aligned_alloc(size_t(alignment), size_t(rounded)));
+  if (!data) throw std::bad_alloc();
   if (alignment == kHugePage) madvise(data, size_t(rounded), MADV_HUGEPAGE);
   return {data, rounded};
-}
-
-void free(Block block) {
-  munmap(block.data, size_t(block.bytes));
 }
 
 class Pool {
@@ -46,13 +36,13 @@ class Pool {
     const std::lock_guard lock(mutex_);
     const auto fits = std::find_if(free_.rbegin(), free_.rend(), [&](const Block& b) { return b.bytes >= bytes; });
     if (fits != free_.rend()) return remove(std::prev(fits.base()));
-    if (!free_.empty()) free(remove(std::max_element(free_.begin(), free_.end(), is_smaller)));
+    if (!free_.empty()) std::free(remove(std::max_element(free_.begin(), free_.end(), is_smaller)).data);
     return {nullptr, 0};
   }
   void give_back(Block block) {
     const std::lock_guard lock(mutex_);
     free_.push_back(block);
-    for (kept_ += block.bytes; kept_ > kKeptBytes;) free(remove(free_.begin()));
+    for (kept_ += block.bytes; kept_ > kKeptBytes;) std::free(remove(free_.begin()).data);
   }
 
  private:

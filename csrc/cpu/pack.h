@@ -134,10 +134,10 @@ FUSEDLSTM_INLINE void unfold(typename K::V from, typename K::V* to) {
 
 // The forward panel of one block of hidden units: panel[k][gate][lane] = weight[gate * units + unit + lane][k],
 // zero beyond `units` (a padded unit then stays exactly 0) and beyond `depth`. Folded: panel[k][gate / kFold][lane],
-// where gate % kFold is the lane's block. Returns the panel.
+// where gate % kFold is the lane's block.
 template <class K, int kFold>
-const typename K::operand* pack_gates(typename K::operand* panel, const typename K::storage* weight, int64_t units,
-                                      int64_t depth, int64_t unit) {
+void pack_gates(typename K::operand* panel, const typename K::storage* weight, int64_t units, int64_t depth,
+                int64_t unit) {
   constexpr int kLanes = K::kLanes, kUnits = kLanes / kFold;
   const int64_t rows = units - unit < kUnits ? units - unit : kUnits;
   for (int q = 0; q < kPanelVectors / kFold; ++q) {
@@ -161,7 +161,6 @@ const typename K::operand* pack_gates(typename K::operand* panel, const typename
     for (; k + kStep <= depth; k += kStep) square(k, kStep);
     if (k < depth) square(k, depth - k);
   }
-  return panel;
 }
 
 // The panel of columns column .. of a matrix [depth, columns]: panel[k][lane] = matrix[k][column + lane], zero beyond.
