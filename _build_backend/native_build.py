@@ -43,7 +43,8 @@ HOST_FLAGS = [
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
     "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", f"-ffile-prefix-map={ROOT}=.",
 ]  # fmt: skip
-COMMON_FLAGS = ["-std=c++20", "-O3"]
+# Includes are named from csrc/ on, but for those of the same folder.
+COMMON_FLAGS = ["-std=c++20", "-O3", f"-I{os.path.relpath(ROOT / 'csrc', BUILD_DIR)}"]
 
 RULES = """\
 ninja_required_version = 1.8
@@ -153,8 +154,8 @@ def _cuda_library(
         *(word for flag in HOST_FLAGS for word in ("-Xcompiler", flag)),
     ]  # fmt: skip
     folder = ROOT / "csrc/cuda"
-    objects = [ninja.object(source, host_flags) for source in sorted(folder.glob("*.cpp"))]
-    objects += [ninja.object(source, device_flags, rule="nvcc") for source in sorted(folder.glob("*.cu"))]
+    objects = [ninja.object(source, host_flags) for source in sorted(folder.glob("*/*.cpp"))]
+    objects += [ninja.object(source, device_flags, rule="nvcc") for source in sorted(folder.glob("*/*.cu"))]
     # Needs libtorch_cuda.so by name only: an empty stand-in serves, also where torch itself is a CPU build.
     ninja.library("stand_in/libtorch_cuda.so", [], ["-x", "c++", "/dev/null", "-Wl,-soname,libtorch_cuda.so"])
     ninja.library(
@@ -184,7 +185,7 @@ def _core_module(ninja: NinjaFile, flags: list[str]) -> None:
 
     for folder in (pybind11.get_include(), sysconfig.get_path("include")):
         flags = [*flags, "-isystem", folder, f"-ffile-prefix-map={folder}=."]
-    sources = [ROOT / "csrc/core_module.cpp", *sorted((ROOT / "csrc/cuda").glob("plan*.cpp"))]
+    sources = [ROOT / "csrc/core_module.cpp", *sorted((ROOT / "csrc/cuda/host").glob("plan*.cpp"))]
     objects = [ninja.object(source, flags, folder=f"objects{suffix}") for source in sources]
     ninja.library(f"_core{suffix}", objects, [])
 

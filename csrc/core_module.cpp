@@ -2,7 +2,7 @@
 // It never registers operators: those live in libraries that depend on no version of Python.
 #include <pybind11/pybind11.h>
 
-#include "cuda/plan_bindings.h"
+#include "cuda/binding/plan_bindings.h"
 
 namespace py = pybind11;
 
@@ -11,5 +11,5 @@ PYBIND11_MODULE(_core, m) {
   m.attr("version") = FUSEDLSTM_VERSION;
   m.attr("compiler") = __VERSION__;
   m.attr("cpp_standard") = static_cast<long>(__cplusplus);
-  fusedlstm::gpu::bind_plan(m);
+  fusedlstm::cuda::bind_plan(m);
 }

@@ -1,7 +1,7 @@
 // Element types: how a number is stored, and in what it is computed.
 //
-// Level 1: plain C++, includes neither torch nor CUDA. The 16-bit types are bit patterns without arithmetic, so that
-// rounding to them is always written out: `to_acc` and `from_acc` (cuda/primitives.cuh) convert.
+// Plain C++, includes neither torch nor CUDA. The 16-bit types are bit patterns without arithmetic, so that
+// rounding to them is always written out: `to_acc` and `from_acc` (cuda/device/primitives.cuh) convert.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,6 +9,7 @@
 namespace fusedlstm {
 
 enum class Dtype : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+inline constexpr int kDtypes = 4;
 
 struct BFloat16 {
   uint16_t bits;
@@ -45,27 +46,23 @@ constexpr const char* dtype_name(Dtype dtype) {
   return "unknown";
 }
 
-// scalar_t -> Dtype, and the type that cell states are kept and sums are accumulated in.
+// The type that cell states are kept and sums are accumulated in.
 template <class scalar_t>
 struct ScalarTraits;
 template <>
 struct ScalarTraits<float> {
-  static constexpr Dtype kDtype = Dtype::kFloat32;
   using acc_t = float;
 };
 template <>
 struct ScalarTraits<double> {
-  static constexpr Dtype kDtype = Dtype::kFloat64;
   using acc_t = double;
 };
 template <>
 struct ScalarTraits<BFloat16> {
-  static constexpr Dtype kDtype = Dtype::kBFloat16;
   using acc_t = float;
 };
 template <>
 struct ScalarTraits<Float16> {
-  static constexpr Dtype kDtype = Dtype::kFloat16;
   using acc_t = float;
 };
 

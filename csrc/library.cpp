@@ -1,8 +1,8 @@
 // The schemas of the operators: the narrow waist between Python and the kernels of every device.
 //
 // One call is one layer with all its directions and time steps, so that compiled and exported graphs hold one node
-// per layer. Shapes, dtypes and meanings are written at `lstm_layer` in fusedlstm/ops.py; kernels are registered by
-// cpu/layer_cpu.cpp and cuda/layer_cuda.cpp, autograd and fake kernels by fusedlstm/ops.py.
+// per layer. Shapes, dtypes and meanings are written at `lstm_layer` in fusedlstm/reference.py; kernels are registered
+// by cpu/operators.cpp and cuda/binding/operators.cpp, fake kernels and autograd by fusedlstm/ops.py and _autograd.py.
 //
 // A second copy of the library in one process (the Python package refuses it) must not end the process: hence a
 // fragment, and hence the `catch`, since an exception that leaves a static constructor would.

@@ -1,6 +1,6 @@
 // The sizes of a tensor.
 //
-// Level 1: plain C++, includes neither torch nor CUDA.
+// Plain C++, includes neither torch nor CUDA.
 #pragma once
 #include <algorithm>
 #include <cstdint>

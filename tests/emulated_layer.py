@@ -1,4 +1,4 @@
-"""One LSTM layer on the emulated GPU: its tensors, and calls of the library's own host code (csrc/cuda/layer.h)."""
+"""One LSTM layer on the emulated GPU: its tensors, and calls of the library's own host code (cuda/host/layer.h)."""
 
 import math
 from dataclasses import dataclass, field, replace

@@ -143,7 +143,7 @@ def changed_module(folder, transport, which, file=None, old="", new=""):
     """The emulated module with one shape of the bfloat16 kernels, after a change to their text."""
     csrc = folder / "csrc"
     shutil.copytree(build.CSRC, csrc)
-    shapes = csrc / "cuda" / "kernel_shapes.h"
+    shapes = csrc / "cuda/host/kernel_shapes.h"
     kept = [
         line
         for line in shapes.read_text().splitlines()
@@ -151,7 +151,7 @@ def changed_module(folder, transport, which, file=None, old="", new=""):
     ]
     shapes.write_text("\n".join(kept) + "\n")
     if file:
-        target = csrc / "cuda" / file
+        target = csrc / "cuda/device" / file
         text = target.read_text()
         assert text.count(old) == 1, f"{file}: expected the text once, got {text.count(old)} times:\n{old}"
         target.write_text(text.replace(old, new))

@@ -115,7 +115,7 @@ def changed_module(fault, folder):
     """The emulated module after a change to the text of its host code."""
     csrc = folder / "csrc"
     shutil.copytree(build.CSRC, csrc)
-    target = csrc / "cuda" / fault.file
+    target = csrc / "cuda" / ("device" if fault.file.endswith(".cu") else "host") / fault.file
     text = target.read_text()
     assert text.count(fault.old) == 1, f"{fault.file}: expected once, got {text.count(fault.old)} times:\n{fault.old}"
     target.write_text(text.replace(fault.old, fault.new))

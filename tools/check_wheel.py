@@ -131,8 +131,9 @@ def check_sdist(sdist: Path, python: Path) -> None:
         run(python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", sdist, folder=folder, **settings)
         demand(list(Path(folder).glob("*.whl")), "expected a wheel built from the sdist, got none")
     contents = output_of("tar", "-tzf", sdist)
-    missing = [f.name for f in (ROOT / "csrc/cuda").iterdir() if f"csrc/cuda/{f.name}" not in contents]
-    demand(not missing, f"expected all of csrc/cuda in the sdist, got none of {missing}")
+    sources = [f.relative_to(ROOT).as_posix() for f in (ROOT / "csrc").rglob("*.*")]
+    missing = [source for source in sources if source not in contents]
+    demand(not missing, f"expected all of csrc in the sdist, got none of {missing}")
 
 
 def new_environment(python: str, torch: str) -> Path:

@@ -2,7 +2,7 @@
 //
 //   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -arch=sm_90a -Icsrc tools/gpu_constants.cu -o gpu_constants
 //
-// The exchanges are those of csrc/cuda/exchange.cuh without the product between them: the same lanes send the same
+// The exchanges are those of csrc/cuda/device/exchange.cuh without the product between them: the same lanes send the same
 // number of bytes to the same peers, by the same primitives, so that their time is what a step waits for. Each kernel
 // counts the cycles of its first CTA over many steps. A peer that does not come ends the kernel soon; cycles are then
 // -1, as they are where the device refuses a launch.
@@ -26,7 +26,7 @@
 
 #include "gpu_probes.cuh"
 
-namespace fusedlstm::gpu {
+namespace fusedlstm::cuda {
 namespace {
 
 namespace cg = cooperative_groups;
@@ -496,8 +496,8 @@ void measure_all() {
 }
 
 }  // namespace
-}  // namespace fusedlstm::gpu
+}  // namespace fusedlstm::cuda
 
 int main() {
-  fusedlstm::gpu::measure_all();
+  fusedlstm::cuda::measure_all();
 }

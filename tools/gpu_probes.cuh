@@ -1,9 +1,9 @@
-// What measurements need of the GPU beyond csrc/cuda/primitives.cuh: a clock that also ends waits, and instructions
+// What measurements need of the GPU beyond csrc/cuda/device/primitives.cuh: a clock that also ends waits, and instructions
 // that no kernel of the product has.
 #pragma once
-#include "cuda/primitives.cuh"
+#include "cuda/device/primitives.cuh"
 
-namespace fusedlstm::gpu {
+namespace fusedlstm::cuda {
 
 // Of one kernel: counts cycles, and says when its threads have waited too long for each other. Then none waits any
 // more, and all go on to the end: they still meet at the same barriers, and the kernel is over.
@@ -58,4 +58,4 @@ __device__ __forceinline__ void bulk_copy(SharedAddress to, SharedAddress from, 
                : "memory");
 }
 
-}  // namespace fusedlstm::gpu
+}  // namespace fusedlstm::cuda

@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "layer.h"
+#include "kernel_table.h"
 
 namespace fusedlstm::cpu {
 

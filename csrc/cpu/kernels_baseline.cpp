@@ -1,4 +1,4 @@
-#include "kernels.h"
+#include "cpu/kernel/kernels.h"
 
 namespace fusedlstm::cpu {
 

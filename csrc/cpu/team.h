@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "layer.h"
+#include "division.h"
 
 namespace fusedlstm::cpu {
 

@@ -2,7 +2,7 @@
 
 The kernel sources of csrc/cuda are compiled unchanged for the CPU and run with one fiber per CUDA thread, under a
 checker that knows CUDA's rules of ordering; README.md beside this file lists what it reports. `module()` has the host
-code of csrc/cuda/layer.h and its argument structs, in which pointers are integers.
+code of csrc/cuda/host/layer.h and its argument structs, in which pointers are integers.
 """
 
 import functools

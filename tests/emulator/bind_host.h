@@ -1,4 +1,4 @@
-// The planner, the host code (csrc/cuda/layer.h) on emulated memory, and its argument structs for Python.
+// The planner, the host code (csrc/cuda/host/layer.h) on emulated memory, and its argument structs for Python.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -11,18 +11,18 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/fallback.h"
-#include "cuda/gemm.h"
-#include "cuda/layer.h"
-#include "cuda/lost_context.h"
-#include "cuda/plan_bindings.h"
+#include "cuda/host/fallback.h"
+#include "cuda/host/gemm.h"
+#include "cuda/host/layer.h"
+#include "cuda/host/lost_context.h"
+#include "cuda/binding/plan_bindings.h"
 #include "host.h"
 
 namespace emulator {
 
 namespace py = pybind11;
 
-using fusedlstm::gpu::dtype_from_name;
+using fusedlstm::cuda::dtype_from_name;
 
 // A field of a struct as a Python attribute: pointers are integers, arrays are written as lists.
 template <class Struct, class Field>
@@ -52,8 +52,8 @@ void bind_struct(py::module_& m, const char* name, std::pair<const char*, Fields
   (bind_field(cls, fields.first, fields.second), ...);
 }
 
-inline const fusedlstm::gpu::Device& known_device(const std::string& name) {
-  for (const auto& known : fusedlstm::gpu::known_devices())
+inline const fusedlstm::cuda::Device& known_device(const std::string& name) {
+  for (const auto& known : fusedlstm::cuda::known_devices())
     if (known.name == name) return known;
   throw std::invalid_argument("no known device is called '" + name + "'");
 }
@@ -64,7 +64,7 @@ inline const fusedlstm::gpu::Device& known_device(const std::string& name) {
   }
 
 inline void bind_host(py::module_& m) {
-  using namespace fusedlstm::gpu;
+  using namespace fusedlstm::cuda;
 
   py::class_<Plan>(m, "Plan", py::module_local())
       .def_property_readonly("transport", [](const Plan& plan) { return transport_name(plan.shape.transport); })

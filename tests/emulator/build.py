@@ -1,6 +1,6 @@
 """Builds the kernels for the CPU: the module ``_emulated`` from csrc/cuda and the emulator beside this file.
 
-The module holds the host code of csrc/cuda/layer.h and the emulator's self-tests. Objects are kept in
+The module holds the host code of csrc/cuda/host and the emulator's self-tests. Objects are kept in
 ``build/emulator`` under the repository, named by a hash of everything that goes into them, so that only what changed
 is compiled again. Needs a C++20 compiler (g++ 12 or later) and the headers of pybind11 that come with torch, no CUDA
 toolkit.
@@ -28,9 +28,8 @@ RUNTIME_HEADERS = [
     *HERE.glob("*.h"),
     *HERE.glob("include/*.h"),
     CSRC / "dtypes.h",
-    CSRC / "cuda" / "primitives.cuh",
+    CSRC / "cuda/device/primitives.cuh",
 ]
-NEEDS_TORCH = {"layer_cuda.cpp", "torch_host.cpp", "products.cpp"}  # of csrc/cuda: what only the library has
 JOBS = 2  # at a time, of each process
 KEPT_SECONDS = 24 * 60 * 60  # that what nobody used is kept in the cache
 
@@ -103,30 +102,30 @@ def run(command):
 
 def units(changed):
     """Everything that goes into the module. changed: {name of a source of csrc: the copy of csrc to take it from}."""
-    for source in sorted((CSRC / "cuda").glob("*.cu")):
+    for source in sorted(CSRC.glob("cuda/device/*.cu")):
         csrc = changed.get(source.name, CSRC)
-        headers = [*RUNTIME_HEADERS, *csrc.glob("*.h"), *csrc.glob("cuda/*.h"), *csrc.glob("cuda/*.cuh")]
-        yield Unit(csrc / "cuda" / source.name, KERNEL_FLAGS, [HERE, HERE / "include", csrc], headers)
+        headers = [*host_headers(csrc), *csrc.glob("cells/*.h"), *csrc.glob("cuda/device/*.cuh")]
+        yield Unit(csrc / source.relative_to(CSRC), KERNEL_FLAGS, [HERE, HERE / "include", csrc], headers)
     include = [HERE, HERE / "include", CSRC]
     # torch brings pybind11's headers along; nothing else of it is used. As flags, so that each Python has its object.
     torch = Path(importlib.util.find_spec("torch").origin).parent
     python = [f"-isystem{torch / 'include'}", f"-isystem{sysconfig.get_paths()['include']}"]
-    for source in sorted((CSRC / "cuda").glob("*.cpp")):
-        if source.name in NEEDS_TORCH:
-            continue
+    for source in sorted(CSRC.glob("cuda/host/*.cpp")):
         csrc = changed.get(source.name, CSRC)
-        headers = [*RUNTIME_HEADERS, *csrc.glob("*.h"), *csrc.glob("cuda/*.h")]
-        yield Unit(csrc / "cuda" / source.name, RUNTIME_FLAGS, [HERE, HERE / "include", csrc], headers)
-    host_headers = [*RUNTIME_HEADERS, *CSRC.glob("*.h"), *CSRC.glob("cuda/*.h")]
+        yield Unit(csrc / source.relative_to(CSRC), RUNTIME_FLAGS, [HERE, HERE / "include", csrc], host_headers(csrc))
     for source in sorted(HERE.glob("*.cu")):
         yield Unit(source, KERNEL_FLAGS, include, RUNTIME_HEADERS)
     for source in sorted(HERE.glob("*.cpp")):
         if source.name == "module.cpp":
-            yield Unit(source, BINDING_FLAGS + python, include, host_headers)
+            yield Unit(source, BINDING_FLAGS + python, include, [*host_headers(CSRC), *CSRC.glob("cuda/binding/*.h")])
         elif source.name == "host.cpp":
-            yield Unit(source, RUNTIME_FLAGS, include, host_headers)
+            yield Unit(source, RUNTIME_FLAGS, include, host_headers(CSRC))
         else:
             yield Unit(source, RUNTIME_FLAGS, include, RUNTIME_HEADERS)
+
+
+def host_headers(csrc):
+    return [*RUNTIME_HEADERS, *csrc.glob("*.h"), *csrc.glob("cuda/host/*.h")]
 
 
 def build(changed=None):

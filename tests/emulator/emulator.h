@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace fusedlstm::gpu {
+namespace fusedlstm::cuda {
 struct LaunchConfig;
 }
 
@@ -57,7 +57,7 @@ void unregister_buffer(const void* p);
 enum class HostAccess { kRead, kWrite };
 void check_host_access(const void* p, size_t bytes, HostAccess access);
 
-void run_launch(const void* kernel, const fusedlstm::gpu::LaunchConfig& config, void (*entry)(void*), void* closure);
+void run_launch(const void* kernel, const fusedlstm::cuda::LaunchConfig& config, void (*entry)(void*), void* closure);
 
 // ---- called by CUDA threads -------------------------------------------------------------------------------------
 

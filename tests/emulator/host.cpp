@@ -4,7 +4,7 @@
 #include <cstring>
 #include <new>
 
-#include "cuda/primitives.cuh"
+#include "cuda/device/primitives.cuh"
 
 namespace emulator {
 
@@ -12,7 +12,7 @@ using fusedlstm::AccOf;
 using fusedlstm::Dtype;
 using fusedlstm::Sizes;
 using fusedlstm::with_scalar;
-using fusedlstm::gpu::View;
+using fusedlstm::cuda::View;
 
 namespace {
 
@@ -47,12 +47,12 @@ bool is_matrix(const View& view, int64_t rows, int64_t columns) {
 
 template <class scalar_t>
 AccOf<scalar_t> load(const View& view, int64_t offset) {
-  return fusedlstm::gpu::to_acc(static_cast<const scalar_t*>(view.data)[offset]);
+  return fusedlstm::cuda::to_acc(static_cast<const scalar_t*>(view.data)[offset]);
 }
 
 template <class scalar_t>
 void store(const View& view, int64_t offset, double value) {
-  static_cast<scalar_t*>(view.data)[offset] = fusedlstm::gpu::from_acc<scalar_t>(static_cast<AccOf<scalar_t>>(value));
+  static_cast<scalar_t*>(view.data)[offset] = fusedlstm::cuda::from_acc<scalar_t>(static_cast<AccOf<scalar_t>>(value));
 }
 
 }  // namespace

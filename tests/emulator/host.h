@@ -1,19 +1,19 @@
-// The Host of csrc/cuda/host.h on CPU memory that the emulator checks: what runs the library's host code in the tests.
+// The Host of csrc/cuda/host/host.h on CPU memory that the emulator checks: what runs the library's host code in the tests.
 #pragma once
 #include <string>
 #include <vector>
 
-#include "cuda/host.h"
+#include "cuda/host/host.h"
 
 namespace emulator {
 
 // Workspaces are registered with the emulator under their names, lie apart from each other, and are forgotten when they
 // are released: a kernel that uses one later fails. What the host itself reads must have been written.
-class EmulatedHost final : public fusedlstm::gpu::Host {
+class EmulatedHost final : public fusedlstm::cuda::Host {
  public:
-  using View = fusedlstm::gpu::View;
+  using View = fusedlstm::cuda::View;
 
-  EmulatedHost(fusedlstm::gpu::Fallback& fallback, const std::string& request)
+  EmulatedHost(fusedlstm::cuda::Fallback& fallback, const std::string& request)
       : Host(fallback, request.c_str(), nullptr) {}
 
   View allocate(const char* name, fusedlstm::Dtype dtype, const fusedlstm::Sizes& sizes) override;

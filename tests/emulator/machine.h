@@ -7,11 +7,11 @@
 #include <unordered_map>
 #include <vector>
 
-#include "cuda/primitives.cuh"
+#include "cuda/device/primitives.cuh"
 
 namespace emulator {
 
-using fusedlstm::gpu::LaunchConfig;
+using fusedlstm::cuda::LaunchConfig;
 
 // ---- order of events: vector clocks ---------------------------------------------------------------------------------
 // A thread's events are numbered by its epoch, which advances when it hands its knowledge on. A clock says up to which

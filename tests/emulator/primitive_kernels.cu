@@ -3,9 +3,9 @@
 #include <cstring>
 #include <iterator>
 
-#include "cuda/primitives.cuh"
+#include "cuda/device/primitives.cuh"
 
-namespace fusedlstm::gpu {
+namespace fusedlstm::cuda {
 
 // Each of the 32 lanes has 8 words: in[8 * lane ...], out[8 * lane ...].
 template <int kKind>  // 0 bf16, 1 f16, 2 f16 with K = 8, 3 tf32; words 0-3 a, 4-5 b; d starts from lane + i
@@ -102,12 +102,12 @@ static const Entry kEntries[] = {
     {"memory", memory_kernel, {1, 32, 1, 1024, false}},  {"cluster", cluster_kernel, {2, 32, 2, 1024, false}},
 };
 
-}  // namespace fusedlstm::gpu
+}  // namespace fusedlstm::cuda
 
 // Runs a kernel by name on device memory: in 256 words, out 2048 words. Returns a cudaError_t, or -1 for no such
 // kernel.
 extern "C" int fusedlstm_run_primitive(const char* name, const uint32_t* in, uint32_t* out) {
-  using namespace fusedlstm::gpu;
+  using namespace fusedlstm::cuda;
   for (const Entry& entry : kEntries)
     if (std::strcmp(entry.name, name) == 0) return launch(entry.kernel, entry.config, nullptr, in, out);
   return -1;

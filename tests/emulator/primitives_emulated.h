@@ -1,4 +1,4 @@
-// The names of csrc/cuda/primitives.cuh in C++, on the emulator. That header says what each one means.
+// The names of csrc/cuda/device/primitives.cuh in C++, on the emulator. That header says what each one means.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -12,7 +12,7 @@
 #define blockDim (::emulator::block_dimensions())
 #define gridDim (::emulator::grid_dimensions())
 
-namespace fusedlstm::gpu {
+namespace fusedlstm::cuda {
 
 using emulator::Access;
 using emulator::Site;
@@ -267,4 +267,4 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchConfig& config, cudaSt
   return cudaSuccess;
 }
 
-}  // namespace fusedlstm::gpu
+}  // namespace fusedlstm::cuda

@@ -2,9 +2,9 @@
 #include <map>
 #include <string>
 
-#include "cuda/primitives.cuh"
+#include "cuda/device/primitives.cuh"
 
-namespace fusedlstm::gpu {
+namespace fusedlstm::cuda {
 
 __forceinline__ SharedAddress shared_word(int i) {
   return shared_address(shared_memory()) + 4 * i;
@@ -241,14 +241,14 @@ static const std::map<std::string, Case> kCases = {
     {"too_much_shared_memory", {constant_table, {1, 32, 1, 1 << 20, false}}},
 };
 
-}  // namespace fusedlstm::gpu
+}  // namespace fusedlstm::cuda
 
 namespace emulator {
 
 // out: 1024 words, registered by the caller.
 void run_selftest(const std::string& name, uint32_t* out) {
-  const auto& test = fusedlstm::gpu::kCases.at(name);
-  fusedlstm::gpu::launch(test.kernel, test.config, nullptr, out);
+  const auto& test = fusedlstm::cuda::kCases.at(name);
+  fusedlstm::cuda::launch(test.kernel, test.config, nullptr, out);
 }
 
 }  // namespace emulator

@@ -125,7 +125,7 @@ def kernel_items(root):
     Ragged: H fills neither the last CTA nor a vector, B no tile; and, of clusters, a number of CTAs that is no power
     of two (3, 5, 13 ...). The operators themselves say of which shapes there is no kernel.
     """
-    text = (root / "csrc/cuda/kernel_shapes.h").read_text()
+    text = (root / "csrc/cuda/host/kernel_shapes.h").read_text()
     for found in re.findall(r"\{Transport::k(\w+), Pass::k(\w+), (\d+), (\d+), (\d+), (\d+), (\d+)\}", text):
         transport, which = found[0].lower(), found[1].lower()
         rows, chunks, splits, tiles, shared = map(int, found[2:])

@@ -1,4 +1,4 @@
-"""What rows say: of the constants of the planner's model (csrc/cuda/plan.cpp), and of our speed against cuDNN's."""
+"""What rows say: of the constants of the planner's model (cuda/host/plan.cpp), and of our speed against cuDNN's."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from gpu_visit.agenda import ROOT
 
 def model_constants(rows):
     """Each constant of the model that E1 tells: (name, value in plan.cpp, measured). Other rows are left alone."""
-    text = (ROOT / "csrc/cuda/plan.cpp").read_text()
+    text = (ROOT / "csrc/cuda/host/plan.cpp").read_text()
     assumed = {name: float(value) for name, value in re.findall(r"constexpr double (k\w+) = ([\d.]+);", text)}
     cycles = {row["what"]: row["cycles"] for row in rows if "what" in row and "cycles" in row}
     found = []

@@ -1,0 +1,82 @@
+// The LSTM cell: the gate equations and their derivatives, written once for every kernel.
+//
+// Includes nothing. All functions are constexpr templates, so that CPU vector code (V = a vector of
+// hidden units) and CUDA code (V = float or double, compiled with --expt-relaxed-constexpr) share them.
+//
+// Formula (torch.nn.LSTM; Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000):
+//
+//     i = sigmoid(pre_i)   f = sigmoid(pre_f)   g = tanh(pre_g)   o = sigmoid(pre_o)
+//     c = f * c_prev + i * g
+//     h = o * tanh(c)
+//
+// where pre_* are the four gate pre-activations W_ih x + b_ih + W_hh h_prev + b_hh of one hidden unit.
+// `Math` supplies `sigmoid(V)`, `tanh(V)`, `rounded_product(V, V)` and the scalar `kOne` in the precision of the
+// caller.
+#pragma once
+
+namespace fusedlstm {
+
+// Activated gates of one time step, and the states they lead to.
+template <class V>
+struct CellForward {
+  V i, f, g, o, c, h;
+};
+
+// i, f, g, o: gate pre-activations; c_prev: cell state before the step.
+template <class V, class Math>
+constexpr CellForward<V> cell_forward(V i, V f, V g, V o, V c_prev) {
+  CellForward<V> y{};
+  y.i = Math::sigmoid(i);
+  y.f = Math::sigmoid(f);
+  y.g = Math::tanh(g);
+  y.o = Math::sigmoid(o);
+  // One of the products goes into a fused multiply-add: the one with the old state, whose roundings add up from step to
+  // step where the forget gate is near 1. Left to the compilers, it would be either, differently from kernel to kernel.
+  y.c = y.f * c_prev + Math::rounded_product(y.i, y.g);
+  y.h = y.o * Math::tanh(y.c);
+  return y;
+}
+
+// Derivatives of one step: of its outputs with respect to the gate pre-activations and c_prev, as far as they are known
+// before the gradients of h and c.
+template <class V>
+struct CellSlopes {
+  V c_i, c_f, c_g, c_c_prev;  // of c
+  V h_o, h_c;                 // of h; c as h sees it
+};
+
+// i, f, g, o: activated gates; c, c_prev: cell state after and before the step.
+template <class V, class Math>
+constexpr CellSlopes<V> cell_slopes(V i, V f, V g, V o, V c, V c_prev) {
+  const V one = V{} + Math::kOne;
+  const V tanh_c = Math::tanh(c);
+  CellSlopes<V> y{};
+  y.c_i = g * i * (one - i);
+  y.c_f = c_prev * f * (one - f);
+  y.c_g = i * (one - g * g);
+  y.c_c_prev = f;
+  y.h_o = tanh_c * o * (one - o);
+  y.h_c = o * (one - tanh_c * tanh_c);
+  return y;
+}
+
+// Gradients of the four gate pre-activations, and of the cell state before the step.
+template <class V>
+struct CellBackward {
+  V d_i, d_f, d_g, d_o, d_c_prev;
+};
+
+// d_h: gradient of h from everywhere; d_c: gradient of c from later steps and from outside (not through h).
+template <class V>
+constexpr CellBackward<V> cell_backward(const CellSlopes<V>& slopes, V d_h, V d_c) {
+  const V d_cell = d_c + d_h * slopes.h_c;
+  CellBackward<V> y{};
+  y.d_i = d_cell * slopes.c_i;
+  y.d_f = d_cell * slopes.c_f;
+  y.d_g = d_cell * slopes.c_g;
+  y.d_o = d_h * slopes.h_o;
+  y.d_c_prev = d_cell * slopes.c_c_prev;
+  return y;
+}
+
+}  // namespace fusedlstm

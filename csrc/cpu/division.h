@@ -1,0 +1,89 @@
+// How the work of one layer is divided: a plan for all threads, a share for each, and tasks within a share.
+#pragma once
+
+#include "args.h"
+
+namespace fusedlstm::cpu {
+
+// How the work of a layer is divided among the threads of a team.
+enum class Split : int {
+  kRows,   // (direction, group of batch rows) each run alone through all steps: no synchronisation
+  kUnits,  // hidden units are divided; the team meets once per time step
+};
+
+struct Plan {
+  bool direct;  // forward weights are read where they are: no packing; for a handful of rows in all
+  Split split;
+  int threads;
+};
+
+// Items begin .. end - 1.
+struct Range {
+  int64_t begin, end;
+  bool operator==(const Range&) const = default;
+};
+constexpr Range part(int64_t n, int64_t index, int64_t count) {
+  return {n * index / count, n * (index + 1) / count};
+}
+
+// The shares first .. last - 1 of `count`, which one thread works on: usually one share, more where the team has fewer
+// threads. `meet` returns when all shares have called it; what was written before is then visible to all. A meeting
+// that took too long is the team's last one: the thread that has share 0 comes out of it with all shares, the others
+// with none, and none of them waits again. So what to work on is asked for anew after each meeting.
+struct Share {
+  int first, last, count;
+  void* team;       // null: nobody to meet
+  int64_t met = 0;  // when this thread last came to a meeting, in the team's own unit
+  void meet();      // team.cpp
+  Range of(int64_t n) const { return {n * first / count, n * last / count}; }
+};
+
+// What runs through all time steps together: some batch rows of some directions. Where the rows are divided it is
+// alone and meets nobody; where the units are, it is the whole layer and `team` is the share of it to work on.
+struct Task {
+  Range directions, rows;
+  int64_t group;  // of rows
+  Share* team;
+  void meet() const {
+    if (team) team->meet();
+  }
+  // The items to work on, of `n` in each direction.
+  Range of(int64_t n) const {
+    return team ? team->of(directions.end * n) : Range{directions.begin * n, directions.end * n};
+  }
+};
+
+// Groups of rows in one direction: as many as keep every thread busy.
+constexpr int64_t row_groups(const Plan& plan, const Shape& shape) {
+  return plan.split == Split::kUnits ? 1 : (plan.threads + shape.directions - 1) / shape.directions;
+}
+
+// The most batch rows of a group.
+constexpr int64_t rows_of_group(const Plan& plan, const Shape& shape) {
+  const int64_t groups = row_groups(plan, shape);
+  return (shape.batch + groups - 1) / groups;
+}
+
+// Runs body(direction, items) for a range of items, of which each direction has `n`.
+template <class Body>
+void for_each_direction(Range range, int64_t n, Body body) {
+  for (int64_t i = range.begin; i < range.end;) {
+    const int64_t d = i / n, end = range.end < (d + 1) * n ? range.end : (d + 1) * n;
+    body(d, Range{i - d * n, end - d * n});
+    i = end;
+  }
+}
+
+// Runs body(task) for every task of a share.
+template <class Body>
+void for_each_task(const Plan& plan, const Shape& shape, Share& share, Body body) {
+  if (plan.split == Split::kUnits) return body(Task{{0, shape.directions}, {0, shape.batch}, 0, &share});
+  const int64_t groups = row_groups(plan, shape);
+  const Range tasks = share.of(shape.directions * groups);
+  for (int64_t i = tasks.begin; i < tasks.end; ++i) {
+    const int64_t d = i / groups, group = i % groups;
+    body(Task{{d, d + 1}, part(shape.batch, group, groups), group, nullptr});
+  }
+}
+
+}  // namespace fusedlstm::cpu

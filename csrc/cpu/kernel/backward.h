@@ -1,0 +1,261 @@
+// The backward recurrence of one layer.
+//
+// Going back one time step, the gradient of h is W_hh^T times the gate gradients of the step after it, plus what the
+// output received. A tile of it (batch rows by four vectors of hidden units) is finished in registers, turned into gate
+// gradients by the cell's derivative, and stored once. The gate gradients of a chunk of steps are both the operand of
+// the next tile and the material of the products for the input and the weights (gradients.h), which follow while the
+// chunk is in the cache.
+//
+// `carry` is the gradient of h that skips steps: d_h_n until a row's last step, and through rows that do not run.
+#pragma once
+
+#include "cells/lstm.h"
+#include "gradients.h"
+
+namespace fusedlstm::cpu {
+
+template <class K>
+class Backward {
+ public:
+  using V = typename K::V;
+  using acc = typename K::acc;
+  using operand = typename K::operand;
+  using storage = typename K::storage;
+
+  Backward(const BackwardArgs& args, const Plan& plan)
+      : a(args),
+        shape(args.shape),
+        plan(plan),
+        index(args.shape, args.rows),
+        gates(4 * shape.hidden),
+        recurrent(shape.recurrent()),
+        width(round_up(recurrent, K::kPanel)),
+        units(round_up(shape.hidden, K::kPanel)),
+        weight_hh(shape.directions, gates, recurrent, rows_of_group(plan, shape), reading()),
+        weight_hr(shape.directions, shape.proj, shape.hidden, rows_of_group(plan, shape), reading()),
+        chunk(chunk_steps()),
+        ring(shape, chunk + 1, round_up(shape.proj, K::kDepth)),
+        gradients(args, plan, index, ring) {}
+
+  int64_t workspace_bytes() {
+    Arena arena{nullptr};
+    lay_out(arena, 0);
+    return arena.used;
+  }
+
+  void run(Share& share, char* memory) {
+    Arena arena{memory};
+    lay_out(arena, share.first);
+    pack(share);
+    share.meet();
+    for_each_task(plan, shape, share, [&](const Task& task) { steps(task); });
+    share.meet();
+    state_gradients(share);
+    gradients.finish(share);
+  }
+
+ private:
+  const BackwardArgs& a;
+  const Shape& shape;
+  const Plan& plan;
+  const RowIndex index;
+  const int64_t gates, recurrent, width, units;
+  Transposed<K> weight_hh, weight_hr;
+  const int64_t chunk;  // time steps whose gate gradients are kept; one more is what the recurrence looks back to
+  Ring<K> ring;
+  Gradients<K> gradients;
+  // Shared by the team.
+  acc *carry, *d_c, *d_reset_h, *d_reset_c;  // [D][B][width], [D][B][units], and of resets the same
+
+  // Enough rows for one block of the products over rows.
+  int64_t chunk_steps() const {
+    const int64_t rows = rows_of_group(plan, shape);
+    const int64_t n = rows > 0 ? (kOuterDepth + rows - 1) / rows : 1;
+    return n < shape.steps ? n : shape.steps;
+  }
+
+  // In a single step each weight is met by one product; but groups of rows would each pack it.
+  typename Transposed<K>::Reading reading() const {
+    return Transposed<K>::reading_of(plan, shape.steps == 1 && row_groups(plan, shape) == 1);
+  }
+
+  // Whether gradients flow through W_hh: not in a single step from a state without a gradient.
+  bool recurs() const { return shape.steps > 1 || a.d_h_0 || a.rows.reset; }
+
+  void lay_out(Arena& arena, int64_t share) {
+    const int64_t d = shape.directions, states = d * shape.batch;
+    if (recurs()) weight_hh.lay_out(arena, plan.threads, share);
+    if (shape.proj > 0) weight_hr.lay_out(arena, plan.threads, share);
+    carry = arena.take<acc>(states * width);
+    d_c = arena.take<acc>(states * units);
+    d_reset_h = arena.take<acc>(a.d_reset_h ? states * width : 0);
+    d_reset_c = arena.take<acc>(a.d_reset_c ? states * units : 0);
+    ring.lay_out(arena);
+    gradients.lay_out(arena, share);
+  }
+
+  void pack(const Share& share) {
+    if (recurs()) weight_hh.prepare(share, [&](int64_t d) { return a.weights[d].hh; });
+    if (shape.proj > 0) weight_hr.prepare(share, [&](int64_t d) { return a.weights[d].hr; });
+    gradients.pack(share);
+    const Range rows = share.of(shape.directions * shape.batch);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      widen_state(carry + i * width, a.d_h_n, i, recurrent, width);
+      widen_state(d_c + i * units, a.d_c_n, i, shape.hidden, units);
+      if (a.d_reset_h) __builtin_memset(d_reset_h + i * width, 0, size_t(width) * sizeof(acc));
+      if (a.d_reset_c) __builtin_memset(d_reset_c + i * units, 0, size_t(units) * sizeof(acc));
+    }
+  }
+
+  void widen_state(acc* to, const State& from, int64_t i, int64_t n, int64_t padded) const {
+    const storage* row = state_row<storage>(from, i / shape.batch, i % shape.batch);
+    for (int64_t u = 0; u < padded; u += K::kLanes) store(to + u, row && u < n ? K::load(row + u, n - u) : V{});
+  }
+
+  void steps(const Task& task) {
+    int64_t end = shape.steps;
+    do {
+      const int64_t begin = end > chunk ? end - chunk : 0;
+      for (int64_t s = end - 1; s >= begin; --s) step(task, s);
+      gradients.add(task, {begin, end}, end == shape.steps);
+      end = begin;
+    } while (end > 0);
+    // Scan position -1 is the state before the first step: only its gradient, where somebody wants it.
+    if (a.d_h_0 || a.rows.reset) step(task, -1);
+  }
+
+  void step(const Task& task, int64_t s) {
+    for_each_direction(task.of(weight_hh.panels), weight_hh.panels,
+                       [&](int64_t d, Range panels) { hidden_gradient(d, panels, task.rows, s); });
+    if (shape.proj > 0 && s >= 0) {
+      task.meet();
+      for_each_direction(task.of(weight_hr.panels), weight_hr.panels,
+                         [&](int64_t d, Range panels) { project_back(d, panels, task.rows, s); });
+    }
+    task.meet();
+  }
+
+  // The gradient of h after scan position s for some panels of units, and all that follows from it.
+  void hidden_gradient(int64_t d, Range panels, Range rows, int64_t s) {
+    const bool last = s + 1 == shape.steps;
+    const int64_t t = s < 0 ? -1 : index.step(s, d);
+    const int64_t later = last ? -1 : index.step(s + 1, d);
+    const int64_t from = later < 0 ? 0 : index.rows_at(later, rows);  // rows that have gate gradients to bring back
+    const int64_t here = s < 0 ? rows.end - rows.begin : index.rows_at(t, rows);
+    weight_hh.multiply(
+        d, panels, from, [&](int64_t r) { return ring.d_gates(d, s + 1, rows.begin + r); },
+        [&](int64_t r, auto& v, int64_t column) { finish_row(v, d, s, t, later, rows.begin + r, r < here, column); });
+    V nothing[kPanelVectors];
+    for (int64_t p = panels.begin; p < panels.end; ++p)
+      for (int64_t r = from; r < here; ++r) {  // these rows' last step: nothing comes back to it
+        for (V& v : nothing) v = V{};
+        finish_row(nothing, d, s, t, -1, rows.begin + r, true, p * K::kPanel);
+      }
+  }
+
+  template <int kVectors>
+  FUSEDLSTM_INLINE void finish_row(V (&d_h)[kVectors], int64_t d, int64_t s, int64_t t, int64_t later, int64_t b,
+                                   bool exists, int64_t column) {
+    const bool active = s >= 0 && exists && index.active(t, b);
+    const bool was_reset = later >= 0 && index.reset(later, b);
+    for (int q = 0; q < kVectors; ++q) {
+      const int64_t u = column + q * K::kLanes;
+      if (u >= recurrent) break;
+      acc* c = carry + (d * shape.batch + b) * width + u;
+      if (was_reset) {  // the step after began from the reset state: nothing flows back to here
+        if (a.d_reset_h) add(d_reset_h + (d * shape.batch + b) * width + u, d_h[q]);
+        d_h[q] = V{};
+        if (shape.proj == 0) reset_cell(d, b, u);
+      }
+      d_h[q] += load<V>(c);
+      store(c, active ? V{} : d_h[q]);
+      if (s < 0 || !exists) continue;
+      const int64_t row = index.row(t, b);
+      if (active && a.d_output.data)
+        d_h[q] += K::load(index.template data_row<storage>(a.d_output, t, b) + d * recurrent + u, recurrent - u);
+      if (shape.proj > 0) {
+        K::store_operand(ring.d_y(d, s, b) + u, active ? d_h[q] : V{}, ring.proj_depth - u);
+      } else {
+        cell_row(d_h[q], d, s, t, b, row, active, u);
+      }
+    }
+    if (was_reset && shape.proj > 0 && column == 0)
+      for (int64_t u = 0; u < shape.hidden; u += K::kLanes) reset_cell(d, b, u);
+  }
+
+  FUSEDLSTM_INLINE void reset_cell(int64_t d, int64_t b, int64_t u) {
+    acc* c = d_c + (d * shape.batch + b) * units + u;
+    if (a.d_reset_c) add(d_reset_c + (d * shape.batch + b) * units + u, load<V>(c));
+    store(c, V{});
+  }
+
+  // d_h before the projection, W_hr^T d_y, and the cell, for some panels of hidden units.
+  void project_back(int64_t d, Range panels, Range rows, int64_t s) {
+    const int64_t t = index.step(s, d);
+    weight_hr.multiply(
+        d, panels, index.rows_at(t, rows), [&](int64_t r) { return ring.d_y(d, s, rows.begin + r); },
+        [&](int64_t r, auto& v, int64_t column) {
+          const int64_t b = rows.begin + r;
+          for (int64_t u = column, q = 0; u < shape.hidden && q < int64_t(sizeof v / sizeof *v); ++q, u += K::kLanes)
+            cell_row(v[q], d, s, t, b, index.row(t, b), index.active(t, b), u);
+        });
+  }
+
+  // The cell's derivative for one vector of hidden units of one row.
+  FUSEDLSTM_INLINE void cell_row(V d_h, int64_t d, int64_t s, int64_t t, int64_t b, int64_t row, bool active,
+                                 int64_t u) {
+    const int64_t n = shape.hidden - u;
+    const int64_t saved = d * a.row_count + row;
+    operand* to = ring.d_gates(d, s, b) + u;
+    if (!active) {
+      for (int gate = 0; gate < kPanelVectors; ++gate) K::store_operand(to + gate * shape.hidden, V{}, n);
+      return;
+    }
+    const storage* y = static_cast<const storage*>(a.gates) + saved * gates + u;
+    const acc* cells = static_cast<const acc*>(a.cell_states) + d * a.row_count * shape.hidden + u;
+    // The rows of the next tile are on their way from memory while this one is finished.
+    for (int gate = 0; gate < kPanelVectors; ++gate) __builtin_prefetch(y + K::kTileRows * gates + gate * shape.hidden);
+    __builtin_prefetch(cells + (row + K::kTileRows) * shape.hidden);
+    const V i = K::load(y, n), f = K::load(y + shape.hidden, n), g = K::load(y + 2 * shape.hidden, n),
+            o = K::load(y + 3 * shape.hidden, n);
+    const V c = load_some<V>(cells + row * shape.hidden, n);
+    V c_prev;
+    const int64_t before = s > 0 ? index.step(s - 1, d) : -1;
+    if (index.reset(t, b)) {
+      const storage* reset = state_row<storage>(a.reset_c, d, b);
+      c_prev = reset ? K::load(reset + u, n) : V{};
+    } else if (before < 0 || !index.active(before, b)) {
+      c_prev = K::load(state_row<storage>(a.c_0, d, b) + u, n);
+    } else {
+      c_prev = load_some<V>(cells + index.row(before, b) * shape.hidden, n);
+    }
+    acc* d_c_row = d_c + (d * shape.batch + b) * units + u;
+    V d_cell = load<V>(d_c_row);
+    if (a.d_cell_states) d_cell += load_some<V>(static_cast<const acc*>(a.d_cell_states) + saved * shape.hidden + u, n);
+    const auto z = cell_backward<V>(cell_slopes<V, typename K::Math>(i, f, g, o, c, c_prev), d_h, d_cell);
+    store(d_c_row, z.d_c_prev);
+    K::store_operand(to, z.d_i, n);
+    K::store_operand(to + shape.hidden, z.d_f, n);
+    K::store_operand(to + 2 * shape.hidden, z.d_g, n);
+    K::store_operand(to + 3 * shape.hidden, z.d_o, n);
+    if (shape.proj > 0) K::store(ring.hidden(d, s, b) + u, o * K::Math::tanh(c), n);
+  }
+
+  void state_gradients(const Share& share) {
+    const Range rows = share.of(shape.directions * shape.batch);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      narrow_state(a.d_h_0, carry + i * width, i, recurrent);
+      narrow_state(a.d_c_0, d_c + i * units, i, shape.hidden);
+      narrow_state(a.d_reset_h, d_reset_h + i * width, i, recurrent);
+      narrow_state(a.d_reset_c, d_reset_c + i * units, i, shape.hidden);
+    }
+  }
+
+  void narrow_state(void* to, const acc* from, int64_t i, int64_t n) const {
+    if (!to) return;
+    for (int64_t u = 0; u < n; u += K::kLanes)
+      K::store(static_cast<storage*>(to) + i * n + u, load<V>(from + u), n - u);
+  }
+};
+
+}  // namespace fusedlstm::cpu

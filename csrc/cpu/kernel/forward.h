@@ -1,0 +1,330 @@
+// The forward recurrence of one layer.
+//
+// Each time step of a block of `lanes` hidden units and a tile of batch rows is one pass: W_hh h is summed in
+// registers, the pre-activations from the input are added, the cell update is applied there, and only its results are
+// stored. The input's part, W_ih x + biases, is computed in the same panel layout for a chunk of time steps at once,
+// small enough to stay in the cache, by the thread that will use it.
+#pragma once
+
+#include <initializer_list>
+
+#include "cpu/division.h"
+#include "direct.h"
+#include "pack.h"
+#include "row_index.h"
+#include "states.h"
+
+namespace fusedlstm::cpu {
+
+inline constexpr int64_t kChunkBytes = 256 << 10;  // of pre-activations: a quarter of a usual L2 cache
+inline constexpr int64_t kChunkRows = 48;          // at least, for full tiles
+inline constexpr int64_t kMaxChunkSteps = 256;
+
+template <class K>
+class Forward {
+ public:
+  using V = typename K::V;
+  using acc = typename K::acc;
+  using operand = typename K::operand;
+  using storage = typename K::storage;
+
+  Forward(const ForwardArgs& args, const Plan& plan)
+      : a(args),
+        shape(args.shape),
+        plan(plan),
+        index(args.shape, args.rows),
+        blocks(round_up(shape.hidden, K::kLanes) / K::kLanes),
+        project_panels(round_up(shape.proj, K::kPanel) / K::kPanel),
+        depth_x(round_up(shape.input, plan.direct ? kVector : K::kDepth)),
+        depth_h(round_up(shape.recurrent(), K::kDepth)),
+        states(args, index, blocks * K::kLanes,
+               round_up(shape.proj > 0 ? project_panels * K::kPanel : blocks * K::kLanes, kVector)),
+        chunk(chunk_steps()),
+        chunk_rows(chunk * rows_of_group(plan, shape)) {}
+
+  int64_t workspace_bytes() {
+    Arena arena{nullptr};
+    lay_out(arena, 0);
+    return arena.used;
+  }
+
+  void run(Share& share, char* memory) {
+    Arena arena{memory};
+    lay_out(arena, share.first);
+    pack(share);
+    share.meet();
+    for_each_task(plan, shape, share, [&](const Task& task) { steps(task); });
+  }
+
+ private:
+  const ForwardArgs& a;
+  const Shape& shape;
+  const Plan& plan;
+  const RowIndex index;
+  const int64_t blocks, project_panels, depth_x, depth_h;
+  States<K> states;
+  const int64_t chunk, chunk_rows;  // steps and rows of a chunk of pre-activations
+  // Shared by the team; where packs_once(), of the panels of gates each share has the one in use.
+  operand *panels_x, *panels_h, *panels_r;  // [D][blocks] panels of depth_x, depth_h; [D][project_panels] of units
+  acc* bias;                                // [D][blocks][4][lanes]
+  // Of this share.
+  acc* pre;         // [blocks of the range][chunk rows][4][lanes]
+  operand* staged;  // [D][chunk rows][depth_x], where the input cannot be read in place
+
+  static constexpr int64_t kVector = K::kLanes * K::kDepth;  // operands of one vector
+  static constexpr bool kInputIsOperand = std::is_same_v<storage, operand>;
+  bool staging() const { return plan.direct || !kInputIsOperand || shape.input % K::kDepth != 0; }
+
+  int64_t blocks_per_share() const {
+    return plan.split == Split::kRows ? blocks : (shape.directions * blocks + plan.threads - 1) / plan.threads;
+  }
+  int64_t chunk_steps() const {
+    const int64_t rows = shape.batch > 0 ? rows_of_group(plan, shape) : 1;
+    const int64_t bytes = rows * blocks_per_share() * K::kPanel * int64_t(sizeof(acc));
+    int64_t n = kChunkBytes / (bytes > 0 ? bytes : 1);
+    if (n * rows < kChunkRows) n = (kChunkRows + rows - 1) / rows;
+    n = n < shape.steps ? n : shape.steps;
+    return n < 1 ? 1 : n < kMaxChunkSteps ? n : kMaxChunkSteps;
+  }
+
+  void lay_out(Arena& arena, int64_t share) {
+    const int64_t d = shape.directions;
+    const auto take_panels = [&](int64_t depth) {
+      const int64_t panel = plan.direct ? 0 : depth * K::kPanel;
+      operand* first = arena.take<operand>((packs_once() ? plan.threads : d * blocks) * panel);
+      return packs_once() ? first + share * panel : first;
+    };
+    panels_x = take_panels(depth_x);
+    panels_h = take_panels(depth_h);
+    panels_r = arena.take<operand>(d * project_panels * states.units * K::kPanel);
+    bias = arena.take<acc>(d * blocks * K::kPanel);
+    states.lay_out(arena);
+    const int64_t own_pre = blocks_per_share() * chunk_rows * K::kPanel,
+                  own_staged = staging() ? shape.directions * chunk_rows * depth_x : 0;
+    pre = arena.take<acc>(plan.threads * own_pre) + share * own_pre;
+    staged = arena.take<operand>(plan.threads * own_staged) + share * own_staged;
+  }
+
+  // Panels of all weights, and the initial states; the team shares the work by blocks.
+  void pack(const Share& share) {
+    const Range range = share.of(shape.directions * blocks);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const Weights& w = a.weights[i / blocks];
+      const int64_t unit = i % blocks * K::kLanes;
+      if (!plan.direct && !packs_once()) {
+        for_fold<K>(shape.hidden - unit, [&](auto fold) {
+          pack_block<fold>(panels_x + i * depth_x * K::kPanel, w.ih, shape.input, i);
+          pack_block<fold>(panels_h + i * depth_h * K::kPanel, w.hh, shape.recurrent(), i);
+        });
+      }
+      for (int gate = 0; gate < kPanelVectors; ++gate) {
+        V sum{};
+        for (const void* b : {w.bias_ih, w.bias_hh})
+          if (b) sum += K::load(static_cast<const storage*>(b) + gate * shape.hidden + unit, shape.hidden - unit);
+        store(bias + i * K::kPanel + gate * K::kLanes, sum);
+      }
+    }
+    const Range panels = share.of(shape.directions * project_panels);
+    for (int64_t i = panels.begin; i < panels.end; ++i) {
+      const auto* hr = static_cast<const storage*>(a.weights[i / project_panels].hr);
+      // panel[k][column] = hr[column][k]: the rows of a panel are columns of hr.
+      pack_transposed(panels_r + i * states.units * K::kPanel, hr, i % project_panels * K::kPanel);
+    }
+    states.start(share);
+  }
+
+  // In a single step each panel is used once: packed right before, it stays in the cache.
+  bool packs_once() const { return shape.steps == 1 && row_groups(plan, shape) == 1; }
+
+  template <int kFold>
+  void pack_block(operand* to, const void* weight, int64_t depth, int64_t i) const {
+    pack_gates<K, kFold>(to, static_cast<const storage*>(weight), shape.hidden, depth, i % blocks * K::kLanes);
+  }
+
+  // The panel of block i, ready for use, of a weight whose panels have `padded` depth.
+  template <int kFold>
+  const operand* panel_of(operand* panels, const void* weight, int64_t depth, int64_t padded, int64_t i) const {
+    if (!packs_once()) return panels + i * padded * K::kPanel;
+    pack_block<kFold>(panels, weight, depth, i);
+    return panels;
+  }
+
+  void pack_transposed(operand* panel, const storage* hr, int64_t column) {
+    for (int q = 0; q < kPanelVectors; ++q) {
+      const int64_t first = column + q * K::kLanes;
+      for (int64_t k = 0; k < states.units; k += K::kLanes * K::kDepth) {
+        V v[K::kLanes] = {};
+        for (int64_t l = 0; l < K::kLanes; ++l)
+          if (first + l < shape.proj && k < shape.hidden)
+            v[l] = depth_vector<K>(hr + (first + l) * shape.hidden + k, shape.hidden - k);
+        transpose<K>(v);
+        for (int64_t i = 0; i < K::kLanes && k + i * K::kDepth < states.units; ++i)
+          store(panel + (k + i * K::kDepth) * K::kPanel + q * K::kLanes * K::kDepth, v[i]);
+      }
+    }
+  }
+
+  void steps(const Task& task) {
+    const Range rows = task.rows;
+    int64_t first_row[2][kMaxChunkSteps + 1];
+    for (int64_t s0 = 0; s0 < shape.steps; s0 += chunk) {
+      const int64_t s1 = s0 + chunk < shape.steps ? s0 + chunk : shape.steps;
+      Range range{0, 0};  // of blocks whose pre-activations of the chunk are there
+      for (int64_t s = s0; s < s1; ++s) {
+        // Always of the whole chunk: what rows are multiplied together decides the last bit.
+        if (const Range own = task.of(blocks); own != range) input_parts(range = own, rows, s0, s1, first_row);
+        for (int64_t n = range.begin; n < range.end; ++n) {
+          // Every other step goes through the panels backwards: those used last are still in the cache.
+          const int64_t i = s & 1 ? range.end - 1 - (n - range.begin) : n, d = i / blocks;
+          block_step(i, i - range.begin, rows, index.at(d, s), first_row[d][s - s0], first_row[d][s - s0 + 1]);
+        }
+        if (shape.proj > 0) {
+          task.meet();
+          const Range panels = task.of(project_panels);
+          for (int64_t i = panels.begin; i < panels.end; ++i) project(i, rows, index.at(i / project_panels, s));
+        }
+        task.meet();
+      }
+    }
+    const Range range = task.of(blocks);
+    for (int64_t i = range.begin; i < range.end; ++i) states.finish(i / blocks, i % blocks, rows);
+  }
+
+  void input_parts(Range range, Range rows, int64_t s0, int64_t s1, int64_t (*first_row)[kMaxChunkSteps + 1]) {
+    for_each_direction(range, blocks, [&](int64_t d, Range own) {
+      count_rows(first_row[d], d, rows, s0, s1);
+      input_part(d, {d * blocks + own.begin, d * blocks + own.end}, range.begin, rows, s0, s1, first_row[d]);
+    });
+  }
+
+  // first_row[s - s0]: where step s starts among the chunk's rows. Only packed batches shrink.
+  void count_rows(int64_t* first_row, int64_t d, Range rows, int64_t s0, int64_t s1) const {
+    first_row[0] = 0;
+    for (int64_t s = s0; s < s1; ++s) first_row[s - s0 + 1] = first_row[s - s0] + index.rows_at(index.step(s, d), rows);
+  }
+
+  // pre[block][row] = bias + W_ih x, folded like its block, for the rows of steps s0 .. s1 - 1. Accumulated as `acc`.
+  void input_part(int64_t d, Range range, int64_t range_begin, Range rows, int64_t s0, int64_t s1,
+                  const int64_t* first_row) {
+    const int64_t total = first_row[s1 - s0];
+    if (staging()) {
+      for (int64_t s = s0, q = 0; s < s1; ++s)
+        for (; q < first_row[s - s0 + 1]; ++q)
+          to_operands<K>(staged + (d * chunk_rows + q) * depth_x, input_row(d, s, rows.begin + q - first_row[s - s0]),
+                         shape.input, depth_x);
+    }
+    if (plan.direct) return;  // both products are made together, step by step
+    for (int64_t i = range.begin; i < range.end; ++i)
+      for_fold<K>(shape.hidden - i % blocks * K::kLanes, [&](auto fold) {
+        input_block<fold>(d, i, pre + (i - range_begin) * chunk_rows * K::kPanel, rows, s0, first_row, total);
+      });
+  }
+
+  template <int kFold>
+  void input_block(int64_t d, int64_t i, acc* to, Range rows, int64_t s0, const int64_t* first_row, int64_t total) {
+    constexpr int kVectors = kPanelVectors / kFold;
+    const operand* panel = panel_of<kFold>(panels_x, a.weights[d].ih, shape.input, depth_x, i);
+    V b[kPanelVectors];
+    for (int gate = 0; gate < kPanelVectors; ++gate) b[gate] = load<V>(bias + i * K::kPanel + gate * K::kLanes);
+    for (int q = 0; q < kVectors; ++q) b[q] = side_by_side<K, kFold>(b + q * kFold);
+    int64_t s = s0;
+    for_each_tile<K>(total, [&](int64_t q, auto count) FUSEDLSTM_LAMBDA {
+      constexpr int kRows = count;
+      const operand* x[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        if constexpr (kInputIsOperand) {
+          while (q + r >= first_row[s - s0 + 1]) ++s;
+          x[r] = staging() ? staged + (d * chunk_rows + q + r) * depth_x
+                           : input_row(d, s, rows.begin + q + r - first_row[s - s0]);
+        } else {
+          x[r] = staged + (d * chunk_rows + q + r) * depth_x;
+        }
+      }
+      Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
+      multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, depth_x,
+                                                                         input_stretch(depth_x));
+      for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v) store(to + (q + r) * K::kPanel + v * K::kLanes, tile.v[r][v] + b[v]);
+    });
+  }
+
+  const storage* input_row(int64_t d, int64_t s, int64_t b) const {
+    return index.data_row<storage>(a.input, index.step(s, d), b);
+  }
+
+  // One block of units of one time step: its pre-activations, the cell, and all stores.
+  void block_step(int64_t i, int64_t own_block, Range rows, Step step, int64_t first_row, int64_t end_row) {
+    const int64_t unit = i % blocks * K::kLanes;
+    acc* pre_block = pre + (own_block * chunk_rows + first_row) * K::kPanel;
+    const int64_t count = end_row - first_row;
+    if (plan.direct) {
+      direct_block(i, rows, step, unit, pre_block, first_row, count);
+    } else {
+      for_fold<K>(shape.hidden - unit, [&](auto fold) { packed_block<fold>(i, rows, step, unit, pre_block, count); });
+    }
+    if (shape.proj == 0) states.hold({rows.begin + count, rows.end}, step, unit);
+  }
+
+  // Tile by tile, with W_hh h in registers.
+  template <int kFold>
+  void packed_block(int64_t i, Range rows, Step step, int64_t unit, const acc* pre_block, int64_t count) {
+    const operand* panel = panel_of<kFold>(panels_h, a.weights[step.d].hh, shape.recurrent(), depth_h, i);
+    const operand* h_now = states.h_row(step.d, step.s, rows.begin);
+    for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
+      constexpr int kRows = constant, kVectors = kPanelVectors / kFold;
+      // W_hh h is summed from zero and then added: its rounding errors are in proportion to it, and it is usually much
+      // smaller than the input's part.
+      Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
+      const operand* x[kRows];
+      for (int r = 0; r < kRows; ++r) x[r] = h_now + (r0 + r) * states.h_width;
+      multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, depth_h, kForwardStretch);
+      for (int r = 0; r < kRows; ++r)
+        for (int q = 0; q < kVectors; ++q) tile.v[r][q] += load<V>(pre_block + (r0 + r) * K::kPanel + q * K::kLanes);
+      states.template finish_rows<kFold, kRows>(tile.v, step, rows.begin + r0, unit);
+    });
+  }
+
+  // Row by row, both products with the weights where they are; `to` receives the pre-activations.
+  void direct_block(int64_t i, Range rows, Step step, int64_t unit, acc* to, int64_t first_row, int64_t count) {
+    const int64_t d = step.d;
+    const int64_t end = unit + K::kLanes < shape.hidden ? unit + K::kLanes : shape.hidden;
+    const operand* h_now = states.h_row(d, step.s, rows.begin);
+    const DirectOperand<K> operands[2] = {
+        {static_cast<const storage*>(a.weights[d].ih), staged + (d * chunk_rows + first_row) * depth_x, shape.input,
+         depth_x},
+        {static_cast<const storage*>(a.weights[d].hh), h_now, shape.recurrent(), states.h_width}};
+    __builtin_memset(to, 0, size_t(count * K::kPanel) * sizeof(acc));  // padded units stay at rest
+    direct_gates<K>(operands, shape.hidden, {unit, end}, count,
+                    [&](int64_t row, int gate, int64_t u, V sums) FUSEDLSTM_LAMBDA {
+                      store_some(to + row * K::kPanel + gate * K::kLanes + u - unit, sums, end - u);
+                    });
+    for (int64_t r = 0; r < count; ++r) {
+      V gates[kPanelVectors];
+      for (int gate = 0; gate < kPanelVectors; ++gate)
+        gates[gate] = load<V>(to + r * K::kPanel + gate * K::kLanes) + load<V>(bias + i * K::kPanel + gate * K::kLanes);
+      states.finish_row(gates, step, rows.begin + r, unit);
+    }
+  }
+
+  // h = W_hr (o * tanh(c)) for one panel of projected features. Panel k beyond `hidden` is zero.
+  void project(int64_t i, Range rows, Step step) {
+    const int64_t column = i % project_panels * K::kPanel;
+    const operand* from = states.m_row(step.d, rows.begin);
+    const int64_t count = index.rows_at(step.t, rows);
+    for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
+      constexpr int kRows = constant;
+      Tile<typename K::Isa, typename K::Product, kRows> tile;
+      const operand* x[kRows];
+      for (int r = 0; r < kRows; ++r) x[r] = from + (r0 + r) * states.units;
+      multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panels_r + i * states.units * K::kPanel,
+                                                            states.units, kForwardStretch);
+      for (int r = 0; r < kRows; ++r) {
+        for (int q = 0; q < kPanelVectors; ++q)
+          states.write_projected(tile.v[r][q], step, rows.begin + r0 + r, column + q * K::kLanes);
+      }
+    });
+    for (int q = 0; q < kPanelVectors; ++q) states.hold({rows.begin + count, rows.end}, step, column + q * K::kLanes);
+  }
+};
+
+}  // namespace fusedlstm::cpu

@@ -1,0 +1,206 @@
+// The gradients of a layer's input and weights, from the gate gradients of its time steps.
+//
+// They are products over rows, made chunk by chunk of time steps as the recurrence leaves them. Rows that did not run
+// take no part: what padding holds is never read.
+#pragma once
+
+#include "cpu/division.h"
+#include "outer.h"
+#include "pack.h"
+#include "row_index.h"
+#include "transposed.h"
+
+namespace fusedlstm::cpu {
+
+inline constexpr int64_t kInputRows = 192;  // of one block of the input gradient
+
+// What the backward recurrence leaves of the last `steps` scan positions.
+template <class K>
+struct Ring {
+  using operand = typename K::operand;
+  using storage = typename K::storage;
+
+  Ring(const Shape& shape, int64_t steps, int64_t proj_depth) : shape(shape), steps(steps), proj_depth(proj_depth) {}
+
+  const Shape& shape;
+  const int64_t steps;
+  const int64_t proj_depth;  // elements of a row of d_y, padded
+
+  void lay_out(Arena& arena) {
+    const int64_t rows = shape.directions * steps * shape.batch;
+    const bool proj = shape.proj > 0;
+    d_gates_rows = arena.take<operand>(rows * 4 * shape.hidden);
+    d_y_rows = arena.take<operand>(proj ? rows * proj_depth : 0);
+    hidden_rows = arena.take<storage>(proj ? rows * shape.hidden : 0);
+  }
+  // Of direction d, scan position s and batch row b: the gradients of the gates' pre-activations; with a projection
+  // also the gradient of its result, and its operand o * tanh(c).
+  operand* d_gates(int64_t d, int64_t s, int64_t b) const { return d_gates_rows + row(d, s, b) * 4 * shape.hidden; }
+  operand* d_y(int64_t d, int64_t s, int64_t b) const { return d_y_rows + row(d, s, b) * proj_depth; }
+  storage* hidden(int64_t d, int64_t s, int64_t b) const { return hidden_rows + row(d, s, b) * shape.hidden; }
+
+ private:
+  operand *d_gates_rows, *d_y_rows;
+  storage* hidden_rows;
+  int64_t row(int64_t d, int64_t s, int64_t b) const { return (d * steps + s % steps) * shape.batch + b; }
+};
+
+template <class K>
+class Gradients {
+ public:
+  using V = typename K::V;
+  using acc = typename K::acc;
+  using operand = typename K::operand;
+  using storage = typename K::storage;
+
+  Gradients(const BackwardArgs& args, const Plan& plan, const RowIndex& index, const Ring<K>& ring)
+      : a(args),
+        shape(args.shape),
+        plan(plan),
+        index(index),
+        ring(ring),
+        gates(4 * shape.hidden),
+        recurrent(shape.recurrent()),
+        groups(row_groups(plan, shape)),
+        rows(shape.steps * rows_of_group(plan, shape)),
+        weight_ih(shape.directions, gates, shape.input, rows < kInputRows ? rows : kInputRows,
+                  Transposed<K>::reading_of(plan, groups == 1 && rows <= kInputRows)),
+        weights(gates, {shape.input, recurrent},
+                {{{pointer(a.d_weight_ih[0]), pointer(a.d_weight_hh[0])}, pointer(a.d_bias[0])},
+                 {{pointer(a.d_weight_ih[1]), pointer(a.d_weight_hh[1])}, pointer(a.d_bias[1])}},
+                shape.directions, groups, rows),
+        projection(shape.proj, {shape.hidden},
+                   {{{pointer(a.d_weight_hr[0])}, nullptr}, {{pointer(a.d_weight_hr[1])}, nullptr}}, shape.directions,
+                   groups, rows) {}
+
+  void lay_out(Arena& arena, int64_t share) {
+    if (a.d_input) weight_ih.lay_out(arena, plan.threads, share);
+    parts = arena.take<acc>(a.d_input && shape.directions == 2 ? 2 * a.row_count * shape.input : 0);
+    zeros = arena.take<storage>(recurrent);
+    weights.lay_out(arena, plan.threads, share);
+    projection.lay_out(arena, plan.threads, share);
+  }
+
+  void pack(const Share& share) {
+    if (a.d_input) weight_ih.prepare(share, [&](int64_t d) { return a.weights[d].ih; });
+    if (share.first == 0) __builtin_memset(zeros, 0, size_t(recurrent) * sizeof(storage));
+  }
+
+  // Adds the rows of the scan positions `steps` of a task; they are still in the ring. The `first` call of a task
+  // starts its sums.
+  void add(const Task& task, Range steps, bool first) {
+    for (int64_t d = task.directions.begin; d < task.directions.end; ++d) {
+      Rows block;
+      bool starts = first;
+      const auto flush = [&] {
+        if (a.d_input) input_gradient(task, d, block);
+        weights.accumulate(d, task.group, own(task, weights.tile_count), block.weights, starts);
+        projection.accumulate(d, task.group, own(task, projection.tile_count), block.projection, starts);
+        block.weights.depth = block.projection.depth = 0;
+        starts = false;
+      };
+      for (int64_t s = steps.begin; s < steps.end; ++s) {
+        const int64_t t = index.step(s, d), end = task.rows.begin + index.rows_at(t, task.rows);
+        for (int64_t b = task.rows.begin; b < end; ++b) {
+          if (!index.active(t, b)) {
+            if (a.d_input && (!task.team || task.team->first == 0)) no_input_gradient(d, index.row(t, b));
+            continue;
+          }
+          if (block.weights.depth == kOuterDepth) flush();
+          block.push(*this, d, s, t, b);
+        }
+      }
+      if (starts || block.weights.depth > 0) flush();
+    }
+  }
+
+  // Completes and writes all results, after everybody's last `add`.
+  void finish(const Share& share) {
+    if (a.d_input && shape.directions == 2) add_directions(share);
+    for (int64_t d = 0; d < shape.directions; ++d) {
+      weights.write(d, share.of(weights.tile_count));
+      projection.write(d, share.of(projection.tile_count));
+    }
+  }
+
+ private:
+  const BackwardArgs& a;
+  const Shape& shape;
+  const Plan& plan;
+  const RowIndex& index;
+  const Ring<K>& ring;
+  const int64_t gates, recurrent;
+  const int64_t groups, rows;  // groups of batch rows in a direction, each with sums of its own; rows of a group
+  Transposed<K> weight_ih;
+  Outer<K, 2> weights;     // d_gates by input, and by h before the step
+  Outer<K, 1> projection;  // d_y by o * tanh(c)
+  // Shared by the team.
+  acc* parts;      // d_input of each of two directions, [2][N][I]
+  storage* zeros;  // a row of h
+
+  struct Rows {
+    typename Outer<K, 2>::Block weights;
+    typename Outer<K, 1>::Block projection;
+    int64_t row[kOuterDepth];
+
+    void push(const Gradients& o, int64_t d, int64_t s, int64_t t, int64_t b) {
+      const int64_t k = weights.depth++;
+      row[k] = o.index.row(t, b);
+      weights.left[k] = o.ring.d_gates(d, s, b);
+      weights.right[0][k] = o.index.template data_row<storage>(o.a.input, t, b);
+      weights.right[1][k] = o.h_before(d, t, b);
+      if (o.shape.proj == 0) return;
+      projection.depth = k + 1;
+      projection.left[k] = o.ring.d_y(d, s, b);
+      projection.right[0][k] = o.ring.hidden(d, s, b);
+    }
+  };
+
+  static storage* pointer(void* p) { return static_cast<storage*>(p); }
+  static Range own(const Task& task, int64_t n) { return task.team ? task.team->of(n) : Range{0, n}; }
+
+  // h before step t.
+  const storage* h_before(int64_t d, int64_t t, int64_t b) const {
+    if (index.reset(t, b)) return a.reset_h.data ? state_row<storage>(a.reset_h, d, b) : zeros;
+    const int64_t before = d == 0 ? t - 1 : t + 1;
+    if (before < 0 || before >= shape.steps || !index.active(before, b)) return state_row<storage>(a.h_0, d, b);
+    return static_cast<const storage*>(a.output) + (index.row(before, b) * shape.directions + d) * recurrent;
+  }
+
+  // d_input = d_gates W_ih for the rows of a block. A team divides the rows; a few that meet the whole weight only
+  // here, the columns.
+  void input_gradient(const Task& task, int64_t d, const Rows& block) {
+    const bool by_rows = weight_ih.reading == Transposed<K>::Reading::kPanels;
+    const Range all = by_rows ? own(task, block.weights.depth) : Range{0, block.weights.depth};
+    const Range panels = by_rows ? Range{0, weight_ih.panels} : own(task, weight_ih.panels);
+    for (int64_t begin = all.begin; begin < all.end; begin += kInputRows) {
+      const int64_t count = all.end - begin < kInputRows ? all.end - begin : kInputRows;
+      weight_ih.multiply(
+          d, panels, count, [&](int64_t r) { return block.weights.left[begin + r]; },
+          [&](int64_t r, auto& v, int64_t column) {
+            for (int64_t u = column, q = 0; u < shape.input && q < int64_t(sizeof v / sizeof *v); ++q, u += K::kLanes)
+              store_input_gradient(d, block.row[begin + r], u, v[q]);
+          });
+    }
+  }
+
+  void no_input_gradient(int64_t d, int64_t row) {
+    for (int64_t u = 0; u < shape.input; u += K::kLanes) store_input_gradient(d, row, u, V{});
+  }
+
+  FUSEDLSTM_INLINE void store_input_gradient(int64_t d, int64_t row, int64_t u, V v) {
+    if (shape.directions == 1) return K::store(pointer(a.d_input) + row * shape.input + u, v, shape.input - u);
+    store_some(parts + (d * a.row_count + row) * shape.input + u, v, shape.input - u);
+  }
+
+  void add_directions(const Share& share) {
+    const Range all = share.of(a.row_count * shape.input);
+    for (int64_t i = all.begin; i < all.end; i += K::kLanes) {
+      const int64_t n = all.end - i;
+      const acc* part = parts + i;
+      K::store(pointer(a.d_input) + i, load_some<V>(part, n) + load_some<V>(part + a.row_count * shape.input, n), n);
+    }
+  }
+};
+
+}  // namespace fusedlstm::cpu

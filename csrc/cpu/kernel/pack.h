@@ -1,0 +1,257 @@
+// Brings matrices into panels (product.h) and rows into operands, for one storage dtype and one way to multiply.
+#pragma once
+
+#include "cpu/division.h"
+#include "product.h"
+#include "storage.h"
+
+namespace fusedlstm::cpu {
+
+// Everything the kernels need to know about one dtype on one instruction set.
+template <class IsaT, class StorageT, class ProductT>
+struct Kit {
+  using Isa = IsaT;
+  using Storage = StorageT;
+  using Product = ProductT;
+  using storage = typename Storage::type;
+  using operand = typename Product::operand;
+  using acc = typename Product::acc;
+  using V = Vector<Isa, acc>;
+  using Math = VectorMath<Isa, acc>;
+  static constexpr int kLanes = cpu::kLanes<Isa, Product>;
+  static constexpr int kDepth = Product::kDepth;
+  static constexpr int kPanel = kPanelVectors * kLanes;  // columns of a panel; operands of a panel per element of k
+  static constexpr int kTileRows = Isa::kTileRows;
+  // How operands are stored where a kernel keeps them: as computed, or as bfloat16 for the dot product.
+  using OperandStorage = std::conditional_t<kDepth == 2, BFloat16Storage, Full<acc>>;
+
+  static FUSEDLSTM_INLINE V load(const storage* p, int64_t n = kLanes) { return Storage::template load<Isa>(p, n); }
+  static FUSEDLSTM_INLINE void store(storage* p, V v, int64_t n = kLanes) { Storage::template store<Isa>(p, v, n); }
+  static FUSEDLSTM_INLINE V round(V v) { return Storage::template round<Isa>(v); }
+  static FUSEDLSTM_INLINE V load_operand(const operand* p, int64_t n = kLanes) {
+    return OperandStorage::template load<Isa>(p, n);
+  }
+  static FUSEDLSTM_INLINE void store_operand(operand* p, V v, int64_t n = kLanes) {
+    OperandStorage::template store<Isa>(p, v, n);
+  }
+};
+
+// One vector of panel material: `n` columns of row k (and, for pairs, of row k + 1 beside it).
+template <class K, class S>
+FUSEDLSTM_INLINE typename K::V column_vector(const typename S::type* row, const typename S::type* next, int64_t n) {
+  if constexpr (K::kDepth == 1) {
+    return S::template load<typename K::Isa>(row, n);
+  } else {
+    using U = Vector<typename K::Isa, uint32_t>;
+    using H = HalfVector<typename K::Isa>;
+    U v = __builtin_convertvector(load_some<H>(row, n), U);
+    if (next) v |= __builtin_convertvector(load_some<H>(next, n), U) << 16;
+    return bits<typename K::V>(v);
+  }
+}
+
+// The operands of such a vector as numbers; of pairs the sum of both.
+template <class K>
+FUSEDLSTM_INLINE typename K::V sum_of_depth(typename K::V v) {
+  if constexpr (K::kDepth == 1) {
+    return v;
+  } else {
+    const auto pairs = bits<Vector<typename K::Isa, uint32_t>>(v);
+    return bits<typename K::V>(pairs << 16) + bits<typename K::V>(pairs & 0xffff0000u);
+  }
+}
+
+// One vector along k: elements k .. of a row, as 32- or 64-bit groups of kDepth operands; `n` elements exist.
+template <class K>
+FUSEDLSTM_INLINE typename K::V depth_vector(const typename K::storage* row, int64_t n) {
+  if constexpr (K::kDepth == 1) {
+    return K::load(row, n);
+  } else {
+    if (n >= 2 * K::kLanes) return load<typename K::V>(row);
+    alignas(64) uint16_t pairs[2 * K::kLanes] = {};
+    __builtin_memcpy(pairs, row, size_t(n < 2 * K::kLanes ? n : 2 * K::kLanes) * sizeof(uint16_t));
+    return load<typename K::V>(pairs);
+  }
+}
+
+// Transposes a square of blocks of kBlock lanes in registers, v[row] = block by block: exchanges ever larger
+// sub-squares across the diagonal.
+template <class K, int kBlock = 1>
+FUSEDLSTM_INLINE void transpose(typename K::V (&v)[K::kLanes / kBlock]) {
+  using Index = Vector<typename K::Isa, std::conditional_t<sizeof(typename K::acc) == 4, int32_t, int64_t>>;
+  constexpr int kLanes = K::kLanes, kRows = kLanes / kBlock;
+#pragma GCC unroll 8
+  for (int s = 1; s < kRows; s *= 2) {
+    Index low{}, high{};
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l) {
+      const bool upper = l / kBlock & s;
+      low[l] = upper ? kLanes + l - s * kBlock : l;
+      high[l] = upper ? kLanes + l : l + s * kBlock;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      if (i & s) continue;
+      const auto a = v[i], b = v[i + s];
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i + s] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+// The last block of hidden units is *folded* where it has so few that several gates fit into one vector: kFold of them
+// side by side, `lanes / kFold` units each. The block then takes a fraction of the multiply-adds, and as many rows as
+// gates share the vectors of the cell update.
+template <class K, class Body>
+FUSEDLSTM_INLINE void for_fold(int64_t units, Body body) {
+  if constexpr (K::kLanes >= 4) {
+    if (units <= K::kLanes / 4) return body(std::integral_constant<int, 4>{});
+  }
+  if (units <= K::kLanes / 2) return body(std::integral_constant<int, 2>{});
+  body(std::integral_constant<int, 1>{});
+}
+
+// The first blocks of kFold vectors in one.
+template <class K, int kFold>
+FUSEDLSTM_INLINE typename K::V side_by_side(const typename K::V* from) {
+  typename K::V v[kFold];
+#pragma GCC unroll 4
+  for (int j = 0; j < kFold; ++j) v[j] = from[j];
+  transpose<K, K::kLanes / kFold>(v);
+  return v[0];
+}
+
+// The blocks of a vector, each as the first of its own; the rest of it is zero.
+template <class K, int kFold>
+FUSEDLSTM_INLINE void unfold(typename K::V from, typename K::V* to) {
+  typename K::V v[kFold];
+#pragma GCC unroll 4
+  for (int j = 0; j < kFold; ++j) v[j] = j == 0 ? from : typename K::V{};
+  transpose<K, K::kLanes / kFold>(v);
+#pragma GCC unroll 4
+  for (int j = 0; j < kFold; ++j) to[j] = v[j];
+}
+
+// The forward panel of one block of hidden units: panel[k][gate][lane] = weight[gate * units + unit + lane][k],
+// zero beyond `units` (a padded unit then stays exactly 0) and beyond `depth`. Folded: panel[k][gate / kFold][lane],
+// where gate % kFold is the lane's block.
+template <class K, int kFold>
+void pack_gates(typename K::operand* panel, const typename K::storage* weight, int64_t units, int64_t depth,
+                int64_t unit) {
+  constexpr int kLanes = K::kLanes, kUnits = kLanes / kFold;
+  const int64_t rows = units - unit < kUnits ? units - unit : kUnits;
+  for (int q = 0; q < kPanelVectors / kFold; ++q) {
+    const typename K::storage* from[kLanes];
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l)
+      from[l] = l % kUnits < rows ? weight + ((q * kFold + l / kUnits) * units + unit + l % kUnits) * depth : nullptr;
+    const auto square = [&](int64_t k, int64_t n) FUSEDLSTM_LAMBDA {
+      typename K::V v[kLanes];
+#pragma GCC unroll 16
+      for (int l = 0; l < kLanes; ++l) v[l] = from[l] ? depth_vector<K>(from[l] + k, n) : typename K::V{};
+      transpose<K>(v);
+      typename K::operand* to = panel + k * K::kPanel + q * kLanes * K::kDepth;
+      const int64_t groups = (n + K::kDepth - 1) / K::kDepth;
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        if (i < groups) store(to + i * K::kDepth * K::kPanel, v[i]);
+    };
+    constexpr int64_t kStep = kLanes * K::kDepth;
+    int64_t k = 0;
+    for (; k + kStep <= depth; k += kStep) square(k, kStep);
+    if (k < depth) square(k, depth - k);
+  }
+}
+
+// The panel of columns column .. of a matrix [depth, columns]: panel[k][lane] = matrix[k][column + lane], zero beyond.
+template <class K, class S = typename K::Storage, class RowOf>
+FUSEDLSTM_INLINE void pack_columns(typename K::operand* panel, RowOf row_of, int64_t depth, int64_t columns,
+                                   int64_t column) {
+  for (int64_t k = 0; k < depth; k += K::kDepth) {
+    const auto* row = row_of(k);
+    const auto* next = K::kDepth == 2 && k + 1 < depth ? row_of(k + 1) : nullptr;
+    for (int q = 0; q < kPanelVectors; ++q) {
+      const int64_t c = column + q * K::kLanes;
+      typename K::V v{};
+      if (c < columns) v = column_vector<K, S>(row + c, next ? next + c : nullptr, columns - c);
+      store(panel + k * K::kPanel + q * K::kLanes * K::kDepth, v);
+    }
+  }
+}
+
+// Copies n elements from storage to operands and clears up to `padded`.
+template <class K>
+FUSEDLSTM_INLINE void to_operands(typename K::operand* to, const typename K::storage* from, int64_t n, int64_t padded) {
+  for (int64_t i = 0; i < padded; i += K::kLanes) {
+    typename K::V v{};
+    if (from && i < n) v = K::load(from + i, n - i);
+    K::store_operand(to + i, v, padded - i);
+  }
+}
+
+// Runs body(first row, number of rows as a constant) for every tile of `rows` rows.
+template <class K, class Body>
+FUSEDLSTM_INLINE void for_each_tile(int64_t rows, Body body) {
+  int64_t r = 0;
+  for (; r + K::kTileRows <= rows; r += K::kTileRows) body(r, std::integral_constant<int, K::kTileRows>{});
+  const int64_t rest = rows - r;
+  if constexpr (K::kTileRows == 6) {
+    if (rest == 5) body(r, std::integral_constant<int, 5>{});
+    if (rest == 4) body(r, std::integral_constant<int, 4>{});
+    if (rest == 3) body(r, std::integral_constant<int, 3>{});
+  }
+  if (rest == 2) body(r, std::integral_constant<int, 2>{});
+  if (rest == 1) body(r, std::integral_constant<int, 1>{});
+}
+
+// Runs body(number of vectors as a constant) for a panel of which `columns` are wanted.
+template <class K, class Body>
+FUSEDLSTM_INLINE void for_panel_width(int64_t columns, Body body) {
+  if (columns > 2 * K::kLanes) {
+    body(std::integral_constant<int, 4>{});
+  } else if (columns > K::kLanes) {
+    body(std::integral_constant<int, 2>{});
+  } else {
+    body(std::integral_constant<int, 1>{});
+  }
+}
+
+inline constexpr int64_t kDepthBlock = 1024;  // a panel of it fills a quarter of a usual L2 cache
+
+// One panel of a product:
+//
+//     finish(r, v) with v[q] = sum over k of row_of(r)[k] * panel[k][q]   for r < rows
+//
+// A panel is used by all rows block by block of its depth, so that it is read from the cache: panel_of(k, n) gives the
+// `n` elements from k on. Partial sums wait in `scratch`, [rows][kPanel]. `columns` of the panel are wanted: vectors
+// beyond them are not computed.
+template <class K, class RowOf, class PanelOf, class Finish>
+FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int64_t depth, RowOf row_of, PanelOf panel_of,
+                                    typename K::acc* scratch, Finish finish) {
+  using V = typename K::V;
+  for_panel_width<K>(columns, [&](auto width) FUSEDLSTM_LAMBDA {
+    constexpr int kVectors = width;
+    for (int64_t k = 0; k < depth; k += kDepthBlock) {
+      const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
+      const typename K::operand* panel = panel_of(k, block);
+      for_each_tile<K>(rows, [&](int64_t r0, auto count) FUSEDLSTM_LAMBDA {
+        constexpr int kRows = count;
+        Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
+        const typename K::operand* x[kRows];
+        for (int r = 0; r < kRows; ++r) x[r] = row_of(r0 + r) + k;
+        multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, block, kBackwardStretch);
+        for (int r = 0; r < kRows; ++r) {
+          for (int q = 0; q < kVectors && k > 0; ++q)
+            tile.v[r][q] += load<V>(scratch + (r0 + r) * K::kPanel + q * K::kLanes);
+          if (k + block == depth) {
+            finish(r0 + r, tile.v[r]);
+          } else {
+            for (int q = 0; q < kVectors; ++q) store(scratch + (r0 + r) * K::kPanel + q * K::kLanes, tile.v[r][q]);
+          }
+        }
+      });
+    }
+  });
+}
+
+}  // namespace fusedlstm::cpu

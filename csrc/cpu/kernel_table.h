@@ -1,0 +1,24 @@
+// The tables of kernels: one for each instruction set, in it one entry for each dtype.
+#pragma once
+
+#include "division.h"
+#include "dtypes.h"
+
+namespace fusedlstm::cpu {
+
+struct LayerKernels {
+  int64_t (*forward_bytes)(const ForwardArgs&, const Plan&);  // workspace, 64-byte aligned
+  void (*forward)(const ForwardArgs&, const Plan&, Share&, char* workspace);
+  int64_t (*backward_bytes)(const BackwardArgs&, const Plan&);
+  void (*backward)(const BackwardArgs&, const Plan&, Share&, char* workspace);
+};
+
+struct Kernels {
+  const char* isa;
+  LayerKernels layer[kDtypes];
+};
+
+// One table per instruction set, each defined in kernels_<isa>.cpp; the chooser (isa.h) picks one.
+extern const Kernels kBaselineKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels;
+
+}  // namespace fusedlstm::cpu

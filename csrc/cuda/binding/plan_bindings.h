@@ -1,0 +1,93 @@
+// The planner for Python: `_core.plan(...)` and `_core.known_devices()`.
+#pragma once
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda/host/kernel_shapes.h"
+#include "cuda/host/plan.h"
+
+namespace fusedlstm::cuda {
+
+inline Dtype dtype_from_name(const std::string& name) {
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBFloat16, Dtype::kFloat16})
+    if (name == dtype_name(dtype)) return dtype;
+  throw std::invalid_argument("dtype: expected float32, float64, bfloat16 or float16, got '" + name + "'");
+}
+
+inline void bind_plan(pybind11::module_& m) {
+  namespace py = pybind11;
+  py::class_<Plan>(m, "Plan", py::module_local(), "Which kernel runs a recurrence, and in which shape.")
+      .def_property_readonly("transport", [](const Plan& p) { return transport_name(p.shape.transport); })
+      .def_property_readonly("arithmetic", [](const Plan& p) { return arithmetic_name(p.arithmetic); })
+      .def_property_readonly(
+          "units", [](const Plan& p) { return p.shape.k_splits == 0 ? 0 : units_per_cta(p.shape, p.arithmetic); })
+      .def_property_readonly("batch_rows", [](const Plan& p) { return p.shape.batch_rows(); })
+      .def_readonly("ctas_per_tile", &Plan::ctas_per_tile)
+      .def_readonly("tiles", &Plan::tiles)
+      .def_readonly("members", &Plan::members, "Of an ensemble, that one launch runs: all or 1.")
+      .def_readonly("smem_bytes", &Plan::smem_bytes)
+      .def_readonly("microseconds", &Plan::microseconds, "Estimated by the model, to choose by; never a result.")
+      .def_readonly("rejected", &Plan::rejected, "Why transports that do not fit were not taken.")
+      .def("__str__", &to_string);
+
+  py::class_<Device>(m, "Device", py::module_local(), "Limits of a GPU that a launch must keep within.")
+      .def(py::init<>())
+      .def_readwrite("name", &Device::name)
+      .def_readwrite("compute_capability", &Device::compute_capability)
+      .def_readwrite("sm_count", &Device::sm_count)
+      .def_readwrite("smem_bytes", &Device::smem_bytes)
+      .def_readwrite("cooperative_launch", &Device::cooperative_launch)
+      .def_readwrite("max_clusters_of_2", &Device::max_clusters_of_2)
+      .def_readwrite("max_clusters_of_4", &Device::max_clusters_of_4)
+      .def_readwrite("max_clusters_of_8", &Device::max_clusters_of_8)
+      .def_readwrite("max_clusters_of_16", &Device::max_clusters_of_16)
+      .def_readwrite("clock_mhz", &Device::clock_mhz)
+      .def_readwrite("memory_gb_per_s", &Device::memory_gb_per_s);
+
+  m.def("known_devices", &known_devices, "Devices that can be planned for without having one.");
+
+  m.def(
+      "plan",
+      [](const Device& device, int64_t T, int64_t B, int64_t H, const std::string& dtype, int64_t proj_size,
+         int directions, int members, bool allow_tf32, bool backward, const std::string& request) {
+        if (T < 1 || B < 1 || H < 1 || members < 1 || directions < 1 || directions > 2 || proj_size < 0)
+          throw std::invalid_argument(
+              "plan: expected T, B, H, members >= 1, proj_size >= 0 and 1 or 2 directions, got T=" + std::to_string(T) +
+              " B=" + std::to_string(B) + " H=" + std::to_string(H) + " proj_size=" + std::to_string(proj_size) +
+              " directions=" + std::to_string(directions) + " members=" + std::to_string(members));
+        const Problem problem{T,
+                              B,
+                              H,
+                              proj_size,
+                              directions,
+                              members,
+                              dtype_from_name(dtype),
+                              allow_tf32,
+                              backward ? Pass::kBackward : Pass::kForward};
+        return make_plan(problem, device, request);
+      },
+      py::kw_only(), py::arg("device"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("dtype") = "float32",
+      py::arg("proj_size") = 0, py::arg("directions") = 1, py::arg("members") = 1, py::arg("allow_tf32") = true,
+      py::arg("backward") = false, py::arg("request") = "",
+      "The plan of one layer's recurrence; ValueError with the reason if `request` does not fit.");
+
+  m.def(
+      "kernel_shapes",
+      [](const std::string& dtype, bool allow_tf32, bool backward) {
+        const Problem problem{
+            1, 1, 1, 0, 1, 1, dtype_from_name(dtype), allow_tf32, backward ? Pass::kBackward : Pass::kForward};
+        py::list shapes;
+        for (const KernelShape& shape : kKernelShapes)
+          if (shape.pass == problem.pass && is_compiled(shape, arithmetic_of(problem)))
+            shapes.append(py::make_tuple(transport_name(shape.transport), units_per_cta(shape, arithmetic_of(problem)),
+                                         shape.batch_rows(), k_capacity(shape, arithmetic_of(problem))));
+        return shapes;
+      },
+      py::kw_only(), py::arg("dtype") = "float32", py::arg("allow_tf32") = true, py::arg("backward") = false,
+      "(transport, units per CTA, batch rows per CTA, elements of K) of every compiled resident kernel.");
+}
+
+}  // namespace fusedlstm::cuda

@@ -1,0 +1,32 @@
+// The Host of the library: torch's memory and operators, on the current stream of a device.
+#pragma once
+#include "call/layer_tensors.h"
+#include "cuda/host/host.h"
+
+namespace fusedlstm::cuda {
+
+Dtype dtype_of(ScalarType dtype);
+
+// A tensor of this dtype, for as long as it lives; null where it is undefined.
+View view_of(const Tensor& tensor, Dtype dtype);
+
+class TorchHost final : public Host {
+ public:
+  // Device `ordinal` must be the current one.
+  explicit TorchHost(int ordinal);
+
+  View allocate(const char* name, Dtype dtype, const Sizes& sizes) override;
+  void release(const View& allocated) noexcept override;
+  void copy(const View& to, const View& from) override;
+  void multiply(const View& out, const View& a, const View& b, bool adds, bool allow_tf32) override;
+  void sum_rows(const View& out, const View& matrix) override;
+  void warn(const std::string& text) override;
+
+ private:
+  const int ordinal_;
+};
+
+// What to say of an exception that leaves an operator, if the CUDA context is lost; else "".
+std::string lost_context(const char* error, int ordinal);
+
+}  // namespace fusedlstm::cuda

@@ -1,0 +1,62 @@
+// Which cells (a hidden unit of a batch row) a thread of a resident kernel owns.
+//
+// Lane (g = lane / 4, t = lane % 4) has the sums of batch rows 2t and 2t + 1, for the weight rows g of its
+// groups of 8. Where these are whole, it owns those cells itself; otherwise sums.cuh brings them to their owners.
+#pragma once
+#include "arithmetic.cuh"
+
+namespace fusedlstm::cuda {
+
+inline constexpr int kThreads = KernelShape::kWarps * 32;
+
+// Row r of the lane's group g: the unit of the CTA that it belongs to.
+template <KernelShape kShape>
+__device__ __forceinline__ int unit_of_row(int r, int row_warp, int g) {
+  return (row_warp * (kShape.rows_per_lane / kShape.sums()) + r / kShape.sums()) * 8 + g;
+}
+
+template <class Math, KernelShape kShape>
+inline constexpr int kUnitsOf = kShape.units(sizeof(typename Math::scalar_t));
+
+template <class Math, KernelShape kShape, bool kWholeSums = kShape.whole_sums()>
+struct OwnedCells;
+
+template <class Math, KernelShape kShape>
+struct OwnedCells<Math, kShape, true> {
+  static constexpr int kCount = kShape.cells_per_thread(sizeof(typename Math::scalar_t)), kUnitsOwned = kCount / 2;
+  static_assert(kUnitsOwned == kShape.rows_per_lane / kShape.sums());
+
+  // Of cell e: its unit among those owned, and its batch row after that of the unit's first cell.
+  static constexpr int unit_index(int e) { return e / 2; }
+  static constexpr int rows_on(int e) { return e % 2; }
+
+  __device__ __forceinline__ int unit(int e) const {
+    return unit_of_row<kShape>(e / 2 * kShape.sums(), threadIdx.x / 32, threadIdx.x % 32 / 4);
+  }
+  __device__ __forceinline__ int row(int e) const { return threadIdx.x % 4 * 2 + e % 2; }
+  __device__ __forceinline__ bool exists(int) const { return true; }
+};
+
+// Evenly spaced, as then are all their indices. Neighbouring threads have neighbouring units, so that they reach
+// neighbouring memory. Where sums come in pairs of batch rows, two of them share a unit.
+template <class Math, KernelShape kShape>
+struct OwnedCells<Math, kShape, false> {
+  static constexpr int kUnits = kUnitsOf<Math, kShape>, kUnitsOwned = 1;
+  static constexpr int kCount = kShape.cells_per_thread(sizeof(typename Math::scalar_t));
+  static constexpr int kAdjacentRows = kShape.sends_sums() ? 2 : 1;
+  static_assert(kThreads % (kUnits * kAdjacentRows) == 0, "a thread has one unit");
+  static constexpr int kRowsApart = kThreads / kUnits;
+  static constexpr bool kAllExist = kShape.batch_rows() % kRowsApart == 0;
+
+  static constexpr int unit_index(int) { return 0; }
+  static constexpr int rows_on(int e) { return e * kRowsApart; }
+
+  __device__ __forceinline__ int unit(int) const { return threadIdx.x / kAdjacentRows % kUnits; }
+  __device__ __forceinline__ int row(int e) const {
+    return threadIdx.x / (kUnits * kAdjacentRows) * kAdjacentRows + threadIdx.x % kAdjacentRows + e * kRowsApart;
+  }
+  // Threads beyond the last cell of a small tile own none.
+  __device__ __forceinline__ bool exists(int e) const { return kAllExist || row(e) < kShape.batch_rows(); }
+};
+
+}  // namespace fusedlstm::cuda

@@ -1,0 +1,315 @@
+// The pointwise kernels of STREAM, and what comes before and after any recurrence. One thread per element; nothing is
+// shared between threads, so that there is nothing to synchronise.
+#include <algorithm>
+
+#include "rows.cuh"
+
+namespace fusedlstm::cuda {
+namespace {
+
+constexpr int kBlock = 256;
+
+// Element of a [rows of the batch, columns] matrix that this thread owns.
+struct Element {
+  int b, column;
+  bool exists;
+
+  __device__ __forceinline__ Element(int64_t batch, int64_t columns) {
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x;
+    exists = i < batch * columns;
+    b = static_cast<int>(exists ? i / columns : 0);
+    column = static_cast<int>(exists ? i % columns : 0);
+  }
+};
+
+template <class scalar_t>
+__global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
+                                    const __grid_constant__ ForwardStep state) {
+  using acc_t = AccOf<scalar_t>;
+  const int64_t H = args.rows.H;
+  const Element own(args.rows.B, H);
+  if (!own.exists) return;
+  const int T = args.rows.T, s = static_cast<int>(state.step);
+  const int64_t i = own.b * H + own.column;
+  const bool projects = state.hidden != nullptr;  // then h belongs to forward_projected_kernel
+  ForwardUnit<scalar_t> unit(args, state.d, own.b, own.column);
+  ForwardHidden<scalar_t> hidden(args, unit.clock, own.column);
+  if (s < 0) {
+    unit.start(args);
+    if (!projects) hidden.start(args);
+  } else {
+    const Step now = step_of(args.rows, time_of(state.d, s, T));
+    unit.c = at<acc_t>(state.c, i);
+    if (!projects) hidden.h = to_acc(at<scalar_t>(state.h, i));
+    unit.prefetch(args, now);
+    acc_t sums[4];
+    unit.known_sums(Bias<scalar_t>(args, state.d, own.column), sums);
+    const bool runs = unit.clock.runs(now.t);
+    if (runs)  // there are no sums of rows that a packed batch does not have
+      for (int q = 0; q < 4; ++q) sums[q] += at<acc_t>(state.sums, (int64_t{own.b} * 4 + q) * H + own.column);
+    const auto y = unit.step(now.t, sums);
+    if (args.gates) unit.save(args, now, y);
+    if (projects) {
+      at<scalar_t>(state.hidden, i) = from_acc<scalar_t>(runs ? y.h : acc_t(0));
+    } else {
+      hidden.leave(now.t, y.h);
+      hidden.store(now, hidden.first_element(args, now), y.h);
+    }
+  }
+  if (s + 1 < T) {
+    const bool is_next_reset = is_reset(args.rows, unit.clock, time_of(state.d, s + 1, T));
+    if (is_next_reset) unit.reset(args);
+    at<acc_t>(state.c, i) = unit.c;
+    if (projects) return;
+    if (is_next_reset) hidden.reset(args);
+    at<scalar_t>(state.h, i) = from_acc<scalar_t>(hidden.h);
+  } else {
+    unit.finish(args);
+    if (!projects) hidden.finish(args);
+  }
+}
+
+template <class scalar_t>
+__global__ void forward_projected_kernel(const __grid_constant__ ForwardArgs args,
+                                         const __grid_constant__ ForwardStep state, const void* projected) {
+  using acc_t = AccOf<scalar_t>;
+  const int64_t R = args.rows.R;
+  const Element own(args.rows.B, R);
+  if (!own.exists) return;
+  const int T = args.rows.T, s = static_cast<int>(state.step);
+  const int64_t i = own.b * R + own.column;
+  ForwardHidden<scalar_t> hidden(args, RowClock(args.rows, state.d, own.b, 0), own.column);
+  if (s < 0) {
+    hidden.start(args);
+  } else {
+    const Step now = step_of(args.rows, time_of(state.d, s, T));
+    const acc_t value = hidden.clock.runs(now.t) ? at<acc_t>(projected, i) : acc_t(0);
+    hidden.h = to_acc(at<scalar_t>(state.h, i));
+    hidden.leave(now.t, value);
+    hidden.store(now, hidden.first_element(args, now), value);
+  }
+  if (s + 1 < T) {
+    if (is_reset(args.rows, hidden.clock, time_of(state.d, s + 1, T))) hidden.reset(args);
+    at<scalar_t>(state.h, i) = from_acc<scalar_t>(hidden.h);
+  } else {
+    hidden.finish(args);
+  }
+}
+
+// The gradient of h between two steps, brought to the one at position s; true if the row runs that step.
+template <class scalar_t>
+__device__ __forceinline__ bool advance_hidden(const BackwardArgs& args, const BackwardStep& state, int s,
+                                               BackwardHidden<scalar_t>& hidden, int64_t i) {
+  using acc_t = AccOf<scalar_t>;
+  const int T = args.rows.T;
+  if (s == 0) {
+    hidden.start(args);
+  } else {
+    const int before = time_of(state.d, T - s, T);
+    hidden.d_h = at<acc_t>(state.d_h, i);
+    hidden.leave(before, hidden.clock.runs(before) ? at<acc_t>(state.sums, i) : acc_t(0));
+    if (is_reset(args.rows, hidden.clock, before)) hidden.store_cut(args, hidden.cut(true));
+  }
+  at<acc_t>(state.d_h, i) = hidden.d_h;
+  if (s == T) {
+    hidden.finish(args);
+    return false;
+  }
+  const Step now = step_of(args.rows, time_of(state.d, T - 1 - s, T));
+  hidden.prefetch(args, now);
+  return hidden.clock.runs(now.t);
+}
+
+template <class scalar_t>
+__global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
+                                     const __grid_constant__ BackwardStep state) {
+  using acc_t = AccOf<scalar_t>;
+  const int64_t H = args.rows.H;
+  const Element own(args.rows.B, H);
+  if (!own.exists) return;
+  const int T = args.rows.T, s = static_cast<int>(state.step);
+  const int64_t i = own.b * H + own.column;
+  const bool projects = state.d_projected != nullptr;  // then d_hidden has come through W_hr already
+  BackwardUnit<scalar_t> unit(args, state.d, own.b, own.column);
+  BackwardHidden<scalar_t> hidden(unit.clock, own.column);
+  const bool runs =
+      projects ? s < T && hidden.clock.runs(time_of(state.d, T - 1 - s, T)) : advance_hidden(args, state, s, hidden, i);
+  if (s == 0)
+    unit.start(args);
+  else
+    unit.d_c = at<acc_t>(state.d_c, i);
+  if (s == T) {
+    unit.finish(args);
+    return;
+  }
+  const Step now = step_of(args.rows, time_of(state.d, T - 1 - s, T));
+  const bool starts_anew = is_reset(args.rows, unit.clock, now.t);
+  if (runs) {
+    unit.prefetch(args, now, s + 1 < T ? step_of(args.rows, time_of(state.d, T - 2 - s, T)) : Step{});
+    if (starts_anew || unit.clock.first(now.t)) unit.enter(args, starts_anew);
+    scalar_t d_gates[4];
+    unit.step(now.t, unit.slopes(), projects ? at<acc_t>(state.d_hidden, i) : hidden.total(), unit.d_cell_state,
+              d_gates);
+    unit.store(args, now, unit.first_element(args, now), d_gates);
+  }
+  if (starts_anew) unit.store_cut(args, unit.cut(true));
+  at<acc_t>(state.d_c, i) = unit.d_c;
+}
+
+template <class scalar_t>
+__global__ void backward_projected_kernel(const __grid_constant__ BackwardArgs args,
+                                          const __grid_constant__ BackwardStep state) {
+  const int64_t R = args.rows.R;
+  const Element own(args.rows.B, R);
+  if (!own.exists) return;
+  const int T = args.rows.T, s = static_cast<int>(state.step);
+  BackwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b, 0), own.column);
+  if (advance_hidden(args, state, s, hidden, own.b * R + own.column)) {
+    const int64_t row = row_of(args.rows, time_of(state.d, T - 1 - s, T), own.b);
+    at<scalar_t>(state.d_projected, row * R + own.column) = from_acc<scalar_t>(hidden.total());
+  }
+}
+
+// Grid of the row kernels: x covers one step, y takes the steps in turns, z is the direction.
+constexpr int kMaxGridY = 65535;
+
+template <class scalar_t>
+__global__ void previous_states_kernel(const __grid_constant__ RowStates rows, const void* output, void* previous) {
+  const int64_t R = rows.R;
+  const Element own(rows.B, R);
+  if (!own.exists) return;
+  const int d = blockIdx.z;
+  const RowClock clock(rows, d, own.b, 0);
+  for (int t = blockIdx.y; t < clock.length; t += gridDim.y) {
+    scalar_t h;
+    if (is_reset(rows, clock, t))
+      h = from_acc<scalar_t>(state_or_zero<scalar_t>(rows.reset_h, rows.R, rows, clock, own.column));
+    else if (clock.first(t))
+      h = from_acc<scalar_t>(state_or_zero<scalar_t>(rows.h_0, rows.R, rows, clock, own.column));
+    else
+      h = at<scalar_t>(output, (row_of(rows, clock.previous(t), own.b) * rows.D + d) * R + own.column);
+    at<scalar_t>(previous, (d * rows.N + row_of(rows, t, own.b)) * R + own.column) = h;
+  }
+}
+
+template <class scalar_t>
+__global__ void running_rows_kernel(const __grid_constant__ RowStates rows, int64_t columns, const void* all,
+                                    void* runs) {
+  const Element own(rows.B, columns);
+  if (!own.exists) return;
+  const int length = length_of(rows, own.b);
+  for (int t = blockIdx.y; t < rows.T; t += gridDim.y) {
+    const int64_t i = row_of(rows, t, own.b) * columns + own.column;
+    at<scalar_t>(runs, i) = t < length ? at<scalar_t>(all, i) : scalar_t{};
+  }
+}
+
+template <class scalar_t>
+__global__ void hidden_states_kernel(const __grid_constant__ RowStates rows, const void* gates, const void* cell_states,
+                                     void* hidden) {
+  using acc_t = AccOf<scalar_t>;
+  const int64_t H = rows.H;
+  const Element own(rows.B, H);
+  if (!own.exists) return;
+  const int d = blockIdx.z;
+  const RowClock clock(rows, d, own.b, 0);
+  for (int t = blockIdx.y; t < clock.length; t += gridDim.y) {
+    const int64_t row = d * rows.N + row_of(rows, t, own.b);
+    const acc_t o = to_acc(at<scalar_t>(gates, (row * 4 + 3) * H + own.column));
+    const acc_t c = at<acc_t>(cell_states, row * H + own.column);
+    at<scalar_t>(hidden, row * H + own.column) = from_acc<scalar_t>(o * ActivationMath<scalar_t>::tanh(c));
+  }
+}
+
+// Of one launch: its parameters have 4 KiB.
+constexpr int kValues = 448;
+struct Values {
+  int64_t value[kValues];
+};
+
+__global__ void store_values_kernel(const __grid_constant__ Values values, int count, int64_t* to) {
+  const int i = blockIdx.x * kBlock + threadIdx.x;
+  if (i < count) to[i] = values.value[i];
+}
+
+LaunchConfig one_thread_each(int64_t rows, int64_t columns) {
+  LaunchConfig config;
+  config.grid = dim3(static_cast<unsigned>((rows * columns + kBlock - 1) / kBlock));
+  config.block = dim3(kBlock);
+  return config;
+}
+
+LaunchConfig one_thread_each_step(const RowStates& rows, int64_t columns, int directions) {
+  LaunchConfig config = one_thread_each(rows.B, columns);
+  config.grid.y = static_cast<unsigned>(rows.T < kMaxGridY ? rows.T : kMaxGridY);
+  config.grid.z = directions;
+  return config;
+}
+
+}  // namespace
+
+cudaError_t launch_forward_step(const ForwardArgs& args, const ForwardStep& state, cudaStream_t stream) {
+  return with_scalar(args.dtype, [&](auto scalar) {
+    return launch(forward_step_kernel<decltype(scalar)>, one_thread_each(args.rows.B, args.rows.H), stream, args,
+                  state);
+  });
+}
+
+cudaError_t launch_forward_projected(const ForwardArgs& args, const ForwardStep& state, const void* projected,
+                                     cudaStream_t stream) {
+  return with_scalar(args.dtype, [&](auto scalar) {
+    return launch(forward_projected_kernel<decltype(scalar)>, one_thread_each(args.rows.B, args.rows.R), stream, args,
+                  state, projected);
+  });
+}
+
+cudaError_t launch_backward_step(const BackwardArgs& args, const BackwardStep& state, cudaStream_t stream) {
+  return with_scalar(args.dtype, [&](auto scalar) {
+    return launch(backward_step_kernel<decltype(scalar)>, one_thread_each(args.rows.B, args.rows.H), stream, args,
+                  state);
+  });
+}
+
+cudaError_t launch_backward_projected(const BackwardArgs& args, const BackwardStep& state, cudaStream_t stream) {
+  return with_scalar(args.dtype, [&](auto scalar) {
+    return launch(backward_projected_kernel<decltype(scalar)>, one_thread_each(args.rows.B, args.rows.R), stream, args,
+                  state);
+  });
+}
+
+cudaError_t launch_store_values(const int64_t* values, int64_t count, int64_t* to, cudaStream_t stream) {
+  for (int64_t first = 0; first < count; first += kValues) {
+    const int part = static_cast<int>(count - first < kValues ? count - first : kValues);
+    Values some{};
+    std::copy_n(values + first, part, some.value);
+    const cudaError_t error = launch(store_values_kernel, one_thread_each(1, part), stream, some, part, to + first);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t launch_previous_states(const RowStates& rows, Dtype dtype, const void* output, void* previous,
+                                   cudaStream_t stream) {
+  return with_scalar(dtype, [&](auto scalar) {
+    return launch(previous_states_kernel<decltype(scalar)>, one_thread_each_step(rows, rows.R, rows.D), stream, rows,
+                  output, previous);
+  });
+}
+
+cudaError_t launch_running_rows(const RowStates& rows, Dtype dtype, int64_t columns, const void* all, void* runs,
+                                cudaStream_t stream) {
+  return with_scalar(dtype, [&](auto scalar) {
+    return launch(running_rows_kernel<decltype(scalar)>, one_thread_each_step(rows, columns, 1), stream, rows, columns,
+                  all, runs);
+  });
+}
+
+cudaError_t launch_hidden_states(const RowStates& rows, Dtype dtype, const void* gates, const void* cell_states,
+                                 void* hidden, cudaStream_t stream) {
+  return with_scalar(dtype, [&](auto scalar) {
+    return launch(hidden_states_kernel<decltype(scalar)>, one_thread_each_step(rows, rows.H, rows.D), stream, rows,
+                  gates, cell_states, hidden);
+  });
+}
+
+}  // namespace fusedlstm::cuda

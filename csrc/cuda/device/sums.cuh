@@ -1,0 +1,121 @@
+// How the sums of a product reach the threads that own the cells, from the lanes that multiplied.
+//
+// They stay where they are if they are whole; or go through shared memory of the CTA, from the warps that
+// shared K; or through that of the CTA that owns the cells, from all CTAs of the cluster (SumExchange).
+#pragma once
+#include "exchange.cuh"
+
+namespace fusedlstm::cuda {
+
+// One barrier of the CTA per position separates the writers of partial sums from their readers. There are two buffers,
+// so that nobody overwrites sums still being read: whoever writes those of position s + 2 has passed the barrier of s +
+// 1, which their reader reached after reading.
+//
+// float [2 buffers][k_splits][batch row][unit][sum], 4 floats of padding a batch row against bank conflicts between the
+// rows 2t of a warp.
+template <class Math, KernelShape kShape>
+struct PartialSums {
+  static constexpr int kSums = kShape.sums();
+  static constexpr int kRowBytes = (kSums * kUnitsOf<Math, kShape> + 4) * 4;
+  static constexpr int kSplitBytes = kShape.batch_rows() * kRowBytes;
+  static constexpr int kBufferBytes = kShape.k_splits * kSplitBytes;
+  static constexpr int kBytes = kShape.whole_sums() || kShape.sends_sums() ? 0 : 2 * kBufferBytes;
+  using Owned = OwnedCells<Math, kShape>;
+  SharedAddress stored;  // the lane's first sum of batch rows 0..7, in buffer 0
+  SharedAddress taken;   // the first sum of the thread's cell 0, there too
+
+  // From the first of them to that of position s.
+  static __device__ __forceinline__ int buffer(int s) { return s % 2 * kBufferBytes; }
+
+  explicit __device__ __forceinline__ PartialSums(SharedAddress buffers) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const int row_warp = warp / kShape.k_splits, k_split = warp % kShape.k_splits;
+    const Owned owned;
+    stored = in_register(buffers + k_split * kSplitBytes + 2 * t * kRowBytes +
+                         unit_of_row<kShape>(0, row_warp, g) * kSums * 4);
+    taken = in_register(buffers + owned.row(0) * kRowBytes + owned.unit(0) * kSums * 4);
+  }
+
+  // The warp's sums of 8 batch rows.
+  __device__ __forceinline__ void store(int s, int first_row, const float (&acc)[kShape.rows_per_lane][2]) const {
+#pragma unroll
+    for (int r = 0; r < kShape.rows_per_lane; r += kSums)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const SharedAddress to =
+            stored + buffer(s) + (first_row + e) * kRowBytes + unit_of_row<kShape>(r, 0, 0) * kSums * 4;
+        if constexpr (kSums == 4)
+          store_shared128(to, Vec4{float_bits(acc[r][e]), float_bits(acc[r + 1][e]), float_bits(acc[r + 2][e]),
+                                   float_bits(acc[r + 3][e])});
+        else
+          store_shared32(to, float_bits(acc[r][e]));
+      }
+  }
+
+  // Adds those of cell e to its sums, in fixed order.
+  __device__ __forceinline__ void add(int s, int e, float (&sums)[kSums]) const {
+#pragma unroll
+    for (int k_split = 0; k_split < kShape.k_splits; ++k_split) {
+      const SharedAddress from = taken + buffer(s) + k_split * kSplitBytes + Owned::rows_on(e) * kRowBytes;
+      if constexpr (kSums == 4) {
+        const Vec4 v = load_shared128(from);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) sums[q] += bits_float(v.w[q]);
+      } else {
+        sums[0] += bits_float(load_shared32(from));
+      }
+    }
+  }
+};
+
+// Adds W_hh times the operand of position s to the sums of the thread's cells, those of cell e in sum(e). operand:
+// where the warp's part of K begins; partials: PartialSums::kBytes of shared memory. meanwhile() is called when the
+// warp has multiplied, before it waits for others; backward, it may still set the sums, to zero.
+template <class Math, KernelShape kShape, class Product, class Sum, class Meanwhile>
+__device__ __forceinline__ void add_products(const Product& product, const Exchange<Math, kShape>& exchange, int s,
+                                             SharedAddress operand, const PartialSums<Math, kShape>& partials, Sum sum,
+                                             Meanwhile meanwhile) {
+  using Layout = ExchangeLayout<Math, kShape>;
+  constexpr int kSums = kShape.sums(), kCells = Layout::Owned::kCount;
+  const typename Layout::Owned owned;
+  if constexpr (kShape.whole_sums()) {
+    float acc[kShape.rows_per_lane][2] = {};
+    if constexpr (kShape.pass == Pass::kForward) {
+#pragma unroll
+      for (int e = 0; e < kCells; ++e)
+#pragma unroll
+        for (int q = 0; q < kSums; ++q) acc[e / 2 * kSums + q][e % 2] = sum(e)[q];
+    }
+    product.multiply(operand, Layout::kChunkStride, acc);
+    meanwhile();
+#pragma unroll
+    for (int e = 0; e < kCells; ++e)
+#pragma unroll
+      for (int q = 0; q < kSums; ++q) sum(e)[q] = acc[e / 2 * kSums + q][e % 2];
+  } else {
+#pragma unroll 1  // interleaving the tiles would need registers that the weights have
+    for (int n = 0; n < kShape.batch_rows(); n += 8) {
+      float acc[kShape.rows_per_lane][2] = {};
+      product.multiply(operand + n * kChunkBytes, Layout::kChunkStride, acc);
+      if constexpr (kShape.sends_sums())
+        exchange.send(s, n, acc);
+      else
+        partials.store(s, n, acc);
+    }
+    meanwhile();
+    if constexpr (kShape.sends_sums())
+      exchange.await_sums(s);
+    else
+      block_sync();
+#pragma unroll
+    for (int e = 0; e < kCells; ++e) {
+      if (!owned.exists(e)) continue;
+      if constexpr (kShape.sends_sums())
+        exchange.add(s, owned.unit(e), owned.row(e), sum(e));
+      else
+        partials.add(s, e, sum(e));
+    }
+  }
+}
+
+}  // namespace fusedlstm::cuda

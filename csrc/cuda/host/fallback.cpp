@@ -1,0 +1,93 @@
+#include "fallback.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace fusedlstm::cuda {
+
+LaunchFailure failure_of(cudaError_t error) {
+  using enum LaunchFailure::Kind;
+  switch (error) {
+    case cudaErrorCooperativeLaunchTooLarge:
+      return {kRefusal,
+              "its blocks cannot all run at once: this process may use only a part of the GPU, by MPS, MIG or a green "
+              "context"};
+    case cudaErrorInvalidClusterSize:
+      return {kRefusal, "no room for its clusters: this process may use only a part of the GPU, by MPS or MIG"};
+    case cudaErrorNotSupported:
+      return {kRefusal, "cooperative or cluster launches are not supported here"};
+    case cudaErrorLaunchOutOfResources:
+      return {kRefusal, "its registers or shared memory are more than the device gives"};
+    case cudaErrorInvalidConfiguration:
+      return {kRefusal, "this build has no such kernel, or the device no such launch"};
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorJitCompilerNotFound:
+    case cudaErrorJitCompilationDisabled:
+      return {kNoKernels, "no kernels for this device: build with TORCH_CUDA_ARCH_LIST set to its compute capability"};
+    case cudaErrorInsufficientDriver:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorCompatNotSupportedOnDevice:
+      return {kNoKernels, "update the NVIDIA driver, or build with an older CUDA toolkit"};
+    case cudaErrorInvalidValue:
+      return {kFault, "a bug of fusedlstm, please report it; FUSEDLSTM_PLAN=stream may avoid it"};
+    default:
+      return {kFault, nullptr};
+  }
+}
+
+std::string failure_text(const std::string& what, cudaError_t error) {
+  const char* cause = failure_of(error).cause;
+  return "fusedlstm: " + what + ": " + cudaGetErrorString(error) + (cause ? std::string(" (") + cause + ")" : "");
+}
+
+void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw std::runtime_error(failure_text(what, error));
+}
+
+Choice Fallback::choose(const Problem& problem, const std::string& request) {
+  const std::lock_guard lock(mutex_);
+  return {make_plan(problem, device_, request), !request.empty()};
+}
+
+Fallback::Replacement Fallback::replace(const Choice& refused, const Problem& problem, cudaError_t error) {
+  const Plan& plan = refused.plan;
+  if (refused.is_forced || failure_of(error).kind != LaunchFailure::kRefusal)
+    throw std::runtime_error(failure_text(to_string(plan), error));
+  const int cluster_size = error == cudaErrorInvalidClusterSize ? plan.ctas_per_tile : 0;
+  const RefusedKernel kernel{plan.arithmetic, plan.shape, cluster_size};
+
+  const std::lock_guard lock(mutex_);
+  const auto known = std::find(device_.refused.begin(), device_.refused.end(), kernel);
+  const bool is_new = known == device_.refused.end();  // not, if other threads' launches were under way
+  if (is_new) device_.refused.push_back(kernel);
+  Replacement replacement{{make_plan(problem, device_), false}, ""};
+  if (is_new) {
+    std::string what =
+        "device " + std::to_string(ordinal_) + " refuses the " + kernel_name(plan.arithmetic, plan.shape);
+    if (cluster_size > 0) what += " in clusters of " + std::to_string(cluster_size);
+    replacement.warning = failure_text(what, error) + "; instead of it runs: " + to_string(replacement.choice.plan);
+  }
+  return replacement;
+}
+
+void Fallback::launched(const Plan& plan) {
+  const std::lock_guard lock(mutex_);
+  last_launched_ = {.arithmetic = plan.arithmetic,
+                    .shape = plan.shape,
+                    .ctas_per_tile = plan.ctas_per_tile,
+                    .tiles = plan.tiles,
+                    .members = plan.members,
+                    .smem_bytes = plan.smem_bytes,
+                    .microseconds = plan.microseconds,
+                    .rejected = {}};
+}
+
+std::string Fallback::last_launched() {
+  const std::lock_guard lock(mutex_);
+  if (last_launched_.shape.transport == Transport::kStream) return "";
+  return kernel_name(last_launched_.arithmetic, last_launched_.shape) + " (" + to_string(last_launched_) + ")";
+}
+
+}  // namespace fusedlstm::cuda

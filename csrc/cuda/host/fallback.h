@@ -1,0 +1,65 @@
+// What becomes of a layer when a device refuses to launch a kernel.
+//
+// No torch, so that tests can refuse launches where there is no GPU.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <mutex>
+#include <string>
+
+#include "plan.h"
+
+namespace fusedlstm::cuda {
+
+// Why a launch did not happen.
+struct LaunchFailure {
+  enum Kind : uint8_t {
+    kRefusal,    // of this kernel, or of clusters of this size: others may run
+    kNoKernels,  // no kernel of this library can run on the device
+    kFault,      // of the program, this library or the hardware
+  } kind;
+  const char* cause;  // and what the user can do; null: CUDA's own text says all
+};
+LaunchFailure failure_of(cudaError_t error);
+
+// "fusedlstm: <what>: <CUDA's text> (<cause>)"
+std::string failure_text(const std::string& what, cudaError_t error);
+
+// Throws std::runtime_error with failure_text where a call was not a success.
+void check(cudaError_t error, const char* what);
+
+struct Choice {
+  Plan plan;
+  bool is_forced;  // by FUSEDLSTM_PLAN: a refused launch is an error then
+};
+
+// Chooses the kernels of one device, and remembers which of them it refuses to launch; the best of the others take
+// their place, and STREAM at last, whose launches ask nothing of a device. For any number of threads.
+class Fallback {
+ public:
+  Fallback(const Device& device, int ordinal) : device_(device), ordinal_(ordinal) {}
+
+  // The plan to launch. Throws std::invalid_argument like make_plan.
+  Choice choose(const Problem& problem, const std::string& request);
+
+  struct Replacement {
+    Choice choice;        // to launch instead: another resident kernel, or STREAM
+    std::string warning;  // for the user, once per refused kernel; else empty
+  };
+  // After the launch of a choice's resident kernel for this problem has failed. Throws std::runtime_error where no
+  // other kernel must or can replace it.
+  Replacement replace(const Choice& refused, const Problem& problem, cudaError_t error);
+
+  // To be told of every launch of a resident kernel.
+  void launched(const Plan& plan);
+  // The kernel and the plan of the last one; "" before the first.
+  std::string last_launched();
+
+ private:
+  std::mutex mutex_;
+  Device device_;
+  Plan last_launched_{};
+  const int ordinal_;
+};
+
+}  // namespace fusedlstm::cuda

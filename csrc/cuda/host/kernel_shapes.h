@@ -1,0 +1,105 @@
+// The shapes that resident kernels are compiled in. The planner chooses among them and the launcher finds them here.
+//
+// Plain C++. Chosen so that the weights that a lane keeps, rows_per_lane * (chunks_per_warp - shared_chunks) *
+// 4 words, take about half of its 255 registers. Hidden sizes below are for 16-bit elements; with 32 bits K holds half
+// of them, and so do, where a CTA multiplies its own operands, its units.
+#pragma once
+#include <array>
+
+#include "plan.h"
+
+namespace fusedlstm::cuda {
+
+inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
+    // transport, pass, rows per lane, chunks per warp, K splits, batch tiles, chunks in shared memory
+    {Transport::kLocal, Pass::kForward, 4, 2, 1, 1, 0},     //  64 units, H <= 64
+    {Transport::kLocal, Pass::kForward, 4, 4, 1, 1, 0},     //  64 units, H <= 64 (32-bit)
+    {Transport::kLocal, Pass::kForward, 8, 4, 1, 1, 0},     // 128 units, H <= 128
+    {Transport::kLocal, Pass::kForward, 8, 8, 1, 1, 5},     // 128 units, H <= 128 (32-bit)
+    {Transport::kCluster, Pass::kForward, 4, 2, 4, 1, 0},   //  16 units, H <= 256
+    {Transport::kCluster, Pass::kForward, 4, 4, 2, 1, 0},   //  32 units, H <= 256
+    {Transport::kCluster, Pass::kForward, 4, 4, 2, 2, 0},   //  32 units, H <= 256
+    {Transport::kCluster, Pass::kForward, 4, 8, 2, 1, 0},   //  32 units, H <= 512
+    {Transport::kCluster, Pass::kForward, 4, 8, 2, 2, 0},   //  32 units, H <= 512
+    {Transport::kCluster, Pass::kForward, 4, 16, 2, 1, 8},  //  32 units, H <= 512 (32-bit)
+    {Transport::kCluster, Pass::kForward, 8, 8, 2, 1, 4},   //  64 units, H <= 512
+    {Transport::kGrid, Pass::kForward, 4, 1, 8, 1, 0},      //   8 units, H <= 256
+    {Transport::kGrid, Pass::kForward, 4, 2, 8, 1, 0},      //   8 units, H <= 512
+    {Transport::kGrid, Pass::kForward, 4, 4, 8, 1, 0},      //   8 units, H <= 1024
+    {Transport::kGrid, Pass::kForward, 4, 8, 8, 1, 0},      //   8 units, H <= 1024, also in 32 bits
+    {Transport::kGrid, Pass::kForward, 8, 2, 8, 2, 0},      //  16 units, H <= 512
+    {Transport::kGrid, Pass::kForward, 8, 4, 8, 1, 0},      //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kForward, 8, 4, 8, 2, 0},      //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kForward, 8, 6, 8, 1, 2},      //  16 units, H <= 1536
+    {Transport::kGrid, Pass::kForward, 8, 6, 8, 2, 2},      //  16 units, H <= 1536
+    {Transport::kGrid, Pass::kForward, 8, 8, 8, 1, 5},      //  16 units, H <= 2048
+    {Transport::kLocal, Pass::kBackward, 2, 4, 2, 1, 0},    //  64 units, H <= 64
+    {Transport::kLocal, Pass::kBackward, 2, 8, 2, 1, 0},    //  64 units, H <= 64 (32-bit)
+    {Transport::kLocal, Pass::kBackward, 2, 16, 1, 1, 6},   // 128 units, H <= 128
+    {Transport::kLocal, Pass::kBackward, 2, 32, 1, 1, 23},  // 128 units, H <= 128 (32-bit)
+    {Transport::kCluster, Pass::kBackward, 4, 2, 1, 1, 0},  //  16 units (32-bit: 8), H <= 256
+    {Transport::kCluster, Pass::kBackward, 4, 4, 1, 1, 0},  //  32 units (32-bit: 16), H <= 256
+    {Transport::kCluster, Pass::kBackward, 4, 4, 1, 2, 0},  //  32 units (32-bit: 16), H <= 256
+    {Transport::kCluster, Pass::kBackward, 4, 8, 1, 1, 0},  //  64 units (32-bit: 32), H <= 256
+    {Transport::kCluster, Pass::kBackward, 8, 4, 1, 1, 0},  //  32 units (32-bit: 16), H <= 512
+    {Transport::kCluster, Pass::kBackward, 8, 4, 1, 2, 0},  //  32 units (32-bit: 16), H <= 512
+    {Transport::kCluster, Pass::kBackward, 8, 8, 1, 1, 4},  //  64 units (32-bit: 32), H <= 512
+    {Transport::kGrid, Pass::kBackward, 2, 4, 8, 1, 0},     //  16 units, H <= 256
+    {Transport::kGrid, Pass::kBackward, 2, 8, 8, 1, 0},     //  16 units, H <= 512
+    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 1, 0},    //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 2, 0},    //  16 units, H <= 1024
+    {Transport::kGrid, Pass::kBackward, 2, 24, 8, 1, 8},    //  16 units, H <= 1536
+});
+
+constexpr int product_bytes(Arithmetic arithmetic) {  // of one element of weights and operand
+  return arithmetic == Arithmetic::kFloat64                                      ? 8
+         : arithmetic == Arithmetic::kTf32 || arithmetic == Arithmetic::kFloat32 ? 4
+                                                                                 : 2;
+}
+
+constexpr int units_per_cta(const KernelShape& shape, Arithmetic arithmetic) {
+  return shape.units(product_bytes(arithmetic));
+}
+
+// Elements of K that one set of CTAs holds, if it has room for as many.
+constexpr int k_capacity(const KernelShape& shape, Arithmetic arithmetic) {
+  return shape.sends_sums() ? shape.rows() * shape.operands() : shape.chunks() * 64 / product_bytes(arithmetic);
+}
+
+// Shared memory of one CTA; recurrence.cuh lays it out and checks this sum.
+constexpr int smem_bytes(const KernelShape& shape, Arithmetic arithmetic) {
+  const int bytes = product_bytes(arithmetic), n = shape.batch_rows();
+  const bool vectors = shape.transport != Transport::kLocal && !shape.sends_sums();
+  const int operand = shape.chunks() * n * 64 * (shape.transport == Transport::kGrid ? 1 : 2);
+  const int partials = shape.whole_sums()   ? 0
+                       : shape.sends_sums() ? 2 * shape.sources(bytes) * shape.units(bytes) * n * 4
+                                            : 2 * shape.k_splits * n * (shape.sums() * shape.units(bytes) + 4) * 4;
+  const int stage = vectors ? shape.cells_per_thread(bytes) * shape.operands() * KernelShape::kWarps * 32 * bytes : 0;
+  return 128 + operand + partials + stage + shape.shared_weight_bytes();
+}
+
+// Compute capability, times ten, from which on the kernels run: their code for older ones is empty.
+constexpr int needed_capability(Transport transport, Arithmetic arithmetic) {
+  if (transport == Transport::kCluster) return 90;
+  return arithmetic == Arithmetic::kBFloat16 || arithmetic == Arithmetic::kTf32 ? 80 : 75;
+}
+
+// Whether there is a kernel of this shape for this arithmetic.
+constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
+  if (arithmetic == Arithmetic::kFloat64) return false;  // no tensor cores to speak of, and twice the registers
+  // One CTA holds the whole K: units beyond it would be idle, and so would be room for more than its units.
+  if (shape.transport == Transport::kLocal &&
+      k_capacity(shape, arithmetic) != units_per_cta(shape, arithmetic) * shape.operands())
+    return false;
+  // Nor has a cluster more units than its CTAs.
+  if (shape.transport == Transport::kCluster && !shape.sends_sums() &&
+      k_capacity(shape, arithmetic) > kMaxClusterSize * units_per_cta(shape, arithmetic))
+    return false;
+  constexpr int kMostSharedMemory = 232448;  // of a CTA on any device
+  if (smem_bytes(shape, arithmetic) > kMostSharedMemory) return false;
+  // FFMA keeps 8 sums a row, and spills where those of many rows or the indices of much K come on top of the weights.
+  if (arithmetic == Arithmetic::kFloat32 && (shape.rows_per_lane > 4 || shape.chunks_per_warp > 24)) return false;
+  return true;
+}
+
+}  // namespace fusedlstm::cuda

@@ -1,0 +1,35 @@
+#include "layer.h"
+
+namespace fusedlstm::cuda {
+
+Layer Layer::member(int64_t m) const {
+  Layer one = *this;
+  if (!is_ensemble) return one;
+  one.is_ensemble = false;
+  one.members = 1;
+  for (View* view : {&one.input, &one.h_0, &one.c_0, &one.reset_h, &one.reset_c}) *view = of_member(*view, m);
+  for (View* each : {one.weight_ih, one.weight_hh, one.bias_ih, one.bias_hh, one.weight_hr})
+    for (int d = 0; d < directions; ++d) each[d] = of_member(each[d], m);
+  if (lengths) one.lengths += m * batch;
+  if (reset) one.reset += m * steps * batch;
+  return one;
+}
+
+bool may_run_at_once(const Layer& layer) {
+  constexpr int64_t kMostMembers = 65535;  // blocks of a grid in that dimension
+  return layer.is_ensemble && layer.members <= kMostMembers && is_int(layer.members * layer.directions * layer.rows);
+}
+
+Problem Layer::problem(Pass pass) const {
+  return {.T = steps,
+          .B = batch,
+          .H = hidden,
+          .proj_size = proj,
+          .D = static_cast<int>(directions),
+          .M = static_cast<int>(members),
+          .dtype = dtype,
+          .allow_tf32 = allow_tf32,
+          .pass = pass};
+}
+
+}  // namespace fusedlstm::cuda

@@ -1,0 +1,81 @@
+// One layer on a CUDA device, or an ensemble of layers: its arguments, and the two passes over it.
+//
+// No torch; the library's binding fills the arguments in, and so do the tests. Of an ensemble every view has
+// the members as one more dimension in front, of any stride. Sizes as in fusedlstm/reference.py.
+#pragma once
+#include <limits>
+
+#include "host.h"
+#include "launch.h"
+
+namespace fusedlstm::cuda {
+
+// Whether the kernels can take it as an int.
+constexpr bool is_int(int64_t size) {
+  return size <= std::numeric_limits<int>::max();
+}
+
+// Checked by the binding. Views that a layer does not have are null.
+struct Layer {
+  Dtype dtype;
+  bool allow_tf32;
+  bool is_ensemble;
+  int64_t members;                                                 // 1 unless it is an ensemble
+  int64_t steps, batch, rows, features, hidden, proj, directions;  // of each member; proj 0: no projection
+  const int64_t* batch_sizes;                                      // packed: [T] in host memory; else null
+  View input;                                                      // [T, B, I] of any strides, or packed [N, I]
+  View h_0, c_0;                                                   // [D, B, R], [D, B, H], of any strides
+  View weight_ih[kMaxDirections], weight_hh[kMaxDirections];       // [4H, I], [4H, R]: each member contiguous
+  View bias_ih[kMaxDirections], bias_hh[kMaxDirections];           // [4H]
+  View weight_hr[kMaxDirections];                                  // [P, H]: each member contiguous
+  const int64_t* lengths;                                          // [B], contiguous, or null
+  const bool* reset;                                               // [T, B], contiguous, or null
+  View reset_h, reset_c;                                           // as h_0 and c_0
+
+  int64_t recurrent() const { return proj > 0 ? proj : hidden; }
+  Dtype acc_dtype() const { return dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32; }
+  Sizes each(const Sizes& sizes) const { return is_ensemble ? Sizes(members, sizes) : sizes; }
+  // What is member m's of a view of all; of no view, none.
+  View of_member(const View& all, int64_t m) const { return is_ensemble && all.dimensions > 0 ? all[m] : all; }
+  Layer member(int64_t m) const;
+  // Whether one launch of the plan's kernel runs the whole layer, of all members; else it runs STREAM, or one by one.
+  bool is_resident(const Plan& plan) const {
+    return plan.shape.transport != Transport::kStream && plan.members == members;
+  }
+
+  int64_t rows_at(int64_t step) const { return batch_sizes ? batch_sizes[step] : batch; }
+  // Dense rows beyond a length are not run: what the kernels do not write there must be zero.
+  bool has_idle_rows() const { return lengths != nullptr; }
+  Problem problem(Pass pass) const;
+};
+
+// Whether the members of an ensemble may run in one launch, if there is a kernel for it.
+bool may_run_at_once(const Layer& layer);
+
+// Allocated by the caller, contiguous but for the members; gates and cell_states are null where they are not wanted.
+// The rows of steps that are not run are zeros already.
+struct ForwardResults {
+  View output, h_n, c_n, gates, cell_states;
+};
+
+void run_forward(Host& host, const Layer& layer, const ForwardResults& results);
+
+// What the backward pass is given beside the layer: the results of the forward pass that it needs, and the gradients of
+// all results; null for zeros. Each member is contiguous, d_output [.., D * R] of any strides but the last.
+struct Incoming {
+  View output, gates, cell_states;
+  View d_output, d_h_n, d_c_n, d_cell_states;
+};
+
+// Allocated by the caller, contiguous, of the sizes of the arguments; null where they are not wanted. Zeros already
+// where the layer has no rows.
+struct Gradients {
+  View input, h_0, c_0;
+  View weight_ih[kMaxDirections], weight_hh[kMaxDirections], bias_ih[kMaxDirections], bias_hh[kMaxDirections],
+      weight_hr[kMaxDirections];
+  View reset_h, reset_c;
+};
+
+void run_backward(Host& host, const Layer& layer, const Incoming& in, const Gradients& grads);
+
+}  // namespace fusedlstm::cuda

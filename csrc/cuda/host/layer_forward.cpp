@@ -1,0 +1,96 @@
+// Forward: the input projection, then the recurrence by a resident kernel or step by step.
+#include "prepared_layer.h"
+
+namespace fusedlstm::cuda {
+namespace {
+
+// W_ih x of all steps for one direction, and where step t of batch row b stands in it. A transposed input (batch
+// first) is multiplied as it lies; other strides are copied, and so is a transposed input of an ensemble, whose members
+// the kernels expect one after another.
+Buffer project_input(const PreparedLayer& p, int d, ForwardArgs& a) {
+  const Layer& layer = p.layer;
+  const int64_t width = 4 * layer.hidden;
+  Buffer pre_gates(p.host, "pre_gates", layer.acc_dtype(), layer.each({layer.rows, width}));
+  a.pre_gates[d] = pre_gates.data;
+  a.pre_gates_stride_t = layer.batch * width;
+  a.pre_gates_stride_b = static_cast<int>(width);
+  for (int64_t m = 0; m < layer.members; ++m) {
+    View x = layer.of_member(layer.input, m);
+    if (!layer.is_ensemble && !layer.batch_sizes && !x.is_contiguous() && is_int(layer.steps * width) &&
+        x.transposed().is_contiguous()) {
+      x = x.transposed();
+      a.pre_gates_stride_t = width;
+      a.pre_gates_stride_b = static_cast<int>(layer.steps * width);
+    }
+    Buffer copy;
+    x = contiguous(p.host, "input", x, copy).as({layer.rows, layer.features});
+    p.multiply(layer.of_member(pre_gates, m), x, layer.of_member(layer.weight_ih[d], m).transposed());
+  }
+  return pre_gates;
+}
+
+void stream_forward(const PreparedLayer& p, const ForwardArgs& a, int d) {
+  const Layer& layer = p.layer;
+  const int64_t B = layer.batch, H = layer.hidden, R = layer.recurrent();
+  const Buffer sums(p.host, "sums", layer.acc_dtype(), {B, 4 * H});
+  const Buffer h(p.host, "h", layer.dtype, {B, R});
+  const Buffer c(p.host, "c", layer.acc_dtype(), {B, H});
+  Buffer hidden, projected;
+  if (layer.proj > 0) {
+    hidden = Buffer(p.host, "hidden", layer.dtype, {B, H});
+    projected = Buffer(p.host, "projected", layer.acc_dtype(), {B, R});
+  }
+  const View weight_hh = layer.weight_hh[d].transposed(), weight_hr = layer.weight_hr[d].transposed();
+  ForwardStep state{.d = d, .step = -1, .sums = sums.data, .h = h.data, .c = c.data, .hidden = hidden.data};
+  for (; state.step < layer.steps; ++state.step) {
+    const int64_t count = state.step < 0 ? B : layer.rows_at(p.time(d, state.step));
+    if (state.step >= 0) p.multiply(sums.narrow(0, 0, count), h.narrow(0, 0, count), weight_hh);
+    check(launch_forward_step(a, state, p.host.stream), "forward step");
+    if (layer.proj == 0) continue;
+    if (state.step >= 0) p.multiply(projected.narrow(0, 0, count), hidden.narrow(0, 0, count), weight_hr);
+    check(launch_forward_projected(a, state, projected.data, p.host.stream), "projection step");
+  }
+}
+
+// Of one layer, or of all members in one launch. False: no kernel runs all members at once, and nothing was run.
+bool forward(Host& host, const Layer& given, const ForwardResults& r) {
+  const Choice choice = host.choose(given.problem(Pass::kForward));
+  if (given.is_ensemble && !given.is_resident(choice.plan)) return false;
+  const PreparedLayer p(host, given);
+  const Layer& layer = p.layer;
+  ForwardArgs a{};
+  a.rows = p.rows;
+  a.dtype = layer.dtype;
+  a.output = r.output.data;
+  a.h_n = r.h_n.data;
+  a.c_n = r.c_n.data;
+  a.gates = r.gates.data;
+  a.cell_states = r.cell_states.data;
+  Buffer pre_gates[kMaxDirections];
+  for (int d = 0; d < layer.directions; ++d) {
+    pre_gates[d] = project_input(p, d, a);
+    a.bias_ih[d] = layer.bias_ih[d].data;
+    a.bias_hh[d] = layer.bias_hh[d].data;
+  }
+  if (p.launch_resident(choice, a, launch_forward)) return true;
+  if (layer.is_ensemble) return false;
+  for (int d = 0; d < layer.directions; ++d) stream_forward(p, a, d);
+  return true;
+}
+
+}  // namespace
+
+void run_forward(Host& host, const Layer& layer, const ForwardResults& r) {
+  if (layer.rows == 0) {
+    host.copy(r.h_n, layer.h_0);
+    host.copy(r.c_n, layer.c_0);
+    return;
+  }
+  if (may_run_at_once(layer) && forward(host, layer, r)) return;
+  for (int64_t m = 0; m < layer.members; ++m)
+    forward(host, layer.member(m),
+            {layer.of_member(r.output, m), layer.of_member(r.h_n, m), layer.of_member(r.c_n, m),
+             layer.of_member(r.gates, m), layer.of_member(r.cell_states, m)});
+}
+
+}  // namespace fusedlstm::cuda

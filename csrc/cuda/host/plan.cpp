@@ -1,0 +1,380 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <optional>
+#include <stdexcept>
+
+#include "kernel_shapes.h"
+
+namespace fusedlstm::cuda {
+namespace {
+
+constexpr std::array kTransports{Transport::kStream, Transport::kLocal, Transport::kCluster, Transport::kGrid};
+
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// K of the recurrent product: h forward, the four gates' gradients backward, each gate padded to 16 bytes.
+int64_t product_k(const Problem& p, Arithmetic arithmetic) {
+  const int64_t vector = 16 / product_bytes(arithmetic);
+  return ceil_div(p.H, vector) * vector * (p.pass == Pass::kForward ? 1 : 4);
+}
+
+int64_t ctas_per_tile(const KernelShape& shape, const Problem& p) {
+  return ceil_div(p.H, units_per_cta(shape, arithmetic_of(p)));
+}
+int64_t batch_tiles(const KernelShape& shape, const Problem& p) {
+  return ceil_div(p.B, shape.batch_rows());
+}
+
+// Members of an ensemble that one launch runs. Those of LOCAL and CLUSTER wait for nobody, so that any number can queue
+// for the SMs; all CTAs of GRID must run at once.
+int members_at_once(const KernelShape& shape, const Problem& p, const Device& d) {
+  const int64_t ctas = ctas_per_tile(shape, p) * batch_tiles(shape, p) * p.D * p.M;
+  return shape.transport == Transport::kGrid && ctas > d.sm_count ? 1 : p.M;
+}
+
+int resident_clusters(const Device& d, int64_t size) {
+  if (size <= 2) return d.max_clusters_of_2;
+  if (size <= 4) return d.max_clusters_of_4;
+  if (size <= 8) return d.max_clusters_of_8;
+  return d.max_clusters_of_16;
+}
+
+std::string text(const char* format, auto... values) {
+  std::array<char, 256> buffer;
+  std::snprintf(buffer.data(), buffer.size(), format, values...);
+  return buffer.data();
+}
+
+// ---- what fits: the one place that decides, checks and explains ---------------------------------------------------
+
+// Why no resident kernel of this transport can run the problem, whatever its shape; empty if one might.
+std::string obstacle(Transport transport, const Problem& p, const Device& d) {
+  const Arithmetic arithmetic = arithmetic_of(p);
+  if (arithmetic == Arithmetic::kFloat64) return "expected a 16-bit or 32-bit dtype, got float64";
+  if (p.proj_size > 0) return text("expected no projection, got proj_size %lld", static_cast<long long>(p.proj_size));
+  const int needed = needed_capability(transport, arithmetic);
+  if (d.compute_capability < needed) return text("expected sm_%d or later, got sm_%d", needed, d.compute_capability);
+  if (transport == Transport::kGrid) {
+    if (!d.cooperative_launch) return "expected a device with cooperative launch, got one without";
+    if (p.T < 2) return "expected at least 2 time steps, got 1: there is nothing to exchange";
+  }
+  return "";
+}
+
+// Why this shape does not fit; empty if it does.
+std::string misfit(const KernelShape& shape, const Problem& p, const Device& d) {
+  const Arithmetic arithmetic = arithmetic_of(p);
+  const int64_t k = product_k(p, arithmetic), capacity = k_capacity(shape, arithmetic);
+  const int64_t ctas = ctas_per_tile(shape, p), all = ctas * batch_tiles(shape, p) * p.D;
+  if (k > capacity)
+    return text("expected at most %lld of K on the chip, got %lld (H = %lld)", static_cast<long long>(capacity),
+                static_cast<long long>(k), static_cast<long long>(p.H));
+  if (smem_bytes(shape, arithmetic) > d.smem_bytes)
+    return text("expected at most %lld bytes of shared memory, got %d", static_cast<long long>(d.smem_bytes),
+                smem_bytes(shape, arithmetic));
+  for (const RefusedKernel& refused : d.refused)
+    if (refused.arithmetic == arithmetic && refused.shape == shape &&
+        (refused.cluster_size == 0 || refused.cluster_size == ctas))
+      return "expected a kernel that the device launches, got one that it has refused";
+  switch (shape.transport) {
+    case Transport::kLocal:
+      if (ctas > 1)
+        return text("expected at most %d hidden units, got %lld", units_per_cta(shape, arithmetic),
+                    static_cast<long long>(p.H));
+      break;
+    case Transport::kCluster:
+      if (ctas < 2) return text("expected at least 2 CTAs of %d units, got 1", units_per_cta(shape, arithmetic));
+      if (ctas > kMaxClusterSize)
+        return text("expected a cluster of at most %d CTAs, got %lld", kMaxClusterSize, static_cast<long long>(ctas));
+      if (resident_clusters(d, ctas) == 0)
+        return text("expected room for clusters of %lld CTAs, got none", static_cast<long long>(ctas));
+      break;
+    case Transport::kGrid:
+      if (all > d.sm_count)  // all CTAs must run at once, since they wait for each other
+        return text("expected at most %d CTAs, one per SM, got %lld", d.sm_count, static_cast<long long>(all));
+      break;
+    case Transport::kStream:
+      break;
+  }
+  return "";
+}
+
+// ---- what it costs ------------------------------------------------------------------------------------------------
+
+// Cycles and rates of one SM, for sm_90. Estimated from published measurements, until tools/gpu_check has measured
+// them; other devices differ by clock, SM count and memory.
+namespace cost {
+constexpr double kMma = 6.5;  // one m16n8k16 (16-bit) or m16n8k8 (TF32), per quarter of the SM
+constexpr double kMmaLatency = 33;
+constexpr double kFfma = 1.25 / 128;  // per multiply-add
+constexpr double kBarrier = 45;
+constexpr double kSharedLoad = 33;
+constexpr double kSharedStore = 30;
+constexpr double kActivationsFast = 130;  // chain of one cell's activations, bfloat16
+constexpr double kActivations = 220;
+constexpr double kPairIssue = 45.0 / 128;  // instructions of one (unit, batch row) pair
+constexpr double kClusterLatency = 350;    // from store_async to the waiters' first load
+constexpr double kClusterBytes = 14;       // per cycle into one SM
+constexpr double kGridLatency = 850;       // from a store to a poll that sees it, through L2
+constexpr double kGridBytes = 20;
+constexpr double kGridRound = 350;  // a round trip to L2 where the data is there already
+constexpr double kSlack = 80;
+constexpr double kLaunchUs = 6;        // launch, and loading the weights
+constexpr double kStreamStepUs = 4.5;  // two launches and what they wait for
+constexpr double kMemsetBytesPerUs = 3e6;
+constexpr double kSharedBytes = 128;  // per cycle
+}  // namespace cost
+
+double resident_microseconds(const KernelShape& shape, const Problem& p, const Device& d) {
+  const Arithmetic arithmetic = arithmetic_of(p);
+  const int64_t ctas = ctas_per_tile(shape, p);
+  const bool ffma = arithmetic == Arithmetic::kFloat32, forward = p.pass == Pass::kForward;
+  const double bytes = product_bytes(arithmetic), n = shape.batch_rows(), pairs = units_per_cta(shape, arithmetic) * n;
+  const double k = static_cast<double>(shape.chunks()) * 64 / bytes, rows = shape.rows();
+  const double mma_k = bytes == 2 ? 16 : 8;
+  const double product = ffma ? rows * k * n * cost::kFfma
+                              : std::max(rows / 16 * k / mma_k * n / 8 * cost::kMma / 4, cost::kMmaLatency * 4);
+  const double pointwise = (arithmetic == Arithmetic::kBFloat16 ? cost::kActivationsFast : cost::kActivations) +
+                           pairs * cost::kPairIssue * (forward ? 1 : 1.3);
+  // The tensor cores wait for weights from shared memory, and those for each other.
+  const double weights = shape.shared_weight_bytes() / cost::kSharedBytes * n / 8;
+  // Sums that the cells take from shared memory, each from so many warps, or CTAs.
+  const double sources = shape.sends_sums() ? shape.sources(product_bytes(arithmetic)) : shape.k_splits;
+  const double partials = shape.whole_sums() ? 0
+                                             : cost::kSharedStore + cost::kBarrier + cost::kSharedLoad +
+                                                   pairs * shape.sums() * 4 * sources * 2 / cost::kSharedBytes;
+  double cycles = cost::kSlack + cost::kSharedLoad + std::max(product, weights) + cost::kMmaLatency + partials +
+                  pointwise + cost::kSharedStore;
+
+  const int64_t abreast = members_at_once(shape, p, d);  // the more there are, the less is gained by small tiles
+  const int64_t tiles = batch_tiles(shape, p) * p.D * abreast;
+  const double incoming =
+      std::min<double>(n, p.B) *
+      (shape.sends_sums() ? static_cast<double>(p.H) * 4 : static_cast<double>(product_k(p, arithmetic)) * bytes);
+  int64_t resident = d.sm_count;
+  double us = cost::kLaunchUs;
+  switch (shape.transport) {
+    case Transport::kCluster:
+      cycles += cost::kClusterLatency + incoming / cost::kClusterBytes;
+      resident = resident_clusters(d, ctas);
+      break;
+    case Transport::kGrid:
+      cycles += cost::kGridLatency + incoming / cost::kGridBytes + (shape.rounds() - 1) * cost::kGridRound;
+      resident = tiles;
+      us += static_cast<double>(p.T * p.B * p.D * abreast * product_k(p, arithmetic)) * bytes / cost::kMemsetBytesPerUs;
+      break;
+    default:
+      cycles += cost::kBarrier;
+      break;
+  }
+  const double waves = static_cast<double>(ceil_div(tiles, resident));
+  const double compute = waves * static_cast<double>(p.T) * cycles / d.clock_mhz;
+  const double traffic =
+      static_cast<double>(p.T * p.D * abreast * p.B * p.H) * (forward ? 16 : 4 * 2 * bytes + 8 + bytes);
+  return (us + std::max(compute, traffic / (d.memory_gb_per_s * 1e3))) * static_cast<double>(p.M / abreast);
+}
+
+double stream_microseconds(const Problem& p, const Device& d) {
+  const Arithmetic arithmetic = arithmetic_of(p);
+  const double bytes = product_bytes(arithmetic), H = static_cast<double>(p.H), B = static_cast<double>(p.B);
+  const double outer = p.proj_size > 0 ? static_cast<double>(p.proj_size) : H;
+  // Achieved multiply-adds per cycle and SM.
+  const double rate = arithmetic == Arithmetic::kFloat64   ? 40
+                      : arithmetic == Arithmetic::kFloat32 ? 90
+                      : arithmetic == Arithmetic::kTf32    ? 600
+                                                           : 1200;
+  const double weights = 4 * H * outer * bytes / (d.memory_gb_per_s * 1e3);
+  const double product = 4 * H * outer * B / (rate * d.sm_count * d.clock_mhz);
+  const double pointwise = B * H * (40 + bytes) / (d.memory_gb_per_s * 1e3);
+  const double projection = p.proj_size > 0 ? cost::kStreamStepUs : 0;
+  return static_cast<double>(p.T * p.D * p.M) *
+         (std::max(weights, product) + pointwise + projection + cost::kStreamStepUs);
+}
+
+// ---- choosing -----------------------------------------------------------------------------------------------------
+
+struct Request {
+  std::optional<Transport> transport;
+  int units = 0, batch_rows = 0, k = 0;  // 0: any
+};
+
+Request parse_request(const std::string& request) {
+  Request parsed;
+  if (request.empty()) return parsed;
+  const size_t colon = request.find(':');
+  const std::string name = request.substr(0, colon);
+  for (const Transport transport : kTransports)
+    if (name == transport_name(transport)) parsed.transport = transport;
+  int used = 0;
+  const bool sized = colon != std::string::npos;
+  if (sized) {
+    const char* sizes = request.c_str() + colon;
+    std::sscanf(sizes, ":%dx%d%n", &parsed.units, &parsed.batch_rows, &used);
+    if (std::sscanf(sizes, ":%*dx%*dx%d%n", &parsed.k, &used) == 1 && parsed.k <= 0) used = 0;
+  }
+  const bool size_ok = !sized || (colon + used == request.size() && parsed.units > 0 && parsed.batch_rows > 0 &&
+                                  parsed.transport != Transport::kStream);
+  if (!parsed.transport || !size_ok)
+    throw std::invalid_argument(
+        "FUSEDLSTM_PLAN: expected stream, local, cluster or grid, the last three perhaps with :UNITSxROWS or "
+        ":UNITSxROWSxK, got '" +
+        request + "'");
+  return parsed;
+}
+
+Plan stream_plan(const Problem& p, const Device& d) {
+  return Plan{arithmetic_of(p),
+              KernelShape{Transport::kStream, p.pass, 0, 0, 0, 0, 0},
+              0,
+              0,
+              1,
+              0,
+              stream_microseconds(p, d),
+              {}};
+}
+
+Plan resident_plan(const KernelShape& shape, const Problem& p, const Device& d) {
+  const Arithmetic arithmetic = arithmetic_of(p);
+  return Plan{arithmetic,
+              shape,
+              static_cast<int>(ctas_per_tile(shape, p)),
+              static_cast<int>(batch_tiles(shape, p)),
+              members_at_once(shape, p, d),
+              smem_bytes(shape, arithmetic),
+              resident_microseconds(shape, p, d),
+              {}};
+}
+
+// The best plan of one resident transport; else why there is none.
+std::optional<Plan> best_of(Transport transport, const Request& request, const Problem& p, const Device& d,
+                            std::string& why_not) {
+  std::optional<Plan> best;
+  why_not = obstacle(transport, p, d);
+  if (!why_not.empty()) return best;
+  why_not = "expected a shape of " + text("%d units x %d rows", request.units, request.batch_rows) +
+            (request.k > 0 ? text(" x %d of K", request.k) : "") + ", got none compiled";
+  for (const KernelShape& shape : kKernelShapes) {
+    if (shape.transport != transport || shape.pass != p.pass || !is_compiled(shape, arithmetic_of(p))) continue;
+    if (request.units > 0 &&
+        (units_per_cta(shape, arithmetic_of(p)) != request.units || shape.batch_rows() != request.batch_rows))
+      continue;
+    if (request.k > 0 && k_capacity(shape, arithmetic_of(p)) != request.k) continue;
+    const std::string reason = misfit(shape, p, d);
+    if (!reason.empty()) {
+      why_not = reason;  // shapes are listed from small to large: the last reason is that of the largest
+      continue;
+    }
+    const Plan plan = resident_plan(shape, p, d);
+    if (!best || plan.microseconds < best->microseconds) best = plan;
+  }
+  return best;
+}
+
+}  // namespace
+
+Arithmetic arithmetic_of(const Problem& problem) {
+  switch (problem.dtype) {
+    case Dtype::kBFloat16:
+      return Arithmetic::kBFloat16;
+    case Dtype::kFloat16:
+      return Arithmetic::kFloat16;
+    case Dtype::kFloat64:
+      return Arithmetic::kFloat64;
+    case Dtype::kFloat32:
+      break;
+  }
+  return problem.allow_tf32 ? Arithmetic::kTf32 : Arithmetic::kFloat32;
+}
+
+Plan make_plan(const Problem& problem, const Device& device, const std::string& request_text) {
+  const Request request = parse_request(request_text);
+  Plan best = stream_plan(problem, device);
+  if (request.transport == Transport::kStream) return best;
+  std::vector<std::string> rejected;
+  std::optional<Plan> forced;
+  for (const Transport transport : {Transport::kLocal, Transport::kCluster, Transport::kGrid}) {
+    if (request.transport && request.transport != transport) continue;
+    std::string why_not;
+    const auto plan = best_of(transport, request, problem, device, why_not);
+    if (!plan) rejected.push_back(std::string(transport_name(transport)) + ": " + why_not);
+    if (plan && plan->microseconds < best.microseconds) best = *plan;
+    if (request.transport) forced = plan;
+  }
+  if (request.transport) {
+    if (!forced) throw std::invalid_argument("FUSEDLSTM_PLAN=" + request_text + " does not fit: " + rejected.front());
+    return *forced;
+  }
+  best.rejected = rejected;
+  return best;
+}
+
+const char* transport_name(Transport transport) {
+  switch (transport) {
+    case Transport::kStream:
+      return "stream";
+    case Transport::kLocal:
+      return "local";
+    case Transport::kCluster:
+      return "cluster";
+    case Transport::kGrid:
+      return "grid";
+  }
+  return "unknown";
+}
+
+const char* arithmetic_name(Arithmetic arithmetic) {
+  switch (arithmetic) {
+    case Arithmetic::kBFloat16:
+      return "bfloat16";
+    case Arithmetic::kFloat16:
+      return "float16";
+    case Arithmetic::kTf32:
+      return "tf32";
+    case Arithmetic::kFloat32:
+      return "float32";
+    case Arithmetic::kFloat64:
+      return "float64";
+  }
+  return "unknown";
+}
+
+std::string to_string(const Plan& plan) {
+  const char* transport = transport_name(plan.shape.transport);
+  const char* arithmetic = arithmetic_name(plan.arithmetic);
+  if (plan.shape.transport == Transport::kStream)
+    return text("%s %s, one product and one pointwise kernel per step, estimated %.0f us", transport, arithmetic,
+                plan.microseconds);
+  return text("%s %s, %d CTAs x %d units, %d tiles of %d rows, %lld bytes of shared memory, estimated %.0f us",
+              transport, arithmetic, plan.ctas_per_tile, units_per_cta(plan.shape, plan.arithmetic), plan.tiles,
+              plan.shape.batch_rows(), static_cast<long long>(plan.smem_bytes), plan.microseconds);
+}
+
+std::string kernel_name(Arithmetic arithmetic, const KernelShape& shape) {
+  return text("%s %s kernel %s:%dx%dx%d", arithmetic_name(arithmetic),
+              shape.pass == Pass::kForward ? "forward" : "backward", transport_name(shape.transport),
+              units_per_cta(shape, arithmetic), shape.batch_rows(), k_capacity(shape, arithmetic));
+}
+
+const std::vector<Device>& known_devices() {
+  // Published: SMs, shared memory per CTA, clocks, bandwidth. Estimated: resident clusters, which also depend on how
+  // many SMs of a GPC are switched off; a running library asks the driver.
+  static const std::vector<Device> devices{
+      {"T4", 75, 40, 65536, true, 0, 0, 0, 0, 1590, 320},
+      {"A100", 80, 108, 166912, true, 0, 0, 0, 0, 1410, 1555},
+      {"A10", 86, 72, 101376, true, 0, 0, 0, 0, 1695, 600},
+      {"L4", 89, 58, 101376, true, 0, 0, 0, 0, 2040, 300},
+      {"H100", 90, 132, 232448, true, 66, 32, 16, 7, 1980, 3350},
+      {"H200", 90, 132, 232448, true, 66, 32, 16, 7, 1980, 4800},
+      {"B200", 100, 148, 232448, true, 74, 36, 16, 8, 1965, 8000},
+      {"RTX 5090", 120, 170, 101376, true, 85, 42, 20, 0, 2407, 1792},
+  };
+  return devices;
+}
+
+}  // namespace fusedlstm::cuda

@@ -1,0 +1,132 @@
+// Which kernel runs a layer, and in which shape: a value that can be computed, printed, forced and tested without a
+// GPU.
+//
+// Plain C++: neither torch nor CUDA. Also compiled into the Python module `_core`.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "dtypes.h"
+
+namespace fusedlstm::cuda {
+
+// How the state of a step reaches the threads that need it in the next one.
+enum class Transport : uint8_t {
+  kStream,   // one matrix product and one pointwise kernel per step: anything, anywhere
+  kLocal,    // one CTA holds all of W_hh, for a tile of the batch; the state stays in its shared memory
+  kCluster,  // the CTAs of a cluster share W_hh; the state is sent into each other's shared memory (sm_90 and later)
+  kGrid,     // up to all SMs share W_hh; the state goes through global memory (cooperative launch)
+};
+
+// The arithmetic of the recurrent product. Cell and sums are float for all but kFloat64.
+enum class Arithmetic : uint8_t { kBFloat16, kFloat16, kTf32, kFloat32, kFloat64 };
+
+enum class Pass : uint8_t { kForward, kBackward };
+
+struct Problem {
+  int64_t T, B, H;
+  int64_t proj_size;  // 0: none
+  int D;              // directions
+  int M;              // members of an ensemble
+  Dtype dtype;
+  bool allow_tf32;
+  Pass pass;
+};
+
+inline constexpr int kMaxClusterSize = 16;
+
+// The compile-time shape of a resident kernel; see recurrence.cuh. The planner and the kernels' table share the list.
+struct KernelShape {
+  Transport transport;
+  Pass pass;
+  int rows_per_lane;    // rows of the weight that a lane holds, in groups of 8 rows per warp
+  int chunks_per_warp;  // 64-byte chunks of K that a warp holds
+  int k_splits;         // warps that share one set of rows
+  int batch_tiles;      // batch rows per CTA, in tiles of 8
+  int shared_chunks;    // of chunks_per_warp, the last ones: their weights are in shared memory, not in registers
+
+  constexpr int sums() const { return pass == Pass::kForward ? 4 : 1; }      // that a cell takes from the product
+  constexpr int operands() const { return pass == Pass::kForward ? 1 : 4; }  // that it gives to the next one
+  constexpr int batch_rows() const { return 8 * batch_tiles; }
+  constexpr int chunks() const { return chunks_per_warp * k_splits; }
+  constexpr int rows() const { return kWarps / k_splits * 8 * rows_per_lane; }  // of the weight, in one CTA
+  // Whether a warp that has multiplied also has the whole sums, and no other thread needs them.
+  constexpr bool whole_sums() const { return transport == Transport::kLocal && k_splits == 1 && batch_tiles == 1; }
+  // Whether a CTA multiplies its own operands, and sends the sums of all units to the CTAs that own them: fewer bytes
+  // than the operands of all units. Otherwise it has the operands of all, for sums of its own.
+  constexpr bool sends_sums() const { return transport == Transport::kCluster && pass == Pass::kBackward; }
+  // Hidden units per CTA, with so many bytes in an element of weights and operands.
+  constexpr int units(int element_bytes) const {
+    return sends_sums() ? chunks() * 64 / element_bytes / operands() : rows() / sums();
+  }
+  // GRID: in how many rounds a lane fetches its vectors of the operand, at most 8 of them at once.
+  constexpr int rounds() const { return (chunks_per_warp * batch_tiles + 7) / 8; }
+  // CTAs whose sums a cell takes, at most.
+  constexpr int sources(int element_bytes) const {
+    const int all = rows() / units(element_bytes);
+    return all < kMaxClusterSize ? all : kMaxClusterSize;
+  }
+  constexpr int cells_per_thread(int element_bytes) const {
+    const int threads = 32 * kWarps;
+    return (units(element_bytes) * batch_rows() + threads - 1) / threads;
+  }
+  constexpr int weight_words() const { return rows_per_lane * (chunks_per_warp - shared_chunks) * 4; }  // of a lane
+  constexpr int shared_weight_bytes() const { return shared_chunks * rows_per_lane * kWarps * 32 * 16; }
+  static constexpr int kWarps = 8;
+  bool operator==(const KernelShape&) const = default;
+};
+
+// A kernel that a device does not launch, whatever its limits say.
+struct RefusedKernel {
+  Arithmetic arithmetic;
+  KernelShape shape;
+  int cluster_size;  // that is refused; 0: any
+  bool operator==(const RefusedKernel&) const = default;
+};
+
+// What limits a launch. From cudaGetDeviceProperties and occupancy queries, or from known_devices().
+struct Device {
+  std::string name;
+  int compute_capability;  // times ten: 90 for sm_90
+  int sm_count;
+  int64_t smem_bytes;  // of one CTA, at most
+  bool cooperative_launch;
+  int max_clusters_of_2, max_clusters_of_4, max_clusters_of_8, max_clusters_of_16;  // resident at once; 0: none
+  double clock_mhz;
+  double memory_gb_per_s;
+  std::vector<RefusedKernel> refused{};  // what it turned out not to launch
+};
+
+struct Plan {
+  Arithmetic arithmetic;
+  KernelShape shape;    // shape.transport == kStream: the rest is 0
+  int ctas_per_tile;    // CTAs that together hold W_hh once
+  int tiles;            // tiles of the batch, of each direction and member
+  int members;          // that one launch runs: all of the ensemble, or 1
+  int64_t smem_bytes;   // per CTA
+  double microseconds;  // of the whole pass, by the model: an estimate to choose by, never a result
+  // Why the transports that do not fit were not taken, one sentence each.
+  std::vector<std::string> rejected;
+};
+
+// The cheapest plan that fits, by the model; STREAM always fits. `request` forces the choice, as FUSEDLSTM_PLAN does:
+// empty, "stream", "local", "cluster" or "grid", or one of the last three with units and batch rows per CTA,
+// "grid:16x8", and the elements of K that it holds, "grid:16x8x2048". Throws std::invalid_argument with the reason if
+// what is requested does not fit or does not exist.
+Plan make_plan(const Problem& problem, const Device& device, const std::string& request = "");
+
+// One line: "grid bfloat16 64 CTAs x 16 units, 2 tiles of 8 rows, 38 KiB shared memory, estimated 612 us".
+std::string to_string(const Plan& plan);
+
+// A compiled kernel in one line: "bfloat16 forward kernel grid:16x8x1024", where the last word can be a request.
+std::string kernel_name(Arithmetic arithmetic, const KernelShape& shape);
+
+Arithmetic arithmetic_of(const Problem& problem);
+const char* transport_name(Transport transport);
+const char* arithmetic_name(Arithmetic arithmetic);
+
+// Published limits of GPUs at hand for planning without one.
+const std::vector<Device>& known_devices();
+
+}  // namespace fusedlstm::cuda

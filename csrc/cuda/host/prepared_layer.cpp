@@ -1,0 +1,83 @@
+#include "prepared_layer.h"
+
+#include <stdexcept>
+
+namespace fusedlstm::cuda {
+
+PreparedLayer::PreparedLayer(Host& host, const Layer& given) : host(host), layer(given) {
+  if (!is_int(layer.steps) || !is_int(layer.batch) || !is_int(4 * layer.hidden) ||
+      !is_int(layer.members * layer.directions * layer.rows))
+    throw std::runtime_error(
+        "fusedlstm: expected steps, batch, 4 * hidden_size and directions * steps * batch below 2^31");
+  layer.h_0 = contiguous("h_0", layer.h_0);
+  layer.c_0 = contiguous("c_0", layer.c_0);
+  layer.reset_h = contiguous("reset_h", layer.reset_h);
+  layer.reset_c = contiguous("reset_c", layer.reset_c);
+  for (int d = 0; d < layer.directions; ++d) {
+    layer.weight_hh[d] = contiguous("weight_hh", layer.weight_hh[d]);
+    layer.bias_ih[d] = contiguous("bias_ih", layer.bias_ih[d]);
+    layer.bias_hh[d] = contiguous("bias_hh", layer.bias_hh[d]);
+  }
+  rows = {.T = static_cast<int>(layer.steps),
+          .B = static_cast<int>(layer.batch),
+          .N = static_cast<int>(layer.rows),
+          .H = static_cast<int>(layer.hidden),
+          .R = static_cast<int>(layer.recurrent()),
+          .D = static_cast<int>(layer.directions),
+          .M = static_cast<int>(layer.members),
+          .lengths = layer.lengths,
+          .row_offsets = nullptr,
+          .reset = layer.reset,
+          .reset_h = layer.reset_h.data,
+          .reset_c = layer.reset_c.data,
+          .h_0 = layer.h_0.data,
+          .c_0 = layer.c_0.data};
+  if (layer.batch_sizes) tabulate_rows();
+}
+
+View PreparedLayer::workspace(const char* name, Dtype dtype, const Sizes& sizes) {
+  return buffers_.emplace_back(host, name, dtype, sizes);
+}
+
+View PreparedLayer::rows_workspace(const char* name, Dtype dtype, const Sizes& sizes) {
+  const View memory = workspace(name, dtype, sizes);
+  if (layer.has_idle_rows()) host.zero(memory);
+  return memory;
+}
+
+View PreparedLayer::contiguous(const char* name, const View& view) {
+  return view.is_contiguous() ? view : cuda::contiguous(host, name, view, buffers_.emplace_back());
+}
+
+void PreparedLayer::tabulate_rows() {
+  std::vector<int64_t> lengths(static_cast<size_t>(layer.batch));
+  int64_t row = 0;
+  for (int64_t step = 0; step < layer.steps; ++step) {
+    offsets_.push_back(row);
+    row += layer.rows_at(step);
+    for (int64_t b = 0; b < layer.rows_at(step); ++b) ++lengths[static_cast<size_t>(b)];
+  }
+  // int64, for which there is no Dtype: eight bytes each.
+  auto* table = static_cast<int64_t*>(workspace("row table", Dtype::kFloat64, {layer.steps + layer.batch}).data);
+  check(launch_store_values(offsets_.data(), layer.steps, table, host.stream), "row offsets");
+  check(launch_store_values(lengths.data(), layer.batch, table + layer.steps, host.stream), "lengths");
+  rows.row_offsets = table;
+  rows.lengths = table + layer.steps;
+}
+
+View PreparedLayer::resident_weight(int d, bool is_transposed, Buffer& memory) const {
+  const View& weight = layer.weight_hh[d];
+  const int64_t H = layer.hidden, pitch = weight_pitch(layer.dtype, H);
+  // A parameter may be a part of a larger buffer, at any address.
+  const bool is_aligned = reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
+  if (!is_transposed && pitch == H && is_aligned) return weight;
+  View blocks = weight.as(layer.each({4, H, H}));
+  const int i = layer.is_ensemble ? 1 : 0;  // the first dimension of a member
+  if (is_transposed) blocks = blocks.transposed(i, i + 2).transposed(i + 1, i + 2);
+  memory = Buffer(host, "weight_hh", layer.dtype, layer.each(is_transposed ? Sizes{H, 4, pitch} : Sizes{4, H, pitch}));
+  if (pitch != H) host.zero(memory);
+  host.copy(memory.narrow(i + 2, 0, H), blocks);
+  return memory;
+}
+
+}  // namespace fusedlstm::cuda
