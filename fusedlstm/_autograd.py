@@ -1,8 +1,8 @@
 """The derivatives of the operators, as autograd functions; and what calls them.
 
 Written out instead of `torch.library.register_autograd`, which flattens lists of tensors by a general tree walk in
-every call: that took longer than a whole small layer. Arguments here are the operator's, as one tuple, then all that
-can have gradients, flat: of a layer input, h_0, c_0, the lists' elements, reset_h, reset_c.
+every call: that took longer than a whole small layer. Arguments here are the cell's name and the operator's, as one
+tuple, then all that can have gradients, flat.
 
 The functions of torch.func transforms (vjp, grad, jacrev) do the same in the form that those ask for. Calling them
 takes longer, since PyTorch inspects their signatures each time.
@@ -11,151 +11,182 @@ takes longer, since PyTorch inspects their signatures each time.
 from __future__ import annotations
 
 import functools
-from itertools import accumulate, chain
+from typing import NamedTuple
 
 import torch
 
-from fusedlstm import _transforms, ops, reference
-from fusedlstm._second_order import needs_graph, of_one_step, second_order
-from fusedlstm.reference import DIFFERENTIABLE, as_list
+from fusedlstm import _transforms, reference
+from fusedlstm._arguments import (
+    BackwardArguments,
+    Incoming,
+    LayerArguments,
+    by_kind,
+    flat,
+    flat_tensors,
+    layer_arguments,
+    list_sizes,
+)
+from fusedlstm._second_order import needs_graph, second_order, second_order_of_cell
+from fusedlstm.cells import CELLS
+from fusedlstm.ops import OPERATORS
 
 
 class _Layer(torch.autograd.Function):
-    """`lstm_layer` with its derivative."""
+    """`<cell>_layer` with its derivative."""
 
     # No setup_context: with it, every call of apply inspects the signature, for 50 microseconds.
     @staticmethod
-    def forward(ctx, arguments, *tensors):
+    def forward(ctx, name, layer, *tensors):
         with torch._C._AutoDispatchBelowAutograd():
-            results = ops.lstm_layer(*arguments)
-        _Layer.keep(ctx, (arguments, *tensors), results)
+            output, last, saved, carried = OPERATORS[name].layer(*layer)
+        results = output, *last, saved, carried
+        _Layer.keep(ctx, (name, layer, *tensors), results)
         return results
 
     @staticmethod
     def keep(ctx, inputs, results):
-        arguments, *tensors = inputs
-        output, _, _, gates, cell_states = results
-        ctx.list_sizes, ctx.allow_tf32 = tuple(map(len, arguments[ops.LISTS])), arguments[-1]
-        ctx.mark_non_differentiable(gates)
+        ctx.name, layer, *tensors = inputs
+        output, *_, saved, carried = results
+        ctx.list_sizes, ctx.allow_tf32 = list_sizes(layer), layer.allow_tf32
+        ctx.mark_non_differentiable(saved, *([] if CELLS[ctx.name].carried else [carried]))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output, gates, cell_states, *arguments[ops.ROWS], *tensors)
+        ctx.save_for_backward(output, saved, carried, layer.batch_sizes, layer.lengths, layer.reset, *tensors)
 
     @staticmethod
-    def backward(ctx, d_output, d_h_n, d_c_n, _, d_cell_states):
-        output, gates, cell_states, *saved = ctx.saved_tensors
-        rows, tensors = saved[:3], saved[3:]
-        asked = ctx.needs_input_grad[1:]
-        layer = _arguments(_by_kind(tensors, ctx.list_sizes), rows, ctx.allow_tf32)
-        needs = list(map(_any, _by_kind(asked, ctx.list_sizes)))
-        incoming = d_output, d_h_n, d_c_n, d_cell_states
-        flat = _flat(_gradients((*incoming, *layer, output, gates, cell_states, needs)))
-        return (None, *[gradient if ask else None for gradient, ask in zip(flat, asked)])
+    def backward(ctx, d_output, *d_others):
+        *d_last, _, d_carried = d_others
+        saved, asked = ctx.saved_tensors, ctx.needs_input_grad[2:]  # to be asked for once: checkpoints count
+        *kept, batch_sizes, lengths, reset = saved[:6]
+        tensors = saved[6:]
+        layer = layer_arguments(by_kind(tensors, ctx.list_sizes), batch_sizes, lengths, reset, ctx.allow_tf32)
+        incoming = Incoming(d_output, d_last, d_carried)
+        needs = list(map(_any, by_kind(asked, ctx.list_sizes)))
+        found = flat(_gradients(ctx.name, BackwardArguments(incoming, layer, *kept, needs)))
+        return (None, None, *[gradient if ask else None for gradient, ask in zip(found, asked)])
 
 
 class _Cell(torch.autograd.Function):
-    """`lstm_layer` of one step in one direction, as a cell has it: from [B, features] to h and c, [B, H].
+    """`<cell>_layer` of one step in one direction, as a cell has it: from [B, features] to states, [B, H].
 
-    What `_Layer` does between views of its arguments and results, which cost a node each in the graph; and h and c are
-    tensors of their own, which can be written to. `weights` are weight_ih, weight_hh, and both biases or none.
+    What `_Layer` does between views of its arguments and results, which cost a node each in the graph; and states are
+    tensors of their own, which can be written to. `tensors` are input, states, and weight_ih, weight_hh, and both
+    biases or none.
     """
 
     @staticmethod
-    def forward(ctx, allow_tf32, input, h, c, *weights):
+    def forward(ctx, name, allow_tf32, *tensors):
         with torch._C._AutoDispatchBelowAutograd():
-            results = ops.lstm_layer(*_one_step(input, h, c, weights, allow_tf32))
-        output, h_n, c_n, gates, cell_states = results
-        ctx.allow_tf32 = allow_tf32
+            output, last, saved, carried = OPERATORS[name].layer(*_one_step(name, tensors, allow_tf32))
+        ctx.name, ctx.allow_tf32 = name, allow_tf32
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output, gates, cell_states, input, h, c, *weights)
-        return h_n.squeeze_(0), c_n.squeeze_(0)
+        ctx.save_for_backward(output, saved, carried, *tensors)
+        return tuple([state.squeeze_(0) for state in last])
 
     @staticmethod
-    def backward(ctx, d_h, d_c):
-        results, tensors = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        asked = ctx.needs_input_grad[1:]
+    def backward(ctx, *d_states):
+        saved = ctx.saved_tensors
+        results, tensors = saved[:3], saved[3:]
+        step = _Step(ctx.name, results, ctx.needs_input_grad[2:], ctx.allow_tf32)
         is_plain = torch.is_grad_enabled() and not _transforms.are_active()
         run = _apply_cell_gradients if is_plain else _cell_gradients
-        return (None, *run(results, asked, ctx.allow_tf32, d_h, d_c, *tensors))
+        return (None, None, *run(step, *d_states, *tensors))
+
+
+class _Step(NamedTuple):
+    """What the gradients of `_Cell` are computed from, beside tensors that can have gradients."""
+
+    name: str
+    results: tuple  # output, saved, carried
+    asked: tuple[bool, ...]  # for each of `_Cell`'s tensors
+    allow_tf32: bool
 
 
 class _CellGradients(torch.autograd.Function):
     """The gradients of `_Cell` with their derivative: to it what `_Gradients` is to `_Layer`."""
 
     @staticmethod
-    def forward(ctx, results, asked, allow_tf32, *tensors):
-        ctx.allow_tf32 = allow_tf32
+    def forward(ctx, step, *tensors):
+        ctx.step = step._replace(results=None)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*results, *tensors)
-        return _cell_gradients(results, asked, allow_tf32, *tensors)
+        ctx.save_for_backward(*step.results, *tensors)
+        return _cell_gradients(step, *tensors)
 
     @staticmethod
     def backward(ctx, *cotangents):
-        results, (d_h, d_c, *tensors) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        asked = ctx.needs_input_grad[3:]
-        _, gates, cell_states = results
-        if needs_graph((d_h, d_c)):
-            layer = _one_step(*tensors[:3], tensors[3:], ctx.allow_tf32)
-            by_kind = _one_step(*cotangents[:3], cotangents[3:], None)
-            incoming = None, _as_step(d_h), _as_step(d_c), None
-            asked_of_all = [False, *asked[:2], False, *asked[2:]]
-            asked_of_all += [False] * (len(incoming) + len(layer) - len(asked_of_all))
-            found = second_order(layer, incoming, results, by_kind, asked_of_all)
-            found = [*found[1:3], *found[4:7], *chain.from_iterable(found[7:11])]
-            return (None, None, None, *[None if d is None else d.squeeze(0) for d in found[:5]], *found[5:])
-        needs = [*asked[2:7], any(asked[7:]), False]
-        weights_dot = [*cotangents[3:], *[None] * (8 - len(cotangents))]
-        found = of_one_step(
-            tensors[:3], [*tensors[3:5], None], (gates[0], cell_states[0]), (d_h, None, d_c, None),
-            cotangents[:3], weights_dot, needs,
+        name, _, _, allow_tf32 = ctx.step
+        states = len(CELLS[name].states)
+        saved = ctx.saved_tensors
+        results, d_states, tensors = saved[:3], saved[3 : 3 + states], saved[3 + states :]
+        asked = ctx.needs_input_grad[1:]
+        if not needs_graph(d_states):
+            found = second_order_of_cell(CELLS[name], d_states, tensors, results, cotangents, asked)
+            if found is not None:
+                return (None, *found)
+        layer, cotangents = _one_step(name, tensors, allow_tf32), _one_step(name, cotangents, None)
+        incoming = Incoming(None, list(map(_as_step, d_states)), None)
+        sizes = list_sizes(layer)
+        asked_incoming = Incoming(False, any(asked[:states]), False)
+        asked_layer = by_kind(asked[states:], sizes)
+        found_incoming, found = second_order(
+            CELLS[name], layer, incoming, results, by_kind(flat_tensors(cotangents), sizes), asked_incoming,
+            list(map(_any, asked_layer)),
         )  # fmt: skip
-        biases = [found[7], found[7].clone()] if needs[5] else [None] * (len(tensors) - 5)  # equal, each its own
-        flat = *found[:7], *biases
-        return (None, None, None, *[one.to(gates.dtype) if ask else None for one, ask in zip(flat, asked)])
+        d_rows = [*found_incoming.last, found.input, *found.initial]
+        found = [*[None if d is None else d.squeeze(0) for d in d_rows], *flat(found)[1 + states :]]
+        return (None, *[one if ask else None for one, ask in zip(found, asked)])
 
 
-def _cell_gradients(results, asked, allow_tf32, d_h, d_c, input, h, c, *weights) -> tuple:
+def _cell_gradients(step, *tensors) -> tuple:
     """Of the gradients of `_Cell` those that are asked for; None for the others."""
-    layer = _one_step(input, h, c, weights, allow_tf32)
-    needs = [*asked, *[False] * (len(DIFFERENTIABLE) - len(asked))]
-    found = _flat(_gradients((None, _as_step(d_h), _as_step(d_c), None, *layer, *results, needs)))
-    flat = *(d.squeeze(0) for d in found[:3]), *found[3:]
-    return tuple([gradient if ask else None for gradient, ask in zip(flat, asked)])
+    states = len(CELLS[step.name].states)
+    d_states, tensors = tensors[:states], tensors[states:]
+    layer = _one_step(step.name, tensors, step.allow_tf32)
+    needs = list(map(_any, by_kind(step.asked, list_sizes(layer))))
+    incoming = Incoming(None, list(map(_as_step, d_states)), None)
+    found = flat(_gradients(step.name, BackwardArguments(incoming, layer, *step.results, needs)))
+    rows = 1 + states
+    found = *(d.squeeze(0) for d in found[:rows]), *found[rows:]
+    return tuple([gradient if ask else None for gradient, ask in zip(found, step.asked)])
 
 
 class _Gradients(torch.autograd.Function):
-    """`lstm_layer_backward` with its derivative, for the incoming gradients and for the layer's arguments.
+    """`<cell>_layer_backward` with its derivative, for the incoming gradients and for the layer's arguments.
 
-    Its arguments output, gates and cell_states are functions of the layer's arguments: what flows through them is
-    counted there.
+    Its arguments output, saved and carried are functions of the layer's arguments: what flows through them is counted
+    there.
     """
 
     @staticmethod
-    def forward(ctx, arguments, *tensors):
+    def forward(ctx, name, arguments, *tensors):
         with torch._C._AutoDispatchBelowAutograd():
-            results = _flat(ops.lstm_layer_backward(*arguments))
-        _Gradients.keep(ctx, (arguments, *tensors), results)
+            results = flat(OPERATORS[name].backward(*arguments.in_a_row()))
+        _Gradients.keep(ctx, (name, arguments, *tensors), results)
         return results
 
     @staticmethod
     def keep(ctx, inputs, _):
-        arguments, *tensors = inputs
-        *layer, output, gates, cell_states, ctx.needs = arguments[4:]
-        ctx.list_sizes, ctx.allow_tf32 = tuple(map(len, layer[ops.LISTS])), layer[-1]
+        ctx.name, arguments, *tensors = inputs
+        incoming, layer, output, saved, carried, ctx.needs = arguments
+        ctx.states, ctx.list_sizes, ctx.allow_tf32 = len(incoming.last), list_sizes(layer), layer.allow_tf32
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output, gates, cell_states, *layer[ops.ROWS], *tensors)
+        ctx.save_for_backward(output, saved, carried, layer.batch_sizes, layer.lengths, layer.reset, *tensors)
 
     @staticmethod
-    def backward(ctx, *flat):
-        output, gates, cell_states, *saved = ctx.saved_tensors
-        rows, incoming, tensors = saved[:3], saved[3:7], saved[7:]
-        asked = ctx.needs_input_grad[1:]
-        layer = _arguments(_by_kind(tensors, ctx.list_sizes), rows, ctx.allow_tf32)
-        cotangents = [u if needed else None for u, needed in zip(_by_kind(flat, ctx.list_sizes), ctx.needs)]
-        asked_layer = _arguments(list(map(_any, _by_kind(asked[4:], ctx.list_sizes))), [False] * 3, False)
-        asked = [*asked[:4], *asked_layer]
-        found = second_order(layer, incoming, (output, gates, cell_states), cotangents, asked)
-        of_layer = chain.from_iterable(as_list(found[4 + place]) for place in DIFFERENTIABLE)
-        return (None, *found[:4], *of_layer)
+    def backward(ctx, *flat_cotangents):
+        saved = ctx.saved_tensors
+        *results, batch_sizes, lengths, reset = saved[:6]
+        incoming, tensors = _incoming_and_others(saved[6:], ctx.states)
+        asked_incoming, asked_tensors = _incoming_and_others(ctx.needs_input_grad[2:], ctx.states)
+        layer = layer_arguments(by_kind(tensors, ctx.list_sizes), batch_sizes, lengths, reset, ctx.allow_tf32)
+        cotangents = by_kind(flat_cotangents, ctx.list_sizes)
+        cotangents = cotangents._make(u if need else _nothing(u) for u, need in zip(cotangents, ctx.needs))
+        asked = list(map(_any, by_kind(asked_tensors, ctx.list_sizes)))
+        found_incoming, found = second_order(
+            CELLS[ctx.name], layer, incoming, results, cotangents, Incoming(*map(_any, asked_incoming)), asked
+        )
+        d_output, d_last, d_carried = found_incoming
+        found = [d_output, *d_last, d_carried, *flat(found)]
+        return (None, None, *[one if ask else None for one, ask in zip(found, ctx.needs_input_grad[2:])])
 
 
 class _TransformedLayer(torch.autograd.Function):
@@ -164,8 +195,9 @@ class _TransformedLayer(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(arguments, *tensors):
-        return ops.lstm_layer(*arguments)
+    def forward(name, layer, *tensors):
+        output, last, saved, carried = OPERATORS[name].layer(*layer)
+        return output, *last, saved, carried
 
     setup_context = _Layer.keep
     backward = _Layer.backward
@@ -177,8 +209,8 @@ class _TransformedGradients(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(arguments, *tensors):
-        return _flat(ops.lstm_layer_backward(*arguments))
+    def forward(name, arguments, *tensors):
+        return flat(OPERATORS[name].backward(*arguments.in_a_row()))
 
     setup_context = _Gradients.keep
     backward = _Gradients.backward
@@ -191,111 +223,100 @@ _apply_layer, _apply_gradients, _apply_cell, _apply_cell_gradients = (
 )
 
 
-def layer(*arguments):
-    """`lstm_layer` of tensors of which some require gradients.
-
-    What the operator does at the Autograd keys. To call it is the same as to call the operator, and
-    faster: on the dispatcher's way there, all arguments and results are converted there and back.
-    """
-    return _apply_layer(arguments, *_tensors(*arguments))
+def _layer(apply, name, *arguments):
+    layer = LayerArguments(*arguments)
+    output, *last, saved, carried = apply(name, layer, *flat_tensors(layer))
+    return output, last, saved, carried
 
 
-def transformed_layer(*arguments):
-    """`layer` under transforms of torch.func that take gradients."""
-    return _TransformedLayer.apply(arguments, *_tensors(*arguments))
+# `<cell>_layer` of tensors of which some require gradients: what the operator does at the Autograd keys. To call it is
+# the same as to call the operator, and faster: on the dispatcher's way there, all arguments and results are converted
+# there and back.
+LAYERS = {name: functools.partial(_layer, _apply_layer, name) for name in CELLS}
+# The same under transforms of torch.func that take gradients.
+TRANSFORMED_LAYERS = {name: functools.partial(_layer, _TransformedLayer.apply, name) for name in CELLS}
 
 
-def cell(input, h, c, weights, allow_tf32):
-    """(h, c) after one step, of tensors of which some require gradients; arguments as `_Cell` has them."""
-    return _apply_cell(allow_tf32, input, h, c, *weights)
+def cell(name, allow_tf32, *tensors) -> tuple:
+    """States after one step, of tensors of which some require gradients; arguments as `_Cell` has them."""
+    return _apply_cell(name, allow_tf32, *tensors)
 
 
-def cell_inference(input, h, c, weights, allow_tf32):
+def cell_inference(name, allow_tf32, *tensors) -> tuple:
     """`cell` of tensors that record nothing."""
-    _, h_n, c_n = ops.lstm_layer_inference(*_one_step(input, h, c, weights, allow_tf32))
-    return h_n.squeeze_(0), c_n.squeeze_(0)
+    _, last = OPERATORS[name].inference(*_one_step(name, tensors, allow_tf32))
+    return tuple([state.squeeze_(0) for state in last])
 
 
-def _gradients(arguments):
-    """What `lstm_layer_backward` returns, in the backward of an autograd function."""
+def _gradients(name, arguments: BackwardArguments):
+    """What `<cell>_layer_backward` returns, in the backward of an autograd function."""
     if _transforms.need_reference():
-        return reference.lstm_layer_backward(*arguments)
+        return reference.layer_backward(CELLS[name], *arguments.in_a_row())
     if _transforms.is_differentiating():
-        return _differentiable(_TransformedGradients.apply, arguments)
+        return _differentiable(_TransformedGradients.apply, name, arguments)
     if torch._C._are_functorch_transforms_active():  # vmap, whose rule comes first
-        return ops.lstm_layer_backward(*arguments)
+        return OPERATORS[name].backward(*arguments.in_a_row())
     if torch.is_grad_enabled():  # double backward
-        return _differentiable(_apply_gradients, arguments)
+        return _differentiable(_apply_gradients, name, arguments)
     with torch._C._AutoDispatchBelowAutograd():
-        return ops.lstm_layer_backward(*arguments)
+        return OPERATORS[name].backward(*arguments.in_a_row())
 
 
-def _differentiable(apply, arguments):
-    incoming, layer = arguments[:4], arguments[4:-4]
-    return _by_kind(apply(arguments, *incoming, *_tensors(*layer)), tuple(map(len, layer[ops.LISTS])))
+def _differentiable(apply, name, arguments: BackwardArguments):
+    d_output, d_last, d_carried = arguments.incoming
+    layer = arguments.layer
+    found = apply(name, arguments, d_output, *d_last, d_carried, *flat_tensors(layer))
+    return tuple(by_kind(found, list_sizes(layer)))
 
 
-def _one_step(input, h, c, weights, allow_tf32):
+def _incoming_and_others(in_a_row, states) -> tuple[Incoming, tuple]:
+    """What is given for each incoming gradient, and what follows."""
+    d_output, *d_last, d_carried = in_a_row[: states + 2]
+    return Incoming(d_output, d_last, d_carried), in_a_row[states + 2 :]
+
+
+def _one_step(name, tensors, allow_tf32) -> LayerArguments:
     """A layer's arguments for one step."""
+    states = len(CELLS[name].states)
+    rows, weights = list(map(_as_step, tensors[: 1 + states])), tensors[1 + states :]
     lists = [[weight] for weight in weights] + [[]] * (5 - len(weights))
-    return _as_step(input), _as_step(h), _as_step(c), *lists, None, None, None, None, None, allow_tf32
+    return LayerArguments(rows[0], rows[1:], *lists, None, None, None, [], allow_tf32)
 
 
 def _as_step(rows):
     return None if rows is None else rows.unsqueeze(0)
 
 
-def _tensors(
-    input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
-    batch_sizes, lengths, reset, reset_h, reset_c, allow_tf32,
-):  # fmt: skip
-    """Of a layer's arguments all that can have gradients, in a row."""
-    return input, h_0, c_0, *weight_ih, *weight_hh, *bias_ih, *bias_hh, *weight_hr, reset_h, reset_c
-
-
-def _flat(kinds):
-    """What there is of each kind (see DIFFERENTIABLE), in the row of `_tensors`."""
-    return *kinds[:3], *chain.from_iterable(kinds[3:8]), *kinds[8:]
-
-
-def _by_kind(flat, list_sizes) -> list:
-    """The opposite of `_flat`."""
-    return [*flat[:3], *[flat[place] for place in _places(list_sizes)], *flat[-2:]]
-
-
-@functools.cache
-def _places(list_sizes) -> list[slice]:
-    ends = list(accumulate(list_sizes, initial=3))
-    return list(map(slice, ends, ends[1:]))
-
-
-def _arguments(kinds, rows, allow_tf32) -> list:
-    """A layer's arguments."""
-    return [*kinds[:8], *rows, *kinds[8:], allow_tf32]
-
-
 def _any(needs) -> bool:
     return any(needs) if isinstance(needs, (list, tuple)) else needs
 
 
-def _layer_at_autograd_keys(*arguments):
-    """`lstm_layer` at the Autograd keys.
+def _nothing(cotangents):
+    return [None] * len(cotangents) if isinstance(cotangents, (list, tuple)) else None
+
+
+def _layer_at_autograd_keys(name, *arguments):
+    """`<cell>_layer` at the Autograd keys.
 
     AOTInductor's executor passes None for an empty list of tensors: accepted here, on the way.
     """
-    arguments = (*arguments[:3], *[tensors or [] for tensors in arguments[ops.LISTS]], *arguments[8:])
-    if _requires_gradients(_tensors(*arguments)):
-        return layer(*arguments)
+    layer = LayerArguments(*arguments)
+    layer = LayerArguments(layer.input, *[tensors or [] for tensors in layer[1:7]], *layer[7:])
+    layer = layer._replace(reset_state=layer.reset_state or [])
+    if _requires_gradients(flat_tensors(layer)):
+        return LAYERS[name](*layer)
     with torch._C._AutoDispatchBelowAutograd():
-        return ops.lstm_layer(*arguments)
+        return OPERATORS[name].layer(*layer)
 
 
-def _gradients_at_autograd_keys(*arguments):
-    """`lstm_layer_backward` at the Autograd keys."""
-    if _requires_gradients((*arguments[:4], *_tensors(*arguments[4:-4]))):
-        return tuple(_differentiable(_apply_gradients, arguments))
+def _gradients_at_autograd_keys(name, *arguments):
+    """`<cell>_layer_backward` at the Autograd keys."""
+    given = BackwardArguments.of(arguments)
+    d_output, d_last, d_carried = given.incoming
+    if _requires_gradients((d_output, *d_last, d_carried, *flat_tensors(given.layer))):
+        return _differentiable(_apply_gradients, name, given)
     with torch._C._AutoDispatchBelowAutograd():
-        return ops.lstm_layer_backward(*arguments)
+        return OPERATORS[name].backward(*arguments)
 
 
 def _requires_gradients(tensors) -> bool:
@@ -303,5 +324,6 @@ def _requires_gradients(tensors) -> bool:
 
 
 _library_rules = torch.library.Library("fusedlstm", "IMPL")
-_library_rules.impl("lstm_layer", _layer_at_autograd_keys, "Autograd")
-_library_rules.impl("lstm_layer_backward", _gradients_at_autograd_keys, "Autograd")
+for _name, _operators in OPERATORS.items():
+    _library_rules.impl(_operators.layer, functools.partial(_layer_at_autograd_keys, _name), "Autograd")
+    _library_rules.impl(_operators.backward, functools.partial(_gradients_at_autograd_keys, _name), "Autograd")

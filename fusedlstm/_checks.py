@@ -1,18 +1,18 @@
-"""What callers may pass to the LSTMs: every check, with nn.LSTM's exception types and texts.
+"""What callers may pass to the layers: every check, with the exception types and texts of PyTorch's own.
 
-Where nn.LSTM checks nothing and reads out of bounds, or fails by accident, there is an exception
-that says what was expected and what was got. Nothing is converted or moved to make a call fit.
-
-`sizes` is what the weights of a stack of layers must look like: input_size, hidden_size, proj_size, num_layers,
-directions, bias. A tuple without names, since one is made in every call.
+Where those check nothing and read out of bounds, or fail by accident, there is an exception that says what was
+expected and what was got. Nothing is converted or moved to make a call fit.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from fusedlstm.cells import CELLS, Cell
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _INDEX_DTYPES = frozenset(
@@ -20,34 +20,57 @@ _INDEX_DTYPES = frozenset(
 )
 
 
-def sizes_of(weights, bidirectional) -> tuple:
+class Sizes(NamedTuple):
+    """What the weights of a stack of layers must look like."""
+
+    cell: str  # the cell's name
+    input_size: int
+    hidden_size: int
+    proj_size: int
+    num_layers: int
+    directions: int
+    bias: bool
+
+    @property
+    def name(self) -> str:
+        """Of PyTorch's class, as errors begin with it."""
+        return CELLS[self.cell].layer.__name__
+
+
+def sizes_of(cell: Cell, weights, bidirectional) -> Sizes:
     """The sizes that the first layer's weights imply."""
-    D = 2 if bidirectional else 1
+    D, name, G = 2 if bidirectional else 1, cell.layer.__name__, cell.gates
     if len(weights) == 0 or len(weights) % D:
-        raise ValueError(f"LSTM: Expected weights for each layer and each of {D} directions, got {len(weights)}")
+        raise ValueError(f"{name}: Expected weights for each layer and each of {D} directions, got {len(weights)}")
     first = weights[0]
-    if len(first) not in (2, 3, 4, 5):
-        raise ValueError(f"LSTM: Expected 2 to 5 tensors in weights[0], got {len(first)}")
+    counts = (2, 3, 4, 5) if cell.has_projection else (2, 4)
+    if len(first) not in counts:
+        expected = "2 to 5" if cell.has_projection else "2 or 4"
+        raise ValueError(f"{name}: Expected {expected} tensors in weights[0], got {len(first)}")
     if not all(isinstance(tensor, Tensor) for tensor in first):
-        raise TypeError(f"LSTM: Expected tensors in weights[0], got {[type(t) for t in first]}")
+        raise TypeError(f"{name}: Expected tensors in weights[0], got {[type(t) for t in first]}")
     if first[0].dim() != 2:
         raise RuntimeError(
-            f"LSTM: Expected weight_ih_l0 of shape [4 * hidden_size, input_size], got {list(first[0].shape)}"
+            f"{name}: Expected weight_ih_l0 of shape [{rows_text(cell)}, input_size], got {list(first[0].shape)}"
         )
     proj_size = first[-1].shape[0] if len(first) % 2 else 0
-    H4, I = first[0].shape
+    GH, I = first[0].shape
     for row, layer in enumerate(weights):
         if len(layer) != len(first):
-            raise RuntimeError(f"LSTM: Expected {len(first)} tensors in weights[{row}], got {len(layer)}")
-    return I, H4 // 4, proj_size, len(weights) // D, D, len(first) > 3
+            raise RuntimeError(f"{name}: Expected {len(first)} tensors in weights[{row}], got {len(layer)}")
+    return Sizes(cell.name, I, GH // G, proj_size, len(weights) // D, D, len(first) > 3)
+
+
+def rows_text(cell: Cell) -> str:
+    return "hidden_size" if cell.gates == 1 else f"{cell.gates} * hidden_size"
 
 
 def check_tensors(x, hx, weights, sizes, B):
     """Checks a call's tensors, of which `weights` are all in a row."""
-    check_input(x, weights[0], sizes[0])
+    check_input(x, weights[0], sizes)
     check_weights(weights, sizes, x)
     if hx is not None:
-        check_state(hx, sizes, B, x, "hidden")
+        check_states(hx, sizes, B, x, "hidden")
 
 
 def refuse(*call):
@@ -58,15 +81,16 @@ def refuse(*call):
         raise refusal from None
 
 
-def check_input(x, weight, input_size):
+def check_input(x, weight, sizes):
+    name, input_size = sizes.name, sizes.input_size
     if not isinstance(weight, Tensor):
-        raise TypeError(f"LSTM: Expected weight_ih_l0 to be a Tensor, got {type(weight).__name__}")
+        raise TypeError(f"{name}: Expected weight_ih_l0 to be a Tensor, got {type(weight).__name__}")
     if x.dtype is not weight.dtype:
         # Of packed input, and under autocast, nn.LSTM leaves it to its products to fail.
         is_plain = x.dim() == 3 and not torch._C._is_any_autocast_enabled()
         _refuse_dtype(x, weight, ValueError if is_plain else RuntimeError)
     if x.dtype not in _DTYPES:
-        raise RuntimeError(f"LSTM: Expected dtype float32, float64, bfloat16 or float16, got {x.dtype}")
+        raise RuntimeError(f"{name}: Expected dtype float32, float64, bfloat16 or float16, got {x.dtype}")
     if x.device != weight.device:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, "
@@ -91,17 +115,18 @@ def _refuse_dtype(x, weight, error):
 
 
 def check_weights(weights, sizes, x):
-    input_size, hidden_size, proj_size, num_layers, D, bias = sizes
-    dtype, device = x.dtype, x.device
+    cell, input_size, hidden_size, proj_size, num_layers, D, bias = sizes
+    dtype, device, rows = x.dtype, x.device, CELLS[cell].gates * hidden_size
     R = proj_size or hidden_size
-    shapes = {"weight_ih": (4 * hidden_size, input_size), "weight_hh": (4 * hidden_size, R)}
+    shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, R)}
     if bias:
-        shapes |= {"bias_ih": (4 * hidden_size,), "bias_hh": (4 * hidden_size,)}
+        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
     if proj_size:
         shapes["weight_hr"] = (proj_size, hidden_size)
     if len(weights) != num_layers * D * len(shapes):
         raise RuntimeError(
-            f"LSTM: Expected {len(shapes)} weights for each of {num_layers} layers x {D} directions, got {len(weights)}"
+            f"{sizes.name}: Expected {len(shapes)} weights for each of {num_layers} layers x {D} directions, "
+            f"got {len(weights)}"
         )
     tensors = iter(weights)
     for layer in range(num_layers):
@@ -114,51 +139,60 @@ def check_weights(weights, sizes, x):
                     or tensor.dtype is not dtype
                     or tensor.device != device
                 ):
-                    _refuse_weight(tensor, f"{kind}_l{layer}{reverse}", shape, dtype, device)
-        shapes["weight_ih"] = (4 * hidden_size, D * R)
+                    _refuse_weight(tensor, sizes.name, f"{kind}_l{layer}{reverse}", shape, dtype, device)
+        shapes["weight_ih"] = (rows, D * R)
 
 
-def _refuse_weight(tensor, name, shape, dtype, device):
+def _refuse_weight(tensor, owner, name, shape, dtype, device):
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"LSTM: Expected {name} to be a Tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{owner}: Expected {name} to be a Tensor, got {type(tensor).__name__}")
     raise RuntimeError(
-        f"LSTM: Expected {name} of shape {list(shape)}, {dtype}, on {device}, "
+        f"{owner}: Expected {name} of shape {list(shape)}, {dtype}, on {device}, "
         f"got {list(tensor.shape)}, {tensor.dtype}, on {tensor.device}"
     )
 
 
-def checked_pair(hx, owner, name="hx"):
-    """A state (h, c) as a tuple of two tensors."""
+def checked_states(hx, cell: Cell, owner, name="hx") -> list:
+    """A state as users pass it, a tensor or a tuple of them, as a list of as many tensors as the cell has states."""
+    if len(cell.states) == 1:
+        if not isinstance(hx, Tensor):
+            raise TypeError(f"{owner}: Expected {name} to be a Tensor, got {type(hx).__name__}")
+        return [hx]
+    names = ", ".join(cell.states)
     if not isinstance(hx, (tuple, list)):
-        raise TypeError(f"{owner}: Expected {name} to be a tuple (h, c), got {type(hx).__name__}")
-    if len(hx) != 2:
-        operator = "lstm" if owner == "LSTM" else "lstm_cell"
+        raise TypeError(f"{owner}: Expected {name} to be a tuple ({names}), got {type(hx).__name__}")
+    if len(hx) != len(cell.states):
+        operator = cell.name if owner == cell.layer.__name__ else f"{cell.name}_cell"
         raise RuntimeError(f"{operator} expects two hidden states, got {len(hx)}")
     for place, tensor in enumerate(hx):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{owner}: Expected {name}[{place}] to be a Tensor, got {type(tensor).__name__}")
-    return hx
+    return list(hx)
 
 
-def batched_state(state, is_batched):
-    """A state with its batch dimension, also for one sequence."""
-    dims = state[0].dim(), state[1].dim()
-    if is_batched and dims != (3, 3):
-        raise RuntimeError(
-            f"For batched 3-D input, hx and cx should also be 3-D but got ({dims[0]}-D, {dims[1]}-D) tensors"
-        )
-    if not is_batched and dims != (2, 2):
-        raise RuntimeError(
-            f"For unbatched 2-D input, hx and cx should also be 2-D but got ({dims[0]}-D, {dims[1]}-D) tensors"
-        )
-    return state if is_batched else (state[0].unsqueeze(1), state[1].unsqueeze(1))
+def batched_states(states, is_batched) -> list:
+    """States with their batch dimension, also for one sequence."""
+    dim = 3 if is_batched else 2
+    if any(state.dim() != dim for state in states):
+        kind = f"{'' if is_batched else 'un'}batched {dim}-D"
+        _refuse_dims(states, kind, dim)
+    return states if is_batched else [state.unsqueeze(1) for state in states]
 
 
-def check_state(state, sizes, B, x, name):
-    _, H, P, L, D, _ = sizes
-    for place, (tensor, expected) in enumerate(zip(state, ((L * D, B, P or H), (L * D, B, H)))):
+def _refuse_dims(states, kind, dim):
+    if len(states) == 1:
+        raise RuntimeError(f"For {kind} input, hx should also be {dim}-D but got {states[0].dim()}-D tensor")
+    dims = ", ".join(f"{state.dim()}-D" for state in states)
+    raise RuntimeError(f"For {kind} input, hx and cx should also be {dim}-D but got ({dims}) tensors")
+
+
+def check_states(states, sizes, B, x, name):
+    _, _, H, P, L, D, _ = sizes
+    for place, tensor in enumerate(states):
+        expected = (L * D, B, (P or H) if place == 0 else H)
+        own = name if len(states) == 1 else f"{name}[{place}]"
         if tensor.shape != expected:
-            raise RuntimeError(f"Expected {name}[{place}] size {expected}, got {list(tensor.shape)}")
+            raise RuntimeError(f"Expected {own} size {expected}, got {list(tensor.shape)}")
         if tensor.device != x.device:
             raise RuntimeError(
                 f"Input and hidden tensors are not at the same device, "
@@ -166,31 +200,27 @@ def check_state(state, sizes, B, x, name):
             )
         if tensor.dtype is not x.dtype:
             raise RuntimeError(
-                f"Input and hidden tensors must have the same dtype, "
-                f"expected {x.dtype}, got {tensor.dtype} for {name}[{place}]"
+                f"Input and hidden tensors must have the same dtype, expected {x.dtype}, got {tensor.dtype} for {own}"
             )
 
 
-def checked_cell_state(hx, x, is_batched, H):
-    """A cell's state as [B, H] tensors."""
+def checked_cell_states(states, x, is_batched, H, owner) -> list:
+    """A cell's states as [B, H] tensors."""
     expected = (x.size(0), H) if is_batched else (H,)
-    if hx[0].shape != expected or hx[1].shape != expected:
-        _refuse_cell_state(hx, x, is_batched, H)
-    return hx if is_batched else [s.unsqueeze(0) for s in hx]
+    if any(state.shape != expected for state in states):
+        _refuse_cell_states(states, x, is_batched, H, owner)
+    return states if is_batched else [state.unsqueeze(0) for state in states]
 
 
-def _refuse_cell_state(hx, x, is_batched, H):
-    for place, tensor in enumerate(hx):
+def _refuse_cell_states(states, x, is_batched, H, owner):
+    for place, tensor in enumerate(states):
         if tensor.dim() not in (1, 2):
-            raise ValueError(f"LSTMCell: Expected hx[{place}] to be 1D or 2D, got {tensor.dim()}D instead")
-    dims, expected = (hx[0].dim(), hx[1].dim()), 2 if is_batched else 1
-    if dims != (expected, expected):
-        kind = "batched" if is_batched else "unbatched"
-        raise RuntimeError(
-            f"For {kind} {expected}-D input, hx and cx should also be {expected}-D "
-            f"but got ({dims[0]}-D, {dims[1]}-D) tensors"
-        )
-    for place, tensor in enumerate(hx):
+            own = "hidden" if len(states) == 1 else f"hx[{place}]"
+            raise ValueError(f"{owner}: Expected {own} to be 1D or 2D, got {tensor.dim()}D instead")
+    dim = 2 if is_batched else 1
+    if any(state.dim() != dim for state in states):
+        _refuse_dims(states, f"{'batched' if is_batched else 'unbatched'} {dim}-D", dim)
+    for place, tensor in enumerate(states):
         if tensor.size(-1) != H:
             raise RuntimeError(f"hidden{place} has inconsistent hidden_size: got {tensor.size(-1)}, expected {H}")
         if is_batched and tensor.size(0) != x.size(0):
@@ -207,16 +237,16 @@ def _is_readable(tensor) -> bool:
     )
 
 
-def check_packed(data, batch_sizes, **others):
-    for name, other in others.items():
+def check_packed(name, data, batch_sizes, **others):
+    for option, other in others.items():
         if other is not None:
-            raise ValueError(f"LSTM: Expected no {name} with a PackedSequence, got one")
+            raise ValueError(f"{name}: Expected no {option} with a PackedSequence, got one")
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
     if batch_sizes.dtype is not torch.int64 and torch.compiler.is_exporting():
         # What PyTorch takes the result of pack_padded_sequence for.
         raise RuntimeError(
-            "LSTM: Expected padded input and lengths= in torch.export, got a PackedSequence made inside the model, "
+            f"{name}: Expected padded input and lengths= in torch.export, got a PackedSequence made inside the model, "
             f"where its batch_sizes are of {batch_sizes.dtype} instead of torch.int64"
         )
     if (
@@ -226,17 +256,17 @@ def check_packed(data, batch_sizes, **others):
         or batch_sizes.size(0) == 0
     ):
         raise RuntimeError(
-            "LSTM: Expected batch_sizes to be a non-empty 1-D int64 tensor on the CPU, "
+            f"{name}: Expected batch_sizes to be a non-empty 1-D int64 tensor on the CPU, "
             f"got {list(batch_sizes.shape)}, {batch_sizes.dtype}, on {batch_sizes.device}"
         )
     if not _is_readable(batch_sizes):
         return
     counts = batch_sizes.tolist()
     if counts[-1] <= 0 or any(a < b for a, b in pairwise(counts)):
-        raise RuntimeError(f"LSTM: Expected batch_sizes to be positive and non-increasing, got {counts}")
+        raise RuntimeError(f"{name}: Expected batch_sizes to be positive and non-increasing, got {counts}")
     if sum(counts) != data.size(0):
         raise RuntimeError(
-            f"LSTM: Expected {sum(counts)} rows of packed data (the sum of batch_sizes), got {data.size(0)}"
+            f"{name}: Expected {sum(counts)} rows of packed data (the sum of batch_sizes), got {data.size(0)}"
         )
 
 
@@ -253,35 +283,35 @@ def first_batch_size(batch_sizes, indices, hx):
     return int(batch_sizes[0])
 
 
-def checked_lengths(lengths, x, is_batched):
+def checked_lengths(name, lengths, x, is_batched):
     if not isinstance(lengths, Tensor):
-        raise TypeError(f"LSTM: Expected lengths to be a Tensor, got {type(lengths).__name__}")
+        raise TypeError(f"{name}: Expected lengths to be a Tensor, got {type(lengths).__name__}")
     if lengths.dtype not in _INDEX_DTYPES:
-        raise TypeError(f"LSTM: Expected lengths of an integer dtype, got {lengths.dtype}")
+        raise TypeError(f"{name}: Expected lengths of an integer dtype, got {lengths.dtype}")
     T, B = x.size(0), x.size(1)
     expected = (B,) if is_batched else ()
     if lengths.shape != expected:
-        raise RuntimeError(f"LSTM: Expected lengths of shape {list(expected)}, got {list(lengths.shape)}")
+        raise RuntimeError(f"{name}: Expected lengths of shape {list(expected)}, got {list(lengths.shape)}")
     lengths = lengths.to(torch.int64)
     if lengths.numel() and _is_readable(lengths):
         low, high = (int(bound) for bound in lengths.aminmax())
         if low < 0 or high > T:
-            raise ValueError(f"LSTM: Expected lengths from 0 to {T}, got {low} to {high}")
+            raise ValueError(f"{name}: Expected lengths from 0 to {T}, got {low} to {high}")
     return lengths.reshape(B).to(x.device, non_blocking=True)
 
 
-def checked_reset(reset, x, is_batched, batch_first):
+def checked_reset(name, reset, x, is_batched, batch_first):
     """reset as [T, B]."""
     if not isinstance(reset, Tensor):
-        raise TypeError(f"LSTM: Expected reset to be a Tensor, got {type(reset).__name__}")
+        raise TypeError(f"{name}: Expected reset to be a Tensor, got {type(reset).__name__}")
     if reset.dtype is not torch.bool:
-        raise TypeError(f"LSTM: Expected reset of dtype torch.bool, got {reset.dtype}")
+        raise TypeError(f"{name}: Expected reset of dtype torch.bool, got {reset.dtype}")
     T, B = x.size(0), x.size(1)
     expected = (T,) if not is_batched else (B, T) if batch_first else (T, B)
     if reset.shape != expected:
-        raise RuntimeError(f"LSTM: Expected reset of shape {list(expected)}, got {list(reset.shape)}")
+        raise RuntimeError(f"{name}: Expected reset of shape {list(expected)}, got {list(reset.shape)}")
     if reset.device != x.device:
-        raise RuntimeError(f"LSTM: Expected reset on {x.device}, got it on {reset.device}")
+        raise RuntimeError(f"{name}: Expected reset on {x.device}, got it on {reset.device}")
     if not is_batched:
         return reset.unsqueeze(1)
     return reset.transpose(0, 1) if batch_first else reset

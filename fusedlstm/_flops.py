@@ -10,30 +10,30 @@ import math
 import sys
 from importlib.abc import MetaPathFinder
 
-from fusedlstm import ops
+from fusedlstm._arguments import BackwardArguments, Differentiable, LayerArguments
+from fusedlstm.ops import OPERATORS
 
 _COUNTER = "torch.utils.flop_counter"
 
 
-def _forward(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, *others, out_val=None) -> int:
+def _forward(*arguments, out_val=None) -> int:
     """Every weight of a member is multiplied with each of its rows."""
-    rows = math.prod(input.shape[:-1])
-    return 2 * rows * sum(map(_size, (*weight_ih, *weight_hh, *weight_hr)))
+    layer = LayerArguments(*arguments)
+    rows = math.prod(layer.input.shape[:-1])
+    return 2 * rows * sum(map(_size, (*layer.weight_ih, *layer.weight_hh, *layer.weight_hr)))
 
 
-def _backward(
-    d_output, d_h_n, d_c_n, d_cell_states, input, h_0, c_0,
-    weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, *others, out_val=None,
-) -> int:  # fmt: skip
+def _backward(*arguments, out_val=None) -> int:
     """One product for the gradients that are asked for, and one for those that the step before needs."""
-    needs_input, needs_h_0, _, needs_ih, needs_hh, _, _, needs_hr, *_ = others[-1]
-    rows = math.prod(input.shape[:-1])
-    total = rows * (needs_input + needs_ih) * sum(map(_size, weight_ih))
-    total += rows * (1 + needs_hr) * sum(map(_size, weight_hr))
-    for direction, weight in enumerate(weight_hh):
-        # Of the first step that runs, the gradient for h goes to h_0.
-        first = 0 if needs_h_0 else _first_rows(h_0, batch_sizes, direction)
-        total += (rows * needs_hh + max(rows - first, 0)) * _size(weight)
+    given = BackwardArguments.of(arguments)
+    layer, needs = given.layer, Differentiable(*given.needs)
+    rows = math.prod(layer.input.shape[:-1])
+    total = rows * (needs.input + needs.weight_ih) * sum(map(_size, layer.weight_ih))
+    total += rows * (1 + needs.weight_hr) * sum(map(_size, layer.weight_hr))
+    for direction, weight in enumerate(layer.weight_hh):
+        # Of the first step that runs, the gradient for h goes to the initial state.
+        first = 0 if needs.initial else _first_rows(layer.initial[0], layer.batch_sizes, direction)
+        total += (rows * needs.weight_hh + max(rows - first, 0)) * _size(weight)
     return 2 * total
 
 
@@ -49,7 +49,11 @@ def _first_rows(h_0, batch_sizes, direction) -> int:
 
 
 def _register(counter) -> None:
-    formulas = {ops.lstm_layer: _forward, ops.lstm_layer_inference: _forward, ops.lstm_layer_backward: _backward}
+    formulas = {
+        operator: formula
+        for operators in OPERATORS.values()
+        for operator, formula in zip(operators, (_forward, _forward, _backward))
+    }
     for operator, formula in formulas.items():
         if operator.overloadpacket not in counter.flop_registry:  # the package may be imported again
             counter.register_flop_formula(operator.overloadpacket, get_raw=True)(formula)

@@ -1,4 +1,4 @@
-"""Double backward: the gradients of `lstm_layer_backward` for its arguments.
+"""Double backward: the gradients of `<cell>_layer_backward` for its arguments.
 
 They are those of the sum of <cotangent, gradient> over all gradients that it returns. The same sum, seen from the
 layer's results, is that of <incoming gradient, tangent>: how the results change when the layer's arguments move along
@@ -6,13 +6,14 @@ the cotangents. With s for the state (h, c) after each step, F for the step, and
 
 * tangents of the states, in the order of the steps: s' = DF (x', s' before, weights'). They are the gradients for the
   incoming gradients.
-* adjoints of the tangents, in the opposite order: what `lstm_layer_backward` finds for the states.
+* adjoints of the tangents, in the opposite order: what `<cell>_layer_backward` finds for the states.
 * adjoints of the states: each step adds the gradient of <adjoint, DF (x', s' before, weights')> for x, s before and
-  weights; what goes to s before flows on as any gradient of a state does, by `lstm_layer_backward`.
+  weights; what goes to s before flows on as any gradient of a state does, by `<cell>_layer_backward`.
 
 So only the tangents need a loop in Python, of a few small operations a step, and no graph. The gradients that the
 steps add do not depend on one another: the steps are rows of one batch, see _second_order_step.py. One step alone, as
-of a cell, is no more than that; the loop is in _second_order_chunks.py.
+of a cell, is no more than that; the loop is in _second_order_chunks.py. Both are written out for the LSTM; the second
+order of other cells differentiates the reference twice.
 """
 
 from __future__ import annotations
@@ -20,37 +21,48 @@ from __future__ import annotations
 import torch
 
 from fusedlstm import _second_order_step, _transforms, reference
+from fusedlstm._arguments import (
+    BackwardArguments,
+    Differentiable,
+    Incoming,
+    LayerArguments,
+    differentiable,
+    layer_arguments,
+)
 from fusedlstm._second_order_chunks import by_chunks
+from fusedlstm.cells import LSTM, Cell
 from fusedlstm.reference import arranged, as_list, gradients, listed, nothing, replaced
 
 
-def second_order(layer, incoming, results, cotangents, asked) -> list:
+def second_order(
+    cell: Cell, layer: LayerArguments, incoming: Incoming, results, cotangents, asked_incoming: Incoming, asked
+) -> tuple[Incoming, Differentiable]:
     """Gradients for `incoming` and for `layer`, of the sum of <cotangent, gradient>.
 
     Args:
-        layer: the arguments of `lstm_layer`.
-        incoming: d_output, d_h_n, d_c_n, d_cell_states; None where there is none.
-        results: output, gates and cell_states that `lstm_layer` returned.
-        cotangents: for each result of `lstm_layer_backward`; None for zeros.
-        asked: whether to return a gradient for each of `incoming` and of `layer`.
+        cell, layer: what ran.
+        incoming: gradients of its results; None where there is none.
+        results: output, saved and carried that it returned.
+        cotangents: Differentiable, for each result of `<cell>_layer_backward`; None for zeros.
+        asked_incoming, asked: whether to return gradients for each of `incoming`, and for each kind of Differentiable.
 
     Returns:
-        As many as `asked`, lists where the layer's arguments are lists; None where nothing was asked or nothing flows.
+        None, in lists too, where nothing was asked or nothing flows.
     """
-    batch_sizes, lengths, reset = layer[8:11]
-    is_ensemble = layer[1].dim() == 4
-    steps = layer[0].size(int(is_ensemble)) if batch_sizes is None else batch_sizes.size(0)
+    is_ensemble = layer.initial[0].dim() == 4
+    steps = layer.input.size(int(is_ensemble)) if layer.batch_sizes is None else layer.batch_sizes.size(0)
     # lengths together with reset: only by calling the operator.
-    if needs_graph(incoming) or steps == 0 or not (lengths is None or reset is None):
-        return _by_reference(layer, incoming, cotangents, asked)
-    if all(d is None for d in incoming) or not any(map(listed, cotangents)):
-        return [nothing(argument) for argument in (*incoming, *layer)]
+    has_both = layer.lengths is not None and layer.reset is not None
+    if cell is not LSTM or needs_graph(listed_incoming(incoming)) or steps == 0 or has_both:
+        return _by_reference(cell, layer, incoming, cotangents, asked_incoming, asked)
+    if not listed_incoming(incoming) or not any(map(listed, cotangents)):
+        return Incoming(*map(nothing, incoming)), Differentiable(*map(nothing, differentiable(layer)))
     if is_ensemble:
-        return _by_members(layer, incoming, results, cotangents, asked)
-    with torch.autocast(layer[0].device.type, enabled=False):
-        if steps == 1 and lengths is None and reset is None:
-            return _by_one_step(layer, incoming, results, cotangents, asked)
-        return by_chunks(layer, incoming, results, cotangents, asked)
+        return _by_members(cell, layer, incoming, results, cotangents, asked_incoming, asked)
+    with torch.autocast(layer.input.device.type, enabled=False):
+        if steps == 1 and layer.lengths is None and layer.reset is None:
+            return _by_one_step(layer, incoming, results, cotangents, asked_incoming, asked)
+        return by_chunks(layer, incoming, results, cotangents, asked_incoming, asked)
 
 
 def needs_graph(incoming) -> bool:
@@ -61,34 +73,73 @@ def needs_graph(incoming) -> bool:
     return torch.is_grad_enabled() or _transforms.are_active() or any(map(_transforms.is_batched, incoming))
 
 
-def _by_reference(layer, incoming, cotangents, asked) -> list:
+def listed_incoming(incoming: Incoming) -> list:
+    """The gradients that there are."""
+    return [d for kind in incoming for d in listed(kind)]
+
+
+def _by_reference(cell, layer, incoming, cotangents, asked_incoming, asked):
     """`second_order` by differentiating the reference twice."""
-    arguments = (*incoming, *layer)
+    arguments = *incoming, *layer
+    asked_all = *asked_incoming, *layer_arguments(asked, False, False, False, False)
     needs = [len(listed(u)) > 0 for u in cotangents]
     moved = [[u is not None for u in as_list(kind)] for kind in cotangents]
 
     def first_order(*wanted):
-        found = reference.lstm_layer_backward(*replaced(arguments, asked, wanted), None, None, None, needs)
+        moving = replaced(arguments, asked_all, wanted)
+        call = BackwardArguments(Incoming(*moving[:3]), LayerArguments(*moving[3:]), None, None, None, needs)
+        found = reference.layer_backward(cell, *call.in_a_row())
         return [d for kind, has in zip(found, moved) for d, one in zip(as_list(kind), has) if one]
 
-    wanted = [tensor for argument, ask in zip(arguments, asked) if ask for tensor in listed(argument)]
+    wanted = [tensor for argument, ask in zip(arguments, asked_all) if ask for tensor in listed(argument)]
     found = iter(gradients(first_order, wanted, [u for kind in cotangents for u in listed(kind)]))
-    return [arranged(argument, ask, found, lambda: None) for argument, ask in zip(arguments, asked)]
+    found = [arranged(argument, ask, found, lambda: None) for argument, ask in zip(arguments, asked_all)]
+    return Incoming(*found[:3]), differentiable(LayerArguments(*found[3:]))
 
 
-def _by_members(layer, incoming, results, cotangents, asked) -> list:
+def _by_members(cell, layer, incoming, results, cotangents, asked_incoming, asked):
     """`second_order` of an ensemble, one member after another."""
     found = []
-    for m in range(layer[1].size(0)):
-        others = (reference.of_member(tensors, m) for tensors in (incoming, results, cotangents))
-        found.append(second_order(reference.member(layer, m), *others, asked))
+    for m in range(layer.initial[0].size(0)):
+        of_m = reference.of_member(incoming, m), reference.of_member(results, m), reference.of_member(cotangents, m)
+        given = Incoming(*of_m[0]), of_m[1], Differentiable(*of_m[2])
+        found.append(second_order(cell, reference.member(layer, m), *given, asked_incoming, asked))
 
     def stacked(members):
         if isinstance(members[0], list):
             return list(map(stacked, zip(*members)))
         return None if members[0] is None else torch.stack(members)
 
-    return list(map(stacked, zip(*found)))
+    all_incoming, all_found = zip(*found)
+    return Incoming(*map(stacked, zip(*all_incoming))), Differentiable(*map(stacked, zip(*all_found)))
+
+
+def second_order_of_cell(cell: Cell, d_states, tensors, results, cotangents, asked) -> list | None:
+    """`second_order` of one step as a cell has it: gradients for `d_states` and `tensors`, where nothing needs a graph.
+
+    Args:
+        cell: what ran.
+        d_states: gradients of the states after the step, [B, H] each; None for zeros.
+        tensors: input, states before the step, weight_ih, weight_hh, and both biases or none.
+        results: output, saved and carried of the operator.
+        cotangents: for each gradient of `tensors`; None for zeros.
+        asked: whether to return gradients for each of `d_states` and `tensors`.
+
+    Returns:
+        None where not asked; None in place of all for a cell whose second order is not written out.
+    """
+    if cell is not LSTM:
+        return None
+    _, saved, carried = results
+    d_h, d_c = d_states
+    weights_dot = [*cotangents[3:], *[None] * (8 - len(cotangents))]
+    needs = [*asked[2:7], any(asked[7:]), False]
+    found = of_one_step(
+        tensors[:3], [*tensors[3:5], None], (saved[0], carried[0]), (d_h, None, d_c, None), cotangents[:3],
+        weights_dot, needs,
+    )  # fmt: skip
+    biases = [found[7], found[7].clone()] if needs[5] else [None] * (len(tensors) - 5)  # equal, each its own
+    return [one.to(saved.dtype) if ask else None for one, ask in zip((*found[:7], *biases), asked)]
 
 
 def of_one_step(rows, weights, results, incoming, rows_dot, weights_dot, needs) -> tuple:
@@ -115,46 +166,52 @@ def of_one_step(rows, weights, results, incoming, rows_dot, weights_dot, needs) 
     return _second_order_step.second_order(rows, weights, gates, c_next, (d_h, d_c), rows_dot, weights_dot, needs)
 
 
-def _by_one_step(layer, incoming, results, cotangents, asked) -> list:
+def _by_one_step(layer, incoming, results, cotangents, asked_incoming, asked):
     """`second_order` of a layer that has one step, the first for both directions."""
     x, x_dot, d_output = (
-        None if one is None else one.reshape(-1, one.size(-1)) for one in (layer[0], cotangents[0], incoming[0])
+        None if one is None else one.reshape(-1, one.size(-1))
+        for one in (layer.input, cotangents.input, incoming.output)
     )
-    R, needs = layer[1].size(-1), [*asked[4:9], asked[9] or asked[10], asked[11]]
+    asks = Differentiable(*asked)
+    R, (h_0, c_0), lists = layer.initial[0].size(-1), layer.initial, (layer.weight_ih, layer.weight_hh, layer.weight_hr)
+    needs = [asks.input, asks.initial, asks.initial, asks.weight_ih, asks.weight_hh, asks.bias_ih or asks.bias_hh]
+    needs.append(asks.weight_hr)
     found = []
-    for d in range(layer[1].size(0)):
+    for d in range(h_0.size(0)):
 
         def own(kind, d=d):
             """This direction's part, None of what is not there."""
             return None if kind is None or len(kind) == 0 else kind[d]
 
-        h, c, w_ih, w_hh, _, _, w_hr = map(own, layer[1:8])
-        _, d_h_n, d_c_n, d_cell_states = (None, *map(own, incoming[1:]))
         columns = None if d_output is None else d_output[:, d * R : (d + 1) * R]
-        h_dot, c_dot, *weights_dot = map(own, cotangents[1:8])
-        arrive = columns, d_h_n, d_c_n, d_cell_states
-        of_direction = own(results[1]), own(results[2])
-        rows, rows_dot = (x, h, c), (x_dot, h_dot, c_dot)
-        found.append(of_one_step(rows, (w_ih, w_hh, w_hr), of_direction, arrive, rows_dot, weights_dot, needs))
+        d_h_n, d_c_n = map(own, incoming.last)
+        arrive = columns, d_h_n, d_c_n, own(incoming.carried)
+        rows, rows_dot = (x, h_0[d], c_0[d]), (x_dot, *map(own, cotangents.initial))
+        weights, weights_dot = [*map(own, lists)], [*map(own, cotangents[2:7])]
+        found.append(of_one_step(rows, weights, (results[1][d], results[2][d]), arrive, rows_dot, weights_dot, needs))
 
     h_dot, c_dot, to_x, to_h, to_c, *of_lists = zip(*found)
     # Of the two biases, equal but not to share memory.
     of_lists.insert(3, [None if one is None else one.clone() for one in of_lists[2]])
-    of_rows = [
-        lambda: torch.cat(h_dot, -1).view_as(incoming[0]),
-        lambda: torch.stack(h_dot),
-        lambda: torch.stack(c_dot),
-        lambda: torch.stack(c_dot),
-        lambda: _sum(*to_x).view_as(layer[0]),
-        lambda: torch.stack(to_h),
-        lambda: torch.stack(to_c),
-    ]
-    dtype, wide = layer[0].dtype, results[2].dtype
-    flat = [make().to(wide if place == 3 else dtype) if asked[place] else None for place, make in enumerate(of_rows)]
-    for place, kind in enumerate(of_lists, start=3):
-        is_asked = asked[4 + place] and layer[place]
-        flat.append([one.to(dtype) for one in kind] if is_asked else nothing(layer[place]))
-    return [*flat, *map(nothing, layer[8:])]
+    dtype = layer.input.dtype
+
+    def narrow(ask, make):
+        return make().to(dtype) if ask else None
+
+    found_incoming = Incoming(
+        narrow(asked_incoming.output, lambda: torch.cat(h_dot, -1).view_as(incoming.output)),
+        [narrow(asked_incoming.last, lambda dots=dots: torch.stack(dots)) for dots in (h_dot, c_dot)],
+        torch.stack(c_dot) if asked_incoming.carried else None,
+    )
+    return found_incoming, Differentiable(
+        narrow(asks.input, lambda: _sum(*to_x).view_as(layer.input)),
+        [narrow(asks.initial, lambda to=to: torch.stack(to)) for to in (to_h, to_c)],
+        *(
+            [one.to(dtype) for one in kind] if ask and argument else nothing(argument)
+            for kind, ask, argument in zip(of_lists, asks[2:7], layer[2:7])
+        ),
+        nothing(layer.reset_state),
+    )
 
 
 def _sum(*given):

@@ -15,27 +15,28 @@ import torch
 from torch.nn.functional import linear
 
 from fusedlstm import _second_order_step
-from fusedlstm.reference import DIFFERENTIABLE, as_list, dense_rows, nothing
+from fusedlstm._arguments import BackwardArguments, Differentiable, Incoming, LayerArguments, differentiable
+from fusedlstm.reference import dense_rows, listed, nothing
 
 # Values of gates in a chunk of steps: it needs some dozens of tensors of so many values, or of a quarter.
 CHUNK = 2**19
 
 
-def by_chunks(layer, incoming, results, cotangents, asked) -> list:
-    """`second_order` (see _second_order.py) of one layer of several steps: without a graph over time."""
-    asks_incoming, asks_layer = asked[: len(incoming)], asked[len(incoming) :]
+def by_chunks(layer, incoming, results, cotangents, asked_incoming, asked):
+    """`second_order` (see _second_order.py) of one LSTM layer of several steps: without a graph over time."""
     wide = results[2].dtype
-    tangents = [torch.zeros_like(d) if need else None for d, need in zip(incoming, asks_incoming)]
-    sums = [_zeros(layer[place], wide) if asks_layer[place] else None for place in DIFFERENTIABLE]
-    for d in range(layer[1].size(0)):
+    asks_last = [asked_incoming.last and d is not None for d in incoming.last]
+    d_rows = [incoming.output, *incoming.last, incoming.carried]
+    asks = [asked_incoming.output, *asks_last, asked_incoming.carried]
+    tangents = [torch.zeros_like(d) if ask else None for d, ask in zip(d_rows, asks)]
+    kinds = differentiable(layer)
+    sums = [_zeros(kind, wide) if ask else nothing(kind) for kind, ask in zip(kinds, asked)]
+    for d in range(layer.initial[0].size(0)):
         _Direction(layer, incoming, results, cotangents, d).run(tangents, sums)
 
-    found = [*tangents, *map(nothing, layer)]
-    for place, total in zip(DIFFERENTIABLE, sums):
-        if total is not None:
-            narrow = [one.to(layer[0].dtype) for one in as_list(total)]
-            found[len(incoming) + place] = narrow if isinstance(total, list) else narrow[0]
-    return found
+    to_output, *to_last, to_carried = tangents
+    narrow = [_to(total, layer.input.dtype) for total in sums]
+    return Incoming(to_output, to_last, to_carried), Differentiable(*narrow)
 
 
 class _Direction:
@@ -45,22 +46,19 @@ class _Direction:
     """
 
     def __init__(self, layer, incoming, results, cotangents, d: int):
-        self.d, self.dtype, self.wide, self.allow_tf32 = d, layer[0].dtype, results[2].dtype, layer[-1]
-        arguments = [layer[place] for place in DIFFERENTIABLE]
-        self.input, *self.start, w_ih, w_hh, b_ih, b_hh, w_hr, reset_h, reset_c = self._own(arguments)
-        self.input_dot, *start_dot, w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot, reset_h_dot, reset_c_dot = (
-            self._own(cotangents)
-        )
-        self.weights = [w_ih, w_hh, b_ih, b_hh, w_hr]
-        self.weights_dot = [w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot]
-        self.lists = [[kind[d]] if kind else [] for kind in layer[3:8]]  # the weights as an operator's arguments
-        _, *end_adjoint = self._own([None, *incoming[1:3]])
+        self.d, self.dtype, self.wide = d, layer.input.dtype, results[2].dtype
+        self.allow_tf32 = layer.allow_tf32
+        self.input, self.input_dot = layer.input, cotangents.input
+        self.start, self.weights, self.reset_state = self._own(differentiable(layer))
+        start_dot, self.weights_dot, self.reset_state_dot = self._own(cotangents)
+        self.lists = [kind[d : d + 1] for kind in layer[2:7]]  # the weights as an operator's arguments
+        end_adjoint = self._own_states(incoming.last)
         self.start_dot, self.end_adjoint = (
             [torch.zeros_like(state) if given is None else given for given, state in zip(pair, self.start)]
             for pair in (start_dot, end_adjoint)
         )
 
-        self.batch_sizes, self.lengths, self.reset = layer[8:11]
+        self.batch_sizes, self.lengths, self.reset = layer.batch_sizes, layer.lengths, layer.reset
         self.B, H = self.start[1].shape
         self.T = self.input.size(0) if self.batch_sizes is None else self.batch_sizes.size(0)
         self.sequences = torch.arange(self.B, device=self.input.device)
@@ -69,7 +67,6 @@ class _Direction:
             self.lengths = dense_rows(self.batch_sizes, self.B)[1].to(self.input.device)
         # The state that a sequence ends with is that before step `last`, or after all.
         self.last = torch.full_like(self.sequences, self.T) if self.lengths is None else self.lengths.clamp(max=self.T)
-        self.reset_state, self.reset_state_dot = (reset_h, reset_c), (reset_h_dot, reset_c_dot)
         # The reverse direction meets the padding first. Where a sequence begins it is reset, to the initial state.
         self.begins_by_reset = d == 1 and self.lengths is not None
         if self.begins_by_reset:
@@ -80,7 +77,7 @@ class _Direction:
 
         output, gates, cell_states = results
         self.gates, self.states = self._of_all_rows(gates), (self._columns(output), self._of_all_rows(cell_states))
-        self.incoming = self._columns(incoming[0]), self._of_all_rows(incoming[3])
+        self.incoming = self._columns(incoming.output), self._of_all_rows(incoming.carried)
         steps = max(1, CHUNK // max(1, 4 * self.B * H))
         self.chunks = [range(k, min(k + steps, self.T)) for k in range(0, self.T, steps)]
 
@@ -97,19 +94,18 @@ class _Direction:
         for to, end in zip((to_h_n, to_c_n), before):
             if to is not None:
                 to[self.d] = end
-        if all(total is None for total in sums):
+        if not any(map(listed, sums)):
             return
 
-        to_input, to_h_0, to_c_0, *to_shared = self._own(sums)
-        if self.begins_by_reset:
-            to_shared[-2:] = to_h_0, to_c_0
+        to_input, (to_start, to_weights, to_reset_state) = sums[0], self._own(sums)
+        to_shared = [*to_weights, *(to_start if self.begins_by_reset else to_reset_state)]
         adjoint, flow = self.end_adjoint, [torch.zeros_like(state) for state in self.start]
         for steps, before in zip(reversed(self.chunks), reversed(befores)):
             if steps != chunk.steps:  # the last chunk is still at hand
                 chunk = None  # its memory is for the next one
                 chunk = _Chunk(self, steps, before)
             adjoint, flow = chunk.add_gradients(adjoint, flow, to_input, to_shared)
-        for to, gradient in zip((to_h_0, to_c_0), flow):
+        for to, gradient in zip(to_start, flow):
             if to is not None:
                 to += gradient
 
@@ -165,11 +161,17 @@ class _Direction:
             return None
         return rows[self.d].unflatten(0, (self.T, self.B)) if self.batch_sizes is None else rows[self.d]
 
-    def _own(self, arguments):
-        """This direction's of arguments that can have gradients, of which the first, the input, is everybody's."""
-        input, *of_directions = arguments
-        found = [None if kind is None or len(kind) == 0 else kind[self.d] for kind in of_directions]
-        return [input, *(None if one is None else one.to(self.wide) for one in found)]
+    def _own(self, kinds):
+        """This direction's initial states, weights and reset states, None where there is none, of Differentiable."""
+        _, initial, *weights, reset_state = kinds
+        own = [self._wide(kind[self.d] if kind else None) for kind in weights]
+        return self._own_states(initial), own, self._own_states(reset_state) or [None, None]
+
+    def _own_states(self, states):
+        return [self._wide(None if state is None else state[self.d]) for state in states]
+
+    def _wide(self, tensor):
+        return None if tensor is None else tensor.to(self.wide)
 
 
 class _Chunk:
@@ -299,8 +301,8 @@ class _Chunk:
         """
         direction = self.direction
 
-        def of_operator(pair):
-            return [None if one is None else one.unsqueeze(0).to(direction.dtype) for one in pair]
+        def of_operator(states):
+            return [state.unsqueeze(0).to(direction.dtype) for state in states]
 
         def results(pair):
             h, c = (states[1:] for states in pair)
@@ -308,16 +310,28 @@ class _Chunk:
 
         d_output, d_cell_states = results(d_states)
         output, cell_states = results(self.states)
-        found = torch.ops.fusedlstm.lstm_layer_backward.default(
-            *(d_output, None, None, d_cell_states),
-            *(input.to(direction.dtype), *of_operator(states[0] for states in self.states), *lists, None, None),
-            None if self.reset is None else self.reset.squeeze(-1),
-            *(*of_operator(direction.reset_state), direction.allow_tf32),
-            *(output, self.gates.flatten(0, 1).unsqueeze(0).to(direction.dtype), cell_states),
-            [needs[0], True, True, *needs[1:]],
+        is_replaced = self.reset is not None and direction.reset_state[0] is not None
+        call = BackwardArguments(
+            Incoming(d_output, [None, None], d_cell_states),
+            LayerArguments(
+                input.to(direction.dtype),
+                of_operator(states[0] for states in self.states),
+                *lists,
+                reset=None if self.reset is None else self.reset.squeeze(-1),
+                reset_state=of_operator(direction.reset_state) if is_replaced else [],
+                allow_tf32=direction.allow_tf32,
+            ),
+            output,
+            self.gates.flatten(0, 1).unsqueeze(0).to(direction.dtype),
+            cell_states,
+            [needs[0], True, *needs[1:6], any(needs[6:])],
         )
-        d_input, d_h, d_c, *d_weights, d_reset_h, d_reset_c = found
-        return d_input, d_h[0], d_c[0], *map(_only, d_weights), *(d.squeeze(0) for d in (d_reset_h, d_reset_c))
+        d_input, d_initial, *d_weights, d_reset_state = torch.ops.fusedlstm.lstm_layer_backward.default(
+            *call.in_a_row()
+        )
+        d_h, d_c = (d[0] for d in d_initial)
+        d_reset_state = [d.squeeze(0) for d in d_reset_state] or [None, None]  # of size [0] where not needed
+        return d_input, d_h, d_c, *map(_only, d_weights), *d_reset_state
 
     def _entering(self, states, reset_state, k=slice(None)):
         """(h, c) before step k, or all steps, after resets."""
@@ -335,6 +349,13 @@ def _zeros(argument, dtype):
     if isinstance(argument, list):
         return [_zeros(tensor, dtype) for tensor in argument]
     return torch.zeros_like(argument, dtype=dtype)
+
+
+def _to(argument, dtype):
+    """An argument, or each of a list, in `dtype`."""
+    if isinstance(argument, list):
+        return [_to(tensor, dtype) for tensor in argument]
+    return None if argument is None else argument.to(dtype)
 
 
 def _only(tensors):

@@ -6,44 +6,49 @@ gradients of members are an ensemble.
 
 from __future__ import annotations
 
+import functools
 from itertools import chain
 
 import torch
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
-from fusedlstm import _transforms, ops, reference
-from fusedlstm.reference import BATCH_SIZES, as_list
-
-_ROWS = slice(9, 13)  # of the arguments: lengths, reset, reset_h, reset_c
+from fusedlstm import _transforms, reference
+from fusedlstm._arguments import BackwardArguments, LayerArguments
+from fusedlstm.cells import CELLS
+from fusedlstm.ops import OPERATORS
+from fusedlstm.reference import as_list
 
 
 def _forward(operator, V, arguments, dims):
-    shares_weights = all(dim is None for kind in dims[ops.LISTS] for dim in kind)
-    if shares_weights and arguments[BATCH_SIZES] is None:
-        return _as_one_batch(operator, V, arguments, dims)
-    return _as_ensemble(operator, V, arguments, dims, first=0)
+    layer, layer_dims = LayerArguments(*arguments), LayerArguments(*dims)
+    if _shares_weights(layer_dims) and layer.batch_sizes is None:
+        return _as_one_batch(operator, V, layer, layer_dims)
+    return _as_ensemble(operator, V, arguments, dims, layer, layer_dims)
 
 
 def _backward(operator, V, arguments, dims):
     """Gradients of members, or several for one result: those for the weights are each one's own."""
-    lists = slice(4 + ops.LISTS.start, 4 + ops.LISTS.stop)
-    shares_weights = all(dim is None for kind in dims[lists] for dim in kind)
-    if shares_weights and arguments[4 + BATCH_SIZES] is None and not any(arguments[-1][ops.LISTS]):
-        return _gradients_as_one_batch(operator, V, arguments, dims)
-    return _as_ensemble(operator, V, arguments, dims, first=4)
+    given, given_dims = BackwardArguments.of(arguments), BackwardArguments.of(dims)
+    needs_weights = any(given.needs[2:7])
+    if _shares_weights(given_dims.layer) and given.layer.batch_sizes is None and not needs_weights:
+        return _gradients_as_one_batch(operator, V, given, given_dims)
+    return _as_ensemble(operator, V, arguments, dims, given.layer, given_dims.layer)
 
 
-def _as_ensemble(operator, V, arguments, dims, first):
-    """Call `operator`, whose layer arguments begin at `first`, with V times as many members."""
-    h_0, batch_sizes = first + 1, first + BATCH_SIZES
-    if dims[batch_sizes] is not None:
+def _shares_weights(dims: LayerArguments) -> bool:
+    return all(dim is None for kind in dims[2:7] for dim in kind)
+
+
+def _as_ensemble(operator, V, arguments, dims, layer, layer_dims):
+    """Call `operator`, of whose arguments some are those of `layer`, with V times as many members."""
+    if layer_dims.batch_sizes is not None:
         raise NotImplementedError("fusedlstm: expected batch_sizes common to all members of a vmap, got one each")
-    is_nested = arguments[h_0].dim() - (dims[h_0] is not None) == 4
+    is_nested = layer.initial[0].dim() - (layer_dims.initial[0] is not None) == 4
 
     def in_front(argument, dim):
         if isinstance(argument, list):
             return list(map(in_front, argument, dim))
-        if not isinstance(argument, torch.Tensor):
+        if not isinstance(argument, torch.Tensor) or argument is layer.batch_sizes:
             return argument
         members = _members_first(argument, dim, V)
         return members.flatten(0, 1) if is_nested else members
@@ -53,26 +58,28 @@ def _as_ensemble(operator, V, arguments, dims, first):
             return list(map(unfolded, result))
         return result.unflatten(0, (V, result.size(0) // V)) if is_nested and result.dim() > 1 else result
 
-    call = list(map(in_front, arguments, dims))
-    call[batch_sizes] = arguments[batch_sizes]
-    return map(unfolded, operator(*call))
+    return map(unfolded, operator(*map(in_front, arguments, dims)))
 
 
-def _as_one_batch(operator, V, arguments, dims):
+def _as_one_batch(operator, V, layer, dims):
     """Call `operator` on V members with common weights as on V * B rows."""
-    layer = _folded_layer(V, arguments, dims)
-    results = operator(*layer)
-    T, B = layer[0].size(-3), layer[0].size(-2) // V
-    for result in results[:3]:
-        yield result.unflatten(-2, (V, B)).movedim(-3, 0)
-    for result in results[3:]:  # gates and cell states, [D, T * V * B, ...]
-        yield result.unflatten(-2, (T, V, B)).movedim(-3, 0).flatten(-3, -2)
+    layer = _folded_layer(V, layer, dims)
+    output, last, *kept = operator(*layer)
+    T, B = layer.input.size(-3), layer.input.size(-2) // V
+
+    def unfolded(rows):
+        return rows.unflatten(-2, (V, B)).movedim(-3, 0)
+
+    yield unfolded(output)
+    yield list(map(unfolded, last))
+    for rows in kept:  # [D, T * V * B, ...]
+        yield rows.unflatten(-2, (T, V, B)).movedim(-3, 0).flatten(-3, -2)
 
 
-def _gradients_as_one_batch(operator, V, arguments, dims):
-    """The same of `lstm_layer_backward`, for gradients that are not sums over rows."""
-    layer = _folded_layer(V, arguments[4:-4], dims[4:-4])
-    T, B = layer[0].size(-3), layer[0].size(-2) // V
+def _gradients_as_one_batch(operator, V, given, dims):
+    """The same of `<cell>_layer_backward`, for gradients that are not sums over rows."""
+    layer = _folded_layer(V, given.layer, dims.layer)
+    T, B = layer.input.size(-3), layer.input.size(-2) // V
 
     def of_steps(tensor, dim):
         """[D, T * B, ...] of members as [D, T * V * B, ...]."""
@@ -80,22 +87,38 @@ def _gradients_as_one_batch(operator, V, arguments, dims):
             return None
         return _members_first(tensor, dim, V).unflatten(-2, (T, B)).movedim(0, -3).flatten(-4, -2)
 
-    d_output, *d_states = (_folded(V, *pair) for pair in zip(arguments[:3], dims))
-    output, gates, cell_states = arguments[-4:-1]
     results = operator(
-        d_output, *d_states, of_steps(arguments[3], dims[3]), *layer, _folded(V, output, dims[-4]),
-        of_steps(gates, dims[-3]), of_steps(cell_states, dims[-2]), arguments[-1],
-    )  # fmt: skip
-    for result in results:
-        is_rows = isinstance(result, torch.Tensor) and result.dim() > 1
-        yield result.unflatten(-2, (V, B)).movedim(-3, 0) if is_rows else result
+        _folded(V, given.incoming.output, dims.incoming.output),
+        [_folded(V, *pair) for pair in zip(given.incoming.last, dims.incoming.last)],
+        of_steps(given.incoming.carried, dims.incoming.carried),
+        *layer,
+        _folded(V, given.output, dims.output),
+        of_steps(given.saved, dims.saved),
+        of_steps(given.carried, dims.carried),
+        given.needs,
+    )
+
+    def unfolded(result):
+        if isinstance(result, list):
+            return list(map(unfolded, result))
+        return result.unflatten(-2, (V, B)).movedim(-3, 0) if result.dim() > 1 else result
+
+    return map(unfolded, results)
 
 
-def _folded_layer(V, arguments, dims):
+def _folded_layer(V, layer, dims) -> LayerArguments:
     """A layer's arguments, of which the weights are common to all members, with V * B rows."""
-    rows = (_folded(V, *row) for row in zip(arguments[_ROWS], dims[_ROWS], (-1, -1, -2, -2)))  # of two, batch is last
-    input, *state = (_folded(V, *pair) for pair in zip(arguments[:3], dims))
-    return input, *state, *arguments[ops.LISTS], None, *rows, arguments[-1]
+
+    def states(name):
+        return [_folded(V, *pair) for pair in zip(getattr(layer, name), getattr(dims, name))]
+
+    return layer._replace(
+        input=_folded(V, layer.input, dims.input),
+        initial=states("initial"),
+        lengths=_folded(V, layer.lengths, dims.lengths, batch=-1),
+        reset=_folded(V, layer.reset, dims.reset, batch=-1),
+        reset_state=states("reset_state"),
+    )
 
 
 def _folded(V, tensor, dim, batch=-2):
@@ -154,15 +177,15 @@ def _wrapped(results, wrap) -> tuple:
     return tuple(map(of_one, results))
 
 
-def _batched_backward(*arguments):
-    """`lstm_layer_backward` under the older vmap, of is_grads_batched=True and jacobian(vectorize=True).
+def _batched_backward(name, *arguments):
+    """`<cell>_layer_backward` under the older vmap, of is_grads_batched=True and jacobian(vectorize=True).
 
     Several gradients for one result; or, one such vmap inside another, the reference's.
     """
     level = _transforms.older_vmap_level()
     if level != 1:
         with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
-            return reference.lstm_layer_backward(*arguments)
+            return reference.layer_backward(CELLS[name], *arguments)
 
     def unwrap(tensor):
         if not _transforms.is_batched(tensor):
@@ -170,14 +193,16 @@ def _batched_backward(*arguments):
         return torch._remove_batch_dim(tensor, level, 1, 0), 0
 
     values, dims = _unwrapped(arguments, unwrap)
-    V = next(value.size(0) for value, dim in zip(values, dims) if dim == 0)
-    results = _backward(ops.lstm_layer_backward, V, values, dims)
+    batched = (v for value, dim in zip(values, dims) for v, d in zip(as_list(value), as_list(dim)) if d == 0)
+    V = next(batched).size(0)
+    results = _backward(OPERATORS[name].backward, V, values, dims)
     return _wrapped(results, lambda tensor: torch._add_batch_dim(tensor, 0, level))
 
 
 _VMAP_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
 _library_rules = torch.library.Library("fusedlstm", "IMPL")
-_register(ops.lstm_layer, _forward)
-_register(ops.lstm_layer_inference, _forward)
-_register(ops.lstm_layer_backward, _backward)
-_library_rules.impl("lstm_layer_backward", _batched_backward, "Batched")
+for _name, _operators in OPERATORS.items():
+    _register(_operators.layer, _forward)
+    _register(_operators.inference, _forward)
+    _register(_operators.backward, _backward)
+    _library_rules.impl(_operators.backward, functools.partial(_batched_backward, _name), "Batched")

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fusedlstm import _checks
 from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
-from fusedlstm.functional import lstm_cell, run
+from fusedlstm._run import run, run_cell
 
 # torch.fx.symbolic_trace records calls of these as one node each, as it does for nn.LSTM.
 torch.fx.wrap("run")
-torch.fx.wrap("lstm_cell")
+torch.fx.wrap("run_cell")
 
 
 class FusedLSTM(nn.RNNBase):
@@ -60,14 +61,16 @@ class FusedLSTM(nn.RNNBase):
         """Run the layers; arguments, results and errors are those of `fusedlstm.functional.lstm`."""
         # torch.onnx.export(dynamo=False) passes the defaults too, by position, and makes tensors of all but None.
         directions = 2 if self.bidirectional else 1
-        sizes = self.input_size, self.hidden_size, self.proj_size, self.num_layers, directions, self.bias
+        sizes = _checks.Sizes(
+            "lstm", self.input_size, self.hidden_size, self.proj_size, self.num_layers, directions, self.bias
+        )  # fmt: skip
         weights = _parameters(self, self._flat_weights_names)
         packing = None
         if isinstance(input, PackedSequence):
             # Tracers look into a call's arguments, and fail to rebuild this class from what they find.
             input, *packing = input
         return run(
-            input, hx, weights, sizes, self.batch_first, self.dropout, self.training,
+            "lstm", input, hx, weights, sizes, self.batch_first, self.dropout, self.training,
             lengths, reset, reset_state, return_cell_states, return_gates, packing=packing,
         )  # fmt: skip
 
@@ -152,7 +155,7 @@ class FusedLSTMCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Run one step; arguments, results and errors are those of `functional.lstm_cell`."""
-        return lstm_cell(input, hx, *_parameters(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
+        return run_cell("lstm", input, hx, *_parameters(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
 
     def __prepare_scriptable__(self) -> nn.LSTMCell:
         """What torch.jit.script takes in place of this module."""

@@ -3,13 +3,16 @@
     torch.onnx.export(model, args)
 
 Sizes may be dynamic. `lengths` becomes the node's `sequence_lens`. Needs the packages onnx and onnxscript. With
-dynamo=False, PyTorch's older exporter translates its own LSTM, which functional.py runs for it instead.
+dynamo=False, PyTorch's older exporter translates its own LSTM, which _choice.py takes for it instead.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from fusedlstm._arguments import LayerArguments
+from fusedlstm.cells import Cell
 
 _INSTEAD = {
     "proj_size": "export a model without projections",
@@ -28,38 +31,36 @@ def refuse(used: dict[str, bool]) -> None:
             raise NotImplementedError(f"Expected a model without {feature}, got one that has it: {_INSTEAD[feature]}")
 
 
-def layer(
-    input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
-    batch_sizes, lengths, reset, reset_h, reset_c, allow_tf32,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """output, h_n and c_n of `ops.lstm_layer`, and its arguments, in operations that the exporter knows.
+def layer(cell: Cell, layer: LayerArguments) -> tuple[Tensor, list[Tensor]]:
+    """output and last states of `<cell>_layer`, in operations that the exporter knows.
 
     Raises:
-        NotImplementedError: the call uses what an ONNX LSTM cannot express.
+        NotImplementedError: the call uses what the ONNX operator cannot express.
     """
     refuse(
         {
-            "proj_size": bool(weight_hr),
-            "packed input": batch_sizes is not None,
-            "reset": reset is not None,
-            "an ensemble": input.dim() != 3,
+            "proj_size": bool(layer.weight_hr),
+            "packed input": layer.batch_sizes is not None,
+            "reset": layer.reset is not None,
+            "an ensemble": layer.input.dim() != 3,
         }
     )
-    T, B, _ = input.shape
-    D, _, H = h_0.shape
-    biases = torch.cat([_stacked(bias_ih, H), _stacked(bias_hh, H)], dim=1) if bias_ih else None
-    sequence_lens = None if lengths is None else lengths.to(torch.int32)
-    y, h_n, c_n = torch.onnx.ops.symbolic_multi_out(
-        "LSTM",
-        (input, _stacked(weight_ih, H), _stacked(weight_hh, H), biases, sequence_lens, h_0, c_0),
+    T, B, _ = layer.input.shape
+    D, _, H = layer.initial[0].shape
+    operator, order = cell.onnx
+
+    def stacked(directions) -> Tensor:
+        """All directions in one tensor, and from PyTorch's order of gates to ONNX's."""
+        # Slices and not chunk: the exporter folds them into the weights.
+        return torch.stack([torch.cat([w[k * H : k * H + H] for k in order]) for w in directions])
+
+    biases = torch.cat([stacked(layer.bias_ih), stacked(layer.bias_hh)], dim=1) if layer.bias_ih else None
+    sequence_lens = None if layer.lengths is None else layer.lengths.to(torch.int32)
+    y, *last = torch.onnx.ops.symbolic_multi_out(
+        operator,
+        (layer.input, stacked(layer.weight_ih), stacked(layer.weight_hh), biases, sequence_lens, *layer.initial),
         attrs={"hidden_size": H, "direction": "bidirectional" if D == 2 else "forward"},
-        dtypes=[input.dtype] * 3,
-        shapes=[(T, D, B, H), (D, B, H), (D, B, H)],
+        dtypes=[layer.input.dtype] * (1 + len(cell.states)),
+        shapes=[(T, D, B, H), *[(D, B, H)] * len(cell.states)],
     )
-    return y.transpose(1, 2).reshape(T, B, D * H), h_n, c_n
-
-
-def _stacked(directions, H) -> Tensor:
-    """All directions in one tensor, and from this library's gate order i, f, g, o to ONNX's i, o, f, g."""
-    # Slices and not chunk: the exporter folds them into the weights.
-    return torch.stack([torch.cat([w[k * H : k * H + H] for k in (0, 3, 1, 2)]) for w in directions])
+    return y.transpose(1, 2).reshape(T, B, D * H), last

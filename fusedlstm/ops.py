@@ -1,10 +1,10 @@
-"""The operators seen from Python: fake kernels and derivatives. One layer, both directions, all steps.
+"""The operators seen from Python: fake kernels. One call is one layer, both directions, all steps.
 
-`torch.ops.fusedlstm` has, with schemas in csrc/library.cpp and kernels for CPU and CUDA beside them:
+`torch.ops.fusedlstm` has for each cell, with schemas in csrc/library.cpp and kernels for CPU and CUDA beside them:
 
-* `lstm_layer`: see `fusedlstm.reference.lstm_layer` for arguments, results and meaning.
-* `lstm_layer_inference`: the same arguments; output, h_n and c_n only; no derivative.
-* `lstm_layer_backward`: the gradients that are asked for in `needs`; the others have size [0].
+* `<cell>_layer`: see `fusedlstm.reference.layer` for arguments, results and meaning.
+* `<cell>_layer_inference`: the same arguments; output and last states only; no derivative.
+* `<cell>_layer_backward`: the gradients that are asked for in `needs`; the others have size [0].
 
 All take ensembles: with the members as one more dimension in front of every tensor but batch_sizes, one call runs M
 layers, and gives what M calls would.
@@ -14,75 +14,91 @@ This module adds what PyTorch needs to trace them; derivatives are in _autograd.
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import chain
+from typing import NamedTuple
 
 import torch
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.utils import _pytree
 
 from fusedlstm import _library
-from fusedlstm.reference import DIFFERENTIABLE
+from fusedlstm._arguments import BackwardArguments, LayerArguments, differentiable
+from fusedlstm.cells import CELLS, Cell
 
 _library.load()
 
-lstm_layer = torch.ops.fusedlstm.lstm_layer.default
-lstm_layer_inference = torch.ops.fusedlstm.lstm_layer_inference.default
-lstm_layer_backward = torch.ops.fusedlstm.lstm_layer_backward.default
 
-# A layer's arguments by place: input, h_0, c_0; five lists of one tensor per direction;
-# batch_sizes, lengths, reset, reset_h, reset_c; allow_tf32.
-LISTS = slice(3, 8)
-ROWS = slice(8, 11)
-_LAYER_ARGUMENTS = 14
+class Operators(NamedTuple):
+    """The operators of a cell."""
+
+    layer: OpOverload
+    inference: OpOverload
+    backward: OpOverload
 
 
-@torch.library.register_fake("fusedlstm::lstm_layer")
-def _fake_layer(*arguments):
-    output, h_n, c_n = _fake_inference(*arguments)
-    input = arguments[0]
-    *front, D, _, H = c_n.shape  # front: the members of an ensemble
-    rows = math.prod(input.shape[len(front) : -1])
-    cell_states = input.new_empty((*front, D, rows, H), dtype=torch.promote_types(input.dtype, torch.float32))
-    return output, h_n, c_n, input.new_empty((*front, D, rows, 4 * H)), cell_states
+def _operators(cell: Cell) -> Operators:
+    names = f"{cell.name}_layer", f"{cell.name}_layer_inference", f"{cell.name}_layer_backward"
+    operators = Operators(*(getattr(torch.ops.fusedlstm, name).default for name in names))
+    names = tuple(argument.name for argument in operators.layer._schema.arguments)
+    if names != LayerArguments._fields:
+        raise ImportError(
+            f"fusedlstm expected a library whose {cell.name}_layer takes {', '.join(LayerArguments._fields)}, got one "
+            f"that takes {', '.join(names)}: build the package again"
+        )
+    return operators
 
 
-@torch.library.register_fake("fusedlstm::lstm_layer_inference")
-def _fake_inference(input, h_0, c_0, *others):
+OPERATORS = {name: _operators(cell) for name, cell in CELLS.items()}
+
+
+def _fake_layer(cell: Cell, *arguments):
+    output, last = _fake_inference(*arguments)
+    input, h_n = arguments[0], last[0]
+    *front, D, _, _ = h_n.shape  # front: the members of an ensemble
+    rows, H = math.prod(input.shape[len(front) : -1]), LayerArguments(*arguments).weight_hh[0].size(-2) // cell.gates
+    carried = input.new_empty(
+        (*front, D, rows, cell.carried * H), dtype=torch.promote_types(input.dtype, torch.float32)
+    )
+    return output, last, input.new_empty((*front, D, rows, cell.saved * H)), carried
+
+
+def _fake_inference(*arguments):
+    layer = LayerArguments(*arguments)
+    input, h_0 = layer.input, layer.initial[0]
     # Called in place of a kernel also where only some of the tensors are on the meta device.
-    for tensor in (h_0, c_0, *chain.from_iterable(others[:5])):
+    for tensor in chain.from_iterable(layer[1:7]):
         if tensor.device != input.device:
             raise RuntimeError(f"fusedlstm: expected all tensors on {input.device}, got one on {tensor.device}")
     D, _, R = h_0.shape[-3:]
     output = input.new_empty((*input.shape[:-1], D * R))
-    return output, input.new_empty(h_0.shape), input.new_empty(c_0.shape)
+    return output, [input.new_empty(state.shape) for state in layer.initial]
 
 
-@torch.library.register_fake("fusedlstm::lstm_layer_backward")
 def _fake_backward(*arguments):
-    layer, needs = arguments[4 : 4 + _LAYER_ARGUMENTS], arguments[-1]
+    layer, needs = BackwardArguments.of(arguments).layer, arguments[-1]
 
     def gradient(argument, needed):
         if isinstance(argument, list):
             return [gradient(tensor, needed) for tensor in argument]
-        needed = needed and argument is not None  # a reset state that was not given has none
-        return layer[0].new_empty(argument.shape if needed else (0,))
+        return layer.input.new_empty(argument.shape if needed else (0,))
 
-    return tuple(gradient(layer[place], need) for place, need in zip(DIFFERENTIABLE, needs))
+    return tuple(map(gradient, differentiable(layer), needs))
 
 
-@torch.library.register_torch_dispatch("fusedlstm::lstm_layer", FunctionalTensorMode)
-def _functionalized_layer(mode, operator, types, arguments, options):
-    """`lstm_layer` in what traces programs after torch.export; for torch.onnx.export, what ONNX has for a layer."""
+def _functionalized_layer(cell: Cell, mode, operator, types, arguments, options):
+    """`<cell>_layer` in what traces programs after torch.export; for torch.onnx.export, what ONNX has for a layer."""
     results = mode.__torch_dispatch__(operator, types, arguments, options)
     if not (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
         return results
     from fusedlstm import onnx
 
     with mode:
-        # ONNX has neither gates nor cell states. Where nothing uses them, the operator is dropped.
-        return *onnx.layer(*arguments), *results[3:]
+        # ONNX has nothing that is saved. Where nothing uses it, the operator is dropped.
+        return *onnx.layer(cell, LayerArguments(*arguments)), *results[2:]
 
 
 def _with_real_tensors(mode, operator, types, arguments, options):
@@ -104,5 +120,11 @@ def _with_real_tensors(mode, operator, types, arguments, options):
     return results
 
 
-for _operator in (lstm_layer, lstm_layer_inference, lstm_layer_backward):
-    torch.library.register_torch_dispatch(_operator.name(), FakeTensorMode, _with_real_tensors)
+for _cell in CELLS.values():
+    _fakes = functools.partial(_fake_layer, _cell), _fake_inference, _fake_backward
+    for _operator, _fake in zip(OPERATORS[_cell.name], _fakes):
+        torch.library.register_fake(_operator.name(), _fake)
+        torch.library.register_torch_dispatch(_operator.name(), FakeTensorMode, _with_real_tensors)
+    torch.library.register_torch_dispatch(
+        OPERATORS[_cell.name].layer.name(), FunctionalTensorMode, functools.partial(_functionalized_layer, _cell)
+    )

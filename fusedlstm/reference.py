@@ -1,12 +1,13 @@
-"""What one LSTM layer means, in plain differentiable PyTorch.
+"""What one layer means, of any cell, in plain differentiable PyTorch.
 
-`lstm_layer` takes the arguments of the op `fusedlstm::lstm_layer` and returns its five results, and
-`lstm_layer_backward` differentiates it for those of `fusedlstm::lstm_layer_backward`.
+`layer` takes the arguments of the operators `fusedlstm::<cell>_layer` and returns their results, and
+`layer_backward` differentiates it for those of `fusedlstm::<cell>_layer_backward`.
 Every kernel is tested against it, gradients of third order differentiate it, and calls that no kernel covers (forward
 mode, a second order inside torch.func, devices without kernels) run it.
 
 Letters: T steps, B batch, I input features, H hidden units, P projection, R = P or H (features of
-h), D directions, N rows of gates (T * B, or the rows of packed data). Gates in the order i, f, g, o.
+h), D directions, G gates, N rows of what is kept (T * B, or the rows of packed data). A cell's gates, states and what
+it keeps are said in fusedlstm/cells.
 """
 
 from __future__ import annotations
@@ -15,63 +16,46 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-# Arguments of a layer by place that can have gradients, in the order of lstm_layer_backward's results and of `needs`.
-DIFFERENTIABLE = (0, 1, 2, 3, 4, 5, 6, 7, 11, 12)
-BATCH_SIZES = 8  # also by place
+from fusedlstm._arguments import BackwardArguments, LayerArguments, differentiable, layer_arguments
+from fusedlstm.cells import Cell
 
 
-def lstm_layer(
-    input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    weight_ih: list[Tensor],
-    weight_hh: list[Tensor],
-    bias_ih: list[Tensor],
-    bias_hh: list[Tensor],
-    weight_hr: list[Tensor],
-    batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
-    reset: Tensor | None = None,
-    reset_h: Tensor | None = None,
-    reset_c: Tensor | None = None,
-    allow_tf32: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def layer(cell: Cell, *arguments) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
     """Run one layer, in one or two directions, over all steps.
 
     Or of an ensemble: M layers of the same sizes, each with arguments of its own. Then all tensors but `batch_sizes`,
     results too, have the members as one more dimension in front.
 
     Args:
+        cell: what a step does.
         input: [T, B, I], or packed [N, I] together with `batch_sizes`.
-        h_0, c_0: [D, B, R] and [D, B, H].
+        initial: the states before the first step: h [D, B, R], others [D, B, H].
         weight_ih, weight_hh, bias_ih, bias_hh, weight_hr: one tensor per direction,
-            [4H, I], [4H, R], [4H], [4H], [P, H]; empty lists where the layer has none.
+            [GH, I], [GH, R], [GH], [GH], [P, H]; empty lists where the layer has none.
         batch_sizes: int64 [T], the rows of each step of packed data.
         lengths: int64 [B]; steps at and after the length are not run.
-        reset: bool [T, B]; where true the state becomes `reset_h`, `reset_c` (zeros when None)
-            before that step.
-        reset_h, reset_c: [D, B, R] and [D, B, H].
+        reset: bool [T, B]; where true the state becomes `reset_state` before that step.
+        reset_state: as `initial`; empty for zeros.
         allow_tf32: no effect here; present so that the signature is the op's.
 
     Returns:
-        output [T, B, D*R] (packed [N, D*R]); h_n [D, B, R]; c_n [D, B, H];
-        gates [D, N, 4H], after their activations, without gradient; cell_states [D, N, H], in
-        float32 for 16-bit inputs. Zeros at the steps that are not run.
+        output [T, B, D*R] (packed [N, D*R]); last, the states after the last step, as `initial`;
+        saved [D, N, saved * H] without gradient, and carried [D, N, carried * H], the latter in float32 for 16-bit
+        inputs. Zeros at the steps that are not run.
 
-    Computes in float32 (float64 for float64); 16-bit h is rounded at every step, c only at the end.
+    Computes in float32 (float64 for float64); 16-bit h is rounded at every step, other states only at the end.
 
     An ensemble is equivalent to:
-        [torch.stack(results) for results in zip(*(lstm_layer(*arguments_of_m) for m in range(M)))]
+        [torch.stack(results) for results in zip(*(layer(cell, *arguments_of_m) for m in range(M)))]
     """
-    if h_0.dim() == 4:
-        layer = (
-            input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, batch_sizes, lengths, reset, reset_h,
-            reset_c, allow_tf32,
-        )  # fmt: skip
-        results = zip(*(lstm_layer(*member(layer, m)) for m in range(len(h_0))))
-        return tuple(map(torch.stack, results))
+    arguments = LayerArguments(*arguments)
+    input, initial, *kinds, batch_sizes, lengths, reset, reset_state, _ = arguments
+    if initial[0].dim() == 4:
+        members = [layer(cell, *member(arguments, m)) for m in range(len(initial[0]))]
+        output, last, saved, carried = zip(*members)
+        return torch.stack(output), list(map(torch.stack, zip(*last))), torch.stack(saved), torch.stack(carried)
     if batch_sizes is not None:
-        T, B = batch_sizes.size(0), h_0.size(1)
+        T, B = batch_sizes.size(0), initial[0].size(1)
         rows, lengths = (index.to(input.device) for index in dense_rows(batch_sizes, B))
         input = input.new_zeros(T * B, input.size(1)).index_copy(0, rows, input).unflatten(0, (T, B))
 
@@ -86,52 +70,50 @@ def lstm_layer(
     with torch.autocast(input.device.type, enabled=False):
         directions = [
             _direction(
+                cell,
                 input,
-                h_0[d],
-                c_0[d],
-                *(p[d] if p else None for p in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)),
+                [state[d] for state in initial],
+                *(p[d] if p else None for p in kinds),
                 runs,
                 reset,
-                None if reset_h is None else reset_h[d],
-                None if reset_c is None else reset_c[d],
+                [state[d] for state in reset_state],
                 reverse=d == 1,
             )
-            for d in range(len(weight_ih))
+            for d in range(len(arguments.weight_ih))
         ]
-    output, h_n, c_n, gates, cell_states = zip(*directions)
+    output, last, saved, carried = zip(*directions)
     output = torch.cat(output, -1)
-    gates, cell_states = torch.stack(gates).flatten(1, 2), torch.stack(cell_states).flatten(1, 2)
+    saved, carried = torch.stack(saved).flatten(1, 2), torch.stack(carried).flatten(1, 2)
 
     if batch_sizes is not None:
-        output, gates, cell_states = output.flatten(0, 1)[rows], gates[:, rows], cell_states[:, rows]
-    return output, torch.stack(h_n), torch.stack(c_n), gates.detach(), cell_states
+        output, saved, carried = output.flatten(0, 1)[rows], saved[:, rows], carried[:, rows]
+    return output, list(map(torch.stack, zip(*last))), saved.detach(), carried
 
 
-def lstm_layer_backward(d_output, d_h_n, d_c_n, d_cell_states, *arguments) -> tuple:
-    """The gradients for `lstm_layer`'s arguments, from those for its results; differentiable in grad mode.
+def layer_backward(cell: Cell, *arguments) -> tuple:
+    """The gradients for `layer`'s arguments, from those for its results; differentiable in grad mode.
 
     Args:
-        d_output, d_h_n, d_c_n, d_cell_states: None for zeros.
-        *arguments: those of `lstm_layer`; output, gates and cell_states, which are computed anew here; and `needs`,
-            whether to return a gradient for each argument that can have one.
+        cell: what a step does.
+        *arguments: BackwardArguments in a row. output, saved and carried are computed anew here, and may be None.
 
     Returns:
-        Gradients of the sizes of the arguments, of size [0] where not needed.
+        Differentiable gradients of the sizes of the arguments, of size [0] where not needed.
     """
-    *layer, _, _, _, needs = arguments
-    incoming = d_output, d_h_n, d_c_n, d_cell_states
-    needed = dict(zip(DIFFERENTIABLE, needs))
-    asked = [needed.get(place, False) for place in range(len(layer))]
+    given, _, _, _, _, needs = BackwardArguments.of(arguments)
+    arguments = BackwardArguments.of(arguments).layer
+    incoming = [given.output, *given.last, given.carried]
+    asked = layer_arguments(needs, False, False, False, False)
 
     def results(*wanted):
-        output, h_n, c_n, _, cell_states = lstm_layer(*replaced(layer, asked, wanted))
-        return [result for result, d in zip((output, h_n, c_n, cell_states), incoming) if d is not None]
+        output, last, _, carried = layer(cell, *replaced(arguments, asked, wanted))
+        return [result for result, d in zip((output, *last, carried), incoming) if d is not None]
 
-    wanted = [tensor for argument, ask in zip(layer, asked) if ask for tensor in listed(argument)]
+    wanted = [tensor for argument, ask in zip(arguments, asked) if ask for tensor in listed(argument)]
     found = gradients(results, wanted, [d for d in incoming if d is not None])
     found = iter([torch.zeros_like(tensor) if d is None else d for tensor, d in zip(wanted, found)])
-    nothing = layer[0].new_empty
-    return tuple(arranged(layer[place], need, found, lambda: nothing(0)) for place, need in zip(DIFFERENTIABLE, needs))
+    nothing = arguments.input.new_empty
+    return tuple(arranged(one, need, found, lambda: nothing(0)) for one, need in zip(differentiable(arguments), needs))
 
 
 def gradients(function, wanted, cotangents) -> list:
@@ -171,9 +153,10 @@ def arranged(argument, need, found, otherwise):
     return next(found) if need and argument is not None else otherwise()
 
 
-def member(layer, m: int) -> list:
+def member(layer: LayerArguments, m: int) -> LayerArguments:
     """The arguments of member `m` in those of an ensemble of layers."""
-    return [a if place == BATCH_SIZES else of_member(a, m) for place, a in enumerate(layer)]
+    own = (of_member(argument, m) for argument in layer._replace(batch_sizes=None))
+    return LayerArguments(*own)._replace(batch_sizes=layer.batch_sizes)
 
 
 def of_member(argument, m: int):
@@ -198,44 +181,42 @@ def as_list(argument) -> list:
     return list(argument) if isinstance(argument, (list, tuple)) else [argument]
 
 
-def _direction(input, h, c, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_h, reset_c, *, reverse):
-    """One direction of `lstm_layer`: output, h_n, c_n, gates and cell states, time first."""
+def _direction(cell, input, states, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, reset_state, *, reverse):
+    """One direction of `layer`: output, last, saved and carried, time first."""
     dtype, T = input.dtype, input.size(0)
     wide = torch.promote_types(dtype, torch.float32)
-    w_ih, w_hh, w_hr = w_ih.to(wide), w_hh.to(wide), None if w_hr is None else w_hr.to(wide)
-    bias = None if b_ih is None else b_ih.to(wide) + b_hh.to(wide)
+    w_ih, w_hh, b_ih, b_hh, w_hr = (None if w is None else w.to(wide) for w in (w_ih, w_hh, b_ih, b_hh, w_hr))
     if reset is not None:
         reset = reset.unsqueeze(-1)
-        reset_h = h.new_zeros(()) if reset_h is None else reset_h
-        reset_c = c.new_zeros(()) if reset_c is None else reset_c
+        reset_state = reset_state or [state.new_zeros(()) for state in states]
+        reset_state = [reset_state[0], *(state.to(wide) for state in reset_state[1:])]
 
     # unbind, whose derivative is one stack: that of each [t] is a tensor of all steps.
-    from_input = linear(input.to(wide), w_ih, bias).unbind()
-    outputs, gates, cells = [None] * T, [None] * T, [None] * T
-    c = c.to(wide)
+    from_input = linear(input.to(wide), w_ih, b_ih).unbind()
+    outputs, saved, carried = [None] * T, [None] * T, [None] * T
+    states = [states[0], *(state.to(wide) for state in states[1:])]
     for t in reversed(range(T)) if reverse else range(T):
         if reset is not None:
-            h, c = reset_h.where(reset[t], h), reset_c.to(wide).where(reset[t], c)
-        pre_gates = from_input[t] + linear(h.to(wide), w_hh)
-        i, f, g, o = pre_gates.chunk(4, -1)
-        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        c_next = f * c + i * g
-        h_next = o * c_next.tanh()
+            states = [new.where(reset[t], state) for new, state in zip(reset_state, states)]
+        h, *others = states
+        h = h.to(wide)
+        (h_next, *others), kept = cell.step(from_input[t], linear(h, w_hh, b_hh), [h, *others])
         if w_hr is not None:
             h_next = linear(h_next, w_hr)
-        h_next = h_next.to(dtype)
-        gates[t] = torch.cat([i, f, g, o], -1).to(dtype)
-        outputs[t], cells[t] = h_next, c_next
+        following = [h_next.to(dtype), *others]
+        rows = following[0], kept.to(dtype), torch.cat([kept.new_empty(len(kept), 0), *others], -1)
         if runs is not None:
-            outputs[t], cells[t], gates[t] = (x.where(runs[t], 0) for x in (outputs[t], cells[t], gates[t]))
-            h_next, c_next = h_next.where(runs[t], h), c_next.where(runs[t], c)
-        h, c = h_next, c_next
+            rows = [row.where(runs[t], 0) for row in rows]
+            following = [new.where(runs[t], state) for new, state in zip(following, states)]
+        (outputs[t], saved[t], carried[t]), states = rows, following
 
+    h, *others = states
+    last = [h.clone() if T == 0 else h, *(state.to(dtype) for state in others)]
     if T == 0:
-        rows = input.shape[:2]
-        empty = [input.new_empty(*rows, h.size(-1)), input.new_empty(*rows, 4 * c.size(-1))]
-        return empty[0], h.clone(), c.to(dtype), empty[1], c.new_empty(*rows, c.size(-1))
-    return torch.stack(outputs), h, c.to(dtype), torch.stack(gates), torch.stack(cells)
+        rows, H = input.shape[:2], w_hh.size(0) // cell.gates
+        kept = input.new_empty(*rows, cell.saved * H), h.new_empty(*rows, cell.carried * H, dtype=wide)
+        return input.new_empty(*rows, h.size(-1)), last, *kept
+    return torch.stack(outputs), last, torch.stack(saved), torch.stack(carried)
 
 
 def dense_rows(batch_sizes: Tensor, B: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from emulator import Memory
 
 from fusedlstm import reference
+from fusedlstm.cells import LSTM
 
 H200 = "H200"
 STATES = ("h_0", "c_0", "reset_h", "reset_c")
@@ -93,9 +94,10 @@ class Layer:
         given["input"] = leaf(self.t["input"])
         lists = {name: [leaf(w) for w in self.t[name]] for name in PARAMETERS}
         lengths = None if self.packed or self.lengths is None else torch.tensor(self.lengths)
-        output, h_n, c_n, gates, cells = reference.lstm_layer(
-            given["input"], given["h_0"], given["c_0"], *lists.values(),
-            self.batch_sizes, lengths, self.t.get("reset"), given.get("reset_h"), given.get("reset_c"),
+        reset_state = [given[name] for name in ("reset_h", "reset_c") if name in given]
+        output, (h_n, c_n), gates, cells = reference.layer(
+            LSTM, given["input"], [given["h_0"], given["c_0"]], *lists.values(),
+            self.batch_sizes, lengths, self.t.get("reset"), reset_state,
         )  # fmt: skip
         out = {"output": output, "h_n": h_n, "c_n": c_n, "gates": gates, "cell_states": cells}
         loss = sum((out[n] * self.t["d_" + n].double()).sum() for n in ("output", "h_n", "c_n", "cell_states"))

@@ -20,12 +20,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusedlstm import FusedLSTM, functional, ops
+from fusedlstm import FusedLSTM, _choice, ops
+from fusedlstm._arguments import LayerArguments
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler, also for GPUs"
 )
-LAYER_OPERATORS = (ops.lstm_layer, ops.lstm_layer_inference)
+LSTM = ops.OPERATORS["lstm"]
+LAYER_OPERATORS = (LSTM.layer, LSTM.inference)
 
 
 @pytest.fixture(autouse=True)
@@ -186,9 +188,7 @@ def _operator_arguments(case, requires_grad, **rows):
     D = case.directions
     state = torch.randn(D, case.B, case.output_size), torch.randn(D, case.B, case.hidden_size)
     x = torch.randn(case.T, case.B, case.input_size, requires_grad=requires_grad)
-    names = ("batch_sizes", "lengths", "reset", "reset_h", "reset_c")
-    rows.setdefault("input", x)
-    return (rows["input"], *state, *lists, *(rows.get(n) for n in names), False)
+    return LayerArguments(x, list(state), *lists)._replace(**rows)
 
 
 ONE_LAYER = [case for case in OPTIONS if case.num_layers == 1]
@@ -196,8 +196,8 @@ ONE_LAYER = [case for case in OPTIONS if case.num_layers == 1]
 
 @pytest.mark.parametrize("case", ONE_LAYER, ids=lambda case: case.name)
 def test_opcheck(case):
-    torch.library.opcheck(ops.lstm_layer, _operator_arguments(case, True))
-    torch.library.opcheck(ops.lstm_layer_inference, _operator_arguments(case, False))
+    torch.library.opcheck(LSTM.layer, _operator_arguments(case, True))
+    torch.library.opcheck(LSTM.inference, _operator_arguments(case, False))
 
 
 @pytest.mark.parametrize("kind", ["packed", "lengths", "reset"])
@@ -206,9 +206,9 @@ def test_opcheck_of_row_states(kind):
     rows = {
         "packed": {"input": torch.randn(8, 6), "batch_sizes": torch.tensor([3, 2, 2, 1])},
         "lengths": {"lengths": torch.tensor([0, 5, 2])},
-        "reset": {"reset": torch.rand(5, 3) < 0.5, "reset_h": torch.randn(1, 3, 10)},
+        "reset": {"reset": torch.rand(5, 3) < 0.5, "reset_state": [torch.randn(1, 3, 10), torch.randn(1, 3, 10)]},
     }[kind]
-    torch.library.opcheck(ops.lstm_layer, _operator_arguments(case, True, **rows))
+    torch.library.opcheck(LSTM.layer, _operator_arguments(case, True, **rows))
 
 
 @pytest.mark.slow
@@ -217,10 +217,11 @@ def test_opcheck_of_backward():
     case = replace(OPTIONS[4], T=2)
     assert case.proj_size
     arguments = _operator_arguments(case, True)
-    output, _, c_n, gates, cells = (t.detach() for t in ops.lstm_layer(*arguments))
-    needs = [True] * 8 + [False] * 2
-    incoming = (output, None, c_n, None)
-    torch.library.opcheck(ops.lstm_layer_backward, (*incoming, *arguments, output, gates, cells, needs))
+    output, (_, c_n), *kept = LSTM.layer(*arguments)
+    output, c_n, gates, cells = (t.detach() for t in (output, c_n, *kept))
+    needs = [True] * 7 + [False]
+    incoming = (output, [None, c_n], None)
+    torch.library.opcheck(LSTM.backward, (*incoming, *arguments, output, gates, cells, needs))
 
 
 def test_make_fx_and_symbolic_trace():
@@ -263,13 +264,13 @@ def test_modes_see_the_operators_of_training():
     module, x = FusedLSTM(3, 4, 2), torch.randn(5, 2, 3)
     with _FunctionCalls() as seen, _DispatchedCalls() as dispatched:
         module(x)[0].sum().backward()
-    assert seen.functions.count(ops.lstm_layer) == 2
-    assert dispatched.functions.count(ops.lstm_layer) == 2
-    assert dispatched.functions.count(ops.lstm_layer_backward) == 2
+    assert seen.functions.count(LSTM.layer) == 2
+    assert dispatched.functions.count(LSTM.layer) == 2
+    assert dispatched.functions.count(LSTM.backward) == 2
     with _DispatchedCalls() as dispatched:
         module(x)[0].sum().backward()
-    assert dispatched.functions.count(ops.lstm_layer) == 2
-    assert dispatched.functions.count(ops.lstm_layer_backward) == 2
+    assert dispatched.functions.count(LSTM.layer) == 2
+    assert dispatched.functions.count(LSTM.backward) == 2
     traced = make_fx(lambda x: module(x)[0], pre_dispatch=True)(x)
     assert _layer_nodes(traced.graph) == 2
 
@@ -398,7 +399,7 @@ def test_the_switches_of_tf32_are_traced(is_on):
     """nn.LSTM on CUDA has cuDNN's switch, nn.LSTMCell that of matrix products."""
 
     def call(x):
-        return x + functional._is_tf32_on(is_cell=False), x + functional._is_tf32_on(is_cell=True)
+        return x + _choice.is_tf32_on(is_cell=False), x + _choice.is_tf32_on(is_cell=True)
 
     with tf32(lstm=is_on, matmul=not is_on):
         found = torch.compile(call, fullgraph=True, backend="eager")(torch.zeros(()))

@@ -13,6 +13,7 @@ from tolerance import assert_near, tolerance
 from torch import nn
 
 import fusedlstm
+from fusedlstm._arguments import LayerArguments
 
 cpu_info = torch.ops.fusedlstm._cpu_info
 cpu_force = torch.ops.fusedlstm._cpu_force
@@ -141,13 +142,13 @@ def test_activations(isa, dtype, forced):
     gate = torch.zeros(4, 1, dtype=dtype)
     gate[1] = 1  # f = sigmoid(x); i, g, o are those of 0, so that c = sigmoid(x) c_0
     forced(isa, "packed")
-    arguments = [[gate], [torch.zeros(4, 1, dtype=dtype)], [], [], [], *[None] * 5, False]
+    arguments = [[gate], [torch.zeros(4, 1, dtype=dtype)], [], [], [], None, None, None, [], False]
     h_0, c_0 = torch.zeros(1, B, 1, dtype=dtype), torch.ones(1, B, 1, dtype=dtype)
-    _, _, c_n = torch.ops.fusedlstm.lstm_layer_inference(x.view(1, B, 1), h_0, c_0, *arguments)
+    _, (_, c_n) = torch.ops.fusedlstm.lstm_layer_inference(x.view(1, B, 1), [h_0, c_0], *arguments)
     allowed = tolerance(dtype, 2, 1)
     assert_near(c_n.flatten(), x.double().sigmoid(), allowed, f"{isa} sigmoid")
     gate[1], gate[2] = 0, 1  # g = tanh(x): c = g / 2 from c_0 = 0
-    _, _, c_n = torch.ops.fusedlstm.lstm_layer_inference(x.view(1, B, 1), h_0, h_0, *arguments)
+    _, (_, c_n) = torch.ops.fusedlstm.lstm_layer_inference(x.view(1, B, 1), [h_0, h_0], *arguments)
     assert_near(c_n.flatten(), x.double().tanh() / 2, allowed, f"{isa} tanh")
 
 
@@ -167,32 +168,31 @@ def test_environment_names_the_instruction_set():
     assert info["isa"] == "baseline" and "FUSEDLSTM_CPU_ISA" in info["reason"]
 
 
-WRONG = {  # place of the argument and what stands there
-    "features": (0, torch.zeros(3, 2, 5)),
-    "dtype": (0, torch.zeros(3, 2, 4, dtype=torch.float64)),
-    "dimensions": (0, torch.zeros(3, 2)),
-    "h_0-batch": (1, torch.zeros(1, 3, 6)),
-    "c_0-hidden": (2, torch.zeros(1, 2, 7)),
-    "no-directions": (3, []),
-    "weight_hh-columns": (4, [torch.zeros(24, 5)]),
-    "bias-rows": (5, [torch.zeros(23)]),
-    "weight_hr-columns": (7, [torch.zeros(2, 5)]),
-    "packed-3d": (8, torch.tensor([2, 1])),
-    "length-beyond": (9, torch.tensor([1, 4])),
-    "length-negative": (9, torch.tensor([1, -1])),
-    "reset-batch": (10, torch.zeros(3, 3, dtype=torch.bool)),
-    "reset_h-hidden": (11, torch.zeros(1, 2, 5)),
+WRONG = {  # name of the argument and what stands there
+    "features": ("input", torch.zeros(3, 2, 5)),
+    "dtype": ("input", torch.zeros(3, 2, 4, dtype=torch.float64)),
+    "dimensions": ("input", torch.zeros(3, 2)),
+    "h_0-batch": ("initial", [torch.zeros(1, 3, 6), torch.zeros(1, 2, 6)]),
+    "c_0-hidden": ("initial", [torch.zeros(1, 2, 6), torch.zeros(1, 2, 7)]),
+    "one-state": ("initial", [torch.zeros(1, 2, 6)]),
+    "no-directions": ("weight_ih", []),
+    "weight_hh-columns": ("weight_hh", [torch.zeros(24, 5)]),
+    "bias-rows": ("bias_ih", [torch.zeros(23)]),
+    "weight_hr-columns": ("weight_hr", [torch.zeros(2, 5)]),
+    "packed-3d": ("batch_sizes", torch.tensor([2, 1])),
+    "length-beyond": ("lengths", torch.tensor([1, 4])),
+    "length-negative": ("lengths", torch.tensor([1, -1])),
+    "reset-batch": ("reset", torch.zeros(3, 3, dtype=torch.bool)),
+    "reset_h-hidden": ("reset_state", [torch.zeros(1, 2, 5), torch.zeros(1, 2, 6)]),
 }
 
 
-@pytest.mark.parametrize("place, value", WRONG.values(), ids=WRONG)
-def test_operator_refuses_wrong_tensors(place, value):
+@pytest.mark.parametrize("name, value", WRONG.values(), ids=WRONG)
+def test_operator_refuses_wrong_tensors(name, value):
     """The operator called directly: an exception and not a read out of bounds."""
     H, I, B, T = 6, 4, 2, 3
-    arguments = [torch.randn(T, B, I), torch.zeros(1, B, H), torch.zeros(1, B, H)]
-    arguments += [[torch.randn(4 * H, I)], [torch.randn(4 * H, H)], [torch.randn(4 * H)], [torch.randn(4 * H)], []]
-    arguments += [None] * 5 + [False]
-    torch.ops.fusedlstm.lstm_layer(*arguments)
-    arguments[place] = value
+    weights = [[torch.randn(4 * H, I)], [torch.randn(4 * H, H)], [torch.randn(4 * H)], [torch.randn(4 * H)], []]
+    layer = LayerArguments(torch.randn(T, B, I), [torch.zeros(1, B, H)] * 2, *weights)
+    torch.ops.fusedlstm.lstm_layer(*layer)
     with pytest.raises(RuntimeError):
-        torch.ops.fusedlstm.lstm_layer(*arguments)
+        torch.ops.fusedlstm.lstm_layer(*layer._replace(**{name: value}))

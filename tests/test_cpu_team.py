@@ -67,7 +67,7 @@ def test_calls_of_other_threads_change_no_bit(plan, two_threads):
 @pytest.mark.parametrize("plan", ["packed:units", "direct:units", "packed:rows"])
 def test_a_team_that_dissolves_changes_no_bit(plan, options, two_threads):
     """One thread goes on with the work of both, from any meeting on: before, between and inside chunks of steps."""
-    case = Case("team", 20, 6, 5, 40, **options)
+    case = Case("team", 20, 10, 30, 40, **options)
     inputs = make_inputs(case, torch.float32).to("cpu", torch.float32)
     cpu_force("", plan)
     together = run(fusedlstm.FusedLSTM, case, inputs)

@@ -10,6 +10,7 @@ from tolerance import assert_near, tolerance
 
 import fusedlstm
 from fusedlstm import reference
+from fusedlstm.cells import LSTM
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.fusedlstm, "lstm_layer") or not torch.cuda.is_available(), reason="no CUDA device"
@@ -49,19 +50,23 @@ def layer_arguments(
     if batch_first:
         x = x.transpose(0, 1).contiguous().transpose(0, 1)
     return [
-        x.to(dtype), torch.randn(directions, B, R).to(dtype), torch.randn(directions, B, H).to(dtype), *lists,
+        x.to(dtype), [torch.randn(directions, B, n).to(dtype) for n in (R, H)], *lists,
         torch.tensor(BATCH_SIZES) if packed else None, torch.tensor(LENGTHS) if lengths else None,
         torch.rand(T, B) < 0.3 if resets else None,
-        *(torch.randn(directions, B, n).to(dtype) if resets else None for n in (R, H)),
+        [torch.randn(directions, B, n).to(dtype) for n in (R, H)] if resets else [],
         False,
     ]  # fmt: skip
 
 
+def flat(results):
+    return [tensor for result in results for tensor in (result if isinstance(result, list) else [result])]
+
+
 def moved(arguments, convert):
-    """The tensors among the arguments converted; batch_sizes (position 8) stays on the CPU."""
+    """The tensors among the arguments converted; batch_sizes (position 7) stays on the CPU."""
     return [
         [convert(t) for t in a] if isinstance(a, list)
-        else convert(a) if isinstance(a, torch.Tensor) and i != 8
+        else convert(a) if isinstance(a, torch.Tensor) and i != 7
         else a
         for i, a in enumerate(arguments)
     ]  # fmt: skip
@@ -89,14 +94,14 @@ def test_against_reference(plan, dtype, options):
     skip_if_impossible(plan, dtype, H, OPTIONS[options].get("proj_size", 0))
     arguments = layer_arguments(dtype, H, **OPTIONS[options])
     exact = moved(arguments, lambda t: t.double().requires_grad_() if t.is_floating_point() else t)
-    expected = reference.lstm_layer(*exact)
+    expected = flat(reference.layer(LSTM, *exact))
     d_out = [torch.randn_like(out).to(dtype) for out in expected[:3]]
     leaves = [a for item in exact for a in (item if isinstance(item, list) else [item])]
     leaves = [a for a in leaves if isinstance(a, torch.Tensor) and a.requires_grad]
     expected_grads = torch.autograd.grad(expected[:3], leaves, [g.double() for g in d_out], allow_unused=True)
 
     inputs = moved(arguments, lambda t: t.cuda().requires_grad_() if t.is_floating_point() else t.cuda())
-    out = torch.ops.fusedlstm.lstm_layer(*inputs)
+    out = flat(torch.ops.fusedlstm.lstm_layer(*inputs))
     gpu_leaves = [a for item in inputs for a in (item if isinstance(item, list) else [item])]
     gpu_leaves = [a for a in gpu_leaves if isinstance(a, torch.Tensor) and a.requires_grad]
     grads = torch.autograd.grad(out[:3], gpu_leaves, [g.cuda() for g in d_out], allow_unused=True)
@@ -111,9 +116,9 @@ def test_against_reference(plan, dtype, options):
 def test_runs_agree_bitwise(plan, dtype):
     skip_if_impossible(plan, dtype, 50)
     arguments = on_gpu(layer_arguments(dtype, 50))
-    first = torch.ops.fusedlstm.lstm_layer(*arguments)
+    first = flat(torch.ops.fusedlstm.lstm_layer(*arguments))
     for _ in range(20):
-        for a, b in zip(first, torch.ops.fusedlstm.lstm_layer(*arguments)):
+        for a, b in zip(first, flat(torch.ops.fusedlstm.lstm_layer(*arguments))):
             assert torch.equal(a, b)
 
 
@@ -121,20 +126,20 @@ def test_weights_at_odd_addresses(plan):
     """A parameter may be a view into a flat buffer: no vector load may count on its address."""
     skip_if_impossible(plan, torch.bfloat16, 48)
     arguments = on_gpu(layer_arguments(torch.bfloat16, 48))
-    expected = torch.ops.fusedlstm.lstm_layer(*arguments)
+    expected = flat(torch.ops.fusedlstm.lstm_layer(*arguments))
     shifted = moved(arguments, lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape))
-    for a, b in zip(expected, torch.ops.fusedlstm.lstm_layer(*shifted)):
+    for a, b in zip(expected, flat(torch.ops.fusedlstm.lstm_layer(*shifted))):
         torch.testing.assert_close(a, b, rtol=2**-6, atol=2**-6)  # cuBLAS may choose a kernel by the address
 
 
 def test_other_stream(plan):
     skip_if_impossible(plan, torch.float32, 50)
     arguments = on_gpu(layer_arguments(torch.float32, 50))
-    expected = torch.ops.fusedlstm.lstm_layer(*arguments)
+    expected = flat(torch.ops.fusedlstm.lstm_layer(*arguments))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        out = torch.ops.fusedlstm.lstm_layer(*arguments)
+        out = flat(torch.ops.fusedlstm.lstm_layer(*arguments))
     stream.synchronize()
     for a, b in zip(out, expected):
         assert torch.equal(a, b)
@@ -145,11 +150,11 @@ def test_cuda_graph(plan, options):
     skip_if_impossible(plan, torch.float32, 50)
     arguments = on_gpu(layer_arguments(torch.float32, 50, **OPTIONS[options]))
     # Also the warm-up that loads the kernels.
-    expected = [t.clone() for t in torch.ops.fusedlstm.lstm_layer_inference(*arguments)]
+    expected = [t.clone() for t in flat(torch.ops.fusedlstm.lstm_layer_inference(*arguments))]
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = torch.ops.fusedlstm.lstm_layer_inference(*arguments)
+        out = flat(torch.ops.fusedlstm.lstm_layer_inference(*arguments))
     for _ in range(2):
         graph.replay()
     for a, b in zip(out, expected):
@@ -166,8 +171,8 @@ def test_only_the_switch_of_nn_lstm_decides_on_tf32(plan, allow_tf32):
     for matmul in (False, True):
         with tf32(lstm=False, matmul=matmul):
             inputs = moved(arguments, lambda t: t.cuda().requires_grad_() if t.is_floating_point() else t.cuda())
-            out = torch.ops.fusedlstm.lstm_layer(*inputs)
-            runs.append([*out, *torch.autograd.grad(out[0].sum(), [inputs[0], *inputs[3], *inputs[4]])])
+            out = flat(torch.ops.fusedlstm.lstm_layer(*inputs))
+            runs.append([*out, *torch.autograd.grad(out[0].sum(), [inputs[0], *inputs[2], *inputs[3]])])
     for a, b in zip(*runs):
         assert torch.equal(a, b)
 
@@ -187,10 +192,10 @@ def test_one_step_and_many():
 def test_second_device_and_mixed_devices():
     arguments = layer_arguments(torch.float32, 33)
     first, second = (moved(arguments, lambda t, d=d: t.to(f"cuda:{d}")) for d in range(2))
-    for a, b in zip(torch.ops.fusedlstm.lstm_layer(*first), torch.ops.fusedlstm.lstm_layer(*second)):
+    for a, b in zip(*(flat(torch.ops.fusedlstm.lstm_layer(*each)) for each in (first, second))):
         assert b.device.index == 1
         assert torch.equal(a.cpu(), b.cpu())
-    second[1] = second[1].to("cuda:0")
+    second[1][0] = second[1][0].to("cuda:0")
     with pytest.raises(RuntimeError, match="device"):
         torch.ops.fusedlstm.lstm_layer(*second)
 

@@ -9,7 +9,12 @@ from cases import Case
 from tolerance import between_calls
 from torch.func import vmap
 
-from fusedlstm import ops, reference
+from fusedlstm import reference
+from fusedlstm._arguments import Incoming, LayerArguments
+from fusedlstm.cells import LSTM
+from fusedlstm.ops import OPERATORS
+
+ops = OPERATORS["lstm"]
 
 SMALL = Case("small", 4, 3, 5, 7)
 CASES = [
@@ -59,11 +64,15 @@ def draw_ensemble(case, M, device, dtype):
         kinds[2] = kinds[3] = []
     if not case.proj_size:
         kinds[4] = []
-    states = draw(D, B, R), draw(D, B, H)
-    reset_state = (draw(D, B, R), draw(D, B, H)) if case.resets else (None, None)
-    arguments = (draw(*rows, I), *states, *kinds, batch_sizes, lengths, reset, *reset_state, False)
+
+    def states():
+        return [draw(D, B, R), draw(D, B, H)]
+
+    arguments = LayerArguments(draw(*rows, I), states(), *kinds, batch_sizes, lengths, reset)
+    if case.resets:
+        arguments = arguments._replace(reset_state=states())
     d_cell_states = draw(D, N, H).to(torch.promote_types(dtype, torch.float32))
-    return arguments, (draw(*rows, D * R), draw(D, B, R), draw(D, B, H), d_cell_states)
+    return arguments, Incoming(draw(*rows, D * R), states(), d_cell_states)
 
 
 def flat(results) -> list:
@@ -72,18 +81,18 @@ def flat(results) -> list:
 
 def run_operators(arguments, incoming, needs):
     """All results of the three operators."""
-    results = ops.lstm_layer(*arguments)
-    output, _, _, gates, cell_states = results
-    gradients = ops.lstm_layer_backward(*incoming, *arguments, output, gates, cell_states, needs)
-    return [*results, *ops.lstm_layer_inference(*arguments), *flat(gradients)]
+    results = ops.layer(*arguments)
+    output, _, gates, cell_states = results
+    gradients = ops.backward(*incoming, *arguments, output, gates, cell_states, needs)
+    return [*flat(results), *flat(ops.inference(*arguments)), *flat(gradients)]
 
 
 def assert_members_are_calls(arguments, incoming, needs, rtol=0.0):
     """rtol: of the largest element of a tensor; gradients of long cancelling sums have smaller ones."""
-    M = arguments[1].size(0)
+    M = arguments.initial[0].size(0)
     found = run_operators(arguments, incoming, needs)
     for m in range(M):
-        expected = run_operators(reference.member(arguments, m), reference.of_member(incoming, m), needs)
+        expected = run_operators(reference.member(arguments, m), Incoming(*reference.of_member(incoming, m)), needs)
         for actual, one in zip(found, expected, strict=True):
             if one.shape == (0,):
                 assert actual.shape == (0,)  # not needed
@@ -100,7 +109,7 @@ def test_members_are_calls_bit_for_bit(case, M, dtype, device):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert_members_are_calls(*draw_ensemble(case, M, device, dtype), [True] * 10, rtol=between_calls(device, dtype))
+        assert_members_are_calls(*draw_ensemble(case, M, device, dtype), [True] * 8, rtol=between_calls(device, dtype))
     finally:
         torch.set_num_threads(before)
 
@@ -109,7 +118,7 @@ def test_members_are_calls_bit_for_bit(case, M, dtype, device):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_members_by_threads_and_by_teams(case, M, threads):
     """Sums over rows are added in another order by teams."""
-    assert_members_are_calls(*draw_ensemble(case, M, "cpu", torch.float64), [True] * 10, rtol=2e-13)
+    assert_members_are_calls(*draw_ensemble(case, M, "cpu", torch.float64), [True] * 8, rtol=2e-13)
 
 
 @pytest.mark.parametrize("plan", ["direct:rows", "direct:units", "packed:rows", "packed:units"])
@@ -119,18 +128,18 @@ def test_every_plan(plan):
     torch.ops.fusedlstm._cpu_force("", plan)
     try:
         for case in (CASES[3], CASES[-1]):
-            assert_members_are_calls(*draw_ensemble(case, 3, "cpu", torch.float64), [True] * 10, rtol=2e-13)
+            assert_members_are_calls(*draw_ensemble(case, 3, "cpu", torch.float64), [True] * 8, rtol=2e-13)
     finally:
         torch.ops.fusedlstm._cpu_force("", "")
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("place", range(10))
+@pytest.mark.parametrize("place", range(8))
 def test_one_gradient_is_needed(place, device):
-    needs, rtol = [k == place for k in range(10)], between_calls(device, torch.float64)
+    needs, rtol = [k == place for k in range(8)], between_calls(device, torch.float64)
     for case in (CASES[3], CASES[6]):
         assert_members_are_calls(*draw_ensemble(case, 3, device, torch.float64), needs, rtol=rtol)
-        nothing = (None, None, None, None)
+        nothing = Incoming(None, [None, None], None)
         arguments, _ = draw_ensemble(case, 2, device, torch.float64)
         assert_members_are_calls(arguments, nothing, needs, rtol=rtol)
 
@@ -154,25 +163,25 @@ def test_strides(device):
             def changed(a, change=change):
                 return list(map(changed, a)) if isinstance(a, (list, tuple)) else a if a is None else change(a)
 
-            arranged, rtol = [*changed(arguments[:-1]), False], between_calls(device, torch.float64)
-            assert_members_are_calls(arranged, changed(incoming), [True] * 10, rtol=rtol)
+            arranged, rtol = LayerArguments(*changed(arguments[:-1])), between_calls(device, torch.float64)
+            assert_members_are_calls(arranged, Incoming(*changed(incoming)), [True] * 8, rtol=rtol)
 
 
 @pytest.mark.parametrize("case", CASES[:9], ids=lambda case: case.name)
 def test_near_reference(case, device):
     arguments, incoming = draw_ensemble(case, 2, device, torch.float64)
-    results, expected = ops.lstm_layer(*arguments), reference.lstm_layer(*arguments)
-    for actual, e in zip(results, expected, strict=True):
+    results, expected = ops.layer(*arguments), reference.layer(LSTM, *arguments)
+    for actual, e in zip(flat(results), flat(expected), strict=True):
         torch.testing.assert_close(actual, e, rtol=0, atol=1e-12)
-    more = (*incoming, *arguments, results[0], *results[3:], [True] * 10)
-    found, expected = ops.lstm_layer_backward(*more), reference.lstm_layer_backward(*more)
+    more = (*incoming, *arguments, results[0], *results[2:], [True] * 8)
+    found, expected = ops.backward(*more), reference.layer_backward(LSTM, *more)
     for actual, e in zip(flat(found), flat(expected), strict=True):
         torch.testing.assert_close(actual, e, rtol=0, atol=1e-12)
 
 
-def _replaced(place, value):
+def _replaced(name, value):
     def change(arguments):
-        arguments[place] = value(arguments[place])
+        return arguments._replace(**{name: value(getattr(arguments, name))})
 
     return change
 
@@ -180,57 +189,66 @@ def _replaced(place, value):
 @pytest.mark.parametrize(
     "change, text",
     [
-        (_replaced(0, lambda x: x[None]), "input with 3 dimensions, or one more for an ensemble, got 5"),
-        (_replaced(0, lambda x: x[0]), r"expected weight_hh of size \[4 \* hidden_size, ...\], got \[2, 28, 7\]"),
-        (_replaced(0, lambda x: x[:1]), r"expected h_0 of size \[1, 1, 3, 7\], got \[2, 1, 3, 7\]"),
-        (_replaced(1, lambda h: h[0]), r"expected h_0 of size \[2, 1, 3, 7\], got \[1, 3, 7\]"),
-        (_replaced(3, lambda w: [w[0][0]]), r"expected weight_ih of size \[2, 28, 5\], got \[28, 5\]"),
-        (_replaced(4, lambda w: [w[0][:1]]), r"expected weight_hh of size \[2, 28, 7\], got \[1, 28, 7\]"),
-        (_replaced(4, lambda w: [w[0][0]]), r"weight_hh of size \[members, 4 \* hidden_size, ...\], got \[28, 7\]"),
-        (_replaced(4, lambda w: [*w, *w]), "expected 1 weight_hh, got 2"),
-        (_replaced(5, lambda w: [*w, *w]), "expected 0 or 1 bias_ih, got 2"),
-        (_replaced(9, lambda _: torch.ones(3).long()), r"expected lengths of size \[2, 3\], got \[3\]"),
-        (_replaced(9, lambda _: torch.tensor([[1, 2, 3], [4, 5, 0]])), "between 0 and 4, got 5 at index 4"),
-        (_replaced(10, lambda _: torch.ones(4, 3).bool()), r"expected reset of size \[2, 4, 3\], got \[4, 3\]"),
-        (_replaced(8, lambda _: torch.tensor([3, 1])), "packed input with 2 dimensions, or one more .* got 4"),
+        (_replaced("input", lambda x: x[None]), "input with 3 dimensions, or one more for an ensemble, got 5"),
+        (_replaced("input", lambda x: x[0]), r"expected weight_hh of size \[4 \* hidden_size, ...\], got \[2, 28, 7\]"),
+        (_replaced("input", lambda x: x[:1]), r"expected weight_ih of size \[1, 28, 5\], got \[2, 28, 5\]"),
+        (_replaced("initial", lambda s: [s[0][0], s[1]]), r"expected initial of size \[2, 1, 3, 7\], got \[1, 3, 7\]"),
+        (_replaced("weight_ih", lambda w: [w[0][0]]), r"expected weight_ih of size \[2, 28, 5\], got \[28, 5\]"),
+        (_replaced("weight_hh", lambda w: [w[0][:1]]), r"expected weight_hh of size \[2, 28, 7\], got \[1, 28, 7\]"),
+        (
+            _replaced("weight_hh", lambda w: [w[0][0]]),
+            r"weight_hh of size \[members, 4 \* hidden_size, ...\], got \[28, 7\]",
+        ),
+        (_replaced("weight_hh", lambda w: [*w, *w]), "expected 1 weight_hh, got 2"),
+        (_replaced("bias_ih", lambda w: [*w, *w]), "expected 0 or 1 bias_ih, got 2"),
+        (_replaced("lengths", lambda _: torch.ones(3).long()), r"expected lengths of size \[2, 3\], got \[3\]"),
+        (_replaced("lengths", lambda _: torch.tensor([[1, 2, 3], [4, 5, 0]])), "between 0 and 4, got 5 at index 4"),
+        (_replaced("reset", lambda _: torch.ones(4, 3).bool()), r"expected reset of size \[2, 4, 3\], got \[4, 3\]"),
+        (
+            _replaced("batch_sizes", lambda _: torch.tensor([3, 1])),
+            "packed input with 2 dimensions, or one more .* got 4",
+        ),
     ],
 )
 def test_errors(change, text):
-    arguments = list(draw_ensemble(SMALL, 2, "cpu", torch.float32)[0])
-    change(arguments)
+    arguments = draw_ensemble(SMALL, 2, "cpu", torch.float32)[0]
     with pytest.raises(RuntimeError, match=text):
-        ops.lstm_layer(*arguments)
+        ops.layer(*change(arguments))
 
 
 def test_errors_of_backward():
     arguments, incoming = draw_ensemble(SMALL, 2, "cpu", torch.float32)
-    output, _, _, gates, cell_states = ops.lstm_layer(*arguments)
-    more = [*arguments, output, gates, cell_states, [True] * 10]
-    for place, name in enumerate(("d_output", "d_h_n", "d_c_n", "d_cell_states")):
-        wrong = [*incoming]
-        wrong[place] = wrong[place][:1]
+    output, _, gates, cell_states = ops.layer(*arguments)
+    kept = {"output": output, "saved": gates, "carried": cell_states}
+    d_h_n, d_c_n = incoming.last
+    for name, wrong in {
+        "d_output": incoming._replace(output=incoming.output[:1]),
+        "d_last": incoming._replace(last=[d_h_n, d_c_n[:1]]),
+        "d_carried": incoming._replace(carried=incoming.carried[:1]),
+    }.items():
         with pytest.raises(RuntimeError, match=rf"expected {name} of size \[2, .*, got \[1, "):
-            ops.lstm_layer_backward(*wrong, *more)
-    for place, name in zip((14, 15, 16), ("output", "gates", "cell_states")):
-        wrong = [*more]
-        wrong[place] = wrong[place][0]
+            ops.backward(*wrong, *arguments, *kept.values(), [True] * 8)
+    with pytest.raises(RuntimeError, match="expected 2 d_last, got 1"):
+        ops.backward(*incoming._replace(last=[d_h_n]), *arguments, *kept.values(), [True] * 8)
+    for name in kept:
+        wrong = kept | {name: kept[name][0]}
         with pytest.raises(RuntimeError, match=rf"expected {name} of size \[2, "):
-            ops.lstm_layer_backward(*incoming, *wrong)
+            ops.backward(*incoming, *arguments, *wrong.values(), [True] * 8)
 
 
 @pytest.mark.parametrize("case", CASES[:9], ids=lambda case: case.name)
 def test_opcheck(case):
     arguments, incoming = draw_ensemble(case, 2, "cpu", torch.float64)
-    output, _, _, gates, cell_states = ops.lstm_layer(*arguments)
+    output, _, gates, cell_states = ops.layer(*arguments)
     tests = ["test_schema", "test_faketensor"]
-    torch.library.opcheck(ops.lstm_layer, arguments, test_utils=tests)
-    torch.library.opcheck(ops.lstm_layer_inference, arguments, test_utils=tests)
-    more = (*incoming, *arguments, output, gates, cell_states, [True] * 10)
-    torch.library.opcheck(ops.lstm_layer_backward, more, test_utils=tests)
+    torch.library.opcheck(ops.layer, arguments, test_utils=tests)
+    torch.library.opcheck(ops.inference, arguments, test_utils=tests)
+    more = (*incoming, *arguments, output, gates, cell_states, [True] * 8)
+    torch.library.opcheck(ops.backward, more, test_utils=tests)
 
 
 def test_batch_sizes_are_common():
     arguments, _ = draw_ensemble(CASES[5], 2, "cpu", torch.float64)
     first = reference.member(arguments, 0)
     with pytest.raises(NotImplementedError, match="batch_sizes common to all members"):
-        vmap(lambda sizes: ops.lstm_layer(*first[:8], sizes, *first[9:])[0])(torch.stack([first[8], first[8]]))
+        vmap(lambda sizes: ops.layer(*first._replace(batch_sizes=sizes))[0])(torch.stack([first.batch_sizes] * 2))

@@ -263,7 +263,7 @@ def test_compiled(backend, x):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
     found = torch.compile(call, backend=counter, fullgraph=True)()
-    assert sum(node.target is ops.lstm_layer for node in counter.graphs[0].graph.nodes) == 2
+    assert sum(node.target is ops.OPERATORS["lstm"].layer for node in counter.graphs[0].graph.nodes) == 2
     expected = call()
     assert_same(found, expected)
     parameters = list(ensemble.parameters.values())

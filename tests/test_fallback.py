@@ -9,7 +9,8 @@ from cases import OPTIONS
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from fusedlstm import FusedLSTM, functional
+from fusedlstm import FusedLSTM, _choice, _run, reference
+from fusedlstm.cells import LSTM
 
 
 @pytest.fixture
@@ -19,9 +20,9 @@ def without_kernels(monkeypatch):
 
     def layer(*arguments):
         used.append("torch")
-        return functional._torch_layer(*arguments)
+        return _choice.TORCH_LAYERS["lstm"](*arguments)
 
-    monkeypatch.setattr(functional, "_operator", lambda *_: layer)
+    monkeypatch.setattr(_run, "choose", lambda *_: layer)
     return used
 
 
@@ -40,12 +41,12 @@ def test_layers_are_torch_s(case, without_kernels):
 
 def test_one_warning_names_the_cause():
     device = torch.device("mps")
-    with pytest.warns(RuntimeWarning, match="PyTorch's own LSTM: .*not for mps"):
-        assert functional._lacks_kernels(device)
+    with pytest.warns(RuntimeWarning, match="PyTorch's own layers: .*not for mps"):
+        assert _choice.lacks_kernels(device)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert functional._lacks_kernels(device)
+        assert _choice.lacks_kernels(device)
     x = SimpleNamespace(is_cpu=False, is_meta=False, device=device)
-    assert functional._operator(x, [], 4, False, None, None, False) is functional._torch_layer
-    wants_states = functional._operator(x, [], 4, True, None, None, False)
-    assert wants_states is functional.reference.lstm_layer
+    assert _choice.choose(LSTM, x, [], 4, False, None, None, False) is _choice.TORCH_LAYERS["lstm"]
+    wants_states = _choice.choose(LSTM, x, [], 4, True, None, None, False)
+    assert wants_states.func is reference.layer

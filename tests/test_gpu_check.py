@@ -60,7 +60,7 @@ def kit(tmp_path_factory):
         package.unlink()
         (package / "lib").mkdir(parents=True)
         for file in Path(fusedlstm.__file__).parent.iterdir():
-            if file.suffix == ".py":
+            if file.suffix == ".py" or file.name == "cells":
                 (package / file.name).symlink_to(file)
         for file in (Path(fusedlstm.__file__).parent / "lib").iterdir():
             (package / "lib" / file.name).symlink_to(file)

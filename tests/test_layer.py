@@ -7,6 +7,7 @@ from oracle import ReferenceLSTM, check, make_inputs, run
 from torch import nn
 
 from fusedlstm import FusedLSTM, reference
+from fusedlstm.cells import LSTM
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -41,14 +42,14 @@ def _swapped_gates(*arguments):
     def swap(tensors):
         return [torch.cat([(b := t.chunk(4))[1], b[0], b[2], b[3]]) for t in tensors]
 
-    head, lists, tail = arguments[:3], arguments[3:7], arguments[7:]
-    return reference.lstm_layer(*head, *map(swap, lists), *tail)
+    head, lists, tail = arguments[:2], arguments[2:6], arguments[6:]
+    return reference.layer(LSTM, *head, *map(swap, lists), *tail)
 
 
 def _slightly_larger_state(*arguments):
     """The reference with c_0 larger by 2^-16, which float32 resolves and a careless test does not."""
-    input, h_0, c_0, *rest = arguments
-    return reference.lstm_layer(input, h_0, c_0 * (1 + 2**-16), *rest)
+    input, (h_0, c_0), *rest = arguments
+    return reference.layer(LSTM, input, [h_0, c_0 * (1 + 2**-16)], *rest)
 
 
 @pytest.mark.parametrize("broken", [_swapped_gates, _slightly_larger_state])

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -11,8 +12,14 @@ from tolerance import assert_near, tolerance
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fusedlstm import _second_order_chunks, ops, reference
+from fusedlstm import _second_order_chunks, reference
+from fusedlstm._arguments import Differentiable, Incoming, LayerArguments, differentiable
 from fusedlstm._second_order import second_order
+from fusedlstm.cells import LSTM
+from fusedlstm.ops import OPERATORS
+
+ops = OPERATORS["lstm"]
+reference_layer = partial(reference.layer, LSTM)
 
 T, B, I, H = 5, 3, 2, 4
 
@@ -57,7 +64,7 @@ def _layer(options, device, steps=T, batch=B, features=I, hidden=H):
     def weights(*shape, given=True):
         return [random(*shape) for _ in range(D)] if given else []
 
-    x, batch_sizes, lengths, reset, reset_h, reset_c = random(steps, batch, features), *[None] * 5
+    x, batch_sizes, lengths, reset, reset_state = random(steps, batch, features), None, None, None, []
     ends = torch.tensor([2, steps, 0])
     if options.rows == "packed":
         batch_sizes = (torch.arange(steps)[:, None] < torch.tensor([steps, steps - 2, 1])).sum(1)
@@ -68,13 +75,13 @@ def _layer(options, device, steps=T, batch=B, features=I, hidden=H):
         reset = torch.rand(steps, batch, device=device) < 0.4
         reset[:1, :1] = reset[-1:, -1:] = True
     if "state" in options.rows:
-        reset_h, reset_c = random(D, batch, R), random(D, batch, hidden)
-    layer = [
-        x, random(D, batch, R), random(D, batch, hidden),
+        reset_state = [random(D, batch, R), random(D, batch, hidden)]
+    layer = LayerArguments(
+        x, [random(D, batch, R), random(D, batch, hidden)],
         weights(4 * hidden, features), weights(4 * hidden, R),
         weights(4 * hidden, given=options.bias), weights(4 * hidden, given=options.bias),
-        weights(P, hidden, given=P > 0), batch_sizes, lengths, reset, reset_h, reset_c, False,
-    ]  # fmt: skip
+        weights(P, hidden, given=P > 0), batch_sizes, lengths, reset, reset_state,
+    )  # fmt: skip
     return layer, _leaves(layer)
 
 
@@ -89,14 +96,14 @@ def _like(tensors):
 
 def _incoming(layer):
     """Gradients that arrive at output, h_n, c_n and cell_states."""
-    output, h_n, c_n, _, cell_states = ops.lstm_layer(*layer)
+    output, (h_n, c_n), _, cell_states = ops.layer(*layer)
     return [d.requires_grad_() for d in _like([output, h_n, c_n, cell_states])]
 
 
 def _second_order_of(operator, layer, incoming, cotangents, wanted):
     """Gradients for `wanted` of the sum of <cotangent, gradient>; None among the first two: left out."""
     leaves = _leaves(layer)
-    output, h_n, c_n, _, cell_states = operator(*layer)
+    output, (h_n, c_n), _, cell_states = operator(*layer)
     arrive = zip((output, h_n, c_n, cell_states), incoming)
     arrive = [(result, d) for result, d in arrive if d is not None and result.requires_grad]
     results, gradients = zip(*arrive)
@@ -108,8 +115,7 @@ def _second_order_of(operator, layer, incoming, cotangents, wanted):
 
 def _assert_equal(layer, incoming, cotangents, wanted):
     actual, expected = (
-        _second_order_of(operator, layer, incoming, cotangents, wanted)
-        for operator in (ops.lstm_layer, reference.lstm_layer)
+        _second_order_of(operator, layer, incoming, cotangents, wanted) for operator in (ops.layer, reference_layer)
     )
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
@@ -140,7 +146,7 @@ def test_each_cotangent_and_each_gradient_alone(kind, one_step_a_chunk, device):
 def test_gradients_do_not_share_memory(steps, device):
     layer, leaves = _layer(KINDS["bidirectional"], device, steps)
     incoming = _incoming(layer)
-    found = _second_order_of(ops.lstm_layer, layer, incoming, _like(leaves), [*leaves, *incoming])
+    found = _second_order_of(ops.layer, layer, incoming, _like(leaves), [*leaves, *incoming])
     assert len({gradient.untyped_storage().data_ptr() for gradient in found}) == len(found)
 
 
@@ -148,7 +154,7 @@ def test_gradients_do_not_share_memory(steps, device):
 def test_each_part_of_one_step(kind, device):
     layer, leaves = _layer(KINDS[kind], device, steps=3 if "packed" in kind else 1)
     if "packed" in kind:
-        layer[0], layer[8] = layer[0][:B].detach().requires_grad_(), torch.tensor([B])
+        layer = layer._replace(input=layer.input[:B].detach().requires_grad_(), batch_sizes=torch.tensor([B]))
         leaves = _leaves(layer)
     incoming, cotangents = _incoming(layer), _like(leaves)
     for size in range(1, 5):
@@ -185,18 +191,19 @@ def test_gradgradcheck(kind, one_step_a_chunk, device):
     layer, leaves = _layer(KINDS[kind], device, steps=3)
 
     def call(*_):
-        return tuple(result for result in ops.lstm_layer(*layer) if result.requires_grad)
+        output, last, _, cell_states = ops.layer(*layer)
+        return tuple(result for result in (output, *last, cell_states) if result.requires_grad)
 
     assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
 
 
 def test_the_steps_are_not_a_graph(one_step_a_chunk, monkeypatch, device):
     """The reference is not differentiated, unless there is to be a third order."""
-    monkeypatch.setattr(reference, "lstm_layer", None)
+    monkeypatch.setattr(reference, "_direction", None)
     for steps in (1, T):
         layer, leaves = _layer(KINDS["bidirectional"], device, steps)
         incoming, cotangents = _incoming(layer), _like(leaves)
-        _second_order_of(ops.lstm_layer, layer, incoming, cotangents, leaves)
+        _second_order_of(ops.layer, layer, incoming, cotangents, leaves)
 
 
 class _Live(TorchDispatchMode):
@@ -229,17 +236,17 @@ class _Live(TorchDispatchMode):
 def _bytes_beyond_results(kind, steps, device) -> int:
     """The most memory that double backward takes at one time, beyond its arguments and what it returns."""
     layer, _ = _layer(KINDS[kind], device, steps)
-    output, h_n, c_n, gates, cell_states = ops.lstm_layer(*layer)
-    incoming, results = _like([output, h_n, c_n, cell_states]), [output, gates, cell_states]
-    cotangents = [_cotangent(layer[place]) for place in reference.DIFFERENTIABLE]
-    asked = [True] * 4 + [bool(reference.listed(u)) for u in layer[:8]] + [False] * 3
-    asked += [u is not None for u in layer[11:13]] + [False]
+    output, last, gates, cell_states = ops.layer(*layer)
+    incoming, results = Incoming(*_like([output]), _like(last), *_like([cell_states])), [output, gates, cell_states]
+    kinds = differentiable(layer)
+    cotangents = Differentiable(*map(_cotangent, kinds))
+    asked = [bool(reference.listed(kind)) for kind in kinds]
     given = [t for t in tree_leaves([layer, incoming, results, cotangents]) if isinstance(t, torch.Tensor)]
     gc.collect()
     gc.disable()  # what waits for it counts
     try:
         with torch.no_grad(), _Live(given) as live:
-            found = second_order(layer, incoming, results, cotangents, asked)
+            found = second_order(LSTM, layer, incoming, results, cotangents, Incoming(True, True, True), asked)
     finally:
         gc.enable()
     return live.most - sum(tensor.nbytes for tensor in tree_leaves(found) if tensor is not None)
@@ -279,6 +286,8 @@ def test_other_dtypes(kind, steps, dtype, monkeypatch, device):
             weight *= hidden**-0.5
 
     def cast(argument, dtype):
+        if isinstance(argument, LayerArguments):
+            return LayerArguments(*(cast(one, dtype) for one in argument))
         if isinstance(argument, list):
             return [cast(tensor, dtype) for tensor in argument]
         is_floating = isinstance(argument, torch.Tensor) and argument.is_floating_point()
@@ -287,7 +296,7 @@ def test_other_dtypes(kind, steps, dtype, monkeypatch, device):
     layer = cast(exact, dtype)
     incoming, cotangents = _incoming(layer), _like(_leaves(layer))
     found = []
-    for operator, wide in ((ops.lstm_layer, None), (reference.lstm_layer, torch.float64)):
+    for operator, wide in ((ops.layer, None), (reference_layer, torch.float64)):
         arguments = [a if wide is None else cast(a, wide) for a in (layer, incoming, cotangents)]
         found.append(_second_order_of(operator, *arguments, [*_leaves(arguments[0]), *arguments[1]]))
     allowed = tolerance(dtype, steps * B + features + hidden, steps, device_type=device.type)
@@ -299,13 +308,13 @@ def test_an_argument_without_gradient_of_its_own(device):
     """Who calls the operator may ask for any gradient, and differentiate it for the other arguments."""
     layer, _ = _layer(KINDS["plain"], device)
     d_output, u = torch.randn(T, B, H, dtype=torch.float64, device=device), torch.randn_like(layer[0])
-    (weight,) = layer[4]
-    output = reference.lstm_layer(*layer)[0]
+    (weight,) = layer.weight_hh
+    output = reference_layer(*layer)[0]
     (gradient,) = torch.autograd.grad(output, layer[0], d_output, create_graph=True)
     expected = torch.autograd.grad(gradient, weight, u)[0]
 
-    layer[0] = layer[0].detach()
-    output, _, _, gates, cell_states = ops.lstm_layer(*layer)
-    needs = [True] + [False] * 9
-    gradient = ops.lstm_layer_backward(d_output, None, None, None, *layer, output, gates, cell_states, needs)[0]
+    layer = layer._replace(input=layer.input.detach())
+    output, _, gates, cell_states = ops.layer(*layer)
+    needs = [True] + [False] * 7
+    gradient = ops.backward(d_output, [None, None], None, *layer, output, gates, cell_states, needs)[0]
     torch.testing.assert_close(torch.autograd.grad(gradient, weight, u)[0], expected, rtol=1e-12, atol=1e-12)

@@ -9,14 +9,14 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
 # Files of a folder include files of their own, and of these; "" is csrc itself.
 MAY_INCLUDE = {
-    "": {"cuda/binding"},  # core_module.cpp
+    "": {"call", "cuda/binding"},  # library.cpp, core_module.cpp
     "cells": set(),
-    "call": {""},
-    "cpu": {"call", "cpu/kernel", ""},
+    "call": {"cells", ""},
+    "cpu": {"call", "cells", "cpu/kernel", ""},
     "cpu/kernel": {"cells", "cpu", ""},
     "cuda/host": {""},
     "cuda/device": {"cells", "cuda/host", ""},
-    "cuda/binding": {"call", "cuda/device", "cuda/host", ""},
+    "cuda/binding": {"call", "cells", "cuda/device", "cuda/host", ""},
 }
 # Headers of cpu/ that kernels may see: no torch, and nothing of the standard library.
 SEEN_BY_KERNELS = {"args.h", "division.h", "kernel_table.h"}

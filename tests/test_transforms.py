@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
 from fusedlstm import FusedLSTM, functional, reference
+from fusedlstm.cells import LSTM
 
 # PyTorch's own decompositions for forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -94,10 +95,10 @@ def test_vmap_of_vmap_and_of_all_states(module, x):
 
 @pytest.fixture
 def no_reference(monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("the reference ran")
 
-    monkeypatch.setattr(reference, "lstm_layer", refuse)
+    monkeypatch.setattr(reference, "_direction", refuse)
 
 
 def test_vmap_runs_kernels(module, x, no_reference):
@@ -253,8 +254,8 @@ def _by_reference(module, x, lengths=None, reset=None):
     for first in range(0, len(module._flat_weights), each * D):
         kinds = [list(kind) for kind in zip(*(module._flat_weights[first + d * each :][:each] for d in range(D)))]
         kinds += [[]] * (5 - each)
-        state = x.new_zeros(D, x.size(1), R), x.new_zeros(D, x.size(1), H)
-        x = reference.lstm_layer(x, *state, *kinds, None, lengths, reset)[0]
+        state = [x.new_zeros(D, x.size(1), R), x.new_zeros(D, x.size(1), H)]
+        x = reference.layer(LSTM, x, state, *kinds, None, lengths, reset)[0]
     return x
 
 

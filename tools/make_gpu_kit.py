@@ -60,8 +60,10 @@ def build_package(arch: str) -> None:
     """The package with both libraries, and without the planner for one version of Python."""
     settings = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": arch, "FUSEDLSTM_NO_PYBIND": "1"}
     run(sys.executable, "setup.py", "-q", "build_ext", "--build-lib", FOLDER, environment=os.environ | settings)
-    for file in [*(ROOT / "fusedlstm").glob("*.py"), ROOT / "fusedlstm/py.typed"]:
-        shutil.copy2(file, FOLDER / "fusedlstm")
+    for file in [*(ROOT / "fusedlstm").rglob("*.py"), ROOT / "fusedlstm/py.typed"]:
+        target = FOLDER / file.relative_to(ROOT)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy2(file, target)
 
 
 def commit() -> dict:

@@ -1,6 +1,6 @@
 // The LSTM cell: the gate equations and their derivatives, written once for every kernel.
 //
-// Includes nothing. All functions are constexpr templates, so that CPU vector code (V = a vector of
+// All functions are constexpr templates, so that CPU vector code (V = a vector of
 // hidden units) and CUDA code (V = float or double, compiled with --expt-relaxed-constexpr) share them.
 //
 // Formula (torch.nn.LSTM; Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000):
@@ -14,7 +14,11 @@
 // caller.
 #pragma once
 
+#include "sizes.h"
+
 namespace fusedlstm {
+
+inline constexpr CellSizes kLstmSizes{.gates = 4, .states = 2, .saved = 4, .carried = 1};
 
 // Activated gates of one time step, and the states they lead to.
 template <class V>

@@ -158,6 +158,11 @@ class Gradients {
 
   static storage* pointer(void* p) { return static_cast<storage*>(p); }
   static Range own(const Task& task, int64_t n) { return task.team ? task.team->of(n) : Range{0, n}; }
+  // Whole tiles: what rows are multiplied together decides the last bit, and must not depend on who has which share.
+  static Range own_rows(const Task& task, int64_t n) {
+    const Range tiles = own(task, (n + K::kTileRows - 1) / K::kTileRows);
+    return {tiles.begin * K::kTileRows, tiles.end * K::kTileRows < n ? tiles.end * K::kTileRows : n};
+  }
 
   // h before step t.
   const storage* h_before(int64_t d, int64_t t, int64_t b) const {
@@ -171,7 +176,7 @@ class Gradients {
   // here, the columns.
   void input_gradient(const Task& task, int64_t d, const Rows& block) {
     const bool by_rows = weight_ih.reading == Transposed<K>::Reading::kPanels;
-    const Range all = by_rows ? own(task, block.weights.depth) : Range{0, block.weights.depth};
+    const Range all = by_rows ? own_rows(task, block.weights.depth) : Range{0, block.weights.depth};
     const Range panels = by_rows ? Range{0, weight_ih.panels} : own(task, weight_ih.panels);
     for (int64_t begin = all.begin; begin < all.end; begin += kInputRows) {
       const int64_t count = all.end - begin < kInputRows ? all.end - begin : kInputRows;

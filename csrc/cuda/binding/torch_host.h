@@ -1,6 +1,6 @@
 // The Host of the library: torch's memory and operators, on the current stream of a device.
 #pragma once
-#include "call/layer_tensors.h"
+#include "call/tensors.h"
 #include "cuda/host/host.h"
 
 namespace fusedlstm::cuda {

@@ -14,16 +14,16 @@ def measure(device, item):
         return (torch.randn(*sizes, device=device.name) * scale).to(DTYPES[precision])
 
     layer = [
-        draw(T, B, FEATURES), draw(1, B, H), draw(1, B, H),
+        draw(T, B, FEATURES), [draw(1, B, H), draw(1, B, H)],
         [draw(4 * H, FEATURES, scale=0.2)], [draw(4 * H, H, scale=H**-0.5)], [draw(4 * H)], [draw(4 * H)], [],
-        None, None, None, None, None, precision == "tf32",
+        None, None, None, [], precision == "tf32",
     ]  # fmt: skip
     use(precision, "stream")
     forward = device.ops.lstm_layer(*layer)
-    d = [draw(T, B, H), draw(1, B, H), draw(1, B, H)]
-    output, gates, cell_states = forward[0], forward[3], forward[4]
+    incoming = [draw(T, B, H), [draw(1, B, H), draw(1, B, H)], None]
+    output, _, gates, cell_states = forward
     # The initial states of resets do not take part.
-    backward = [*d, None, *layer, output, gates, cell_states, [True] * 8 + [False] * 2]
+    backward = [*incoming, *layer, output, gates, cell_states, [True] * 7 + [False]]
     is_forward = item["pass"] == "forward"
     right = forward if is_forward else device.ops.lstm_layer_backward(*backward)
     use(precision, item["plan"])

@@ -1,0 +1,112 @@
+// What the layer operators take and return: every tensor by its name, once.
+//
+// `visit` names the members in the order of the schema: from it come the schemas themselves and the conversions to and
+// from PyTorch's stack (boxed.h). The Python package has the same names in fusedlstm/_arguments.py, where
+// fusedlstm/reference.py says what they mean.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <vector>
+
+namespace fusedlstm {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Tensors = std::vector<Tensor>;
+using OptionalTensors = std::vector<OptionalTensor>;
+
+// Of every layer operator. Lists have one tensor for each direction, those of states one for each state of the cell;
+// they are empty where the layer has none.
+struct LayerArguments {
+  Tensor input;
+  Tensors initial, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr;
+  OptionalTensor batch_sizes, lengths, reset;
+  Tensors reset_state;
+  bool allow_tf32 = false;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("input", input);
+    v("initial", initial);
+    v("weight_ih", weight_ih);
+    v("weight_hh", weight_hh);
+    v("bias_ih", bias_ih);
+    v("bias_hh", bias_hh);
+    v("weight_hr", weight_hr);
+    v("batch_sizes", batch_sizes);
+    v("lengths", lengths);
+    v("reset", reset);
+    v("reset_state", reset_state);
+    v("allow_tf32", allow_tf32);
+  }
+};
+
+struct InferenceResults {
+  Tensor output;
+  Tensors last;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("output", output);
+    v("last", last);
+  }
+};
+
+struct LayerResults {
+  Tensor output;
+  Tensors last;
+  Tensor saved, carried;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("output", output);
+    v("last", last);
+    v("saved", saved);
+    v("carried", carried);
+  }
+};
+
+// Positions in `needs` of the backward operators, which are those of the members of LayerGradients.
+enum Need { kInput, kInitial, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kResetState, kNeeds };
+
+struct BackwardArguments {
+  OptionalTensor d_output;
+  OptionalTensors d_last;
+  OptionalTensor d_carried;
+  LayerArguments layer;
+  Tensor output, saved, carried;
+  std::vector<bool> needs;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("d_output", d_output);
+    v("d_last", d_last);
+    v("d_carried", d_carried);
+    layer.visit(v);
+    v("output", output);
+    v("saved", saved);
+    v("carried", carried);
+    v("needs", needs);
+  }
+};
+
+struct LayerGradients {
+  Tensor input;
+  Tensors initial, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset_state;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("d_input", input);
+    v("d_initial", initial);
+    v("d_weight_ih", weight_ih);
+    v("d_weight_hh", weight_hh);
+    v("d_bias_ih", bias_ih);
+    v("d_bias_hh", bias_hh);
+    v("d_weight_hr", weight_hr);
+    v("d_reset_state", reset_state);
+  }
+};
+
+}  // namespace fusedlstm

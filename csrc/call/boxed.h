@@ -1,0 +1,53 @@
+// From the structs of arguments.h to PyTorch's dispatcher: schemas as text, and functions of one struct as kernels.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <utility>
+
+#include "arguments.h"
+
+namespace fusedlstm {
+
+inline const char* type_name(const Tensor&) {
+  return "Tensor";
+}
+inline const char* type_name(const OptionalTensor&) {
+  return "Tensor?";
+}
+inline const char* type_name(const Tensors&) {
+  return "Tensor[]";
+}
+inline const char* type_name(const OptionalTensors&) {
+  return "Tensor?[]";
+}
+inline const char* type_name(const std::vector<bool>&) {
+  return "bool[]";
+}
+inline const char* type_name(bool) {
+  return "bool";
+}
+
+// "(Tensor input, ...)": the members of a struct as a schema lists them.
+template <class Struct>
+std::string listed() {
+  std::string text;
+  Struct{}.visit([&](const char* name, const auto& member) {
+    text += (text.empty() ? "(" : ", ") + std::string(type_name(member)) + " " + name;
+  });
+  return text + ")";
+}
+
+// A kernel for StableLibrary::impl: takes the members of Arguments from the stack, and leaves those of Results there.
+template <class Results, class Arguments, Results (*kFunction)(Arguments&)>
+void boxed(StableIValue* stack, uint64_t, uint64_t) {
+  namespace stable = torch::stable::detail;
+  Arguments arguments;
+  const StableIValue* next = stack;
+  arguments.visit([&](const char*, auto& member) { member = stable::to<std::decay_t<decltype(member)>>(*next++); });
+  Results results = kFunction(arguments);
+  results.visit([&](const char*, auto& member) { *stack++ = stable::from(member); });
+}
+
+}  // namespace fusedlstm

@@ -1,0 +1,96 @@
+// Tensors of the stable ABI: their sizes checked and told, and new or dense ones made.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <string>
+
+#include "sizes.h"
+
+namespace fusedlstm {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string to_string(const Sizes& sizes) {
+  std::string s = "[";
+  for (const int64_t size : sizes) s += (s.size() > 1 ? ", " : "") + std::to_string(size);
+  return s + "]";
+}
+
+inline std::string sizes_of(const Tensor& t) {
+  std::string s = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
+  return s + "]";
+}
+
+inline void check_sizes(const Tensor& t, const Sizes& expected, const char* name) {
+  bool same = t.dim() == expected.size();
+  int64_t i = 0;
+  for (const int64_t size : expected) same = same && t.size(i++) == size;
+  STD_TORCH_CHECK(same, "fusedlstm: expected ", name, " of size ", to_string(expected), ", got ", sizes_of(t));
+}
+
+// Storages can be freed below their tensors, as sharding does with parameters that are not in use.
+inline void check_memory(const Tensor& t, const char* name) {
+  int64_t bytes = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  STD_TORCH_CHECK(bytes > 0 || t.numel() == 0, "fusedlstm: expected ", name,
+                  " with memory, got one whose storage was freed");
+}
+
+// A new contiguous tensor on the device of `like`, not initialized.
+inline Tensor new_tensor(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
+  int64_t strides[4];
+  int64_t stride = 1;
+  for (int64_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= sizes.begin()[i] > 0 ? sizes.begin()[i] : 1;
+  }
+  int32_t device_type, device_index;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      sizes.size(), sizes.begin(), strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+// The tensor itself if its last dimension has unit stride, else a contiguous copy.
+inline Tensor unit_stride(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  return last < 0 || t.size(last) <= 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
+}
+
+inline Tensor dense(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+// The tensor itself if it is contiguous but for its first `lead` dimensions, else a contiguous copy.
+inline Tensor dense_after(int64_t lead, const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  int64_t stride = 1;
+  for (int64_t i = t.dim(); i-- > lead;) {
+    if (t.size(i) != 1 && t.stride(i) != stride) return torch::stable::contiguous(t);
+    stride *= t.size(i);
+  }
+  return lead > 0 ? t : torch::stable::contiguous(t);
+}
+
+// Of dtype and device as PyTorch codes them: to translate a dtype takes up to ten calls more, for each tensor.
+struct Facts {
+  int32_t dtype = 0, device_type = 0, device_index = 0;
+
+  static Facts of(const Tensor& t) {
+    Facts facts;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &facts.dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &facts.device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &facts.device_index));
+    return facts;
+  }
+};
+
+}  // namespace fusedlstm

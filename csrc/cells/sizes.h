@@ -1,0 +1,18 @@
+// What the machine around a cell must know of it.
+//
+// Includes nothing. A cell turns, for each hidden unit, the sums W_ih x + b_ih and W_hh h + b_hh of its gates and its
+// states before a step into its states after it. `h` is its first state, the only one that enters products.
+#pragma once
+
+namespace fusedlstm {
+
+struct CellSizes {
+  int gates;    // blocks of H rows in weight_ih and weight_hh
+  int states;   // h, and what else goes from step to step
+  int saved;    // values per unit and step that backward needs beside the states, in the dtype of the tensors
+  int carried;  // states beside h that are kept for every step, in the accumulation dtype
+
+  constexpr bool operator==(const CellSizes&) const = default;
+};
+
+}  // namespace fusedlstm

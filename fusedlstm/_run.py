@@ -1,0 +1,265 @@
+"""The bookkeeping around layers of any cell: dropout, packing, batch_first, lengths, resets, autocast.
+
+The work is in the operators, one call a layer; which of them serves a call is decided in _choice.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedlstm import _checks
+from fusedlstm._choice import CELL_OPERATORS, KERNELS, choose, is_tf32_on
+from fusedlstm.cells import CELLS
+
+
+def run(
+    cell, input, hx, weights, sizes, batch_first=False, dropout=0.0, training=False,
+    lengths=None, reset=None, reset_state=None, return_carried=False, return_saved=False, is_cell=False,
+    packing=None,
+):  # fmt: skip
+    """A stack of layers, as `functional.lstm` describes it, of the cell of this name.
+
+    Args:
+        weights: all in a row; `sizes` are what they are checked against.
+        return_carried, return_saved: also return what layers carry and save at all steps.
+        is_cell: one step is run for a cell.
+        packing: where `input` is the data of a PackedSequence, the other three of its fields.
+    """
+    cell = CELLS[cell]
+    batch_sizes = sorted_indices = unsorted_indices = None
+    if isinstance(input, PackedSequence):
+        input, *packing = input
+    is_packed = packing is not None
+    if is_packed:
+        x = input
+        batch_sizes, sorted_indices, unsorted_indices = packing
+        _checks.check_packed(sizes.name, x, batch_sizes, lengths=lengths, reset=reset, reset_state=reset_state)
+        is_batched = True
+    else:
+        x, is_batched = _time_major(sizes.name, input, batch_first)
+    if hx is not None:
+        hx = _checks.checked_states(hx, cell, sizes.name)
+        if not is_packed or any(state.dim() != 3 for state in hx):
+            hx = _checks.batched_states(hx, is_batched)
+    if reset_state is not None:
+        reset_state = _checks.checked_states(reset_state, cell, sizes.name, "reset_state")
+    if torch._C._is_any_autocast_enabled():
+        x, hx, weights, reset_state = _autocast(x, hx, weights, reset_state, is_cell)
+
+    _, input_size, H, P, L, D, bias = sizes
+    shape = x.shape
+    B = shape[1] if batch_sizes is None else _checks.first_batch_size(batch_sizes, sorted_indices, hx)
+    try:
+        if lengths is not None or reset is not None or reset_state is not None:
+            lengths, reset, reset_state = _row_states(
+                x, lengths, reset, reset_state, sizes, B, is_batched, batch_first
+            )  # fmt: skip
+        differentiable = [*weights, x, *(hx or ()), *(reset_state or ())] if torch.is_grad_enabled() else []
+        wants_kept, is_compiling = return_carried or return_saved, torch.compiler.is_compiling()
+        operator = choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
+        # Kernels check all that they are given, and that it fits together; but they do not know `sizes`.
+        fits = (
+            len(weights) == L * D * ((4 if bias else 2) + (1 if P else 0))
+            and weights[1].shape == (cell.gates * H, P or H)
+            and shape[-1] == input_size
+        )
+        if is_compiling or not fits or operator not in KERNELS[cell.name]:
+            _checks.check_tensors(x, hx, weights, sizes, B)
+        if sorted_indices is not None and hx is not None:
+            _checks.check_states(hx, sizes, B, x, "hidden")
+            hx = [state.index_select(1, sorted_indices) for state in hx]
+        states = _states_of_layers(cell, x, hx, reset_state, sizes, B)
+        rows = batch_sizes, lengths, reset
+        asked = (3, return_carried), (2, return_saved)
+        wanted = [place for place, is_asked in asked if is_asked] if wants_kept else ()
+        allow_tf32 = x.is_cuda and x.dtype is torch.float32 and is_tf32_on(is_cell)
+        output, last, *kept = _stack(
+            operator, x, states, weights, sizes, rows, allow_tf32, dropout if training else 0, wanted
+        )
+        if type(output) is not Tensor or output.is_meta:  # a fake kernel may have run, which checks little
+            _checks.check_tensors(x, hx, weights, sizes, B)
+    except Exception:
+        _checks.refuse(x, hx, weights, sizes, B)
+        raise
+
+    if is_packed:
+        output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        if unsorted_indices is not None:
+            last = [state.index_select(1, unsorted_indices) for state in last]
+    else:
+        output = _arranged(output, 0, is_batched, batch_first)
+        if kept:
+            kept = [_arranged(s.view(L * D, *shape[:2], s.size(-1)), 1, is_batched, batch_first) for s in kept]
+        if not is_batched:
+            last = [state.squeeze(1) for state in last]
+    return output, _as_passed(last), *kept
+
+
+def _as_passed(states):
+    """States as users pass them: one as a tensor, several as a tuple."""
+    return tuple(states) if len(states) > 1 else states[0]
+
+
+def _states_of_layers(cell, x, hx, reset_state, sizes, B):
+    """The initial states and the reset states of each layer; the first are zeros where there is no hx."""
+    _, _, H, P, L, D, _ = sizes
+
+    def of_layers(states):
+        return [states] if L == 1 else list(map(list, zip(*(state.chunk(L) for state in states))))
+
+    if hx is None:
+        zeros = x.new_zeros(D, B, H)
+        initial = [[x.new_zeros(D, B, P) if P else zeros, *[zeros] * (len(cell.states) - 1)]] * L
+    else:
+        initial = of_layers(hx)
+    return initial, [[]] * L if reset_state is None else of_layers(reset_state)
+
+
+def _stack(operator, x, states, weights, sizes, rows, allow_tf32, dropout, wanted):
+    """All layers: output of the last; of all, layer by layer, the last states and the results at places `wanted`."""
+    _, _, _, P, L, D, bias = sizes
+    initial, reset_state = states
+    each = len(weights) // L
+    last, kept = [], []
+    for layer in range(L):
+        kinds = _by_kind(weights[layer * each : (layer + 1) * each], D, bias, P)
+        result = operator(x, initial[layer], *kinds, *rows, reset_state[layer], allow_tf32)
+        x = result[0]
+        last.append(result[1])
+        if wanted:
+            kept.append([result[place] for place in wanted])
+        if dropout != 0 and layer < L - 1:
+            x = torch.dropout(x, dropout, True)
+    if L == 1:
+        return x, last[0], *(kept[0] if kept else ())
+    return x, list(map(torch.cat, zip(*last))), *map(torch.cat, zip(*kept))
+
+
+def _by_kind(weights, D, bias, P):
+    """One layer's weights as the operator takes them: of each kind those of all directions, none of absent kinds."""
+    kinds = len(weights) // D
+    lists = [*map(list, zip(weights) if D == 1 else zip(weights[:kinds], weights[kinds:]))]
+    if not bias:
+        lists[2:2] = [], []
+    if not P:
+        lists.append([])
+    return lists
+
+
+def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
+    """One step, as `functional.lstm_cell` describes it, of the cell of this name."""
+    name, cell = cell, CELLS[cell]
+    owner = cell.cell.__name__
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{owner}: Expected input to be a Tensor, got {type(input).__name__}")
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{owner}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    if (bias_ih is None) != (bias_hh is None):
+        raise RuntimeError(f"{owner}: Expected both bias_ih and bias_hh or neither, got one")
+    weights = [weight_ih, weight_hh] if bias_ih is None else [weight_ih, weight_hh, bias_ih, bias_hh]
+    H, I = weight_hh.shape[-1], weight_ih.shape[-1]
+    is_batched = input.dim() == 2
+    x = input if is_batched else input.unsqueeze(0)
+    if hx is not None:
+        hx = _checks.checked_states(hx, cell, owner)
+        hx = _checks.checked_cell_states(hx, x, is_batched, H, owner)
+    _checks.check_cell_input(x, weight_ih)
+    states = _step(cell, x, hx, weights, _checks.Sizes(name, I, H, 0, 1, 1, bias_ih is not None))
+    return _as_passed(states if is_batched else _without_first(states))
+
+
+def _step(cell, x, hx, weights, sizes):
+    """A step as one of a layer: from [B, features] to the states, [B, H] each."""
+    H = sizes.hidden_size
+    is_compiling = torch.compiler.is_compiling()
+
+    def as_layer():
+        return x.unsqueeze(0), None if hx is None else [state.unsqueeze(0) for state in hx]
+
+    if not (is_compiling or torch._C._is_any_autocast_enabled()):
+        differentiable = [*weights, x, *(hx or ())] if torch.is_grad_enabled() else []
+        run_step = CELL_OPERATORS[cell.name].get(choose(cell, x, differentiable, H, False, None, None, is_compiling))
+        if run_step is not None:
+            states = [x.new_zeros(x.size(0), H)] * len(cell.states) if hx is None else hx
+            allow_tf32 = x.is_cuda and x.dtype is torch.float32 and is_tf32_on(True)
+            try:
+                return run_step(cell.name, allow_tf32, x, *states, *weights)
+            except Exception:
+                _checks.refuse(*as_layer(), weights, sizes, x.size(0))
+                raise
+    x, states = as_layer()
+    states = states if states is None or len(states) > 1 else states[0]
+    _, states = run(cell.name, x, states, weights, sizes, is_cell=True)
+    return _without_first(states if len(cell.states) > 1 else [states])
+
+
+def _without_first(states) -> list:
+    """The states without their first dimension, as tensors of their own; graphs have no use for that."""
+    if torch.compiler.is_compiling():
+        return [state.squeeze(0) for state in states]
+    return [state.squeeze_(0) for state in states]
+
+
+# Arrangement
+
+
+def _time_major(name, input, batch_first):
+    """The input as [T, B, I], and whether it has a batch dimension."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}: Expected input to be a Tensor or PackedSequence, got {type(input).__name__}")
+    if input.layout is not torch.strided:
+        raise RuntimeError(f"{name}: Expected a dense (strided) input, got {input.layout}")
+    dim = input.dim()
+    if dim == 3:
+        return (input.transpose(0, 1) if batch_first else input), True
+    if dim != 2:
+        raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dim}D instead")
+    return input.unsqueeze(1), False
+
+
+def _arranged(tensor, time, is_batched, batch_first):
+    """Undo `_time_major` for a tensor that has its time in dimension `time`, and batch next."""
+    if not is_batched:
+        return tensor.squeeze(time + 1)
+    return tensor.transpose(time, time + 1) if batch_first else tensor
+
+
+def _autocast(x, hx, weights, reset_state, is_cell):
+    """Casts as autocast does for PyTorch's layers and cells: all to its dtype, except what is float64."""
+    device = x.device.type
+    if x.is_meta or not torch.is_autocast_enabled(device):
+        return x, hx, weights, reset_state
+    dtype = torch.get_autocast_dtype(device)
+    if is_cell and x.is_cpu:
+        # A cell of PyTorch is several operators on the CPU, of which those for the state are not cast but promoted.
+        promoted = torch.promote_types(dtype, (x if hx is None else hx[-1]).dtype)
+        dtype = torch.float32 if promoted is torch.float32 else dtype
+
+    def cast(tensor):
+        is_eligible = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        return tensor.to(dtype) if is_eligible and tensor.dtype != torch.float64 else tensor
+
+    hx, reset_state = (None if s is None else list(map(cast, s)) for s in (hx, reset_state))
+    return cast(x), hx, list(map(cast, weights)), reset_state
+
+
+def _row_states(x, lengths, reset, reset_state, sizes, B, is_batched, batch_first):
+    """Checked lengths, reset and reset_state as the operator takes them."""
+    name = sizes.name
+    if lengths is not None:
+        lengths = _checks.checked_lengths(name, lengths, x, is_batched)
+    if reset is None:
+        if reset_state is not None:
+            raise ValueError(f"{name}: Expected reset with reset_state, got reset_state alone")
+        return lengths, None, None
+    if sizes.directions == 2:
+        raise ValueError(f"{name}: reset has no meaning with bidirectional=True, got both")
+    if lengths is not None:
+        raise ValueError(f"{name}: Expected one of reset and lengths, got both")
+    reset = _checks.checked_reset(name, reset, x, is_batched, batch_first)
+    if reset_state is not None:
+        reset_state = _checks.batched_states(reset_state, is_batched)
+        _checks.check_states(reset_state, sizes, B, x, "reset_state")
+    return lengths, reset, reset_state

@@ -1,0 +1,40 @@
+"""The description of a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Cell(NamedTuple):
+    """What a layer must know of its cell. H hidden units, B batch rows.
+
+    Attributes:
+        name: of its operators, `fusedlstm::<name>_layer`.
+        gates: blocks of H rows in weight_ih and weight_hh.
+        states: what goes from step to step, h first: the names of a layer's initial states are f"{state}_0", of its
+            last ones f"{state}_n".
+        saved, carried: values per unit and step that an operator keeps for its derivative; the first in the tensors'
+            dtype, the others, all states but h, in float32 or float64.
+        step: step(from_input, from_hidden, states) with the sums W_ih x + b_ih and W_hh h + b_hh, [B, gates * H] each,
+            and the states before the step, [B, H]; the states after it, and what is saved, [B, saved * H]. In float32
+            or float64, differentiable.
+        layer, cell: the classes of torch.nn.
+        run_layer: PyTorch's own layer of one level, with the arguments of torch._VF.lstm and its likes.
+        has_projection: whether a layer can have one.
+        onnx: the ONNX operator, and where the gates of its weights are among PyTorch's.
+    """
+
+    name: str
+    gates: int
+    states: tuple[str, ...]
+    saved: int
+    carried: int
+    step: Callable[[Tensor, Tensor, list[Tensor]], tuple[list[Tensor], Tensor]]
+    layer: type[nn.RNNBase]
+    cell: type[nn.RNNCellBase]
+    run_layer: Callable
+    has_projection: bool
+    onnx: tuple[str, tuple[int, ...]]

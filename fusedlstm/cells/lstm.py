@@ -1,0 +1,30 @@
+"""The LSTM: i, f, g, o gates, states h and c."""
+
+import torch
+from torch import _VF, nn
+
+from fusedlstm.cells.cell import Cell
+
+
+def step(from_input, from_hidden, states):
+    """As torch.nn.LSTM: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000."""
+    _, c = states
+    i, f, g, o = (from_input + from_hidden).chunk(4, -1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = f * c + i * g
+    return [o * c.tanh(), c], torch.cat([i, f, g, o], -1)
+
+
+LSTM = Cell(
+    name="lstm",
+    gates=4,
+    states=("h", "c"),
+    saved=4,
+    carried=1,
+    step=step,
+    layer=nn.LSTM,
+    cell=nn.LSTMCell,
+    run_layer=_VF.lstm,
+    has_projection=True,
+    onnx=("LSTM", (0, 3, 1, 2)),
+)
