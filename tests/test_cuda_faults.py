@@ -26,6 +26,7 @@ SHAPES = {
     ("grid", "forward"): "kGrid, Pass::kForward, 4, 1, 8, 1",
     ("grid", "backward"): "kGrid, Pass::kBackward, 2, 4, 8, 1",
 }
+ANY_SHAPE = "constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {\n"
 WRONG = "wrong numbers"
 
 
@@ -144,12 +145,10 @@ def changed_module(folder, transport, which, file=None, old="", new=""):
     csrc = folder / "csrc"
     shutil.copytree(build.CSRC, csrc)
     shapes = csrc / "cuda/host/kernel_shapes.h"
-    kept = [
-        line
-        for line in shapes.read_text().splitlines()
-        if not line.lstrip().startswith("{Transport::") or SHAPES[transport, which] in line
-    ]
-    shapes.write_text("\n".join(kept) + "\n")
+    text = shapes.read_text()
+    assert text.count(ANY_SHAPE) == 1
+    only = f"  if (!(shape == KernelShape{{Transport::{SHAPES[transport, which]}, 0}})) return false;\n"
+    shapes.write_text(text.replace(ANY_SHAPE, ANY_SHAPE + only))
     if file:
         target = csrc / "cuda/device" / file
         text = target.read_text()

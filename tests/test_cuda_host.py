@@ -3,6 +3,7 @@ around the kernels, and what is said of lost contexts.
 """
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import emulator
 import pytest
@@ -134,6 +135,80 @@ def test_errors_that_are_no_refusals(request_, error):
     with pytest.raises(RuntimeError, match=text):
         planner.replace(choice, problem(), error)
     assert kernel(planner.choose(problem(), "")) == kernel(choice)
+
+
+# ---- plans that are kept --------------------------------------------------------------------------------------------
+
+
+def told(choice):
+    """All that a plan says of itself."""
+    return str(choice.plan), choice.plan.rejected
+
+
+BASE = {"T": 64, "B": 24, "H": 256, "dtype": "float32"}
+VARIATIONS = [
+    {"T": 640}, {"B": 80}, {"H": 20}, {"proj_size": 3}, {"directions": 2}, {"members": 100},
+    {"dtype": "bfloat16"}, {"allow_tf32": False}, {"backward": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("variation", VARIATIONS, ids=str)
+def test_kept_plans_are_of_one_problem(variation):
+    """Asked for again, each of two problems that differ in one thing has its own plan."""
+    planner, pair = fallback(), [problem(**BASE), problem(**BASE | variation)]
+    expected = [told(fallback().choose(one, "")) for one in pair]
+    assert expected[0] != expected[1]
+    for _ in range(2):
+        assert [told(planner.choose(one, "")) for one in pair] == expected
+
+
+def test_kept_plans_are_of_one_request():
+    """A request that does not fit is an error whatever was planned before, and each time."""
+    planner, layer, requests = fallback(), problem(**BASE), ("", "stream", "cluster", "grid", "grid:16x8")
+    expected = [told(fallback().choose(layer, request)) for request in requests]
+    assert len({plan for plan, _ in expected}) == len(requests) - 1  # the first is one of the others
+    for _ in range(2):
+        assert [told(planner.choose(layer, request)) for request in requests] == expected
+        with pytest.raises(ValueError, match="FUSEDLSTM_PLAN=local does not fit: local: expected at most 128 of K"):
+            planner.choose(layer, "local")
+
+
+def test_kept_plans_end_with_a_refusal():
+    """Of the kernel that they have, and of any that they could have had, for all problems and requests."""
+    planner, request = fallback(), {"T": 64, "B": 8}
+    large, small = problem(H=416, **request), problem(H=352, **request)
+    first = planner.choose(large, "")
+    name = kernel(first)
+    assert kernel(planner.choose(small, "")) == kernel(planner.choose(large, name)) == name
+    planner.replace(first, large, 701)
+    assert name not in {kernel(planner.choose(large, "")), kernel(planner.choose(small, ""))}
+    with pytest.raises(ValueError, match="got one that it has refused"):
+        planner.choose(large, name)
+
+
+def test_kept_plans_are_bounded():
+    """By forgetting, after which plans are as they were."""
+    emu = emulator.module()
+    memo, layer = emu.PlanMemo(H200), problem(**BASE)
+    expected = str(memo.plan(layer, ""))
+    for T in range(1, 2 * memo.most):
+        assert memo.plan(problem(**BASE | {"T": T}), "") and len(memo) <= memo.most
+    full = len(memo)
+    assert full > 1 and str(memo.plan(layer, "")) == str(memo.plan(layer, "")) == expected
+    assert len(memo) - full <= 1
+
+
+def test_kept_plans_serve_many_threads():
+    planner, threads = fallback(), 4
+    layers = [problem(**BASE | {"T": T}) for T in range(2, 300)]
+    expected = [str(fallback().choose(layer, "").plan) for layer in layers]
+
+    def ask(_):
+        return [str(planner.choose(layer, "").plan) for _ in range(20) for layer in layers]
+
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(ask, range(threads)):
+            assert found == expected * 20
 
 
 # ---- refusals within a call -----------------------------------------------------------------------------------------

@@ -302,11 +302,11 @@ def test_shares_name_every_step():
 def test_constants_of_the_model():
     found = {name: measured for name, _, measured in findings.model_constants(CONSTANTS)}
     assert found == {
-        "kClusterLatency": 300.0,
-        "kClusterBytes": pytest.approx(64512 / 4208, abs=0.05),
-        "kGridLatency": 900.0,
-        "kMma": 4.5,
-        "kMmaLatency": 33.0,
+        "cluster_latency": 300.0,
+        "cluster_bytes": pytest.approx(64512 / 4208, abs=0.05),
+        "grid_latency": 900.0,
+        "mma": 4.5,
+        "mma_latency": 33.0,
     }
 
 
@@ -327,7 +327,7 @@ def test_tables():
         words = [" ".join(line.split()) for line in text.splitlines()]
         assert "| tests | 1.5 | 0 | 0 | passed |" in words
         assert "| load | 1.5 | 0 | 0 | 1 FAILED |" in words
-        assert "| kGridLatency | 850.0 | 900.0 |" in words
+        assert "| grid_latency | 850.0 | 900.0 |" in words
         assert "load: exit status 1: nvidia-smi" in text
     assert "resident clusters" not in short and "resident clusters" in full and "[0, 1]" in full
     many = {"tests": step | {"rows": [{"name": f"test {i}", "failed": "no " * 99} for i in range(99)]}}

@@ -68,7 +68,7 @@ inline void bind_host(py::module_& m) {
 
   py::class_<Plan>(m, "Plan", py::module_local())
       .def_property_readonly("transport", [](const Plan& plan) { return transport_name(plan.shape.transport); })
-      .def_property_readonly("rejected", [](const Plan& plan) { return plan.rejected; })
+      .def_property_readonly("rejected", &rejected)
       .def_property_readonly("kernel", [](const Plan& plan) { return kernel_name(plan.arithmetic, plan.shape); })
       .def("__str__", [](const Plan& plan) { return to_string(plan); });
   py::class_<Problem>(m, "Problem", py::module_local())
@@ -89,12 +89,17 @@ inline void bind_host(py::module_& m) {
   m.def("make_plan", [](const Problem& problem, const std::string& device, const std::string& request) {
     return make_plan(problem, known_device(device), request);
   });
+  py::class_<PlanMemo>(m, "PlanMemo", py::module_local())
+      .def(py::init([](const std::string& device) { return std::make_unique<PlanMemo>(known_device(device)); }))
+      .def_property_readonly_static("most", [](const py::object&) { return PlanMemo::kMost; })
+      .def("plan", &PlanMemo::plan, py::return_value_policy::copy)
+      .def("__len__", &PlanMemo::size);
   py::class_<Choice>(m, "Choice", py::module_local()).def_readonly("plan", &Choice::plan);
   py::class_<Fallback>(m, "Fallback", py::module_local())
       .def(py::init([](const std::string& device, int ordinal) {
         return std::make_unique<Fallback>(known_device(device), ordinal);
       }))
-      .def("choose", &Fallback::choose)
+      .def("choose", &Fallback::choose, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("last_launched", &Fallback::last_launched)
       .def("replace", [](Fallback& fallback, const Choice& refused, const Problem& problem, int error) {
         const auto replacement = fallback.replace(refused, problem, static_cast<cudaError_t>(error));

@@ -1,4 +1,4 @@
-"""What rows say: of the constants of the planner's model (cuda/host/plan.cpp), and of our speed against cuDNN's."""
+"""What rows say: of the constants of the planner's model (cuda/host/cost.h), and of our speed against cuDNN's."""
 
 import math
 import re
@@ -7,23 +7,23 @@ from gpu_visit.agenda import ROOT
 
 
 def model_constants(rows):
-    """Each constant of the model that E1 tells: (name, value in plan.cpp, measured). Other rows are left alone."""
-    text = (ROOT / "csrc/cuda/host/plan.cpp").read_text()
-    assumed = {name: float(value) for name, value in re.findall(r"constexpr double (k\w+) = ([\d.]+);", text)}
+    """Each constant of the model that E1 tells: (name, value in cost.h, measured). Other rows are left alone."""
+    text = (ROOT / "csrc/cuda/host/cost.h").read_text()
+    assumed = {name: float(value) for name, value in re.findall(r"^ +\.(\w+) = ([\d.]+),$", text, re.MULTILINE)}
     cycles = {row["what"]: row["cycles"] for row in rows if "what" in row and "cycles" in row}
     found = []
-    for transport, what in (("Cluster", "cluster exchange, GPU full"), ("Grid", "grid exchange, sentinel")):
+    for transport, what in (("cluster", "cluster exchange, GPU full"), ("grid", "grid exchange, sentinel")):
         exchange = [row for row in rows if row.get("what") == what and row["cycles"] > 0]
         if not exchange:
             continue
         most = max(row["ctas"] for row in exchange)
         exchange = sorted((row["bytes"], row["cycles"]) for row in exchange if row["ctas"] == most)
         (few, least), (many, longest) = exchange[0], exchange[-1]
-        found.append((f"k{transport}Latency", least))
+        found.append((f"{transport}_latency", least))
         if longest > least:
-            found.append((f"k{transport}Bytes", round((many - few) / (longest - least), 1)))
+            found.append((f"{transport}_bytes", round((many - few) / (longest - least), 1)))
     warps = 2  # of a quarter of the SM: what one waits for alone is twice what each adds
-    for name, what, factor in (("kMma", "mma bf16, 4 sums", 1), ("kMmaLatency", "mma bf16, 1 sums", warps)):
+    for name, what, factor in (("mma", "mma bf16, 4 sums", 1), ("mma_latency", "mma bf16, 1 sums", warps)):
         if what in cycles:
             found.append((name, factor * cycles[what]))
     return [(name, assumed[name], value) for name, value in found]

@@ -114,7 +114,7 @@ def tables(steps):
     rows = {name: step["rows"] for name, step in steps.items()}
     lines = outcomes(steps)
     if constants := findings.model_constants(rows.get("constants", [])):
-        lines += ["", *markdown(("cycles", "plan.cpp", "measured"), constants)]
+        lines += ["", *markdown(("cycles", "cost.h", "measured"), constants)]
     if speed := findings.speedups(rows.get("speed", [])):
         lines += ["", *markdown(("x cuDNN's speed", "precision", "mean", "worst", "best"), speed)]
     return lines

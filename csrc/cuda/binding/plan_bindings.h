@@ -30,8 +30,8 @@ inline void bind_plan(pybind11::module_& m) {
       .def_readonly("members", &Plan::members, "Of an ensemble, that one launch runs: all or 1.")
       .def_readonly("smem_bytes", &Plan::smem_bytes)
       .def_readonly("microseconds", &Plan::microseconds, "Estimated by the model, to choose by; never a result.")
-      .def_readonly("rejected", &Plan::rejected, "Why transports that do not fit were not taken.")
-      .def("__str__", &to_string);
+      .def_property_readonly("rejected", &rejected, "Why transports that do not fit were not taken.")
+      .def("__str__", [](const Plan& p) { return to_string(p); });
 
   py::class_<Device>(m, "Device", py::module_local(), "Limits of a GPU that a launch must keep within.")
       .def(py::init<>())

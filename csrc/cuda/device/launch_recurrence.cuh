@@ -1,4 +1,4 @@
-// Finds the compiled kernel of a plan's shape and launches it. One instantiation file per arithmetic.
+// Launches the kernel of a plan's shape: the table of an arithmetic, which each of the instantiation files defines.
 #pragma once
 #include <utility>
 
@@ -24,29 +24,23 @@ cudaError_t launch_shape(const Plan& plan, const typename Cell::Args& args, cuda
 }
 
 template <class Math, class Cell>
-cudaError_t launch_matching(const Plan& plan, const typename Cell::Args& args, cudaStream_t stream) {
-  cudaError_t error = cudaErrorInvalidConfiguration;
-  const auto try_shape = [&]<int kIndex>() {
+constexpr ShapeLaunchers<typename Cell::Args> shape_launchers() {
+  ShapeLaunchers<typename Cell::Args> launchers{};
+  const auto add = [&]<int kIndex>() {
     if constexpr (kKernelShapes[kIndex].pass == Cell::kPass && is_compiled(kKernelShapes[kIndex], Math::kArithmetic))
-      if (plan.shape == kKernelShapes[kIndex]) error = launch_shape<Math, Cell, kIndex>(plan, args, stream);
+      launchers[kIndex] = launch_shape<Math, Cell, kIndex>;
   };
   [&]<int... kIndices>(std::integer_sequence<int, kIndices...>) {
-    (try_shape.template operator()<kIndices>(), ...);
+    (add.template operator()<kIndices>(), ...);
   }(std::make_integer_sequence<int, static_cast<int>(kKernelShapes.size())>());
-  return error;
+  return launchers;
+}
+
+// Compiles all kernels of one arithmetic.
+template <class Math>
+constexpr Launchers launchers() {
+  return {shape_launchers<Math, ForwardCell<typename Math::scalar_t>>(),
+          shape_launchers<Math, BackwardCell<typename Math::scalar_t>>()};
 }
 
 }  // namespace fusedlstm::cuda
-
-// Compiles all kernels of one arithmetic.
-#define FUSEDLSTM_COMPILE_RECURRENCE(Math)                                                                  \
-  namespace fusedlstm::cuda {                                                                               \
-  template <>                                                                                               \
-  cudaError_t launch_forward_with<Math>(const Plan& plan, const ForwardArgs& args, cudaStream_t stream) {   \
-    return launch_matching<Math, ForwardCell<Math::scalar_t>>(plan, args, stream);                          \
-  }                                                                                                         \
-  template <>                                                                                               \
-  cudaError_t launch_backward_with<Math>(const Plan& plan, const BackwardArgs& args, cudaStream_t stream) { \
-    return launch_matching<Math, BackwardCell<Math::scalar_t>>(plan, args, stream);                         \
-  }                                                                                                         \
-  }

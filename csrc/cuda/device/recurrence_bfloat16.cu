@@ -1,3 +1,3 @@
 #include "launch_recurrence.cuh"
 
-FUSEDLSTM_COMPILE_RECURRENCE(BFloat16Math)
+constinit const fusedlstm::cuda::Launchers fusedlstm::cuda::kBFloat16Launchers = launchers<BFloat16Math>();

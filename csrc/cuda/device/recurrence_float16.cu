@@ -1,3 +1,3 @@
 #include "launch_recurrence.cuh"
 
-FUSEDLSTM_COMPILE_RECURRENCE(Float16Math)
+constinit const fusedlstm::cuda::Launchers fusedlstm::cuda::kFloat16Launchers = launchers<Float16Math>();

@@ -1,3 +1,3 @@
 #include "launch_recurrence.cuh"
 
-FUSEDLSTM_COMPILE_RECURRENCE(Float32Math)
+constinit const fusedlstm::cuda::Launchers fusedlstm::cuda::kFloat32Launchers = launchers<Float32Math>();

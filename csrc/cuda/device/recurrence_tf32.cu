@@ -1,3 +1,3 @@
 #include "launch_recurrence.cuh"
 
-FUSEDLSTM_COMPILE_RECURRENCE(Tf32Math)
+constinit const fusedlstm::cuda::Launchers fusedlstm::cuda::kTf32Launchers = launchers<Tf32Math>();

@@ -1,6 +1,5 @@
 #include "fallback.h"
 
-#include <algorithm>
 #include <stdexcept>
 
 namespace fusedlstm::cuda {
@@ -48,7 +47,7 @@ void check(cudaError_t error, const char* what) {
 
 Choice Fallback::choose(const Problem& problem, const std::string& request) {
   const std::lock_guard lock(mutex_);
-  return {make_plan(problem, device_, request), !request.empty()};
+  return {plans_.plan(problem, request), !request.empty()};
 }
 
 Fallback::Replacement Fallback::replace(const Choice& refused, const Problem& problem, cudaError_t error) {
@@ -59,10 +58,8 @@ Fallback::Replacement Fallback::replace(const Choice& refused, const Problem& pr
   const RefusedKernel kernel{plan.arithmetic, plan.shape, cluster_size};
 
   const std::lock_guard lock(mutex_);
-  const auto known = std::find(device_.refused.begin(), device_.refused.end(), kernel);
-  const bool is_new = known == device_.refused.end();  // not, if other threads' launches were under way
-  if (is_new) device_.refused.push_back(kernel);
-  Replacement replacement{{make_plan(problem, device_), false}, ""};
+  const bool is_new = plans_.refuse(kernel);  // not, if other threads' launches were under way
+  Replacement replacement{{plans_.plan(problem, ""), false}, ""};
   if (is_new) {
     std::string what =
         "device " + std::to_string(ordinal_) + " refuses the " + kernel_name(plan.arithmetic, plan.shape);
@@ -74,14 +71,7 @@ Fallback::Replacement Fallback::replace(const Choice& refused, const Problem& pr
 
 void Fallback::launched(const Plan& plan) {
   const std::lock_guard lock(mutex_);
-  last_launched_ = {.arithmetic = plan.arithmetic,
-                    .shape = plan.shape,
-                    .ctas_per_tile = plan.ctas_per_tile,
-                    .tiles = plan.tiles,
-                    .members = plan.members,
-                    .smem_bytes = plan.smem_bytes,
-                    .microseconds = plan.microseconds,
-                    .rejected = {}};
+  last_launched_ = plan;
 }
 
 std::string Fallback::last_launched() {

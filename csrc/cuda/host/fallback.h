@@ -7,7 +7,7 @@
 #include <mutex>
 #include <string>
 
-#include "plan.h"
+#include "plan_memo.h"
 
 namespace fusedlstm::cuda {
 
@@ -37,7 +37,7 @@ struct Choice {
 // their place, and STREAM at last, whose launches ask nothing of a device. For any number of threads.
 class Fallback {
  public:
-  Fallback(const Device& device, int ordinal) : device_(device), ordinal_(ordinal) {}
+  Fallback(const Device& device, int ordinal) : plans_(device), ordinal_(ordinal) {}
 
   // The plan to launch. Throws std::invalid_argument like make_plan.
   Choice choose(const Problem& problem, const std::string& request);
@@ -57,7 +57,7 @@ class Fallback {
 
  private:
   std::mutex mutex_;
-  Device device_;
+  PlanMemo plans_;
   Plan last_launched_{};
   const int ordinal_;
 };

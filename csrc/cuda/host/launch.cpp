@@ -11,22 +11,28 @@ int64_t round_up(int64_t bytes) {
   return (bytes + 15) / 16 * 16;
 }
 
-// Calls f for the arithmetic's type.
-template <class F>
-cudaError_t with_math(Arithmetic arithmetic, F f) {
+const Launchers& launchers_of(Arithmetic arithmetic) {
   switch (arithmetic) {
     case Arithmetic::kBFloat16:
-      return f.template operator()<BFloat16Math>();
+      return kBFloat16Launchers;
     case Arithmetic::kFloat16:
-      return f.template operator()<Float16Math>();
+      return kFloat16Launchers;
     case Arithmetic::kTf32:
-      return f.template operator()<Tf32Math>();
+      return kTf32Launchers;
     case Arithmetic::kFloat32:
-      return f.template operator()<Float32Math>();
+      return kFloat32Launchers;
     case Arithmetic::kFloat64:
       break;
   }
-  return cudaErrorInvalidConfiguration;
+  static constexpr Launchers kNone{};
+  return kNone;
+}
+
+template <class Args>
+cudaError_t launch_resident(const ShapeLaunchers<Args>& launchers, const Plan& plan, const Args& args,
+                            cudaStream_t stream) {
+  const auto launch = plan.shape_index < 0 ? nullptr : launchers[static_cast<size_t>(plan.shape_index)];
+  return launch ? launch(plan, args, stream) : cudaErrorInvalidConfiguration;
 }
 
 }  // namespace
@@ -43,11 +49,11 @@ int64_t exchange_bytes(const Plan& plan, const RowStates& rows) {
 }
 
 cudaError_t launch_forward(const Plan& plan, const ForwardArgs& args, cudaStream_t stream) {
-  return with_math(plan.arithmetic, [&]<class Math>() { return launch_forward_with<Math>(plan, args, stream); });
+  return launch_resident(launchers_of(plan.arithmetic).forward, plan, args, stream);
 }
 
 cudaError_t launch_backward(const Plan& plan, const BackwardArgs& args, cudaStream_t stream) {
-  return with_math(plan.arithmetic, [&]<class Math>() { return launch_backward_with<Math>(plan, args, stream); });
+  return launch_resident(launchers_of(plan.arithmetic).backward, plan, args, stream);
 }
 
 }  // namespace fusedlstm::cuda

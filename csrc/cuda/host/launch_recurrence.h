@@ -1,18 +1,21 @@
-// The resident kernels' launchers per arithmetic, each compiled in a file of its own.
+// The resident kernels' launchers, those of each arithmetic compiled in a file of its own.
 #pragma once
+#include <array>
+
+#include "kernel_shapes.h"
 #include "launch.h"
 
 namespace fusedlstm::cuda {
 
-struct BFloat16Math;
-struct Float16Math;
-struct Tf32Math;
-struct Float32Math;
+// In the order of kKernelShapes; null where there is no kernel of that shape for the arithmetic and the pass.
+template <class Args>
+using ShapeLaunchers = std::array<cudaError_t (*)(const Plan&, const Args&, cudaStream_t), kKernelShapes.size()>;
 
-// cudaErrorInvalidConfiguration if no kernel has the plan's shape.
-template <class Math>
-cudaError_t launch_forward_with(const Plan& plan, const ForwardArgs& args, cudaStream_t stream);
-template <class Math>
-cudaError_t launch_backward_with(const Plan& plan, const BackwardArgs& args, cudaStream_t stream);
+struct Launchers {
+  ShapeLaunchers<ForwardArgs> forward;
+  ShapeLaunchers<BackwardArgs> backward;
+};
+
+extern const Launchers kBFloat16Launchers, kFloat16Launchers, kTf32Launchers, kFloat32Launchers;
 
 }  // namespace fusedlstm::cuda

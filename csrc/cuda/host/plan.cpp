@@ -7,12 +7,13 @@
 #include <optional>
 #include <stdexcept>
 
+#include "cost.h"
 #include "kernel_shapes.h"
 
 namespace fusedlstm::cuda {
 namespace {
 
-constexpr std::array kTransports{Transport::kStream, Transport::kLocal, Transport::kCluster, Transport::kGrid};
+constexpr std::array kResident{Transport::kLocal, Transport::kCluster, Transport::kGrid};
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -51,106 +52,76 @@ std::string text(const char* format, auto... values) {
   return buffer.data();
 }
 
-// ---- what fits: the one place that decides, checks and explains ---------------------------------------------------
+// ---- what fits: the one place that decides and checks; plan_misfit explains
+// ---------------------------------------------------
 
-// Why no resident kernel of this transport can run the problem, whatever its shape; empty if one might.
-std::string obstacle(Transport transport, const Problem& p, const Device& d) {
+// Why no resident kernel of this transport can run the problem, whatever its shape.
+Misfit obstacle(Transport transport, const Problem& p, const Device& d) {
   const Arithmetic arithmetic = arithmetic_of(p);
-  if (arithmetic == Arithmetic::kFloat64) return "expected a 16-bit or 32-bit dtype, got float64";
-  if (p.proj_size > 0) return text("expected no projection, got proj_size %lld", static_cast<long long>(p.proj_size));
+  if (arithmetic == Arithmetic::kFloat64) return {Reason::kFloat64};
+  if (p.proj_size > 0) return {Reason::kProjection, {p.proj_size}};
   const int needed = needed_capability(transport, arithmetic);
-  if (d.compute_capability < needed) return text("expected sm_%d or later, got sm_%d", needed, d.compute_capability);
+  if (d.compute_capability < needed) return {Reason::kCapability, {needed, d.compute_capability}};
   if (transport == Transport::kGrid) {
-    if (!d.cooperative_launch) return "expected a device with cooperative launch, got one without";
-    if (p.T < 2) return "expected at least 2 time steps, got 1: there is nothing to exchange";
+    if (!d.cooperative_launch) return {Reason::kNoCooperativeLaunch};
+    if (p.T < 2) return {Reason::kOneStep};
   }
-  return "";
+  return {};
 }
 
-// Why this shape does not fit; empty if it does.
-std::string misfit(const KernelShape& shape, const Problem& p, const Device& d) {
+// Why this shape does not fit.
+Misfit misfit(const KernelShape& shape, const Problem& p, const Device& d) {
   const Arithmetic arithmetic = arithmetic_of(p);
   const int64_t k = product_k(p, arithmetic), capacity = k_capacity(shape, arithmetic);
   const int64_t ctas = ctas_per_tile(shape, p), all = ctas * batch_tiles(shape, p) * p.D;
-  if (k > capacity)
-    return text("expected at most %lld of K on the chip, got %lld (H = %lld)", static_cast<long long>(capacity),
-                static_cast<long long>(k), static_cast<long long>(p.H));
-  if (smem_bytes(shape, arithmetic) > d.smem_bytes)
-    return text("expected at most %lld bytes of shared memory, got %d", static_cast<long long>(d.smem_bytes),
-                smem_bytes(shape, arithmetic));
+  const int units = units_per_cta(shape, arithmetic), bytes = smem_bytes(shape, arithmetic);
+  if (k > capacity) return {Reason::kK, {capacity, k, p.H}};
+  if (bytes > d.smem_bytes) return {Reason::kSharedMemory, {d.smem_bytes, bytes}};
   for (const RefusedKernel& refused : d.refused)
     if (refused.arithmetic == arithmetic && refused.shape == shape &&
         (refused.cluster_size == 0 || refused.cluster_size == ctas))
-      return "expected a kernel that the device launches, got one that it has refused";
+      return {Reason::kRefused};
   switch (shape.transport) {
     case Transport::kLocal:
-      if (ctas > 1)
-        return text("expected at most %d hidden units, got %lld", units_per_cta(shape, arithmetic),
-                    static_cast<long long>(p.H));
+      if (ctas > 1) return {Reason::kUnits, {units, p.H}};
       break;
     case Transport::kCluster:
-      if (ctas < 2) return text("expected at least 2 CTAs of %d units, got 1", units_per_cta(shape, arithmetic));
-      if (ctas > kMaxClusterSize)
-        return text("expected a cluster of at most %d CTAs, got %lld", kMaxClusterSize, static_cast<long long>(ctas));
-      if (resident_clusters(d, ctas) == 0)
-        return text("expected room for clusters of %lld CTAs, got none", static_cast<long long>(ctas));
+      if (ctas < 2) return {Reason::kClusterTooSmall, {units}};
+      if (ctas > kMaxClusterSize) return {Reason::kClusterTooLarge, {kMaxClusterSize, ctas}};
+      if (resident_clusters(d, ctas) == 0) return {Reason::kNoRoomForClusters, {ctas}};
       break;
-    case Transport::kGrid:
-      if (all > d.sm_count)  // all CTAs must run at once, since they wait for each other
-        return text("expected at most %d CTAs, one per SM, got %lld", d.sm_count, static_cast<long long>(all));
+    case Transport::kGrid:  // all CTAs must run at once, since they wait for each other
+      if (all > d.sm_count) return {Reason::kMoreCtasThanSms, {d.sm_count, all}};
       break;
     case Transport::kStream:
       break;
   }
-  return "";
+  return {};
 }
 
 // ---- what it costs ------------------------------------------------------------------------------------------------
 
-// Cycles and rates of one SM, for sm_90. Estimated from published measurements, until tools/gpu_check has measured
-// them; other devices differ by clock, SM count and memory.
-namespace cost {
-constexpr double kMma = 6.5;  // one m16n8k16 (16-bit) or m16n8k8 (TF32), per quarter of the SM
-constexpr double kMmaLatency = 33;
-constexpr double kFfma = 1.25 / 128;  // per multiply-add
-constexpr double kBarrier = 45;
-constexpr double kSharedLoad = 33;
-constexpr double kSharedStore = 30;
-constexpr double kActivationsFast = 130;  // chain of one cell's activations, bfloat16
-constexpr double kActivations = 220;
-constexpr double kPairIssue = 45.0 / 128;  // instructions of one (unit, batch row) pair
-constexpr double kClusterLatency = 350;    // from store_async to the waiters' first load
-constexpr double kClusterBytes = 14;       // per cycle into one SM
-constexpr double kGridLatency = 850;       // from a store to a poll that sees it, through L2
-constexpr double kGridBytes = 20;
-constexpr double kGridRound = 350;  // a round trip to L2 where the data is there already
-constexpr double kSlack = 80;
-constexpr double kLaunchUs = 6;        // launch, and loading the weights
-constexpr double kStreamStepUs = 4.5;  // two launches and what they wait for
-constexpr double kMemsetBytesPerUs = 3e6;
-constexpr double kSharedBytes = 128;  // per cycle
-}  // namespace cost
-
 double resident_microseconds(const KernelShape& shape, const Problem& p, const Device& d) {
+  const Costs& cost = costs_of(d.compute_capability);
   const Arithmetic arithmetic = arithmetic_of(p);
   const int64_t ctas = ctas_per_tile(shape, p);
   const bool ffma = arithmetic == Arithmetic::kFloat32, forward = p.pass == Pass::kForward;
   const double bytes = product_bytes(arithmetic), n = shape.batch_rows(), pairs = units_per_cta(shape, arithmetic) * n;
   const double k = static_cast<double>(shape.chunks()) * 64 / bytes, rows = shape.rows();
   const double mma_k = bytes == 2 ? 16 : 8;
-  const double product = ffma ? rows * k * n * cost::kFfma
-                              : std::max(rows / 16 * k / mma_k * n / 8 * cost::kMma / 4, cost::kMmaLatency * 4);
-  const double pointwise = (arithmetic == Arithmetic::kBFloat16 ? cost::kActivationsFast : cost::kActivations) +
-                           pairs * cost::kPairIssue * (forward ? 1 : 1.3);
+  const double product =
+      ffma ? rows * k * n * cost.ffma : std::max(rows / 16 * k / mma_k * n / 8 * cost.mma / 4, cost.mma_latency * 4);
+  const double pointwise = (arithmetic == Arithmetic::kBFloat16 ? cost.activations_fast : cost.activations) +
+                           pairs * cost.pair_issue * (forward ? 1 : 1.3);
   // The tensor cores wait for weights from shared memory, and those for each other.
-  const double weights = shape.shared_weight_bytes() / cost::kSharedBytes * n / 8;
+  const double weights = shape.shared_weight_bytes() / cost.shared_bytes * n / 8;
   // Sums that the cells take from shared memory, each from so many warps, or CTAs.
   const double sources = shape.sends_sums() ? shape.sources(product_bytes(arithmetic)) : shape.k_splits;
   const double partials = shape.whole_sums() ? 0
-                                             : cost::kSharedStore + cost::kBarrier + cost::kSharedLoad +
-                                                   pairs * shape.sums() * 4 * sources * 2 / cost::kSharedBytes;
-  double cycles = cost::kSlack + cost::kSharedLoad + std::max(product, weights) + cost::kMmaLatency + partials +
-                  pointwise + cost::kSharedStore;
+                                             : cost.shared_store + cost.barrier + cost.shared_load +
+                                                   pairs * shape.sums() * 4 * sources * 2 / cost.shared_bytes;
+  double cycles = cost.slack + cost.shared_load + std::max(product, weights) + cost.mma_latency + partials + pointwise +
+                  cost.shared_store;
 
   const int64_t abreast = members_at_once(shape, p, d);  // the more there are, the less is gained by small tiles
   const int64_t tiles = batch_tiles(shape, p) * p.D * abreast;
@@ -158,19 +129,20 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
       std::min<double>(n, p.B) *
       (shape.sends_sums() ? static_cast<double>(p.H) * 4 : static_cast<double>(product_k(p, arithmetic)) * bytes);
   int64_t resident = d.sm_count;
-  double us = cost::kLaunchUs;
+  double us = cost.launch_us;
   switch (shape.transport) {
     case Transport::kCluster:
-      cycles += cost::kClusterLatency + incoming / cost::kClusterBytes;
+      cycles += cost.cluster_latency + incoming / cost.cluster_bytes;
       resident = resident_clusters(d, ctas);
       break;
     case Transport::kGrid:
-      cycles += cost::kGridLatency + incoming / cost::kGridBytes + (shape.rounds() - 1) * cost::kGridRound;
+      cycles += cost.grid_latency + incoming / cost.grid_bytes + (shape.rounds() - 1) * cost.grid_round;
       resident = tiles;
-      us += static_cast<double>(p.T * p.B * p.D * abreast * product_k(p, arithmetic)) * bytes / cost::kMemsetBytesPerUs;
+      us +=
+          static_cast<double>(p.T * p.B * p.D * abreast * product_k(p, arithmetic)) * bytes / cost.memset_bytes_per_us;
       break;
     default:
-      cycles += cost::kBarrier;
+      cycles += cost.barrier;
       break;
   }
   const double waves = static_cast<double>(ceil_div(tiles, resident));
@@ -181,20 +153,20 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
 }
 
 double stream_microseconds(const Problem& p, const Device& d) {
+  const Costs& cost = costs_of(d.compute_capability);
   const Arithmetic arithmetic = arithmetic_of(p);
   const double bytes = product_bytes(arithmetic), H = static_cast<double>(p.H), B = static_cast<double>(p.B);
   const double outer = p.proj_size > 0 ? static_cast<double>(p.proj_size) : H;
-  // Achieved multiply-adds per cycle and SM.
-  const double rate = arithmetic == Arithmetic::kFloat64   ? 40
-                      : arithmetic == Arithmetic::kFloat32 ? 90
-                      : arithmetic == Arithmetic::kTf32    ? 600
-                                                           : 1200;
+  const double rate = arithmetic == Arithmetic::kFloat64   ? cost.rate_float64
+                      : arithmetic == Arithmetic::kFloat32 ? cost.rate_float32
+                      : arithmetic == Arithmetic::kTf32    ? cost.rate_tf32
+                                                           : cost.rate_16_bit;
   const double weights = 4 * H * outer * bytes / (d.memory_gb_per_s * 1e3);
   const double product = 4 * H * outer * B / (rate * d.sm_count * d.clock_mhz);
   const double pointwise = B * H * (40 + bytes) / (d.memory_gb_per_s * 1e3);
-  const double projection = p.proj_size > 0 ? cost::kStreamStepUs : 0;
+  const double projection = p.proj_size > 0 ? cost.stream_step_us : 0;
   return static_cast<double>(p.T * p.D * p.M) *
-         (std::max(weights, product) + pointwise + projection + cost::kStreamStepUs);
+         (std::max(weights, product) + pointwise + projection + cost.stream_step_us);
 }
 
 // ---- choosing -----------------------------------------------------------------------------------------------------
@@ -209,7 +181,8 @@ Request parse_request(const std::string& request) {
   if (request.empty()) return parsed;
   const size_t colon = request.find(':');
   const std::string name = request.substr(0, colon);
-  for (const Transport transport : kTransports)
+  if (name == transport_name(Transport::kStream)) parsed.transport = Transport::kStream;
+  for (const Transport transport : kResident)
     if (name == transport_name(transport)) parsed.transport = transport;
   int used = 0;
   const bool sized = colon != std::string::npos;
@@ -229,51 +202,59 @@ Request parse_request(const std::string& request) {
 }
 
 Plan stream_plan(const Problem& p, const Device& d) {
-  return Plan{arithmetic_of(p),
-              KernelShape{Transport::kStream, p.pass, 0, 0, 0, 0, 0},
-              0,
-              0,
-              1,
-              0,
-              stream_microseconds(p, d),
-              {}};
+  return {.arithmetic = arithmetic_of(p),
+          .shape_index = -1,
+          .shape = {Transport::kStream, p.pass, 0, 0, 0, 0, 0},
+          .ctas_per_tile = 0,
+          .tiles = 0,
+          .members = 1,
+          .smem_bytes = 0,
+          .microseconds = stream_microseconds(p, d)};
 }
 
-Plan resident_plan(const KernelShape& shape, const Problem& p, const Device& d) {
+Plan resident_plan(int shape_index, const Problem& p, const Device& d) {
+  const KernelShape& shape = kKernelShapes[static_cast<size_t>(shape_index)];
   const Arithmetic arithmetic = arithmetic_of(p);
-  return Plan{arithmetic,
-              shape,
-              static_cast<int>(ctas_per_tile(shape, p)),
-              static_cast<int>(batch_tiles(shape, p)),
-              members_at_once(shape, p, d),
-              smem_bytes(shape, arithmetic),
-              resident_microseconds(shape, p, d),
-              {}};
+  return {.arithmetic = arithmetic,
+          .shape_index = shape_index,
+          .shape = shape,
+          .ctas_per_tile = static_cast<int>(ctas_per_tile(shape, p)),
+          .tiles = static_cast<int>(batch_tiles(shape, p)),
+          .members = members_at_once(shape, p, d),
+          .smem_bytes = smem_bytes(shape, arithmetic),
+          .microseconds = resident_microseconds(shape, p, d)};
 }
 
 // The best plan of one resident transport; else why there is none.
 std::optional<Plan> best_of(Transport transport, const Request& request, const Problem& p, const Device& d,
-                            std::string& why_not) {
+                            Misfit& why_not) {
   std::optional<Plan> best;
+  const Arithmetic arithmetic = arithmetic_of(p);
   why_not = obstacle(transport, p, d);
-  if (!why_not.empty()) return best;
-  why_not = "expected a shape of " + text("%d units x %d rows", request.units, request.batch_rows) +
-            (request.k > 0 ? text(" x %d of K", request.k) : "") + ", got none compiled";
-  for (const KernelShape& shape : kKernelShapes) {
-    if (shape.transport != transport || shape.pass != p.pass || !is_compiled(shape, arithmetic_of(p))) continue;
+  if (why_not.reason != Reason::kNone) return best;
+  why_not = {request.k > 0 ? Reason::kNotCompiledForK : Reason::kNotCompiled,
+             {request.units, request.batch_rows, request.k}};
+  for (int i = 0; i < static_cast<int>(kKernelShapes.size()); ++i) {
+    const KernelShape& shape = kKernelShapes[static_cast<size_t>(i)];
+    if (shape.transport != transport || shape.pass != p.pass || !is_compiled(shape, arithmetic)) continue;
     if (request.units > 0 &&
-        (units_per_cta(shape, arithmetic_of(p)) != request.units || shape.batch_rows() != request.batch_rows))
+        (units_per_cta(shape, arithmetic) != request.units || shape.batch_rows() != request.batch_rows))
       continue;
-    if (request.k > 0 && k_capacity(shape, arithmetic_of(p)) != request.k) continue;
-    const std::string reason = misfit(shape, p, d);
-    if (!reason.empty()) {
-      why_not = reason;  // shapes are listed from small to large: the last reason is that of the largest
+    if (request.k > 0 && k_capacity(shape, arithmetic) != request.k) continue;
+    const Misfit found = misfit(shape, p, d);
+    if (found.reason != Reason::kNone) {
+      why_not = found;  // shapes are listed from small to large: the last reason is that of the largest
       continue;
     }
-    const Plan plan = resident_plan(shape, p, d);
+    const Plan plan = resident_plan(i, p, d);
     if (!best || plan.microseconds < best->microseconds) best = plan;
   }
+  if (best) why_not = {};
   return best;
+}
+
+std::string misfit_text(Transport transport, const Misfit& misfit) {
+  return std::string(transport_name(transport)) + ": " + to_string(misfit);
 }
 
 }  // namespace
@@ -296,21 +277,18 @@ Plan make_plan(const Problem& problem, const Device& device, const std::string& 
   const Request request = parse_request(request_text);
   Plan best = stream_plan(problem, device);
   if (request.transport == Transport::kStream) return best;
-  std::vector<std::string> rejected;
-  std::optional<Plan> forced;
-  for (const Transport transport : {Transport::kLocal, Transport::kCluster, Transport::kGrid}) {
-    if (request.transport && request.transport != transport) continue;
-    std::string why_not;
-    const auto plan = best_of(transport, request, problem, device, why_not);
-    if (!plan) rejected.push_back(std::string(transport_name(transport)) + ": " + why_not);
-    if (plan && plan->microseconds < best.microseconds) best = *plan;
-    if (request.transport) forced = plan;
-  }
   if (request.transport) {
-    if (!forced) throw std::invalid_argument("FUSEDLSTM_PLAN=" + request_text + " does not fit: " + rejected.front());
-    return *forced;
+    Misfit why_not;
+    if (const auto forced = best_of(*request.transport, request, problem, device, why_not)) return *forced;
+    throw std::invalid_argument("FUSEDLSTM_PLAN=" + request_text +
+                                " does not fit: " + misfit_text(*request.transport, why_not));
   }
-  best.rejected = rejected;
+  std::array<Misfit, kTransports> misfits{};
+  for (const Transport transport : kResident) {
+    const auto plan = best_of(transport, request, problem, device, misfits[static_cast<size_t>(transport)]);
+    if (plan && plan->microseconds < best.microseconds) best = *plan;
+  }
+  best.misfits = misfits;
   return best;
 }
 
@@ -353,6 +331,15 @@ std::string to_string(const Plan& plan) {
   return text("%s %s, %d CTAs x %d units, %d tiles of %d rows, %lld bytes of shared memory, estimated %.0f us",
               transport, arithmetic, plan.ctas_per_tile, units_per_cta(plan.shape, plan.arithmetic), plan.tiles,
               plan.shape.batch_rows(), static_cast<long long>(plan.smem_bytes), plan.microseconds);
+}
+
+std::vector<std::string> rejected(const Plan& plan) {
+  std::vector<std::string> reasons;
+  for (const Transport transport : kResident) {
+    const Misfit& misfit = plan.misfits[static_cast<size_t>(transport)];
+    if (misfit.reason != Reason::kNone) reasons.push_back(misfit_text(transport, misfit));
+  }
+  return reasons;
 }
 
 std::string kernel_name(Arithmetic arithmetic, const KernelShape& shape) {

@@ -3,11 +3,13 @@
 //
 // Plain C++: neither torch nor CUDA. Also compiled into the Python module `_core`.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "dtypes.h"
+#include "plan_misfit.h"
 
 namespace fusedlstm::cuda {
 
@@ -18,6 +20,7 @@ enum class Transport : uint8_t {
   kCluster,  // the CTAs of a cluster share W_hh; the state is sent into each other's shared memory (sm_90 and later)
   kGrid,     // up to all SMs share W_hh; the state goes through global memory (cooperative launch)
 };
+inline constexpr int kTransports = 4;
 
 // The arithmetic of the recurrent product. Cell and sums are float for all but kFloat64.
 enum class Arithmetic : uint8_t { kBFloat16, kFloat16, kTf32, kFloat32, kFloat64 };
@@ -32,6 +35,7 @@ struct Problem {
   Dtype dtype;
   bool allow_tf32;
   Pass pass;
+  bool operator==(const Problem&) const = default;
 };
 
 inline constexpr int kMaxClusterSize = 16;
@@ -100,14 +104,14 @@ struct Device {
 
 struct Plan {
   Arithmetic arithmetic;
-  KernelShape shape;    // shape.transport == kStream: the rest is 0
+  int shape_index;      // of kKernelShapes (kernel_shapes.h); -1: STREAM, which has none
+  KernelShape shape;    // that one; STREAM: all of its sizes are 0
   int ctas_per_tile;    // CTAs that together hold W_hh once
   int tiles;            // tiles of the batch, of each direction and member
   int members;          // that one launch runs: all of the ensemble, or 1
   int64_t smem_bytes;   // per CTA
   double microseconds;  // of the whole pass, by the model: an estimate to choose by, never a result
-  // Why the transports that do not fit were not taken, one sentence each.
-  std::vector<std::string> rejected;
+  std::array<Misfit, kTransports> misfits{};  // why a transport was not taken: kNone if it fits, or was not asked
 };
 
 // The cheapest plan that fits, by the model; STREAM always fits. `request` forces the choice, as FUSEDLSTM_PLAN does:
@@ -118,6 +122,9 @@ Plan make_plan(const Problem& problem, const Device& device, const std::string& 
 
 // One line: "grid bfloat16 64 CTAs x 16 units, 2 tiles of 8 rows, 38 KiB shared memory, estimated 612 us".
 std::string to_string(const Plan& plan);
+
+// Why the transports that do not fit were not taken, one sentence each: "cluster: expected sm_90 or later, got sm_80".
+std::vector<std::string> rejected(const Plan& plan);
 
 // A compiled kernel in one line: "bfloat16 forward kernel grid:16x8x1024", where the last word can be a request.
 std::string kernel_name(Arithmetic arithmetic, const KernelShape& shape);
