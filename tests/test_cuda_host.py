@@ -199,16 +199,12 @@ def test_kept_plans_are_bounded():
 
 
 def test_kept_plans_serve_many_threads():
-    planner, threads = fallback(), 4
-    layers = [problem(**BASE | {"T": T}) for T in range(2, 300)]
-    expected = [str(fallback().choose(layer, "").plan) for layer in layers]
-
-    def ask(_):
-        return [str(planner.choose(layer, "").plan) for _ in range(20) for layer in layers]
-
+    planner, threads, most = fallback(), 4, emulator.module().PlanMemo.most
+    layers = [problem(**BASE | {"T": T}) for T in range(2, 2 * most)]  # so that they also forget
+    expected = [str(choice.plan) for choice in fallback().choose_each(layers)]
     with ThreadPoolExecutor(threads) as pool:
-        for found in pool.map(ask, range(threads)):
-            assert found == expected * 20
+        for found in pool.map(planner.choose_each, [layers * 10] * threads):
+            assert [str(choice.plan) for choice in found] == expected * 10
 
 
 # ---- refusals within a call -----------------------------------------------------------------------------------------

@@ -99,7 +99,15 @@ inline void bind_host(py::module_& m) {
       .def(py::init([](const std::string& device, int ordinal) {
         return std::make_unique<Fallback>(known_device(device), ordinal);
       }))
-      .def("choose", &Fallback::choose, py::call_guard<py::gil_scoped_release>())
+      .def("choose", &Fallback::choose)
+      .def(
+          "choose_each",  // beside other Python threads
+          [](Fallback& fallback, const std::vector<Problem>& problems) {
+            std::vector<Choice> choices;
+            for (const Problem& problem : problems) choices.push_back(fallback.choose(problem, ""));
+            return choices;
+          },
+          py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("last_launched", &Fallback::last_launched)
       .def("replace", [](Fallback& fallback, const Choice& refused, const Problem& problem, int error) {
         const auto replacement = fallback.replace(refused, problem, static_cast<cudaError_t>(error));
