@@ -8,8 +8,8 @@ from gpu_visit.agenda import ROOT
 
 def model_constants(rows):
     """Each constant of the model that E1 tells: (name, value in cost.h, measured). Other rows are left alone."""
-    text = (ROOT / "csrc/cuda/host/cost.h").read_text()
-    assumed = {name: float(value) for name, value in re.findall(r"^ +\.(\w+) = ([\d.]+),$", text, re.MULTILINE)}
+    text = re.search(r"Costs kSm90\{(.*?)\};", (ROOT / "csrc/cuda/host/cost.h").read_text(), re.DOTALL)[1]
+    assumed = {name: float(value) for name, value in re.findall(r"\.(\w+) = ([\d.]+),", text)}
     cycles = {row["what"]: row["cycles"] for row in rows if "what" in row and "cycles" in row}
     found = []
     for transport, what in (("cluster", "cluster exchange, GPU full"), ("grid", "grid exchange, sentinel")):
