@@ -165,7 +165,10 @@ struct VectorMath {
       power /= kTimes;
       q = q * r + E::kPolynomial[k] * power;
     }
-    fraction = q * (r * r) + r * T(kTimes);
+    // Not as products: GCC would choose anew in every copy which of two goes into the fused multiply-add.
+    static_assert(kTimes == -1 || kTimes == 2);
+    const V linear = kTimes == -1 ? -r : r + r;
+    fraction = q * (r * r) + linear;
   }
   // Divisions run beside the multiply-adds, and are faster here than an estimate with a Newton step.
   static FUSEDLSTM_INLINE V sigmoid(V x) {
