@@ -110,9 +110,15 @@ double layer_work(const Shape& shape, int64_t row_count, bool training) {
 
 }  // namespace
 
-const Kernels& active_kernels() {
-  const Kernels* forced = forced_kernels;
-  return forced ? *forced : automatic().kernels;
+const LayerKernels& active_kernels(Dtype dtype) {
+  const Kernels *forced = forced_kernels, *active = forced ? forced : &automatic().kernels;
+  const LayerKernels* found = nullptr;
+  for (const Candidate& c : candidates()) {
+    const LayerKernels& layer = c.kernels->layer[int(dtype)];
+    if (layer.forward) found = &layer;
+    if (c.kernels == active) break;
+  }
+  return *found;  // the narrowest set has every dtype
 }
 
 void force(const std::string& isa, const std::string& plan) {

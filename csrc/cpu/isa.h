@@ -10,8 +10,9 @@
 
 namespace fusedlstm::cpu {
 
-// The table in use. Throws std::runtime_error if FUSEDLSTM_CPU_ISA names a set that cannot run here.
-const Kernels& active_kernels();
+// The kernels in use for a dtype: of the instruction set in use, or of the next narrower one that has some of its own.
+// Throws std::runtime_error if FUSEDLSTM_CPU_ISA names a set that cannot run here.
+const LayerKernels& active_kernels(Dtype dtype);
 
 // isa: "baseline", "avx2", "avx512", "avx512_bf16"; plan: "direct" or "packed", then optionally ":rows" or ":units",
 // then optionally ":N": a team dissolves at its Nth meeting, as one does that had to wait too long. Empty strings

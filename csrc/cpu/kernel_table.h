@@ -1,4 +1,5 @@
-// The tables of kernels: one for each instruction set, in it one entry for each dtype.
+// The tables of kernels: one for each instruction set, in it one entry for each dtype; an empty one where the set has
+// no instruction that the next narrower one does not have too.
 #pragma once
 
 #include "division.h"

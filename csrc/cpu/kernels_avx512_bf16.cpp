@@ -2,6 +2,8 @@
 
 namespace fusedlstm::cpu {
 
-const Kernels kAvx512Bf16Kernels = kernels<Avx512Bf16, Dot2Product>("avx512_bf16");
+// Its instructions multiply bfloat16 and nothing else.
+const Kernels kAvx512Bf16Kernels = {"avx512_bf16",
+                                    {{}, {}, layer_kernels<Kit<Avx512Bf16, BFloat16Storage, Dot2Product>>(), {}}};
 
 }  // namespace fusedlstm::cpu

@@ -93,7 +93,7 @@ struct LayerInputs {
     return a;
   }
 
-  const LayerKernels& kernels() const { return active_kernels().layer[int(dtype_of(t.dtype))]; }
+  const LayerKernels& kernels() const { return active_kernels(dtype_of(t.dtype)); }
 };
 
 // Runs all members, or the one layer that there is, in one launch of a team. Members have the same sizes, and null

@@ -144,39 +144,39 @@ class Backward {
     const int64_t here = s < 0 ? rows.end - rows.begin : index.rows_at(t, rows);
     weight_hh.multiply(
         d, panels, from, [&](int64_t r) { return ring.d_gates(d, s + 1, rows.begin + r); },
-        [&](int64_t r, auto& v, int64_t column) { finish_row(v, d, s, t, later, rows.begin + r, r < here, column); });
-    V nothing[kPanelVectors];
+        [&](int64_t r, const acc* d_h, int64_t column) {
+          finish_row(d_h, d, s, t, later, rows.begin + r, r < here, column);
+        });
+    const acc nothing[K::kPanel] = {};
     for (int64_t p = panels.begin; p < panels.end; ++p)
-      for (int64_t r = from; r < here; ++r) {  // these rows' last step: nothing comes back to it
-        for (V& v : nothing) v = V{};
+      for (int64_t r = from; r < here; ++r)  // these rows' last step: nothing comes back to it
         finish_row(nothing, d, s, t, -1, rows.begin + r, true, p * K::kPanel);
-      }
   }
 
-  template <int kVectors>
-  FUSEDLSTM_INLINE void finish_row(V (&d_h)[kVectors], int64_t d, int64_t s, int64_t t, int64_t later, int64_t b,
-                                   bool exists, int64_t column) {
+  // sums: what comes back through W_hh, for one panel of units of one row.
+  void finish_row(const acc* sums, int64_t d, int64_t s, int64_t t, int64_t later, int64_t b, bool exists,
+                  int64_t column) {
     const bool active = s >= 0 && exists && index.active(t, b);
     const bool was_reset = later >= 0 && index.reset(later, b);
-    for (int q = 0; q < kVectors; ++q) {
-      const int64_t u = column + q * K::kLanes;
-      if (u >= recurrent) break;
+    for (int64_t i = 0; i < K::kPanel && column + i < recurrent; i += K::kLanes) {
+      const int64_t u = column + i;
+      V d_h = load<V>(sums + i);
       acc* c = carry + (d * shape.batch + b) * width + u;
       if (was_reset) {  // the step after began from the reset state: nothing flows back to here
-        if (a.d_reset_h) add(d_reset_h + (d * shape.batch + b) * width + u, d_h[q]);
-        d_h[q] = V{};
+        if (a.d_reset_h) add(d_reset_h + (d * shape.batch + b) * width + u, d_h);
+        d_h = V{};
         if (shape.proj == 0) reset_cell(d, b, u);
       }
-      d_h[q] += load<V>(c);
-      store(c, active ? V{} : d_h[q]);
+      d_h += load<V>(c);
+      store(c, active ? V{} : d_h);
       if (s < 0 || !exists) continue;
       const int64_t row = index.row(t, b);
       if (active && a.d_output.data)
-        d_h[q] += K::load(index.template data_row<storage>(a.d_output, t, b) + d * recurrent + u, recurrent - u);
+        d_h += K::load(index.template data_row<storage>(a.d_output, t, b) + d * recurrent + u, recurrent - u);
       if (shape.proj > 0) {
-        K::store_operand(ring.d_y(d, s, b) + u, active ? d_h[q] : V{}, ring.proj_depth - u);
+        K::store_operand(ring.d_y(d, s, b) + u, active ? d_h : V{}, ring.proj_depth - u);
       } else {
-        cell_row(d_h[q], d, s, t, b, row, active, u);
+        cell_row(d_h, d, s, t, b, row, active, u);
       }
     }
     if (was_reset && shape.proj > 0 && column == 0)
@@ -194,10 +194,10 @@ class Backward {
     const int64_t t = index.step(s, d);
     weight_hr.multiply(
         d, panels, index.rows_at(t, rows), [&](int64_t r) { return ring.d_y(d, s, rows.begin + r); },
-        [&](int64_t r, auto& v, int64_t column) {
+        [&](int64_t r, const acc* d_m, int64_t column) {
           const int64_t b = rows.begin + r;
-          for (int64_t u = column, q = 0; u < shape.hidden && q < int64_t(sizeof v / sizeof *v); ++q, u += K::kLanes)
-            cell_row(v[q], d, s, t, b, index.row(t, b), index.active(t, b), u);
+          for (int64_t i = 0; i < K::kPanel && column + i < shape.hidden; i += K::kLanes)
+            cell_row(load<V>(d_m + i), d, s, t, b, index.row(t, b), index.active(t, b), column + i);
         });
   }
 

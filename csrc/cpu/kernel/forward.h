@@ -112,10 +112,8 @@ class Forward {
       const Weights& w = a.weights[i / blocks];
       const int64_t unit = i % blocks * K::kLanes;
       if (!plan.direct && !packs_once()) {
-        for_fold<K>(shape.hidden - unit, [&](auto fold) {
-          pack_block<fold>(panels_x + i * depth_x * K::kPanel, w.ih, shape.input, i);
-          pack_block<fold>(panels_h + i * depth_h * K::kPanel, w.hh, shape.recurrent(), i);
-        });
+        pack_block(panels_x + i * depth_x * K::kPanel, w.ih, shape.input, i);
+        pack_block(panels_h + i * depth_h * K::kPanel, w.hh, shape.recurrent(), i);
       }
       for (int gate = 0; gate < kPanelVectors; ++gate) {
         V sum{};
@@ -136,16 +134,16 @@ class Forward {
   // In a single step each panel is used once: packed right before, it stays in the cache.
   bool packs_once() const { return shape.steps == 1 && row_groups(plan, shape) == 1; }
 
-  template <int kFold>
+  int fold_of(int64_t i) const { return cpu::fold_of<K>(shape.hidden - i % blocks * K::kLanes); }
+
   void pack_block(operand* to, const void* weight, int64_t depth, int64_t i) const {
-    pack_gates<K, kFold>(to, static_cast<const storage*>(weight), shape.hidden, depth, i % blocks * K::kLanes);
+    pack_gates<K>(to, static_cast<const storage*>(weight), shape.hidden, depth, i % blocks * K::kLanes, fold_of(i));
   }
 
   // The panel of block i, ready for use, of a weight whose panels have `padded` depth.
-  template <int kFold>
   const operand* panel_of(operand* panels, const void* weight, int64_t depth, int64_t padded, int64_t i) const {
     if (!packs_once()) return panels + i * padded * K::kPanel;
-    pack_block<kFold>(panels, weight, depth, i);
+    pack_block(panels, weight, depth, i);
     return panels;
   }
 
@@ -215,23 +213,18 @@ class Forward {
     }
     if (plan.direct) return;  // both products are made together, step by step
     for (int64_t i = range.begin; i < range.end; ++i)
-      for_fold<K>(shape.hidden - i % blocks * K::kLanes, [&](auto fold) {
-        input_block<fold>(d, i, pre + (i - range_begin) * chunk_rows * K::kPanel, rows, s0, first_row, total);
-      });
+      input_block(d, i, pre + (i - range_begin) * chunk_rows * K::kPanel, rows, s0, first_row, total);
   }
 
-  template <int kFold>
   void input_block(int64_t d, int64_t i, acc* to, Range rows, int64_t s0, const int64_t* first_row, int64_t total) {
-    constexpr int kVectors = kPanelVectors / kFold;
-    const operand* panel = panel_of<kFold>(panels_x, a.weights[d].ih, shape.input, depth_x, i);
+    const operand* panel = panel_of(panels_x, a.weights[d].ih, shape.input, depth_x, i);
+    const int vectors = kPanelVectors / fold_of(i);
     V b[kPanelVectors];
-    for (int gate = 0; gate < kPanelVectors; ++gate) b[gate] = load<V>(bias + i * K::kPanel + gate * K::kLanes);
-    for (int q = 0; q < kVectors; ++q) b[q] = side_by_side<K, kFold>(b + q * kFold);
+    folded_bias(b, i);
     int64_t s = s0;
-    for_each_tile<K>(total, [&](int64_t q, auto count) FUSEDLSTM_LAMBDA {
-      constexpr int kRows = count;
-      const operand* x[kRows];
-      for (int r = 0; r < kRows; ++r) {
+    for_each_tile<K>(total, [&](int64_t q, int count) FUSEDLSTM_LAMBDA {
+      const operand* x[K::kTileRows];
+      for (int r = 0; r < count; ++r) {
         if constexpr (kInputIsOperand) {
           while (q + r >= first_row[s - s0 + 1]) ++s;
           x[r] = staging() ? staged + (d * chunk_rows + q + r) * depth_x
@@ -240,11 +233,18 @@ class Forward {
           x[r] = staged + (d * chunk_rows + q + r) * depth_x;
         }
       }
-      Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
-      multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, depth_x,
-                                                                         input_stretch(depth_x));
-      for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) store(to + (q + r) * K::kPanel + v * K::kLanes, tile.v[r][v] + b[v]);
+      acc* tile = to + q * K::kPanel;
+      multiply<typename K::Isa, typename K::Product>(tile, K::kPanel, x, panel, depth_x, input_stretch(depth_x), count,
+                                                     vectors);
+      for (int r = 0; r < count; ++r)
+        for (int v = 0; v < vectors; ++v) add(tile + r * K::kPanel + v * K::kLanes, b[v]);
+    });
+  }
+
+  void folded_bias(V (&b)[kPanelVectors], int64_t i) const {
+    for (int gate = 0; gate < kPanelVectors; ++gate) b[gate] = load<V>(bias + i * K::kPanel + gate * K::kLanes);
+    for_fold<K>(fold_of(i), [&](auto fold) {
+      for (int q = 0; q < kPanelVectors / fold; ++q) b[q] = side_by_side<K, fold>(b + q * fold);
     });
   }
 
@@ -260,27 +260,25 @@ class Forward {
     if (plan.direct) {
       direct_block(i, rows, step, unit, pre_block, first_row, count);
     } else {
-      for_fold<K>(shape.hidden - unit, [&](auto fold) { packed_block<fold>(i, rows, step, unit, pre_block, count); });
+      packed_block(i, rows, step, unit, pre_block, count);
     }
     if (shape.proj == 0) states.hold({rows.begin + count, rows.end}, step, unit);
   }
 
   // Tile by tile, with W_hh h in registers.
-  template <int kFold>
   void packed_block(int64_t i, Range rows, Step step, int64_t unit, const acc* pre_block, int64_t count) {
-    const operand* panel = panel_of<kFold>(panels_h, a.weights[step.d].hh, shape.recurrent(), depth_h, i);
+    const operand* panel = panel_of(panels_h, a.weights[step.d].hh, shape.recurrent(), depth_h, i);
     const operand* h_now = states.h_row(step.d, step.s, rows.begin);
-    for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
-      constexpr int kRows = constant, kVectors = kPanelVectors / kFold;
+    const int fold = fold_of(i), vectors = kPanelVectors / fold;
+    for_each_tile<K>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {
       // W_hh h is summed from zero and then added: its rounding errors are in proportion to it, and it is usually much
       // smaller than the input's part.
-      Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
-      const operand* x[kRows];
-      for (int r = 0; r < kRows; ++r) x[r] = h_now + (r0 + r) * states.h_width;
-      multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, depth_h, kForwardStretch);
-      for (int r = 0; r < kRows; ++r)
-        for (int q = 0; q < kVectors; ++q) tile.v[r][q] += load<V>(pre_block + (r0 + r) * K::kPanel + q * K::kLanes);
-      states.template finish_rows<kFold, kRows>(tile.v, step, rows.begin + r0, unit);
+      alignas(64) acc tile[K::kTileRows * K::kPanel];
+      const operand* x[K::kTileRows];
+      for (int r = 0; r < tile_rows; ++r) x[r] = h_now + (r0 + r) * states.h_width;
+      multiply<typename K::Isa, typename K::Product>(tile, K::kPanel, x, panel, depth_h, kForwardStretch, tile_rows,
+                                                     vectors);
+      states.finish_rows(tile, pre_block + r0 * K::kPanel, tile_rows, fold, step, rows.begin + r0, unit);
     });
   }
 
@@ -298,12 +296,8 @@ class Forward {
                     [&](int64_t row, int gate, int64_t u, V sums) FUSEDLSTM_LAMBDA {
                       store_some(to + row * K::kPanel + gate * K::kLanes + u - unit, sums, end - u);
                     });
-    for (int64_t r = 0; r < count; ++r) {
-      V gates[kPanelVectors];
-      for (int gate = 0; gate < kPanelVectors; ++gate)
-        gates[gate] = load<V>(to + r * K::kPanel + gate * K::kLanes) + load<V>(bias + i * K::kPanel + gate * K::kLanes);
-      states.finish_row(gates, step, rows.begin + r, unit);
-    }
+    for (int64_t r = 0; r < count; ++r)
+      states.finish_rows(to + r * K::kPanel, bias + i * K::kPanel, 1, 1, step, rows.begin + r, unit);
   }
 
   // h = W_hr (o * tanh(c)) for one panel of projected features. Panel k beyond `hidden` is zero.
@@ -311,17 +305,15 @@ class Forward {
     const int64_t column = i % project_panels * K::kPanel;
     const operand* from = states.m_row(step.d, rows.begin);
     const int64_t count = index.rows_at(step.t, rows);
-    for_each_tile<K>(count, [&](int64_t r0, auto constant) FUSEDLSTM_LAMBDA {
-      constexpr int kRows = constant;
-      Tile<typename K::Isa, typename K::Product, kRows> tile;
-      const operand* x[kRows];
-      for (int r = 0; r < kRows; ++r) x[r] = from + (r0 + r) * states.units;
-      multiply<typename K::Isa, typename K::Product, kRows>(tile, x, panels_r + i * states.units * K::kPanel,
-                                                            states.units, kForwardStretch);
-      for (int r = 0; r < kRows; ++r) {
-        for (int q = 0; q < kPanelVectors; ++q)
-          states.write_projected(tile.v[r][q], step, rows.begin + r0 + r, column + q * K::kLanes);
-      }
+    for_each_tile<K>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {
+      alignas(64) acc tile[K::kTileRows * K::kPanel];
+      const operand* x[K::kTileRows];
+      for (int r = 0; r < tile_rows; ++r) x[r] = from + (r0 + r) * states.units;
+      multiply<typename K::Isa, typename K::Product>(tile, K::kPanel, x, panels_r + i * states.units * K::kPanel,
+                                                     states.units, kForwardStretch, tile_rows, kPanelVectors);
+      for (int r = 0; r < tile_rows; ++r)
+        for (int q = 0; q < K::kPanel; q += K::kLanes)
+          states.write_projected(load<V>(tile + r * K::kPanel + q), step, rows.begin + r0 + r, column + q);
     });
     for (int q = 0; q < kPanelVectors; ++q) states.hold({rows.begin + count, rows.end}, step, column + q * K::kLanes);
   }

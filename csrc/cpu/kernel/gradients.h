@@ -69,7 +69,7 @@ class Gradients {
                 {{{pointer(a.d_weight_ih[0]), pointer(a.d_weight_hh[0])}, pointer(a.d_bias[0])},
                  {{pointer(a.d_weight_ih[1]), pointer(a.d_weight_hh[1])}, pointer(a.d_bias[1])}},
                 shape.directions, groups, rows),
-        projection(shape.proj, {shape.hidden},
+        projection(shape.proj, {shape.hidden, 0},
                    {{{pointer(a.d_weight_hr[0])}, nullptr}, {{pointer(a.d_weight_hr[1])}, nullptr}}, shape.directions,
                    groups, rows) {}
 
@@ -132,15 +132,15 @@ class Gradients {
   const int64_t gates, recurrent;
   const int64_t groups, rows;  // groups of batch rows in a direction, each with sums of its own; rows of a group
   Transposed<K> weight_ih;
-  Outer<K, 2> weights;     // d_gates by input, and by h before the step
-  Outer<K, 1> projection;  // d_y by o * tanh(c)
+  Outer<K> weights;     // d_gates by input, and by h before the step
+  Outer<K> projection;  // d_y by o * tanh(c)
   // Shared by the team.
   acc* parts;      // d_input of each of two directions, [2][N][I]
   storage* zeros;  // a row of h
 
   struct Rows {
-    typename Outer<K, 2>::Block weights;
-    typename Outer<K, 1>::Block projection;
+    typename Outer<K>::Block weights;
+    typename Outer<K>::Block projection;
     int64_t row[kOuterDepth];
 
     void push(const Gradients& o, int64_t d, int64_t s, int64_t t, int64_t b) {
@@ -182,9 +182,9 @@ class Gradients {
       const int64_t count = all.end - begin < kInputRows ? all.end - begin : kInputRows;
       weight_ih.multiply(
           d, panels, count, [&](int64_t r) { return block.weights.left[begin + r]; },
-          [&](int64_t r, auto& v, int64_t column) {
-            for (int64_t u = column, q = 0; u < shape.input && q < int64_t(sizeof v / sizeof *v); ++q, u += K::kLanes)
-              store_input_gradient(d, block.row[begin + r], u, v[q]);
+          [&](int64_t r, const acc* sums, int64_t column) {
+            for (int64_t i = 0; i < K::kPanel && column + i < shape.input; i += K::kLanes)
+              store_input_gradient(d, block.row[begin + r], column + i, load<V>(sums + i));
           });
     }
   }

@@ -21,13 +21,13 @@ constexpr LayerKernels layer_kernels() {
   };
 }
 
-// BFloat16Product: how bfloat16 is multiplied; every other dtype in the precision it accumulates in.
-template <class Isa, class BFloat16Product = FullProduct<float>>
+// Every dtype, multiplied in the precision that it accumulates in.
+template <class Isa>
 constexpr Kernels kernels(const char* name) {
   return {name,
           {layer_kernels<Kit<Isa, Full<float>, FullProduct<float>>>(),
            layer_kernels<Kit<Isa, Full<double>, FullProduct<double>>>(),
-           layer_kernels<Kit<Isa, BFloat16Storage, BFloat16Product>>(),
+           layer_kernels<Kit<Isa, BFloat16Storage, FullProduct<float>>>(),
            layer_kernels<Kit<Isa, Float16Storage, FullProduct<float>>>()}};
 }
 

@@ -15,13 +15,15 @@ inline constexpr int64_t kOuterDepth = 256;    // rows k of a block, at most
 inline constexpr int64_t kOuterStretch = 32;   // of them, in one running sum: see kForwardStretch
 inline constexpr int64_t kOuterColumns = 240;  // columns n of a block, a multiple of every tile height
 
-template <class K, int kRights>
+template <class K>
 class Outer {
  public:
   using V = typename K::V;
   using acc = typename K::acc;
   using operand = typename K::operand;
   using storage = typename K::storage;
+
+  static constexpr int kRights = 2;  // right matrices, at most
 
   // Where the sums of one direction go: d_weight [columns, width] for each right matrix, d_bias [columns]; null:
   // unasked.
@@ -141,8 +143,8 @@ class Outer {
   void accumulate_columns(const Sums& to, Range range, const Block& block, bool first) const {
     const int64_t count = range.end - range.begin, padded = round_up(block.depth, K::kDepth);
     acc* bias = results[0].d_bias ? to.of[kRights] : nullptr;
-    for_each_tile<K>(count, [&](int64_t n, auto rows) FUSEDLSTM_LAMBDA {
-      pack_tile<rows>(tiles + n * depth, block.left, block.depth, range.begin + n, bias, first);
+    for_each_tile<K>(count, [&](int64_t n, int rows) FUSEDLSTM_LAMBDA {
+      pack_tile(tiles + n * depth, rows, block.left, block.depth, range.begin + n, bias, first);
     });
     // As many panels at a time as one block of full depth has in one: they stay in the innermost cache, and the rows of
     // a sum of few terms are written along.
@@ -152,10 +154,10 @@ class Outer {
       if (!results[0].d_weight[i]) continue;
       for (int64_t p = 0; p < panels_of(i); p += at_once) {
         const Range some{p, p + at_once < panels_of(i) ? p + at_once : panels_of(i)};
-        for_each_tile<K>(count, [&](int64_t n, auto rows) FUSEDLSTM_LAMBDA {
+        for_each_tile<K>(count, [&](int64_t n, int rows) FUSEDLSTM_LAMBDA {
           for (int64_t q = some.begin; q < some.end; ++q)
-            add_tile<rows>(to.of[i] + (range.begin + n) * widths[i], widths[i], q * K::kPanel, tiles + n * depth,
-                           panel + q * depth * K::kPanel, padded, first);
+            add_tile(to.of[i] + (range.begin + n) * widths[i], rows, widths[i], q * K::kPanel, tiles + n * depth,
+                     panel + q * depth * K::kPanel, padded, first);
         });
       }
       panel += panels_of(i) * depth * K::kPanel;
@@ -163,64 +165,51 @@ class Outer {
   }
 
   // to[r][m ..] += sum over k of tile[k][r] * panel[k].
-  template <int kRows>
-  FUSEDLSTM_INLINE void add_tile(acc* to, int64_t width, int64_t m, const operand* tile, const operand* panel,
+  FUSEDLSTM_INLINE void add_tile(acc* to, int rows, int64_t width, int64_t m, const operand* tile, const operand* panel,
                                  int64_t padded, bool first) const {
-    for_panel_width<K>(width - m, [&](auto vectors) FUSEDLSTM_LAMBDA {
-      constexpr int kVectors = vectors;
-      const operand* x[kRows];
-      for (int r = 0; r < kRows; ++r) x[r] = tile + r * K::kDepth;
-      // Blocks are summed from zero and then added up: fewer roundings at the size of the whole sum. Sums of large
-      // weights come from memory; they are on their way while the block is summed.
-      if (!first)
-        for (int r = 0; r < kRows; ++r)
-          for (int q = 0; q < kVectors; ++q) __builtin_prefetch(to + r * width + m + q * K::kLanes, 1);
-      Tile<typename K::Isa, typename K::Product, kRows, kVectors> sum;
-      multiply<typename K::Isa, typename K::Product, kRows, kRows, kVectors>(sum, x, panel, padded, kOuterStretch);
-      // Vectors that are whole go from registers to memory; others by a detour.
-      acc last[kRows * kVectors * K::kLanes], *at = to + m;
-      int64_t ld = width;
-      const bool is_whole = m + kVectors * K::kLanes <= width;
-      if (!is_whole) at = last, ld = kVectors * K::kLanes;
-      for (int r = 0; r < kRows; ++r)
-        for (int q = 0; q < kVectors; ++q) {
-          if (first || !is_whole)
-            cpu::store(at + r * ld + q * K::kLanes, sum.v[r][q]);
-          else
-            cpu::add(at + r * ld + q * K::kLanes, sum.v[r][q]);
-        }
-      if (is_whole) return;
-      for (int r = 0; r < kRows; ++r)
-        for (int64_t i = 0; i < width - m; ++i)
-          to[r * width + m + i] = first ? last[r * ld + i] : to[r * width + m + i] + last[r * ld + i];
-    });
+    const int vectors = vectors_of<K>(width - m);
+    const operand* x[K::kTileRows];
+    for (int r = 0; r < rows; ++r) x[r] = tile + r * K::kDepth;
+    // Blocks are summed from zero and then added up: fewer roundings at the size of the whole sum. Sums of large
+    // weights come from memory; they are on their way while the block is summed.
+    if (!first)
+      for (int r = 0; r < rows; ++r)
+        for (int q = 0; q < vectors; ++q) __builtin_prefetch(to + r * width + m + q * K::kLanes, 1);
+    alignas(64) acc sums[K::kTileRows * K::kPanel];
+    multiply<typename K::Isa, typename K::Product, true>(sums, K::kPanel, x, panel, padded, kOuterStretch, rows,
+                                                         vectors);
+    for (int r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < K::kPanel && m + i < width; i += K::kLanes) {
+        const V sum = load<V>(sums + r * K::kPanel + i);
+        acc* at = to + r * width + m + i;
+        store_some(at, first ? sum : load_some<V>(at, width - m - i) + sum, width - m - i);
+      }
   }
 
   // tile[k][r] (pairs: [k / 2][r][2]) = left[k][n + r], and the sums over k are added to bias[n + r]. Each store is a
   // whole vector whose surplus lanes the next one overwrites; the last surplus lies in the slack after the tiles.
-  template <int kRows>
-  FUSEDLSTM_INLINE void pack_tile(operand* tile, const operand* const* left, int64_t depth, int64_t n, acc* bias,
-                                  bool first) const {
-    constexpr int kVectors = (kRows + K::kLanes - 1) / K::kLanes;
+  FUSEDLSTM_INLINE void pack_tile(operand* tile, int rows, const operand* const* left, int64_t depth, int64_t n,
+                                  acc* bias, bool first) const {
+    constexpr int kVectors = (K::kTileRows + K::kLanes - 1) / K::kLanes;
     V totals[kVectors] = {};
     for (int64_t begin = 0; begin < depth; begin += kOuterStretch) {
       const int64_t end = begin + kOuterStretch < depth ? begin + kOuterStretch : depth;
       V sums[kVectors] = {};
       for (int64_t k = begin; k < end; k += K::kDepth) {
         const bool pair = K::kDepth == 2 && k + 1 < depth;
-        for (int q = 0; q < kVectors; ++q) {
+        for (int q = 0; q < kVectors && q * K::kLanes < rows; ++q) {
           const int64_t at = n + q * K::kLanes;
           const V v = column_vector<K, typename K::OperandStorage>(left[k] + at, pair ? left[k + 1] + at : nullptr,
                                                                    columns - at);
-          cpu::store(tile + k * kRows + q * K::kLanes * K::kDepth, v);
+          cpu::store(tile + k * rows + q * K::kLanes * K::kDepth, v);
           sums[q] += sum_of_depth<K>(v);
         }
       }
       for (int q = 0; q < kVectors; ++q) totals[q] += sums[q];
     }
-    for (int q = 0; q < kVectors && bias; ++q) {
+    for (int q = 0; q < kVectors && q * K::kLanes < rows && bias; ++q) {
       acc* to = bias + n + q * K::kLanes;
-      const int64_t lanes = kRows - q * K::kLanes;
+      const int64_t lanes = rows - q * K::kLanes;
       store_some(to, first ? totals[q] : totals[q] + load_some<V>(to, lanes), lanes);
     }
   }

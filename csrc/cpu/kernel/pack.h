@@ -102,13 +102,17 @@ FUSEDLSTM_INLINE void transpose(typename K::V (&v)[K::kLanes / kBlock]) {
 // The last block of hidden units is *folded* where it has so few that several gates fit into one vector: kFold of them
 // side by side, `lanes / kFold` units each. The block then takes a fraction of the multiply-adds, and as many rows as
 // gates share the vectors of the cell update.
+template <class K>
+constexpr int fold_of(int64_t units) {
+  return units > K::kLanes / 2 ? 1 : K::kLanes < 4 || units > K::kLanes / 4 ? 2 : 4;
+}
+
+// Runs body(fold as a constant).
 template <class K, class Body>
-FUSEDLSTM_INLINE void for_fold(int64_t units, Body body) {
-  if constexpr (K::kLanes >= 4) {
-    if (units <= K::kLanes / 4) return body(std::integral_constant<int, 4>{});
-  }
-  if (units <= K::kLanes / 2) return body(std::integral_constant<int, 2>{});
-  body(std::integral_constant<int, 1>{});
+FUSEDLSTM_INLINE void for_fold(int fold, Body body) {
+  if (fold == 1) return body(std::integral_constant<int, 1>{});
+  if (fold == 2) return body(std::integral_constant<int, 2>{});
+  if constexpr (K::kLanes >= 4) body(std::integral_constant<int, 4>{});
 }
 
 // The first blocks of kFold vectors in one.
@@ -133,18 +137,18 @@ FUSEDLSTM_INLINE void unfold(typename K::V from, typename K::V* to) {
 }
 
 // The forward panel of one block of hidden units: panel[k][gate][lane] = weight[gate * units + unit + lane][k],
-// zero beyond `units` (a padded unit then stays exactly 0) and beyond `depth`. Folded: panel[k][gate / kFold][lane],
-// where gate % kFold is the lane's block.
-template <class K, int kFold>
+// zero beyond `units` (a padded unit then stays exactly 0) and beyond `depth`. Folded: panel[k][gate / fold][lane],
+// where gate % fold is the lane's block.
+template <class K>
 void pack_gates(typename K::operand* panel, const typename K::storage* weight, int64_t units, int64_t depth,
-                int64_t unit) {
-  constexpr int kLanes = K::kLanes, kUnits = kLanes / kFold;
-  const int64_t rows = units - unit < kUnits ? units - unit : kUnits;
-  for (int q = 0; q < kPanelVectors / kFold; ++q) {
-    const typename K::storage* from[kLanes];
-#pragma GCC unroll 16
-    for (int l = 0; l < kLanes; ++l)
-      from[l] = l % kUnits < rows ? weight + ((q * kFold + l / kUnits) * units + unit + l % kUnits) * depth : nullptr;
+                int64_t unit, int fold) {
+  constexpr int kLanes = K::kLanes;
+  const int of_gate = kLanes / fold;
+  for (int q = 0; q < kPanelVectors / fold; ++q) {
+    const typename K::storage* from[kLanes] = {};
+    for (int j = 0; j < fold; ++j)
+      for (int u = 0; u < of_gate && unit + u < units; ++u)
+        from[j * of_gate + u] = weight + ((q * fold + j) * units + unit + u) * depth;
     const auto square = [&](int64_t k, int64_t n) FUSEDLSTM_LAMBDA {
       typename K::V v[kLanes];
 #pragma GCC unroll 16
@@ -189,38 +193,23 @@ FUSEDLSTM_INLINE void to_operands(typename K::operand* to, const typename K::sto
   }
 }
 
-// Runs body(first row, number of rows as a constant) for every tile of `rows` rows.
+// Runs body(first row, number of rows) for every tile of `rows` rows.
 template <class K, class Body>
 FUSEDLSTM_INLINE void for_each_tile(int64_t rows, Body body) {
-  int64_t r = 0;
-  for (; r + K::kTileRows <= rows; r += K::kTileRows) body(r, std::integral_constant<int, K::kTileRows>{});
-  const int64_t rest = rows - r;
-  if constexpr (K::kTileRows == 6) {
-    if (rest == 5) body(r, std::integral_constant<int, 5>{});
-    if (rest == 4) body(r, std::integral_constant<int, 4>{});
-    if (rest == 3) body(r, std::integral_constant<int, 3>{});
-  }
-  if (rest == 2) body(r, std::integral_constant<int, 2>{});
-  if (rest == 1) body(r, std::integral_constant<int, 1>{});
+  for (int64_t r = 0; r < rows; r += K::kTileRows) body(r, int(rows - r < K::kTileRows ? rows - r : K::kTileRows));
 }
 
-// Runs body(number of vectors as a constant) for a panel of which `columns` are wanted.
-template <class K, class Body>
-FUSEDLSTM_INLINE void for_panel_width(int64_t columns, Body body) {
-  if (columns > 2 * K::kLanes) {
-    body(std::integral_constant<int, 4>{});
-  } else if (columns > K::kLanes) {
-    body(std::integral_constant<int, 2>{});
-  } else {
-    body(std::integral_constant<int, 1>{});
-  }
+// Vectors to compute of a panel of which `columns` are wanted.
+template <class K>
+constexpr int vectors_of(int64_t columns) {
+  return columns > 2 * K::kLanes ? 4 : columns > K::kLanes ? 2 : 1;
 }
 
 inline constexpr int64_t kDepthBlock = 1024;  // a panel of it fills a quarter of a usual L2 cache
 
 // One panel of a product:
 //
-//     finish(r, v) with v[q] = sum over k of row_of(r)[k] * panel[k][q]   for r < rows
+//     finish(r, sums) with sums[column] = sum over k of row_of(r)[k] * panel[k][column]   for r < rows
 //
 // A panel is used by all rows block by block of its depth, so that it is read from the cache: panel_of(k, n) gives the
 // `n` elements from k on. Partial sums wait in `scratch`, [rows][kPanel]. `columns` of the panel are wanted: vectors
@@ -229,29 +218,28 @@ template <class K, class RowOf, class PanelOf, class Finish>
 FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int64_t depth, RowOf row_of, PanelOf panel_of,
                                     typename K::acc* scratch, Finish finish) {
   using V = typename K::V;
-  for_panel_width<K>(columns, [&](auto width) FUSEDLSTM_LAMBDA {
-    constexpr int kVectors = width;
-    for (int64_t k = 0; k < depth; k += kDepthBlock) {
-      const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
-      const typename K::operand* panel = panel_of(k, block);
-      for_each_tile<K>(rows, [&](int64_t r0, auto count) FUSEDLSTM_LAMBDA {
-        constexpr int kRows = count;
-        Tile<typename K::Isa, typename K::Product, kRows, kVectors> tile;
-        const typename K::operand* x[kRows];
-        for (int r = 0; r < kRows; ++r) x[r] = row_of(r0 + r) + k;
-        multiply<typename K::Isa, typename K::Product, kRows, 1, kVectors>(tile, x, panel, block, kBackwardStretch);
-        for (int r = 0; r < kRows; ++r) {
-          for (int q = 0; q < kVectors && k > 0; ++q)
-            tile.v[r][q] += load<V>(scratch + (r0 + r) * K::kPanel + q * K::kLanes);
-          if (k + block == depth) {
-            finish(r0 + r, tile.v[r]);
-          } else {
-            for (int q = 0; q < kVectors; ++q) store(scratch + (r0 + r) * K::kPanel + q * K::kLanes, tile.v[r][q]);
-          }
+  const int vectors = vectors_of<K>(columns);
+  for (int64_t k = 0; k < depth; k += kDepthBlock) {
+    const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
+    const typename K::operand* panel = panel_of(k, block);
+    for_each_tile<K>(rows, [&](int64_t r0, int count) FUSEDLSTM_LAMBDA {
+      alignas(64) typename K::acc tile[K::kTileRows * K::kPanel];
+      const typename K::operand* x[K::kTileRows];
+      for (int r = 0; r < count; ++r) x[r] = row_of(r0 + r) + k;
+      multiply<typename K::Isa, typename K::Product>(tile, K::kPanel, x, panel, block, kBackwardStretch, count,
+                                                     vectors);
+      const bool is_last = k + block == depth;
+      for (int r = 0; r < count; ++r) {
+        typename K::acc *sums = tile + r * K::kPanel, *part = scratch + (r0 + r) * K::kPanel;
+        for (int q = 0; q < vectors && block < depth; ++q) {
+          V sum = load<V>(sums + q * K::kLanes);
+          if (k > 0) sum += load<V>(part + q * K::kLanes);
+          store((is_last ? sums : part) + q * K::kLanes, sum);
         }
-      });
-    }
-  });
+        if (is_last) finish(r0 + r, sums);
+      }
+    });
+  }
 }
 
 }  // namespace fusedlstm::cpu

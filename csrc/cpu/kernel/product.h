@@ -65,8 +65,8 @@ inline constexpr int kLanes = Isa::kVectorBytes / int(sizeof(typename Product::a
 template <class Isa, class Product>
 inline constexpr int kPanelWidth = kPanelVectors * kLanes<Isa, Product>;
 
-// kVectors < 4: the last panel of a matrix need not multiply the vectors that lie beyond its columns.
-template <class Isa, class Product, int kRows, int kVectors = kPanelVectors>
+// The sums of a tile while they are made, in registers.
+template <class Isa, class Product, int kRows, int kVectors>
 struct Tile {
   AccVector<Isa, Product> v[kRows][kVectors];
 };
@@ -80,7 +80,7 @@ FUSEDLSTM_INLINE void clear(Tile<Isa, Product, kRows, kVectors>& tile) {
 
 // tile[r] += sum over k of a[r][k * kStride] * panel[k], one running sum an element.
 // Few rows leave too few independent sums to hide the latency of a multiply-add: they take two k at a time.
-template <class Isa, class Product, int kRows, int kStride = 1, int kVectors = kPanelVectors>
+template <class Isa, class Product, int kRows, int kStride, int kVectors>
 FUSEDLSTM_INLINE void multiply_stretch(Tile<Isa, Product, kRows, kVectors>& tile,
                                        const typename Product::operand* const* a,
                                        const typename Product::operand* panel, int64_t depth) {
@@ -135,23 +135,45 @@ constexpr int64_t input_stretch(int64_t depth) {
   return depth < 16 || depth >= 2 * kForwardStretch ? kForwardStretch : round_up((depth + 1) / 2, 2);
 }
 
-// tile[r] = sum over k of a[r][k * kStride] * panel[k]. `depth` counts elements of k, a multiple of kDepth, and so does
-// `longest`, of a stretch.
-template <class Isa, class Product, int kRows, int kStride = 1, int kVectors = kPanelVectors>
-FUSEDLSTM_INLINE void multiply(Tile<Isa, Product, kRows, kVectors>& tile, const typename Product::operand* const* a,
-                               const typename Product::operand* panel, int64_t depth, int64_t longest) {
-  clear(tile);
-  multiply_stretch<Isa, Product, kRows, kStride, kVectors>(tile, a, panel, depth < longest ? depth : longest);
-  for (int64_t k = longest; k < depth; k += longest) {
+// to[r][q] = sum over k of a[r][k * kStride] * panel[k][q]; the rows of `to` are `ld` apart. `depth` counts elements of
+// k, a multiple of kDepth, and so does `longest`, of a stretch. A function of its own, the few copies of which serve
+// every product: inlined they were most of the library. What they leave in memory is still in flight when it is read.
+template <class Isa, class Product, int kRows, int kStride, int kVectors>
+__attribute__((noinline)) void multiply_tile(typename Product::acc* to, int64_t ld,
+                                             const typename Product::operand* const* a,
+                                             const typename Product::operand* panel, int64_t depth, int64_t longest) {
+  using V = AccVector<Isa, Product>;
+  constexpr int kL = kLanes<Isa, Product>;
+  int64_t k = 0;
+  do {  // of no depth too: zeros
     const typename Product::operand* rest[kRows];
     for (int r = 0; r < kRows; ++r) rest[r] = a[r] + k * kStride;
-    Tile<Isa, Product, kRows, kVectors> part;
-    clear(part);
-    multiply_stretch<Isa, Product, kRows, kStride, kVectors>(part, rest, panel + k * kPanelWidth<Isa, Product>,
+    Tile<Isa, Product, kRows, kVectors> tile;
+    clear(tile);
+    multiply_stretch<Isa, Product, kRows, kStride, kVectors>(tile, rest, panel + k * kPanelWidth<Isa, Product>,
                                                              depth - k < longest ? depth - k : longest);
     for (int r = 0; r < kRows; ++r)
-      for (int q = 0; q < kVectors; ++q) tile.v[r][q] += part.v[r][q];
+      for (int q = 0; q < kVectors; ++q) {
+        typename Product::acc* at = to + r * ld + q * kL;
+        store(at, k == 0 ? tile.v[r][q] : load<V>(at) + tile.v[r][q]);
+      }
+    k += longest;
+  } while (k < depth);
+}
+
+// The same for 1 .. kTileRows `rows` and 4, 2 or 1 `vectors`: those of a panel that lie beyond the columns of the
+// matrix need not be multiplied. kInterleaved: element k of all rows lies side by side, as many as there are rows.
+template <class Isa, class Product, bool kInterleaved = false, int kMostRows = Isa::kTileRows>
+void multiply(typename Product::acc* to, int64_t ld, const typename Product::operand* const* a,
+              const typename Product::operand* panel, int64_t depth, int64_t longest, int rows, int vectors) {
+  constexpr int kStride = kInterleaved ? kMostRows : 1;
+  if constexpr (kMostRows > 1) {
+    if (rows < kMostRows)
+      return multiply<Isa, Product, kInterleaved, kMostRows - 1>(to, ld, a, panel, depth, longest, rows, vectors);
   }
+  if (vectors == 4) return multiply_tile<Isa, Product, kMostRows, kStride, 4>(to, ld, a, panel, depth, longest);
+  if (vectors == 2) return multiply_tile<Isa, Product, kMostRows, kStride, 2>(to, ld, a, panel, depth, longest);
+  multiply_tile<Isa, Product, kMostRows, kStride, 1>(to, ld, a, panel, depth, longest);
 }
 
 }  // namespace fusedlstm::cpu

@@ -53,23 +53,15 @@ class States {
     for (int64_t b = rows.begin; b < rows.end; ++b) next_h(step, b, unit, hold_h(step.d, step.s, b, unit));
   }
 
-  // The cell of kRows rows from b on, from the sums of a (folded) block.
-  template <int kFold, int kRows>
-  FUSEDLSTM_INLINE void finish_rows(V (&sums)[kRows][kPanelVectors / kFold], const Step& step, int64_t b,
-                                    int64_t unit) {
-    if constexpr (kFold == 1) {
-      for (int r = 0; r < kRows; ++r) finish_row(sums[r], step, b + r, unit);
-    } else {
-      for (int r = 0; r < kRows; r += kFold)
-        finish_folded<kFold>(sums + r, kRows - r < kFold ? kRows - r : kFold, step, b + r, unit);
-    }
-  }
-
-  FUSEDLSTM_INLINE void finish_row(V (&sums)[kPanelVectors], const Step& step, int64_t b, int64_t unit) {
-    const V c_prev = load<V>(c_row(step.d, b) + unit);
-    const auto y = cell_forward<V, typename K::Math>(sums[0], sums[1], sums[2], sums[3], c_prev);
-    if (a.gates) write_gates(y, step, b, unit);
-    write_states(y.c, y.h, c_prev, step, b, unit);
+  // The cell of `rows` rows from b on of a block with `fold` gates in a vector. Its pre-activations are one + other, of
+  // which each row has kPanel elements.
+  void finish_rows(const acc* one, const acc* other, int rows, int fold, const Step& step, int64_t b, int64_t unit) {
+    for_fold<K>(fold, [&](auto constant) FUSEDLSTM_LAMBDA {
+      constexpr int kFold = constant;
+      for (int r = 0; r < rows; r += kFold)
+        finish_folded<kFold>(one + r * K::kPanel, other + r * K::kPanel, rows - r < kFold ? rows - r : kFold, step,
+                             b + r, unit);
+    });
   }
 
   // One vector of the projected output of a row.
@@ -128,14 +120,17 @@ class States {
   // Up to kFold rows of a folded block: their gates are transposed, block by block, so that a vector holds one gate of
   // all rows.
   template <int kFold>
-  FUSEDLSTM_INLINE void finish_folded(const V (*sums)[kPanelVectors / kFold], int rows, const Step& step, int64_t b,
+  FUSEDLSTM_INLINE void finish_folded(const acc* one, const acc* other, int rows, const Step& step, int64_t b,
                                       int64_t unit) {
     V gates[kPanelVectors], cells[kFold];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int q = 0; q < kPanelVectors / kFold; ++q) {
       V v[kFold];
 #pragma GCC unroll 4
-      for (int j = 0; j < kFold; ++j) v[j] = j < rows ? sums[j][q] : V{};
+      for (int j = 0; j < kFold; ++j) {
+        const int64_t at = j * K::kPanel + q * K::kLanes;
+        v[j] = j < rows ? load<V>(one + at) + load<V>(other + at) : V{};
+      }
       transpose<K, K::kLanes / kFold>(v);
 #pragma GCC unroll 4
       for (int j = 0; j < kFold; ++j) gates[q * kFold + j] = v[j];
@@ -147,18 +142,16 @@ class States {
     V all_c[kFold], all_h[kFold];
     unfold<K, kFold>(y.c, all_c);
     unfold<K, kFold>(y.h, all_h);
-#pragma GCC unroll 4
-    for (int j = 0; j < kFold; ++j)
-      if (j < rows) write_states(all_c[j], all_h[j], cells[j], step, b + j, unit);
-    if (!a.gates) return;
-    V all_i[kFold], all_f[kFold], all_g[kFold], all_o[kFold];
-    unfold<K, kFold>(y.i, all_i);
-    unfold<K, kFold>(y.f, all_f);
-    unfold<K, kFold>(y.g, all_g);
-    unfold<K, kFold>(y.o, all_o);
-#pragma GCC unroll 4
-    for (int j = 0; j < kFold; ++j)
-      if (j < rows) write_gates({all_i[j], all_f[j], all_g[j], all_o[j], all_c[j], all_h[j]}, step, b + j, unit);
+    if (a.gates) {
+      V all_i[kFold], all_f[kFold], all_g[kFold], all_o[kFold];
+      unfold<K, kFold>(y.i, all_i);
+      unfold<K, kFold>(y.f, all_f);
+      unfold<K, kFold>(y.g, all_g);
+      unfold<K, kFold>(y.o, all_o);
+      for (int j = 0; j < rows; ++j)
+        write_gates({all_i[j], all_f[j], all_g[j], all_o[j], all_c[j], all_h[j]}, step, b + j, unit);
+    }
+    for (int j = 0; j < rows; ++j) write_states(all_c[j], all_h[j], cells[j], step, b + j, unit);
   }
 
   acc* c_row(int64_t d, int64_t b) const { return c + (d * shape.batch + b) * units; }

@@ -59,8 +59,8 @@ class Transposed {
       pack(kept + i * padded * K::kPanel, i / panels, i % panels, 0, depth);
   }
 
-  // finish(r, v, column), v[q] = lanes column + q * kLanes .. of x W for row r: for all r < count and the panels of
-  // `range` of direction d. Vectors beyond the columns may be missing in v.
+  // finish(r, sums, column), sums[i] = column + i of x W for row r, as many as a panel has and the matrix: for all
+  // r < count and the panels of `range` of direction d.
   template <class RowOf, class Finish>
   FUSEDLSTM_INLINE void multiply(int64_t d, Range range, int64_t count, RowOf row_of, Finish finish) const {
     if (count == 0) return;
@@ -71,7 +71,7 @@ class Transposed {
       panel_product<K>(
           count, columns - p * K::kPanel, padded, row_of,
           [&](int64_t k, int64_t n) FUSEDLSTM_LAMBDA { return panel_of(d, p, k, n); }, sums,
-          [&](int64_t r, auto& v) FUSEDLSTM_LAMBDA { finish(r, v, p * K::kPanel); });
+          [&](int64_t r, const acc* row) FUSEDLSTM_LAMBDA { finish(r, row, p * K::kPanel); });
   }
 
  private:
@@ -115,11 +115,7 @@ class Transposed {
         for (int64_t i = 0; k > 0 && i < count * ld; i += K::kLanes) add(sums + i, load<V>(part + i));
       }
       for (int64_t r = 0; r < count; ++r)
-        for (int64_t q = p; q < end; ++q) {
-          V v[kPanelVectors];
-          for (int j = 0; j < kPanelVectors; ++j) v[j] = load<V>(sums + r * ld + (q - p) * K::kPanel + j * K::kLanes);
-          finish(r, v, q * K::kPanel);
-        }
+        for (int64_t q = p; q < end; ++q) finish(r, sums + r * ld + (q - p) * K::kPanel, q * K::kPanel);
     }
   }
 
