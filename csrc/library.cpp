@@ -11,12 +11,13 @@
 #include <exception>
 
 #include "call/boxed.h"
+#include "cells/all.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedlstm, m) {
   using namespace fusedlstm;
   try {
-    for (const std::string cell : {"lstm"}) {
-      const std::string arguments = listed<LayerArguments>();
+    for (const NamedCell& named : kCells) {
+      const std::string cell = named.name, arguments = listed<LayerArguments>();
       m.def((cell + "_layer" + arguments + " -> " + listed<LayerResults>()).c_str());
       m.def((cell + "_layer_inference" + arguments + " -> " + listed<InferenceResults>()).c_str());
       m.def((cell + "_layer_backward" + listed<BackwardArguments>() + " -> " + listed<LayerGradients>()).c_str());

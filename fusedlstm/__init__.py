@@ -1,10 +1,21 @@
-"""A drop-in replacement for torch.nn.LSTM with fused CUDA and CPU kernels."""
+"""Drop-in replacements for torch.nn.LSTM, GRU, RNN and their cells with fused CUDA and CPU kernels."""
 
 from fusedlstm import _flops as _flops  # gives the operators their FLOPs
 from fusedlstm import _vmap as _vmap  # gives the operators their rules
 from fusedlstm import functional
 from fusedlstm._version import __version__
 from fusedlstm.convert import convert, revert
-from fusedlstm.modules import FusedLSTM, FusedLSTMCell
+from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 
-__all__ = ["FusedLSTM", "FusedLSTMCell", "__version__", "convert", "functional", "revert"]
+__all__ = [
+    "FusedGRU",
+    "FusedGRUCell",
+    "FusedLSTM",
+    "FusedLSTMCell",
+    "FusedRNN",
+    "FusedRNNCell",
+    "__version__",
+    "convert",
+    "functional",
+    "revert",
+]

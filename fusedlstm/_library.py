@@ -40,7 +40,7 @@ def load() -> None:
     if cuda_inactive_reason() is None:
         torch.ops.load_library(CUDA_LIBRARY)
     elif cuda_inactive_reason().is_a_fault:
-        message = f"fusedlstm uses PyTorch's own LSTM on GPUs: {cuda_inactive_reason()}"
+        message = f"fusedlstm uses PyTorch's own layers on GPUs: {cuda_inactive_reason()}"
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
@@ -109,6 +109,13 @@ def why_no_kernels(device: torch.device) -> Reason | None:
         f"rebuild with TORCH_CUDA_ARCH_LIST={wanted}",
         is_a_fault=True,
     )
+
+
+def why_no_kernels_of(operator, device: torch.device) -> Reason | None:
+    """Why there is no kernel of one operator for tensors on a `device` that has others, or None where there is."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), device.type.upper()):
+        return None
+    return Reason(f"fusedlstm has no {device.type} kernels for {operator.name().removeprefix('fusedlstm::')} yet")
 
 
 def _cuda_obstacle(device: torch.device) -> str:

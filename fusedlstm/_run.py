@@ -46,7 +46,7 @@ def run(
     if reset_state is not None:
         reset_state = _checks.checked_states(reset_state, cell, sizes.name, "reset_state")
     if torch._C._is_any_autocast_enabled():
-        x, hx, weights, reset_state = _autocast(x, hx, weights, reset_state, is_cell)
+        x, hx, weights, reset_state = _autocast(cell, x, hx, weights, reset_state, is_cell)
 
     _, input_size, H, P, L, D, bias = sizes
     shape = x.shape
@@ -84,6 +84,8 @@ def run(
         _checks.refuse(x, hx, weights, sizes, B)
         raise
 
+    if return_saved and cell.saved > cell.gates:  # the gates come first
+        kept[-1] = kept[-1].narrow(-1, 0, cell.gates * H)
     if is_packed:
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         if unsorted_indices is not None:
@@ -226,14 +228,13 @@ def _arranged(tensor, time, is_batched, batch_first):
     return tensor.transpose(time, time + 1) if batch_first else tensor
 
 
-def _autocast(x, hx, weights, reset_state, is_cell):
+def _autocast(cell, x, hx, weights, reset_state, is_cell):
     """Casts as autocast does for PyTorch's layers and cells: all to its dtype, except what is float64."""
     device = x.device.type
     if x.is_meta or not torch.is_autocast_enabled(device):
         return x, hx, weights, reset_state
     dtype = torch.get_autocast_dtype(device)
-    if is_cell and x.is_cpu:
-        # A cell of PyTorch is several operators on the CPU, of which those for the state are not cast but promoted.
+    if x.is_cpu and cell.promotes[is_cell]:
         promoted = torch.promote_types(dtype, (x if hx is None else hx[-1]).dtype)
         dtype = torch.float32 if promoted is torch.float32 else dtype
 

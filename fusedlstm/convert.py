@@ -1,4 +1,4 @@
-"""Swap the LSTMs inside a model for the fused ones, and back."""
+"""Swap the recurrent layers inside a model for the fused ones, and back."""
 
 from __future__ import annotations
 
@@ -11,27 +11,34 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fusedlstm.modules import FusedLSTM, FusedLSTMCell
+from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 
-_FUSED = {nn.LSTM: FusedLSTM, nn.LSTMCell: FusedLSTMCell}
+_FUSED = {
+    nn.LSTM: FusedLSTM,
+    nn.GRU: FusedGRU,
+    nn.RNN: FusedRNN,
+    nn.LSTMCell: FusedLSTMCell,
+    nn.GRUCell: FusedGRUCell,
+    nn.RNNCell: FusedRNNCell,
+}
 _PLAIN = {fused: plain for plain, fused in _FUSED.items()}
 
 
 def convert(model: nn.Module, subclasses: bool = False) -> nn.Module:
-    """Replace every nn.LSTM and nn.LSTMCell inside `model`, in place.
+    """Replace every nn.LSTM, nn.GRU, nn.RNN and their cells inside `model`, in place.
 
     The new modules hold the same Parameter objects (an optimizer made before goes on working),
     buffers, hooks, parametrizations, training flag and other attributes; a module that is used in
     two places stays one. What is left, one UserWarning for each call names, with path, type and reason:
     subclasses, which have code of their own; modules with a forward set on the instance; layers that
-    TorchScript has compiled; nn.GRU, nn.RNN and their cells.
+    TorchScript has compiled.
 
     Args:
-        model: any module; if it is an LSTM itself, the replacement is returned.
+        model: any module; if it is such a layer itself, the replacement is returned.
         subclasses: replace instances of subclasses too. Their new class, Fused<name>, derives from the
-            subclass (isinstance stays true) with FusedLSTM in the place of nn.LSTM: methods stay, and
+            subclass (isinstance stays true) with, say, FusedLSTM in the place of nn.LSTM: methods stay, and
             super().forward runs the fused layer. Still left are subclasses whose own forward does not
-            call super().forward, and those that override a method which FusedLSTM does not call.
+            call super().forward, and those that override a method which the fused class does not call.
 
     Returns:
         `model`, or its replacement.
@@ -46,10 +53,10 @@ def convert(model: nn.Module, subclasses: bool = False) -> nn.Module:
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Undo `convert`: every FusedLSTM and FusedLSTMCell becomes nn.LSTM and nn.LSTMCell again.
+    """Undo `convert`: every fused layer and cell becomes PyTorch's again.
 
     Converted subclasses become themselves again. Left, and named in a warning, are those that were derived from
-    FusedLSTM and FusedLSTMCell.
+    the fused classes.
     """
     return _swap(model, "revert", plain_type)
 

@@ -1,4 +1,4 @@
-"""`lstm` and `lstm_cell` for those who hold the weights themselves.
+"""`lstm`, `gru`, `rnn` and one step of each, for those who hold the weights themselves.
 
 The work around layers is in _run.py; what callers pass is checked by _checks.py.
 """
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
 from fusedlstm._run import run, run_cell
-from fusedlstm.cells import LSTM
+from fusedlstm.cells import CELLS, GRU, LSTM
 
 
 def lstm(
@@ -76,6 +76,73 @@ def lstm(
     )  # fmt: skip
 
 
+def gru(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Sequence[Tensor]],
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    return_gates: bool = False,
+):
+    """Run a stack of GRU layers.
+
+    As `lstm`, but for:
+
+    Args:
+        hx: h_0, [D*L, B, H] (without B for one sequence), or None for zeros; `reset_state` likewise.
+        weights: weight_ih [3H, I], weight_hh [3H, H], bias_ih [3H], bias_hh [3H]. `nn.GRU.all_weights` is such a list.
+        return_gates: also return the activated gates r, z, n of all steps, [D*L, T, B, 3H], without gradient.
+
+    Returns:
+        output, h_n, and what the last argument asks for. The states of all steps are the output.
+    """
+    sizes = _checks.sizes_of(GRU, weights, bidirectional)
+    return run(
+        "gru", input, hx, list(chain.from_iterable(weights)), sizes, batch_first, dropout, training,
+        lengths, reset, reset_state, False, return_gates,
+    )  # fmt: skip
+
+
+def rnn(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Sequence[Tensor]],
+    *,
+    nonlinearity: str = "tanh",
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+):
+    """Run a stack of simple recurrent layers.
+
+    As `lstm`, but for:
+
+    Args:
+        hx: h_0, [D*L, B, H] (without B for one sequence), or None for zeros; `reset_state` likewise.
+        weights: weight_ih [H, I], weight_hh [H, H], bias_ih [H], bias_hh [H]. `nn.RNN.all_weights` is such a list.
+        nonlinearity: "tanh" or "relu".
+
+    Returns:
+        output, h_n. The states of all steps are the output.
+    """
+    cell = _rnn_cell(nonlinearity)
+    sizes = _checks.sizes_of(cell, weights, bidirectional)
+    return run(
+        cell.name, input, hx, list(chain.from_iterable(weights)), sizes, batch_first, dropout, training,
+        lengths, reset, reset_state,
+    )  # fmt: skip
+
+
 def lstm_cell(
     input: Tensor,
     hx: tuple[Tensor, Tensor] | None,
@@ -102,3 +169,50 @@ def lstm_cell(
         c = f.sigmoid() * c + i.sigmoid() * g.tanh();  h = o.sigmoid() * c.tanh()
     """
     return run_cell("lstm", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+) -> Tensor:
+    """Run one step of one GRU layer.
+
+    As `lstm_cell`, with hx and the result h, [B, H] (or [H]), and weights of 3H rows.
+
+    Equivalent to:
+        x_r, x_z, x_n = (input @ weight_ih.T + bias_ih).chunk(3, -1)
+        h_r, h_z, h_n = (h @ weight_hh.T + bias_hh).chunk(3, -1)
+        z, n = (x_z + h_z).sigmoid(), (x_n + (x_r + h_r).sigmoid() * h_n).tanh();  h = n + z * (h - n)
+    """
+    return run_cell("gru", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """Run one step of one simple recurrent layer.
+
+    As `lstm_cell`, with hx and the result h, [B, H] (or [H]), and weights of H rows; nonlinearity "tanh" or "relu".
+
+    Equivalent to:
+        h = (input @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh).tanh()  # or .relu()
+    """
+    return run_cell(_rnn_cell(nonlinearity).name, input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+
+
+def _rnn_cell(nonlinearity):
+    cell = CELLS.get(f"rnn_{nonlinearity}")
+    if cell is None:
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    return cell

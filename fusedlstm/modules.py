@@ -1,23 +1,14 @@
-"""FusedLSTM and FusedLSTMCell: torch.nn.LSTM and torch.nn.LSTMCell with other kernels below."""
+"""The layers and cells of torch.nn with other kernels below: FusedLSTM, FusedGRU, FusedRNN, and a cell for each."""
 
 from __future__ import annotations
 
-import warnings
-
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm import _checks
-from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
-from fusedlstm._run import run, run_cell
-
-# torch.fx.symbolic_trace records calls of these as one node each, as it does for nn.LSTM.
-torch.fx.wrap("run")
-torch.fx.wrap("run_cell")
+from fusedlstm._module import FusedCell, FusedLayer, run_layers, run_step
 
 
-class FusedLSTM(nn.RNNBase):
+class FusedLSTM(FusedLayer):
     """A stack of LSTM layers: drop-in for `torch.nn.LSTM`, and four things more.
 
     Constructor, parameters, state_dict, initial values, inputs and results are those of
@@ -60,71 +51,7 @@ class FusedLSTM(nn.RNNBase):
     ):
         """Run the layers; arguments, results and errors are those of `fusedlstm.functional.lstm`."""
         # torch.onnx.export(dynamo=False) passes the defaults too, by position, and makes tensors of all but None.
-        directions = 2 if self.bidirectional else 1
-        sizes = _checks.Sizes(
-            "lstm", self.input_size, self.hidden_size, self.proj_size, self.num_layers, directions, self.bias
-        )  # fmt: skip
-        weights = _parameters(self, self._flat_weights_names)
-        packing = None
-        if isinstance(input, PackedSequence):
-            # Tracers look into a call's arguments, and fail to rebuild this class from what they find.
-            input, *packing = input
-        return run(
-            "lstm", input, hx, weights, sizes, self.batch_first, self.dropout, self.training,
-            lengths, reset, reset_state, return_cell_states, return_gates, packing=packing,
-        )  # fmt: skip
-
-    def flatten_parameters(self) -> None:
-        """Does nothing: parameters are separate tensors, and are used as they are."""
-
-    # nn.RNNBase keeps a list of its weights, and weak references to them, beside the parameters.
-    # Both go stale, and break deepcopy and swap_tensors; here the list is made when asked for, and what is written
-    # to it is written to the attributes of these names.
-
-    @property
-    def _flat_weights(self) -> _FlatWeights:
-        weights = _FlatWeights([getattr(self, name, None) for name in self._flat_weights_names])
-        weights.module = self
-        return weights
-
-    @_flat_weights.setter
-    def _flat_weights(self, tensors) -> None:
-        names = self._flat_weights_names
-        if len(tensors) != len(names):
-            raise ValueError(f"Expected {len(names)} tensors in _flat_weights, one for each name, got {len(tensors)}")
-        for name, tensor in zip(names, tensors):
-            if tensor is getattr(self, name, None):
-                continue
-            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter) and name in self._parameters:
-                raise TypeError(
-                    f"Expected a Parameter for {name} in _flat_weights, got {type(tensor).__name__}; for a tensor "
-                    f"computed anew for each call: del module.{name}, then module.{name} = tensor"
-                )
-            setattr(self, name, tensor)
-
-    def _init_flat_weights(self) -> None:
-        pass
-
-    def _update_flat_weights(self) -> None:
-        pass
-
-    def __setattr__(self, name: str, value) -> None:
-        if isinstance(value, nn.Module) and name == "_flat_weights":
-            value = [*value]  # nn.Module would keep an nn.ParameterList as a child, which the property hides
-        nn.Module.__setattr__(self, name, value)
-
-    __setstate__ = nn.Module.__setstate__
-    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
-
-    def __getstate__(self):
-        return self.__dict__.copy()
-
-    def __prepare_scriptable__(self) -> nn.LSTM:
-        """What torch.jit.script takes in place of this module."""
-        return _scriptable(self)
-
-    qconfig = Recognized(warn_of_quantization)
-    ft_compute_sample_grad = Recognized(refuse_gradients_by_hooks)
+        return run_layers(self, input, hx, lengths, reset, reset_state, return_cell_states, return_gates)
 
     # Not used here, but by programs that extend nn.LSTM.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
@@ -132,18 +59,67 @@ class FusedLSTM(nn.RNNBase):
     permute_hidden = nn.LSTM.permute_hidden
 
 
-class _FlatWeights(tuple):
-    """The weights of `module` as they are now, None where one is missing. An item is set in the module, not in here."""
+class FusedGRU(FusedLayer):
+    """A stack of GRU layers: drop-in for `torch.nn.GRU`.
 
-    module: FusedLSTM
+    As FusedLSTM is to nn.LSTM: `forward` adds `lengths`, `reset` and `return_gates`. The states of all steps are the
+    output.
 
-    def __setitem__(self, index, value) -> None:
-        weights = list(self.module._flat_weights)
-        weights[index] = value
-        self.module._flat_weights = weights
+    Equivalent to:
+        nn.GRU(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device,
+               dtype=dtype)
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        _refuse_projection(kwargs)
+        super().__init__("GRU", *args, **kwargs)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
+        return_gates: bool | None = None,
+    ):
+        """Run the layers; arguments, results and errors are those of `fusedlstm.functional.gru`."""
+        return run_layers(self, input, hx, lengths, reset, reset_state, None, return_gates)
 
 
-class FusedLSTMCell(nn.RNNCellBase):
+class FusedRNN(FusedLayer):
+    """A stack of simple recurrent layers: drop-in for `torch.nn.RNN`.
+
+    As FusedLSTM is to nn.LSTM: `forward` adds `lengths` and `reset`. The states of all steps are the output.
+
+    Equivalent to:
+        nn.RNN(input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional,
+               device=device, dtype=dtype)
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        _refuse_projection(kwargs)
+        if len(args) > 3:
+            self.nonlinearity, args = args[3], args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
+    ):
+        """Run the layers; arguments, results and errors are those of `fusedlstm.functional.rnn`."""
+        return run_layers(self, input, hx, lengths, reset, reset_state)
+
+
+class FusedLSTMCell(FusedCell):
     """One step of one LSTM layer: drop-in for `torch.nn.LSTMCell`.
 
     Equivalent to:
@@ -155,38 +131,52 @@ class FusedLSTMCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Run one step; arguments, results and errors are those of `functional.lstm_cell`."""
-        return run_cell("lstm", input, hx, *_parameters(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
-
-    def __prepare_scriptable__(self) -> nn.LSTMCell:
-        """What torch.jit.script takes in place of this module."""
-        return _scriptable(self)
-
-    qconfig = Recognized(warn_of_quantization)
-    ft_compute_sample_grad = Recognized(refuse_gradients_by_hooks)
+        return run_step(self, "lstm", input, hx)
 
 
-def _parameters(module: nn.Module, names) -> list[Tensor]:
-    """The module's tensors of these names, read at each call.
+class FusedGRUCell(FusedCell):
+    """One step of one GRU layer: drop-in for `torch.nn.GRUCell`.
 
-    A list kept across calls would miss parametrizations, functional_call and deleted parameters.
-    Most are where nn.Module keeps parameters, which its __getattr__ looks up slowly.
+    Equivalent to:
+        nn.GRUCell(input_size, hidden_size, bias, device, dtype)
     """
-    own = module._parameters
-    return [own[name] if name in own else getattr(module, name) for name in names]
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Run one step; arguments, results and errors are those of `functional.gru_cell`."""
+        return run_step(self, "gru", input, hx)
 
 
-def _scriptable(module: nn.Module) -> nn.Module:
-    """The module as PyTorch's own, with the same parameters: TorchScript compiles nothing else."""
-    from fusedlstm.convert import plain_type, revert
+class FusedRNNCell(FusedCell):
+    """One step of one simple recurrent layer: drop-in for `torch.nn.RNNCell`.
 
-    if isinstance(found := plain_type(module), str):
-        raise NotImplementedError(
-            f"torch.jit.script: Expected a layer that fusedlstm.revert takes, got {type(module).__name__}: {found}"
-        )
-    plain = revert(module)
-    warnings.warn(
-        f"torch.jit.script takes {type(plain).__name__} for {type(module).__name__}, and leaves it in the model that "
-        "holds the layer: fusedlstm.convert(model) afterwards, if the model is still in use",
-        stacklevel=2,
-    )
-    return plain
+    Equivalent to:
+        nn.RNNCell(input_size, hidden_size, bias, nonlinearity, device, dtype)
+    """
+
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Run one step; arguments, results and errors are those of `functional.rnn_cell`."""
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return run_step(self, f"rnn_{self.nonlinearity}", input, hx)
+
+
+def _refuse_projection(kwargs) -> None:
+    if "proj_size" in kwargs:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")

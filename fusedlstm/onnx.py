@@ -1,9 +1,9 @@
-"""What `torch.onnx.export` makes of a layer: one `LSTM` node.
+"""What `torch.onnx.export` makes of a layer: one `LSTM`, `GRU` or `RNN` node.
 
     torch.onnx.export(model, args)
 
 Sizes may be dynamic. `lengths` becomes the node's `sequence_lens`. Needs the packages onnx and onnxscript. With
-dynamo=False, PyTorch's older exporter translates its own LSTM, which _choice.py takes for it instead.
+dynamo=False, PyTorch's older exporter translates its own layers, which _choice.py takes for it instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _INSTEAD = {
     "packed input": "give the layer padded input and lengths=",
     "lengths with dynamo=False": "export with dynamo=True",
     "reset": "export one step, and reset the state from call to call",
-    "cell states and gates of all steps": "export one step, with FusedLSTMCell",
+    "cell states and gates of all steps": "export one step, with the cell of the layer",
     "an ensemble": "export its members one by one",
 }
 
@@ -47,7 +47,8 @@ def layer(cell: Cell, layer: LayerArguments) -> tuple[Tensor, list[Tensor]]:
     )
     T, B, _ = layer.input.shape
     D, _, H = layer.initial[0].shape
-    operator, order = cell.onnx
+    operator, order, attributes = cell.onnx
+    attributes = {name: value * D if isinstance(value, list) else value for name, value in attributes.items()}
 
     def stacked(directions) -> Tensor:
         """All directions in one tensor, and from PyTorch's order of gates to ONNX's."""
@@ -59,7 +60,7 @@ def layer(cell: Cell, layer: LayerArguments) -> tuple[Tensor, list[Tensor]]:
     y, *last = torch.onnx.ops.symbolic_multi_out(
         operator,
         (layer.input, stacked(layer.weight_ih), stacked(layer.weight_hh), biases, sequence_lens, *layer.initial),
-        attrs={"hidden_size": H, "direction": "bidirectional" if D == 2 else "forward"},
+        attrs={"hidden_size": H, "direction": "bidirectional" if D == 2 else "forward", **attributes},
         dtypes=[layer.input.dtype] * (1 + len(cell.states)),
         shapes=[(T, D, B, H), *[(D, B, H)] * len(cell.states)],
     )

@@ -12,11 +12,12 @@ import torch
 
 import fusedlstm
 from fusedlstm import _library
+from fusedlstm.cells import CELLS
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = ROOT / "build/native/objects"
 LIBRARIES = [path for path in (_library.CPU_LIBRARY, _library.CUDA_LIBRARY) if path.is_file()]
-OPERATORS = ("lstm_layer", "lstm_layer_inference", "lstm_layer_backward")
+OPERATORS = [f"{cell}_{kind}" for cell in CELLS for kind in ("layer", "layer_inference", "layer_backward")]
 
 if (ROOT / "_build_backend").is_dir():
     sys.path.append(str(ROOT / "_build_backend"))

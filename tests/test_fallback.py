@@ -42,10 +42,10 @@ def test_layers_are_torch_s(case, without_kernels):
 def test_one_warning_names_the_cause():
     device = torch.device("mps")
     with pytest.warns(RuntimeWarning, match="PyTorch's own layers: .*not for mps"):
-        assert _choice.lacks_kernels(device)
+        assert _choice.lacks_kernels("lstm", device)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _choice.lacks_kernels(device)
+        assert _choice.lacks_kernels("lstm", device)
     x = SimpleNamespace(is_cpu=False, is_meta=False, device=device)
     assert _choice.choose(LSTM, x, [], 4, False, None, None, False) is _choice.TORCH_LAYERS["lstm"]
     wants_states = _choice.choose(LSTM, x, [], 4, True, None, None, False)

@@ -186,7 +186,7 @@ def test_one_warning_names_the_fault(monkeypatch, uncached):
     monkeypatch.setattr(_library, "_operators_are_registered", lambda: False)
     monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
     monkeypatch.setattr(_library, "cuda_inactive_reason", lambda: _library.Reason("the cause", is_a_fault=True))
-    with pytest.warns(RuntimeWarning, match="PyTorch's own LSTM on GPUs: the cause") as caught:
+    with pytest.warns(RuntimeWarning, match="PyTorch's own layers on GPUs: the cause") as caught:
         _library.load()
     assert len(caught) == 1
     monkeypatch.setattr(_library, "cuda_inactive_reason", lambda: _library.Reason("no CUDA here"))

@@ -139,6 +139,7 @@ inline void CheckedLayer::check_weights() {
   check(bias_ih, bias_sizes(), "bias_ih");
   check(bias_hh, bias_sizes(), "bias_hh");
   check(weight_hr, weight_hr_sizes(), "weight_hr");
+  STD_TORCH_CHECK(proj == 0 || cell.projects, "fusedlstm: expected no weight_hr for this cell, got ", weight_hr.size());
 }
 
 inline void CheckedLayer::check_states() {

@@ -14,11 +14,9 @@
 // caller.
 #pragma once
 
-#include "sizes.h"
+#include "cell.h"
 
 namespace fusedlstm {
-
-inline constexpr CellSizes kLstmSizes{.gates = 4, .states = 2, .saved = 4, .carried = 1};
 
 // Activated gates of one time step, and the states they lead to.
 template <class V>
@@ -82,5 +80,37 @@ constexpr CellBackward<V> cell_backward(const CellSlopes<V>& slopes, V d_h, V d_
   y.d_c_prev = d_cell * slopes.c_c_prev;
   return y;
 }
+
+// saved: i, f, g, o. carried: c.
+struct Lstm {
+  static constexpr CellSizes kSizes{.gates = 4,
+                                    .joined = 4,
+                                    .states = 2,
+                                    .saved = 4,
+                                    .carried = 1,
+                                    .takes_h = false,
+                                    .reads_h = false,
+                                    .projects = true};
+
+  template <class Math, class V>
+  constexpr After<V, kSizes> forward(const Sums<V, kSizes>& sums, V, const V (&c)[1]) const {
+    const auto& pre = sums.joined;
+    const auto y = cell_forward<V, Math>(pre[0], pre[1], pre[2], pre[3], c[0]);
+    return {y.h, {y.c}, {y.i, y.f, y.g, y.o}};
+  }
+
+  template <class Math, class V>
+  constexpr CellGradients<V, kSizes> backward(const Known<V, kSizes>& k, V d_h, const V (&d_c)[1]) const {
+    const auto slopes =
+        cell_slopes<V, Math>(k.saved[0], k.saved[1], k.saved[2], k.saved[3], k.carried[0], k.carried_before[0]);
+    const auto z = cell_backward<V>(slopes, d_h, d_c[0]);
+    return {{z.d_i, z.d_f, z.d_g, z.d_o}, {z.d_i, z.d_f, z.d_g, z.d_o}, V{}, {z.d_c_prev}};
+  }
+
+  template <class Math, class V>
+  constexpr V hidden(const V (&saved)[4], const V (&c)[1]) const {
+    return saved[3] * Math::tanh(c[0]);
+  }
+};
 
 }  // namespace fusedlstm

@@ -7,11 +7,16 @@
 namespace fusedlstm {
 
 struct CellSizes {
-  int gates;    // blocks of H rows in weight_ih and weight_hh
-  int states;   // h, and what else goes from step to step
-  int saved;    // values per unit and step that backward needs beside the states, in the dtype of the tensors
-  int carried;  // states beside h that are kept for every step, in the accumulation dtype
+  int gates;      // blocks of H rows in weight_ih and weight_hh
+  int joined;     // the first so many gates take the sum of both parts; of the others the cell takes each apart
+  int states;     // h, and what else goes from step to step
+  int saved;      // values per unit and step that backward needs beside the states, in the dtype of the tensors
+  int carried;    // states beside h that are kept for every step, in the accumulation dtype
+  bool takes_h;   // a step takes h itself, beside its product; backward has a gradient for it
+  bool reads_h;   // backward reads the h that the step made
+  bool projects;  // a layer may have weight_hr
 
+  constexpr int apart() const { return gates - joined; }
   constexpr bool operator==(const CellSizes&) const = default;
 };
 

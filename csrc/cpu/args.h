@@ -1,6 +1,7 @@
 // What the CPU kernels of one layer read and write, as plain structs: no torch, no standard containers.
 //
-// T steps, B batch rows, I input features, H hidden units, P projected features (0: none), R = P or H, D directions.
+// T steps, B batch rows, I input features, H hidden units, P projected features (0: none), R = P or H, D directions;
+// G gates, and what a cell saves and carries: cells/sizes.h.
 // `Storage` is the dtype of the tensors, `acc` float (double for float64). Unless a stride is given, rows are dense.
 #pragma once
 
@@ -9,7 +10,7 @@
 namespace fusedlstm::cpu {
 
 struct Shape {
-  int64_t steps, batch, input, hidden, proj, directions;
+  int64_t steps, batch, input, hidden, proj, directions, gates;
   int64_t recurrent() const { return proj > 0 ? proj : hidden; }
 };
 
@@ -31,10 +32,10 @@ struct RowData {
 };
 
 struct Weights {        // of one direction, storage dtype, contiguous
-  const void* ih;       // [4H, I]
-  const void* hh;       // [4H, R]
-  const void* bias_ih;  // [4H] or null
-  const void* bias_hh;  // [4H] or null
+  const void* ih;       // [GH, I]
+  const void* hh;       // [GH, R]
+  const void* bias_ih;  // [GH] or null
+  const void* bias_hh;  // [GH] or null
   const void* hr;       // [P, H] or null
 };
 
@@ -43,36 +44,40 @@ struct State {       // one row a batch element, unit stride within a row
   int64_t direction, batch;
 };
 
-struct ForwardArgs {
+// Of the cells there are, the most. The first state is h, [D, B, R]; others are [D, B, H].
+inline constexpr int kMaxStates = 2;
+
+// What both passes are told of a layer.
+struct LayerArgs {
   Shape shape;
   Rows rows;
-  RowData input;
-  State h_0, c_0, reset_h, reset_c;
-  Weights weights[2];
-  void* output;       // [N, D * R], storage
-  void* h_n;          // [D, B, R], storage
-  void* c_n;          // [D, B, H], storage
-  void* gates;        // [D, N, 4H], storage, activated; null: inference
-  void* cell_states;  // [D, N, H], acc; null: inference
   int64_t row_count;  // N
+  RowData input;
+  State initial[kMaxStates], reset_state[kMaxStates];
+  Weights weights[2];
+  bool is_relu;  // of the RNN: its activation
 };
 
-struct BackwardArgs {
-  Shape shape;
-  Rows rows;
-  RowData input, d_output;  // d_output.data null: zeros
-  State h_0, c_0, reset_h, reset_c, d_h_n, d_c_n;
-  Weights weights[2];
-  const void* output;         // [N, D * R]
-  const void* gates;          // [D, N, 4H]
-  const void* cell_states;    // [D, N, H], acc
-  const void* d_cell_states;  // [D, N, H], acc, or null
-  int64_t row_count;
+struct ForwardArgs : LayerArgs {
+  void* output;            // [N, D * R], storage
+  void* last[kMaxStates];  // storage
+  void* saved;             // [D, N, saved * H], storage; null: inference
+  void* carried;           // [D, N, carried * H], acc; null: inference
+};
+
+struct BackwardArgs : LayerArgs {
+  RowData d_output;  // data null: zeros
+  State d_last[kMaxStates];
+  const void* output;     // [N, D * R]
+  const void* saved;      // [D, N, saved * H]
+  const void* carried;    // [D, N, carried * H], acc
+  const void* d_carried;  // the same, or null
   // Results, each null where it is not needed; storage dtype, contiguous.
-  void* d_input;                // [N, I]
-  void *d_h_0, *d_c_0;          // [D, B, R], [D, B, H]
-  void *d_reset_h, *d_reset_c;  // the same shapes
-  void *d_weight_ih[2], *d_weight_hh[2], *d_bias[2], *d_weight_hr[2];
+  void* d_input;  // [N, I]
+  void *d_initial[kMaxStates], *d_reset_state[kMaxStates];
+  void *d_weight_ih[2], *d_weight_hh[2], *d_weight_hr[2];
+  // Where both parts of all gates have the same gradient, only the first is written: the other one equals it.
+  void *d_bias_ih[2], *d_bias_hh[2];
 };
 
 }  // namespace fusedlstm::cpu

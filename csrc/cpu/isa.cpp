@@ -102,19 +102,19 @@ constexpr double kCacheBytes = 768 << 10;
 constexpr int64_t kDirectPasses = 2, kDirectPassesLarge = 8;
 
 // Multiply-adds of a call.
-double layer_work(const Shape& shape, int64_t row_count, bool training) {
+double layer_work(const Shape& shape, int64_t row_count, bool is_backward) {
   const double per_row =
-      4.0 * double(shape.hidden) * double(shape.input + shape.recurrent()) * double(shape.directions);
-  return per_row * double(row_count) * (training ? 3 : 1);
+      double(shape.gates * shape.hidden) * double(shape.input + shape.recurrent()) * double(shape.directions);
+  return per_row * double(row_count) * (is_backward ? 3 : 1);
 }
 
 }  // namespace
 
-const LayerKernels& active_kernels(Dtype dtype) {
+const LayerKernels& active_kernels(CellKind cell, Dtype dtype) {
   const Kernels *forced = forced_kernels, *active = forced ? forced : &automatic().kernels;
   const LayerKernels* found = nullptr;
   for (const Candidate& c : candidates()) {
-    const LayerKernels& layer = c.kernels->layer[int(dtype)];
+    const LayerKernels& layer = c.kernels->dtype[int(dtype)].cell[int(cell)];
     if (layer.forward) found = &layer;
     if (c.kernels == active) break;
   }
@@ -134,11 +134,11 @@ void force(const std::string& isa, const std::string& plan) {
   throw std::runtime_error("fusedlstm: expected a CPU plan direct or packed, with :rows or :units, got '" + plan + "'");
 }
 
-Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threads) {
+Plan choose_plan(const Shape& shape, int64_t row_count, bool is_backward, int threads) {
   const double step_work =
-      4.0 * double(shape.hidden) * double(shape.recurrent()) * double(shape.batch * shape.directions);
-  const double weight_bytes = 16.0 * double(shape.hidden) * double(shape.recurrent());
-  const double work = layer_work(shape, row_count, training);
+      double(shape.gates * shape.hidden) * double(shape.recurrent()) * double(shape.batch * shape.directions);
+  const double weight_bytes = double(shape.gates * shape.hidden) * double(shape.recurrent()) * 4;  // of float32
+  const double work = layer_work(shape, row_count, is_backward);
   const bool cached = weight_bytes <= kCacheBytes;
   const int64_t passes = shape.steps * ((shape.batch + 3) / 4);
   Plan plan{passes <= (cached ? kDirectPasses : kDirectPassesLarge), Split::kRows, 1};
@@ -160,12 +160,13 @@ Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threa
   return plan;
 }
 
-EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, bool training, int threads) {
-  const bool is_enough = double(members) * layer_work(shape, row_count, training) >= kTeamWork;
+EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, bool is_backward,
+                                  int threads) {
+  const bool is_enough = double(members) * layer_work(shape, row_count, is_backward) >= kTeamWork;
   if (!forced_plan.load()->split) threads = is_enough ? std::min(threads, usable_cpus()) : 1;
-  const Plan of_team = choose_plan(shape, row_count, training, threads);
+  const Plan of_team = choose_plan(shape, row_count, is_backward, threads);
   if (members == 1) return {of_team.threads, 0, {}, of_team, forced_last_meeting};
-  const Plan of_thread = choose_plan(shape, row_count, training, 1);
+  const Plan of_thread = choose_plan(shape, row_count, is_backward, 1);
   if (of_team.threads == threads)
     return {threads, members / threads * threads, of_thread, of_team, forced_last_meeting};
   return {members < threads ? int(members) : threads, members, of_thread, {}};

@@ -10,9 +10,9 @@
 
 namespace fusedlstm::cpu {
 
-// The kernels in use for a dtype: of the instruction set in use, or of the next narrower one that has some of its own.
-// Throws std::runtime_error if FUSEDLSTM_CPU_ISA names a set that cannot run here.
-const LayerKernels& active_kernels(Dtype dtype);
+// The kernels in use for a cell and a dtype: of the instruction set in use, or of the next narrower one that has some
+// of its own. Throws std::runtime_error if FUSEDLSTM_CPU_ISA names a set that cannot run here.
+const LayerKernels& active_kernels(CellKind cell, Dtype dtype);
 
 // isa: "baseline", "avx2", "avx512", "avx512_bf16"; plan: "direct" or "packed", then optionally ":rows" or ":units",
 // then optionally ":N": a team dissolves at its Nth meeting, as one does that had to wait too long. Empty strings
@@ -20,7 +20,7 @@ const LayerKernels& active_kernels(Dtype dtype);
 void force(const std::string& isa, const std::string& plan);
 
 // How a layer runs: how many threads, and what they divide.
-Plan choose_plan(const Shape& shape, int64_t row_count, bool training, int threads);
+Plan choose_plan(const Shape& shape, int64_t row_count, bool is_backward, int threads);
 
 // How the members of an ensemble run in one launch of `threads`: the first `alone` of them by one thread each, the
 // others one after another by all threads.
@@ -30,7 +30,8 @@ struct EnsemblePlan {
   Plan of_thread, of_team;
   int last_meeting = 0;  // where the team dissolves; 0: where it has to
 };
-EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, bool training, int threads);
+EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, bool is_backward,
+                                  int threads);
 
 // JSON: {"isa": ..., "reason": ..., "available": [...], "plan": ..., "threads": ...}.
 std::string describe();

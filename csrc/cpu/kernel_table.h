@@ -2,6 +2,7 @@
 // no instruction that the next narrower one does not have too.
 #pragma once
 
+#include "cells/all.h"
 #include "division.h"
 #include "dtypes.h"
 
@@ -14,9 +15,14 @@ struct LayerKernels {
   void (*backward)(const BackwardArgs&, const Plan&, Share&, char* workspace);
 };
 
+// By CellKind.
+struct DtypeKernels {
+  LayerKernels cell[kCellKinds];
+};
+
 struct Kernels {
   const char* isa;
-  LayerKernels layer[kDtypes];
+  DtypeKernels dtype[kDtypes];
 };
 
 // One table per instruction set, each defined in kernels_<isa>.cpp; the chooser (isa.h) picks one.

@@ -4,6 +4,6 @@ namespace fusedlstm::cpu {
 
 // Its instructions multiply bfloat16 and nothing else.
 const Kernels kAvx512Bf16Kernels = {"avx512_bf16",
-                                    {{}, {}, layer_kernels<Kit<Avx512Bf16, BFloat16Storage, Dot2Product>>(), {}}};
+                                    {{}, {}, dtype_kernels<Kit<Avx512Bf16, BFloat16Storage, Dot2Product>>(), {}}};
 
 }  // namespace fusedlstm::cpu

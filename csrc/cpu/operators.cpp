@@ -5,7 +5,7 @@
 
 #include "call/boxed.h"
 #include "call/results.h"
-#include "cells/lstm.h"
+#include "cells/all.h"
 #include "isa.h"
 #include "team.h"
 
@@ -27,10 +27,11 @@ Dtype dtype_of(ScalarType dtype) {
 
 // What forward and backward kernels are told alike; owns the row tables that the structs point to.
 struct LayerInputs {
+  const NamedCell& cell;
   const CheckedLayer t;
   std::vector<int64_t> offsets, lengths;
 
-  explicit LayerInputs(LayerArguments& arguments) : t(std::move(arguments), kLstmSizes) {
+  LayerInputs(const NamedCell& cell, LayerArguments& arguments) : cell(cell), t(std::move(arguments), cell.sizes) {
     if (t.batch_sizes) {
       const auto* sizes = t.batch_sizes->const_data_ptr<int64_t>();
       offsets.assign(1, 0);
@@ -60,9 +61,6 @@ struct LayerInputs {
     return {part(s, member), s.stride(t.lead), s.stride(t.lead + 1)};
   }
   State state(const OptionalTensor& s, int64_t member) const { return s ? state(*s, member) : State{}; }
-  State state(const Tensors& states, size_t index, int64_t member) const {
-    return states.empty() ? State{} : state(states[index], member);
-  }
 
   RowData rows_of(const Tensor& x, int64_t member) const {
     if (t.batch_sizes) return {part(x, member), 0, x.stride(t.lead)};
@@ -73,7 +71,7 @@ struct LayerInputs {
   template <class Args>
   Args arguments(int64_t member) const {
     Args a{};
-    a.shape = {t.steps, t.batch, t.features, t.hidden, t.proj, t.directions};
+    a.shape = {t.steps, t.batch, t.features, t.hidden, t.proj, t.directions, cell.sizes.gates};
     a.row_count = t.rows;
     a.rows.offsets = t.batch_sizes ? offsets.data() : nullptr;
     a.rows.lengths = t.batch_sizes ? lengths.data()
@@ -83,17 +81,18 @@ struct LayerInputs {
     a.rows.reset_step = t.reset ? t.reset->stride(t.lead) : 0;
     a.rows.reset_batch = t.reset ? t.reset->stride(t.lead + 1) : 0;
     a.input = rows_of(t.input, member);
-    a.h_0 = state(t.initial, 0, member);
-    a.c_0 = state(t.initial, 1, member);
-    a.reset_h = state(t.reset_state, 0, member);
-    a.reset_c = state(t.reset_state, 1, member);
+    for (size_t i = 0; i < t.initial.size(); ++i) {
+      a.initial[i] = state(t.initial[i], member);
+      if (!t.reset_state.empty()) a.reset_state[i] = state(t.reset_state[i], member);
+    }
+    a.is_relu = cell.is_relu;
     for (size_t d = 0; d < t.weight_ih.size(); ++d)
       a.weights[d] = {part(t.weight_ih, d, member), part(t.weight_hh, d, member), part(t.bias_ih, d, member),
                       part(t.bias_hh, d, member), part(t.weight_hr, d, member)};
     return a;
   }
 
-  const LayerKernels& kernels() const { return active_kernels(dtype_of(t.dtype)); }
+  const LayerKernels& kernels() const { return active_kernels(cell.kind, dtype_of(t.dtype)); }
 };
 
 // Runs all members, or the one layer that there is, in one launch of a team. Members have the same sizes, and null
@@ -128,8 +127,8 @@ void run_members(const std::vector<Args>& members, bool is_backward, int64_t (*b
       &call);
 }
 
-LayerResults forward(LayerArguments& arguments, bool is_training) {
-  const LayerInputs in(arguments);
+LayerResults forward(const NamedCell& cell, LayerArguments& arguments, bool is_training) {
+  const LayerInputs in(cell, arguments);
   const CheckedLayer& t = in.t;
   LayerResults r = new_results(t, is_training, false);
   std::vector<ForwardArgs> members;
@@ -137,71 +136,84 @@ LayerResults forward(LayerArguments& arguments, bool is_training) {
   for (int64_t m = 0; m < t.members; ++m) {
     ForwardArgs& a = members.emplace_back(in.arguments<ForwardArgs>(m));
     a.output = in.part(r.output, m);
-    a.h_n = in.part(r.last, 0, m);
-    a.c_n = in.part(r.last, 1, m);
-    a.gates = is_training ? in.part(r.saved, m) : nullptr;
-    a.cell_states = is_training ? in.part(r.carried, m) : nullptr;
+    for (size_t i = 0; i < r.last.size(); ++i) a.last[i] = in.part(r.last[i], m);
+    a.saved = is_training ? in.part(r.saved, m) : nullptr;
+    a.carried = is_training ? in.part(r.carried, m) : nullptr;
   }
   run_members(members, false, in.kernels().forward_bytes, in.kernels().forward);
   return r;
 }
 
+template <int kCell>
 LayerResults layer(LayerArguments& arguments) {
-  return forward(arguments, true);
+  return forward(kCells[kCell], arguments, true);
 }
 
+template <int kCell>
 InferenceResults layer_inference(LayerArguments& arguments) {
-  LayerResults r = forward(arguments, false);
+  LayerResults r = forward(kCells[kCell], arguments, false);
   return {std::move(r.output), std::move(r.last)};
 }
 
+template <int kCell>
 LayerGradients layer_backward(BackwardArguments& arguments) {
-  const LayerInputs in(arguments.layer);
+  const LayerInputs in(kCells[kCell], arguments.layer);
   const CheckedLayer& t = in.t;
   const CheckedIncoming incoming(arguments, t);
   LayerGradients g = new_gradients(t, arguments.needs);
-  // The two biases enter as a sum: their gradients are equal, but must not share memory.
+  // Where no gate is apart, the two biases enter as a sum: their gradients are equal, but must not share memory.
   const auto& needs = arguments.needs;
   const bool has_bias_ih = needs[kBiasIh] && !t.bias_ih.empty(), has_bias_hh = needs[kBiasHh] && !t.bias_hh.empty();
-  const Tensors& d_bias = has_bias_ih ? g.bias_ih : g.bias_hh;
+  const bool is_joined = t.cell.apart() == 0;
+  const Tensors& d_bias_ih = has_bias_ih || !is_joined ? g.bias_ih : g.bias_hh;
 
   std::vector<BackwardArgs> members;
   members.reserve(size_t(t.members));
   for (int64_t m = 0; m < t.members; ++m) {
     BackwardArgs& a = members.emplace_back(in.arguments<BackwardArgs>(m));
     if (incoming.d_output) a.d_output = in.rows_of(*incoming.d_output, m);
-    a.d_h_n = in.state(incoming.d_last[0], m);
-    a.d_c_n = in.state(incoming.d_last[1], m);
+    for (size_t i = 0; i < t.initial.size(); ++i) {
+      a.d_last[i] = in.state(incoming.d_last[i], m);
+      a.d_initial[i] = in.part(g.initial[i], m);
+      a.d_reset_state[i] = in.part(g.reset_state, i, m);
+    }
     a.output = in.part(incoming.output, m);
-    a.gates = in.part(incoming.saved, m);
-    a.cell_states = in.part(incoming.carried, m);
-    a.d_cell_states = incoming.d_carried ? in.part(*incoming.d_carried, m) : nullptr;
+    a.saved = in.part(incoming.saved, m);
+    a.carried = in.part(incoming.carried, m);
+    a.d_carried = incoming.d_carried ? in.part(*incoming.d_carried, m) : nullptr;
     a.d_input = in.part(g.input, m);
-    a.d_h_0 = in.part(g.initial, 0, m);
-    a.d_c_0 = in.part(g.initial, 1, m);
-    a.d_reset_h = in.part(g.reset_state, 0, m);
-    a.d_reset_c = in.part(g.reset_state, 1, m);
     for (size_t d = 0; d < size_t(t.directions); ++d) {
       a.d_weight_ih[d] = in.part(g.weight_ih, d, m);
       a.d_weight_hh[d] = in.part(g.weight_hh, d, m);
-      a.d_bias[d] = in.part(d_bias, d, m);
+      a.d_bias_ih[d] = in.part(d_bias_ih, d, m);
+      a.d_bias_hh[d] = is_joined ? nullptr : in.part(g.bias_hh, d, m);
       a.d_weight_hr[d] = in.part(g.weight_hr, d, m);
     }
   }
   run_members(members, true, in.kernels().backward_bytes, in.kernels().backward);
-  if (has_bias_ih && has_bias_hh)
+  if (is_joined && has_bias_ih && has_bias_hh)
     for (size_t d = 0; d < size_t(t.directions); ++d)
       std::memcpy(g.bias_hh[d].data_ptr(), g.bias_ih[d].data_ptr(),
                   size_t(g.bias_ih[d].numel() * g.bias_ih[d].element_size()));
   return g;
 }
 
+// The operators of a cell, and of those after it.
+template <int kCell = 0>
+void implement(torch::stable::detail::StableLibrary& m) {
+  if constexpr (kCell < int(std::size(kCells))) {
+    const std::string name = kCells[kCell].name;
+    m.impl((name + "_layer").c_str(), boxed<LayerResults, LayerArguments, layer<kCell>>);
+    m.impl((name + "_layer_inference").c_str(), boxed<InferenceResults, LayerArguments, layer_inference<kCell>>);
+    m.impl((name + "_layer_backward").c_str(), boxed<LayerGradients, BackwardArguments, layer_backward<kCell>>);
+    implement<kCell + 1>(m);
+  }
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CPU, m) {
-  m.impl("lstm_layer", boxed<LayerResults, LayerArguments, layer>);
-  m.impl("lstm_layer_inference", boxed<InferenceResults, LayerArguments, layer_inference>);
-  m.impl("lstm_layer_backward", boxed<LayerGradients, BackwardArguments, layer_backward>);
+  implement(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CompositeExplicitAutograd, m) {

@@ -7,8 +7,10 @@ reference, operators and their derivatives) asks for its description by name.
 from __future__ import annotations
 
 from fusedlstm.cells.cell import Cell
+from fusedlstm.cells.gru import GRU
 from fusedlstm.cells.lstm import LSTM
+from fusedlstm.cells.rnn import RNN_RELU, RNN_TANH
 
-CELLS: dict[str, Cell] = {cell.name: cell for cell in (LSTM,)}
+CELLS: dict[str, Cell] = {cell.name: cell for cell in (LSTM, GRU, RNN_TANH, RNN_RELU)}
 
-__all__ = ["CELLS", "LSTM", "Cell"]
+__all__ = ["CELLS", "GRU", "LSTM", "RNN_RELU", "RNN_TANH", "Cell"]

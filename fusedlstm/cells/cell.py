@@ -24,7 +24,10 @@ class Cell(NamedTuple):
         layer, cell: the classes of torch.nn.
         run_layer: PyTorch's own layer of one level, with the arguments of torch._VF.lstm and its likes.
         has_projection: whether a layer can have one.
-        onnx: the ONNX operator, and where the gates of its weights are among PyTorch's.
+        promotes: whether PyTorch's layer and PyTorch's cell, on the CPU several operators of which autocast casts some,
+            return the dtype of their state there, rather than autocast's.
+        onnx: the ONNX operator, where the gates of its weights are among PyTorch's, and attributes; of those that are
+            lists ONNX has one item for each direction.
     """
 
     name: str
@@ -37,4 +40,5 @@ class Cell(NamedTuple):
     cell: type[nn.RNNCellBase]
     run_layer: Callable
     has_projection: bool
-    onnx: tuple[str, tuple[int, ...]]
+    promotes: tuple[bool, bool]
+    onnx: tuple[str, tuple[int, ...], dict]

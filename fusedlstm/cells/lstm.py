@@ -26,5 +26,6 @@ LSTM = Cell(
     cell=nn.LSTMCell,
     run_layer=_VF.lstm,
     has_projection=True,
-    onnx=("LSTM", (0, 3, 1, 2)),
+    promotes=(False, True),
+    onnx=("LSTM", (0, 3, 1, 2), {}),
 )

@@ -6,35 +6,37 @@
 // the next tile and the material of the products for the input and the weights (gradients.h), which follow while the
 // chunk is in the cache.
 //
-// `carry` is the gradient of h that skips steps: d_h_n until a row's last step, and through rows that do not run.
+// `carry` is the gradient of h that skips products: that of the last h until a row's last step, through rows that do
+// not run, and what a cell that takes h itself has for it.
 #pragma once
 
-#include "cells/lstm.h"
+#include "cells/cell.h"
 #include "gradients.h"
 
 namespace fusedlstm::cpu {
 
-template <class K>
+template <class K, class Cell>
 class Backward {
  public:
   using V = typename K::V;
   using acc = typename K::acc;
   using operand = typename K::operand;
   using storage = typename K::storage;
+  static constexpr CellSizes kSizes = Cell::kSizes;
 
-  Backward(const BackwardArgs& args, const Plan& plan)
+  Backward(const BackwardArgs& args, const Cell& cell, const Plan& plan)
       : a(args),
+        cell(cell),
         shape(args.shape),
         plan(plan),
         index(args.shape, args.rows),
-        gates(4 * shape.hidden),
         recurrent(shape.recurrent()),
         width(round_up(recurrent, K::kPanel)),
         units(round_up(shape.hidden, K::kPanel)),
-        weight_hh(shape.directions, gates, recurrent, rows_of_group(plan, shape), reading()),
+        weight_hh(shape.directions, kSizes.gates * shape.hidden, recurrent, rows_of_group(plan, shape), reading()),
         weight_hr(shape.directions, shape.proj, shape.hidden, rows_of_group(plan, shape), reading()),
         chunk(chunk_steps()),
-        ring(shape, chunk + 1, round_up(shape.proj, K::kDepth)),
+        ring(shape, chunk + 1),
         gradients(args, plan, index, ring) {}
 
   int64_t workspace_bytes() {
@@ -56,16 +58,18 @@ class Backward {
 
  private:
   const BackwardArgs& a;
+  const Cell cell;
   const Shape& shape;
   const Plan& plan;
   const RowIndex index;
-  const int64_t gates, recurrent, width, units;
+  const int64_t recurrent, width, units;
   Transposed<K> weight_hh, weight_hr;
   const int64_t chunk;  // time steps whose gate gradients are kept; one more is what the recurrence looks back to
-  Ring<K> ring;
-  Gradients<K> gradients;
+  Ring<K, kSizes> ring;
+  Gradients<K, kSizes> gradients;
   // Shared by the team.
-  acc *carry, *d_c, *d_reset_h, *d_reset_c;  // [D][B][width], [D][B][units], and of resets the same
+  acc *carry, *d_reset_h;                                                                // [D][B][width]
+  acc *d_carried[at_least_one(kSizes.carried)], *d_reset[at_least_one(kSizes.carried)];  // [D][B][units]
 
   // Enough rows for one block of the products over rows.
   int64_t chunk_steps() const {
@@ -80,16 +84,18 @@ class Backward {
   }
 
   // Whether gradients flow through W_hh: not in a single step from a state without a gradient.
-  bool recurs() const { return shape.steps > 1 || a.d_h_0 || a.rows.reset; }
+  bool recurs() const { return shape.steps > 1 || a.d_initial[0] || a.rows.reset; }
 
   void lay_out(Arena& arena, int64_t share) {
     const int64_t d = shape.directions, states = d * shape.batch;
     if (recurs()) weight_hh.lay_out(arena, plan.threads, share);
     if (shape.proj > 0) weight_hr.lay_out(arena, plan.threads, share);
     carry = arena.take<acc>(states * width);
-    d_c = arena.take<acc>(states * units);
-    d_reset_h = arena.take<acc>(a.d_reset_h ? states * width : 0);
-    d_reset_c = arena.take<acc>(a.d_reset_c ? states * units : 0);
+    d_reset_h = arena.take<acc>(a.d_reset_state[0] ? states * width : 0);
+    for (int k = 0; k < kSizes.carried; ++k) {
+      d_carried[k] = arena.take<acc>(states * units);
+      d_reset[k] = arena.take<acc>(a.d_reset_state[1 + k] ? states * units : 0);
+    }
     ring.lay_out(arena);
     gradients.lay_out(arena, share);
   }
@@ -100,10 +106,12 @@ class Backward {
     gradients.pack(share);
     const Range rows = share.of(shape.directions * shape.batch);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
-      widen_state(carry + i * width, a.d_h_n, i, recurrent, width);
-      widen_state(d_c + i * units, a.d_c_n, i, shape.hidden, units);
-      if (a.d_reset_h) __builtin_memset(d_reset_h + i * width, 0, size_t(width) * sizeof(acc));
-      if (a.d_reset_c) __builtin_memset(d_reset_c + i * units, 0, size_t(units) * sizeof(acc));
+      widen_state(carry + i * width, a.d_last[0], i, recurrent, width);
+      if (a.d_reset_state[0]) __builtin_memset(d_reset_h + i * width, 0, size_t(width) * sizeof(acc));
+      for (int k = 0; k < kSizes.carried; ++k) {
+        widen_state(d_carried[k] + i * units, a.d_last[1 + k], i, shape.hidden, units);
+        if (a.d_reset_state[1 + k]) __builtin_memset(d_reset[k] + i * units, 0, size_t(units) * sizeof(acc));
+      }
     }
   }
 
@@ -121,7 +129,7 @@ class Backward {
       end = begin;
     } while (end > 0);
     // Scan position -1 is the state before the first step: only its gradient, where somebody wants it.
-    if (a.d_h_0 || a.rows.reset) step(task, -1);
+    if (a.d_initial[0] || a.rows.reset) step(task, -1);
   }
 
   void step(const Task& task, int64_t s) {
@@ -143,7 +151,7 @@ class Backward {
     const int64_t from = later < 0 ? 0 : index.rows_at(later, rows);  // rows that have gate gradients to bring back
     const int64_t here = s < 0 ? rows.end - rows.begin : index.rows_at(t, rows);
     weight_hh.multiply(
-        d, panels, from, [&](int64_t r) { return ring.d_gates(d, s + 1, rows.begin + r); },
+        d, panels, from, [&](int64_t r) { return ring.d_from_hidden(d, s + 1, rows.begin + r); },
         [&](int64_t r, const acc* d_h, int64_t column) {
           finish_row(d_h, d, s, t, later, rows.begin + r, r < here, column);
         });
@@ -163,9 +171,13 @@ class Backward {
       V d_h = load<V>(sums + i);
       acc* c = carry + (d * shape.batch + b) * width + u;
       if (was_reset) {  // the step after began from the reset state: nothing flows back to here
-        if (a.d_reset_h) add(d_reset_h + (d * shape.batch + b) * width + u, d_h);
+        if constexpr (kSizes.takes_h) {
+          d_h += load<V>(c);
+          store(c, V{});
+        }
+        if (a.d_reset_state[0]) add(d_reset_h + (d * shape.batch + b) * width + u, d_h);
         d_h = V{};
-        if (shape.proj == 0) reset_cell(d, b, u);
+        if (shape.proj == 0) reset_carried(d, b, u);
       }
       d_h += load<V>(c);
       store(c, active ? V{} : d_h);
@@ -180,13 +192,15 @@ class Backward {
       }
     }
     if (was_reset && shape.proj > 0 && column == 0)
-      for (int64_t u = 0; u < shape.hidden; u += K::kLanes) reset_cell(d, b, u);
+      for (int64_t u = 0; u < shape.hidden; u += K::kLanes) reset_carried(d, b, u);
   }
 
-  FUSEDLSTM_INLINE void reset_cell(int64_t d, int64_t b, int64_t u) {
-    acc* c = d_c + (d * shape.batch + b) * units + u;
-    if (a.d_reset_c) add(d_reset_c + (d * shape.batch + b) * units + u, load<V>(c));
-    store(c, V{});
+  FUSEDLSTM_INLINE void reset_carried(int64_t d, int64_t b, int64_t u) {
+    for (int k = 0; k < kSizes.carried; ++k) {
+      acc* c = d_carried[k] + (d * shape.batch + b) * units + u;
+      if (a.d_reset_state[1 + k]) add(d_reset[k] + (d * shape.batch + b) * units + u, load<V>(c));
+      store(c, V{});
+    }
   }
 
   // d_h before the projection, W_hr^T d_y, and the cell, for some panels of hidden units.
@@ -205,49 +219,78 @@ class Backward {
   FUSEDLSTM_INLINE void cell_row(V d_h, int64_t d, int64_t s, int64_t t, int64_t b, int64_t row, bool active,
                                  int64_t u) {
     const int64_t n = shape.hidden - u;
-    const int64_t saved = d * a.row_count + row;
-    operand* to = ring.d_gates(d, s, b) + u;
+    operand *from_input = ring.d_from_input(d, s, b) + u, *from_hidden = ring.d_from_hidden(d, s, b) + u;
+    // With the last gate go the zeros that pad the row: what lies beyond the units is zero.
+    const auto store_gate = [&](operand* to, int gate, V v) {
+      const int64_t before = gate * shape.hidden, padded = ring.gates_depth - before - u;
+      K::store_operand(to + before, v, gate + 1 < kSizes.gates ? n : padded);
+    };
     if (!active) {
-      for (int gate = 0; gate < kPanelVectors; ++gate) K::store_operand(to + gate * shape.hidden, V{}, n);
+      for (int gate = 0; gate < kSizes.gates; ++gate) {
+        store_gate(from_input, gate, V{});
+        if constexpr (kSizes.apart() > 0) store_gate(from_hidden, gate, V{});
+      }
       return;
     }
-    const storage* y = static_cast<const storage*>(a.gates) + saved * gates + u;
-    const acc* cells = static_cast<const acc*>(a.cell_states) + d * a.row_count * shape.hidden + u;
-    // The rows of the next tile are on their way from memory while this one is finished.
-    for (int gate = 0; gate < kPanelVectors; ++gate) __builtin_prefetch(y + K::kTileRows * gates + gate * shape.hidden);
-    __builtin_prefetch(cells + (row + K::kTileRows) * shape.hidden);
-    const V i = K::load(y, n), f = K::load(y + shape.hidden, n), g = K::load(y + 2 * shape.hidden, n),
-            o = K::load(y + 3 * shape.hidden, n);
-    const V c = load_some<V>(cells + row * shape.hidden, n);
-    V c_prev;
-    const int64_t before = s > 0 ? index.step(s - 1, d) : -1;
-    if (index.reset(t, b)) {
-      const storage* reset = state_row<storage>(a.reset_c, d, b);
-      c_prev = reset ? K::load(reset + u, n) : V{};
-    } else if (before < 0 || !index.active(before, b)) {
-      c_prev = K::load(state_row<storage>(a.c_0, d, b) + u, n);
-    } else {
-      c_prev = load_some<V>(cells + index.row(before, b) * shape.hidden, n);
+    const Known<V, kSizes> known = known_of(d, s, t, b, row, u);
+    V d_states[at_least_one(kSizes.carried)] = {};
+    for (int k = 0; k < kSizes.carried; ++k) {
+      d_states[k] = load<V>(d_carried[k] + (d * shape.batch + b) * units + u);
+      if (a.d_carried) d_states[k] += load_some<V>(static_cast<const acc*>(a.d_carried) + carried_at(k, d, row, u), n);
     }
-    acc* d_c_row = d_c + (d * shape.batch + b) * units + u;
-    V d_cell = load<V>(d_c_row);
-    if (a.d_cell_states) d_cell += load_some<V>(static_cast<const acc*>(a.d_cell_states) + saved * shape.hidden + u, n);
-    const auto z = cell_backward<V>(cell_slopes<V, typename K::Math>(i, f, g, o, c, c_prev), d_h, d_cell);
-    store(d_c_row, z.d_c_prev);
-    K::store_operand(to, z.d_i, n);
-    K::store_operand(to + shape.hidden, z.d_f, n);
-    K::store_operand(to + 2 * shape.hidden, z.d_g, n);
-    K::store_operand(to + 3 * shape.hidden, z.d_o, n);
-    if (shape.proj > 0) K::store(ring.hidden(d, s, b) + u, o * K::Math::tanh(c), n);
+    const auto z = cell.template backward<typename K::Math>(known, d_h, d_states);
+    for (int k = 0; k < kSizes.carried; ++k)
+      store(d_carried[k] + (d * shape.batch + b) * units + u, z.carried_before[k]);
+    if constexpr (kSizes.takes_h) add(carry + (d * shape.batch + b) * width + u, z.h_before);
+    for (int gate = 0; gate < kSizes.gates; ++gate) {
+      store_gate(from_input, gate, z.from_input[gate]);
+      if constexpr (kSizes.apart() > 0) store_gate(from_hidden, gate, z.from_hidden[gate]);
+    }
+    if constexpr (kSizes.projects)
+      if (shape.proj > 0)
+        K::store(ring.hidden(d, s, b) + u, cell.template hidden<typename K::Math>(known.saved, known.carried), n);
+  }
+
+  int64_t carried_at(int k, int64_t d, int64_t row, int64_t u) const {
+    return ((d * a.row_count + row) * kSizes.carried + k) * shape.hidden + u;
+  }
+
+  FUSEDLSTM_INLINE Known<V, kSizes> known_of(int64_t d, int64_t s, int64_t t, int64_t b, int64_t row, int64_t u) const {
+    const int64_t n = shape.hidden - u, saved_row = kSizes.saved * shape.hidden;
+    const storage* saved = static_cast<const storage*>(a.saved) + (d * a.row_count + row) * saved_row + u;
+    const acc* carried = static_cast<const acc*>(a.carried);
+    Known<V, kSizes> known{};
+    // The rows of the next tile are on their way from memory while this one is finished.
+    for (int k = 0; k < kSizes.saved; ++k) __builtin_prefetch(saved + K::kTileRows * saved_row + k * shape.hidden);
+    for (int k = 0; k < kSizes.carried; ++k) __builtin_prefetch(carried + carried_at(k, d, row + K::kTileRows, u));
+    for (int k = 0; k < kSizes.saved; ++k) known.saved[k] = K::load(saved + k * shape.hidden, n);
+    if constexpr (kSizes.takes_h) known.h_before = K::load(gradients.h_before(d, t, b) + u, n);
+    if constexpr (kSizes.reads_h)
+      known.h = K::load(static_cast<const storage*>(a.output) + (row * shape.directions + d) * recurrent + u, n);
+    const int64_t before = s > 0 ? index.step(s - 1, d) : -1;
+    for (int k = 0; k < kSizes.carried; ++k) {
+      known.carried[k] = load_some<V>(carried + carried_at(k, d, row, u), n);
+      if (index.reset(t, b)) {
+        const storage* reset = state_row<storage>(a.reset_state[1 + k], d, b);
+        known.carried_before[k] = reset ? K::load(reset + u, n) : V{};
+      } else if (before < 0 || !index.active(before, b)) {
+        known.carried_before[k] = K::load(state_row<storage>(a.initial[1 + k], d, b) + u, n);
+      } else {
+        known.carried_before[k] = load_some<V>(carried + carried_at(k, d, index.row(before, b), u), n);
+      }
+    }
+    return known;
   }
 
   void state_gradients(const Share& share) {
     const Range rows = share.of(shape.directions * shape.batch);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
-      narrow_state(a.d_h_0, carry + i * width, i, recurrent);
-      narrow_state(a.d_c_0, d_c + i * units, i, shape.hidden);
-      narrow_state(a.d_reset_h, d_reset_h + i * width, i, recurrent);
-      narrow_state(a.d_reset_c, d_reset_c + i * units, i, shape.hidden);
+      narrow_state(a.d_initial[0], carry + i * width, i, recurrent);
+      narrow_state(a.d_reset_state[0], d_reset_h + i * width, i, recurrent);
+      for (int k = 0; k < kSizes.carried; ++k) {
+        narrow_state(a.d_initial[1 + k], d_carried[k] + i * units, i, shape.hidden);
+        narrow_state(a.d_reset_state[1 + k], d_reset[k] + i * units, i, shape.hidden);
+      }
     }
   }
 

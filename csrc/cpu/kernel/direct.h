@@ -2,6 +2,7 @@
 // product itself. Used for single steps (decoding, reinforcement learning) and for very short sequences.
 #pragma once
 
+#include "cells/sizes.h"
 #include "pack.h"
 
 namespace fusedlstm::cpu {
@@ -33,7 +34,8 @@ FUSEDLSTM_INLINE typename K::V sum_lanes(typename K::V (&v)[kCount]) {
   return v[0];
 }
 
-// One operand of the gates: weight [4 * units, depth] in storage, rows of operands padded to whole vectors with zeros.
+// One operand of the gates: weight [gates * units, depth] in storage, rows of operands padded to whole vectors with
+// zeros.
 template <class K>
 struct DirectOperand {
   const typename K::storage* weight;
@@ -41,18 +43,21 @@ struct DirectOperand {
   int64_t depth, stride;
 };
 
-// to(row, gate, unit, sums): lane u = sum over both operands of weight[gate * units + unit + u] . row, for `kRows` rows
-// from `row` on and `count` <= kUnits hidden units from `unit` on. Accumulated as K::acc, one rounding per element.
-template <class K, int kRows, int kUnits, class Store>
+// to(row, part, gate, unit, sums): lane u = sum of weight[gate * units + unit + u] . row over both operands for a
+// joined gate, as part 1; for others over each operand, as part 0 and 1. For `kRows` rows from `row` on and `count` <=
+// kUnits hidden units from `unit` on. Accumulated as K::acc, one rounding per element.
+template <class K, CellSizes kSizes, int kRows, int kUnits, class Store>
 FUSEDLSTM_INLINE void direct_product(const DirectOperand<K> (&operands)[2], int64_t units, int64_t unit, int64_t count,
                                      int64_t row, Store to) {
   using V = typename K::V;
   constexpr int64_t kStep = K::kLanes * K::kDepth;
-  for (int gate = 0; gate < kPanelVectors; ++gate) {
+  for (int gate = 0; gate < kSizes.gates; ++gate) {
     V sums[kRows][kUnits];
-    for (auto& of_row : sums)
-      for (V& sum : of_row) sum = V{};
-    for (const auto& x : operands) {
+    for (int part = 0; part < 2; ++part) {
+      if (part == 0 || gate >= kSizes.joined)
+        for (auto& of_row : sums)
+          for (V& sum : of_row) sum = V{};
+      const auto& x = operands[part];
       const typename K::storage* weights[kUnits];
       for (int u = 0; u < kUnits; ++u)  // those beyond `count` repeat the last one
         weights[u] = x.weight + (gate * units + unit + (u < count ? u : count - 1)) * x.depth;
@@ -68,18 +73,19 @@ FUSEDLSTM_INLINE void direct_product(const DirectOperand<K> (&operands)[2], int6
       int64_t k = 0;
       for (; k + kStep <= x.depth; k += kStep) add(k, kStep);
       if (k < x.depth) add(k, x.depth - k);
+      if (part == 1 || gate >= kSizes.joined)
+        for (int r = 0; r < kRows; ++r) to(row + r, part, gate, unit, sum_lanes<K>(sums[r]));
     }
-    for (int r = 0; r < kRows; ++r) to(row + r, gate, unit, sum_lanes<K>(sums[r]));
   }
 }
 
 // All rows and the units of `range`; as many lanes of what `to` gets are sums as units are left, up to all.
-template <class K, class Store>
+template <class K, CellSizes kSizes, class Store>
 void direct_gates(const DirectOperand<K> (&operands)[2], int64_t units, Range range, int64_t rows, Store to) {
   const auto tile = [&](int64_t row, auto count) FUSEDLSTM_LAMBDA {
     constexpr int kRows = count, kUnits = kDirectUnits<K, kRows>;
     for (int64_t u = range.begin; u < range.end; u += kUnits)
-      direct_product<K, kRows, kUnits>(operands, units, u, range.end - u, row, to);
+      direct_product<K, kSizes, kRows, kUnits>(operands, units, u, range.end - u, row, to);
   };
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) tile(r, std::integral_constant<int, 4>{});

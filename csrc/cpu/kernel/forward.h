@@ -20,25 +20,26 @@ inline constexpr int64_t kChunkBytes = 256 << 10;  // of pre-activations: a quar
 inline constexpr int64_t kChunkRows = 48;          // at least, for full tiles
 inline constexpr int64_t kMaxChunkSteps = 256;
 
-template <class K>
+template <class K, class Cell>
 class Forward {
  public:
   using V = typename K::V;
   using acc = typename K::acc;
   using operand = typename K::operand;
   using storage = typename K::storage;
+  using Panel = GatePanel<K, Cell::kSizes>;
 
-  Forward(const ForwardArgs& args, const Plan& plan)
+  Forward(const ForwardArgs& args, const Cell& cell, const Plan& plan)
       : a(args),
         shape(args.shape),
         plan(plan),
         index(args.shape, args.rows),
-        blocks(round_up(shape.hidden, K::kLanes) / K::kLanes),
+        blocks(round_up(shape.hidden, Panel::kUnits) / Panel::kUnits),
         project_panels(round_up(shape.proj, K::kPanel) / K::kPanel),
         depth_x(round_up(shape.input, plan.direct ? kVector : K::kDepth)),
         depth_h(round_up(shape.recurrent(), K::kDepth)),
-        states(args, index, blocks * K::kLanes,
-               round_up(shape.proj > 0 ? project_panels * K::kPanel : blocks * K::kLanes, kVector)),
+        states(args, cell, index, blocks * Panel::kUnits,
+               round_up(shape.proj > 0 ? project_panels * K::kPanel : blocks * Panel::kUnits, kVector)),
         chunk(chunk_steps()),
         chunk_rows(chunk * rows_of_group(plan, shape)) {}
 
@@ -62,16 +63,17 @@ class Forward {
   const Plan& plan;
   const RowIndex index;
   const int64_t blocks, project_panels, depth_x, depth_h;
-  States<K> states;
+  States<K, Cell> states;
   const int64_t chunk, chunk_rows;  // steps and rows of a chunk of pre-activations
   // Shared by the team; where packs_once(), of the panels of gates each share has the one in use.
   operand *panels_x, *panels_h, *panels_r;  // [D][blocks] panels of depth_x, depth_h; [D][project_panels] of units
-  acc* bias;                                // [D][blocks][4][lanes]
+  acc *bias, *bias_hidden;                  // [D][blocks][gate][unit], the latter of gates that are apart
   // Of this share.
-  acc* pre;         // [blocks of the range][chunk rows][4][lanes]
-  operand* staged;  // [D][chunk rows][depth_x], where the input cannot be read in place
+  acc *pre, *pre_apart;  // [blocks of the range][chunk rows][sums]; where direct, input's parts of gates that are apart
+  operand* staged;       // [D][chunk rows][depth_x], where the input cannot be read in place
 
   static constexpr int64_t kVector = K::kLanes * K::kDepth;  // operands of one vector
+  static constexpr int64_t kApartWidth = Panel::kApart * Panel::kUnits;
   static constexpr bool kInputIsOperand = std::is_same_v<storage, operand>;
   bool staging() const { return plan.direct || !kInputIsOperand || shape.input % K::kDepth != 0; }
 
@@ -80,7 +82,7 @@ class Forward {
   }
   int64_t chunk_steps() const {
     const int64_t rows = shape.batch > 0 ? rows_of_group(plan, shape) : 1;
-    const int64_t bytes = rows * blocks_per_share() * K::kPanel * int64_t(sizeof(acc));
+    const int64_t bytes = rows * blocks_per_share() * Panel::kWidth * int64_t(sizeof(acc));
     int64_t n = kChunkBytes / (bytes > 0 ? bytes : 1);
     if (n * rows < kChunkRows) n = (kChunkRows + rows - 1) / rows;
     n = n < shape.steps ? n : shape.steps;
@@ -90,18 +92,22 @@ class Forward {
   void lay_out(Arena& arena, int64_t share) {
     const int64_t d = shape.directions;
     const auto take_panels = [&](int64_t depth) {
-      const int64_t panel = plan.direct ? 0 : depth * K::kPanel;
-      operand* first = arena.take<operand>((packs_once() ? plan.threads : d * blocks) * panel);
-      return packs_once() ? first + share * panel : first;
+      if (plan.direct) return arena.take<operand>(0);
+      const int64_t one = depth * K::kPanel;
+      if (packs_once()) return arena.take<operand>(plan.threads * one) + share * one;
+      return arena.take<operand>(d * Panel::panels_size(blocks, depth));
     };
     panels_x = take_panels(depth_x);
     panels_h = take_panels(depth_h);
     panels_r = arena.take<operand>(d * project_panels * states.units * K::kPanel);
-    bias = arena.take<acc>(d * blocks * K::kPanel);
+    bias = arena.take<acc>(d * blocks * Panel::kWidth);
+    bias_hidden = arena.take<acc>(d * blocks * kApartWidth);
     states.lay_out(arena);
-    const int64_t own_pre = blocks_per_share() * chunk_rows * K::kPanel,
+    const int64_t own_rows = blocks_per_share() * chunk_rows, own_pre = own_rows * Panel::kWidth,
+                  own_apart = plan.direct ? own_rows * kApartWidth : 0,
                   own_staged = staging() ? shape.directions * chunk_rows * depth_x : 0;
     pre = arena.take<acc>(plan.threads * own_pre) + share * own_pre;
+    pre_apart = arena.take<acc>(plan.threads * own_apart) + share * own_apart;
     staged = arena.take<operand>(plan.threads * own_staged) + share * own_staged;
   }
 
@@ -110,17 +116,12 @@ class Forward {
     const Range range = share.of(shape.directions * blocks);
     for (int64_t i = range.begin; i < range.end; ++i) {
       const Weights& w = a.weights[i / blocks];
-      const int64_t unit = i % blocks * K::kLanes;
       if (!plan.direct && !packs_once()) {
-        pack_block(panels_x + i * depth_x * K::kPanel, w.ih, shape.input, i);
-        pack_block(panels_h + i * depth_h * K::kPanel, w.hh, shape.recurrent(), i);
+        pack_block(panel_at(panels_x, depth_x, i), w.ih, shape.input, i);
+        pack_block(panel_at(panels_h, depth_h, i), w.hh, shape.recurrent(), i);
       }
-      for (int gate = 0; gate < kPanelVectors; ++gate) {
-        V sum{};
-        for (const void* b : {w.bias_ih, w.bias_hh})
-          if (b) sum += K::load(static_cast<const storage*>(b) + gate * shape.hidden + unit, shape.hidden - unit);
-        store(bias + i * K::kPanel + gate * K::kLanes, sum);
-      }
+      for (int gate = 0; gate < Panel::kGates; ++gate)
+        for (int64_t u = 0; u < Panel::kUnits; u += K::kLanes) pack_bias(w, i, gate, u);
     }
     const Range panels = share.of(shape.directions * project_panels);
     for (int64_t i = panels.begin; i < panels.end; ++i) {
@@ -131,18 +132,40 @@ class Forward {
     states.start(share);
   }
 
+  // Both biases of a joined gate are in the input's part.
+  void pack_bias(const Weights& w, int64_t i, int gate, int64_t u) {
+    const int64_t unit = unit_of(i) + u;
+    const auto of = [&](const void* b) {
+      return b && unit < shape.hidden
+                 ? K::load(static_cast<const storage*>(b) + gate * shape.hidden + unit, shape.hidden - unit)
+                 : V{};
+    };
+    V sum{};
+    sum += of(w.bias_ih);
+    if (gate < Cell::kSizes.joined)
+      sum += of(w.bias_hh);
+    else
+      store(bias_hidden + i * kApartWidth + (gate - Cell::kSizes.joined) * Panel::kUnits + u, of(w.bias_hh));
+    store(bias + i * Panel::kWidth + gate * Panel::kUnits + u, sum);
+  }
+
   // In a single step each panel is used once: packed right before, it stays in the cache.
   bool packs_once() const { return shape.steps == 1 && row_groups(plan, shape) == 1; }
 
-  int fold_of(int64_t i) const { return cpu::fold_of<K>(shape.hidden - i % blocks * K::kLanes); }
+  int64_t unit_of(int64_t i) const { return i % blocks * Panel::kUnits; }
+  int64_t units_from(int64_t i) const { return shape.hidden - unit_of(i); }
+
+  operand* panel_at(operand* panels, int64_t depth, int64_t i) const {
+    return panels + i / blocks * Panel::panels_size(blocks, depth) + i % blocks * Panel::kWidth * depth;
+  }
 
   void pack_block(operand* to, const void* weight, int64_t depth, int64_t i) const {
-    pack_gates<K>(to, static_cast<const storage*>(weight), shape.hidden, depth, i % blocks * K::kLanes, fold_of(i));
+    Panel::pack(to, static_cast<const storage*>(weight), shape.hidden, depth, unit_of(i));
   }
 
   // The panel of block i, ready for use, of a weight whose panels have `padded` depth.
   const operand* panel_of(operand* panels, const void* weight, int64_t depth, int64_t padded, int64_t i) const {
-    if (!packs_once()) return panels + i * padded * K::kPanel;
+    if (!packs_once()) return panel_at(panels, padded, i);
     pack_block(panels, weight, depth, i);
     return panels;
   }
@@ -213,14 +236,14 @@ class Forward {
     }
     if (plan.direct) return;  // both products are made together, step by step
     for (int64_t i = range.begin; i < range.end; ++i)
-      input_block(d, i, pre + (i - range_begin) * chunk_rows * K::kPanel, rows, s0, first_row, total);
+      input_block(d, i, pre + (i - range_begin) * chunk_rows * Panel::kWidth, rows, s0, first_row, total);
   }
 
   void input_block(int64_t d, int64_t i, acc* to, Range rows, int64_t s0, const int64_t* first_row, int64_t total) {
     const operand* panel = panel_of(panels_x, a.weights[d].ih, shape.input, depth_x, i);
-    const int vectors = kPanelVectors / fold_of(i);
+    const int vectors = Panel::vectors_of(units_from(i));
     V b[kPanelVectors];
-    folded_bias(b, i);
+    Panel::arrange(b, bias + i * Panel::kWidth, units_from(i));
     int64_t s = s0;
     for_each_tile<K>(total, [&](int64_t q, int count) FUSEDLSTM_LAMBDA {
       const operand* x[K::kTileRows];
@@ -233,18 +256,11 @@ class Forward {
           x[r] = staged + (d * chunk_rows + q + r) * depth_x;
         }
       }
-      acc* tile = to + q * K::kPanel;
-      multiply<typename K::Isa, typename K::Product>(tile, K::kPanel, x, panel, depth_x, input_stretch(depth_x), count,
-                                                     vectors);
+      acc* tile = to + q * Panel::kWidth;
+      multiply<typename K::Isa, typename K::Product>(tile, Panel::kWidth, x, panel, depth_x, input_stretch(depth_x),
+                                                     count, vectors);
       for (int r = 0; r < count; ++r)
-        for (int v = 0; v < vectors; ++v) add(tile + r * K::kPanel + v * K::kLanes, b[v]);
-    });
-  }
-
-  void folded_bias(V (&b)[kPanelVectors], int64_t i) const {
-    for (int gate = 0; gate < kPanelVectors; ++gate) b[gate] = load<V>(bias + i * K::kPanel + gate * K::kLanes);
-    for_fold<K>(fold_of(i), [&](auto fold) {
-      for (int q = 0; q < kPanelVectors / fold; ++q) b[q] = side_by_side<K, fold>(b + q * fold);
+        for (int v = 0; v < vectors; ++v) add(tile + r * Panel::kWidth + v * K::kLanes, b[v]);
     });
   }
 
@@ -254,50 +270,66 @@ class Forward {
 
   // One block of units of one time step: its pre-activations, the cell, and all stores.
   void block_step(int64_t i, int64_t own_block, Range rows, Step step, int64_t first_row, int64_t end_row) {
-    const int64_t unit = i % blocks * K::kLanes;
-    acc* pre_block = pre + (own_block * chunk_rows + first_row) * K::kPanel;
-    const int64_t count = end_row - first_row;
+    const int64_t unit = unit_of(i), row = own_block * chunk_rows + first_row, count = end_row - first_row;
     if (plan.direct) {
-      direct_block(i, rows, step, unit, pre_block, first_row, count);
+      direct_block(i, rows, step, pre + row * Panel::kWidth, pre_apart + row * kApartWidth, first_row, count);
     } else {
-      packed_block(i, rows, step, unit, pre_block, count);
+      packed_block(i, rows, step, pre + row * Panel::kWidth, count);
     }
-    if (shape.proj == 0) states.hold({rows.begin + count, rows.end}, step, unit);
+    for (int64_t u = unit; shape.proj == 0 && u < unit + Panel::kUnits; u += K::kLanes)
+      states.hold({rows.begin + count, rows.end}, step, u);
   }
 
-  // Tile by tile, with W_hh h in registers.
-  void packed_block(int64_t i, Range rows, Step step, int64_t unit, const acc* pre_block, int64_t count) {
+  // Tile by tile: W_hh h, and the cell.
+  void packed_block(int64_t i, Range rows, Step step, const acc* pre_block, int64_t count) {
     const operand* panel = panel_of(panels_h, a.weights[step.d].hh, shape.recurrent(), depth_h, i);
     const operand* h_now = states.h_row(step.d, step.s, rows.begin);
-    const int fold = fold_of(i), vectors = kPanelVectors / fold;
+    const int vectors = Panel::vectors_of(units_from(i));
     for_each_tile<K>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {
       // W_hh h is summed from zero and then added: its rounding errors are in proportion to it, and it is usually much
       // smaller than the input's part.
-      alignas(64) acc tile[K::kTileRows * K::kPanel];
+      alignas(64) acc tile[K::kTileRows * Panel::kWidth];
       const operand* x[K::kTileRows];
       for (int r = 0; r < tile_rows; ++r) x[r] = h_now + (r0 + r) * states.h_width;
-      multiply<typename K::Isa, typename K::Product>(tile, K::kPanel, x, panel, depth_h, kForwardStretch, tile_rows,
+      multiply<typename K::Isa, typename K::Product>(tile, Panel::kWidth, x, panel, depth_h, kForwardStretch, tile_rows,
                                                      vectors);
-      states.finish_rows(tile, pre_block + r0 * K::kPanel, tile_rows, fold, step, rows.begin + r0, unit);
+      states.finish_rows(tile, pre_block + r0 * Panel::kWidth, bias_hidden + i * kApartWidth, tile_rows, step,
+                         rows.begin + r0, unit_of(i));
     });
   }
 
-  // Row by row, both products with the weights where they are; `to` receives the pre-activations.
-  void direct_block(int64_t i, Range rows, Step step, int64_t unit, acc* to, int64_t first_row, int64_t count) {
-    const int64_t d = step.d;
-    const int64_t end = unit + K::kLanes < shape.hidden ? unit + K::kLanes : shape.hidden;
+  // Row by row, both products with the weights where they are; `to` receives the sums of both, or of the hidden part of
+  // gates that are apart, whose other part goes to `apart`.
+  void direct_block(int64_t i, Range rows, Step step, acc* to, acc* apart, int64_t first_row, int64_t count) {
+    const int64_t d = step.d, unit = unit_of(i);
+    const int64_t end = unit + Panel::kUnits < shape.hidden ? unit + Panel::kUnits : shape.hidden;
     const operand* h_now = states.h_row(d, step.s, rows.begin);
     const DirectOperand<K> operands[2] = {
         {static_cast<const storage*>(a.weights[d].ih), staged + (d * chunk_rows + first_row) * depth_x, shape.input,
          depth_x},
         {static_cast<const storage*>(a.weights[d].hh), h_now, shape.recurrent(), states.h_width}};
-    __builtin_memset(to, 0, size_t(count * K::kPanel) * sizeof(acc));  // padded units stay at rest
-    direct_gates<K>(operands, shape.hidden, {unit, end}, count,
-                    [&](int64_t row, int gate, int64_t u, V sums) FUSEDLSTM_LAMBDA {
-                      store_some(to + row * K::kPanel + gate * K::kLanes + u - unit, sums, end - u);
-                    });
-    for (int64_t r = 0; r < count; ++r)
-      states.finish_rows(to + r * K::kPanel, bias + i * K::kPanel, 1, 1, step, rows.begin + r, unit);
+    // Padded units stay at rest.
+    __builtin_memset(to, 0, size_t(count * Panel::kWidth) * sizeof(acc));
+    __builtin_memset(apart, 0, size_t(count * kApartWidth) * sizeof(acc));
+    direct_gates<K, Cell::kSizes>(operands, shape.hidden, {unit, end}, count,
+                                  [&](int64_t row, int part, int gate, int64_t u, V sums) FUSEDLSTM_LAMBDA {
+                                    acc* of_row = part == 1 ? to + row * Panel::kWidth + gate * Panel::kUnits
+                                                            : apart + row * kApartWidth +
+                                                                  (gate - Cell::kSizes.joined) * Panel::kUnits;
+                                    store_some(of_row + u - unit, sums, end - u);
+                                  });
+    const acc* biases = bias + i * Panel::kWidth;
+    for (int64_t r = 0; r < count; ++r) {
+      const acc* from_input = biases;
+      [[maybe_unused]] alignas(64) acc with_apart[Panel::kWidth];
+      if constexpr (Panel::kApart > 0) {
+        __builtin_memcpy(with_apart, biases, sizeof with_apart);
+        for (int64_t u = 0; u < kApartWidth; u += K::kLanes)
+          add(with_apart + Panel::kWidth - kApartWidth + u, load<V>(apart + r * kApartWidth + u));
+        from_input = with_apart;
+      }
+      states.finish_row(to + r * Panel::kWidth, from_input, bias_hidden + i * kApartWidth, step, rows.begin + r, unit);
+    }
   }
 
   // h = W_hr (o * tanh(c)) for one panel of projected features. Panel k beyond `hidden` is zero.

@@ -15,37 +15,45 @@ namespace fusedlstm::cpu {
 inline constexpr int64_t kInputRows = 192;  // of one block of the input gradient
 
 // What the backward recurrence leaves of the last `steps` scan positions.
-template <class K>
+template <class K, CellSizes kSizes>
 struct Ring {
   using operand = typename K::operand;
   using storage = typename K::storage;
 
-  Ring(const Shape& shape, int64_t steps, int64_t proj_depth) : shape(shape), steps(steps), proj_depth(proj_depth) {}
+  Ring(const Shape& shape, int64_t steps)
+      : shape(shape),
+        steps(steps),
+        gates_depth(round_up(kSizes.gates * shape.hidden, K::kDepth)),
+        proj_depth(round_up(shape.proj, K::kDepth)) {}
 
   const Shape& shape;
   const int64_t steps;
-  const int64_t proj_depth;  // elements of a row of d_y, padded
+  const int64_t gates_depth, proj_depth;  // elements of a row of gate gradients and of d_y, padded
 
   void lay_out(Arena& arena) {
     const int64_t rows = shape.directions * steps * shape.batch;
     const bool proj = shape.proj > 0;
-    d_gates_rows = arena.take<operand>(rows * 4 * shape.hidden);
+    from_input_rows = arena.take<operand>(rows * gates_depth);
+    from_hidden_rows = kSizes.apart() > 0 ? arena.take<operand>(rows * gates_depth) : from_input_rows;
     d_y_rows = arena.take<operand>(proj ? rows * proj_depth : 0);
     hidden_rows = arena.take<storage>(proj ? rows * shape.hidden : 0);
   }
-  // Of direction d, scan position s and batch row b: the gradients of the gates' pre-activations; with a projection
-  // also the gradient of its result, and its operand o * tanh(c).
-  operand* d_gates(int64_t d, int64_t s, int64_t b) const { return d_gates_rows + row(d, s, b) * 4 * shape.hidden; }
+  // Of direction d, scan position s and batch row b: the gradients of the two parts of the gates' sums, which are the
+  // same row where no gate is apart; with a projection also the gradient of its result, and its operand.
+  operand* d_from_input(int64_t d, int64_t s, int64_t b) const { return from_input_rows + row(d, s, b) * gates_depth; }
+  operand* d_from_hidden(int64_t d, int64_t s, int64_t b) const {
+    return from_hidden_rows + row(d, s, b) * gates_depth;
+  }
   operand* d_y(int64_t d, int64_t s, int64_t b) const { return d_y_rows + row(d, s, b) * proj_depth; }
   storage* hidden(int64_t d, int64_t s, int64_t b) const { return hidden_rows + row(d, s, b) * shape.hidden; }
 
  private:
-  operand *d_gates_rows, *d_y_rows;
+  operand *from_input_rows, *from_hidden_rows, *d_y_rows;
   storage* hidden_rows;
   int64_t row(int64_t d, int64_t s, int64_t b) const { return (d * steps + s % steps) * shape.batch + b; }
 };
 
-template <class K>
+template <class K, CellSizes kSizes>
 class Gradients {
  public:
   using V = typename K::V;
@@ -53,22 +61,20 @@ class Gradients {
   using operand = typename K::operand;
   using storage = typename K::storage;
 
-  Gradients(const BackwardArgs& args, const Plan& plan, const RowIndex& index, const Ring<K>& ring)
+  Gradients(const BackwardArgs& args, const Plan& plan, const RowIndex& index, const Ring<K, kSizes>& ring)
       : a(args),
         shape(args.shape),
         plan(plan),
         index(index),
         ring(ring),
-        gates(4 * shape.hidden),
+        gates(kSizes.gates * shape.hidden),
         recurrent(shape.recurrent()),
         groups(row_groups(plan, shape)),
         rows(shape.steps * rows_of_group(plan, shape)),
         weight_ih(shape.directions, gates, shape.input, rows < kInputRows ? rows : kInputRows,
                   Transposed<K>::reading_of(plan, groups == 1 && rows <= kInputRows)),
-        weights(gates, {shape.input, recurrent},
-                {{{pointer(a.d_weight_ih[0]), pointer(a.d_weight_hh[0])}, pointer(a.d_bias[0])},
-                 {{pointer(a.d_weight_ih[1]), pointer(a.d_weight_hh[1])}, pointer(a.d_bias[1])}},
-                shape.directions, groups, rows),
+        weights(gates, {shape.input, recurrent}, {of_input(0), of_input(1)}, shape.directions, groups, rows),
+        weights_apart(gates, {recurrent, 0}, {of_hidden(0), of_hidden(1)}, shape.directions, groups, rows),
         projection(shape.proj, {shape.hidden, 0},
                    {{{pointer(a.d_weight_hr[0])}, nullptr}, {{pointer(a.d_weight_hr[1])}, nullptr}}, shape.directions,
                    groups, rows) {}
@@ -78,6 +84,7 @@ class Gradients {
     parts = arena.take<acc>(a.d_input && shape.directions == 2 ? 2 * a.row_count * shape.input : 0);
     zeros = arena.take<storage>(recurrent);
     weights.lay_out(arena, plan.threads, share);
+    weights_apart.lay_out(arena, plan.threads, share);
     projection.lay_out(arena, plan.threads, share);
   }
 
@@ -95,8 +102,10 @@ class Gradients {
       const auto flush = [&] {
         if (a.d_input) input_gradient(task, d, block);
         weights.accumulate(d, task.group, own(task, weights.tile_count), block.weights, starts);
+        if constexpr (kIsApart)
+          weights_apart.accumulate(d, task.group, own(task, weights_apart.tile_count), block.weights_apart, starts);
         projection.accumulate(d, task.group, own(task, projection.tile_count), block.projection, starts);
-        block.weights.depth = block.projection.depth = 0;
+        block.weights.depth = block.weights_apart.depth = block.projection.depth = 0;
         starts = false;
       };
       for (int64_t s = steps.begin; s < steps.end; ++s) {
@@ -114,11 +123,20 @@ class Gradients {
     }
   }
 
+  // h before step t.
+  const storage* h_before(int64_t d, int64_t t, int64_t b) const {
+    if (index.reset(t, b)) return a.reset_state[0].data ? state_row<storage>(a.reset_state[0], d, b) : zeros;
+    const int64_t before = d == 0 ? t - 1 : t + 1;
+    if (before < 0 || before >= shape.steps || !index.active(before, b)) return state_row<storage>(a.initial[0], d, b);
+    return static_cast<const storage*>(a.output) + (index.row(before, b) * shape.directions + d) * recurrent;
+  }
+
   // Completes and writes all results, after everybody's last `add`.
   void finish(const Share& share) {
     if (a.d_input && shape.directions == 2) add_directions(share);
     for (int64_t d = 0; d < shape.directions; ++d) {
       weights.write(d, share.of(weights.tile_count));
+      weights_apart.write(d, share.of(weights_apart.tile_count));
       projection.write(d, share.of(projection.tile_count));
     }
   }
@@ -128,27 +146,33 @@ class Gradients {
   const Shape& shape;
   const Plan& plan;
   const RowIndex& index;
-  const Ring<K>& ring;
+  const Ring<K, kSizes>& ring;
+  static constexpr bool kIsApart = kSizes.apart() > 0;
   const int64_t gates, recurrent;
   const int64_t groups, rows;  // groups of batch rows in a direction, each with sums of its own; rows of a group
   Transposed<K> weight_ih;
-  Outer<K> weights;     // d_gates by input, and by h before the step
-  Outer<K> projection;  // d_y by o * tanh(c)
+  Outer<K> weights;        // gradients of the input's part by input; and by h before the step, unless that has its own
+  Outer<K> weights_apart;  // gradients of the hidden part by h before the step
+  Outer<K> projection;     // d_y by the cell's h
   // Shared by the team.
   acc* parts;      // d_input of each of two directions, [2][N][I]
   storage* zeros;  // a row of h
 
   struct Rows {
-    typename Outer<K>::Block weights;
-    typename Outer<K>::Block projection;
+    typename Outer<K>::Block weights, weights_apart, projection;
     int64_t row[kOuterDepth];
 
     void push(const Gradients& o, int64_t d, int64_t s, int64_t t, int64_t b) {
       const int64_t k = weights.depth++;
       row[k] = o.index.row(t, b);
-      weights.left[k] = o.ring.d_gates(d, s, b);
+      weights.left[k] = o.ring.d_from_input(d, s, b);
       weights.right[0][k] = o.index.template data_row<storage>(o.a.input, t, b);
       weights.right[1][k] = o.h_before(d, t, b);
+      if constexpr (kIsApart) {
+        weights_apart.depth = k + 1;
+        weights_apart.left[k] = o.ring.d_from_hidden(d, s, b);
+        weights_apart.right[0][k] = weights.right[1][k];
+      }
       if (o.shape.proj == 0) return;
       projection.depth = k + 1;
       projection.left[k] = o.ring.d_y(d, s, b);
@@ -157,6 +181,13 @@ class Gradients {
   };
 
   static storage* pointer(void* p) { return static_cast<storage*>(p); }
+  typename Outer<K>::Result of_input(int d) const {
+    return {{pointer(a.d_weight_ih[d]), kIsApart ? nullptr : pointer(a.d_weight_hh[d])}, pointer(a.d_bias_ih[d])};
+  }
+  typename Outer<K>::Result of_hidden(int d) const {
+    if (!kIsApart) return {};
+    return {{pointer(a.d_weight_hh[d]), nullptr}, pointer(a.d_bias_hh[d])};
+  }
   static Range own(const Task& task, int64_t n) { return task.team ? task.team->of(n) : Range{0, n}; }
   // Whole tiles: what rows are multiplied together decides the last bit, and must not depend on who has which share.
   static Range own_rows(const Task& task, int64_t n) {
@@ -164,15 +195,7 @@ class Gradients {
     return {tiles.begin * K::kTileRows, tiles.end * K::kTileRows < n ? tiles.end * K::kTileRows : n};
   }
 
-  // h before step t.
-  const storage* h_before(int64_t d, int64_t t, int64_t b) const {
-    if (index.reset(t, b)) return a.reset_h.data ? state_row<storage>(a.reset_h, d, b) : zeros;
-    const int64_t before = d == 0 ? t - 1 : t + 1;
-    if (before < 0 || before >= shape.steps || !index.active(before, b)) return state_row<storage>(a.h_0, d, b);
-    return static_cast<const storage*>(a.output) + (index.row(before, b) * shape.directions + d) * recurrent;
-  }
-
-  // d_input = d_gates W_ih for the rows of a block. A team divides the rows; a few that meet the whole weight only
+  // d_input = d_from_input W_ih for the rows of a block. A team divides the rows; a few that meet the whole weight only
   // here, the columns.
   void input_gradient(const Task& task, int64_t d, const Rows& block) {
     const bool by_rows = weight_ih.reading == Transposed<K>::Reading::kPanels;

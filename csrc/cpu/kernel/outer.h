@@ -13,6 +13,7 @@ namespace fusedlstm::cpu {
 
 inline constexpr int64_t kOuterDepth = 256;    // rows k of a block, at most
 inline constexpr int64_t kOuterStretch = 32;   // of them, in one running sum: see kForwardStretch
+inline constexpr int64_t kBiasStretch = 16;    // the same of a bias gradient
 inline constexpr int64_t kOuterColumns = 240;  // columns n of a block, a multiple of every tile height
 
 template <class K>
@@ -192,8 +193,8 @@ class Outer {
                                   acc* bias, bool first) const {
     constexpr int kVectors = (K::kTileRows + K::kLanes - 1) / K::kLanes;
     V totals[kVectors] = {};
-    for (int64_t begin = 0; begin < depth; begin += kOuterStretch) {
-      const int64_t end = begin + kOuterStretch < depth ? begin + kOuterStretch : depth;
+    for (int64_t begin = 0; begin < depth; begin += kBiasStretch) {
+      const int64_t end = begin + kBiasStretch < depth ? begin + kBiasStretch : depth;
       V sums[kVectors] = {};
       for (int64_t k = begin; k < end; k += K::kDepth) {
         const bool pair = K::kDepth == 2 && k + 1 < depth;

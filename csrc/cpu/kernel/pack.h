@@ -99,15 +99,7 @@ FUSEDLSTM_INLINE void transpose(typename K::V (&v)[K::kLanes / kBlock]) {
   }
 }
 
-// The last block of hidden units is *folded* where it has so few that several gates fit into one vector: kFold of them
-// side by side, `lanes / kFold` units each. The block then takes a fraction of the multiply-adds, and as many rows as
-// gates share the vectors of the cell update.
-template <class K>
-constexpr int fold_of(int64_t units) {
-  return units > K::kLanes / 2 ? 1 : K::kLanes < 4 || units > K::kLanes / 4 ? 2 : 4;
-}
-
-// Runs body(fold as a constant).
+// Runs body(fold as a constant), of 1, 2 and 4.
 template <class K, class Body>
 FUSEDLSTM_INLINE void for_fold(int fold, Body body) {
   if (fold == 1) return body(std::integral_constant<int, 1>{});
@@ -134,37 +126,6 @@ FUSEDLSTM_INLINE void unfold(typename K::V from, typename K::V* to) {
   transpose<K, K::kLanes / kFold>(v);
 #pragma GCC unroll 4
   for (int j = 0; j < kFold; ++j) to[j] = v[j];
-}
-
-// The forward panel of one block of hidden units: panel[k][gate][lane] = weight[gate * units + unit + lane][k],
-// zero beyond `units` (a padded unit then stays exactly 0) and beyond `depth`. Folded: panel[k][gate / fold][lane],
-// where gate % fold is the lane's block.
-template <class K>
-void pack_gates(typename K::operand* panel, const typename K::storage* weight, int64_t units, int64_t depth,
-                int64_t unit, int fold) {
-  constexpr int kLanes = K::kLanes;
-  const int of_gate = kLanes / fold;
-  for (int q = 0; q < kPanelVectors / fold; ++q) {
-    const typename K::storage* from[kLanes] = {};
-    for (int j = 0; j < fold; ++j)
-      for (int u = 0; u < of_gate && unit + u < units; ++u)
-        from[j * of_gate + u] = weight + ((q * fold + j) * units + unit + u) * depth;
-    const auto square = [&](int64_t k, int64_t n) FUSEDLSTM_LAMBDA {
-      typename K::V v[kLanes];
-#pragma GCC unroll 16
-      for (int l = 0; l < kLanes; ++l) v[l] = from[l] ? depth_vector<K>(from[l] + k, n) : typename K::V{};
-      transpose<K>(v);
-      typename K::operand* to = panel + k * K::kPanel + q * kLanes * K::kDepth;
-      const int64_t groups = (n + K::kDepth - 1) / K::kDepth;
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i)
-        if (i < groups) store(to + i * K::kDepth * K::kPanel, v[i]);
-    };
-    constexpr int64_t kStep = kLanes * K::kDepth;
-    int64_t k = 0;
-    for (; k + kStep <= depth; k += kStep) square(k, kStep);
-    if (k < depth) square(k, depth - k);
-  }
 }
 
 // The panel of columns column .. of a matrix [depth, columns]: panel[k][lane] = matrix[k][column + lane], zero beyond.

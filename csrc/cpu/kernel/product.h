@@ -4,8 +4,9 @@
 //
 //     panel[k][4][lanes]      (Dot2: panel[k / 2][4][lanes][2], two bfloat16 of neighbouring k side by side)
 //
-// In the forward recurrence the four vectors are the gates i, f, g, o of one block of `lanes` hidden units, so that a
-// tile ends with all four pre-activations of its units in registers; everywhere else they are 4 * lanes columns.
+// In the forward recurrence the vectors are the gates of one block of hidden units (gate_panel.h), so that a product
+// ends with all sums of its units; three gates have panels of three vectors. Everywhere else they are 4 * lanes
+// columns.
 #pragma once
 
 #include "simd.h"
@@ -65,6 +66,11 @@ inline constexpr int kLanes = Isa::kVectorBytes / int(sizeof(typename Product::a
 template <class Isa, class Product>
 inline constexpr int kPanelWidth = kPanelVectors * kLanes<Isa, Product>;
 
+// Vectors for each k in a panel of which `vectors` are multiplied.
+constexpr int panel_pitch(int vectors) {
+  return vectors == 3 ? 3 : kPanelVectors;
+}
+
 // The sums of a tile while they are made, in registers.
 template <class Isa, class Product, int kRows, int kVectors>
 struct Tile {
@@ -86,7 +92,7 @@ FUSEDLSTM_INLINE void multiply_stretch(Tile<Isa, Product, kRows, kVectors>& tile
                                        const typename Product::operand* panel, int64_t depth) {
   using V = AccVector<Isa, Product>;
   constexpr int kD = Product::kDepth;
-  constexpr int kStep = kPanelWidth<Isa, Product> * kD;
+  constexpr int kStep = panel_pitch(kVectors) * kLanes<Isa, Product> * kD;
   constexpr int kUnroll = kRows * kVectors * 2 <= Isa::kTileRows * kPanelVectors ? 2 : 1;
   const typename Product::operand* rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = a[r];
@@ -150,7 +156,7 @@ __attribute__((noinline)) void multiply_tile(typename Product::acc* to, int64_t 
     for (int r = 0; r < kRows; ++r) rest[r] = a[r] + k * kStride;
     Tile<Isa, Product, kRows, kVectors> tile;
     clear(tile);
-    multiply_stretch<Isa, Product, kRows, kStride, kVectors>(tile, rest, panel + k * kPanelWidth<Isa, Product>,
+    multiply_stretch<Isa, Product, kRows, kStride, kVectors>(tile, rest, panel + k * panel_pitch(kVectors) * kL,
                                                              depth - k < longest ? depth - k : longest);
     for (int r = 0; r < kRows; ++r)
       for (int q = 0; q < kVectors; ++q) {
@@ -161,7 +167,7 @@ __attribute__((noinline)) void multiply_tile(typename Product::acc* to, int64_t 
   } while (k < depth);
 }
 
-// The same for 1 .. kTileRows `rows` and 4, 2 or 1 `vectors`: those of a panel that lie beyond the columns of the
+// The same for 1 .. kTileRows `rows` and 1 .. 4 `vectors`: those of a panel that lie beyond the columns of the
 // matrix need not be multiplied. kInterleaved: element k of all rows lies side by side, as many as there are rows.
 template <class Isa, class Product, bool kInterleaved = false, int kMostRows = Isa::kTileRows>
 void multiply(typename Product::acc* to, int64_t ld, const typename Product::operand* const* a,
@@ -172,6 +178,9 @@ void multiply(typename Product::acc* to, int64_t ld, const typename Product::ope
       return multiply<Isa, Product, kInterleaved, kMostRows - 1>(to, ld, a, panel, depth, longest, rows, vectors);
   }
   if (vectors == 4) return multiply_tile<Isa, Product, kMostRows, kStride, 4>(to, ld, a, panel, depth, longest);
+  if constexpr (!kInterleaved) {
+    if (vectors == 3) return multiply_tile<Isa, Product, kMostRows, kStride, 3>(to, ld, a, panel, depth, longest);
+  }
   if (vectors == 2) return multiply_tile<Isa, Product, kMostRows, kStride, 2>(to, ld, a, panel, depth, longest);
   multiply_tile<Isa, Product, kMostRows, kStride, 1>(to, ld, a, panel, depth, longest);
 }

@@ -80,7 +80,7 @@ Layer layer_of(const CheckedLayer& t) {
 
 // With `reset` dense, as the kernels read it.
 CheckedLayer checked(LayerArguments& arguments) {
-  CheckedLayer t(std::move(arguments), kLstmSizes);
+  CheckedLayer t(std::move(arguments), Lstm::kSizes);
   if (t.reset) t.reset = dense(*t.reset);
   return t;
 }

@@ -1,0 +1,43 @@
+// The GRU cell.
+//
+// Formula (torch.nn.GRU; Cho et al. 2014, with the reset gate after the product as in cuDNN):
+//
+//     r = sigmoid(x_r + h_r)   z = sigmoid(x_z + h_z)   n = tanh(x_n + r * h_n)
+//     h = n + z * (h_before - n)
+//
+// where x_* = W_ih x + b_ih and h_* = W_hh h_before + b_hh.
+#pragma once
+
+#include "cell.h"
+
+namespace fusedlstm {
+
+// saved: r, z, n, h_n.
+struct Gru {
+  static constexpr CellSizes kSizes{.gates = 3,
+                                    .joined = 2,
+                                    .states = 1,
+                                    .saved = 4,
+                                    .carried = 0,
+                                    .takes_h = true,
+                                    .reads_h = false,
+                                    .projects = false};
+
+  template <class Math, class V>
+  constexpr After<V, kSizes> forward(const Sums<V, kSizes>& sums, V h_before, const V (&)[1]) const {
+    const V r = Math::sigmoid(sums.joined[0]), z = Math::sigmoid(sums.joined[1]), h_n = sums.from_hidden[0];
+    const V n = Math::tanh(sums.from_input[0] + r * h_n);
+    return {n + z * (h_before - n), {}, {r, z, n, h_n}};
+  }
+
+  template <class Math, class V>
+  constexpr CellGradients<V, kSizes> backward(const Known<V, kSizes>& k, V d_h, const V (&)[1]) const {
+    const V one = V{} + Math::kOne;
+    const V r = k.saved[0], z = k.saved[1], n = k.saved[2], h_n = k.saved[3];
+    const V d_n = d_h * (one - z) * (one - n * n);
+    const V d_r = d_n * h_n * r * (one - r), d_z = d_h * (k.h_before - n) * z * (one - z);
+    return {{d_r, d_z, d_n}, {d_r, d_z, d_n * r}, d_h * z, {}};
+  }
+};
+
+}  // namespace fusedlstm

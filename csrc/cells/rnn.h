@@ -1,0 +1,36 @@
+// The simple recurrent cell.
+//
+// Formula (torch.nn.RNN; Elman 1990): h = tanh(W_ih x + b_ih + W_hh h_before + b_hh), or relu in place of tanh.
+#pragma once
+
+#include "cell.h"
+
+namespace fusedlstm {
+
+struct Rnn {
+  static constexpr CellSizes kSizes{.gates = 1,
+                                    .joined = 1,
+                                    .states = 1,
+                                    .saved = 0,
+                                    .carried = 0,
+                                    .takes_h = false,
+                                    .reads_h = true,
+                                    .projects = false};
+
+  bool is_relu = false;
+
+  // NaN passes, as in PyTorch.
+  template <class Math, class V>
+  constexpr After<V, kSizes> forward(const Sums<V, kSizes>& sums, V, const V (&)[1]) const {
+    const V sum = sums.joined[0];
+    return {is_relu ? (sum < V{} ? V{} : sum) : Math::accurate_tanh(sum), {}, {}};
+  }
+
+  template <class Math, class V>
+  constexpr CellGradients<V, kSizes> backward(const Known<V, kSizes>& k, V d_h, const V (&)[1]) const {
+    const V d = is_relu ? (k.h <= V{} ? V{} : d_h) : d_h * (V{} + Math::kOne - k.h * k.h);
+    return {{d}, {d}, V{}, {}};
+  }
+};
+
+}  // namespace fusedlstm

@@ -1,0 +1,148 @@
+"""What the fused layers and cells have in common: all of nn.RNNBase but its list of weights."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedlstm import _checks
+from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
+from fusedlstm._run import run, run_cell
+
+# torch.fx.symbolic_trace records calls of these as one node each, as it does for PyTorch's layers.
+torch.fx.wrap("run")
+torch.fx.wrap("run_cell")
+
+
+class FusedLayer(nn.RNNBase):
+    """A stack of layers of one cell: PyTorch's constructor and parameters, other kernels below."""
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: parameters are separate tensors, and are used as they are."""
+
+    # nn.RNNBase keeps a list of its weights, and weak references to them, beside the parameters.
+    # Both go stale, and break deepcopy and swap_tensors; here the list is made when asked for, and what is written
+    # to it is written to the attributes of these names.
+
+    @property
+    def _flat_weights(self) -> _FlatWeights:
+        weights = _FlatWeights([getattr(self, name, None) for name in self._flat_weights_names])
+        weights.module = self
+        return weights
+
+    @_flat_weights.setter
+    def _flat_weights(self, tensors) -> None:
+        names = self._flat_weights_names
+        if len(tensors) != len(names):
+            raise ValueError(f"Expected {len(names)} tensors in _flat_weights, one for each name, got {len(tensors)}")
+        for name, tensor in zip(names, tensors):
+            if tensor is getattr(self, name, None):
+                continue
+            if isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter) and name in self._parameters:
+                raise TypeError(
+                    f"Expected a Parameter for {name} in _flat_weights, got {type(tensor).__name__}; for a tensor "
+                    f"computed anew for each call: del module.{name}, then module.{name} = tensor"
+                )
+            setattr(self, name, tensor)
+
+    def _init_flat_weights(self) -> None:
+        pass
+
+    def _update_flat_weights(self) -> None:
+        pass
+
+    def __setattr__(self, name: str, value) -> None:
+        if isinstance(value, nn.Module) and name == "_flat_weights":
+            value = [*value]  # nn.Module would keep an nn.ParameterList as a child, which the property hides
+        nn.Module.__setattr__(self, name, value)
+
+    __setstate__ = nn.Module.__setstate__
+    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
+
+    def __getstate__(self):
+        return self.__dict__.copy()
+
+    def __prepare_scriptable__(self) -> nn.RNNBase:
+        """What torch.jit.script takes in place of this module."""
+        return _scriptable(self)
+
+    qconfig = Recognized(warn_of_quantization)
+    ft_compute_sample_grad = Recognized(refuse_gradients_by_hooks)
+
+
+class _FlatWeights(tuple):
+    """The weights of `module` as they are now, None where one is missing. An item is set in the module, not in here."""
+
+    module: FusedLayer
+
+    def __setitem__(self, index, value) -> None:
+        weights = list(self.module._flat_weights)
+        weights[index] = value
+        self.module._flat_weights = weights
+
+
+class FusedCell(nn.RNNCellBase):
+    """One step of one layer."""
+
+    def __prepare_scriptable__(self) -> nn.RNNCellBase:
+        """What torch.jit.script takes in place of this module."""
+        return _scriptable(self)
+
+    qconfig = Recognized(warn_of_quantization)
+    ft_compute_sample_grad = Recognized(refuse_gradients_by_hooks)
+
+
+# Functions and not methods: converted subclasses of PyTorch's layers have methods of any name.
+
+
+def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and_returns):
+    """The layers of a module, on the arguments of its forward; further ones in the order of `run`."""
+    directions = 2 if module.bidirectional else 1
+    sizes = _checks.Sizes(
+        module.mode.lower(), module.input_size, module.hidden_size, module.proj_size, module.num_layers, directions,
+        module.bias,
+    )  # fmt: skip
+    weights = _parameters(module, module._flat_weights_names)
+    packing = None
+    if isinstance(input, PackedSequence):
+        # Tracers look into a call's arguments, and fail to rebuild this class from what they find.
+        input, *packing = input
+    return run(
+        sizes.cell, input, hx, weights, sizes, module.batch_first, module.dropout, module.training, *rows_and_returns,
+        packing=packing,
+    )  # fmt: skip
+
+
+def run_step(module: FusedCell, cell: str, input: Tensor, hx):
+    """The step of a module, whose cell has this name."""
+    return run_cell(cell, input, hx, *_parameters(module, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
+
+
+def _parameters(module: nn.Module, names) -> list[Tensor]:
+    """The module's tensors of these names, read at each call.
+
+    A list kept across calls would miss parametrizations, functional_call and deleted parameters.
+    Most are where nn.Module keeps parameters, which its __getattr__ looks up slowly.
+    """
+    own = module._parameters
+    return [own[name] if name in own else getattr(module, name) for name in names]
+
+
+def _scriptable(module: nn.Module) -> nn.Module:
+    """The module as PyTorch's own, with the same parameters: TorchScript compiles nothing else."""
+    from fusedlstm.convert import plain_type, revert
+
+    if isinstance(found := plain_type(module), str):
+        raise NotImplementedError(
+            f"torch.jit.script: Expected a layer that fusedlstm.revert takes, got {type(module).__name__}: {found}"
+        )
+    plain = revert(module)
+    warnings.warn(
+        f"torch.jit.script takes {type(plain).__name__} for {type(module).__name__}, and leaves it in the model that "
+        "holds the layer: fusedlstm.convert(model) afterwards, if the model is still in use",
+        stacklevel=2,
+    )
+    return plain

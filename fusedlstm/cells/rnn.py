@@ -1,0 +1,35 @@
+"""The simple recurrent cell, with tanh or with relu: one gate, state h."""
+
+from torch import _VF, Tensor, nn
+
+from fusedlstm.cells.cell import Cell
+
+
+def _step(activation):
+    def step(from_input, from_hidden, states):
+        """As torch.nn.RNN: Elman 1990. Nothing is saved: the derivative is computed from h."""
+        h = activation(from_input + from_hidden)
+        return [h], h[..., :0]
+
+    return step
+
+
+def _rnn(name, activation, onnx_activation, run_layer) -> Cell:
+    return Cell(
+        name=name,
+        gates=1,
+        states=("h",),
+        saved=0,
+        carried=0,
+        step=_step(activation),
+        layer=nn.RNN,
+        cell=nn.RNNCell,
+        run_layer=run_layer,
+        has_projection=False,
+        promotes=(False, False),
+        onnx=("RNN", (0,), {"activations": [onnx_activation]}),
+    )
+
+
+RNN_TANH = _rnn("rnn_tanh", Tensor.tanh, "Tanh", _VF.rnn_tanh)
+RNN_RELU = _rnn("rnn_relu", Tensor.relu, "Relu", _VF.rnn_relu)
