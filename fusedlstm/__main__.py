@@ -2,7 +2,7 @@
 
 python -m fusedlstm           versions, devices, libraries, instruction set, GPU architectures
 python -m fusedlstm plan ...  how the CUDA kernels would be launched for a problem; needs no GPU
-python -m fusedlstm verify    compares FusedLSTM with torch.nn.LSTM on this machine's devices
+python -m fusedlstm verify    compares each layer with torch.nn's on this machine's devices
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("report", help="the default: versions, devices, libraries, and why something is not in use")
     plan_parser = commands.add_parser("plan", help="how the CUDA kernels would be launched; needs no GPU")
     _add_plan_arguments(plan_parser)
-    commands.add_parser("verify", help="parity with torch.nn.LSTM, one line a check")
+    commands.add_parser("verify", help="parity with torch.nn, one line a check")
     options = parser.parse_args(arguments)
     if options.command == "plan":
         return _print_plans(options, plan_parser)

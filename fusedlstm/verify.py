@@ -1,4 +1,4 @@
-"""`python -m fusedlstm verify`: FusedLSTM against torch.nn.LSTM on this machine's devices, one line a check."""
+"""`python -m fusedlstm verify`: each fused layer against torch.nn's on this machine's devices, one line a check."""
 
 import copy
 import itertools
@@ -24,6 +24,7 @@ class Check:
     B: int
     module: dict = field(default_factory=dict)
     packed: bool = False
+    layer: str = "LSTM"  # the class of torch.nn
 
 
 CHECKS = (
@@ -36,6 +37,10 @@ CHECKS = (
     Check("packed, bidirectional", 25, 6, {"input_size": 32, "hidden_size": 64, "bidirectional": True}, packed=True),
     Check("long", 200, 4, {"input_size": 16, "hidden_size": 64}),
     Check("large", 10, 32, {"input_size": 128, "hidden_size": 256}),
+    Check("GRU, bidirectional", 20, 8, {"input_size": 40, "hidden_size": 48, "bidirectional": True}, layer="GRU"),
+    Check("GRU, packed", 25, 6, {"input_size": 32, "hidden_size": 64}, packed=True, layer="GRU"),
+    Check("RNN, 2 layers", 12, 8, {"input_size": 33, "hidden_size": 40, "num_layers": 2}, layer="RNN"),
+    Check("RNN, relu", 6, 4, {"input_size": 16, "hidden_size": 24, "nonlinearity": "relu"}, layer="RNN"),
 )
 
 
@@ -43,7 +48,7 @@ class Result(NamedTuple):
     """Largest errors against float64 over all outputs and gradients, each divided by its tensor's magnitude."""
 
     error: float
-    peer_error: float  # of nn.LSTM in the same dtype
+    peer_error: float  # of torch.nn's layer in the same dtype
     allowed: float
 
     @property
@@ -64,7 +69,7 @@ def main() -> int:
             failures += not result.passed
             print(
                 f"  {'ok   ' if result.passed else 'WRONG'} {check.name:<24} {str(dtype)[6:]:<9} "
-                f"error {result.error:.1e}, nn.LSTM {result.peer_error:.1e}, allowed {result.allowed:.1e}"
+                f"error {result.error:.1e}, nn.{check.layer} {result.peer_error:.1e}, allowed {result.allowed:.1e}"
             )
     total = len(devices) * len(CHECKS) * len(DTYPES)
     print(f"{total - failures} of {total} checks passed")
@@ -72,10 +77,10 @@ def main() -> int:
 
 
 def compare(check: Check, dtype: torch.dtype, device: torch.device) -> Result:
-    """Runs one check with FusedLSTM and with nn.LSTM, and both against nn.LSTM in float64 on the CPU."""
+    """Runs one check with a fused layer and with torch.nn's, and both against the latter in float64 on the CPU."""
     torch.manual_seed(0)
-    peer = nn.LSTM(**check.module, device=device, dtype=dtype)
-    fused = fusedlstm.FusedLSTM(**check.module, device=device, dtype=dtype)
+    peer = getattr(nn, check.layer)(**check.module, device=device, dtype=dtype)
+    fused = getattr(fusedlstm, f"Fused{check.layer}")(**check.module, device=device, dtype=dtype)
     fused.load_state_dict(peer.state_dict())
     exact = copy.deepcopy(peer).to("cpu", torch.float64)
 
@@ -87,7 +92,7 @@ def compare(check: Check, dtype: torch.dtype, device: torch.device) -> Result:
 
 
 def _rounding(check: Check, dtype: torch.dtype) -> float:
-    """What is granted where nn.LSTM happens to be exact (in float64 it is the reference itself).
+    """What is granted where torch.nn happens to be exact (in float64 it is the reference itself).
 
     Two roundings of a stored value, and those of the longest sum, a weight gradient's over all rows, in the
     accumulator's type: they grow with the square root of the number of terms.
@@ -98,14 +103,14 @@ def _rounding(check: Check, dtype: torch.dtype) -> float:
 
 
 def _results(module: nn.Module, input: Tensor, packed: bool) -> list[Tensor]:
-    """Output, h_n, c_n and the gradients of input and parameters, for one random but repeatable loss."""
+    """Output, last states and the gradients of input and parameters, for one random but repeatable loss."""
     input = input.clone().requires_grad_()
     sequence = input
     if packed:
         lengths = torch.arange(input.size(1), 0, -1) * input.size(0) // input.size(1)
         sequence = nn.utils.rnn.pack_padded_sequence(input, lengths)
-    output, (h_n, c_n) = module(sequence)
-    outputs = [output.data if packed else output, h_n, c_n]
+    output, last = module(sequence)
+    outputs = [output.data if packed else output, *(last if isinstance(last, tuple) else [last])]
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randint(-2, 3, o.shape, generator=generator).to(o) for o in outputs]
     gradients = torch.autograd.grad(outputs, [input, *module.parameters()], weights)
