@@ -22,8 +22,7 @@ inline void bind_plan(pybind11::module_& m) {
   py::class_<Plan>(m, "Plan", py::module_local(), "Which kernel runs a recurrence, and in which shape.")
       .def_property_readonly("transport", [](const Plan& p) { return transport_name(p.shape.transport); })
       .def_property_readonly("arithmetic", [](const Plan& p) { return arithmetic_name(p.arithmetic); })
-      .def_property_readonly(
-          "units", [](const Plan& p) { return p.shape.k_splits == 0 ? 0 : units_per_cta(p.shape, p.arithmetic); })
+      .def_property_readonly("units", [](const Plan& p) { return units_per_cta(p.shape, p.arithmetic); })
       .def_property_readonly("batch_rows", [](const Plan& p) { return p.shape.batch_rows(); })
       .def_readonly("ctas_per_tile", &Plan::ctas_per_tile)
       .def_readonly("tiles", &Plan::tiles)

@@ -38,9 +38,9 @@ struct ExchangeLayout {
   static constexpr int kChunkStride = kShape.batch_rows() * kChunkBytes;
   static constexpr int kOperandBytes = kShape.chunks() * kChunkStride;
   static constexpr int kOperands = kShape.operands();
-  static constexpr bool kSwizzled = kShape.whole_sums() && Math::kTensorCores;
+  static constexpr bool kSwizzled = has_whole_sums(kShape) && Math::kTensorCores;
   static constexpr int kUnits = kUnitsOf<Math, kShape>;
-  static constexpr bool kOwnOperands = kShape.transport == Transport::kLocal || kShape.sends_sums();
+  static constexpr bool kOwnOperands = kShape.transport == Transport::kLocal || sends_sums(kShape);
   static constexpr int kBuffers = kShape.transport == Transport::kGrid ? 1 : 2;
   static constexpr int kStageBytes = 0, kSumsBytes = 0;
   using Owned = OwnedCells<Math, kShape>;
@@ -157,7 +157,7 @@ struct SumExchange : LocalExchange<Math, kShape> {
   using Layout = LocalExchange<Math, kShape>;
   using Layout::kUnits;
   using Layout::tile;
-  static constexpr int kPairs = kShape.batch_rows() / 2, kSources = kShape.sources(sizeof(typename Math::scalar_t));
+  static constexpr int kPairs = kShape.batch_rows() / 2, kSources = transport_shape(kShape, Math::kArithmetic).sources;
   static_assert(kUnits % 8 == 0, "8 rows of a group have one owner");
   static constexpr int kSourceBytes = kPairs * kUnits * 8, kBufferBytes = kSources * kSourceBytes;
   static constexpr int kSumsBytes = 2 * kBufferBytes;
@@ -320,7 +320,7 @@ struct GridExchange : VectorExchange<Math, kShape> {
   // The vectors of a lane: vector t of every chunk of batch rows g, g + 8, ... As many loads in flight as registers
   // allow, since one round trip to L2 costs more than all of them.
   static constexpr int kChunks = kShape.chunks_per_warp, kLoads = kChunks * kShape.batch_tiles;
-  static constexpr int kRounds = kShape.rounds(), kInFlight = (kLoads + kRounds - 1) / kRounds;
+  static constexpr int kRounds = grid_rounds(kShape), kInFlight = (kLoads + kRounds - 1) / kRounds;
   const scalar_t* fetched;  // the lane's first vector of operand 0
   scalar_t* published;      // the vector that the lane sends of its cell 0, in the operand to be published next
   SharedAddress arrival;    // of the lane's first vector
@@ -382,10 +382,9 @@ struct GridExchange : VectorExchange<Math, kShape> {
 };
 
 template <class Math, KernelShape kShape>
-using Exchange =
-    std::conditional_t<kShape.transport == Transport::kLocal, LocalExchange<Math, kShape>,
-                       std::conditional_t<kShape.transport == Transport::kGrid, GridExchange<Math, kShape>,
-                                          std::conditional_t<kShape.sends_sums(), SumExchange<Math, kShape>,
-                                                             ClusterExchange<Math, kShape>>>>;
+using Exchange = std::conditional_t<kShape.transport == Transport::kLocal, LocalExchange<Math, kShape>,
+                                    std::conditional_t<kShape.transport == Transport::kGrid, GridExchange<Math, kShape>,
+                                                       std::conditional_t<sends_sums(kShape), SumExchange<Math, kShape>,
+                                                                          ClusterExchange<Math, kShape>>>>;
 
 }  // namespace fusedlstm::cuda

@@ -4,6 +4,7 @@
 // groups of 8. Where these are whole, it owns those cells itself; otherwise sums.cuh brings them to their owners.
 #pragma once
 #include "arithmetic.cuh"
+#include "cuda/host/transport_shape.h"
 
 namespace fusedlstm::cuda {
 
@@ -16,14 +17,14 @@ __device__ __forceinline__ int unit_of_row(int r, int row_warp, int g) {
 }
 
 template <class Math, KernelShape kShape>
-inline constexpr int kUnitsOf = kShape.units(sizeof(typename Math::scalar_t));
+inline constexpr int kUnitsOf = transport_shape(kShape, Math::kArithmetic).units;
 
-template <class Math, KernelShape kShape, bool kWholeSums = kShape.whole_sums()>
+template <class Math, KernelShape kShape, bool kWholeSums = has_whole_sums(kShape)>
 struct OwnedCells;
 
 template <class Math, KernelShape kShape>
 struct OwnedCells<Math, kShape, true> {
-  static constexpr int kCount = kShape.cells_per_thread(sizeof(typename Math::scalar_t)), kUnitsOwned = kCount / 2;
+  static constexpr int kCount = cells_per_thread(kShape, kUnitsOf<Math, kShape>), kUnitsOwned = kCount / 2;
   static_assert(kUnitsOwned == kShape.rows_per_lane / kShape.sums());
 
   // Of cell e: its unit among those owned, and its batch row after that of the unit's first cell.
@@ -42,8 +43,8 @@ struct OwnedCells<Math, kShape, true> {
 template <class Math, KernelShape kShape>
 struct OwnedCells<Math, kShape, false> {
   static constexpr int kUnits = kUnitsOf<Math, kShape>, kUnitsOwned = 1;
-  static constexpr int kCount = kShape.cells_per_thread(sizeof(typename Math::scalar_t));
-  static constexpr int kAdjacentRows = kShape.sends_sums() ? 2 : 1;
+  static constexpr int kCount = cells_per_thread(kShape, kUnitsOf<Math, kShape>);
+  static constexpr int kAdjacentRows = sends_sums(kShape) ? 2 : 1;
   static_assert(kThreads % (kUnits * kAdjacentRows) == 0, "a thread has one unit");
   static constexpr int kRowsApart = kThreads / kUnits;
   static constexpr bool kAllExist = kShape.batch_rows() % kRowsApart == 0;

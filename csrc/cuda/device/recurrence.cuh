@@ -41,7 +41,7 @@ __device__ __forceinline__ void load_weight(ProductOf<Math, kShape>& product, co
   constexpr int kOperands = kShape.operands();
   // Where the operands are those of the CTA's own units, they have their place in K whatever H is.
   constexpr int kGateElements = Layout::kOwnOperands ? Layout::kUnits : 0;
-  const int first_row = kShape.sends_sums() ? 0 : first_unit, first_k = kShape.sends_sums() ? first_unit : 0;
+  const int first_row = sends_sums(kShape) ? 0 : first_unit, first_k = sends_sums(kShape) ? first_unit : 0;
   const int pitch = kOperands * gate_pitch;  // a weight that is resident has few elements
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int row_warp = warp / kShape.k_splits, k_split = warp % kShape.k_splits;
@@ -93,7 +93,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   // Where weights and several cells have most of the registers, the product cannot spare any for what is fetched beside
   // what is ready: then one makes room for the other after it. Not where it adds to what is ready.
   constexpr bool kFetchesLate =
-      kCells > 1 && kShape.weight_words() > 64 && !(kShape.whole_sums() && kPass == Pass::kForward);
+      kCells > 1 && kShape.weight_words() > 64 && !(has_whole_sums(kShape) && kPass == Pass::kForward);
   const RowStates& rows = args.rows;
   const int H = rows.H, d = blockIdx.y, m = blockIdx.z, tile_index = blockIdx.x / ctas;
   const int rank = kShape.transport == Transport::kLocal     ? 0

@@ -19,7 +19,7 @@ struct PartialSums {
   static constexpr int kRowBytes = (kSums * kUnitsOf<Math, kShape> + 4) * 4;
   static constexpr int kSplitBytes = kShape.batch_rows() * kRowBytes;
   static constexpr int kBufferBytes = kShape.k_splits * kSplitBytes;
-  static constexpr int kBytes = kShape.whole_sums() || kShape.sends_sums() ? 0 : 2 * kBufferBytes;
+  static constexpr int kBytes = has_whole_sums(kShape) || sends_sums(kShape) ? 0 : 2 * kBufferBytes;
   using Owned = OwnedCells<Math, kShape>;
   SharedAddress stored;  // the lane's first sum of batch rows 0..7, in buffer 0
   SharedAddress taken;   // the first sum of the thread's cell 0, there too
@@ -78,7 +78,7 @@ __device__ __forceinline__ void add_products(const Product& product, const Excha
   using Layout = ExchangeLayout<Math, kShape>;
   constexpr int kSums = kShape.sums(), kCells = Layout::Owned::kCount;
   const typename Layout::Owned owned;
-  if constexpr (kShape.whole_sums()) {
+  if constexpr (has_whole_sums(kShape)) {
     float acc[kShape.rows_per_lane][2] = {};
     if constexpr (kShape.pass == Pass::kForward) {
 #pragma unroll
@@ -97,20 +97,20 @@ __device__ __forceinline__ void add_products(const Product& product, const Excha
     for (int n = 0; n < kShape.batch_rows(); n += 8) {
       float acc[kShape.rows_per_lane][2] = {};
       product.multiply(operand + n * kChunkBytes, Layout::kChunkStride, acc);
-      if constexpr (kShape.sends_sums())
+      if constexpr (sends_sums(kShape))
         exchange.send(s, n, acc);
       else
         partials.store(s, n, acc);
     }
     meanwhile();
-    if constexpr (kShape.sends_sums())
+    if constexpr (sends_sums(kShape))
       exchange.await_sums(s);
     else
       block_sync();
 #pragma unroll
     for (int e = 0; e < kCells; ++e) {
       if (!owned.exists(e)) continue;
-      if constexpr (kShape.sends_sums())
+      if constexpr (sends_sums(kShape))
         exchange.add(s, owned.unit(e), owned.row(e), sum(e));
       else
         partials.add(s, e, sum(e));

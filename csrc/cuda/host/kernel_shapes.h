@@ -7,6 +7,7 @@
 #include <array>
 
 #include "plan.h"
+#include "transport_shape.h"
 
 namespace fusedlstm::cuda {
 
@@ -51,31 +52,18 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {Transport::kGrid, Pass::kBackward, 2, 24, 8, 1, 8},    //  16 units, H <= 1536
 });
 
-constexpr int product_bytes(Arithmetic arithmetic) {  // of one element of weights and operand
-  return arithmetic == Arithmetic::kFloat64                                      ? 8
-         : arithmetic == Arithmetic::kTf32 || arithmetic == Arithmetic::kFloat32 ? 4
-                                                                                 : 2;
-}
-
 constexpr int units_per_cta(const KernelShape& shape, Arithmetic arithmetic) {
-  return shape.units(product_bytes(arithmetic));
+  return transport_shape(shape, arithmetic).units;
 }
-
-// Elements of K that one set of CTAs holds, if it has room for as many.
 constexpr int k_capacity(const KernelShape& shape, Arithmetic arithmetic) {
-  return shape.sends_sums() ? shape.rows() * shape.operands() : shape.chunks() * 64 / product_bytes(arithmetic);
+  return transport_shape(shape, arithmetic).k_capacity;
 }
 
 // Shared memory of one CTA; recurrence.cuh lays it out and checks this sum.
 constexpr int smem_bytes(const KernelShape& shape, Arithmetic arithmetic) {
-  const int bytes = product_bytes(arithmetic), n = shape.batch_rows();
-  const bool vectors = shape.transport != Transport::kLocal && !shape.sends_sums();
-  const int operand = shape.chunks() * n * 64 * (shape.transport == Transport::kGrid ? 1 : 2);
-  const int partials = shape.whole_sums()   ? 0
-                       : shape.sends_sums() ? 2 * shape.sources(bytes) * shape.units(bytes) * n * 4
-                                            : 2 * shape.k_splits * n * (shape.sums() * shape.units(bytes) + 4) * 4;
-  const int stage = vectors ? shape.cells_per_thread(bytes) * shape.operands() * KernelShape::kWarps * 32 * bytes : 0;
-  return 128 + operand + partials + stage + shape.shared_weight_bytes();
+  const TransportShape sizes = transport_shape(shape, arithmetic);
+  const int operand = shape.chunks() * shape.batch_rows() * 64;
+  return 128 + sizes.operand_buffers * operand + sizes.sums_bytes + sizes.stage_bytes + shape.shared_weight_bytes();
 }
 
 // Compute capability, times ten, from which on the kernels run: their code for older ones is empty.
@@ -92,7 +80,7 @@ constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
       k_capacity(shape, arithmetic) != units_per_cta(shape, arithmetic) * shape.operands())
     return false;
   // Nor has a cluster more units than its CTAs.
-  if (shape.transport == Transport::kCluster && !shape.sends_sums() &&
+  if (shape.transport == Transport::kCluster && !sends_sums(shape) &&
       k_capacity(shape, arithmetic) > kMaxClusterSize * units_per_cta(shape, arithmetic))
     return false;
   constexpr int kMostSharedMemory = 232448;  // of a CTA on any device

@@ -116,10 +116,10 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
   // The tensor cores wait for weights from shared memory, and those for each other.
   const double weights = shape.shared_weight_bytes() / cost.shared_bytes * n / 8;
   // Sums that the cells take from shared memory, each from so many warps, or CTAs.
-  const double sources = shape.sends_sums() ? shape.sources(product_bytes(arithmetic)) : shape.k_splits;
-  const double partials = shape.whole_sums() ? 0
-                                             : cost.shared_store + cost.barrier + cost.shared_load +
-                                                   pairs * shape.sums() * 4 * sources * 2 / cost.shared_bytes;
+  const int sources = transport_shape(shape, arithmetic).sources;
+  const double partials = sources == 0 ? 0
+                                       : cost.shared_store + cost.barrier + cost.shared_load +
+                                             pairs * shape.sums() * 4 * sources * 2 / cost.shared_bytes;
   double cycles = cost.slack + cost.shared_load + std::max(product, weights) + cost.mma_latency + partials + pointwise +
                   cost.shared_store;
 
@@ -127,7 +127,7 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
   const int64_t tiles = batch_tiles(shape, p) * p.D * abreast;
   const double incoming =
       std::min<double>(n, p.B) *
-      (shape.sends_sums() ? static_cast<double>(p.H) * 4 : static_cast<double>(product_k(p, arithmetic)) * bytes);
+      (sends_sums(shape) ? static_cast<double>(p.H) * 4 : static_cast<double>(product_k(p, arithmetic)) * bytes);
   int64_t resident = d.sm_count;
   double us = cost.launch_us;
   switch (shape.transport) {
@@ -136,7 +136,7 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
       resident = resident_clusters(d, ctas);
       break;
     case Transport::kGrid:
-      cycles += cost.grid_latency + incoming / cost.grid_bytes + (shape.rounds() - 1) * cost.grid_round;
+      cycles += cost.grid_latency + incoming / cost.grid_bytes + (grid_rounds(shape) - 1) * cost.grid_round;
       resident = tiles;
       us +=
           static_cast<double>(p.T * p.B * p.D * abreast * product_k(p, arithmetic)) * bytes / cost.memset_bytes_per_us;

@@ -40,7 +40,8 @@ struct Problem {
 
 inline constexpr int kMaxClusterSize = 16;
 
-// The compile-time shape of a resident kernel; see recurrence.cuh. The planner and the kernels' table share the list.
+// The compile-time shape of a resident kernel; see recurrence.cuh, and transport_shape.h for what depends on the
+// transport. The planner and the kernels' table share the list.
 struct KernelShape {
   Transport transport;
   Pass pass;
@@ -55,26 +56,6 @@ struct KernelShape {
   constexpr int batch_rows() const { return 8 * batch_tiles; }
   constexpr int chunks() const { return chunks_per_warp * k_splits; }
   constexpr int rows() const { return kWarps / k_splits * 8 * rows_per_lane; }  // of the weight, in one CTA
-  // Whether a warp that has multiplied also has the whole sums, and no other thread needs them.
-  constexpr bool whole_sums() const { return transport == Transport::kLocal && k_splits == 1 && batch_tiles == 1; }
-  // Whether a CTA multiplies its own operands, and sends the sums of all units to the CTAs that own them: fewer bytes
-  // than the operands of all units. Otherwise it has the operands of all, for sums of its own.
-  constexpr bool sends_sums() const { return transport == Transport::kCluster && pass == Pass::kBackward; }
-  // Hidden units per CTA, with so many bytes in an element of weights and operands.
-  constexpr int units(int element_bytes) const {
-    return sends_sums() ? chunks() * 64 / element_bytes / operands() : rows() / sums();
-  }
-  // GRID: in how many rounds a lane fetches its vectors of the operand, at most 8 of them at once.
-  constexpr int rounds() const { return (chunks_per_warp * batch_tiles + 7) / 8; }
-  // CTAs whose sums a cell takes, at most.
-  constexpr int sources(int element_bytes) const {
-    const int all = rows() / units(element_bytes);
-    return all < kMaxClusterSize ? all : kMaxClusterSize;
-  }
-  constexpr int cells_per_thread(int element_bytes) const {
-    const int threads = 32 * kWarps;
-    return (units(element_bytes) * batch_rows() + threads - 1) / threads;
-  }
   constexpr int weight_words() const { return rows_per_lane * (chunks_per_warp - shared_chunks) * 4; }  // of a lane
   constexpr int shared_weight_bytes() const { return shared_chunks * rows_per_lane * kWarps * 32 * 16; }
   static constexpr int kWarps = 8;

@@ -1,0 +1,112 @@
+// What a kernel's shape comes to on its transport: what a CTA holds of W_hh, and its shared memory beside the weights.
+// One function for each way to go; the twin of what device/transport_*.cuh lays out, which is checked against it.
+//
+// Plain C++.
+#pragma once
+#include <algorithm>
+
+#include "plan.h"
+
+namespace fusedlstm::cuda {
+
+constexpr int product_bytes(Arithmetic arithmetic) {  // of one element of weights and operand
+  return arithmetic == Arithmetic::kFloat64                                      ? 8
+         : arithmetic == Arithmetic::kTf32 || arithmetic == Arithmetic::kFloat32 ? 4
+                                                                                 : 2;
+}
+
+struct TransportShape {
+  int units;            // hidden units per CTA
+  int k_capacity;       // elements of K that one set of CTAs holds, if it has room for as many
+  int operand_buffers;  // one may be read while another is written
+  int sources;          // warps or CTAs whose sums a cell takes from shared memory, at most; 0: it is in a register
+  int sums_bytes;       // of shared memory: sums on their way to the threads that own the cells
+  int stage_bytes;      // of shared memory: elements that are gathered into vectors
+};
+
+// Whether a warp of LOCAL that has multiplied also has the whole sums, and no other thread needs them.
+constexpr bool has_whole_sums(const KernelShape& shape) {
+  return shape.transport == Transport::kLocal && shape.k_splits == 1 && shape.batch_tiles == 1;
+}
+// Whether a CTA of a cluster multiplies its own operands, and sends the sums of all units to the CTAs that own them:
+// fewer bytes than the operands of all units. Otherwise it has the operands of all, for sums of its own.
+constexpr bool sends_sums(const KernelShape& shape) {
+  return shape.transport == Transport::kCluster && shape.pass == Pass::kBackward;
+}
+
+constexpr int cells_per_thread(const KernelShape& shape, int units) {
+  constexpr int kThreads = 32 * KernelShape::kWarps;
+  return (units * shape.batch_rows() + kThreads - 1) / kThreads;
+}
+
+// Where a CTA has the rows of W_hh that belong to its units, and the whole K.
+constexpr TransportShape shape_of_rows(const KernelShape& shape, int element_bytes) {
+  const int units = shape.rows() / shape.sums();
+  const int row_bytes = (shape.sums() * units + 4) * 4;  // 4 floats of padding
+  return {.units = units,
+          .k_capacity = shape.chunks() * 64 / element_bytes,
+          .operand_buffers = 2,
+          .sources = shape.k_splits,
+          .sums_bytes = 2 * shape.k_splits * shape.batch_rows() * row_bytes,
+          .stage_bytes = 0};
+}
+
+// Elements of a warp's cells that are gathered into vectors.
+constexpr int vector_stage_bytes(const KernelShape& shape, int units, int element_bytes) {
+  return cells_per_thread(shape, units) * shape.operands() * 32 * KernelShape::kWarps * element_bytes;
+}
+
+constexpr TransportShape local_shape(const KernelShape& shape, int element_bytes) {
+  TransportShape local = shape_of_rows(shape, element_bytes);
+  if (has_whole_sums(shape)) local.sources = local.sums_bytes = 0;
+  return local;
+}
+
+// CLUSTER forward.
+constexpr TransportShape cluster_operands_shape(const KernelShape& shape, int element_bytes) {
+  TransportShape cluster = shape_of_rows(shape, element_bytes);
+  cluster.stage_bytes = vector_stage_bytes(shape, cluster.units, element_bytes);
+  return cluster;
+}
+
+// CLUSTER backward: the columns of W_hh that belong to the CTA's units, and all rows.
+constexpr TransportShape cluster_sums_shape(const KernelShape& shape, int element_bytes) {
+  const int units = shape.chunks() * 64 / element_bytes / shape.operands();
+  const int sources = std::min(shape.rows() / units, kMaxClusterSize);
+  return {.units = units,
+          .k_capacity = shape.rows() * shape.operands(),
+          .operand_buffers = 2,
+          .sources = sources,
+          .sums_bytes = 2 * sources * units * shape.batch_rows() * 4,
+          .stage_bytes = 0};
+}
+
+constexpr TransportShape grid_shape(const KernelShape& shape, int element_bytes) {
+  TransportShape grid = shape_of_rows(shape, element_bytes);
+  grid.operand_buffers = 1;
+  grid.stage_bytes = vector_stage_bytes(shape, grid.units, element_bytes);
+  return grid;
+}
+// In how many rounds a lane of GRID fetches its vectors of the operand, at most 8 of them at once.
+constexpr int grid_rounds(const KernelShape& shape) {
+  return (shape.chunks_per_warp * shape.batch_tiles + 7) / 8;
+}
+
+// STREAM: all zero.
+constexpr TransportShape transport_shape(const KernelShape& shape, Arithmetic arithmetic) {
+  const int element_bytes = product_bytes(arithmetic);
+  switch (shape.transport) {
+    case Transport::kLocal:
+      return local_shape(shape, element_bytes);
+    case Transport::kCluster:
+      return sends_sums(shape) ? cluster_sums_shape(shape, element_bytes)
+                               : cluster_operands_shape(shape, element_bytes);
+    case Transport::kGrid:
+      return grid_shape(shape, element_bytes);
+    case Transport::kStream:
+      break;
+  }
+  return {};
+}
+
+}  // namespace fusedlstm::cuda
