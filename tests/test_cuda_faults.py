@@ -41,8 +41,7 @@ class Fault:
     which: str = "forward"
 
 
-STEP_BARRIER = """    else
-      block_sync();"""
+STEP_BARRIER = "void await(int) const { block_sync(); }"
 STAGED = """    warp_sync();
 #pragma unroll
     for (int e = 0; e < Owned::kCount; ++e)"""
@@ -66,7 +65,7 @@ FAULTS = [
           "rows.B - first_row < kBatchRows ? rows.B - first_row : kBatchRows", "kBatchRows",
           r"bytes past the end of", which="backward"),
     Fault("hidden tail forgotten", "local", "recurrence.cuh",
-          "const bool exists = n < batch_rows && u < H;", "const bool exists = n < batch_rows;",
+          "const bool exists = n < batch_rows && u < rows.H;", "const bool exists = n < batch_rows;",
           r"race on|bytes past the end of"),
     Fault("first step of a row that does not exist", "local", "rows.cuh", "return runs(t) && t ==", "return t ==",
           r"bytes past the end of c_0", which="backward"),
@@ -74,50 +73,51 @@ FAULTS = [
           r"bytes past the end of weight_hh"),
     Fault("operand not cleared beyond the batch", "cluster", "recurrence.cuh",
           "i < kEnd", "i < 0", r"which nothing has written"),
-    Fault("staged vector read before it is whole", "cluster", "exchange.cuh", STAGED,
+    Fault("staged vector read before it is whole", "cluster", "transport.cuh", STAGED,
           STAGED.replace("    warp_sync();", ""), RACE_OR_UNWRITTEN),
-    Fault("published into the buffer being read", "local", "exchange.cuh",
+    Fault("published into the buffer being read", "local", "transport_local.cuh",
           "kChunkBytes +\n                                    s % 2", "kChunkBytes +\n (s + 1) % 2",
           rf"race on shared memory|{WRONG}"),
-    Fault("operand read before all have published", "local", "exchange.cuh",
+    Fault("operand read before all have published", "local", "transport_local.cuh",
           "    block_sync();\n    return tile.operand", "    return tile.operand", RACE_OR_UNWRITTEN),
-    Fault("wrong phase of the mbarrier", "cluster", "exchange.cuh", "parity = s / 2 % 2",
+    Fault("wrong phase of the mbarrier", "cluster", "transport_cluster.cuh", "parity = s / 2 % 2",
           "parity = s % 2", r"race on shared memory|has landed|arrives when|deadlock"),
-    Fault("mbarrier not waited for", "cluster", "exchange.cuh",
+    Fault("mbarrier not waited for", "cluster", "transport_cluster.cuh",
           "!mbarrier_try_wait<Scope::kCluster>(barriers + offset(s), parity ^ is_late)", "false",
           r"race on shared memory|has landed|arrives when"),
-    Fault("published into the buffer being read", "cluster", "exchange.cuh",
+    Fault("published into the buffer being read", "cluster", "transport_cluster.cuh",
           "buffer = in_register(s % 2", "buffer = in_register((s + 1) % 2",
           r"race on shared memory"),
-    Fault("phase not armed again", "cluster", "exchange.cuh", "s + 2 < steps", "s + 3 < steps", r"deadlock"),
-    Fault("peers start at different times", "cluster", "exchange.cuh", "cluster_sync();  // peers may send only",
+    Fault("phase not armed again", "cluster", "transport_cluster.cuh", "s + 2 < steps", "s + 3 < steps", r"deadlock"),
+    Fault("peers start at different times", "cluster", "transport_cluster.cuh",
+          "cluster_sync();  // peers may send only",
           "block_sync();  // peers may send only", r"race on|without an initialised mbarrier|has not started"),
-    Fault("wait within the block only", "cluster", "exchange.cuh", "mbarrier_try_wait<Scope::kCluster>",
+    Fault("wait within the block only", "cluster", "transport_cluster.cuh", "mbarrier_try_wait<Scope::kCluster>",
           "mbarrier_try_wait<Scope::kBlock>", r"race on shared memory.*not ordered with write by store_async of"),
-    Fault("too few bytes expected", "cluster", "exchange.cuh", "return tile.batch_rows * this->pitch()",
+    Fault("too few bytes expected", "cluster", "transport_cluster.cuh", "return tile.batch_rows * this->pitch()",
           "return tile.batch_rows * (this->pitch() - kVectorBytes)", r"race on|has landed|deadlock"),
-    Fault("sums of one CTA not expected", "cluster", "exchange.cuh", "return tile.ctas * units",
+    Fault("sums of one CTA not expected", "cluster", "transport_cluster.cuh", "return tile.ctas * units",
           "return (tile.ctas - 1) * units", r"race on|has landed|deadlock", which="backward"),
-    Fault("sums not waited for", "cluster", "sums.cuh", "exchange.await_sums(s);", ";",
+    Fault("sums not waited for", "cluster", "sums.cuh", "sums.await(s);", ";",
           r"race on shared memory|has landed|arrives when", which="backward"),
-    Fault("sums sent into the buffer being read", "cluster", "exchange.cuh", SUMS_BUFFER,
+    Fault("sums sent into the buffer being read", "cluster", "transport_cluster.cuh", SUMS_BUFFER,
           SUMS_BUFFER.replace("s % 2", "(s + 1) % 2"), r"race on shared memory|has landed", which="backward"),
-    Fault("sums of one CTA lost", "cluster", "exchange.cuh", "for (int i = 0; i < kSources",
+    Fault("sums of one CTA lost", "cluster", "transport_cluster.cuh", "for (int i = 0; i < kSources",
           "for (int i = 1; i < kSources", WRONG, which="backward"),
-    Fault("poll looks at one word of four", "grid", "exchange.cuh",
+    Fault("poll looks at one word of four", "grid", "transport_grid.cuh",
           "std::max(std::max(v[i].w[0], v[i].w[1]), std::max(v[i].w[2], v[i].w[3]))", "v[i].w[0]", WRONG),
-    Fault("poll does not wait", "grid", "exchange.cuh", "while (!look())", "while (look(), false)", WRONG),
-    Fault("poll through the read-only cache", "grid", "exchange.cuh", "v[i] = load_relaxed128(",
+    Fault("poll does not wait", "grid", "transport_grid.cuh", "while (!look())", "while (look(), false)", WRONG),
+    Fault("poll through the read-only cache", "grid", "transport_grid.cuh", "v[i] = load_relaxed128(",
           "v[i] = load_constant128(", r"load_constant|race on exchange"),
-    Fault("plain store published", "grid", "exchange.cuh", RELAXED_STORE,
+    Fault("plain store published", "grid", "transport_grid.cuh", RELAXED_STORE,
           RELAXED_STORE.replace("store_relaxed128(", "*reinterpret_cast<Vec4*>(").replace(", v);", ") = v;"),
           r"race on exchange"),
-    Fault("one position's memory used again", "grid", "exchange.cuh", "published += tile.global_stride;", "",
+    Fault("one position's memory used again", "grid", "transport_grid.cuh", "published += stride;", "",
           rf"livelock|{WRONG}"),
-    Fault("not cooperative", "grid", "launch_recurrence.cuh", "config.cooperative = true;", "",
+    Fault("not cooperative", "grid", "transport_grid.cuh", "config.cooperative = true;", "",
           r"livelock, only polling threads run"),
-    Fault("exchange memory not prepared", "grid", "launch_recurrence.cuh",
-          "cudaMemsetAsync(args.exchange, 0xFF, exchange_bytes(plan, args.rows), stream)", "cudaSuccess",
+    Fault("exchange memory not prepared", "grid", "transport_grid.cuh",
+          "cudaMemsetAsync(memory, 0xFF, exchange_bytes(plan, rows), stream)", "cudaSuccess",
           r"read of exchange\+\d+, which nothing has written", which="backward"),
     Fault("sums of one warp lost", "cluster", "sums.cuh", "for (int k_split = 0; k_split < kShape.k_splits",
           "for (int k_split = 1; k_split < kShape.k_splits", WRONG),
@@ -180,25 +180,25 @@ def test_control(transport, which, tmp_path):
 
 # What one CTA of a tile never does.
 PUBLISHES = "if (this->exists(e) && threadIdx.x % 32 < Layout::kVectors)"
-SENDS = "if (this->exists(e) && rank(i) < tile.ctas)"
+SENDS = "if (this->exists(e) && peer(i) < tile.ctas)"
 SENDS_SUMS = "if (r * 8 >= units) continue;"
 SILENT = [
-    ("grid", "forward", "GridExchange", PUBLISHES, PUBLISHES.replace("if (", "if (blockIdx.x != 1 && ")),
-    ("grid", "backward", "GridExchange", PUBLISHES, PUBLISHES.replace("if (", "if (blockIdx.x != 1 && ")),
-    ("cluster", "forward", "ClusterExchange", SENDS, SENDS.replace("if (", "if (blockIdx.x != 1 && ")),
-    ("cluster", "backward", "SumExchange", SENDS_SUMS, SENDS_SUMS.replace("if (", "if (blockIdx.x == 1 || ")),
+    ("grid", "forward", "GridTransport", PUBLISHES, PUBLISHES.replace("if (", "if (blockIdx.x != 1 && ")),
+    ("grid", "backward", "GridTransport", PUBLISHES, PUBLISHES.replace("if (", "if (blockIdx.x != 1 && ")),
+    ("cluster", "forward", "OperandsInCluster", SENDS, SENDS.replace("if (", "if (blockIdx.x != 1 && ")),
+    ("cluster", "backward", "SentSums", SENDS_SUMS, SENDS_SUMS.replace("if (", "if (blockIdx.x == 1 || ")),
 ]
 
 
-@pytest.mark.parametrize(("transport", "which", "exchange", "old", "new"), SILENT, ids=lambda x: x.split()[0])
+@pytest.mark.parametrize(("transport", "which", "waiting", "old", "new"), SILENT, ids=lambda x: x.split()[0])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_watchdog_ends_a_wait_for_a_cta_that_never_comes(seed, transport, which, exchange, old, new, tmp_path):
+def test_watchdog_ends_a_wait_for_a_cta_that_never_comes(seed, transport, which, waiting, old, new, tmp_path):
     """The wait gives up by itself after half a minute; without that time, the emulator sees that nobody will come."""
-    module = changed_module(tmp_path, transport, which, "exchange.cuh", old, new)
+    module = changed_module(tmp_path, transport, which, f"transport_{transport}.cuh", old, new)
     assert re.match(r".*: (deadlock|livelock, only polling threads run)", verdict(module, transport, which, seed))
     with emulator.options(module, time_passes=True):
         message = verdict(module, transport, which, seed)
-    kernel = rf"{exchange}<.*BFloat16Math.*k{transport.title()}.*"
+    kernel = rf"{waiting}<.*BFloat16Math.*k{transport.title()}.*"
     assert re.search(kernel + r"waited 30 s in vain for another CTA.*FUSEDLSTM_PLAN=stream", message)
 
 

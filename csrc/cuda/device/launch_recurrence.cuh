@@ -14,12 +14,8 @@ cudaError_t launch_shape(const Plan& plan, const typename Cell::Args& args, cuda
   config.grid = dim3(plan.ctas_per_tile * plan.tiles, args.rows.D, args.rows.M);
   config.block = dim3(kThreads);
   config.smem_bytes = SmemLayout<Math, kShape>::kBytes;
-  if constexpr (kShape.transport == Transport::kCluster) config.cluster = dim3(plan.ctas_per_tile);
-  if constexpr (kShape.transport == Transport::kGrid) {
-    config.cooperative = true;
-    const cudaError_t error = cudaMemsetAsync(args.exchange, 0xFF, exchange_bytes(plan, args.rows), stream);
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = TransportOf<Math, kShape>::prepare_launch(config, plan, args.rows, args.exchange, stream);
+  if (error != cudaSuccess) return error;
   return launch(recurrence_kernel<Math, kIndex, Cell, typename Cell::Args>, config, stream, args, plan.ctas_per_tile);
 }
 

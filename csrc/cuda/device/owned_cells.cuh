@@ -1,7 +1,7 @@
-// Which cells (a hidden unit of a batch row) a thread of a resident kernel owns.
+// Which cells (a hidden unit of a batch row) a thread of a resident kernel owns. Its transport chooses.
 //
 // Lane (g = lane / 4, t = lane % 4) has the sums of batch rows 2t and 2t + 1, for the weight rows g of its
-// groups of 8. Where these are whole, it owns those cells itself; otherwise sums.cuh brings them to their owners.
+// groups of 8. Where these are whole, it owns those cells itself; otherwise they are brought to their owners.
 #pragma once
 #include "arithmetic.cuh"
 #include "cuda/host/transport_shape.h"
@@ -19,11 +19,9 @@ __device__ __forceinline__ int unit_of_row(int r, int row_warp, int g) {
 template <class Math, KernelShape kShape>
 inline constexpr int kUnitsOf = transport_shape(kShape, Math::kArithmetic).units;
 
-template <class Math, KernelShape kShape, bool kWholeSums = has_whole_sums(kShape)>
-struct OwnedCells;
-
+// Those that the lane has the sums of.
 template <class Math, KernelShape kShape>
-struct OwnedCells<Math, kShape, true> {
+struct MultipliedCells {
   static constexpr int kCount = cells_per_thread(kShape, kUnitsOf<Math, kShape>), kUnitsOwned = kCount / 2;
   static_assert(kUnitsOwned == kShape.rows_per_lane / kShape.sums());
 
@@ -39,12 +37,11 @@ struct OwnedCells<Math, kShape, true> {
 };
 
 // Evenly spaced, as then are all their indices. Neighbouring threads have neighbouring units, so that they reach
-// neighbouring memory. Where sums come in pairs of batch rows, two of them share a unit.
-template <class Math, KernelShape kShape>
-struct OwnedCells<Math, kShape, false> {
+// neighbouring memory. Where sums come in pairs of batch rows, kAdjacentRows = 2 of them share a unit.
+template <class Math, KernelShape kShape, int kAdjacentRows = 1>
+struct SpacedCells {
   static constexpr int kUnits = kUnitsOf<Math, kShape>, kUnitsOwned = 1;
-  static constexpr int kCount = cells_per_thread(kShape, kUnitsOf<Math, kShape>);
-  static constexpr int kAdjacentRows = sends_sums(kShape) ? 2 : 1;
+  static constexpr int kCount = cells_per_thread(kShape, kUnits);
   static_assert(kThreads % (kUnits * kAdjacentRows) == 0, "a thread has one unit");
   static constexpr int kRowsApart = kThreads / kUnits;
   static constexpr bool kAllExist = kShape.batch_rows() % kRowsApart == 0;

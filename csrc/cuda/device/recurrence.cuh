@@ -1,68 +1,68 @@
 // The resident kernel: all time steps of one layer in one launch, W_hh in registers and shared memory from the first to
 // the last.
 //
-//   One CTA owns `units` hidden units of a tile of the batch: their weight rows, their state, their outputs. The CTAs
-//   of a tile (1, a cluster, or part of the grid) together hold W_hh once. blockIdx.y is the direction and
-//   blockIdx.z the member of an ensemble.
-//   One warp multiplies a share of the rows with a share of K; one thread owns, for the whole sequence, the state of
-//   some cells (owned_cells.cuh).
-//   Synchronisation: the exchange makes operand s readable; where warps share K, a barrier of the CTA per position
-//   separates the writers of partial sums from their readers.
+//   One CTA owns `units` hidden units of a tile of the batch: their state, their outputs. The CTAs of a tile (1, a
+//   cluster, or part of the grid) together hold W_hh once. blockIdx.y is the direction and blockIdx.z the member of an
+//   ensemble.
+//   Most CTAs hold the rows of W_hh that belong to their units, and multiply the operands of all units with them: these
+//   travel, and the sums are of the CTA's own units. In the backward pass of a cluster a CTA holds the columns that
+//   belong to its units, and multiplies its own operands: these stay, and the sums, of all units, travel.
+//   One warp multiplies a share of the CTA's rows with a share of its K; one thread owns, for the whole sequence, the
+//   state of some cells (owned_cells.cuh).
+//   Synchronisation: the transport makes operand s readable before product s, and the sums readable after it, where a
+//   cell's do not come from one warp alone: by a barrier of the CTA, or as they arrive from the cluster.
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "cells.cuh"
 #include "cuda/host/kernel_shapes.h"
-#include "sums.cuh"
+#include "transport_cluster.cuh"
+#include "transport_grid.cuh"
+#include "transport_local.cuh"
 
 namespace fusedlstm::cuda {
+
+template <class Math, KernelShape kShape>
+using TransportOf = std::conditional_t<kShape.transport == Transport::kLocal, LocalTransport<Math, kShape>,
+                                       std::conditional_t<kShape.transport == Transport::kCluster,
+                                                          ClusterTransport<Math, kShape>, GridTransport<Math, kShape>>>;
 
 // Shared memory of a CTA, in bytes from its start.
 template <class Math, KernelShape kShape>
 struct SmemLayout {
-  using Traffic = Exchange<Math, kShape>;
+  using Carrier = TransportOf<Math, kShape>;
   static constexpr int kBarriers = 0;
   static constexpr int kOperand = 128;
-  static constexpr int kPartials = kOperand + Traffic::kBuffers * Traffic::kOperandBytes;
-  static constexpr int kStage = kPartials + PartialSums<Math, kShape>::kBytes + Traffic::kSumsBytes;
-  static constexpr int kWeights = kStage + Traffic::kStageBytes;
+  static constexpr int kSums = kOperand + Carrier::kBuffers * Carrier::kOperandBytes;
+  static constexpr int kStage = kSums + Carrier::Sums::kBytes;
+  static constexpr int kWeights = kStage + Carrier::kStageBytes;
   static constexpr int kBytes = kWeights + kShape.shared_weight_bytes();
   static_assert(kBytes == smem_bytes(kShape, Math::kArithmetic), "the planner counts otherwise");
 };
 
-template <class Math, KernelShape kShape>
-using ProductOf = Product<Math, kShape.rows_per_lane, kShape.chunks_per_warp, kShape.shared_chunks,
-                          ExchangeLayout<Math, kShape>::kSwizzled>;
-
-template <class Math, KernelShape kShape>
-__device__ __forceinline__ void load_weight(ProductOf<Math, kShape>& product, const void* weight, int H, int gate_pitch,
-                                            int first_unit) {
-  using Layout = ExchangeLayout<Math, kShape>;
-  constexpr int kOperands = kShape.operands();
-  // Where the operands are those of the CTA's own units, they have their place in K whatever H is.
-  constexpr int kGateElements = Layout::kOwnOperands ? Layout::kUnits : 0;
-  const int first_row = sends_sums(kShape) ? 0 : first_unit, first_k = sends_sums(kShape) ? first_unit : 0;
-  const int pitch = kOperands * gate_pitch;  // a weight that is resident has few elements
+// part: of the weight, that this CTA has.
+template <class Math, KernelShape kShape, class Carrier = TransportOf<Math, kShape>>
+__device__ __forceinline__ void load_weight(typename Carrier::Product& product, const void* weight, int H,
+                                            typename Carrier::WeightPart part) {
+  const int pitch = Carrier::kOperands * part.gate_pitch;  // a weight that is resident has few elements
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int row_warp = warp / kShape.k_splits, k_split = warp % kShape.k_splits;
   const auto load = [&](int r, int c) -> RowPair {
-    int k = (k_split * kShape.chunks_per_warp + c) * Layout::kChunkElements + t * Layout::kVectorElements;
-    bool exists = k < pitch;
-    if constexpr (kGateElements > 0) {
-      exists = first_k + k % kGateElements < gate_pitch;
-      k = k / kGateElements * gate_pitch + first_k + k % kGateElements;
-    }
+    const int k = (k_split * kShape.chunks_per_warp + c) * Carrier::kChunkElements + t * Carrier::kVectorElements;
+    const bool exists = part.has_column(k);
+    const int column = part.column(k);
     Vec4 rows[2] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int unit = first_row + unit_of_row<kShape>(r + i, row_warp, g);
+      const int unit = part.first_row() + unit_of_row<kShape>(r + i, row_warp, g);
       const int row = kShape.pass == Pass::kForward ? (r + i) % 4 * H + unit : unit;
       if (unit < H && exists)
-        rows[i] = load_constant128(static_cast<const typename Math::scalar_t*>(weight) + row * pitch + k);
+        rows[i] = load_constant128(static_cast<const typename Math::scalar_t*>(weight) + row * pitch + column);
     }
     return {Math::operands(rows[0]), Math::operands(rows[1])};
   };
-  constexpr int kHeld = ProductOf<Math, kShape>::kHeld;
+  constexpr int kHeld = Carrier::Product::kHeld;
 #pragma unroll
   for (int r = 0; r < kShape.rows_per_lane; r += 2) {
 #pragma unroll 1  // what goes into shared memory needs no registers of its own
@@ -82,69 +82,25 @@ __device__ __forceinline__ int steps_of_tile(const RowStates& rows, int first_ro
   return steps;
 }
 
-template <class Math, KernelShape kShape, class Cell, class Args>
-__device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
-  using scalar_t = typename Math::scalar_t;
-  using Smem = SmemLayout<Math, kShape>;
-  using Traffic = Exchange<Math, kShape>;
-  using Owned = OwnedCells<Math, kShape>;
-  constexpr int kBatchRows = kShape.batch_rows(), kCells = Owned::kCount;
+// All steps of the CTA's units. product: with its part of W_hh; transport: open; first_row: of the tile, in the batch;
+// part_of_k: bytes to the warp's part of an operand.
+template <class Math, KernelShape kShape, class Cell, class Args, class Carrier = TransportOf<Math, kShape>>
+__device__ __forceinline__ void run_steps(const Args& args, const typename Carrier::Product& product,
+                                          Carrier& transport, int first_row, int part_of_k) {
+  using Owned = typename Carrier::Owned;
+  constexpr int kCells = Owned::kCount;
   constexpr Pass kPass = kShape.pass;
   // Where weights and several cells have most of the registers, the product cannot spare any for what is fetched beside
   // what is ready: then one makes room for the other after it. Not where it adds to what is ready.
-  constexpr bool kFetchesLate =
-      kCells > 1 && kShape.weight_words() > 64 && !(has_whole_sums(kShape) && kPass == Pass::kForward);
+  constexpr bool kFetchesLate = kCells > 1 && kShape.weight_words() > 64 && !Carrier::Sums::kStartsFromCells;
   const RowStates& rows = args.rows;
-  const int H = rows.H, d = blockIdx.y, m = blockIdx.z, tile_index = blockIdx.x / ctas;
-  const int rank = kShape.transport == Transport::kLocal     ? 0
-                   : kShape.transport == Transport::kCluster ? cluster_rank()
-                                                             : blockIdx.x % ctas;
-  const int first_unit = rank * Traffic::kUnits;
-  // Elements of one gate's block in weights and operands: the next multiple of 16 bytes.
-  const int gate_pitch = (H + Traffic::kVectorElements - 1) / Traffic::kVectorElements * Traffic::kVectorElements;
-  const int warp = threadIdx.x / 32, k_split = warp % kShape.k_splits;
-  const int part_of_k = in_register(k_split * kShape.chunks_per_warp * Traffic::kChunkStride);  // bytes to the warp's
-  const SharedAddress smem = in_register(shared_address(shared_memory()));
-
-  // First, while there are registers for many loads in flight.
-  ProductOf<Math, kShape> product(smem + Smem::kWeights + warp * ProductOf<Math, kShape>::kSharedBytes);
-  load_weight<Math, kShape>(product, &at<scalar_t>(args.weight_hh[d], m * int64_t{4} * H * gate_pitch), H, gate_pitch,
-                            first_unit);
-
-  const int first_row = tile_index * kBatchRows;
-  const int batch_rows = rows.B - first_row < kBatchRows ? rows.B - first_row : kBatchRows;
-  const int steps = steps_of_tile(rows, first_row, batch_rows, m);
-  Traffic exchange;
-  exchange.tile = {smem + Smem::kOperand,
-                   smem + Smem::kBarriers,
-                   smem + Smem::kPartials,
-                   smem + Smem::kStage,
-                   H,
-                   first_unit,
-                   batch_rows,
-                   gate_pitch,
-                   ctas,
-                   steps,
-                   nullptr,
-                   0};
-  if constexpr (kShape.transport == Transport::kGrid) {
-    const int64_t first = int64_t{m * rows.D + d} * rows.T * rows.B + first_row;  // T * B may be more than packed rows
-    exchange.tile.global = static_cast<scalar_t*>(args.exchange) + first * exchange.pitch();
-    exchange.tile.global_stride = int64_t{rows.B} * exchange.pitch();
-  } else {
-    // Where nothing is ever published (beyond H, beyond B) the weights are zero, but zero times garbage may be NaN.
-    // What no CTA sends is added as zeros, too.
-    constexpr int kEnd = Traffic::kSumsBytes > 0 ? Smem::kStage : Smem::kPartials;
-    for (int i = Smem::kOperand + threadIdx.x * kVectorBytes; i < kEnd; i += kThreads * kVectorBytes)
-      store_shared128(smem + i, Vec4{});
-    block_sync();
-  }
-  exchange.open();
+  const int d = blockIdx.y, m = blockIdx.z, first_unit = transport.tile.first_unit;
+  const int batch_rows = transport.tile.batch_rows, steps = transport.tile.steps;
 
   const Owned owned;
   const auto make_cell = [&](int e) {
     const int n = owned.row(e), u = first_unit + owned.unit(e);
-    const bool exists = n < batch_rows && u < H;
+    const bool exists = n < batch_rows && u < rows.H;
     return Cell(args, d, first_row + n, u, m, exists);
   };
   // Number p in the order of running.
@@ -157,12 +113,12 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   typename Cell::Result results[kCells];
   const auto publish = [&](int s) {
     if (s >= steps) return;
-    typename Traffic::Elements x;
+    typename Carrier::Elements x;
 #pragma unroll
     for (int e = 0; e < kCells; ++e)
 #pragma unroll
       for (int q = 0; q < kShape.operands(); ++q) x[e][q] = cells[e].operand(q, results[e]);
-    exchange.publish(s, x);
+    transport.publish(s, x);
   };
 
   const auto store = [&](const Step& step) {
@@ -185,7 +141,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   publish(0);
   store(before);
 
-  const PartialSums<Math, kShape> partials(smem + Smem::kPartials);
+  const typename Carrier::Sums sums(transport.tile);
   for (int s = 0; s < steps; ++s) {
     typename Cell::Ready ready[kCells];
     const Step later = step_at(s + Cell::kLead + 3);
@@ -204,9 +160,9 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
     if constexpr (kPass == Pass::kForward) fetch_resets();
     if constexpr (!kFetchesLate) use_and_fetch();
 
-    const SharedAddress operand = exchange.await(s) + part_of_k;
-    add_products<Math, kShape>(
-        product, exchange, s, operand, partials, [&](int e) -> auto& { return ready[e].sums; },
+    const SharedAddress operand = transport.await(s) + part_of_k;
+    sums.add_products(
+        product, s, operand, [&](int e) -> auto& { return ready[e].sums; },
         [&] {
           if constexpr (kFetchesLate) use_and_fetch();
         });
@@ -230,7 +186,58 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   }
 #pragma unroll
   for (int e = 0; e < kCells; ++e) cells[e].finish(args);
-  exchange.close();
+  transport.close();
+}
+
+// Loads the weights, sets up the transport, and runs the steps. ctas: of a tile.
+template <class Math, KernelShape kShape, class Cell, class Args>
+__device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
+  using scalar_t = typename Math::scalar_t;
+  using Smem = SmemLayout<Math, kShape>;
+  using Carrier = TransportOf<Math, kShape>;
+  static_assert(IsTransport<Carrier>, "a transport has to offer all that IsTransport in transport.cuh lists");
+  constexpr int kBatchRows = kShape.batch_rows();
+  const RowStates& rows = args.rows;
+  const int H = rows.H, d = blockIdx.y, m = blockIdx.z, tile_index = blockIdx.x / ctas;
+  const int first_unit = Carrier::rank(ctas) * Carrier::kUnits;
+  // Elements of one gate's block in weights and operands: the next multiple of 16 bytes.
+  const int gate_pitch = (H + Carrier::kVectorElements - 1) / Carrier::kVectorElements * Carrier::kVectorElements;
+  const int warp = threadIdx.x / 32, k_split = warp % kShape.k_splits;
+  const int part_of_k = in_register(k_split * kShape.chunks_per_warp * kChunkStride<kShape>);  // bytes to the warp's
+  const SharedAddress smem = in_register(shared_address(shared_memory()));
+
+  // First, while there are registers for many loads in flight.
+  typename Carrier::Product product(smem + Smem::kWeights + warp * Carrier::Product::kSharedBytes);
+  load_weight<Math, kShape>(product, &at<scalar_t>(args.weight_hh[d], m * int64_t{4} * H * gate_pitch), H,
+                            {first_unit, gate_pitch});
+
+  const int first_row = tile_index * kBatchRows;
+  const int batch_rows = rows.B - first_row < kBatchRows ? rows.B - first_row : kBatchRows;
+  const int steps = steps_of_tile(rows, first_row, batch_rows, m);
+  Carrier transport;
+  transport.tile = {
+      .operand = smem + Smem::kOperand,
+      .barriers = smem + Smem::kBarriers,
+      .sums = smem + Smem::kSums,
+      .stage = smem + Smem::kStage,
+      .hidden_size = H,
+      .first_unit = first_unit,
+      .batch_rows = batch_rows,
+      .gate_pitch = gate_pitch,
+      .ctas = ctas,
+      .steps = steps,
+      .memory = args.exchange,
+      .memory_row = int64_t{m * rows.D + d} * rows.T * rows.B + first_row,  // T * B may be more than packed rows
+      .memory_rows = rows.B};
+  if constexpr (Carrier::kClearedBytes > 0) {
+    constexpr int kEnd = Smem::kOperand + Carrier::kClearedBytes;
+    for (int i = Smem::kOperand + threadIdx.x * kVectorBytes; i < kEnd; i += kThreads * kVectorBytes)
+      store_shared128(smem + i, Vec4{});
+    block_sync();
+  }
+  transport.open();
+
+  run_steps<Math, kShape, Cell>(args, product, transport, first_row, part_of_k);
 }
 
 // The shape as an index, since nvcc's host stubs cannot name a template argument of class type.

@@ -10,8 +10,8 @@
 
 namespace fusedlstm::cuda {
 
-// The `Math` of ../cell.h. Activations in the precision that the stored type can show: the one-instruction tanh adds 2
-// % to the rounding error of a bfloat16 sequence, but would double that of a float16 one.
+// The `Math` of cells/lstm.h. Activations in the precision that the stored type can show: the one-instruction tanh adds
+// 2 % to the rounding error of a bfloat16 sequence, but would double that of a float16 one.
 template <class acc_t>
 struct CellMath {
   static constexpr acc_t kOne = 1;

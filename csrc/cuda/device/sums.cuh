@@ -1,41 +1,65 @@
-// How the sums of a product reach the threads that own the cells, from the lanes that multiplied.
-//
-// They stay where they are if they are whole; or go through shared memory of the CTA, from the warps that
-// shared K; or through that of the CTA that owns the cells, from all CTAs of the cluster (SumExchange).
+// How the sums of a product reach the threads that own the cells, from the lanes that multiplied, where they are not
+// whole there: through shared memory of the CTA, as here, or through that of a peer (transport_cluster.cuh).
 #pragma once
-#include "exchange.cuh"
+#include "transport.cuh"
 
 namespace fusedlstm::cuda {
 
+// The add_products of a transport whose sums go through shared memory: what the lane has of 8 batch rows by
+// sums.store(s, first row, acc), and, after sums.await(s), to cell e by sums.add(s, e, its sums).
+template <KernelShape kShape, class Owned, class Sums, class Product, class Sum, class Meanwhile>
+__device__ __forceinline__ void add_through_memory(const Sums& sums, const Product& product, int s,
+                                                   SharedAddress operand, Sum sum, Meanwhile meanwhile) {
+#pragma unroll 1  // interleaving the tiles would need registers that the weights have
+  for (int n = 0; n < kShape.batch_rows(); n += 8) {
+    float acc[kShape.rows_per_lane][2] = {};
+    product.multiply(operand + n * kChunkBytes, kChunkStride<kShape>, acc);
+    sums.store(s, n, acc);
+  }
+  meanwhile();
+  sums.await(s);
+  const Owned owned;
+#pragma unroll
+  for (int e = 0; e < Owned::kCount; ++e)
+    if (owned.exists(e)) sums.add(s, e, sum(e));
+}
+
+// Sums of warps that share K, through shared memory of the CTA.
+//
 // One barrier of the CTA per position separates the writers of partial sums from their readers. There are two buffers,
 // so that nobody overwrites sums still being read: whoever writes those of position s + 2 has passed the barrier of s +
 // 1, which their reader reached after reading.
 //
 // float [2 buffers][k_splits][batch row][unit][sum], 4 floats of padding a batch row against bank conflicts between the
 // rows 2t of a warp.
-template <class Math, KernelShape kShape>
+template <class Math, KernelShape kShape, class Owned>
 struct PartialSums {
+  static constexpr bool kStartsFromCells = false;
   static constexpr int kSums = kShape.sums();
   static constexpr int kRowBytes = (kSums * kUnitsOf<Math, kShape> + 4) * 4;
   static constexpr int kSplitBytes = kShape.batch_rows() * kRowBytes;
   static constexpr int kBufferBytes = kShape.k_splits * kSplitBytes;
-  static constexpr int kBytes = has_whole_sums(kShape) || sends_sums(kShape) ? 0 : 2 * kBufferBytes;
-  using Owned = OwnedCells<Math, kShape>;
+  static constexpr int kBytes = 2 * kBufferBytes;
   SharedAddress stored;  // the lane's first sum of batch rows 0..7, in buffer 0
   SharedAddress taken;   // the first sum of the thread's cell 0, there too
 
   // From the first of them to that of position s.
   static __device__ __forceinline__ int buffer(int s) { return s % 2 * kBufferBytes; }
 
-  explicit __device__ __forceinline__ PartialSums(SharedAddress buffers) {
+  explicit __device__ __forceinline__ PartialSums(const OperandTile& tile) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int row_warp = warp / kShape.k_splits, k_split = warp % kShape.k_splits;
     const Owned owned;
-    stored = in_register(buffers + k_split * kSplitBytes + 2 * t * kRowBytes +
+    stored = in_register(tile.sums + k_split * kSplitBytes + 2 * t * kRowBytes +
                          unit_of_row<kShape>(0, row_warp, g) * kSums * 4);
-    taken = in_register(buffers + owned.row(0) * kRowBytes + owned.unit(0) * kSums * 4);
+    taken = in_register(tile.sums + owned.row(0) * kRowBytes + owned.unit(0) * kSums * 4);
   }
 
+  template <class Product, class Sum, class Meanwhile>
+  __device__ __forceinline__ void add_products(const Product& product, int s, SharedAddress operand, Sum sum,
+                                               Meanwhile meanwhile) const {
+    add_through_memory<kShape, Owned>(*this, product, s, operand, sum, meanwhile);
+  }
   // The warp's sums of 8 batch rows.
   __device__ __forceinline__ void store(int s, int first_row, const float (&acc)[kShape.rows_per_lane][2]) const {
 #pragma unroll
@@ -52,6 +76,7 @@ struct PartialSums {
       }
   }
 
+  __device__ __forceinline__ void await(int) const { block_sync(); }
   // Adds those of cell e to its sums, in fixed order.
   __device__ __forceinline__ void add(int s, int e, float (&sums)[kSums]) const {
 #pragma unroll
@@ -67,55 +92,5 @@ struct PartialSums {
     }
   }
 };
-
-// Adds W_hh times the operand of position s to the sums of the thread's cells, those of cell e in sum(e). operand:
-// where the warp's part of K begins; partials: PartialSums::kBytes of shared memory. meanwhile() is called when the
-// warp has multiplied, before it waits for others; backward, it may still set the sums, to zero.
-template <class Math, KernelShape kShape, class Product, class Sum, class Meanwhile>
-__device__ __forceinline__ void add_products(const Product& product, const Exchange<Math, kShape>& exchange, int s,
-                                             SharedAddress operand, const PartialSums<Math, kShape>& partials, Sum sum,
-                                             Meanwhile meanwhile) {
-  using Layout = ExchangeLayout<Math, kShape>;
-  constexpr int kSums = kShape.sums(), kCells = Layout::Owned::kCount;
-  const typename Layout::Owned owned;
-  if constexpr (has_whole_sums(kShape)) {
-    float acc[kShape.rows_per_lane][2] = {};
-    if constexpr (kShape.pass == Pass::kForward) {
-#pragma unroll
-      for (int e = 0; e < kCells; ++e)
-#pragma unroll
-        for (int q = 0; q < kSums; ++q) acc[e / 2 * kSums + q][e % 2] = sum(e)[q];
-    }
-    product.multiply(operand, Layout::kChunkStride, acc);
-    meanwhile();
-#pragma unroll
-    for (int e = 0; e < kCells; ++e)
-#pragma unroll
-      for (int q = 0; q < kSums; ++q) sum(e)[q] = acc[e / 2 * kSums + q][e % 2];
-  } else {
-#pragma unroll 1  // interleaving the tiles would need registers that the weights have
-    for (int n = 0; n < kShape.batch_rows(); n += 8) {
-      float acc[kShape.rows_per_lane][2] = {};
-      product.multiply(operand + n * kChunkBytes, Layout::kChunkStride, acc);
-      if constexpr (sends_sums(kShape))
-        exchange.send(s, n, acc);
-      else
-        partials.store(s, n, acc);
-    }
-    meanwhile();
-    if constexpr (sends_sums(kShape))
-      exchange.await_sums(s);
-    else
-      block_sync();
-#pragma unroll
-    for (int e = 0; e < kCells; ++e) {
-      if (!owned.exists(e)) continue;
-      if constexpr (sends_sums(kShape))
-        exchange.add(s, owned.unit(e), owned.row(e), sum(e));
-      else
-        partials.add(s, e, sum(e));
-    }
-  }
-}
 
 }  // namespace fusedlstm::cuda

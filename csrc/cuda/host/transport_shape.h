@@ -15,13 +15,14 @@ constexpr int product_bytes(Arithmetic arithmetic) {  // of one element of weigh
                                                                                  : 2;
 }
 
+// Of one CTA, but for k_capacity. All zero for STREAM.
 struct TransportShape {
   int units;            // hidden units per CTA
   int k_capacity;       // elements of K that one set of CTAs holds, if it has room for as many
   int operand_buffers;  // one may be read while another is written
-  int sources;          // warps or CTAs whose sums a cell takes from shared memory, at most; 0: it is in a register
-  int sums_bytes;       // of shared memory: sums on their way to the threads that own the cells
-  int stage_bytes;      // of shared memory: elements that are gathered into vectors
+  int sources;      // warps or CTAs whose sums a cell takes from shared memory, at most; 0: they are in its registers
+  int sums_bytes;   // of shared memory: sums on their way to the threads that own the cells
+  int stage_bytes;  // of shared memory: elements that are gathered into vectors
 };
 
 // Whether a warp of LOCAL that has multiplied also has the whole sums, and no other thread needs them.
@@ -92,7 +93,6 @@ constexpr int grid_rounds(const KernelShape& shape) {
   return (shape.chunks_per_warp * shape.batch_tiles + 7) / 8;
 }
 
-// STREAM: all zero.
 constexpr TransportShape transport_shape(const KernelShape& shape, Arithmetic arithmetic) {
   const int element_bytes = product_bytes(arithmetic);
   switch (shape.transport) {
