@@ -26,6 +26,7 @@ from fusedlstm._arguments import (
     layer_arguments,
     list_sizes,
 )
+from fusedlstm._private_torch import are_transforms_active, below_autograd, plain_apply
 from fusedlstm._second_order import needs_graph, second_order, second_order_of_cell
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
@@ -37,7 +38,7 @@ class _Layer(torch.autograd.Function):
     # No setup_context: with it, every call of apply inspects the signature, for 50 microseconds.
     @staticmethod
     def forward(ctx, name, layer, *tensors):
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             output, last, saved, carried = OPERATORS[name].layer(*layer)
         results = output, *last, saved, carried
         _Layer.keep(ctx, (name, layer, *tensors), results)
@@ -75,7 +76,7 @@ class _Cell(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, name, allow_tf32, *tensors):
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             output, last, saved, carried = OPERATORS[name].layer(*_one_step(name, tensors, allow_tf32))
         ctx.name, ctx.allow_tf32 = name, allow_tf32
         ctx.set_materialize_grads(False)
@@ -158,7 +159,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, name, arguments, *tensors):
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             results = flat(OPERATORS[name].backward(*arguments.in_a_row()))
         _Gradients.keep(ctx, (name, arguments, *tensors), results)
         return results
@@ -216,10 +217,9 @@ class _TransformedGradients(torch.autograd.Function):
     backward = _Gradients.backward
 
 
-# Function.apply without its detour for functorch: under vmap, the rule in _vmap.py comes first, and
-# what arrives here are plain tensors.
-_apply_layer, _apply_gradients, _apply_cell, _apply_cell_gradients = (
-    super(torch.autograd.Function, function).apply for function in (_Layer, _Gradients, _Cell, _CellGradients)
+# Under vmap, the rule in _vmap.py comes first, and what arrives here are plain tensors.
+_apply_layer, _apply_gradients, _apply_cell, _apply_cell_gradients = map(
+    plain_apply, (_Layer, _Gradients, _Cell, _CellGradients)
 )
 
 
@@ -254,11 +254,11 @@ def _gradients(name, arguments: BackwardArguments):
         return reference.layer_backward(CELLS[name], *arguments.in_a_row())
     if _transforms.is_differentiating():
         return _differentiable(_TransformedGradients.apply, name, arguments)
-    if torch._C._are_functorch_transforms_active():  # vmap, whose rule comes first
+    if are_transforms_active():  # vmap, whose rule comes first
         return OPERATORS[name].backward(*arguments.in_a_row())
     if torch.is_grad_enabled():  # double backward
         return _differentiable(_apply_gradients, name, arguments)
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         return OPERATORS[name].backward(*arguments.in_a_row())
 
 
@@ -305,7 +305,7 @@ def _layer_at_autograd_keys(name, *arguments):
     layer = layer._replace(reset_state=layer.reset_state or [])
     if _requires_gradients(flat_tensors(layer)):
         return LAYERS[name](*layer)
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         return OPERATORS[name].layer(*layer)
 
 
@@ -315,7 +315,7 @@ def _gradients_at_autograd_keys(name, *arguments):
     d_output, d_last, d_carried = given.incoming
     if _requires_gradients((d_output, *d_last, d_carried, *flat_tensors(given.layer))):
         return _differentiable(_apply_gradients, name, given)
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         return OPERATORS[name].backward(*arguments)
 
 

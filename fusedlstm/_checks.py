@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fusedlstm._private_torch import are_transforms_active, is_any_autocast_enabled
 from fusedlstm.cells import CELLS, Cell
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
@@ -87,7 +88,7 @@ def check_input(x, weight, sizes):
         raise TypeError(f"{name}: Expected weight_ih_l0 to be a Tensor, got {type(weight).__name__}")
     if x.dtype is not weight.dtype:
         # Of packed input, and under autocast, nn.LSTM leaves it to its products to fail.
-        is_plain = x.dim() == 3 and not torch._C._is_any_autocast_enabled()
+        is_plain = x.dim() == 3 and not is_any_autocast_enabled()
         _refuse_dtype(x, weight, ValueError if is_plain else RuntimeError)
     if x.dtype not in _DTYPES:
         raise RuntimeError(f"{name}: Expected dtype float32, float64, bfloat16 or float16, got {x.dtype}")
@@ -103,7 +104,7 @@ def check_input(x, weight, sizes):
 def check_cell_input(x, weight):
     if x.size(1) != weight.shape[-1]:
         raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {weight.shape[-1]}")
-    if x.dtype is not weight.dtype and not torch._C._is_any_autocast_enabled():
+    if x.dtype is not weight.dtype and not is_any_autocast_enabled():
         _refuse_dtype(x, weight, RuntimeError)
 
 
@@ -233,7 +234,7 @@ def _is_readable(tensor) -> bool:
         not torch.compiler.is_compiling()
         and type(tensor) is Tensor
         and tensor.device.type == "cpu"
-        and not torch._C._are_functorch_transforms_active()
+        and not are_transforms_active()
     )
 
 
@@ -272,7 +273,7 @@ def check_packed(name, data, batch_sizes, **others):
 
 def first_batch_size(batch_sizes, indices, hx):
     """B of packed data; while tracing, where values cannot be read, from what else has this size."""
-    if torch._C._get_tracing_state() is not None:
+    if torch.jit.is_tracing():
         return batch_sizes[0]  # not int(), which would be a constant of the trace
     if torch.compiler.is_compiling():
         if hx is not None:

@@ -6,9 +6,9 @@ import functools
 import warnings
 
 import torch
-from torch.autograd import forward_ad
 
 from fusedlstm import _autograd, _library, _transforms, reference
+from fusedlstm._private_torch import are_transforms_active, constant_for_dynamo, is_forward_mode_active
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
@@ -25,7 +25,7 @@ def choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
         is_compiling: torch.compiler.is_compiling().
     """
     operators = OPERATORS[cell.name]
-    is_transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    is_transformed = are_transforms_active() or is_forward_mode_active()
     # A hidden size of 0, as PyTorch's cells allow: nothing for a kernel to do.
     if H == 0 or (is_transformed and _transforms.need_reference(is_compiling)):
         return _REFERENCES[cell.name]
@@ -34,7 +34,7 @@ def choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
         return (TORCH_LAYERS if is_plain else _REFERENCES)[cell.name]
     # What is recorded for later must serve both with and without gradients; and of the two, only
     # <cell>_layer can be called by AOTInductor, see _autograd.py. vmap hides what requires gradients.
-    is_traced = torch._C._get_tracing_state() is not None
+    is_traced = torch.jit.is_tracing()
     is_exported = is_compiling and torch.compiler.is_exporting()
     if (is_traced or (is_exported and wants_kept)) and _is_in_onnx_export():
         return _onnx_layer(cell, wants_kept, lengths, reset)
@@ -79,6 +79,7 @@ CELL_OPERATORS = {
 }
 
 
+@constant_for_dynamo
 @functools.cache
 def lacks_kernels(cell: str, device: torch.device) -> bool:
     """Whether PyTorch's own layers of a cell must run on this device; says why, once."""
@@ -88,16 +89,9 @@ def lacks_kernels(cell: str, device: torch.device) -> bool:
     return reason is not None
 
 
-# What torch.compiler.assume_constant_result does; calling it would import all of Dynamo, which takes seconds.
-lacks_kernels._dynamo_marked_constant = True
-
-
+@constant_for_dynamo  # which takes PyTorch's for false
 def _is_in_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()
-
-
-# Dynamo takes PyTorch's for false.
-_is_in_onnx_export._dynamo_marked_constant = True
 
 
 def _onnx_layer(cell, wants_kept, lengths, reset):
@@ -130,6 +124,7 @@ def _warn_of_converters():
     )
 
 
+@constant_for_dynamo  # which cannot read the switches: a graph keeps them as they were when it was made
 def is_tf32_on(is_cell) -> bool:
     """Whether the user lets PyTorch's layers use TF32, or its cells, by either of PyTorch's two sets of switches.
 
@@ -137,7 +132,3 @@ def is_tf32_on(is_cell) -> bool:
     """
     switch = torch.backends.cuda.matmul if is_cell else torch.backends.cudnn.rnn
     return switch.fp32_precision == "tf32"
-
-
-# Dynamo cannot read the switches: a compiled graph keeps them as they were when it was made.
-is_tf32_on._dynamo_marked_constant = True

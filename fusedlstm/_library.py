@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from fusedlstm._private_torch import has_kernel
+
 OLDEST_TORCH = (2, 10)  # the stable ABI that the libraries were built for
 
 _LIB_DIR = Path(__file__).resolve().parent / "lib"
@@ -113,7 +115,7 @@ def why_no_kernels(device: torch.device) -> Reason | None:
 
 def why_no_kernels_of(operator, device: torch.device) -> Reason | None:
     """Why there is no kernel of one operator for tensors on a `device` that has others, or None where there is."""
-    if torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), device.type.upper()):
+    if has_kernel(operator, device.type):
         return None
     return Reason(f"fusedlstm has no {device.type} kernels for {operator.name().removeprefix('fusedlstm::')} yet")
 
@@ -151,7 +153,7 @@ def _operators_are_registered() -> bool:
     Raises:
         ImportError: they come from another copy of the package; loading a second one would replace its kernels.
     """
-    if not torch._C._dispatch_has_kernel("fusedlstm::lstm_layer"):
+    if not hasattr(torch.ops.fusedlstm, "lstm_layer"):
         return False
     others = {Path(path) for path in torch.ops.loaded_libraries if Path(path).name == CPU_LIBRARY.name} - {CPU_LIBRARY}
     if others:

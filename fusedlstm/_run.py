@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
 from fusedlstm._choice import CELL_OPERATORS, KERNELS, choose, is_tf32_on
+from fusedlstm._private_torch import is_any_autocast_enabled
 from fusedlstm.cells import CELLS
 
 
@@ -45,7 +46,7 @@ def run(
             hx = _checks.batched_states(hx, is_batched)
     if reset_state is not None:
         reset_state = _checks.checked_states(reset_state, cell, sizes.name, "reset_state")
-    if torch._C._is_any_autocast_enabled():
+    if is_any_autocast_enabled():
         x, hx, weights, reset_state = _autocast(cell, x, hx, weights, reset_state, is_cell)
 
     _, input_size, H, P, L, D, bias = sizes
@@ -180,7 +181,7 @@ def _step(cell, x, hx, weights, sizes):
     def as_layer():
         return x.unsqueeze(0), None if hx is None else [state.unsqueeze(0) for state in hx]
 
-    if not (is_compiling or torch._C._is_any_autocast_enabled()):
+    if not (is_compiling or is_any_autocast_enabled()):
         differentiable = [*weights, x, *(hx or ())] if torch.is_grad_enabled() else []
         run_step = CELL_OPERATORS[cell.name].get(choose(cell, x, differentiable, H, False, None, None, is_compiling))
         if run_step is not None:

@@ -10,9 +10,8 @@ import functools
 from itertools import chain
 
 import torch
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
-from fusedlstm import _transforms, reference
+from fusedlstm import _private_torch, _transforms, reference
 from fusedlstm._arguments import BackwardArguments, LayerArguments
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
@@ -144,14 +143,14 @@ def _register(operator, rule):
     """
 
     def under_vmap(*arguments):
-        interpreter = retrieve_current_functorch_interpreter()
-        level = interpreter.level()
-        values, dims = _unwrapped(arguments, lambda tensor: torch._C._functorch._unwrap_batched(tensor, level))
-        with torch._C._ExcludeDispatchKeyGuard(_VMAP_KEYS):
+        vmap = _private_torch.innermost_transform()
+        level = vmap.level()
+        values, dims = _unwrapped(arguments, lambda tensor: _private_torch.without_members(tensor, level))
+        with _private_torch.below_vmap():
             if all(dim is None for dim in chain.from_iterable(map(as_list, dims))):
                 return operator(*arguments)
-            results = list(rule(operator, interpreter.batch_size(), values, dims))
-        return _wrapped(results, lambda tensor: torch._C._functorch._add_batch_dim(tensor, 0, level))
+            results = list(rule(operator, vmap.batch_size(), values, dims))
+        return _wrapped(results, lambda tensor: _private_torch.with_members(tensor, 0, level))
 
     _library_rules.impl(operator, under_vmap, "FuncTorchBatched")
 
@@ -182,24 +181,23 @@ def _batched_backward(name, *arguments):
 
     Several gradients for one result; or, one such vmap inside another, the reference's.
     """
-    level = _transforms.older_vmap_level()
+    level = _private_torch.older_vmap_level()
     if level != 1:
-        with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+        with _private_torch.with_autograd():
             return reference.layer_backward(CELLS[name], *arguments)
 
     def unwrap(tensor):
         if not _transforms.is_batched(tensor):
             return tensor, None
-        return torch._remove_batch_dim(tensor, level, 1, 0), 0
+        return _private_torch.without_older_members(tensor, level, 1, 0), 0
 
     values, dims = _unwrapped(arguments, unwrap)
     batched = (v for value, dim in zip(values, dims) for v, d in zip(as_list(value), as_list(dim)) if d == 0)
     V = next(batched).size(0)
     results = _backward(OPERATORS[name].backward, V, values, dims)
-    return _wrapped(results, lambda tensor: torch._add_batch_dim(tensor, 0, level))
+    return _wrapped(results, lambda tensor: _private_torch.with_older_members(tensor, 0, level))
 
 
-_VMAP_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
 _library_rules = torch.library.Library("fusedlstm", "IMPL")
 for _name, _operators in OPERATORS.items():
     _register(_operators.layer, _forward)

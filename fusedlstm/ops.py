@@ -20,13 +20,16 @@ from itertools import chain
 from typing import NamedTuple
 
 import torch
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch._subclasses.functional_tensor import FunctionalTensorMode
-from torch.utils import _pytree
 
 from fusedlstm import _library
 from fusedlstm._arguments import BackwardArguments, LayerArguments, differentiable
+from fusedlstm._private_torch import (
+    FakeTensorMode,
+    FunctionalTensorMode,
+    OpOverload,
+    argument_names,
+    run_with_real_tensors,
+)
 from fusedlstm.cells import CELLS, Cell
 
 _library.load()
@@ -43,7 +46,7 @@ class Operators(NamedTuple):
 def _operators(cell: Cell) -> Operators:
     names = f"{cell.name}_layer", f"{cell.name}_layer_inference", f"{cell.name}_layer_backward"
     operators = Operators(*(getattr(torch.ops.fusedlstm, name).default for name in names))
-    names = tuple(argument.name for argument in operators.layer._schema.arguments)
+    names = argument_names(operators.layer)
     if names != LayerArguments._fields:
         raise ImportError(
             f"fusedlstm expected a library whose {cell.name}_layer takes {', '.join(LayerArguments._fields)}, got one "
@@ -101,30 +104,11 @@ def _functionalized_layer(cell: Cell, mode, operator, types, arguments, options)
         return *onnx.layer(cell, LayerArguments(*arguments)), *results[2:]
 
 
-def _with_real_tensors(mode, operator, types, arguments, options):
-    """An operator under fake tensors; and on the real tensors behind them, which torch.export.draft_export has.
-
-    PyTorch's own rule for these takes a None in place of a tensor for one that the operator wrote to.
-    """
-    fakes = [tensor for tensor in _pytree.tree_leaves(arguments) if isinstance(tensor, FakeTensor)]
-    if not mode.propagate_real_tensors or any(fake.real_tensor is None for fake in fakes):
-        return mode.__torch_dispatch__(operator, types, arguments, options)
-    mode.propagate_real_tensors = False
-    try:
-        results = mode.__torch_dispatch__(operator, types, arguments, options)
-    finally:
-        mode.propagate_real_tensors = True
-    reals = operator(*_pytree.tree_map_only(FakeTensor, lambda fake: fake.real_tensor, arguments))
-    for fake, real in zip(*map(_pytree.tree_leaves, (results, reals))):
-        fake.real_tensor = real
-    return results
-
-
 for _cell in CELLS.values():
     _fakes = functools.partial(_fake_layer, _cell), _fake_inference, _fake_backward
     for _operator, _fake in zip(OPERATORS[_cell.name], _fakes):
         torch.library.register_fake(_operator.name(), _fake)
-        torch.library.register_torch_dispatch(_operator.name(), FakeTensorMode, _with_real_tensors)
+        torch.library.register_torch_dispatch(_operator.name(), FakeTensorMode, run_with_real_tensors)
     torch.library.register_torch_dispatch(
         OPERATORS[_cell.name].layer.name(), FunctionalTensorMode, functools.partial(_functionalized_layer, _cell)
     )

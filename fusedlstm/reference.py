@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fusedlstm._arguments import BackwardArguments, LayerArguments, differentiable, layer_arguments
+from fusedlstm._private_torch import are_transforms_active
 from fusedlstm.cells import Cell
 
 
@@ -123,7 +124,7 @@ def gradients(function, wanted, cotangents) -> list:
     """
     if not (wanted and cotangents):
         return [None] * len(wanted)
-    if torch._C._are_functorch_transforms_active():  # they allow no leaves inside
+    if are_transforms_active():  # they allow no leaves inside
         return torch.func.vjp(lambda *tensors: tuple(function(*tensors)), *wanted)[1](tuple(cotangents))
     keep_graph = torch.is_grad_enabled()
     with torch.enable_grad():

@@ -22,7 +22,7 @@ class Cell(NamedTuple):
             and the states before the step, [B, H]; the states after it, and what is saved, [B, saved * H]. In float32
             or float64, differentiable.
         layer, cell: the classes of torch.nn.
-        run_layer: PyTorch's own layer of one level, with the arguments of torch._VF.lstm and its likes.
+        run_layer: PyTorch's own layer of one level, with the arguments of torch.lstm and its likes.
         has_projection: whether a layer can have one.
         promotes: whether PyTorch's layer and PyTorch's cell, on the CPU several operators of which autocast casts some,
             return the dtype of their state there, rather than autocast's.

@@ -1,7 +1,7 @@
 """The GRU: r, z, n gates, state h. PyTorch's: the reset gate acts after the product, and on n's second bias."""
 
 import torch
-from torch import _VF, nn
+from torch import nn
 
 from fusedlstm.cells.cell import Cell
 
@@ -24,7 +24,7 @@ GRU = Cell(
     step=step,
     layer=nn.GRU,
     cell=nn.GRUCell,
-    run_layer=_VF.gru,
+    run_layer=torch.gru,
     has_projection=False,
     promotes=(True, True),
     onnx=("GRU", (1, 0, 2), {"linear_before_reset": 1}),

@@ -1,7 +1,7 @@
 """The LSTM: i, f, g, o gates, states h and c."""
 
 import torch
-from torch import _VF, nn
+from torch import nn
 
 from fusedlstm.cells.cell import Cell
 
@@ -24,7 +24,7 @@ LSTM = Cell(
     step=step,
     layer=nn.LSTM,
     cell=nn.LSTMCell,
-    run_layer=_VF.lstm,
+    run_layer=torch.lstm,
     has_projection=True,
     promotes=(False, True),
     onnx=("LSTM", (0, 3, 1, 2), {}),

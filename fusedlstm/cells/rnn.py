@@ -1,6 +1,7 @@
 """The simple recurrent cell, with tanh or with relu: one gate, state h."""
 
-from torch import _VF, Tensor, nn
+import torch
+from torch import Tensor, nn
 
 from fusedlstm.cells.cell import Cell
 
@@ -31,5 +32,5 @@ def _rnn(name, activation, onnx_activation, run_layer) -> Cell:
     )
 
 
-RNN_TANH = _rnn("rnn_tanh", Tensor.tanh, "Tanh", _VF.rnn_tanh)
-RNN_RELU = _rnn("rnn_relu", Tensor.relu, "Relu", _VF.rnn_relu)
+RNN_TANH = _rnn("rnn_tanh", Tensor.tanh, "Tanh", torch.rnn_tanh)
+RNN_RELU = _rnn("rnn_relu", Tensor.relu, "Relu", torch.rnn_relu)

@@ -1,0 +1,147 @@
+"""Every private name of PyTorch that the package uses: what for, why the public way does not do, and which that is.
+
+The other files import from here, and use none. A release of PyTorch may take any of these away, or change it:
+tests/test_private_torch.py asks for each what the package needs of it.
+
+Not counted as private are the members of nn.Module and nn.RNNBase that modules.py overrides.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._subclasses import FakeTensor, functional_tensor
+from torch.autograd import forward_ad
+from torch.utils import _pytree
+
+# What every call asks. These are the functions of C themselves, since a function of Python around each would take as
+# long as it. Dynamo knows them by what they are, and by any name.
+
+# () -> bool, whether a transform of torch.func is active. Nothing public tells.
+are_transforms_active = torch._C._are_functorch_transforms_active
+
+# () -> bool, whether autocast is on for any device. Public: torch.is_autocast_enabled(device_type), which has to be
+# asked with the name of each device, and takes five times as long.
+is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+
+# Context manager: operators are called below their derivatives. Public: torch.no_grad, under which the dispatcher still
+# goes by the Autograd keys, converting all arguments and results there and back.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def is_forward_mode_active() -> bool:
+    """Whether inside forward_ad.dual_level(), and so of jvp or jacfwd. Nothing public tells."""
+    return forward_ad._current_level >= 0
+
+
+def plain_apply(function: type[torch.autograd.Function]):
+    """`function.apply` of plain tensors, outside of transforms of torch.func.
+
+    Public: function.apply, which in every call asks for transforms, and looks through all arguments for what those
+    that ended have left.
+    """
+    return super(torch.autograd.Function, function).apply
+
+
+def constant_for_dynamo(function):
+    """Decorator: Dynamo calls the function as it traces, and keeps the result as a constant of the graph.
+
+    Public: torch.compiler.assume_constant_result, which does this too, but imports all of Dynamo, for seconds.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+# Transforms of torch.func. Public: torch.library.register_vmap, whose general tree walks take longer than a small
+# ensemble. What else is public, torch.func, starts transforms, but does not tell of those that are active.
+
+Transform = torch._C._functorch.TransformType  # .Vmap, .Grad, .Jvp, ...
+
+
+def active_transforms() -> set[Transform]:
+    """The kinds of those that are active."""
+    if not are_transforms_active():
+        return set()
+    return {transform.key() for transform in torch._C._functorch.get_interpreter_stack()}
+
+
+# () -> the innermost transform, which has level(); of a vmap also batch_size(). Only while one is active.
+innermost_transform = retrieve_current_functorch_interpreter
+
+# (tensor, level) -> (tensor of all members, their dimension; the tensor itself and None where it has none of this vmap)
+without_members = torch._C._functorch._unwrap_batched
+
+# (tensor, dimension, level) -> the tensor as a member of this vmap sees it
+with_members = torch._C._functorch._add_batch_dim
+
+# () -> context manager: operators are called as outside of every vmap
+below_vmap = functools.partial(
+    torch._C._ExcludeDispatchKeyGuard, torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
+)
+
+
+# The older vmap, of torch.autograd.grad(is_grads_batched=True) and jacobian(vectorize=True). Nothing is public.
+
+
+def older_vmap_level() -> int:
+    """How many of the older vmaps are active, one inside the other."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return level
+
+
+# (tensor) -> bool, whether an older vmap made it
+is_of_older_vmap = torch._C._functorch.is_legacy_batchedtensor
+
+# (tensor, level, members, dimension) -> tensor of all members, with them in this dimension
+without_older_members = torch._remove_batch_dim
+
+# (tensor, dimension, level) -> the tensor as a member of this older vmap sees it
+with_older_members = torch._add_batch_dim
+
+# () -> context manager: operators called in a rule of the older vmap have derivatives, which it leaves out
+with_autograd = functools.partial(
+    torch._C._SetExcludeDispatchKeyGuard, torch._C.DispatchKey.AutogradFunctionality, False
+)
+
+
+# Operators.
+
+# Their type, for annotations. Nothing public names it.
+OpOverload = torch._ops.OpOverload
+
+# The modes that torch.library.register_torch_dispatch has to be told a rule is for. Neither has a public name.
+FakeTensorMode = torch._subclasses.FakeTensorMode
+FunctionalTensorMode = functional_tensor.FunctionalTensorMode
+
+
+def argument_names(operator: OpOverload) -> tuple[str, ...]:
+    """The names that its schema gives them. Nothing public has the schema."""
+    return tuple(argument.name for argument in operator._schema.arguments)
+
+
+def has_kernel(operator: OpOverload, device_type: str) -> bool:
+    """Whether it has one for tensors on devices of this type. Nothing public tells."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), device_type.upper())
+
+
+def run_with_real_tensors(mode: FakeTensorMode, operator, types, arguments, options):
+    """An operator under fake tensors; and on the real tensors behind them, which torch.export.draft_export has.
+
+    Nothing public reaches these. PyTorch's own rule for them takes a None in place of a tensor for one that the
+    operator wrote to.
+    """
+    fakes = [tensor for tensor in _pytree.tree_leaves(arguments) if isinstance(tensor, FakeTensor)]
+    if not mode.propagate_real_tensors or any(fake.real_tensor is None for fake in fakes):
+        return mode.__torch_dispatch__(operator, types, arguments, options)
+    mode.propagate_real_tensors = False
+    try:
+        results = mode.__torch_dispatch__(operator, types, arguments, options)
+    finally:
+        mode.propagate_real_tensors = True
+    reals = operator(*_pytree.tree_map_only(FakeTensor, lambda fake: fake.real_tensor, arguments))
+    for fake, real in zip(*map(_pytree.tree_leaves, (results, reals))):
+        fake.real_tensor = real
+    return results
