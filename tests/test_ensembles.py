@@ -1,20 +1,21 @@
 """Ensembles: layers of the same sizes with weights of their own, in one operator call."""
 
 from dataclasses import replace
-from itertools import chain
 
 import pytest
 import torch
 from cases import Case
+from layers import draw, flat
 from tolerance import between_calls
 from torch.func import vmap
 
 from fusedlstm import reference
-from fusedlstm._arguments import Incoming, LayerArguments
+from fusedlstm._arguments import Differentiable, Incoming, LayerArguments
 from fusedlstm.cells import LSTM
 from fusedlstm.ops import OPERATORS
 
 ops = OPERATORS["lstm"]
+EVERY = [True] * len(Differentiable._fields)
 
 SMALL = Case("small", 4, 3, 5, 7)
 CASES = [
@@ -43,40 +44,9 @@ def threads(request):
 
 
 def draw_ensemble(case, M, device, dtype):
-    """The arguments of `lstm_layer` for M members, and gradients for output, h_n, c_n and cell_states."""
-
-    def draw(*shape, scale=0.5):
-        return (scale * torch.randn(M, *shape, dtype=torch.float64)).to(device, dtype)
-
-    T, B, I, H, D, R = case.T, case.B, case.input_size, case.hidden_size, case.directions, case.output_size
-    batch_sizes = lengths = reset = None
-    rows, N = (T, B), T * B
-    if case.variable == "packed":
-        batch_sizes = torch.tensor([3, 3, 2, 1])
-        rows, N = (9,), 9
-    if case.variable == "lengths":
-        lengths = torch.randint(0, T + 1, (M, B), device=device)
-    if case.resets:
-        reset = torch.rand(M, T, B, device=device) < 0.3
-    weights = [[draw(4 * H, I), draw(4 * H, R), draw(4 * H), draw(4 * H), draw(R, H)] for _ in range(D)]
-    kinds = [list(kind) for kind in zip(*weights)]
-    if not case.bias:
-        kinds[2] = kinds[3] = []
-    if not case.proj_size:
-        kinds[4] = []
-
-    def states():
-        return [draw(D, B, R), draw(D, B, H)]
-
-    arguments = LayerArguments(draw(*rows, I), states(), *kinds, batch_sizes, lengths, reset)
-    if case.resets:
-        arguments = arguments._replace(reset_state=states())
-    d_cell_states = draw(D, N, H).to(torch.promote_types(dtype, torch.float32))
-    return arguments, Incoming(draw(*rows, D * R), states(), d_cell_states)
-
-
-def flat(results) -> list:
-    return list(chain.from_iterable(r if isinstance(r, list) else [r] for r in results))
+    """The arguments of `lstm_layer` for M members, and gradients for its results."""
+    drawn = draw(case, members=M, reset_state=case.resets, device=device, dtype=dtype)
+    return drawn.layer, drawn.incoming
 
 
 def run_operators(arguments, incoming, needs):
@@ -109,7 +79,7 @@ def test_members_are_calls_bit_for_bit(case, M, dtype, device):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert_members_are_calls(*draw_ensemble(case, M, device, dtype), [True] * 8, rtol=between_calls(device, dtype))
+        assert_members_are_calls(*draw_ensemble(case, M, device, dtype), EVERY, rtol=between_calls(device, dtype))
     finally:
         torch.set_num_threads(before)
 
@@ -118,7 +88,7 @@ def test_members_are_calls_bit_for_bit(case, M, dtype, device):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_members_by_threads_and_by_teams(case, M, threads):
     """Sums over rows are added in another order by teams."""
-    assert_members_are_calls(*draw_ensemble(case, M, "cpu", torch.float64), [True] * 8, rtol=2e-13)
+    assert_members_are_calls(*draw_ensemble(case, M, "cpu", torch.float64), EVERY, rtol=2e-13)
 
 
 @pytest.mark.parametrize("plan", ["direct:rows", "direct:units", "packed:rows", "packed:units"])
@@ -128,15 +98,15 @@ def test_every_plan(plan):
     torch.ops.fusedlstm._cpu_force("", plan)
     try:
         for case in (CASES[3], CASES[-1]):
-            assert_members_are_calls(*draw_ensemble(case, 3, "cpu", torch.float64), [True] * 8, rtol=2e-13)
+            assert_members_are_calls(*draw_ensemble(case, 3, "cpu", torch.float64), EVERY, rtol=2e-13)
     finally:
         torch.ops.fusedlstm._cpu_force("", "")
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("place", range(8))
+@pytest.mark.parametrize("place", range(len(EVERY)))
 def test_one_gradient_is_needed(place, device):
-    needs, rtol = [k == place for k in range(8)], between_calls(device, torch.float64)
+    needs, rtol = [k == place for k in range(len(EVERY))], between_calls(device, torch.float64)
     for case in (CASES[3], CASES[6]):
         assert_members_are_calls(*draw_ensemble(case, 3, device, torch.float64), needs, rtol=rtol)
         nothing = Incoming(None, [None, None], None)
@@ -164,7 +134,7 @@ def test_strides(device):
                 return list(map(changed, a)) if isinstance(a, (list, tuple)) else a if a is None else change(a)
 
             arranged, rtol = LayerArguments(*changed(arguments[:-1])), between_calls(device, torch.float64)
-            assert_members_are_calls(arranged, Incoming(*changed(incoming)), [True] * 8, rtol=rtol)
+            assert_members_are_calls(arranged, Incoming(*changed(incoming)), EVERY, rtol=rtol)
 
 
 @pytest.mark.parametrize("case", CASES[:9], ids=lambda case: case.name)
@@ -173,7 +143,7 @@ def test_near_reference(case, device):
     results, expected = ops.layer(*arguments), reference.layer(LSTM, *arguments)
     for actual, e in zip(flat(results), flat(expected), strict=True):
         torch.testing.assert_close(actual, e, rtol=0, atol=1e-12)
-    more = (*incoming, *arguments, results[0], *results[2:], [True] * 8)
+    more = (*incoming, *arguments, results[0], *results[2:], EVERY)
     found, expected = ops.backward(*more), reference.layer_backward(LSTM, *more)
     for actual, e in zip(flat(found), flat(expected), strict=True):
         torch.testing.assert_close(actual, e, rtol=0, atol=1e-12)
@@ -227,13 +197,13 @@ def test_errors_of_backward():
         "d_carried": incoming._replace(carried=incoming.carried[:1]),
     }.items():
         with pytest.raises(RuntimeError, match=rf"expected {name} of size \[2, .*, got \[1, "):
-            ops.backward(*wrong, *arguments, *kept.values(), [True] * 8)
+            ops.backward(*wrong, *arguments, *kept.values(), EVERY)
     with pytest.raises(RuntimeError, match="expected 2 d_last, got 1"):
-        ops.backward(*incoming._replace(last=[d_h_n]), *arguments, *kept.values(), [True] * 8)
+        ops.backward(*incoming._replace(last=[d_h_n]), *arguments, *kept.values(), EVERY)
     for name in kept:
         wrong = kept | {name: kept[name][0]}
         with pytest.raises(RuntimeError, match=rf"expected {name} of size \[2, "):
-            ops.backward(*incoming, *arguments, *wrong.values(), [True] * 8)
+            ops.backward(*incoming, *arguments, *wrong.values(), EVERY)
 
 
 @pytest.mark.parametrize("case", CASES[:9], ids=lambda case: case.name)
@@ -243,7 +213,7 @@ def test_opcheck(case):
     tests = ["test_schema", "test_faketensor"]
     torch.library.opcheck(ops.layer, arguments, test_utils=tests)
     torch.library.opcheck(ops.inference, arguments, test_utils=tests)
-    more = (*incoming, *arguments, output, gates, cell_states, [True] * 8)
+    more = (*incoming, *arguments, output, gates, cell_states, EVERY)
     torch.library.opcheck(ops.backward, more, test_utils=tests)
 
 
