@@ -76,6 +76,7 @@ def draw(
         batch_first: whether input and d_output lie in memory by rows and not by steps.
     """
     assert case.num_layers == 1, f"expected one layer, got {case.num_layers}"
+    assert case.variable or lengths is None, "expected no lengths, since all sequences have T steps"
     front = () if members is None else (members,)
     T, B, I, H, D, P, R = (
         case.T, case.B, case.input_size, case.hidden_size, case.directions, case.proj_size, case.output_size
@@ -99,7 +100,7 @@ def draw(
     rows = (T, B)
     batch_sizes = reset = None
     if case.variable == "packed":
-        lengths = torch.tensor(lengths or [max(T - b, 1) for b in range(B)])
+        lengths = torch.tensor([max(T - b, 1) for b in range(B)] if lengths is None else lengths)
         batch_sizes = (torch.arange(T)[:, None] < lengths).sum(1)
         rows, lengths = (int(lengths.sum()),), None
     elif case.variable == "lengths":

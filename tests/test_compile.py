@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import OPTIONS
+from layers import differentiable, draw
 from tf32 import tf32
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -21,7 +22,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusedlstm import FusedLSTM, _choice, ops
-from fusedlstm._arguments import LayerArguments
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler, also for GPUs"
@@ -181,14 +181,9 @@ def test_aot_inductor_package_in_another_process(tmp_path):
     subprocess.run(arguments, check=True)
 
 
-def _operator_arguments(case, requires_grad, **rows):
-    module = FusedLSTM(**case.module_kwargs()).requires_grad_(requires_grad)
-    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    lists = [[p for n, p in module.named_parameters() if n.startswith(k)] for k in kinds]
-    D = case.directions
-    state = torch.randn(D, case.B, case.output_size), torch.randn(D, case.B, case.hidden_size)
-    x = torch.randn(case.T, case.B, case.input_size, requires_grad=requires_grad)
-    return LayerArguments(x, list(state), *lists)._replace(**rows)
+def _operator_arguments(case, requires_grad, **options):
+    layer = draw(case, dtype=torch.float32, **options).layer
+    return differentiable(layer) if requires_grad else layer
 
 
 ONE_LAYER = [case for case in OPTIONS if case.num_layers == 1]
@@ -202,13 +197,12 @@ def test_opcheck(case):
 
 @pytest.mark.parametrize("kind", ["packed", "lengths", "reset"])
 def test_opcheck_of_row_states(kind):
-    case = ONE_LAYER[0]
-    rows = {
-        "packed": {"input": torch.randn(8, 6), "batch_sizes": torch.tensor([3, 2, 2, 1])},
-        "lengths": {"lengths": torch.tensor([0, 5, 2])},
-        "reset": {"reset": torch.rand(5, 3) < 0.5, "reset_state": [torch.randn(1, 3, 10), torch.randn(1, 3, 10)]},
+    case, options = {
+        "packed": (replace(ONE_LAYER[0], T=4, variable="packed"), {"lengths": [4, 3, 1]}),
+        "lengths": (replace(ONE_LAYER[0], variable="lengths"), {"lengths": [0, 5, 2]}),
+        "reset": (replace(ONE_LAYER[0], resets=True), {"reset_state": True}),
     }[kind]
-    torch.library.opcheck(LSTM.layer, _operator_arguments(case, True, **rows))
+    torch.library.opcheck(LSTM.layer, _operator_arguments(case, True, **options))
 
 
 @pytest.mark.slow

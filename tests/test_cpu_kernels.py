@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 from cases import Case
+from layers import draw
 from oracle import ReferenceLSTM, check, make_inputs, run
 from tolerance import assert_near, tolerance
 from torch import nn
 
 import fusedlstm
-from fusedlstm._arguments import LayerArguments
 
 cpu_info = torch.ops.fusedlstm._cpu_info
 cpu_force = torch.ops.fusedlstm._cpu_force
@@ -190,9 +190,7 @@ WRONG = {  # name of the argument and what stands there
 @pytest.mark.parametrize("name, value", WRONG.values(), ids=WRONG)
 def test_operator_refuses_wrong_tensors(name, value):
     """The operator called directly: an exception and not a read out of bounds."""
-    H, I, B, T = 6, 4, 2, 3
-    weights = [[torch.randn(4 * H, I)], [torch.randn(4 * H, H)], [torch.randn(4 * H)], [torch.randn(4 * H)], []]
-    layer = LayerArguments(torch.randn(T, B, I), [torch.zeros(1, B, H)] * 2, *weights)
+    layer = draw(Case("small", 3, 2, 4, 6), dtype=torch.float32).layer
     torch.ops.fusedlstm.lstm_layer(*layer)
     with pytest.raises(RuntimeError):
         torch.ops.fusedlstm.lstm_layer(*layer._replace(**{name: value}))

@@ -5,8 +5,11 @@ Without a GPU the same kernels run in test_cuda_emulated.py; here it is the hard
 
 import pytest
 import torch
+from cases import Case
+from layers import differentiable, draw, flat, leaves, mapped
 from tf32 import tf32
 from tolerance import assert_near, tolerance
+from torch import Tensor
 
 import fusedlstm
 from fusedlstm import reference
@@ -19,15 +22,15 @@ pytestmark = pytest.mark.skipif(
 PLANS = ("stream", "local", "cluster", "grid", "")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LENGTHS = [5, 1, 2, 0, 3, 5, 2, 1, 1, 5, 4]
-BATCH_SIZES = [11, 11, 7, 3, 1]
+PACKED_LENGTHS = [5, 4, 4, 3, 3, 3, 3, 2, 2, 2, 2]
 OPTIONS = {
     "plain": {},
-    "both directions": {"directions": 2},
+    "both directions": {"bidirectional": True},
     "batch first": {"batch_first": True},
-    "lengths": {"lengths": True, "directions": 2},
-    "packed": {"packed": True, "directions": 2},
+    "lengths": {"lengths": True, "bidirectional": True},
+    "packed": {"packed": True, "bidirectional": True},
     "resets": {"resets": True},
-    "projection": {"proj_size": 7, "directions": 2},
+    "projection": {"proj_size": 7, "bidirectional": True},
 }
 
 
@@ -37,43 +40,21 @@ def plan(request, monkeypatch):
     return request.param
 
 
-def layer_arguments(
-    dtype, H, *, directions=1, batch_first=False, lengths=False, packed=False, resets=False, proj_size=0
-):
+def layer_arguments(dtype, H, *, lengths=False, packed=False, batch_first=False, **options):
     """Arguments of the operator on the CPU: T = 5 steps of 11 sequences with 9 features."""
-    T, B, features, R = 5, 11, 9, proj_size or H
-    x = torch.randn(sum(BATCH_SIZES), features) if packed else torch.randn(T, B, features)
-    weights = [(4 * H, features), (4 * H, R), (4 * H,), (4 * H,), (R, H)]
-    lists = [[torch.randn(size).to(dtype) * R**-0.5 for _ in range(directions)] for size in weights]
-    if not proj_size:
-        lists[4] = []
-    if batch_first:
-        x = x.transpose(0, 1).contiguous().transpose(0, 1)
-    return [
-        x.to(dtype), [torch.randn(directions, B, n).to(dtype) for n in (R, H)], *lists,
-        torch.tensor(BATCH_SIZES) if packed else None, torch.tensor(LENGTHS) if lengths else None,
-        torch.rand(T, B) < 0.3 if resets else None,
-        [torch.randn(directions, B, n).to(dtype) for n in (R, H)] if resets else [],
-        False,
-    ]  # fmt: skip
-
-
-def flat(results):
-    return [tensor for result in results for tensor in (result if isinstance(result, list) else [result])]
-
-
-def moved(arguments, convert):
-    """The tensors among the arguments converted; batch_sizes (position 7) stays on the CPU."""
-    return [
-        [convert(t) for t in a] if isinstance(a, list)
-        else convert(a) if isinstance(a, torch.Tensor) and i != 7
-        else a
-        for i, a in enumerate(arguments)
-    ]  # fmt: skip
+    variable = "packed" if packed else "lengths" if lengths else ""
+    case = Case("layer", 5, 11, 9, H, variable=variable, **options)
+    return draw(
+        case,
+        lengths=PACKED_LENGTHS if packed else LENGTHS if lengths else None,
+        reset_state=case.resets,
+        batch_first=batch_first,
+        dtype=dtype,
+    ).layer
 
 
 def on_gpu(arguments):
-    return moved(arguments, lambda t: t.cuda())
+    return mapped(Tensor.cuda, arguments)
 
 
 def skip_if_impossible(plan, dtype, H, proj_size=0):
@@ -93,23 +74,19 @@ def test_against_reference(plan, dtype, options):
     H = 50
     skip_if_impossible(plan, dtype, H, OPTIONS[options].get("proj_size", 0))
     arguments = layer_arguments(dtype, H, **OPTIONS[options])
-    exact = moved(arguments, lambda t: t.double().requires_grad_() if t.is_floating_point() else t)
+    exact = differentiable(arguments, torch.float64)
     expected = flat(reference.layer(LSTM, *exact))
     d_out = [torch.randn_like(out).to(dtype) for out in expected[:3]]
-    leaves = [a for item in exact for a in (item if isinstance(item, list) else [item])]
-    leaves = [a for a in leaves if isinstance(a, torch.Tensor) and a.requires_grad]
-    expected_grads = torch.autograd.grad(expected[:3], leaves, [g.double() for g in d_out], allow_unused=True)
+    expected_grads = torch.autograd.grad(expected[:3], leaves(exact), [g.double() for g in d_out], allow_unused=True)
 
-    inputs = moved(arguments, lambda t: t.cuda().requires_grad_() if t.is_floating_point() else t.cuda())
+    inputs = differentiable(on_gpu(arguments))
     out = flat(torch.ops.fusedlstm.lstm_layer(*inputs))
-    gpu_leaves = [a for item in inputs for a in (item if isinstance(item, list) else [item])]
-    gpu_leaves = [a for a in gpu_leaves if isinstance(a, torch.Tensor) and a.requires_grad]
-    grads = torch.autograd.grad(out[:3], gpu_leaves, [g.cuda() for g in d_out], allow_unused=True)
+    grads = torch.autograd.grad(out[:3], leaves(inputs), [g.cuda() for g in d_out], allow_unused=True)
 
     for name, actual, right in zip(("output", "h_n", "c_n", "gates", "cell_states"), out, expected):
-        assert_near(actual, right, tolerance(dtype, 4 * H, 5, device_type="cuda"), name)
+        assert_near(actual, right, tolerance(dtype, LSTM.gates * H, 5, device_type="cuda"), name)
     for i, (actual, right) in enumerate(zip(grads, expected_grads)):
-        assert_near(actual, right, 2 * tolerance(dtype, 4 * H + 55, 5, device_type="cuda"), f"gradient {i}")
+        assert_near(actual, right, 2 * tolerance(dtype, LSTM.gates * H + 55, 5, device_type="cuda"), f"gradient {i}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -127,7 +104,7 @@ def test_weights_at_odd_addresses(plan):
     skip_if_impossible(plan, torch.bfloat16, 48)
     arguments = on_gpu(layer_arguments(torch.bfloat16, 48))
     expected = flat(torch.ops.fusedlstm.lstm_layer(*arguments))
-    shifted = moved(arguments, lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape))
+    shifted = mapped(lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape), arguments)
     for a, b in zip(expected, flat(torch.ops.fusedlstm.lstm_layer(*shifted))):
         torch.testing.assert_close(a, b, rtol=2**-6, atol=2**-6)  # cuBLAS may choose a kernel by the address
 
@@ -165,14 +142,15 @@ def test_cuda_graph(plan, options):
 def test_only_the_switch_of_nn_lstm_decides_on_tf32(plan, allow_tf32):
     """The products outside the recurrence too: torch.matmul's switch changes no bit."""
     skip_if_impossible(plan, torch.float32, 50)
-    arguments = layer_arguments(torch.float32, 50)
-    arguments[-1] = allow_tf32
+    arguments = layer_arguments(torch.float32, 50)._replace(allow_tf32=allow_tf32)
     runs = []
     for matmul in (False, True):
         with tf32(lstm=False, matmul=matmul):
-            inputs = moved(arguments, lambda t: t.cuda().requires_grad_() if t.is_floating_point() else t.cuda())
+            inputs = differentiable(on_gpu(arguments))
             out = flat(torch.ops.fusedlstm.lstm_layer(*inputs))
-            runs.append([*out, *torch.autograd.grad(out[0].sum(), [inputs[0], *inputs[2], *inputs[3]])])
+            runs.append(
+                [*out, *torch.autograd.grad(out[0].sum(), [inputs.input, *inputs.weight_ih, *inputs.weight_hh])]
+            )
     for a, b in zip(*runs):
         assert torch.equal(a, b)
 
@@ -191,11 +169,11 @@ def test_one_step_and_many():
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 def test_second_device_and_mixed_devices():
     arguments = layer_arguments(torch.float32, 33)
-    first, second = (moved(arguments, lambda t, d=d: t.to(f"cuda:{d}")) for d in range(2))
+    first, second = (mapped(lambda t, d=d: t.to(f"cuda:{d}"), arguments) for d in range(2))
     for a, b in zip(*(flat(torch.ops.fusedlstm.lstm_layer(*each)) for each in (first, second))):
         assert b.device.index == 1
         assert torch.equal(a.cpu(), b.cpu())
-    second[1][0] = second[1][0].to("cuda:0")
+    second.initial[0] = second.initial[0].to("cuda:0")
     with pytest.raises(RuntimeError, match="device"):
         torch.ops.fusedlstm.lstm_layer(*second)
 
