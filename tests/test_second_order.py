@@ -2,18 +2,20 @@
 
 import gc
 import weakref
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 
 import pytest
 import torch
+from cases import Case
+from layers import differentiable, draw, flat, leaves
 from tolerance import assert_near, tolerance
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fusedlstm import _second_order_chunks, reference
-from fusedlstm._arguments import Differentiable, Incoming, LayerArguments, differentiable
+from fusedlstm import _arguments, _second_order_chunks, reference
+from fusedlstm._arguments import Differentiable, Incoming
 from fusedlstm._second_order import second_order
 from fusedlstm.cells import LSTM
 from fusedlstm.ops import OPERATORS
@@ -21,29 +23,21 @@ from fusedlstm.ops import OPERATORS
 ops = OPERATORS["lstm"]
 reference_layer = partial(reference.layer, LSTM)
 
-T, B, I, H = 5, 3, 2, 4
-
-
-@dataclass(frozen=True)
-class Options:
-    directions: int = 1
-    proj_size: int = 0
-    bias: bool = True
-    rows: str = ""
-
+SMALL = Case("small", 5, 3, 2, 4)
+T, B, H = SMALL.T, SMALL.B, SMALL.hidden_size
 
 KINDS = {
-    "plain": Options(),
-    "no-bias": Options(bias=False),
-    "projection": Options(proj_size=3),
-    "bidirectional": Options(directions=2),
-    "packed": Options(rows="packed"),
-    "packed-everything": Options(directions=2, proj_size=3, rows="packed"),
-    "lengths": Options(rows="lengths"),
-    "lengths-everything": Options(directions=2, proj_size=3, rows="lengths"),
-    "reset": Options(rows="reset"),
-    "reset-state": Options(proj_size=3, rows="reset-state"),
-    "reset-and-lengths": Options(rows="reset-state lengths"),
+    "plain": {},
+    "no-bias": {"bias": False},
+    "projection": {"proj_size": 3},
+    "bidirectional": {"bidirectional": True},
+    "packed": {"variable": "packed"},
+    "packed-everything": {"bidirectional": True, "proj_size": 3, "variable": "packed"},
+    "lengths": {"variable": "lengths"},
+    "lengths-everything": {"bidirectional": True, "proj_size": 3, "variable": "lengths"},
+    "reset": {"resets": True},
+    "reset-state": {"proj_size": 3, "resets": True, "reset_state": True},
+    "reset-and-lengths": {"resets": True, "reset_state": True, "variable": "lengths"},
 }
 BY_STEPS = [kind for kind in KINDS if kind != "reset-and-lengths"]
 
@@ -53,61 +47,29 @@ def one_step_a_chunk(monkeypatch):
     monkeypatch.setattr(_second_order_chunks, "CHUNK", 1)
 
 
-def _layer(options, device, steps=T, batch=B, features=I, hidden=H):
-    """Arguments of `lstm_layer` in float64, and those of them that can have gradients."""
-    D, P = options.directions, options.proj_size
-    R = P or hidden
-
-    def random(*shape):
-        return torch.randn(shape, dtype=torch.float64, device=device).requires_grad_()
-
-    def weights(*shape, given=True):
-        return [random(*shape) for _ in range(D)] if given else []
-
-    x, batch_sizes, lengths, reset, reset_state = random(steps, batch, features), None, None, None, []
-    ends = torch.tensor([2, steps, 0])
-    if options.rows == "packed":
-        batch_sizes = (torch.arange(steps)[:, None] < torch.tensor([steps, steps - 2, 1])).sum(1)
-        x = random(int(batch_sizes.sum()), features)
-    if "lengths" in options.rows:
-        lengths = ends.to(device)
-    if "reset" in options.rows:
-        reset = torch.rand(steps, batch, device=device) < 0.4
-        reset[:1, :1] = reset[-1:, -1:] = True
-    if "state" in options.rows:
-        reset_state = [random(D, batch, R), random(D, batch, hidden)]
-    layer = LayerArguments(
-        x, [random(D, batch, R), random(D, batch, hidden)],
-        weights(4 * hidden, features), weights(4 * hidden, R),
-        weights(4 * hidden, given=options.bias), weights(4 * hidden, given=options.bias),
-        weights(P, hidden, given=P > 0), batch_sizes, lengths, reset, reset_state,
-    )  # fmt: skip
-    return layer, _leaves(layer)
-
-
-def _leaves(layer):
-    flat = [tensor for argument in layer for tensor in (argument if isinstance(argument, list) else [argument])]
-    return [tensor for tensor in flat if isinstance(tensor, torch.Tensor) and tensor.requires_grad]
+def _layer(kind, device, dtype=torch.float64, **sizes):
+    """Arguments of `lstm_layer`, those of them that can have gradients, and gradients that arrive at its results."""
+    options = KINDS[kind] | sizes
+    has_state = options.pop("reset_state", False)
+    case = replace(SMALL, **options)
+    lengths = {"packed": [case.T, case.T - 2, 1], "lengths": [2, case.T, 0], "": None}[case.variable]
+    drawn = draw(case, lengths=lengths, reset_state=has_state, device=device, dtype=dtype)
+    layer = differentiable(drawn.layer)
+    return layer, leaves(layer), flat(differentiable(drawn.incoming))
 
 
 def _like(tensors):
     return [torch.randn_like(tensor) for tensor in tensors]
 
 
-def _incoming(layer):
-    """Gradients that arrive at output, h_n, c_n and cell_states."""
-    output, (h_n, c_n), _, cell_states = ops.layer(*layer)
-    return [d.requires_grad_() for d in _like([output, h_n, c_n, cell_states])]
-
-
 def _second_order_of(operator, layer, incoming, cotangents, wanted):
     """Gradients for `wanted` of the sum of <cotangent, gradient>; None among the first two: left out."""
-    leaves = _leaves(layer)
+    inputs = leaves(layer)
     output, (h_n, c_n), _, cell_states = operator(*layer)
     arrive = zip((output, h_n, c_n, cell_states), incoming)
     arrive = [(result, d) for result, d in arrive if d is not None and result.requires_grad]
     results, gradients = zip(*arrive)
-    found = torch.autograd.grad(results, leaves, gradients, create_graph=True, materialize_grads=True)
+    found = torch.autograd.grad(results, inputs, gradients, create_graph=True, materialize_grads=True)
     moved = [(gradient, u) for gradient, u in zip(found, cotangents) if u is not None and gradient.requires_grad]
     gradients, directions = zip(*moved)
     return torch.autograd.grad(gradients, wanted, directions, materialize_grads=True)
@@ -123,87 +85,85 @@ def _assert_equal(layer, incoming, cotangents, wanted):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_subset_of_results(kind, one_step_a_chunk, device):
-    layer, leaves = _layer(KINDS[kind], device)
-    incoming, cotangents = _incoming(layer), _like(leaves)
+    layer, inputs, incoming = _layer(kind, device)
+    cotangents = _like(inputs)
     for size in range(1, 5):
         for chosen in combinations(range(4), size):
             some = [d if k in chosen else None for k, d in enumerate(incoming)]
-            _assert_equal(layer, some, cotangents, [*leaves, *(incoming[k] for k in chosen)])
+            _assert_equal(layer, some, cotangents, [*inputs, *(incoming[k] for k in chosen)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_cotangent_and_each_gradient_alone(kind, one_step_a_chunk, device):
-    layer, leaves = _layer(KINDS[kind], device)
-    incoming, cotangents = _incoming(layer), _like(leaves)
-    for alone in range(len(leaves)):
+    layer, inputs, incoming = _layer(kind, device)
+    cotangents = _like(inputs)
+    for alone in range(len(inputs)):
         some = [u if k == alone else None for k, u in enumerate(cotangents)]
-        _assert_equal(layer, incoming, some, [*leaves, *incoming])
-    for wanted in [*leaves, *incoming]:
+        _assert_equal(layer, incoming, some, [*inputs, *incoming])
+    for wanted in [*inputs, *incoming]:
         _assert_equal(layer, incoming, cotangents, [wanted])
 
 
 @pytest.mark.parametrize("steps", [1, T])
 def test_gradients_do_not_share_memory(steps, device):
-    layer, leaves = _layer(KINDS["bidirectional"], device, steps)
-    incoming = _incoming(layer)
-    found = _second_order_of(ops.layer, layer, incoming, _like(leaves), [*leaves, *incoming])
+    layer, inputs, incoming = _layer("bidirectional", device, T=steps)
+    found = _second_order_of(ops.layer, layer, incoming, _like(inputs), [*inputs, *incoming])
     assert len({gradient.untyped_storage().data_ptr() for gradient in found}) == len(found)
 
 
 @pytest.mark.parametrize("kind", ["plain", "no-bias", "projection", "bidirectional", "packed-everything"])
 def test_each_part_of_one_step(kind, device):
-    layer, leaves = _layer(KINDS[kind], device, steps=3 if "packed" in kind else 1)
+    layer, inputs, incoming = _layer(kind, device, T=3 if "packed" in kind else 1)
     if "packed" in kind:
         layer = layer._replace(input=layer.input[:B].detach().requires_grad_(), batch_sizes=torch.tensor([B]))
-        leaves = _leaves(layer)
-    incoming, cotangents = _incoming(layer), _like(leaves)
+        inputs = leaves(layer)
+        d_output, *d_last, d_cell_states = incoming
+        incoming = [d.detach().requires_grad_() for d in (d_output[:B], *d_last, d_cell_states[:, :B])]
+    cotangents = _like(inputs)
     for size in range(1, 5):
         for chosen in combinations(range(4), size):
             some = [d if k in chosen else None for k, d in enumerate(incoming)]
-            _assert_equal(layer, some, cotangents, [*leaves, *(incoming[k] for k in chosen)])
-    for alone in range(len(leaves)):
+            _assert_equal(layer, some, cotangents, [*inputs, *(incoming[k] for k in chosen)])
+    for alone in range(len(inputs)):
         some = [u if k == alone else None for k, u in enumerate(cotangents)]
-        _assert_equal(layer, incoming, some, [*leaves, *incoming])
-    for wanted in [*leaves, *incoming]:
+        _assert_equal(layer, incoming, some, [*inputs, *incoming])
+    for wanted in [*inputs, *incoming]:
         _assert_equal(layer, incoming, cotangents, [wanted])
 
 
 @pytest.mark.parametrize("steps_a_chunk", [1, 2, 3, T, T + 1])
 @pytest.mark.parametrize("kind", ["reset-state", "lengths-everything", "packed-everything"])
 def test_every_length_of_a_chunk(kind, steps_a_chunk, monkeypatch, device):
-    monkeypatch.setattr(_second_order_chunks, "CHUNK", steps_a_chunk * B * 4 * H)
-    layer, leaves = _layer(KINDS[kind], device)
-    incoming = _incoming(layer)
-    _assert_equal(layer, incoming, _like(leaves), [*leaves, *incoming])
+    monkeypatch.setattr(_second_order_chunks, "CHUNK", steps_a_chunk * B * LSTM.gates * H)
+    layer, inputs, incoming = _layer(kind, device)
+    _assert_equal(layer, incoming, _like(inputs), [*inputs, *incoming])
 
 
 @pytest.mark.parametrize("steps, batch", [(0, 3), (1, 3), (2, 1), (4, 0)])
 @pytest.mark.parametrize("kind", ["plain", "bidirectional", "reset-state"])
 def test_small_sizes(kind, steps, batch, device):
-    layer, leaves = _layer(KINDS[kind], device, steps, batch)
-    incoming = _incoming(layer)
-    _assert_equal(layer, incoming, _like(leaves), [*leaves, *incoming])
+    layer, inputs, incoming = _layer(kind, device, T=steps, B=batch)
+    _assert_equal(layer, incoming, _like(inputs), [*inputs, *incoming])
 
 
 @pytest.mark.parametrize("kind", BY_STEPS)
 def test_gradgradcheck(kind, one_step_a_chunk, device):
     """By finite differences of the gradients, which do not use the reference."""
-    layer, leaves = _layer(KINDS[kind], device, steps=3)
+    layer, inputs, _ = _layer(kind, device, T=3)
 
     def call(*_):
         output, last, _, cell_states = ops.layer(*layer)
         return tuple(result for result in (output, *last, cell_states) if result.requires_grad)
 
-    assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
 
 
 def test_the_steps_are_not_a_graph(one_step_a_chunk, monkeypatch, device):
     """The reference is not differentiated, unless there is to be a third order."""
     monkeypatch.setattr(reference, "_direction", None)
     for steps in (1, T):
-        layer, leaves = _layer(KINDS["bidirectional"], device, steps)
-        incoming, cotangents = _incoming(layer), _like(leaves)
-        _second_order_of(ops.layer, layer, incoming, cotangents, leaves)
+        layer, inputs, incoming = _layer("bidirectional", device, T=steps)
+        _second_order_of(ops.layer, layer, incoming, _like(inputs), inputs)
 
 
 class _Live(TorchDispatchMode):
@@ -235,10 +195,10 @@ class _Live(TorchDispatchMode):
 
 def _bytes_beyond_results(kind, steps, device) -> int:
     """The most memory that double backward takes at one time, beyond its arguments and what it returns."""
-    layer, _ = _layer(KINDS[kind], device, steps)
-    output, last, gates, cell_states = ops.layer(*layer)
-    incoming, results = Incoming(*_like([output]), _like(last), *_like([cell_states])), [output, gates, cell_states]
-    kinds = differentiable(layer)
+    layer, _, (d_output, *d_last, d_cell_states) = _layer(kind, device, T=steps)
+    output, _, gates, cell_states = ops.layer(*layer)
+    incoming, results = Incoming(d_output, d_last, d_cell_states), [output, gates, cell_states]
+    kinds = _arguments.differentiable(layer)
     cotangents = Differentiable(*map(_cotangent, kinds))
     asked = [bool(reference.listed(kind)) for kind in kinds]
     given = [t for t in tree_leaves([layer, incoming, results, cotangents]) if isinstance(t, torch.Tensor)]
@@ -262,11 +222,10 @@ def _cotangent(argument):
 def test_memory_does_not_grow_with_time(kind, monkeypatch, device):
     """But by the two states, and in the reverse direction the row of a mask, that are kept for each chunk."""
     steps_a_chunk = 4
-    monkeypatch.setattr(_second_order_chunks, "CHUNK", steps_a_chunk * B * 4 * H)
+    monkeypatch.setattr(_second_order_chunks, "CHUNK", steps_a_chunk * B * LSTM.gates * H)
     few, many = 16, 160
     grown = _bytes_beyond_results(kind, many, device) - _bytes_beyond_results(kind, few, device)
-    options = KINDS[kind]
-    states = B * ((options.proj_size or H) + H) * 8
+    states = B * (KINDS[kind].get("proj_size", H) + H) * 8
     mask = steps_a_chunk * B * 2
     assert 0 < grown <= (many - few) // steps_a_chunk * (states + mask)
 
@@ -279,26 +238,15 @@ def test_memory_does_not_grow_with_time(kind, monkeypatch, device):
 def test_other_dtypes(kind, steps, dtype, monkeypatch, device):
     """Values and gradients in the dtype, against float64 of the same values."""
     features, hidden = 16, 32
-    monkeypatch.setattr(_second_order_chunks, "CHUNK", 3 * B * 4 * hidden)
-    exact, leaves = _layer(KINDS[kind], device, steps, features=features, hidden=hidden)
+    monkeypatch.setattr(_second_order_chunks, "CHUNK", 3 * B * LSTM.gates * hidden)
+    layer, inputs, incoming = _layer(kind, device, dtype, T=steps, input_size=features, hidden_size=hidden)
     with torch.no_grad():
-        for weight in leaves[3:]:
-            weight *= hidden**-0.5
-
-    def cast(argument, dtype):
-        if isinstance(argument, LayerArguments):
-            return LayerArguments(*(cast(one, dtype) for one in argument))
-        if isinstance(argument, list):
-            return [cast(tensor, dtype) for tensor in argument]
-        is_floating = isinstance(argument, torch.Tensor) and argument.is_floating_point()
-        return argument.detach().to(dtype).requires_grad_() if is_floating else argument
-
-    layer = cast(exact, dtype)
-    incoming, cotangents = _incoming(layer), _like(_leaves(layer))
-    found = []
-    for operator, wide in ((ops.layer, None), (reference_layer, torch.float64)):
-        arguments = [a if wide is None else cast(a, wide) for a in (layer, incoming, cotangents)]
-        found.append(_second_order_of(operator, *arguments, [*_leaves(arguments[0]), *arguments[1]]))
+        for weight in inputs[3:]:
+            weight *= hidden**-0.5 / weight.std()  # the usual ones, for which the tolerance is computed
+    cotangents, exact = _like(inputs), differentiable(layer, torch.float64)
+    found = [_second_order_of(ops.layer, layer, incoming, cotangents, [*inputs, *incoming])]
+    incoming, cotangents = ([d.detach().double().requires_grad_() for d in ds] for ds in (incoming, cotangents))
+    found.append(_second_order_of(reference_layer, exact, incoming, cotangents, [*leaves(exact), *incoming]))
     allowed = tolerance(dtype, steps * B + features + hidden, steps, device_type=device.type)
     for k, (actual, expected) in enumerate(zip(*found, strict=True)):
         assert_near(actual / expected.abs().max(), expected / expected.abs().max(), allowed, f"gradient {k}")
@@ -306,7 +254,7 @@ def test_other_dtypes(kind, steps, dtype, monkeypatch, device):
 
 def test_an_argument_without_gradient_of_its_own(device):
     """Who calls the operator may ask for any gradient, and differentiate it for the other arguments."""
-    layer, _ = _layer(KINDS["plain"], device)
+    layer, *_ = _layer("plain", device)
     d_output, u = torch.randn(T, B, H, dtype=torch.float64, device=device), torch.randn_like(layer[0])
     (weight,) = layer.weight_hh
     output = reference_layer(*layer)[0]
