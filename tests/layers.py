@@ -40,6 +40,8 @@ class Layer:
         x, options = self.layer.input, self.case.module_kwargs()
         if not self.cell.has_projection:
             del options["proj_size"]
+        if self.cell.layer is nn.RNN:
+            options["nonlinearity"] = self.cell.name.removeprefix("rnn_")
         module = make(**options, device=x.device, dtype=x.dtype)
         own = dict(module.named_parameters())
         weights = {

@@ -12,6 +12,8 @@ from functools import cache, partial
 
 import pytest
 import torch
+from cases import Case
+from layers import differentiable, draw
 from tolerance import assert_near, tolerance
 from torch import nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
@@ -20,7 +22,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import fusedlstm
 from fusedlstm import functional, reference
-from fusedlstm._arguments import Incoming, LayerArguments, flat_tensors
+from fusedlstm._arguments import flat_tensors
 from fusedlstm.cells import CELLS, LSTM
 from fusedlstm.ops import OPERATORS
 
@@ -79,49 +81,23 @@ def two_threads():
 
 # The operators: every cell by every kernel, against the reference.
 
-# Below, on and above vectors, folds and blocks: (T, B, I, H, D).
-SIZES = [(1, 1, 5, 7, 1), (1, 4, 33, 40, 1), (3, 2, 17, 9, 2), (6, 5, 4, 2, 1), (5, 13, 3, 50, 2), (4, 20, 30, 67, 1)]
-ROWS = ["plain", "packed", "lengths", "reset"]
+# Below, on and above vectors, folds and blocks: T, B, I, H, and whether there are two directions.
+SIZES = [(1, 1, 5, 7), (1, 4, 33, 40), (3, 2, 17, 9, True), (6, 5, 4, 2), (5, 13, 3, 50, True), (4, 20, 30, 67)]
+ROWS = {"plain": {}, "packed": {"variable": "packed"}, "lengths": {"variable": "lengths"}, "reset": {"resets": True}}
 
 
-def draw_layer(cell, sizes, rows, dtype) -> LayerArguments:
-    """Float64 arguments, rounded to the dtype already."""
-    T, B, I, H, D = sizes
-    GH = cell.gates * H
-
-    def draw(*shape, scale=0.5):
-        return (torch.randn(*shape, dtype=torch.float64) * scale).to(dtype).double()
-
-    def states():
-        return [draw(D, B, H) for _ in cell.states]
-
-    layer = LayerArguments(
-        draw(T, B, I), states(), [draw(GH, I) for _ in range(D)], [draw(GH, H, scale=H**-0.5) for _ in range(D)],
-        [draw(GH) for _ in range(D)], [draw(GH) for _ in range(D)], [],
-    )  # fmt: skip
-    ends = torch.randint(1, T + 1, (B,)).sort(descending=True)[0]
-    ends[0] = T
-    if rows == "packed":
-        batch_sizes = (torch.arange(T)[:, None] < ends).sum(1)
-        return layer._replace(input=draw(int(batch_sizes.sum()), I), batch_sizes=batch_sizes)
-    if rows == "lengths":
-        return layer._replace(lengths=ends[torch.randperm(B)])
-    if rows == "reset":
-        return layer._replace(reset=torch.rand(T, B) < 0.3, reset_state=states())
-    return layer
+def case_of(rows, T, B, I, H, bidirectional=False):
+    return Case(rows, T, B, I, H, bidirectional=bidirectional, **ROWS[rows])
 
 
-def cast(argument, dtype):
-    if isinstance(argument, list):
-        return [cast(tensor, dtype) for tensor in argument]
-    is_floating = isinstance(argument, torch.Tensor) and argument.is_floating_point()
-    return argument.to(dtype).requires_grad_() if is_floating else argument
+SMALL = case_of("plain", 3, 2, 4, 5)
 
 
 def results_and_gradients(operator, layer, incoming):
     output, last, saved, carried = operator(*layer)
-    results = [output, *last, *([carried] if carried.numel() else [])]
-    given = [incoming.output, *incoming.last, *([incoming.carried] if carried.numel() else [])]
+    results, given = [output, *last], [incoming.output, *incoming.last]
+    if incoming.carried is not None:
+        results, given = [*results, carried], [*given, incoming.carried]
     given = [d.to(result.dtype) for d, result in zip(given, results)]
     return [*results, saved, *torch.autograd.grad(results, flat_tensors(layer), given)]
 
@@ -134,36 +110,35 @@ def test_every_kernel_near_the_reference(cell, isa, plan, rows, forced, two_thre
     """Forward, inference and every gradient. Of 16 bits, where relu's corners make gradients jump, values only."""
     forced(isa, plan)
     for dtype in DTYPES:
-        for sizes in SIZES:
-            if rows == "reset" and sizes[-1] == 2:
-                continue
-            check_against_reference(CELLS[cell], sizes, rows, dtype)
+        for case in (case_of(rows, *sizes) for sizes in SIZES):
+            if not (case.resets and case.bidirectional):
+                check_against_reference(CELLS[cell], case, dtype)
 
 
 @cache
-def expected_of(name, step, sizes, rows, dtype):
-    """A layer, gradients of its results, and what the reference makes of them; the same for every kernel."""
-    cell, (_, B, _, H, D) = CELLS[name]._replace(step=step), sizes
-    exact = LayerArguments(*(cast(a, torch.float64) for a in draw_layer(cell, sizes, rows, dtype)))
-    outer, N = exact.input.shape[:-1], exact.input[..., 0].numel()
-    states = [torch.randn(D, B, H, dtype=torch.float64) for _ in cell.states]
-    incoming = Incoming(torch.randn(*outer, D * H).double(), states, torch.randn(D, N, cell.carried * H).double())
-    return exact, incoming, results_and_gradients(partial(reference.layer, cell), exact, incoming)
+def drawn_and_expected(name, step, case, dtype):
+    """A layer, and what the reference makes of it in float64; the same for every kernel."""
+    cell = CELLS[name]._replace(step=step)
+    drawn = draw(case, cell, reset_state=case.resets, dtype=dtype)
+    exact = differentiable(drawn.layer, torch.float64)
+    return drawn, results_and_gradients(partial(reference.layer, cell), exact, drawn.incoming)
 
 
-def check_against_reference(cell, sizes, rows, dtype):
-    T, B, I, H, _ = sizes
-    exact, incoming, expected = expected_of(cell.name, cell.step, sizes, rows, dtype)
-    layer = LayerArguments(*(cast([t.detach() for t in a] if isinstance(a, list) else a, dtype) for a in exact))
-    layer = layer._replace(input=exact.input.detach().to(dtype).requires_grad_())
-    found = results_and_gradients(OPERATORS[cell.name].layer, layer, incoming)
+def check_against_reference(cell, case, dtype):
+    drawn, expected = drawn_and_expected(cell.name, cell.step, case, dtype)
+    layer = differentiable(drawn.layer)
+    found = results_and_gradients(OPERATORS[cell.name].layer, layer, drawn.incoming)
     has_corners = cell.name == "rnn_relu" and dtype.itemsize == 2
     count = 2 + len(cell.states) + bool(cell.carried) if has_corners else len(expected)
+    terms, rows = case.input_size + case.hidden_size, case.T * case.B
     for k, (actual, right) in enumerate(zip(found[:count], expected, strict=False)):
         assert actual.shape == right.shape and actual.dtype in (dtype, torch.float32)
-        allowed = tolerance(dtype, I + H + (T * B if k > 2 else 0), T) * (2 if dtype is torch.float64 else 1)  # of both
+        allowed = tolerance(dtype, terms + (rows if k > 2 else 0), case.T)
+        allowed *= 2 if dtype is torch.float64 else 1  # the reference rounds too
+        if dtype.itemsize == 2 and cell.saved == 0:  # the slope 1 - h^2 is of the rounded h, as torch.nn's
+            allowed *= 4
         size = max(1.0, right.abs().max().item()) if right.numel() else 1.0
-        assert_near(actual / size, right / size, allowed, f"{cell.name} {dtype} {sizes} {rows} {k}")
+        assert_near(actual / size, right / size, allowed, f"{cell.name} {dtype} {case} {k}")
     with torch.no_grad():
         output, last = OPERATORS[cell.name].inference(*layer)
     assert torch.equal(output, found[0])
@@ -187,7 +162,7 @@ def test_a_broken_reference_is_noticed(broken, monkeypatch):
 
     cell = CELLS["gru"]._replace(step=step)
     with pytest.raises(AssertionError):
-        check_against_reference(cell, (3, 2, 17, 9, 1), "plain", torch.float32)
+        check_against_reference(cell, case_of("plain", 3, 2, 17, 9), torch.float32)
 
 
 @family
@@ -503,9 +478,7 @@ def test_compiled_in_one_graph_and_exported(member, kind):
 def test_opcheck(member):
     cell, operators = CELLS[member.cell], OPERATORS[member.cell]
     for rows in ROWS:
-        layer = LayerArguments(
-            *(cast(a, torch.float64) for a in draw_layer(cell, (3, 4, 2, 5, 1), rows, torch.float64))
-        )
+        layer = differentiable(draw(case_of(rows, 3, 4, 2, 5), cell, reset_state=rows == "reset").layer)
         tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
         torch.library.opcheck(operators.layer, layer, test_utils=tests)
         torch.library.opcheck(operators.inference, layer, test_utils=tests[:2])
@@ -614,8 +587,7 @@ def test_constructors_refuse_what_torch_s_do():
 
 
 def test_operator_refuses_projections_and_a_second_state():
-    layer = draw_layer(CELLS["gru"], (3, 2, 4, 5, 1), "plain", torch.float32)
-    layer = LayerArguments(*(cast(a, torch.float32) for a in layer))
+    layer = draw(SMALL, CELLS["gru"], dtype=torch.float32).layer
     with pytest.raises(RuntimeError, match="expected 1 initial states, got 2"):
         OPERATORS["gru"].layer(*layer._replace(initial=layer.initial * 2))
     projected = layer._replace(
@@ -628,7 +600,6 @@ def test_operator_refuses_projections_and_a_second_state():
 def test_every_cell_is_described_as_the_library_has_it():
     """The sizes in fusedlstm/cells are those of csrc/cells: an operator makes what its description says."""
     for cell in CELLS.values():
-        layer = draw_layer(cell, (3, 2, 4, 5, 1), "plain", torch.float32)
-        _, last, saved, carried = OPERATORS[cell.name].layer(*(cast(a, torch.float32) for a in layer))
+        _, last, saved, carried = OPERATORS[cell.name].layer(*draw(SMALL, cell, dtype=torch.float32).layer)
         assert (len(last), saved.shape[-1], carried.shape[-1]) == (len(cell.states), 5 * cell.saved, 5 * cell.carried)
     assert CELLS["lstm"] is LSTM
