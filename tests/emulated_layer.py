@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass, field, replace
 
 import torch
+from cases import Case
 from emulator import Memory
+from layers import draw, flat
 
 from fusedlstm import reference
 from fusedlstm.cells import LSTM
@@ -40,28 +42,23 @@ class Layer:
     t: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
-        g = torch.Generator().manual_seed(self.seed)
-        D, B, H, R = self.directions, self.B, self.H, self.R
-
-        def draw(*shape, scale=1.0):
-            return (torch.randn(*shape, generator=g) * scale).to(self.dtype)
-
-        self.t["input"] = draw(*self.outer, self.features)
+        case = Case(
+            "emulated", self.T, self.B, self.features, self.H, bidirectional=self.directions == 2,
+            proj_size=self.proj_size, bias=self.bias, resets=self.resets,
+            variable="packed" if self.packed else "" if self.lengths is None else "lengths",
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = draw(
+            case, lengths=self.lengths, reset_state=self.reset_states, dtype=self.dtype, generator=generator
+        )  # fmt: skip
+        layer, incoming = drawn.layer, drawn.incoming
+        self.t |= {name: getattr(layer, name) for name in ("input", *PARAMETERS)}
+        self.t |= dict(zip(STATES, [*layer.initial, *layer.reset_state]))
+        self.t |= dict(zip(("d_output", "d_h_n", "d_c_n", "d_cell_states"), flat(incoming)))
+        if self.resets:
+            self.t["reset"] = layer.reset
         for b, length in enumerate([] if self.packed else self.lengths or []):
             self.t["input"][length:, b] = float("nan")
-        self.t["weight_ih"] = [draw(4 * H, self.features, scale=self.features**-0.5) for _ in range(D)]
-        self.t["weight_hh"] = [draw(4 * H, R, scale=R**-0.5) for _ in range(D)]
-        self.t["weight_hr"] = [draw(R, H, scale=H**-0.5) for _ in range(D)] if self.proj_size else []
-        self.t["bias_ih"] = [draw(4 * H) for _ in range(D)] if self.bias else []
-        self.t["bias_hh"] = [draw(4 * H) for _ in range(D)] if self.bias else []
-        self.t["h_0"], self.t["c_0"] = draw(D, B, R, scale=0.5), draw(D, B, H)
-        if self.resets:
-            self.t["reset"] = torch.rand(self.T, B, generator=g) < 0.4
-        if self.reset_states:
-            self.t["reset_h"], self.t["reset_c"] = draw(D, B, R, scale=0.5), draw(D, B, H)
-        self.t["d_output"] = draw(*self.outer, D * R)
-        self.t["d_h_n"], self.t["d_c_n"] = draw(D, B, R), draw(D, B, H)
-        self.t["d_cell_states"] = draw(D, self.rows, H).to(self.acc)
 
     @property
     def R(self):
@@ -199,8 +196,8 @@ class Emulated:
             "c_n": dict(shape=(D, layer.B, H)),
         }
         if training:
-            sizes["gates"] = dict(shape=(D, layer.rows, 4 * H), zero=idle)
-            sizes["cell_states"] = dict(shape=(D, layer.rows, H), zero=idle, dtype=layer.acc)
+            sizes["gates"] = dict(shape=(D, layer.rows, LSTM.saved * H), zero=idle)
+            sizes["cell_states"] = dict(shape=(D, layer.rows, LSTM.carried * H), zero=idle, dtype=layer.acc)
         with self.memory:
             results, out = self.emu.ForwardResults(), {}
             for name, options in sizes.items():
