@@ -9,8 +9,9 @@ from cases import OPTIONS
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from fusedlstm import FusedLSTM, _choice, _run, reference
+from fusedlstm import FusedLSTM, _choice, _library, _run, reference
 from fusedlstm.cells import LSTM
+from fusedlstm.ops import OPERATORS
 
 
 @pytest.fixture
@@ -50,3 +51,9 @@ def test_one_warning_names_the_cause():
     assert _choice.choose(LSTM, x, [], 4, False, None, None, False) is _choice.TORCH_LAYERS["lstm"]
     wants_states = _choice.choose(LSTM, x, [], 4, True, None, None, False)
     assert wants_states.func is reference.layer
+
+
+def test_cells_without_kernels_on_a_device_say_so():
+    reason = _library.why_no_kernels_of(OPERATORS["gru"].layer, torch.device("cuda"))
+    assert reason == "fusedlstm has no cuda kernels for gru_layer yet"
+    assert _library.why_no_kernels_of(OPERATORS["gru"].layer, torch.device("cpu")) is None

@@ -59,3 +59,12 @@ def test_files_of_one_folder_are_named_without_it():
     for file, target in includes():
         if folder_of(file) == folder_of(target):
             assert f'#include "{target.name}"' in (CSRC / file).read_text(), file
+
+
+def test_no_literal_number_of_gates():
+    """What runs a layer on the CPU asks the cell for its sizes (csrc/cells)."""
+    literal = re.compile(r"\b[34] \* (\w+\.)?(hidden|H)\b|\[4 ?\* ?H\]|\[4H")
+    for folder in ("call", "cpu", "cpu/kernel"):
+        for file in sorted((CSRC / folder).glob("*.*")):
+            found = literal.search(file.read_text())
+            assert found is None, f"{file.name} has {found[0]!r}"
