@@ -145,7 +145,10 @@ class Options(nn.Module):
 REFUSED = {
     "proj_size": (Options(lambda x: {}, proj_size=2), "without projections"),
     "reset": (Options(lambda x: {"reset": x[..., 0] > 0}), "export one step"),
-    "cell states and gates": (Options(lambda x: {"return_cell_states": True}), "export one step, with the cell of the layer"),
+    "cell states and gates": (
+        Options(lambda x: {"return_cell_states": True}),
+        "export one step, with the cell of the layer",
+    ),
     "lengths with dynamo=False": (Options(lambda x: {"lengths": x[0, :, 0].long()}), "dynamo=True"),
 }
 
