@@ -52,7 +52,7 @@ def sizes_of(cell: Cell, weights, bidirectional) -> Sizes:
         raise TypeError(f"{name}: Expected tensors in weights[0], got {[type(t) for t in first]}")
     if first[0].dim() != 2:
         raise RuntimeError(
-            f"{name}: Expected weight_ih_l0 of shape [{rows_text(cell)}, input_size], got {list(first[0].shape)}"
+            f"{name}: Expected weight_ih_l0 of shape [{_rows_text(cell)}, input_size], got {list(first[0].shape)}"
         )
     proj_size = first[-1].shape[0] if len(first) % 2 else 0
     GH, I = first[0].shape
@@ -62,7 +62,7 @@ def sizes_of(cell: Cell, weights, bidirectional) -> Sizes:
     return Sizes(cell.name, I, GH // G, proj_size, len(weights) // D, D, len(first) > 3)
 
 
-def rows_text(cell: Cell) -> str:
+def _rows_text(cell: Cell) -> str:
     return "hidden_size" if cell.gates == 1 else f"{cell.gates} * hidden_size"
 
 

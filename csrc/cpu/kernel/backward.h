@@ -1,10 +1,10 @@
 // The backward recurrence of one layer.
 //
 // Going back one time step, the gradient of h is W_hh^T times the gate gradients of the step after it, plus what the
-// output received. A tile of it (batch rows by four vectors of hidden units) is finished in registers, turned into gate
-// gradients by the cell's derivative, and stored once. The gate gradients of a chunk of steps are both the operand of
-// the next tile and the material of the products for the input and the weights (gradients.h), which follow while the
-// chunk is in the cache.
+// output received. A tile of it (batch rows by four vectors of hidden units) is turned into gate gradients by the
+// cell's derivative row by row, while it is in the innermost cache. The gate gradients of a chunk of steps are both the
+// operand of the next tile and the material of the products for the input and the weights (gradients.h), which follow
+// while the chunk is in the cache.
 //
 // `carry` is the gradient of h that skips products: that of the last h until a row's last step, through rows that do
 // not run, and what a cell that takes h itself has for it.

@@ -1,9 +1,9 @@
 // The forward recurrence of one layer.
 //
-// Each time step of a block of `lanes` hidden units and a tile of batch rows is one pass: W_hh h is summed in
-// registers, the pre-activations from the input are added, the cell update is applied there, and only its results are
-// stored. The input's part, W_ih x + biases, is computed in the same panel layout for a chunk of time steps at once,
-// small enough to stay in the cache, by the thread that will use it.
+// Each time step of a block of hidden units and a tile of batch rows is one pass: W_hh h is summed, the input's part is
+// added and the cell applied while the sums are still in the innermost cache, and only its results go further. The
+// input's part, W_ih x + biases, is computed in the same panel layout for a chunk of time steps at once, small enough
+// to stay in the cache, by the thread that will use it.
 #pragma once
 
 #include <initializer_list>
