@@ -1,8 +1,9 @@
 // The schemas of the operators: the narrow waist between Python and the kernels of every device.
 //
 // One call is one layer with all its directions and time steps, so that compiled and exported graphs hold one node
-// per layer. Arguments and results are the structs of call/arguments.h, for every cell the same; their meanings are
-// written at `layer` in fusedlstm/reference.py. Kernels are registered by cpu/operators.cpp and
+// per layer; and one step as a cell has it, which is called from Python, step by step. Arguments and results are the
+// structs of call/arguments.h, for every cell the same; their meanings are written at `layer` in
+// fusedlstm/reference.py. Kernels are registered by cpu/operators.cpp and
 // cuda/binding/operators.cpp, fake kernels and autograd by fusedlstm/ops.py and _autograd.py.
 //
 // A second copy of the library in one process (the Python package refuses it) must not end the process: hence a
@@ -21,6 +22,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedlstm, m) {
       m.def((cell + "_layer" + arguments + " -> " + listed<LayerResults>()).c_str());
       m.def((cell + "_layer_inference" + arguments + " -> " + listed<InferenceResults>()).c_str());
       m.def((cell + "_layer_backward" + listed<BackwardArguments>() + " -> " + listed<LayerGradients>()).c_str());
+      const std::string step = listed<StepArguments>();
+      m.def((cell + "_cell" + step + " -> " + listed<StepResults>()).c_str());
+      m.def((cell + "_cell_inference" + step + " -> " + listed<StepInferenceResults>()).c_str());
+      m.def((cell + "_cell_backward" + listed<StepBackwardArguments>() + " -> " + listed<StepGradients>()).c_str());
     }
     // What the CPU kernels are and why (JSON), and the choice of instruction set and plan by name ("" is automatic).
     m.def("_cpu_info() -> str");

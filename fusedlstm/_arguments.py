@@ -82,6 +82,16 @@ def layer_arguments(kinds: Differentiable, batch_sizes, lengths, reset, allow_tf
     return LayerArguments(*kinds[:7], batch_sizes, lengths, reset, kinds[7], allow_tf32)
 
 
+def one_step(input, states, weights, allow_tf32) -> LayerArguments:
+    """The layer that runs one step in one direction, from what `<cell>_cell` takes; in each place None for None."""
+
+    def as_steps(rows):
+        return None if rows is None else rows.unsqueeze(0)
+
+    lists = [[weight] for weight in weights] + [[]] * (5 - len(weights))
+    return LayerArguments(as_steps(input), list(map(as_steps, states)), *lists, allow_tf32=allow_tf32)
+
+
 def flat(kinds: Differentiable) -> tuple:
     """All that there is of each kind, in a row."""
     return kinds[0], *chain.from_iterable(kinds[1:])

@@ -25,6 +25,7 @@ from fusedlstm._arguments import (
     flat_tensors,
     layer_arguments,
     list_sizes,
+    one_step,
 )
 from fusedlstm._private_torch import are_transforms_active, below_autograd, plain_apply
 from fusedlstm._second_order import needs_graph, second_order, second_order_of_cell
@@ -67,27 +68,22 @@ class _Layer(torch.autograd.Function):
 
 
 class _Cell(torch.autograd.Function):
-    """`<cell>_layer` of one step in one direction, as a cell has it: from [B, features] to states, [B, H].
-
-    What `_Layer` does between views of its arguments and results, which cost a node each in the graph; and states are
-    tensors of their own, which can be written to. `tensors` are input, states, and weight_ih, weight_hh, and both
-    biases or none.
-    """
+    """`<cell>_cell` with its derivative. `tensors` are its input, states and weights in a row."""
 
     @staticmethod
     def forward(ctx, name, allow_tf32, *tensors):
         with below_autograd():
-            output, last, saved, carried = OPERATORS[name].layer(*_one_step(name, tensors, allow_tf32))
+            last, kept = OPERATORS[name].cell(*_of_step(name, tensors), allow_tf32)
         ctx.name, ctx.allow_tf32 = name, allow_tf32
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output, saved, carried, *tensors)
-        return tuple([state.squeeze_(0) for state in last])
+        ctx.save_for_backward(*kept, *tensors)
+        return tuple(last)
 
     @staticmethod
     def backward(ctx, *d_states):
         saved = ctx.saved_tensors
-        results, tensors = saved[:3], saved[3:]
-        step = _Step(ctx.name, results, ctx.needs_input_grad[2:], ctx.allow_tf32)
+        kept, tensors = saved[:3], saved[3:]
+        step = _Step(ctx.name, kept, ctx.needs_input_grad[2:], ctx.allow_tf32)
         is_plain = torch.is_grad_enabled() and not _transforms.are_active()
         run = _apply_cell_gradients if is_plain else _cell_gradients
         return (None, None, *run(step, *d_states, *tensors))
@@ -97,7 +93,7 @@ class _Step(NamedTuple):
     """What the gradients of `_Cell` are computed from, beside tensors that can have gradients."""
 
     name: str
-    results: tuple  # output, saved, carried
+    kept: tuple  # output, saved, carried
     asked: tuple[bool, ...]  # for each of `_Cell`'s tensors
     allow_tf32: bool
 
@@ -107,9 +103,9 @@ class _CellGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, step, *tensors):
-        ctx.step = step._replace(results=None)
+        ctx.step = step._replace(kept=None)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*step.results, *tensors)
+        ctx.save_for_backward(*step.kept, *tensors)
         return _cell_gradients(step, *tensors)
 
     @staticmethod
@@ -123,8 +119,9 @@ class _CellGradients(torch.autograd.Function):
             found = second_order_of_cell(CELLS[name], d_states, tensors, results, cotangents, asked)
             if found is not None:
                 return (None, *found)
-        layer, cotangents = _one_step(name, tensors, allow_tf32), _one_step(name, cotangents, None)
-        incoming = Incoming(None, list(map(_as_step, d_states)), None)
+        layer = one_step(*_of_step(name, tensors), allow_tf32)
+        cotangents = one_step(*_of_step(name, cotangents), None)
+        incoming = Incoming(None, list(map(_as_steps, d_states)), None)
         sizes = list_sizes(layer)
         asked_incoming = Incoming(False, any(asked[:states]), False)
         asked_layer = by_kind(asked[states:], sizes)
@@ -140,14 +137,23 @@ class _CellGradients(torch.autograd.Function):
 def _cell_gradients(step, *tensors) -> tuple:
     """Of the gradients of `_Cell` those that are asked for; None for the others."""
     states = len(CELLS[step.name].states)
-    d_states, tensors = tensors[:states], tensors[states:]
-    layer = _one_step(step.name, tensors, step.allow_tf32)
-    needs = list(map(_any, by_kind(step.asked, list_sizes(layer))))
-    incoming = Incoming(None, list(map(_as_step, d_states)), None)
-    found = flat(_gradients(step.name, BackwardArguments(incoming, layer, *step.results, needs)))
-    rows = 1 + states
-    found = *(d.squeeze(0) for d in found[:rows]), *found[rows:]
+    d_states, parts = tensors[:states], _of_step(step.name, tensors[states:])
+    if _transforms.are_active():
+        layer = one_step(*parts, step.allow_tf32)
+        needs = list(map(_any, by_kind(step.asked, list_sizes(layer))))
+        incoming = Incoming(None, list(map(_as_steps, d_states)), None)
+        found = flat(_gradients(step.name, BackwardArguments(incoming, layer, *step.kept, needs)))
+        found = *(d.squeeze(0) for d in found[: 1 + states]), *found[1 + states :]
+    else:
+        with below_autograd():
+            found = OPERATORS[step.name].cell_backward(d_states, *parts, step.allow_tf32, step.kept, step.asked)
     return tuple([gradient if ask else None for gradient, ask in zip(found, step.asked)])
+
+
+def _of_step(name, tensors) -> tuple:
+    """What there is for a step's input, for its states, and for its weights, of all in a row."""
+    end = 1 + len(CELLS[name].states)
+    return tensors[0], tensors[1:end], tensors[end:]
 
 
 class _Gradients(torch.autograd.Function):
@@ -237,15 +243,16 @@ LAYERS = {name: functools.partial(_layer, _apply_layer, name) for name in CELLS}
 TRANSFORMED_LAYERS = {name: functools.partial(_layer, _TransformedLayer.apply, name) for name in CELLS}
 
 
-def cell(name, allow_tf32, *tensors) -> tuple:
-    """States after one step, of tensors of which some require gradients; arguments as `_Cell` has them."""
-    return _apply_cell(name, allow_tf32, *tensors)
+def run_step(name, input, states, weights, allow_tf32):
+    """States after one step of a cell, [B, H] each, outside of transforms; derivatives are recorded where any is asked.
 
-
-def cell_inference(name, allow_tf32, *tensors) -> tuple:
-    """`cell` of tensors that record nothing."""
-    _, last = OPERATORS[name].inference(*_one_step(name, tensors, allow_tf32))
-    return tuple([state.squeeze_(0) for state in last])
+    Arguments as those of `<cell>_cell`, states and weights as tuples.
+    """
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        tensors = (input, *states, *weights)
+        if any(tensor.requires_grad for tensor in tensors):
+            return _apply_cell(name, allow_tf32, *tensors)
+    return OPERATORS[name].cell_inference(input, states, weights, allow_tf32)
 
 
 def _gradients(name, arguments: BackwardArguments):
@@ -275,15 +282,7 @@ def _incoming_and_others(in_a_row, states) -> tuple[Incoming, tuple]:
     return Incoming(d_output, d_last, d_carried), in_a_row[states + 2 :]
 
 
-def _one_step(name, tensors, allow_tf32) -> LayerArguments:
-    """A layer's arguments for one step."""
-    states = len(CELLS[name].states)
-    rows, weights = list(map(_as_step, tensors[: 1 + states])), tensors[1 + states :]
-    lists = [[weight] for weight in weights] + [[]] * (5 - len(weights))
-    return LayerArguments(rows[0], rows[1:], *lists, None, None, None, [], allow_tf32)
-
-
-def _as_step(rows):
+def _as_steps(rows):
     return None if rows is None else rows.unsqueeze(0)
 
 

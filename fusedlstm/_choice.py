@@ -8,7 +8,12 @@ import warnings
 import torch
 
 from fusedlstm import _autograd, _library, _transforms, reference
-from fusedlstm._private_torch import are_transforms_active, constant_for_dynamo, is_forward_mode_active
+from fusedlstm._private_torch import (
+    are_transforms_active,
+    constant_for_dynamo,
+    is_any_autocast_enabled,
+    is_forward_mode_active,
+)
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
@@ -72,11 +77,19 @@ _REFERENCES = {name: functools.partial(reference.layer, cell) for name, cell in 
 TORCH_LAYERS = {name: functools.partial(_torch_layer, cell) for name, cell in CELLS.items()}
 # What checks its arguments by itself.
 KERNELS = {name: (of.inference, _autograd.LAYERS[name], of.layer) for name, of in OPERATORS.items()}
-# The same for one step between tensors of a cell's shapes, where that is faster.
-CELL_OPERATORS = {
-    name: {of.inference: _autograd.cell_inference, _autograd.LAYERS[name]: _autograd.cell}
-    for name, of in OPERATORS.items()
-}
+
+
+def is_plain_step(cell, tensors) -> bool:
+    """Whether a step between these tensors is served by the operators of this cell's steps."""
+    input = tensors[0]
+    return not (
+        torch.compiler.is_compiling()
+        or are_transforms_active()
+        or is_any_autocast_enabled()
+        or is_forward_mode_active()
+        or torch.jit.is_tracing()
+        or torch.overrides.has_torch_function(tensors)
+    ) and (input.is_cpu or input.is_meta or not lacks_kernels(cell, input.device))
 
 
 @constant_for_dynamo

@@ -10,7 +10,15 @@ import math
 import sys
 from importlib.abc import MetaPathFinder
 
-from fusedlstm._arguments import BackwardArguments, Differentiable, LayerArguments
+from fusedlstm._arguments import (
+    BackwardArguments,
+    Differentiable,
+    Incoming,
+    LayerArguments,
+    by_kind,
+    list_sizes,
+    one_step,
+)
 from fusedlstm.ops import OPERATORS
 
 _COUNTER = "torch.utils.flop_counter"
@@ -37,6 +45,19 @@ def _backward(*arguments, out_val=None) -> int:
     return 2 * total
 
 
+def _cell_forward(*step, out_val=None) -> int:
+    return _forward(*one_step(*step))
+
+
+def _cell_backward(d_last, *step_and_kept, out_val=None) -> int:
+    """The same of one step."""
+    *step, _, needs = step_and_kept
+    layer = one_step(*step)
+    needs = by_kind(needs, list_sizes(layer))
+    needs = [any(need) if isinstance(need, list) else need for need in needs]
+    return _backward(*BackwardArguments(Incoming(None, [], None), layer, None, None, None, needs).in_a_row())
+
+
 def _size(weight) -> int:
     """Of one member's weight."""
     return weight.shape[-2] * weight.shape[-1]
@@ -48,11 +69,13 @@ def _first_rows(h_0, batch_sizes, direction) -> int:
     return math.prod(members) * (int(batch_sizes[-1]) if direction == 1 and batch_sizes is not None else B)
 
 
+# In the order of Operators.
+_FORMULAS = _forward, _forward, _backward, _cell_forward, _cell_forward, _cell_backward
+
+
 def _register(counter) -> None:
     formulas = {
-        operator: formula
-        for operators in OPERATORS.values()
-        for operator, formula in zip(operators, (_forward, _forward, _backward))
+        operator: formula for operators in OPERATORS.values() for operator, formula in zip(operators, _FORMULAS)
     }
     for operator, formula in formulas.items():
         if operator.overloadpacket not in counter.flop_registry:  # the package may be imported again

@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
 from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
-from fusedlstm._run import run, run_cell
+from fusedlstm._run import run
+from fusedlstm._run_cell import run_cell
 
 # torch.fx.symbolic_trace records calls of these as one node each, as it does for PyTorch's layers.
 torch.fx.wrap("run")

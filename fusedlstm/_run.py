@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
-from fusedlstm._choice import CELL_OPERATORS, KERNELS, choose, is_tf32_on
+from fusedlstm._choice import KERNELS, choose, is_tf32_on
 from fusedlstm._private_torch import is_any_autocast_enabled
 from fusedlstm.cells import CELLS
 
@@ -97,10 +97,10 @@ def run(
             kept = [_arranged(s.view(L * D, *shape[:2], s.size(-1)), 1, is_batched, batch_first) for s in kept]
         if not is_batched:
             last = [state.squeeze(1) for state in last]
-    return output, _as_passed(last), *kept
+    return output, as_passed(last), *kept
 
 
-def _as_passed(states):
+def as_passed(states):
     """States as users pass them: one as a tensor, several as a tuple."""
     return tuple(states) if len(states) > 1 else states[0]
 
@@ -149,60 +149,6 @@ def _by_kind(weights, D, bias, P):
     if not P:
         lists.append([])
     return lists
-
-
-def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
-    """One step, as `functional.lstm_cell` describes it, of the cell of this name."""
-    name, cell = cell, CELLS[cell]
-    owner = cell.cell.__name__
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{owner}: Expected input to be a Tensor, got {type(input).__name__}")
-    if input.dim() not in (1, 2):
-        raise ValueError(f"{owner}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-    if (bias_ih is None) != (bias_hh is None):
-        raise RuntimeError(f"{owner}: Expected both bias_ih and bias_hh or neither, got one")
-    weights = [weight_ih, weight_hh] if bias_ih is None else [weight_ih, weight_hh, bias_ih, bias_hh]
-    H, I = weight_hh.shape[-1], weight_ih.shape[-1]
-    is_batched = input.dim() == 2
-    x = input if is_batched else input.unsqueeze(0)
-    if hx is not None:
-        hx = _checks.checked_states(hx, cell, owner)
-        hx = _checks.checked_cell_states(hx, x, is_batched, H, owner)
-    _checks.check_cell_input(x, weight_ih)
-    states = _step(cell, x, hx, weights, _checks.Sizes(name, I, H, 0, 1, 1, bias_ih is not None))
-    return _as_passed(states if is_batched else _without_first(states))
-
-
-def _step(cell, x, hx, weights, sizes):
-    """A step as one of a layer: from [B, features] to the states, [B, H] each."""
-    H = sizes.hidden_size
-    is_compiling = torch.compiler.is_compiling()
-
-    def as_layer():
-        return x.unsqueeze(0), None if hx is None else [state.unsqueeze(0) for state in hx]
-
-    if not (is_compiling or is_any_autocast_enabled()):
-        differentiable = [*weights, x, *(hx or ())] if torch.is_grad_enabled() else []
-        run_step = CELL_OPERATORS[cell.name].get(choose(cell, x, differentiable, H, False, None, None, is_compiling))
-        if run_step is not None:
-            states = [x.new_zeros(x.size(0), H)] * len(cell.states) if hx is None else hx
-            allow_tf32 = x.is_cuda and x.dtype is torch.float32 and is_tf32_on(True)
-            try:
-                return run_step(cell.name, allow_tf32, x, *states, *weights)
-            except Exception:
-                _checks.refuse(*as_layer(), weights, sizes, x.size(0))
-                raise
-    x, states = as_layer()
-    states = states if states is None or len(states) > 1 else states[0]
-    _, states = run(cell.name, x, states, weights, sizes, is_cell=True)
-    return _without_first(states if len(cell.states) > 1 else [states])
-
-
-def _without_first(states) -> list:
-    """The states without their first dimension, as tensors of their own; graphs have no use for that."""
-    if torch.compiler.is_compiling():
-        return [state.squeeze(0) for state in states]
-    return [state.squeeze_(0) for state in states]
 
 
 # Arrangement

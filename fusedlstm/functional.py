@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
-from fusedlstm._run import run, run_cell
+from fusedlstm._run import run
+from fusedlstm._run_cell import run_cell
 from fusedlstm.cells import CELLS, GRU, LSTM
 
 

@@ -5,9 +5,12 @@
 * `<cell>_layer`: see `fusedlstm.reference.layer` for arguments, results and meaning.
 * `<cell>_layer_inference`: the same arguments; output and last states only; no derivative.
 * `<cell>_layer_backward`: the gradients that are asked for in `needs`; the others have size [0].
+* `<cell>_cell`, `<cell>_cell_inference`, `<cell>_cell_backward`: the same of one step in one direction, between tensors
+  of a cell's shapes: input [B, I], states [B, H], and weight_ih, weight_hh and both biases or none in one list. `kept`
+  are output, saved and carried of the layer. Called by _autograd.py; they have no derivative of their own.
 
-All take ensembles: with the members as one more dimension in front of every tensor but batch_sizes, one call runs M
-layers, and gives what M calls would.
+Operators of layers take ensembles: with the members as one more dimension in front of every tensor but batch_sizes, one
+call runs M layers, and gives what M calls would.
 
 This module adds what PyTorch needs to trace them; derivatives are in _autograd.py.
 """
@@ -22,7 +25,7 @@ from typing import NamedTuple
 import torch
 
 from fusedlstm import _library
-from fusedlstm._arguments import BackwardArguments, LayerArguments, differentiable
+from fusedlstm._arguments import BackwardArguments, LayerArguments, differentiable, one_step
 from fusedlstm._private_torch import (
     FakeTensorMode,
     FunctionalTensorMode,
@@ -41,10 +44,13 @@ class Operators(NamedTuple):
     layer: OpOverload
     inference: OpOverload
     backward: OpOverload
+    cell: OpOverload
+    cell_inference: OpOverload
+    cell_backward: OpOverload
 
 
 def _operators(cell: Cell) -> Operators:
-    names = f"{cell.name}_layer", f"{cell.name}_layer_inference", f"{cell.name}_layer_backward"
+    names = [f"{cell.name}_{of}{kind}" for of in ("layer", "cell") for kind in ("", "_inference", "_backward")]
     operators = Operators(*(getattr(torch.ops.fusedlstm, name).default for name in names))
     names = argument_names(operators.layer)
     if names != LayerArguments._fields:
@@ -92,6 +98,20 @@ def _fake_backward(*arguments):
     return tuple(map(gradient, differentiable(layer), needs))
 
 
+def _fake_cell(cell: Cell, input, states, weights, allow_tf32):
+    output, last, *kept = _fake_layer(cell, *one_step(input, states, weights, allow_tf32))
+    return [state.squeeze(0) for state in last], [output, *kept]
+
+
+def _fake_cell_inference(input, states, weights, allow_tf32):
+    _, last = _fake_inference(*one_step(input, states, weights, allow_tf32))
+    return [state.squeeze(0) for state in last]
+
+
+def _fake_cell_backward(d_last, input, states, weights, allow_tf32, kept, needs):
+    return [input.new_empty(t.shape if need else (0,)) for t, need in zip((input, *states, *weights), needs)]
+
+
 def _functionalized_layer(cell: Cell, mode, operator, types, arguments, options):
     """`<cell>_layer` in what traces programs after torch.export; for torch.onnx.export, what ONNX has for a layer."""
     results = mode.__torch_dispatch__(operator, types, arguments, options)
@@ -105,7 +125,10 @@ def _functionalized_layer(cell: Cell, mode, operator, types, arguments, options)
 
 
 for _cell in CELLS.values():
-    _fakes = functools.partial(_fake_layer, _cell), _fake_inference, _fake_backward
+    _fakes = (
+        functools.partial(_fake_layer, _cell), _fake_inference, _fake_backward,
+        functools.partial(_fake_cell, _cell), _fake_cell_inference, _fake_cell_backward,
+    )  # fmt: skip
     for _operator, _fake in zip(OPERATORS[_cell.name], _fakes):
         torch.library.register_fake(_operator.name(), _fake)
         torch.library.register_torch_dispatch(_operator.name(), FakeTensorMode, run_with_real_tensors)

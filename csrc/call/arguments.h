@@ -109,4 +109,65 @@ struct LayerGradients {
   }
 };
 
+// One step of one direction, as a cell has it: rows [B, features], and results that are tensors of their own. A layer
+// of one step in shorter lists; one_step.h makes the one of the other.
+struct StepArguments {
+  Tensor input;
+  Tensors states;   // before the step
+  Tensors weights;  // weight_ih, weight_hh, and both biases or none
+  bool allow_tf32 = false;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("input", input);
+    v("states", states);
+    v("weights", weights);
+    v("allow_tf32", allow_tf32);
+  }
+};
+
+struct StepInferenceResults {
+  Tensors last;  // states after the step
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("last", last);
+  }
+};
+
+struct StepResults {
+  Tensors last;
+  Tensors kept;  // output, saved and carried of the layer
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("last", last);
+    v("kept", kept);
+  }
+};
+
+struct StepBackwardArguments {
+  OptionalTensors d_last;
+  StepArguments step;
+  Tensors kept;
+  std::vector<bool> needs;  // for each of input, states and weights
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("d_last", d_last);
+    step.visit(v);
+    v("kept", kept);
+    v("needs", needs);
+  }
+};
+
+struct StepGradients {
+  Tensors all;  // of input, states and weights
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("gradients", all);
+  }
+};
+
 }  // namespace fusedlstm

@@ -34,7 +34,7 @@ template <class Struct>
 std::string listed() {
   std::string text;
   Struct{}.visit([&](const char* name, const auto& member) {
-    text += (text.empty() ? "(" : ", ") + std::string(type_name(member)) + " " + name;
+    text.append(text.empty() ? "(" : ", ").append(type_name(member)).append(" ").append(name);
   });
   return text + ")";
 }

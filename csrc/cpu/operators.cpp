@@ -3,7 +3,7 @@
 #include <cstring>
 #include <utility>
 
-#include "call/boxed.h"
+#include "call/one_step.h"
 #include "call/results.h"
 #include "cells/all.h"
 #include "isa.h"
@@ -200,20 +200,17 @@ LayerGradients layer_backward(BackwardArguments& arguments) {
 
 // The operators of a cell, and of those after it.
 template <int kCell = 0>
-void implement(torch::stable::detail::StableLibrary& m) {
+void implement_from(torch::stable::detail::StableLibrary& m) {
   if constexpr (kCell < int(std::size(kCells))) {
-    const std::string name = kCells[kCell].name;
-    m.impl((name + "_layer").c_str(), boxed<LayerResults, LayerArguments, layer<kCell>>);
-    m.impl((name + "_layer_inference").c_str(), boxed<InferenceResults, LayerArguments, layer_inference<kCell>>);
-    m.impl((name + "_layer_backward").c_str(), boxed<LayerGradients, BackwardArguments, layer_backward<kCell>>);
-    implement<kCell + 1>(m);
+    implement<layer<kCell>, layer_inference<kCell>, layer_backward<kCell>>(m, kCells[kCell].name);
+    implement_from<kCell + 1>(m);
   }
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CPU, m) {
-  implement(m);
+  implement_from(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CompositeExplicitAutograd, m) {

@@ -5,7 +5,7 @@
 #include <exception>
 #include <stdexcept>
 
-#include "call/boxed.h"
+#include "call/one_step.h"
 #include "call/results.h"
 #include "cells/lstm.h"
 #include "cuda/host/layer.h"
@@ -170,9 +170,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CompositeExplicitAutograd, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CUDA, m) {
-  m.impl("lstm_layer", boxed<LayerResults, LayerArguments, layer>);
-  m.impl("lstm_layer_inference", boxed<InferenceResults, LayerArguments, layer_inference>);
-  m.impl("lstm_layer_backward", boxed<LayerGradients, BackwardArguments, layer_backward>);
+  implement<layer, layer_inference, layer_backward>(m, "lstm");
 }
 
 }  // namespace fusedlstm::cuda

@@ -1,0 +1,70 @@
+"""One step of any cell. The usual call goes to an operator at once, which checks it; any other, by way of a layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fusedlstm import _checks
+from fusedlstm._autograd import run_step
+from fusedlstm._choice import is_plain_step, is_tf32_on
+from fusedlstm._run import as_passed, run
+from fusedlstm.cells import CELLS
+
+
+def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
+    """One step, as `functional.lstm_cell` describes it, of the cell of this name."""
+    weights = (weight_ih, weight_hh) if bias_ih is None else (weight_ih, weight_hh, bias_ih, bias_hh)
+    has_one_state = len(CELLS[cell].states) == 1
+    states = (hx,) if has_one_state or hx is None else hx
+    if type(input) is Tensor and type(states) is tuple and is_plain_step(cell, (input, *states, *weights)):
+        try:
+            last = _plain(cell, input, states, weights)
+            return last[0] if has_one_state else tuple(last)
+        except Exception:  # what is wrong with it is said below, in the words of PyTorch's cell
+            pass
+    if (bias_ih is None) != (bias_hh is None):
+        raise RuntimeError(f"{CELLS[cell].cell.__name__}: Expected both bias_ih and bias_hh or neither, got one")
+    return _as_layer(cell, input, hx, weights)
+
+
+def _plain(name, input, states, weights):
+    """The states after the step, of tensors that fit; raises any exception of others."""
+    allow_tf32 = input.is_cuda and input.dtype is torch.float32 and is_tf32_on(True)
+    is_batched = input.dim() == 2
+    rows = input if is_batched else input.unsqueeze(0)
+    if states[0] is None:
+        states = (input.new_zeros(rows.size(0), weights[1].size(1)),) * len(CELLS[name].states)
+    elif not is_batched:
+        states = tuple([state.unsqueeze(0) for state in states])
+    last = run_step(name, rows, states, weights, allow_tf32)
+    return last if is_batched else [state.squeeze_(0) for state in last]
+
+
+def _as_layer(name, input, hx, weights):
+    """The step as one of a layer, after all checks."""
+    cell = CELLS[name]
+    owner = cell.cell.__name__
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{owner}: Expected input to be a Tensor, got {type(input).__name__}")
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{owner}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    is_batched = input.dim() == 2
+    x = input if is_batched else input.unsqueeze(0)
+    H, I = weights[1].shape[-1], weights[0].shape[-1]
+    if hx is not None:
+        hx = _checks.checked_states(hx, cell, owner)
+        hx = _checks.checked_cell_states(hx, x, is_batched, H, owner)
+        hx = as_passed([state.unsqueeze(0) for state in hx])
+    _checks.check_cell_input(x, weights[0])
+    sizes = _checks.Sizes(name, I, H, 0, 1, 1, len(weights) > 2)
+    _, last = run(name, x.unsqueeze(0), hx, weights, sizes, is_cell=True)
+    last = _without_first([last] if isinstance(last, Tensor) else last)
+    return as_passed(last if is_batched else _without_first(last))
+
+
+def _without_first(states) -> list:
+    """The states without their first dimension, as tensors of their own; graphs have no use for that."""
+    if torch.compiler.is_compiling():
+        return [state.squeeze(0) for state in states]
+    return [state.squeeze_(0) for state in states]
