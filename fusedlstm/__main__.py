@@ -14,6 +14,7 @@ import sys
 import torch
 
 from fusedlstm import __version__, _library
+from fusedlstm.cells import CELLS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,6 +77,7 @@ def _cpu_line() -> str:
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     for name, meaning in {"T": "time steps", "B": "batch size", "H": "hidden size"}.items():
         parser.add_argument(name, type=_size, help=meaning)
+    parser.add_argument("--cell", default="lstm", choices=CELLS, help="default: %(default)s")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
     parser.add_argument("--proj-size", type=_size, default=0)
     parser.add_argument("--bidirectional", action="store_true")
@@ -98,15 +100,18 @@ def _print_plans(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         parser.error("expected a build with fusedlstm._core, got one without (FUSEDLSTM_NO_PYBIND=1)")
     known = core.known_devices()
     device = next((d for d in known if options.device and options.device.lower() in d.name.lower()), None)
+    if options.proj_size and not CELLS[options.cell].has_projection:
+        parser.error(f"--proj-size: expected none for {options.cell}, got {options.proj_size}")
     if options.proj_size >= options.H:
         parser.error(f"--proj-size: expected less than the hidden size {options.H}, got {options.proj_size}")
     if device is None:
         parser.error(f"--device: expected one of {', '.join(d.name for d in known)}, got {options.device!r}")
-    print(f"{device.name}: T={options.T} B={options.B} H={options.H} {options.dtype}")
+    print(f"{device.name}: {options.cell} T={options.T} B={options.B} H={options.H} {options.dtype}")
     for direction in ("forward", "backward"):
         try:
             plan = core.plan(
                 device=device,
+                cell=options.cell,
                 T=options.T,
                 B=options.B,
                 H=options.H,

@@ -1,4 +1,7 @@
-"""One LSTM layer on the emulated GPU: its tensors, and calls of the library's own host code (cuda/host/layer.h)."""
+"""One layer of any cell on the emulated GPU: its tensors, and calls of the library's own host code (cuda/host/layer.h).
+
+Tensors have names: states are h_0 and c_0, reset_h and reset_c, h_n and c_n, and a gradient is d_ before the name.
+"""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -9,7 +12,7 @@ from emulator import Memory
 from layers import draw, flat
 
 from fusedlstm import reference
-from fusedlstm.cells import LSTM
+from fusedlstm.cells import LSTM, Cell
 
 H200 = "H200"
 STATES = ("h_0", "c_0", "reset_h", "reset_c")
@@ -27,6 +30,7 @@ class Layer:
     T: int
     B: int
     H: int
+    cell: Cell = LSTM
     dtype: torch.dtype = torch.float32
     features: int = 6
     directions: int = 1
@@ -49,16 +53,28 @@ class Layer:
         )  # fmt: skip
         generator = torch.Generator().manual_seed(self.seed)
         drawn = draw(
-            case, lengths=self.lengths, reset_state=self.reset_states, dtype=self.dtype, generator=generator
+            case, self.cell, lengths=self.lengths, reset_state=self.reset_states, dtype=self.dtype, generator=generator
         )  # fmt: skip
         layer, incoming = drawn.layer, drawn.incoming
         self.t |= {name: getattr(layer, name) for name in ("input", *PARAMETERS)}
-        self.t |= dict(zip(STATES, [*layer.initial, *layer.reset_state]))
-        self.t |= dict(zip(("d_output", "d_h_n", "d_c_n", "d_cell_states"), flat(incoming)))
+        self.t |= dict(zip(self.initial + self.reset_state, [*layer.initial, *layer.reset_state]))
+        self.t |= dict(zip([f"d_{name}" for name in ("output", *self.last, "carried")], flat(incoming)))
         if self.resets:
             self.t["reset"] = layer.reset
         for b, length in enumerate([] if self.packed else self.lengths or []):
             self.t["input"][length:, b] = float("nan")
+
+    @property
+    def initial(self):
+        return [f"{state}_0" for state in self.cell.states]
+
+    @property
+    def reset_state(self):
+        return [f"reset_{state}" for state in self.cell.states]
+
+    @property
+    def last(self):
+        return [f"{state}_n" for state in self.cell.states]
 
     @property
     def R(self):
@@ -91,13 +107,13 @@ class Layer:
         given["input"] = leaf(self.t["input"])
         lists = {name: [leaf(w) for w in self.t[name]] for name in PARAMETERS}
         lengths = None if self.packed or self.lengths is None else torch.tensor(self.lengths)
-        reset_state = [given[name] for name in ("reset_h", "reset_c") if name in given]
-        output, (h_n, c_n), gates, cells = reference.layer(
-            LSTM, given["input"], [given["h_0"], given["c_0"]], *lists.values(),
+        reset_state = [given[name] for name in self.reset_state if name in given]
+        output, last, saved, carried = reference.layer(
+            self.cell, given["input"], [given[name] for name in self.initial], *lists.values(),
             self.batch_sizes, lengths, self.t.get("reset"), reset_state,
         )  # fmt: skip
-        out = {"output": output, "h_n": h_n, "c_n": c_n, "gates": gates, "cell_states": cells}
-        loss = sum((out[n] * self.t["d_" + n].double()).sum() for n in ("output", "h_n", "c_n", "cell_states"))
+        out = {"output": output, **dict(zip(self.last, last)), "saved": saved, "carried": carried}
+        loss = sum((out[n] * self.t[f"d_{n}"].double()).sum() for n in out if f"d_{n}" in self.t)
         leaves = given | {f"{name}[{d}]": w for name, each in lists.items() for d, w in enumerate(each)}
         grads = torch.autograd.grad(loss, list(leaves.values()))
         return {n: v.detach() for n, v in out.items()} | {f"d_{n}": v for n, v in zip(leaves, grads)}
@@ -141,8 +157,9 @@ class Emulated:
     def problem(self, backward):
         layer = self.layer
         return self.emu.Problem(
-            T=layer.T, B=layer.B, H=layer.H, proj_size=layer.proj_size, directions=layer.directions,
-            members=math.prod(self.members), dtype=self.dtype, allow_tf32=layer.allow_tf32, backward=backward,
+            cell=layer.cell.name, T=layer.T, B=layer.B, H=layer.H, proj_size=layer.proj_size,
+            directions=layer.directions, members=math.prod(self.members), dtype=self.dtype,
+            allow_tf32=layer.allow_tf32, backward=backward,
         )  # fmt: skip
 
     def plan(self, backward):
@@ -162,6 +179,7 @@ class Emulated:
     def arguments(self):
         """The layer as the library's binding hands it on."""
         layer, a = self.layer, self.emu.Layer()
+        a.cell = layer.cell.name
         a.dtype, a.allow_tf32 = self.dtype, layer.allow_tf32
         a.is_ensemble, a.members = bool(self.members), math.prod(self.members)
         a.steps, a.batch, a.rows, a.features = layer.T, layer.B, layer.rows, layer.features
@@ -174,9 +192,8 @@ class Emulated:
         if "reset" in layer.t:
             a.reset = self.memory.pointer(layer.t["reset"], "reset")
         a.input = self.view(self.arranged(layer.t["input"]), "input")
-        for name in STATES:
-            if name in layer.t:
-                setattr(a, name, self.view(layer.t[name], name))
+        a.initial, a.reset_state = ([self.view(layer.t[name], name) for name in names if name in layer.t]
+                                    for names in (layer.initial, layer.reset_state))  # fmt: skip
         for name in PARAMETERS:
             setattr(a, name, [self.view(apart(w, self.parameters_start_at), name) for w in layer.t[name]])
         return a
@@ -190,19 +207,19 @@ class Emulated:
     def forward(self, training=True):
         layer, D, H = self.layer, self.layer.directions, self.layer.H
         idle = layer.lengths is not None and not layer.packed
-        sizes = {
-            "output": dict(shape=(*layer.outer, D * layer.R), zero=idle),
-            "h_n": dict(shape=(D, layer.B, layer.R)),
-            "c_n": dict(shape=(D, layer.B, H)),
-        }
-        if training:
-            sizes["gates"] = dict(shape=(D, layer.rows, LSTM.saved * H), zero=idle)
-            sizes["cell_states"] = dict(shape=(D, layer.rows, LSTM.carried * H), zero=idle, dtype=layer.acc)
         with self.memory:
             results, out = self.emu.ForwardResults(), {}
-            for name, options in sizes.items():
-                out[name], view = self.new(name, *options.pop("shape"), **options)
-                setattr(results, name, view)
+            out["output"], results.output = self.new("output", *layer.outer, D * layer.R, zero=idle)
+            sizes = [layer.R] + [H] * (len(layer.last) - 1)
+            new = [self.new(name, D, layer.B, size) for name, size in zip(layer.last, sizes)]
+            out |= {name: tensor for name, (tensor, _) in zip(layer.last, new)}
+            results.last = [view for _, view in new]
+            if training:
+                kept = D, layer.rows
+                out["saved"], results.saved = self.new("saved", *kept, layer.cell.saved * H, zero=idle)
+                out["carried"], results.carried = self.new(
+                    "carried", *kept, layer.cell.carried * H, zero=idle, dtype=layer.acc
+                )
             self.host.run_forward(self.arguments(), results)
         return out
 
@@ -214,21 +231,34 @@ class Emulated:
         layer = self.layer
         with self.memory:
             incoming = self.emu.Incoming()
-            for name in ("output", "gates", "cell_states"):
+            for name in ("output", "saved", "carried"):
                 setattr(incoming, name, self.view(out[name], name))
             incoming.d_output = self.view(self.arranged(layer.t["d_output"]), "d_output")
-            for name in ("d_h_n", "d_c_n", "d_cell_states"):
-                setattr(incoming, name, self.view(layer.t[name], name))
+            incoming.d_last = [self.view(layer.t[f"d_{name}"], f"d_{name}") for name in layer.last]
+            if "d_carried" in layer.t:
+                incoming.d_carried = self.view(layer.t["d_carried"], "d_carried")
             found, grads, lead = self.emu.Gradients(), {}, len(self.members)
-            for name in wanted:
-                argument = layer.t.get(name)
-                if isinstance(argument, list):
-                    results = [self.new(f"d_{name}", *parameter.shape[lead:]) for parameter in argument]
+
+            def new(name, argument):
+                return self.new(f"d_{name}", *argument.shape[lead:])
+
+            def states(names):
+                views = []
+                for name in names:
+                    view = self.emu.View()
+                    if name in wanted and name in layer.t:
+                        grads[f"d_{name}"], view = new(name, layer.t[name])
+                    views.append(view)
+                return views
+
+            found.initial, found.reset_state = states(layer.initial), states(layer.reset_state)
+            if "input" in wanted:
+                grads["d_input"], found.input = new("input", layer.t["input"])
+            for name in PARAMETERS:
+                if name in wanted:
+                    results = [new(name, parameter) for parameter in layer.t[name]]
                     setattr(found, name, [view for _, view in results])
                     grads |= {f"d_{name}[{d}]": gradient for d, (gradient, _) in enumerate(results)}
-                elif argument is not None:
-                    grads[f"d_{name}"], view = self.new(f"d_{name}", *argument.shape[lead:])
-                    setattr(found, name, view)
             self.host.run_backward(self.arguments(), incoming, found)
         return grads
 

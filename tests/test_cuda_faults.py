@@ -147,7 +147,9 @@ def changed_module(folder, transport, which, file=None, old="", new=""):
     shapes = csrc / "cuda/host/kernel_shapes.h"
     text = shapes.read_text()
     assert text.count(ANY_SHAPE) == 1
-    only = f"  if (!(shape == KernelShape{{Transport::{SHAPES[transport, which]}, 0}})) return false;\n"
+    only = (
+        f"  if (!(shape == KernelShape{{CellKind::kLstm, Transport::{SHAPES[transport, which]}, 0}})) return false;\n"
+    )
     shapes.write_text(text.replace(ANY_SHAPE, ANY_SHAPE + only))
     if file:
         target = csrc / "cuda/device" / file

@@ -131,7 +131,7 @@ def test_errors_that_are_no_refusals(request_, error):
     planner = fallback()
     choice = planner.choose(problem(), request_)
     cause = (FINAL | REFUSALS).get(error)
-    text = "^fusedlstm: grid bfloat16, .*: CUDA's own text" + (rf" \(.*{cause}" if cause else "$")
+    text = "^fusedlstm: lstm grid bfloat16, .*: CUDA's own text" + (rf" \(.*{cause}" if cause else "$")
     with pytest.raises(RuntimeError, match=text):
         planner.replace(choice, problem(), error)
     assert kernel(planner.choose(problem(), "")) == kernel(choice)

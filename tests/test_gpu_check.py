@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fusedlstm
+from fusedlstm.cells import CELLS
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent
@@ -270,19 +271,21 @@ def test_the_items_reach_every_compiled_kernel():
     core = pytest.importorskip("fusedlstm._core")
     device = next(d for d in core.known_devices() if "H200" in d.name)
     dtypes = {"tf32": "float32"}
-    reached = set()
+    reached, cells = set(), set()
     for item in agenda.of_gpu().experiments["kernels"].items:
         precision = item["precision"]
-        problem = {key: item[key] for key in ("T", "B", "H")} | {"dtype": dtypes.get(precision, precision)}
+        problem = {key: item[key] for key in ("cell", "T", "B", "H")} | {"dtype": dtypes.get(precision, precision)}
         options = {"allow_tf32": precision == "tf32", "backward": item["pass"] == "backward", "request": item["plan"]}
         try:
             core.plan(device=device, **problem, **options)
         except ValueError as error:
             assert "none compiled" in str(error), item["name"]
         else:
-            shape, precision_and_sizes = item["name"].split(f" {precision} ", 1)
-            assert precision_and_sizes
+            shape, sizes = item["name"].split(f" {precision} ", 1)
+            assert sizes
             reached.add(f"{precision} {shape}")
+            cells.add(item["cell"])
+    assert cells == set(CELLS)
     budget = json.loads((TOOLS / "sass_budget.json").read_text())["sm_90a"]
     assert reached == set(budget)
 

@@ -154,9 +154,10 @@ def test_forced_shape():
 
 
 def test_says_what_it_is():
-    assert str(plan(H=64, dtype="bfloat16")).startswith("local bfloat16, 1 CTAs x 64 units, 2 tiles of 8 rows, ")
+    assert str(plan(H=64, dtype="bfloat16")).startswith("lstm local bfloat16, 1 CTAs x 64 units, 2 tiles of 8 rows, ")
     nothing_fits = plan(H=4096, dtype="bfloat16")
-    assert str(nothing_fits).startswith("stream bfloat16, one product and one pointwise kernel per step, estimated ")
+    expected = "lstm stream bfloat16, one product and one pointwise kernel per step, estimated "
+    assert str(nothing_fits).startswith(expected)
     assert [reason.split(":")[0] for reason in nothing_fits.rejected] == list(RESIDENT)
 
 

@@ -14,7 +14,7 @@ check_sass = scripts.load("check_sass")
 
 # Shape 2 of kernel_shapes.h in bfloat16.
 SYMBOL = "_ZN9fusedlstm4cuda17recurrence_kernelINS0_12BFloat16MathELi2ENS0_11ForwardCellEEvT2_i"
-NAME = "bfloat16 local forward 8x4x1x1"
+NAME = "bfloat16 lstm local forward 8x4x1x1"
 RESOURCES = f"""
 arch = sm_80
  Function {SYMBOL}:

@@ -14,7 +14,7 @@ MAY_INCLUDE = {
     "call": {"cells", ""},
     "cpu": {"call", "cells", "cpu/kernel", ""},
     "cpu/kernel": {"cells", "cpu", ""},
-    "cuda/host": {""},
+    "cuda/host": {"cells", ""},
     "cuda/device": {"cells", "cuda/host", ""},
     "cuda/binding": {"call", "cells", "cuda/device", "cuda/host", ""},
 }

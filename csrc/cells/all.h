@@ -1,6 +1,8 @@
 // All cells. A new one: a file beside this one, and here its kind and a line for each of its operators.
 #pragma once
 
+#include <type_traits>
+
 #include "gru.h"
 #include "lstm.h"
 #include "rnn.h"
@@ -25,6 +27,19 @@ template <>
 struct CellOf<CellKind::kRnn> {
   using type = Rnn;
 };
+
+constexpr CellSizes sizes_of(CellKind kind) {
+  return kind == CellKind::kLstm ? Lstm::kSizes : kind == CellKind::kGru ? Gru::kSizes : Rnn::kSizes;
+}
+
+// A cell of its type, with the values that an operator has it with.
+template <class Cell>
+constexpr Cell make_cell(bool is_relu) {
+  if constexpr (std::is_same_v<Cell, Rnn>)
+    return {is_relu};
+  else
+    return {};
+}
 
 // A cell as its operators name it: <name>_layer and its kin. What differs between cells of one kind are values.
 struct NamedCell {

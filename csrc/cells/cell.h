@@ -4,8 +4,12 @@
 //     static constexpr CellSizes kSizes;
 //     template <class Math, class V>
 //     constexpr After<V, kSizes> forward(const Sums<V, kSizes>&, V h, const V (&carried)[...]) const;
+//     template <class V>
+//     struct Slopes {...};   members of type V, and each(f), which calls f with a reference to every one of them
 //     template <class Math, class V>
-//     constexpr CellGradients<V, kSizes> backward(const Known<V, kSizes>&, V d_h, const V (&d_carried)[...]) const;
+//     constexpr Slopes<V> slopes(const Known<V, kSizes>&) const;
+//     template <class V>
+//     constexpr CellGradients<V, kSizes> backward(const Slopes<V>&, V d_h, const V (&d_carried)[...]) const;
 //     template <class Math, class V>
 //     constexpr V hidden(const V (&saved)[...], const V (&carried)[...]) const;   where kSizes.projects
 //
@@ -13,6 +17,10 @@
 // precision of the caller. Everything is constexpr, so that CPU vector code (V = a vector of hidden units) and CUDA
 // code (V = float or double, compiled with --expt-relaxed-constexpr) share it. A cell is a value: what it is told
 // beside its type, as the RNN's activation, are its members.
+//
+// Slopes are what a step's derivatives come to before the gradients of its results are there: those of the recurrence
+// arrive last, and backward of a step then is a few products. d_h: the gradient of h from everywhere; d_carried: those
+// of the states beside it, from later steps and from outside, not through h.
 #pragma once
 
 #include "sizes.h"

@@ -30,13 +30,30 @@ struct Gru {
     return {n + z * (h_before - n), {}, {r, z, n, h_n}};
   }
 
+  template <class V>
+  struct Slopes {
+    V r, z, n;  // of h, with respect to the sums
+    V h_n;      // and to the part of n's that r multiplies
+    V h_before;
+
+    template <class F>
+    constexpr void each(F f) {
+      f(r), f(z), f(n), f(h_n), f(h_before);
+    }
+  };
+
   template <class Math, class V>
-  constexpr CellGradients<V, kSizes> backward(const Known<V, kSizes>& k, V d_h, const V (&)[1]) const {
+  constexpr Slopes<V> slopes(const Known<V, kSizes>& k) const {
     const V one = V{} + Math::kOne;
     const V r = k.saved[0], z = k.saved[1], n = k.saved[2], h_n = k.saved[3];
-    const V d_n = d_h * (one - z) * (one - n * n);
-    const V d_r = d_n * h_n * r * (one - r), d_z = d_h * (k.h_before - n) * z * (one - z);
-    return {{d_r, d_z, d_n}, {d_r, d_z, d_n * r}, d_h * z, {}};
+    const V of_n = (one - z) * (one - n * n);
+    return {of_n * h_n * r * (one - r), (k.h_before - n) * z * (one - z), of_n, of_n * r, z};
+  }
+
+  template <class V>
+  constexpr CellGradients<V, kSizes> backward(const Slopes<V>& slopes, V d_h, const V (&)[1]) const {
+    const V d_r = d_h * slopes.r, d_z = d_h * slopes.z;
+    return {{d_r, d_z, d_h * slopes.n}, {d_r, d_z, d_h * slopes.h_n}, d_h * slopes.h_before, {}};
   }
 };
 

@@ -26,9 +26,24 @@ struct Rnn {
     return {is_relu ? (sum < V{} ? V{} : sum) : Math::accurate_tanh(sum), {}, {}};
   }
 
+  template <class V>
+  struct Slopes {
+    V slope_or_h;  // tanh: the slope; relu: h, whose sign tells whether a gradient passes, of whatever value
+
+    template <class F>
+    constexpr void each(F f) {
+      f(slope_or_h);
+    }
+  };
+
   template <class Math, class V>
-  constexpr CellGradients<V, kSizes> backward(const Known<V, kSizes>& k, V d_h, const V (&)[1]) const {
-    const V d = is_relu ? (k.h <= V{} ? V{} : d_h) : d_h * (V{} + Math::kOne - k.h * k.h);
+  constexpr Slopes<V> slopes(const Known<V, kSizes>& k) const {
+    return {is_relu ? k.h : V{} + Math::kOne - k.h * k.h};
+  }
+
+  template <class V>
+  constexpr CellGradients<V, kSizes> backward(const Slopes<V>& slopes, V d_h, const V (&)[1]) const {
+    const V x = slopes.slope_or_h, d = is_relu ? (x <= V{} ? V{} : d_h) : d_h * x;
     return {{d}, {d}, V{}, {}};
   }
 };

@@ -20,4 +20,7 @@ struct CellSizes {
   constexpr bool operator==(const CellSizes&) const = default;
 };
 
+// Of the cells there are, the most states. The first is h, [D, B, R]; others are [D, B, H].
+inline constexpr int kMaxStates = 2;
+
 }  // namespace fusedlstm

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "cells/sizes.h"
+
 namespace fusedlstm::cpu {
 
 struct Shape {
@@ -43,9 +45,6 @@ struct State {       // one row a batch element, unit stride within a row
   const void* data;  // null: zeros
   int64_t direction, batch;
 };
-
-// Of the cells there are, the most. The first state is h, [D, B, R]; others are [D, B, H].
-inline constexpr int kMaxStates = 2;
 
 // What both passes are told of a layer.
 struct LayerArgs {

@@ -11,17 +11,18 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/binding/plan_bindings.h"
 #include "cuda/host/fallback.h"
 #include "cuda/host/gemm.h"
 #include "cuda/host/layer.h"
 #include "cuda/host/lost_context.h"
-#include "cuda/binding/plan_bindings.h"
 #include "host.h"
 
 namespace emulator {
 
 namespace py = pybind11;
 
+using fusedlstm::cuda::cell_from_name;
 using fusedlstm::cuda::dtype_from_name;
 
 // A field of a struct as a Python attribute: pointers are integers, arrays are written as lists.
@@ -40,6 +41,10 @@ void bind_field(py::class_<Struct>& cls, const char* name, Field Struct::* membe
     cls.def_property(
         name, [member](const Struct& s) { return fusedlstm::dtype_name(s.*member); },
         [member](Struct& s, const std::string& value) { s.*member = dtype_from_name(value); });
+  } else if constexpr (std::is_same_v<Field, fusedlstm::NamedCell>) {
+    cls.def_property(
+        name, [member](const Struct& s) { return (s.*member).name; },
+        [member](Struct& s, const std::string& value) { s.*member = cell_from_name(value); });
   } else {
     cls.def_readwrite(name, member);
   }
@@ -72,9 +77,10 @@ inline void bind_host(py::module_& m) {
       .def_property_readonly("kernel", [](const Plan& plan) { return kernel_name(plan.arithmetic, plan.shape); })
       .def("__str__", [](const Plan& plan) { return to_string(plan); });
   py::class_<Problem>(m, "Problem", py::module_local())
-      .def(py::init([](int64_t T, int64_t B, int64_t H, int64_t proj_size, int directions, int members,
-                       const std::string& dtype, bool allow_tf32, bool backward) {
-             return Problem{T,
+      .def(py::init([](const std::string& cell, int64_t T, int64_t B, int64_t H, int64_t proj_size, int directions,
+                       int members, const std::string& dtype, bool allow_tf32, bool backward) {
+             return Problem{cell_from_name(cell).kind,
+                            T,
                             B,
                             H,
                             proj_size,
@@ -84,8 +90,9 @@ inline void bind_host(py::module_& m) {
                             allow_tf32,
                             backward ? Pass::kBackward : Pass::kForward};
            }),
-           py::kw_only(), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("proj_size") = 0, py::arg("directions") = 1,
-           py::arg("members") = 1, py::arg("dtype"), py::arg("allow_tf32") = true, py::arg("backward") = false);
+           py::kw_only(), py::arg("cell") = "lstm", py::arg("T"), py::arg("B"), py::arg("H"), py::arg("proj_size") = 0,
+           py::arg("directions") = 1, py::arg("members") = 1, py::arg("dtype"), py::arg("allow_tf32") = true,
+           py::arg("backward") = false);
   m.def("make_plan", [](const Problem& problem, const std::string& device, const std::string& request) {
     return make_plan(problem, known_device(device), request);
   });
@@ -115,6 +122,7 @@ inline void bind_host(py::module_& m) {
       });
 
   py::class_<View>(m, "View", py::module_local())
+      .def(py::init())  // of nothing
       .def(py::init([](uintptr_t data, const std::string& dtype, const std::vector<int64_t>& sizes,
                        const std::vector<int64_t>& strides) {
         View view(reinterpret_cast<void*>(data), nullptr, dtype_from_name(dtype),
@@ -122,23 +130,19 @@ inline void bind_host(py::module_& m) {
         std::copy(strides.begin(), strides.end(), view.strides);
         return view;
       }));
-  bind_struct<Layer>(m, "Layer", FIELD(Layer, dtype), FIELD(Layer, allow_tf32), FIELD(Layer, is_ensemble),
-                     FIELD(Layer, members), FIELD(Layer, steps), FIELD(Layer, batch), FIELD(Layer, rows),
-                     FIELD(Layer, features), FIELD(Layer, hidden), FIELD(Layer, proj), FIELD(Layer, directions),
-                     FIELD(Layer, batch_sizes), FIELD(Layer, input), FIELD(Layer, h_0), FIELD(Layer, c_0),
+  bind_struct<Layer>(m, "Layer", FIELD(Layer, cell), FIELD(Layer, dtype), FIELD(Layer, allow_tf32),
+                     FIELD(Layer, is_ensemble), FIELD(Layer, members), FIELD(Layer, steps), FIELD(Layer, batch),
+                     FIELD(Layer, rows), FIELD(Layer, features), FIELD(Layer, hidden), FIELD(Layer, proj),
+                     FIELD(Layer, directions), FIELD(Layer, batch_sizes), FIELD(Layer, input), FIELD(Layer, initial),
                      FIELD(Layer, weight_ih), FIELD(Layer, weight_hh), FIELD(Layer, bias_ih), FIELD(Layer, bias_hh),
-                     FIELD(Layer, weight_hr), FIELD(Layer, lengths), FIELD(Layer, reset), FIELD(Layer, reset_h),
-                     FIELD(Layer, reset_c));
-  bind_struct<ForwardResults>(m, "ForwardResults", FIELD(ForwardResults, output), FIELD(ForwardResults, h_n),
-                              FIELD(ForwardResults, c_n), FIELD(ForwardResults, gates),
-                              FIELD(ForwardResults, cell_states));
-  bind_struct<Incoming>(m, "Incoming", FIELD(Incoming, output), FIELD(Incoming, gates), FIELD(Incoming, cell_states),
-                        FIELD(Incoming, d_output), FIELD(Incoming, d_h_n), FIELD(Incoming, d_c_n),
-                        FIELD(Incoming, d_cell_states));
-  bind_struct<Gradients>(m, "Gradients", FIELD(Gradients, input), FIELD(Gradients, h_0), FIELD(Gradients, c_0),
+                     FIELD(Layer, weight_hr), FIELD(Layer, lengths), FIELD(Layer, reset), FIELD(Layer, reset_state));
+  bind_struct<ForwardResults>(m, "ForwardResults", FIELD(ForwardResults, output), FIELD(ForwardResults, last),
+                              FIELD(ForwardResults, saved), FIELD(ForwardResults, carried));
+  bind_struct<Incoming>(m, "Incoming", FIELD(Incoming, output), FIELD(Incoming, saved), FIELD(Incoming, carried),
+                        FIELD(Incoming, d_output), FIELD(Incoming, d_last), FIELD(Incoming, d_carried));
+  bind_struct<Gradients>(m, "Gradients", FIELD(Gradients, input), FIELD(Gradients, initial),
                          FIELD(Gradients, weight_ih), FIELD(Gradients, weight_hh), FIELD(Gradients, bias_ih),
-                         FIELD(Gradients, bias_hh), FIELD(Gradients, weight_hr), FIELD(Gradients, reset_h),
-                         FIELD(Gradients, reset_c));
+                         FIELD(Gradients, bias_hh), FIELD(Gradients, weight_hr), FIELD(Gradients, reset_state));
   py::class_<EmulatedHost>(m, "Host", py::module_local())
       .def(py::init<Fallback&, const std::string&>(), py::keep_alive<1, 2>(), py::arg("fallback"), py::arg("request"))
       .def_readonly("warnings", &EmulatedHost::warnings)

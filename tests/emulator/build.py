@@ -104,7 +104,7 @@ def units(changed):
     """Everything that goes into the module. changed: {name of a source of csrc: the copy of csrc to take it from}."""
     for source in sorted(CSRC.glob("cuda/device/*.cu")):
         csrc = changed.get(source.name, CSRC)
-        headers = [*host_headers(csrc), *csrc.glob("cells/*.h"), *csrc.glob("cuda/device/*.cuh")]
+        headers = [*host_headers(csrc), *csrc.glob("cuda/device/*.cuh")]
         yield Unit(csrc / source.relative_to(CSRC), KERNEL_FLAGS, [HERE, HERE / "include", csrc], headers)
     include = [HERE, HERE / "include", CSRC]
     # torch brings pybind11's headers along; nothing else of it is used. As flags, so that each Python has its object.
@@ -125,7 +125,7 @@ def units(changed):
 
 
 def host_headers(csrc):
-    return [*RUNTIME_HEADERS, *csrc.glob("*.h"), *csrc.glob("cuda/host/*.h")]
+    return [*RUNTIME_HEADERS, *csrc.glob("*.h"), *csrc.glob("cells/*.h"), *csrc.glob("cuda/host/*.h")]
 
 
 def build(changed=None):

@@ -20,7 +20,7 @@ BENCHMARK = ["--device", "cpu", "--cases", "decode-32", "--mode", "inference", "
 
 
 def kernel(what):
-    return item(what, T=2, B=3, H=8) | {"plan": what, "pass": "forward"}
+    return item(what, T=2, B=3, H=8) | {"plan": what, "pass": "forward", "cell": "lstm", "gates": 4}
 
 
 def experiment(items, seconds=20, workers=1):

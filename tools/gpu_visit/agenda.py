@@ -1,5 +1,6 @@
 """What a visit runs, and how long each thing may take. Imports no torch."""
 
+import itertools
 import random
 import re
 import shutil
@@ -126,17 +127,23 @@ def kernel_items(root):
     of two (3, 5, 13 ...). The operators themselves say of which shapes there is no kernel.
     """
     text = (root / "csrc/cuda/host/kernel_shapes.h").read_text()
-    for found in re.findall(r"\{Transport::k(\w+), Pass::k(\w+), (\d+), (\d+), (\d+), (\d+), (\d+)\}", text):
-        transport, which = found[0].lower(), found[1].lower()
-        rows, chunks, splits, tiles, shared = map(int, found[2:])
-        shape = f"{transport} {which} {rows}x{chunks}x{splits}x{tiles}{f'+{shared}' if shared else ''}"
+    pattern = r"\{CellKind::k(\w+), Transport::k(\w+), Pass::k(\w+), (\d+), (\d+), (\d+), (\d+), (\d+)\}"
+    for found in re.findall(pattern, text):
+        cell, transport, which = map(str.lower, found[:3])
+        rows, chunks, splits, tiles, shared = map(int, found[3:])
+        shape = f"{cell} {transport} {which} {rows}x{chunks}x{splits}x{tiles}{f'+{shared}' if shared else ''}"
         for precision in PRECISIONS:
-            yield from kernel_sizes(shape, precision, transport, which, rows, chunks, splits, tiles)
+            yield from kernel_sizes(shape, precision, cell, transport, which, rows, chunks, splits, tiles)
 
 
-def kernel_sizes(shape, precision, transport, which, rows, chunks, splits, tiles):
+# By the kind of cell: its gates, and the operators that run it, in turns.
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+CELLS = {"lstm": ["lstm"], "gru": ["gru"], "rnn": ["rnn_tanh", "rnn_relu"]}
+
+
+def kernel_sizes(shape, precision, kind, transport, which, rows, chunks, splits, tiles):
     element_bytes = 2 if precision in ("bfloat16", "float16") else 4
-    sums, operands = (4, 1) if which == "forward" else (1, 4)
+    sums, operands = (GATES[kind], 1) if which == "forward" else (1, GATES[kind])
     weight_rows, k = 8 // splits * 8 * rows, chunks * splits * 64 // element_bytes
     units = weight_rows // sums
     if transport == "cluster" and which == "backward":  # a CTA multiplies its own operands
@@ -146,11 +153,11 @@ def kernel_sizes(shape, precision, transport, which, rows, chunks, splits, tiles
     sizes = {full, max(1, full - units // 2 - 3)}
     if transport == "cluster":
         sizes.add(full - 3 * units - 5 if full > 8 * units else full - units - 5)
-    for H in sorted(sizes):
+    for H, cell in zip(sorted(sizes), itertools.cycle(CELLS[kind])):
         two_tiles = transport != "grid" or -(-H // units) * 2 <= 132
         B = 8 * tiles + 3 if two_tiles else 8 * tiles - 1
         case = item(shape, precision, T=7, B=B, H=H)
-        yield case | {"plan": f"{transport}:{units}x{8 * tiles}x{k}", "pass": which}
+        yield case | {"plan": f"{transport}:{units}x{8 * tiles}x{k}", "pass": which, "cell": cell, "gates": GATES[kind]}
 
 
 HEADLINES = [(128, 64), (512, 64), (1024, 16), (1024, 64)]  # H, B

@@ -238,7 +238,7 @@ class Backward {
       d_states[k] = load<V>(d_carried[k] + (d * shape.batch + b) * units + u);
       if (a.d_carried) d_states[k] += load_some<V>(static_cast<const acc*>(a.d_carried) + carried_at(k, d, row, u), n);
     }
-    const auto z = cell.template backward<typename K::Math>(known, d_h, d_states);
+    const auto z = cell.backward(cell.template slopes<typename K::Math>(known), d_h, d_states);
     for (int k = 0; k < kSizes.carried; ++k)
       store(d_carried[k] + (d * shape.batch + b) * units + u, z.carried_before[k]);
     if constexpr (kSizes.takes_h) add(carry + (d * shape.batch + b) * width + u, z.h_before);

@@ -8,28 +8,20 @@
 
 namespace fusedlstm::cpu {
 
-template <class Cell>
-Cell cell_of(const LayerArgs& args) {
-  if constexpr (std::is_same_v<Cell, Rnn>)
-    return {args.is_relu};
-  else
-    return {};
-}
-
 template <class K, class Cell>
 constexpr LayerKernels layer_kernels() {
   return {
       [](const ForwardArgs& args, const Plan& plan) {
-        return Forward<K, Cell>(args, cell_of<Cell>(args), plan).workspace_bytes();
+        return Forward<K, Cell>(args, make_cell<Cell>(args.is_relu), plan).workspace_bytes();
       },
       [](const ForwardArgs& args, const Plan& plan, Share& share, char* workspace) {
-        Forward<K, Cell>(args, cell_of<Cell>(args), plan).run(share, workspace);
+        Forward<K, Cell>(args, make_cell<Cell>(args.is_relu), plan).run(share, workspace);
       },
       [](const BackwardArgs& args, const Plan& plan) {
-        return Backward<K, Cell>(args, cell_of<Cell>(args), plan).workspace_bytes();
+        return Backward<K, Cell>(args, make_cell<Cell>(args.is_relu), plan).workspace_bytes();
       },
       [](const BackwardArgs& args, const Plan& plan, Share& share, char* workspace) {
-        Backward<K, Cell>(args, cell_of<Cell>(args), plan).run(share, workspace);
+        Backward<K, Cell>(args, make_cell<Cell>(args.is_relu), plan).run(share, workspace);
       },
   };
 }

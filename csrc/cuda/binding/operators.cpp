@@ -7,7 +7,7 @@
 
 #include "call/one_step.h"
 #include "call/results.h"
-#include "cells/lstm.h"
+#include "cells/all.h"
 #include "cuda/host/layer.h"
 #include "device_query.h"
 #include "torch_host.h"
@@ -36,21 +36,18 @@ View view_of(const OptionalTensor& tensor, Dtype dtype) {
   return tensor ? view_of(*tensor, dtype) : View();
 }
 
-void view_each(const Tensors& tensors, Dtype dtype, View* views) {
-  for (const Tensor& tensor : tensors) *views++ = view_of(tensor, dtype);
-}
-
-// Of a list of states that may be empty.
-View view_of(const Tensors& states, size_t index, Dtype dtype) {
-  return states.empty() ? View() : view_of(states[index], dtype);
+template <class SomeTensors>
+void view_each(const SomeTensors& tensors, Dtype dtype, View* views) {
+  for (const auto& tensor : tensors) *views++ = view_of(tensor, dtype);
 }
 
 Dtype acc_dtype(const CheckedLayer& t) {
   return dtype_of(t.acc_dtype());
 }
 
-Layer layer_of(const CheckedLayer& t) {
+Layer layer_of(const NamedCell& cell, const CheckedLayer& t) {
   Layer layer{};
+  layer.cell = cell;
   layer.dtype = dtype_of(t.dtype);
   layer.allow_tf32 = t.allow_tf32;
   layer.is_ensemble = t.lead > 0;
@@ -64,8 +61,7 @@ Layer layer_of(const CheckedLayer& t) {
   layer.directions = t.directions;
   layer.batch_sizes = t.batch_sizes ? t.batch_sizes->const_data_ptr<int64_t>() : nullptr;
   layer.input = view_of(t.input, layer.dtype);
-  layer.h_0 = view_of(t.initial, 0, layer.dtype);
-  layer.c_0 = view_of(t.initial, 1, layer.dtype);
+  view_each(t.initial, layer.dtype, layer.initial);
   view_each(t.weight_ih, layer.dtype, layer.weight_ih);
   view_each(t.weight_hh, layer.dtype, layer.weight_hh);
   view_each(t.bias_ih, layer.dtype, layer.bias_ih);
@@ -73,76 +69,84 @@ Layer layer_of(const CheckedLayer& t) {
   view_each(t.weight_hr, layer.dtype, layer.weight_hr);
   layer.lengths = t.lengths ? t.lengths->const_data_ptr<int64_t>() : nullptr;
   layer.reset = t.reset ? t.reset->const_data_ptr<bool>() : nullptr;
-  layer.reset_h = view_of(t.reset_state, 0, layer.dtype);
-  layer.reset_c = view_of(t.reset_state, 1, layer.dtype);
+  view_each(t.reset_state, layer.dtype, layer.reset_state);
   return layer;
 }
 
 // With `reset` dense, as the kernels read it.
-CheckedLayer checked(LayerArguments& arguments) {
-  CheckedLayer t(std::move(arguments), Lstm::kSizes);
+CheckedLayer checked(const NamedCell& cell, LayerArguments& arguments) {
+  CheckedLayer t(std::move(arguments), cell.sizes);
   if (t.reset) t.reset = dense(*t.reset);
   return t;
 }
 
-LayerResults forward(LayerArguments& arguments, bool is_training) {
-  const CheckedLayer t = checked(arguments);
+LayerResults forward(const NamedCell& cell, LayerArguments& arguments, bool is_training) {
+  const CheckedLayer t = checked(cell, arguments);
   LayerResults r = new_results(t, is_training, t.lengths.has_value());
   TorchHost host(t.input.get_device());
-  const Layer layer = layer_of(t);
-  run_forward(host, layer,
-              {.output = view_of(r.output, layer.dtype),
-               .h_n = view_of(r.last, 0, layer.dtype),
-               .c_n = view_of(r.last, 1, layer.dtype),
-               .gates = view_of(r.saved, layer.dtype),
-               .cell_states = view_of(r.carried, acc_dtype(t))});
+  const Layer layer = layer_of(cell, t);
+  ForwardResults results;
+  results.output = view_of(r.output, layer.dtype);
+  view_each(r.last, layer.dtype, results.last);
+  results.saved = view_of(r.saved, layer.dtype);
+  results.carried = view_of(r.carried, acc_dtype(t));
+  run_forward(host, layer, results);
   return r;
 }
 
-LayerResults layer(LayerArguments& arguments) {
-  return on_device(arguments.input.get_device(), [&] { return forward(arguments, true); });
-}
-
-InferenceResults layer_inference(LayerArguments& arguments) {
-  return on_device(arguments.input.get_device(), [&] {
-    LayerResults r = forward(arguments, false);
-    return InferenceResults{r.output, r.last};
-  });
-}
-
-LayerGradients backward(BackwardArguments& arguments) {
-  const CheckedLayer t = checked(arguments.layer);
+LayerGradients backward(const NamedCell& cell, BackwardArguments& arguments) {
+  const CheckedLayer t = checked(cell, arguments.layer);
   CheckedIncoming in(arguments, t);
   for (OptionalTensor& d : in.d_last)
     if (d) d = dense_after(t.lead, *d);
   LayerGradients g = new_gradients(t, arguments.needs);
-  const Layer layer = layer_of(t);
+  const Layer layer = layer_of(cell, t);
   Gradients grads;
   grads.input = view_of(g.input, layer.dtype);
-  grads.h_0 = view_of(g.initial, 0, layer.dtype);
-  grads.c_0 = view_of(g.initial, 1, layer.dtype);
+  view_each(g.initial, layer.dtype, grads.initial);
   view_each(g.weight_ih, layer.dtype, grads.weight_ih);
   view_each(g.weight_hh, layer.dtype, grads.weight_hh);
   view_each(g.bias_ih, layer.dtype, grads.bias_ih);
   view_each(g.bias_hh, layer.dtype, grads.bias_hh);
   view_each(g.weight_hr, layer.dtype, grads.weight_hr);
-  grads.reset_h = view_of(g.reset_state, 0, layer.dtype);
-  grads.reset_c = view_of(g.reset_state, 1, layer.dtype);
+  view_each(g.reset_state, layer.dtype, grads.reset_state);
+  Incoming incoming;
+  incoming.output = view_of(in.output, layer.dtype);
+  incoming.saved = view_of(in.saved, layer.dtype);
+  incoming.carried = view_of(in.carried, acc_dtype(t));
+  incoming.d_output = view_of(in.d_output, layer.dtype);
+  view_each(in.d_last, layer.dtype, incoming.d_last);
+  incoming.d_carried = view_of(in.d_carried, acc_dtype(t));
   TorchHost host(t.input.get_device());
-  run_backward(host, layer,
-               {.output = view_of(in.output, layer.dtype),
-                .gates = view_of(in.saved, layer.dtype),
-                .cell_states = view_of(in.carried, acc_dtype(t)),
-                .d_output = view_of(in.d_output, layer.dtype),
-                .d_h_n = view_of(in.d_last[0], layer.dtype),
-                .d_c_n = view_of(in.d_last[1], layer.dtype),
-                .d_cell_states = view_of(in.d_carried, acc_dtype(t))},
-               grads);
+  run_backward(host, layer, incoming, grads);
   return g;
 }
 
+template <int kCell>
+LayerResults layer(LayerArguments& arguments) {
+  return on_device(arguments.input.get_device(), [&] { return forward(kCells[kCell], arguments, true); });
+}
+
+template <int kCell>
+InferenceResults layer_inference(LayerArguments& arguments) {
+  return on_device(arguments.input.get_device(), [&] {
+    LayerResults r = forward(kCells[kCell], arguments, false);
+    return InferenceResults{r.output, r.last};
+  });
+}
+
+template <int kCell>
 LayerGradients layer_backward(BackwardArguments& arguments) {
-  return on_device(arguments.layer.input.get_device(), [&] { return backward(arguments); });
+  return on_device(arguments.layer.input.get_device(), [&] { return backward(kCells[kCell], arguments); });
+}
+
+// The operators of a cell, and of those after it.
+template <int kCell = 0>
+void implement_from(torch::stable::detail::StableLibrary& m) {
+  if constexpr (kCell < static_cast<int>(std::size(kCells))) {
+    implement<layer<kCell>, layer_inference<kCell>, layer_backward<kCell>>(m, kCells[kCell].name);
+    implement_from<kCell + 1>(m);
+  }
 }
 
 // Why no kernel of this library can run on a device, or "".
@@ -170,7 +174,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CompositeExplicitAutograd, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CUDA, m) {
-  implement<layer, layer_inference, layer_backward>(m, "lstm");
+  implement_from(m);
 }
 
 }  // namespace fusedlstm::cuda

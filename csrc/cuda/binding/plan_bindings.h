@@ -17,9 +17,20 @@ inline Dtype dtype_from_name(const std::string& name) {
   throw std::invalid_argument("dtype: expected float32, float64, bfloat16 or float16, got '" + name + "'");
 }
 
+// Of what kind a cell is, by the name that its operators have.
+inline const NamedCell& cell_from_name(const std::string& name) {
+  std::string known;
+  for (const NamedCell& cell : kCells) {
+    if (name == cell.name) return cell;
+    known += std::string(known.empty() ? "" : ", ") + cell.name;
+  }
+  throw std::invalid_argument("cell: expected one of " + known + ", got '" + name + "'");
+}
+
 inline void bind_plan(pybind11::module_& m) {
   namespace py = pybind11;
   py::class_<Plan>(m, "Plan", py::module_local(), "Which kernel runs a recurrence, and in which shape.")
+      .def_property_readonly("cell", [](const Plan& p) { return cell_name(p.shape.cell); })
       .def_property_readonly("transport", [](const Plan& p) { return transport_name(p.shape.transport); })
       .def_property_readonly("arithmetic", [](const Plan& p) { return arithmetic_name(p.arithmetic); })
       .def_property_readonly("units", [](const Plan& p) { return units_per_cta(p.shape, p.arithmetic); })
@@ -50,14 +61,15 @@ inline void bind_plan(pybind11::module_& m) {
 
   m.def(
       "plan",
-      [](const Device& device, int64_t T, int64_t B, int64_t H, const std::string& dtype, int64_t proj_size,
-         int directions, int members, bool allow_tf32, bool backward, const std::string& request) {
+      [](const Device& device, int64_t T, int64_t B, int64_t H, const std::string& cell, const std::string& dtype,
+         int64_t proj_size, int directions, int members, bool allow_tf32, bool backward, const std::string& request) {
         if (T < 1 || B < 1 || H < 1 || members < 1 || directions < 1 || directions > 2 || proj_size < 0)
           throw std::invalid_argument(
               "plan: expected T, B, H, members >= 1, proj_size >= 0 and 1 or 2 directions, got T=" + std::to_string(T) +
               " B=" + std::to_string(B) + " H=" + std::to_string(H) + " proj_size=" + std::to_string(proj_size) +
               " directions=" + std::to_string(directions) + " members=" + std::to_string(members));
-        const Problem problem{T,
+        const Problem problem{cell_from_name(cell).kind,
+                              T,
                               B,
                               H,
                               proj_size,
@@ -68,24 +80,33 @@ inline void bind_plan(pybind11::module_& m) {
                               backward ? Pass::kBackward : Pass::kForward};
         return make_plan(problem, device, request);
       },
-      py::kw_only(), py::arg("device"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("dtype") = "float32",
-      py::arg("proj_size") = 0, py::arg("directions") = 1, py::arg("members") = 1, py::arg("allow_tf32") = true,
-      py::arg("backward") = false, py::arg("request") = "",
+      py::kw_only(), py::arg("device"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("cell") = "lstm",
+      py::arg("dtype") = "float32", py::arg("proj_size") = 0, py::arg("directions") = 1, py::arg("members") = 1,
+      py::arg("allow_tf32") = true, py::arg("backward") = false, py::arg("request") = "",
       "The plan of one layer's recurrence; ValueError with the reason if `request` does not fit.");
 
   m.def(
       "kernel_shapes",
-      [](const std::string& dtype, bool allow_tf32, bool backward) {
-        const Problem problem{
-            1, 1, 1, 0, 1, 1, dtype_from_name(dtype), allow_tf32, backward ? Pass::kBackward : Pass::kForward};
+      [](const std::string& cell, const std::string& dtype, bool allow_tf32, bool backward) {
+        const Problem problem{cell_from_name(cell).kind,
+                              1,
+                              1,
+                              1,
+                              0,
+                              1,
+                              1,
+                              dtype_from_name(dtype),
+                              allow_tf32,
+                              backward ? Pass::kBackward : Pass::kForward};
         py::list shapes;
         for (const KernelShape& shape : kKernelShapes)
-          if (shape.pass == problem.pass && is_compiled(shape, arithmetic_of(problem)))
+          if (shape.cell == problem.cell && shape.pass == problem.pass && is_compiled(shape, arithmetic_of(problem)))
             shapes.append(py::make_tuple(transport_name(shape.transport), units_per_cta(shape, arithmetic_of(problem)),
                                          shape.batch_rows(), k_capacity(shape, arithmetic_of(problem))));
         return shapes;
       },
-      py::kw_only(), py::arg("dtype") = "float32", py::arg("allow_tf32") = true, py::arg("backward") = false,
+      py::kw_only(), py::arg("cell") = "lstm", py::arg("dtype") = "float32", py::arg("allow_tf32") = true,
+      py::arg("backward") = false,
       "(transport, units per CTA, batch rows per CTA, elements of K) of every compiled resident kernel.");
 }
 

@@ -2,8 +2,8 @@
 //
 // Both walk positions s = 0..steps-1, each with one product of the operand published for it:
 //   forward:  operand s is the h that step s starts from; `advance` runs step s with the product's sums;
-//   backward: operand s is the d_gates of the s-th step from the end; `advance` takes the product as the gradient of
-//             the h before it and computes the d_gates of step s + 1, `start` the first ones.
+//   backward: operand s is the d_from_hidden of the s-th step from the end; `advance` takes the product as the gradient
+//             of the h before it and computes the d_from_hidden of step s + 1, `start` the first ones.
 // So at position s the step that is run `now` is number s + kLead in the order of running.
 //
 // A position in time: `ready` makes of the values fetched for the step what no product goes into, and `prefetch`
@@ -17,23 +17,21 @@
 
 namespace fusedlstm::cuda {
 
-template <class scalar_type>
+// Equations: a type of csrc/cells.
+template <class scalar_type, class Equations>
 struct ForwardCell {
   using scalar_t = scalar_type;
   using Args = ForwardArgs;
   static constexpr Pass kPass = Pass::kForward;
-  static constexpr int kSums = 4;      // of the product, per unit
-  static constexpr int kOperands = 1;  // published per unit and position
   static constexpr int kLead = 0;
-  ForwardUnit<scalar_t> unit;
+  using Unit = ForwardUnit<scalar_t, Equations>;
+  Unit unit;
   ForwardHidden<scalar_t> hidden;
   uint8_t reset;  // before the step to come, as it lies in memory
 
-  using Shared = Bias<scalar_t>;  // by the cells of a unit
-  struct Ready {
-    float sums[kSums];  // to which the product is added
-  };
-  using Result = CellForward<float>;
+  using OfUnit = Bias<scalar_t, Equations>;  // what the cells of a unit share
+  using Ready = typename Unit::Known;        // with the sums to which the product is added
+  using Result = typename Unit::After;
 
   ForwardCell() = default;
   __device__ __forceinline__ ForwardCell(const Args& a, int d, int b, int u, int m, bool exists)
@@ -57,15 +55,16 @@ struct ForwardCell {
   __device__ __forceinline__ void prefetch_reset(const Args& a, const Step& step) {
     reset = reset_flag(a.rows, unit.clock, step.t);
   }
-  __device__ __forceinline__ Ready ready(const Args&, const Step&, const Shared& bias) {
-    Ready ready;
-    unit.known_sums(bias, ready.sums);
+  __device__ __forceinline__ Ready ready(const Args&, const Step&, const OfUnit& bias) {
+    Ready ready = unit.known(bias);  // all before `prefetch` takes its place
 #pragma unroll
-    for (int q = 0; q < kSums; ++q) ready.sums[q] = in_register(ready.sums[q]);  // before `prefetch` takes its place
+    for (int q = 0; q < Equations::kSizes.gates; ++q) ready.sums[q] = in_register(ready.sums[q]);
+#pragma unroll
+    for (int q = 0; q < Equations::kSizes.apart(); ++q) ready.from_input[q] = in_register(ready.from_input[q]);
     return ready;
   }
-  __device__ __forceinline__ Result advance(int, const Step& now, const Ready& ready) {
-    const Result result = unit.step(now.t, ready.sums);
+  __device__ __forceinline__ Result advance(const Args& a, int, const Step& now, const Ready& ready) {
+    const Result result = unit.step(a, now.t, ready, hidden.h);
     hidden.leave(now.t, result.h);
     return result;
   }
@@ -83,7 +82,7 @@ struct ForwardCell {
     hidden.store(step, first, result.h);
   }
   // For training.
-  static __device__ __forceinline__ bool has_rest(const Args& a) { return a.gates; }
+  static __device__ __forceinline__ bool has_rest(const Args& a) { return Unit::saves(a); }
   __device__ __forceinline__ void store_rest(const Args& a, const Step& step, const Result& result) const {
     unit.save(a, step, result);
   }
@@ -94,31 +93,31 @@ struct ForwardCell {
   }
 };
 
-template <class scalar_type>
+template <class scalar_type, class Equations>
 struct BackwardCell {
   using scalar_t = scalar_type;
   using Args = BackwardArgs;
   static constexpr Pass kPass = Pass::kBackward;
-  static constexpr int kSums = 1;
-  static constexpr int kOperands = 4;
   static constexpr int kLead = 1;
-  BackwardUnit<scalar_t> unit;
-  BackwardHidden<scalar_t> hidden;
+  static constexpr int kCarried = Equations::kSizes.carried;
+  using Unit = BackwardUnit<scalar_t, Equations>;
+  Unit unit;
+  BackwardHidden<scalar_t, Equations> hidden;
   uint8_t reset;             // before the step to come, as it lies in memory
   bool is_reset, was_reset;  // before the step run now, and before the one run last
 
-  struct Shared {
-    Shared() = default;
-    __device__ __forceinline__ Shared(const Args&, int, int, int) {}
+  struct OfUnit {
+    OfUnit() = default;
+    __device__ __forceinline__ OfUnit(const Args&, int, int, int) {}
   };
   struct Ready {
-    float sums[kSums];
-    CellSlopes<float> slopes;
-    float d_out, d_cell_state;
+    float sums[1];
+    typename Unit::Slopes slopes;
+    float d_out, d_from_outside[at_least_one(kCarried)];
   };
   struct Result {
-    scalar_t d_gates[kOperands];
-    float d_reset_h, d_reset_c;  // where was_reset and is_reset
+    typename Unit::Gradients gradients;
+    float d_reset_h, d_reset_carried[at_least_one(kCarried)];  // where was_reset and is_reset
   };
 
   BackwardCell() = default;
@@ -134,7 +133,7 @@ struct BackwardCell {
     }
     prefetch(a, before, now);
     prefetch_reset(a, before);
-    const Result result = step(before, ready(a, before, {}));
+    const Result result = step(a, before, ready(a, before, {}));
     prefetch(a, now, next);
     prefetch_reset(a, now);
     return result;
@@ -146,36 +145,41 @@ struct BackwardCell {
   __device__ __forceinline__ void prefetch_reset(const Args& a, const Step& step) {
     reset = reset_flag(a.rows, unit.clock, step.t);
   }
-  __device__ __forceinline__ Ready ready(const Args& a, const Step& now, const Shared&) {
+  __device__ __forceinline__ Ready ready(const Args& a, const Step& now, const OfUnit&) {
     was_reset = is_reset;
     is_reset = reset != 0;
     if (is_reset || unit.clock.first(now.t)) unit.enter(a, is_reset);
-    Ready ready{{0}, unit.slopes(), to_acc(hidden.d_out), unit.d_cell_state};
-    auto& slopes = ready.slopes;  // all before `prefetch` takes the place of what they are made of
-    for (float* x : {&slopes.c_i, &slopes.c_f, &slopes.c_g, &slopes.c_c_prev, &slopes.h_o, &slopes.h_c, &ready.d_out,
-                     &ready.d_cell_state})
-      *x = in_register(*x);
+    Ready ready{{0}, unit.slopes(a), to_acc(hidden.d_out), {}};
+    // All before `prefetch` takes the place of what they are made of.
+    ready.slopes.each([](float& slope) { slope = in_register(slope); });
+    ready.d_out = in_register(ready.d_out);
+#pragma unroll
+    for (int k = 0; k < kCarried; ++k) ready.d_from_outside[k] = in_register(unit.d_from_outside[k]);
     return ready;
   }
   // before: the time of the step before `now` in the order of running.
-  __device__ __forceinline__ Result advance(int before, const Step& now, const Ready& ready) {
+  __device__ __forceinline__ Result advance(const Args& a, int before, const Step& now, const Ready& ready) {
     hidden.leave(before, ready.sums[0]);
-    return step(now, ready);
+    return step(a, now, ready);
   }
-  // The c that the step starts from is no matter of the operand.
+  // The states that the step starts from are no matter of the operand.
   __device__ __forceinline__ bool enters() const { return false; }
   __device__ __forceinline__ void enter(const Args&) {}
-  __device__ __forceinline__ scalar_t operand(int q, const Result& result) const { return result.d_gates[q]; }
+  __device__ __forceinline__ scalar_t operand(int q, const Result& result) const {
+    return result.gradients.from_hidden[q];
+  }
   static __device__ __forceinline__ int64_t first_element(const Args& a, const Step& step) {
-    return BackwardUnit<scalar_t>::first_element(a, step);
+    return Unit::first_element(a, step);
   }
   __device__ __forceinline__ void store(const Args& a, const Step& step, int64_t first, const Result& result) const {
-    unit.store(a, step, first, result.d_gates);
+    unit.store(a, step, first, result.gradients);
   }
   static __device__ __forceinline__ bool has_rest(const Args& a) { return a.rows.reset; }
   __device__ __forceinline__ void store_rest(const Args& a, const Step&, const Result& result) const {
     if (was_reset) hidden.store_cut(a, result.d_reset_h);
-    if (is_reset) unit.store_cut(a, result.d_reset_c);
+    if (!is_reset) return;
+#pragma unroll
+    for (int k = 0; k < kCarried; ++k) unit.store_cut(a, k, result.d_reset_carried[k]);
   }
   __device__ __forceinline__ void finish(const Args& a) const {
     if (!unit.clock.exists()) return;
@@ -184,11 +188,14 @@ struct BackwardCell {
   }
 
  private:
-  __device__ __forceinline__ Result step(const Step& step, const Ready& ready) {
+  __device__ __forceinline__ Result step(const Args& a, const Step& step, const Ready& ready) {
     Result result;
     result.d_reset_h = hidden.cut(was_reset);
-    unit.step(step.t, ready.slopes, hidden.d_h + ready.d_out, ready.d_cell_state, result.d_gates);
-    result.d_reset_c = unit.cut(is_reset);
+    const float direct =
+        unit.step(a, step.t, ready.slopes, hidden.d_h + ready.d_out, ready.d_from_outside, result.gradients);
+    hidden.keep(step.t, direct);
+#pragma unroll
+    for (int k = 0; k < kCarried; ++k) result.d_reset_carried[k] = unit.cut(k, is_reset);
     return result;
   }
 };

@@ -7,8 +7,13 @@
 
 namespace fusedlstm::cuda {
 
-template <class Math, class Cell, int kIndex>
-cudaError_t launch_shape(const Plan& plan, const typename Cell::Args& args, cudaStream_t stream) {
+template <class Math, KernelShape kShape>
+using CellOfShape = std::conditional_t<kShape.pass == Pass::kForward,
+                                       ForwardCell<typename Math::scalar_t, typename CellOf<kShape.cell>::type>,
+                                       BackwardCell<typename Math::scalar_t, typename CellOf<kShape.cell>::type>>;
+
+template <class Math, int kIndex, class Args>
+cudaError_t launch_shape(const Plan& plan, const Args& args, cudaStream_t stream) {
   constexpr KernelShape kShape = kKernelShapes[kIndex];
   LaunchConfig config;
   config.grid = dim3(plan.ctas_per_tile * plan.tiles, args.rows.D, args.rows.M);
@@ -16,15 +21,16 @@ cudaError_t launch_shape(const Plan& plan, const typename Cell::Args& args, cuda
   config.smem_bytes = SmemLayout<Math, kShape>::kBytes;
   const cudaError_t error = TransportOf<Math, kShape>::prepare_launch(config, plan, args.rows, args.exchange, stream);
   if (error != cudaSuccess) return error;
-  return launch(recurrence_kernel<Math, kIndex, Cell, typename Cell::Args>, config, stream, args, plan.ctas_per_tile);
+  return launch(recurrence_kernel<Math, kIndex, CellOfShape<Math, kShape>, Args>, config, stream, args,
+                plan.ctas_per_tile);
 }
 
-template <class Math, class Cell>
-constexpr ShapeLaunchers<typename Cell::Args> shape_launchers() {
-  ShapeLaunchers<typename Cell::Args> launchers{};
+template <class Math, Pass kPass, class Args>
+constexpr ShapeLaunchers<Args> shape_launchers() {
+  ShapeLaunchers<Args> launchers{};
   const auto add = [&]<int kIndex>() {
-    if constexpr (kKernelShapes[kIndex].pass == Cell::kPass && is_compiled(kKernelShapes[kIndex], Math::kArithmetic))
-      launchers[kIndex] = launch_shape<Math, Cell, kIndex>;
+    if constexpr (kKernelShapes[kIndex].pass == kPass && is_compiled(kKernelShapes[kIndex], Math::kArithmetic))
+      launchers[kIndex] = launch_shape<Math, kIndex, Args>;
   };
   [&]<int... kIndices>(std::integer_sequence<int, kIndices...>) {
     (add.template operator()<kIndices>(), ...);
@@ -35,8 +41,7 @@ constexpr ShapeLaunchers<typename Cell::Args> shape_launchers() {
 // Compiles all kernels of one arithmetic.
 template <class Math>
 constexpr Launchers launchers() {
-  return {shape_launchers<Math, ForwardCell<typename Math::scalar_t>>(),
-          shape_launchers<Math, BackwardCell<typename Math::scalar_t>>()};
+  return {shape_launchers<Math, Pass::kForward, ForwardArgs>(), shape_launchers<Math, Pass::kBackward, BackwardArgs>()};
 }
 
 }  // namespace fusedlstm::cuda

@@ -56,7 +56,7 @@ __device__ __forceinline__ void load_weight(typename Carrier::Product& product, 
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int unit = part.first_row() + unit_of_row<kShape>(r + i, row_warp, g);
-      const int row = kShape.pass == Pass::kForward ? (r + i) % 4 * H + unit : unit;
+      const int row = kShape.pass == Pass::kForward ? (r + i) % kShape.sums() * H + unit : unit;
       if (unit < H && exists)
         rows[i] = load_constant128(static_cast<const typename Math::scalar_t*>(weight) + row * pitch + column);
     }
@@ -105,10 +105,10 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
   };
   // Number p in the order of running.
   const auto step_at = [&](int p) { return p >= 0 && p < steps ? step_of(rows, Cell::time(d, p, steps)) : Step{}; };
-  typename Cell::Shared shared[Owned::kUnitsOwned];
+  typename Cell::OfUnit of_units[Owned::kUnitsOwned];
 #pragma unroll
   for (int e = 0; e < kCells; ++e)
-    shared[Owned::unit_index(e)] = typename Cell::Shared(args, d, first_unit + owned.unit(e), m);
+    of_units[Owned::unit_index(e)] = typename Cell::OfUnit(args, d, first_unit + owned.unit(e), m);
   Cell cells[kCells];
   typename Cell::Result results[kCells];
   const auto publish = [&](int s) {
@@ -152,7 +152,7 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
     };
     const auto use_and_fetch = [&] {
 #pragma unroll
-      for (int e = 0; e < kCells; ++e) ready[e] = cells[e].ready(args, now, shared[Owned::unit_index(e)]);
+      for (int e = 0; e < kCells; ++e) ready[e] = cells[e].ready(args, now, of_units[Owned::unit_index(e)]);
 #pragma unroll
       for (int e = 0; e < kCells; ++e) cells[e].prefetch(args, next, after);
       if constexpr (kPass == Pass::kBackward) fetch_resets();
@@ -167,7 +167,7 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
           if constexpr (kFetchesLate) use_and_fetch();
         });
 #pragma unroll
-    for (int e = 0; e < kCells; ++e) results[e] = cells[e].advance(before.t, now, ready[e]);
+    for (int e = 0; e < kCells; ++e) results[e] = cells[e].advance(args, before.t, now, ready[e]);
     if (rows.reset) {
       bool any = false;
 #pragma unroll
@@ -196,7 +196,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   using Smem = SmemLayout<Math, kShape>;
   using Carrier = TransportOf<Math, kShape>;
   static_assert(IsTransport<Carrier>, "a transport has to offer all that IsTransport in transport.cuh lists");
-  constexpr int kBatchRows = kShape.batch_rows();
+  constexpr int kBatchRows = kShape.batch_rows(), kGates = sizes_of(kShape.cell).gates;
   const RowStates& rows = args.rows;
   const int H = rows.H, d = blockIdx.y, m = blockIdx.z, tile_index = blockIdx.x / ctas;
   const int first_unit = Carrier::rank(ctas) * Carrier::kUnits;
@@ -208,7 +208,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
 
   // First, while there are registers for many loads in flight.
   typename Carrier::Product product(smem + Smem::kWeights + warp * Carrier::Product::kSharedBytes);
-  load_weight<Math, kShape>(product, &at<scalar_t>(args.weight_hh[d], m * int64_t{4} * H * gate_pitch), H,
+  load_weight<Math, kShape>(product, &at<scalar_t>(args.weight_hh[d], m * int64_t{kGates} * H * gate_pitch), H,
                             {first_unit, gate_pitch});
 
   const int first_row = tile_index * kBatchRows;

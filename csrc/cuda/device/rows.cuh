@@ -1,16 +1,16 @@
 // One hidden unit of one batch row: what a step does outside the matrix products. Used by resident and STREAM kernels.
 //
 // Row states: a row whose sequence has ended keeps its state and writes nothing; a row that is reset enters
-// the step from reset_h, reset_c. Every element of state is owned by one thread for the whole sequence, so that nothing
+// the step from the reset state. Every element of state is owned by one thread for the whole sequence, so that nothing
 // here needs synchronisation or atomics.
 #pragma once
-#include "cells/lstm.h"
+#include "cells/all.h"
 #include "cuda/host/launch.h"
 #include "primitives.cuh"
 
 namespace fusedlstm::cuda {
 
-// The `Math` of cells/lstm.h. Activations in the precision that the stored type can show: the one-instruction tanh adds
+// The `Math` of cells/cell.h. Activations in the precision that the stored type can show: the one-instruction tanh adds
 // 2 % to the rounding error of a bfloat16 sequence, but would double that of a float16 one.
 template <class acc_t>
 struct CellMath {
@@ -20,18 +20,27 @@ struct CellMath {
 template <class scalar_t>
 struct ActivationMath : CellMath<float> {
   static __device__ __forceinline__ float tanh(float x) { return tanhf(x); }
+  static __device__ __forceinline__ float accurate_tanh(float x) { return tanhf(x); }
   static __device__ __forceinline__ float sigmoid(float x) { return divide_fast(1.0f, 1.0f + exp_fast(-x)); }
 };
 template <>
 struct ActivationMath<BFloat16> : CellMath<float> {
   static __device__ __forceinline__ float tanh(float x) { return tanh_fast(x); }
+  static __device__ __forceinline__ float accurate_tanh(float x) { return tanh_fast(x); }
   static __device__ __forceinline__ float sigmoid(float x) { return 0.5f + 0.5f * tanh_fast(0.5f * x); }
 };
 template <>
 struct ActivationMath<double> : CellMath<double> {
   static __device__ __forceinline__ double tanh(double x) { return ::tanh(x); }
+  static __device__ __forceinline__ double accurate_tanh(double x) { return ::tanh(x); }
   static __device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 };
+
+// What a step computes, a type of csrc/cells, as the layer of a call has it.
+template <class Equations>
+__device__ __forceinline__ Equations equations_of(const LayerArgs& a) {
+  return make_cell<Equations>(a.is_relu);
+}
 
 // Rows and sizes are int, and are multiplied as such: 64-bit products take four instructions each, and a thread of the
 // resident kernels would do dozens in every time step.
@@ -121,7 +130,7 @@ __device__ __forceinline__ bool is_reset(const RowStates& rows, const RowClock& 
   return reset_flag(rows, clock, t) != 0;
 }
 
-// Element u of the h (size R) or c (size H) that the row starts step t from, if that is not the step before's.
+// Element u of a state of `size` elements that the row starts step t from, if that is not the step before's.
 template <class scalar_t>
 __device__ __forceinline__ AccOf<scalar_t> state_or_zero(const void* state, int size, const RowStates& rows,
                                                          const RowClock& clock, int u) {
@@ -130,45 +139,63 @@ __device__ __forceinline__ AccOf<scalar_t> state_or_zero(const void* state, int 
 
 // ---- forward ------------------------------------------------------------------------------------------------------
 
-// b_ih + b_hh of one hidden unit.
-template <class scalar_t>
+// What the biases of one hidden unit add to its sums.
+template <class scalar_t, class Equations>
 struct Bias {
-  AccOf<scalar_t> gate[4] = {};
+  static constexpr CellSizes kSizes = Equations::kSizes;
+  Sums<AccOf<scalar_t>, kSizes> sums = {};
 
   Bias() = default;
   __device__ __forceinline__ Bias(const ForwardArgs& a, int d, int u, int m = 0) {
     if (u >= a.rows.H || !a.bias_ih[d]) return;
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const int64_t i = element(m * 4 + q, a.rows.H, u);
-      gate[q] = to_acc(at<scalar_t>(a.bias_ih[d], i)) + to_acc(at<scalar_t>(a.bias_hh[d], i));
+    for (int q = 0; q < kSizes.gates; ++q) {
+      const int64_t i = element(m * kSizes.gates + q, a.rows.H, u);
+      const auto bias_ih = to_acc(at<scalar_t>(a.bias_ih[d], i)), bias_hh = to_acc(at<scalar_t>(a.bias_hh[d], i));
+      if (q < kSizes.joined) {
+        sums.joined[q] = bias_ih + bias_hh;
+      } else {
+        sums.from_input[q - kSizes.joined] = bias_ih;
+        sums.from_hidden[q - kSizes.joined] = bias_hh;
+      }
     }
   }
 };
 
-template <class scalar_t>
+template <class scalar_t, class Equations>
 struct ForwardUnit {
+  static constexpr CellSizes kSizes = Equations::kSizes;
   using acc_t = AccOf<scalar_t>;
+  // What a step's product is added to, and what of a gate that is apart waits beside it.
+  struct Known {
+    acc_t sums[kSizes.gates];
+    acc_t from_input[at_least_one(kSizes.apart())];
+  };
+  using After = fusedlstm::After<acc_t, kSizes>;
   RowClock clock;
   int u;
-  acc_t c;
-  acc_t pre[4];            // W_ih x of the step to come
-  const acc_t* pre_gates;  // at time 0
+  acc_t carried[at_least_one(kSizes.carried)];
+  acc_t pre[kSizes.gates];  // W_ih x of the step to come
+  const acc_t* pre_gates;   // at time 0
 
   ForwardUnit() = default;
   __device__ __forceinline__ ForwardUnit(const ForwardArgs& a, int d, int b, int u, int m = 0, bool exists = true)
       : clock(a.rows, d, b, m, exists),
         u(u),
-        c(0),
+        carried{},
         pre{},
         pre_gates(in_register(&at<const acc_t>(a.pre_gates[d], element(clock.b, a.pre_gates_stride_b, u)))) {}
 
   __device__ __forceinline__ void start(const ForwardArgs& a) {
-    c = state_or_zero<scalar_t>(a.rows.c_0, a.rows.H, a.rows, clock, u);
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k)
+      carried[k] = state_or_zero<scalar_t>(a.rows.initial[1 + k], a.rows.H, a.rows, clock, u);
   }
 
   __device__ __forceinline__ void reset(const ForwardArgs& a) {
-    c = state_or_zero<scalar_t>(a.rows.reset_c, a.rows.H, a.rows, clock, u);
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k)
+      carried[k] = state_or_zero<scalar_t>(a.rows.reset_state[1 + k], a.rows.H, a.rows, clock, u);
   }
 
   // Loads what nothing of the recurrence goes into, a step early, as it lies in memory: the first instruction that uses
@@ -177,38 +204,57 @@ struct ForwardUnit {
     const acc_t* from = pre_gates + strided_row(a.rows, step, a.pre_gates_stride_t, a.pre_gates_stride_b);
     if (!clock.runs(step.t)) return;
 #pragma unroll
-    for (int q = 0; q < 4; ++q) pre[q] = from[q * a.rows.H];
+    for (int q = 0; q < kSizes.gates; ++q) pre[q] = from[q * a.rows.H];
   }
 
-  // The gates' pre-activations but for W_hh h.
-  __device__ __forceinline__ void known_sums(const Bias<scalar_t>& bias, acc_t (&sums)[4]) const {
+  // All that enters the gates but W_hh h.
+  __device__ __forceinline__ Known known(const Bias<scalar_t, Equations>& bias) const {
+    Known known{};
 #pragma unroll
-    for (int q = 0; q < 4; ++q) sums[q] = pre[q] + bias.gate[q];
+    for (int q = 0; q < kSizes.joined; ++q) known.sums[q] = pre[q] + bias.sums.joined[q];
+#pragma unroll
+    for (int q = 0; q < kSizes.apart(); ++q) {
+      known.sums[kSizes.joined + q] = bias.sums.from_hidden[q];
+      known.from_input[q] = pre[kSizes.joined + q] + bias.sums.from_input[q];
+    }
+    return known;
   }
 
-  // Step t with the whole pre-activations. Without branches, so that the steps of several cells may overlap: a row that
-  // does not run it computes something and stays as it is.
-  __device__ __forceinline__ CellForward<acc_t> step(int t, const acc_t (&sums)[4]) {
-    const auto y = cell_forward<acc_t, ActivationMath<scalar_t>>(sums[0], sums[1], sums[2], sums[3], c);
-    c = clock.runs(t) ? y.c : c;
+  // Step t with the product added to what was known. Without branches, so that the steps of several cells may overlap:
+  // a row that does not run it computes something and stays as it is.
+  __device__ __forceinline__ After step(const ForwardArgs& a, int t, const Known& known, acc_t h_before) {
+    Sums<acc_t, kSizes> sums{};
+#pragma unroll
+    for (int q = 0; q < kSizes.joined; ++q) sums.joined[q] = known.sums[q];
+#pragma unroll
+    for (int q = 0; q < kSizes.apart(); ++q) {
+      sums.from_input[q] = known.from_input[q];
+      sums.from_hidden[q] = known.sums[kSizes.joined + q];
+    }
+    const auto y = equations_of<Equations>(a).template forward<ActivationMath<scalar_t>>(sums, h_before, carried);
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k) carried[k] = clock.runs(t) ? y.carried[k] : carried[k];
     return y;
   }
 
-  // What a step came to if the row runs it, for training.
-  __device__ __forceinline__ void save(const ForwardArgs& a, const Step& step, const CellForward<acc_t>& y) const {
+  // Whether a step has to be saved for training.
+  static __device__ __forceinline__ bool saves(const ForwardArgs& a) { return kSizes.saved > 0 && a.saved; }
+  // What a step came to if the row runs it.
+  __device__ __forceinline__ void save(const ForwardArgs& a, const Step& step, const After& y) const {
     const int row = first_saved(a.rows, clock.d, clock.m) + step.row + clock.b, H = a.rows.H;
-    auto* gates = &at<scalar_t>(a.gates, element(row, 4 * H, u));
-    auto* c_after = &at<acc_t>(a.cell_states, element(row, H, u));
+    auto* saved = &at<scalar_t>(a.saved, element(row, kSizes.saved * H, u));
+    auto* carried_after = &at<acc_t>(a.carried, element(row, kSizes.carried * H, u));
     if (!clock.runs(step.t)) return;
-    gates[0] = from_acc<scalar_t>(y.i);
-    gates[H] = from_acc<scalar_t>(y.f);
-    gates[2 * H] = from_acc<scalar_t>(y.g);
-    gates[3 * H] = from_acc<scalar_t>(y.o);
-    *c_after = y.c;
+#pragma unroll
+    for (int k = 0; k < kSizes.saved; ++k) saved[k * H] = from_acc<scalar_t>(y.saved[k]);
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k) carried_after[k * H] = y.carried[k];
   }
 
   __device__ __forceinline__ void finish(const ForwardArgs& a) const {
-    at<scalar_t>(a.c_n, element(clock.state_row(a.rows), a.rows.H, u)) = from_acc<scalar_t>(c);
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k)
+      at<scalar_t>(a.last[1 + k], element(clock.state_row(a.rows), a.rows.H, u)) = from_acc<scalar_t>(carried[k]);
   }
 };
 
@@ -229,11 +275,11 @@ struct ForwardHidden {
         output(in_register(&at<scalar_t>(a.output, element(clock.b * a.rows.D + clock.d, a.rows.R, r)))) {}
 
   __device__ __forceinline__ void start(const ForwardArgs& a) {
-    h = state_or_zero<scalar_t>(a.rows.h_0, a.rows.R, a.rows, clock, r);
+    h = state_or_zero<scalar_t>(a.rows.initial[0], a.rows.R, a.rows, clock, r);
   }
 
   __device__ __forceinline__ void reset(const ForwardArgs& a) {
-    h = state_or_zero<scalar_t>(a.rows.reset_h, a.rows.R, a.rows, clock, r);
+    h = state_or_zero<scalar_t>(a.rows.reset_state[0], a.rows.R, a.rows, clock, r);
   }
 
   // After step t, with its result if the row runs it.
@@ -247,26 +293,27 @@ struct ForwardHidden {
   }
 
   __device__ __forceinline__ void finish(const ForwardArgs& a) const {
-    at<scalar_t>(a.h_n, element(clock.state_row(a.rows), a.rows.R, r)) = from_acc<scalar_t>(h);
+    at<scalar_t>(a.last[0], element(clock.state_row(a.rows), a.rows.R, r)) = from_acc<scalar_t>(h);
   }
 };
 
 // ---- backward -----------------------------------------------------------------------------------------------------
 
 // Gradient of element r of h of one row, between two steps.
-template <class scalar_t>
+template <class scalar_t, class Equations>
 struct BackwardHidden {
   using acc_t = AccOf<scalar_t>;
+  static constexpr bool kTakesH = Equations::kSizes.takes_h;
   RowClock clock;
   int r;
-  acc_t d_h;
+  acc_t d_h;       // after a step that the row ran, of the h before it, and only what does not come through the product
   scalar_t d_out;  // of the step to come
 
   BackwardHidden() = default;
   __device__ __forceinline__ BackwardHidden(RowClock clock, int r) : clock(clock), r(r), d_h(0), d_out{} {}
 
   __device__ __forceinline__ void start(const BackwardArgs& a) {
-    d_h = state_or_zero<scalar_t>(a.d_h_n, a.rows.R, a.rows, clock, r);
+    d_h = state_or_zero<scalar_t>(a.d_last[0], a.rows.R, a.rows, clock, r);
   }
 
   __device__ __forceinline__ void prefetch(const BackwardArgs& a, const Step& step) {
@@ -278,110 +325,173 @@ struct BackwardHidden {
   // Gradient of the h that the step computed.
   __device__ __forceinline__ acc_t total() const { return d_h + to_acc(d_out); }
 
-  // After step t, whose d_gates W_hh is `sum` if the row ran it: d_h is the gradient of the h before it.
-  __device__ __forceinline__ void leave(int t, acc_t sum) { d_h = clock.runs(t) ? sum : d_h; }
-  // That h was reset_h: returns its gradient, which goes no further back.
+  // direct: of the h before step t, where the cell takes h itself, if the row ran the step.
+  __device__ __forceinline__ void keep(int t, acc_t direct) {
+    if constexpr (kTakesH) d_h = clock.runs(t) ? direct : d_h;
+  }
+  // After step t, whose d_from_hidden W_hh is `sum` if the row ran it: d_h is the gradient of the h before it.
+  __device__ __forceinline__ void leave(int t, acc_t sum) { d_h = clock.runs(t) ? (kTakesH ? d_h + sum : sum) : d_h; }
+  // That h was a reset state: returns its gradient, which goes no further back.
   __device__ __forceinline__ acc_t cut(bool is_reset) {
     const acc_t gradient = d_h;
     d_h = is_reset ? acc_t(0) : d_h;
     return gradient;
   }
   __device__ __forceinline__ void store_cut(const BackwardArgs& a, acc_t gradient) const {
-    if (a.d_reset_h) at<acc_t>(a.d_reset_h, element(clock.state_row(a.rows), a.rows.R, r)) += gradient;
+    if (a.d_reset_state[0]) at<acc_t>(a.d_reset_state[0], element(clock.state_row(a.rows), a.rows.R, r)) += gradient;
   }
 
   __device__ __forceinline__ void finish(const BackwardArgs& a) const {
-    at<scalar_t>(a.d_h_0, element(clock.state_row(a.rows), a.rows.R, r)) = from_acc<scalar_t>(d_h);
+    at<scalar_t>(a.d_initial[0], element(clock.state_row(a.rows), a.rows.R, r)) = from_acc<scalar_t>(d_h);
   }
 };
 
-template <class scalar_t>
+template <class scalar_t, class Equations>
 struct BackwardUnit {
+  static constexpr CellSizes kSizes = Equations::kSizes;
+  static constexpr int kCarried = at_least_one(kSizes.carried);
   using acc_t = AccOf<scalar_t>;
+  using Slopes = typename Equations::template Slopes<acc_t>;
+  // Of what enters the gates, rounded; from_input: of the gates that are apart.
+  struct Gradients {
+    scalar_t from_hidden[kSizes.gates];
+    scalar_t from_input[at_least_one(kSizes.apart())];
+  };
   RowClock clock;
   int u;
-  acc_t d_c;
-  scalar_t gate[4];  // of the step to come
-  acc_t c, c_prev;
-  acc_t d_cell_state;  // the gradient of its cell state from outside
-  int first;           // row of what was saved of batch row b, and of d_gates, after the step's
+  acc_t d_carried[kCarried];
+  // Of the step to come, as it lies in memory.
+  scalar_t saved[at_least_one(kSizes.saved)], h_before, h;
+  acc_t carried[kCarried], carried_before[kCarried];
+  acc_t d_from_outside[kCarried];  // gradients of its carried states from outside
+  int first;                       // row of what was saved of batch row b, and of gradients, after the step's
 
   BackwardUnit() = default;
   __device__ __forceinline__ BackwardUnit(const BackwardArgs& a, int d, int b, int u, int m = 0, bool exists = true)
       : clock(a.rows, d, b, m, exists),
         u(u),
-        d_c(0),
-        gate{},
-        c(0),
-        c_prev(0),
-        d_cell_state(0),
+        d_carried{},
+        saved{},
+        h_before{},
+        h{},
+        carried{},
+        carried_before{},
+        d_from_outside{},
         first(in_register(first_saved(a.rows, d, m) + clock.b)) {}
 
   __device__ __forceinline__ void start(const BackwardArgs& a) {
-    d_c = state_or_zero<scalar_t>(a.d_c_n, a.rows.H, a.rows, clock, u);
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k)
+      d_carried[k] = state_or_zero<scalar_t>(a.d_last[1 + k], a.rows.H, a.rows, clock, u);
   }
 
   // previous: the step before `step` in time, which is the next to run backward.
   __device__ __forceinline__ void prefetch(const BackwardArgs& a, const Step& step, const Step& previous) {
     const int H = a.rows.H;
-    const auto* gates = &at<scalar_t>(a.gates, element(first + step.row, 4 * H, u));
-    const int64_t i = element(first + step.row, H, u);
-    const auto* c_before = &at<acc_t>(a.cell_states, element(first + previous.row, H, u));
+    const auto* from = &at<scalar_t>(a.saved, element(first + step.row, kSizes.saved * H, u));
+    const int64_t i = element(first + step.row, kSizes.carried * H, u);
+    const auto* before = &at<acc_t>(a.carried, element(first + previous.row, kSizes.carried * H, u));
     if (!clock.runs(step.t)) return;
 #pragma unroll
-    for (int q = 0; q < 4; ++q) gate[q] = gates[q * H];
-    c = at<acc_t>(a.cell_states, i);
-    if (a.d_cell_states) d_cell_state = at<acc_t>(a.d_cell_states, i);
-    if (!clock.first(step.t)) c_prev = *c_before;
+    for (int k = 0; k < kSizes.saved; ++k) saved[k] = from[k * H];
+    if constexpr (kSizes.reads_h) h = output_at(a, step);
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k) {
+      carried[k] = at<acc_t>(a.carried, i + k * H);
+      if (a.d_carried) d_from_outside[k] = at<acc_t>(a.d_carried, i + k * H);
+    }
+    if (clock.first(step.t)) return;
+    if constexpr (kSizes.takes_h) h_before = output_at(a, previous);
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k) carried_before[k] = before[k * H];
   }
-  // The step fetched did not start from the c of the one before it.
+  // The step fetched did not start from the states after the one before it.
   __device__ __forceinline__ void enter(const BackwardArgs& a, bool is_reset) {
-    c_prev = state_or_zero<scalar_t>(is_reset ? a.rows.reset_c : a.rows.c_0, a.rows.H, a.rows, clock, u);
+    const auto& states = is_reset ? a.rows.reset_state : a.rows.initial;
+    if constexpr (kSizes.takes_h)
+      h_before = from_acc<scalar_t>(state_or_zero<scalar_t>(states[0], a.rows.R, a.rows, clock, u));
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k)
+      carried_before[k] = state_or_zero<scalar_t>(states[1 + k], a.rows.H, a.rows, clock, u);
   }
 
-  __device__ __forceinline__ CellSlopes<acc_t> slopes() const {
-    return cell_slopes<acc_t, ActivationMath<scalar_t>>(to_acc(gate[0]), to_acc(gate[1]), to_acc(gate[2]),
-                                                        to_acc(gate[3]), c, c_prev);
+  __device__ __forceinline__ Slopes slopes(const BackwardArgs& a) const {
+    Known<acc_t, kSizes> known{};
+#pragma unroll
+    for (int k = 0; k < kSizes.saved; ++k) known.saved[k] = to_acc(saved[k]);
+    known.h_before = to_acc(h_before);
+    known.h = to_acc(h);
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k) {
+      known.carried[k] = carried[k];
+      known.carried_before[k] = carried_before[k];
+    }
+    return equations_of<Equations>(a).template slopes<ActivationMath<scalar_t>>(known);
   }
 
-  // Step t, with d_h the whole gradient of o * tanh(c) and d_cell_state that of c from outside. Returns d_gates
-  // rounded, zeros where the row does not run the step.
-  __device__ __forceinline__ void step(int t, const CellSlopes<acc_t>& slopes, acc_t d_h, acc_t d_cell_state,
-                                       scalar_t (&d_gates)[4]) {
+  // Step t, with d_h the whole gradient of its h and from_outside those of its carried states from outside. Gives the
+  // gradients of what entered the gates, zeros where the row does not run the step, and returns that of the h before it
+  // where the cell takes h itself.
+  __device__ __forceinline__ acc_t step(const BackwardArgs& a, int t, const Slopes& slopes, acc_t d_h,
+                                        const acc_t (&from_outside)[kCarried], Gradients& gradients) {
     const bool runs = clock.runs(t);
-    const auto y = cell_backward<acc_t>(slopes, d_h, d_c + d_cell_state);
-    d_gates[0] = runs ? from_acc<scalar_t>(y.d_i) : scalar_t{};
-    d_gates[1] = runs ? from_acc<scalar_t>(y.d_f) : scalar_t{};
-    d_gates[2] = runs ? from_acc<scalar_t>(y.d_g) : scalar_t{};
-    d_gates[3] = runs ? from_acc<scalar_t>(y.d_o) : scalar_t{};
-    d_c = runs ? y.d_c_prev : d_c;
+    acc_t d_states[kCarried] = {};
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k) d_states[k] = d_carried[k] + from_outside[k];
+    const auto y = equations_of<Equations>(a).backward(slopes, d_h, d_states);
+#pragma unroll
+    for (int q = 0; q < kSizes.gates; ++q)
+      gradients.from_hidden[q] = runs ? from_acc<scalar_t>(y.from_hidden[q]) : scalar_t{};
+#pragma unroll
+    for (int q = 0; q < kSizes.apart(); ++q)
+      gradients.from_input[q] = runs ? from_acc<scalar_t>(y.from_input[kSizes.joined + q]) : scalar_t{};
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k) d_carried[k] = runs ? y.carried_before[k] : d_carried[k];
+    return y.h_before;
   }
 
-  // Elements of d_gates before the step's, of direction 0 and member 0.
+  // Elements of d_from_hidden and d_from_input before the step's, of direction 0 and member 0.
   static __device__ __forceinline__ int64_t first_element(const BackwardArgs& a, const Step& step) {
-    return element(step.row, 4 * a.rows.H, 0);
+    return element(step.row, kSizes.gates * a.rows.H, 0);
   }
   __device__ __forceinline__ void store(const BackwardArgs& a, const Step& step, int64_t before,
-                                        const scalar_t (&d_gates)[4]) const {
+                                        const Gradients& gradients) const {
     const int H = a.rows.H;
-    auto* to = &at<scalar_t>(a.d_gates, before + element(first, 4 * H, u));
+    const int64_t i = before + element(first, kSizes.gates * H, u);
+    auto* from_hidden = &at<scalar_t>(a.d_from_hidden, i);
     if (!clock.runs(step.t)) return;
 #pragma unroll
-    for (int q = 0; q < 4; ++q) to[q * H] = d_gates[q];
+    for (int q = 0; q < kSizes.gates; ++q) from_hidden[q * H] = gradients.from_hidden[q];
+    if constexpr (kSizes.apart() > 0) {
+      auto* from_input = &at<scalar_t>(a.d_from_input, i);
+#pragma unroll
+      for (int q = 0; q < kSizes.gates; ++q)
+        from_input[q * H] = q < kSizes.joined ? gradients.from_hidden[q] : gradients.from_input[q - kSizes.joined];
+    }
   }
 
-  // The c before the step was reset_c: returns its gradient, which goes no further back.
-  __device__ __forceinline__ acc_t cut(bool is_reset) {
-    const acc_t gradient = d_c;
-    d_c = is_reset ? acc_t(0) : d_c;
+  // Carried state k before the step was a reset state: returns its gradient, which goes no further back.
+  __device__ __forceinline__ acc_t cut(int k, bool is_reset) {
+    const acc_t gradient = d_carried[k];
+    d_carried[k] = is_reset ? acc_t(0) : d_carried[k];
     return gradient;
   }
-  __device__ __forceinline__ void store_cut(const BackwardArgs& a, acc_t gradient) const {
-    if (a.d_reset_c) at<acc_t>(a.d_reset_c, element(clock.state_row(a.rows), a.rows.H, u)) += gradient;
+  __device__ __forceinline__ void store_cut(const BackwardArgs& a, int k, acc_t gradient) const {
+    if (a.d_reset_state[1 + k])
+      at<acc_t>(a.d_reset_state[1 + k], element(clock.state_row(a.rows), a.rows.H, u)) += gradient;
   }
 
   __device__ __forceinline__ void finish(const BackwardArgs& a) const {
-    at<scalar_t>(a.d_c_0, element(clock.state_row(a.rows), a.rows.H, u)) = from_acc<scalar_t>(d_c);
+#pragma unroll
+    for (int k = 0; k < kSizes.carried; ++k)
+      at<scalar_t>(a.d_initial[1 + k], element(clock.state_row(a.rows), a.rows.H, u)) =
+          from_acc<scalar_t>(d_carried[k]);
+  }
+
+ private:
+  // Of cells whose layers have no projection: h of the unit is what the step put out.
+  __device__ __forceinline__ scalar_t output_at(const BackwardArgs& a, const Step& step) const {
+    return at<scalar_t>(a.output, element((step.row + clock.b) * a.rows.D + clock.d, a.rows.R, u));
   }
 };
 

@@ -22,7 +22,7 @@ struct Element {
   }
 };
 
-template <class scalar_t>
+template <class scalar_t, class Equations>
 __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
                                     const __grid_constant__ ForwardStep state) {
   using acc_t = AccOf<scalar_t>;
@@ -32,23 +32,25 @@ __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
   const int T = args.rows.T, s = static_cast<int>(state.step);
   const int64_t i = own.b * H + own.column;
   const bool projects = state.hidden != nullptr;  // then h belongs to forward_projected_kernel
-  ForwardUnit<scalar_t> unit(args, state.d, own.b, own.column);
+  constexpr CellSizes kSizes = Equations::kSizes;
+  auto* carried = &at<acc_t>(state.carried, own.b * kSizes.carried * H + own.column);
+  ForwardUnit<scalar_t, Equations> unit(args, state.d, own.b, own.column);
   ForwardHidden<scalar_t> hidden(args, unit.clock, own.column);
   if (s < 0) {
     unit.start(args);
     if (!projects) hidden.start(args);
   } else {
     const Step now = step_of(args.rows, time_of(state.d, s, T));
-    unit.c = at<acc_t>(state.c, i);
+    for (int k = 0; k < kSizes.carried; ++k) unit.carried[k] = carried[k * H];
     if (!projects) hidden.h = to_acc(at<scalar_t>(state.h, i));
     unit.prefetch(args, now);
-    acc_t sums[4];
-    unit.known_sums(Bias<scalar_t>(args, state.d, own.column), sums);
+    auto known = unit.known(Bias<scalar_t, Equations>(args, state.d, own.column));
     const bool runs = unit.clock.runs(now.t);
     if (runs)  // there are no sums of rows that a packed batch does not have
-      for (int q = 0; q < 4; ++q) sums[q] += at<acc_t>(state.sums, (int64_t{own.b} * 4 + q) * H + own.column);
-    const auto y = unit.step(now.t, sums);
-    if (args.gates) unit.save(args, now, y);
+      for (int q = 0; q < kSizes.gates; ++q)
+        known.sums[q] += at<acc_t>(state.sums, (int64_t{own.b} * kSizes.gates + q) * H + own.column);
+    const auto y = unit.step(args, now.t, known, hidden.h);
+    if (unit.saves(args)) unit.save(args, now, y);
     if (projects) {
       at<scalar_t>(state.hidden, i) = from_acc<scalar_t>(runs ? y.h : acc_t(0));
     } else {
@@ -59,7 +61,7 @@ __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
   if (s + 1 < T) {
     const bool is_next_reset = is_reset(args.rows, unit.clock, time_of(state.d, s + 1, T));
     if (is_next_reset) unit.reset(args);
-    at<acc_t>(state.c, i) = unit.c;
+    for (int k = 0; k < kSizes.carried; ++k) carried[k * H] = unit.carried[k];
     if (projects) return;
     if (is_next_reset) hidden.reset(args);
     at<scalar_t>(state.h, i) = from_acc<scalar_t>(hidden.h);
@@ -97,9 +99,9 @@ __global__ void forward_projected_kernel(const __grid_constant__ ForwardArgs arg
 }
 
 // The gradient of h between two steps, brought to the one at position s; true if the row runs that step.
-template <class scalar_t>
+template <class scalar_t, class Equations>
 __device__ __forceinline__ bool advance_hidden(const BackwardArgs& args, const BackwardStep& state, int s,
-                                               BackwardHidden<scalar_t>& hidden, int64_t i) {
+                                               BackwardHidden<scalar_t, Equations>& hidden, int64_t i) {
   using acc_t = AccOf<scalar_t>;
   const int T = args.rows.T;
   if (s == 0) {
@@ -120,7 +122,7 @@ __device__ __forceinline__ bool advance_hidden(const BackwardArgs& args, const B
   return hidden.clock.runs(now.t);
 }
 
-template <class scalar_t>
+template <class scalar_t, class Equations>
 __global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
                                      const __grid_constant__ BackwardStep state) {
   using acc_t = AccOf<scalar_t>;
@@ -130,14 +132,16 @@ __global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
   const int T = args.rows.T, s = static_cast<int>(state.step);
   const int64_t i = own.b * H + own.column;
   const bool projects = state.d_projected != nullptr;  // then d_hidden has come through W_hr already
-  BackwardUnit<scalar_t> unit(args, state.d, own.b, own.column);
-  BackwardHidden<scalar_t> hidden(unit.clock, own.column);
+  constexpr CellSizes kSizes = Equations::kSizes;
+  auto* d_carried = &at<acc_t>(state.d_carried, own.b * kSizes.carried * H + own.column);
+  BackwardUnit<scalar_t, Equations> unit(args, state.d, own.b, own.column);
+  BackwardHidden<scalar_t, Equations> hidden(unit.clock, own.column);
   const bool runs =
       projects ? s < T && hidden.clock.runs(time_of(state.d, T - 1 - s, T)) : advance_hidden(args, state, s, hidden, i);
   if (s == 0)
     unit.start(args);
   else
-    unit.d_c = at<acc_t>(state.d_c, i);
+    for (int k = 0; k < kSizes.carried; ++k) unit.d_carried[k] = d_carried[k * H];
   if (s == T) {
     unit.finish(args);
     return;
@@ -147,23 +151,30 @@ __global__ void backward_step_kernel(const __grid_constant__ BackwardArgs args,
   if (runs) {
     unit.prefetch(args, now, s + 1 < T ? step_of(args.rows, time_of(state.d, T - 2 - s, T)) : Step{});
     if (starts_anew || unit.clock.first(now.t)) unit.enter(args, starts_anew);
-    scalar_t d_gates[4];
-    unit.step(now.t, unit.slopes(), projects ? at<acc_t>(state.d_hidden, i) : hidden.total(), unit.d_cell_state,
-              d_gates);
-    unit.store(args, now, unit.first_element(args, now), d_gates);
+    typename BackwardUnit<scalar_t, Equations>::Gradients gradients;
+    const acc_t direct =
+        unit.step(args, now.t, unit.slopes(args), projects ? at<acc_t>(state.d_hidden, i) : hidden.total(),
+                  unit.d_from_outside, gradients);
+    unit.store(args, now, unit.first_element(args, now), gradients);
+    if constexpr (kSizes.takes_h) {
+      hidden.keep(now.t, direct);
+      at<acc_t>(state.d_h, i) = hidden.d_h;
+    }
   }
-  if (starts_anew) unit.store_cut(args, unit.cut(true));
-  at<acc_t>(state.d_c, i) = unit.d_c;
+  for (int k = 0; k < kSizes.carried; ++k) {
+    if (starts_anew) unit.store_cut(args, k, unit.cut(k, true));
+    d_carried[k * H] = unit.d_carried[k];
+  }
 }
 
-template <class scalar_t>
+template <class scalar_t, class Equations>
 __global__ void backward_projected_kernel(const __grid_constant__ BackwardArgs args,
                                           const __grid_constant__ BackwardStep state) {
   const int64_t R = args.rows.R;
   const Element own(args.rows.B, R);
   if (!own.exists) return;
   const int T = args.rows.T, s = static_cast<int>(state.step);
-  BackwardHidden<scalar_t> hidden(RowClock(args.rows, state.d, own.b, 0), own.column);
+  BackwardHidden<scalar_t, Equations> hidden(RowClock(args.rows, state.d, own.b, 0), own.column);
   if (advance_hidden(args, state, s, hidden, own.b * R + own.column)) {
     const int64_t row = row_of(args.rows, time_of(state.d, T - 1 - s, T), own.b);
     at<scalar_t>(state.d_projected, row * R + own.column) = from_acc<scalar_t>(hidden.total());
@@ -183,9 +194,9 @@ __global__ void previous_states_kernel(const __grid_constant__ RowStates rows, c
   for (int t = blockIdx.y; t < clock.length; t += gridDim.y) {
     scalar_t h;
     if (is_reset(rows, clock, t))
-      h = from_acc<scalar_t>(state_or_zero<scalar_t>(rows.reset_h, rows.R, rows, clock, own.column));
+      h = from_acc<scalar_t>(state_or_zero<scalar_t>(rows.reset_state[0], rows.R, rows, clock, own.column));
     else if (clock.first(t))
-      h = from_acc<scalar_t>(state_or_zero<scalar_t>(rows.h_0, rows.R, rows, clock, own.column));
+      h = from_acc<scalar_t>(state_or_zero<scalar_t>(rows.initial[0], rows.R, rows, clock, own.column));
     else
       h = at<scalar_t>(output, (row_of(rows, clock.previous(t), own.b) * rows.D + d) * R + own.column);
     at<scalar_t>(previous, (d * rows.N + row_of(rows, t, own.b)) * R + own.column) = h;
@@ -204,10 +215,12 @@ __global__ void running_rows_kernel(const __grid_constant__ RowStates rows, int6
   }
 }
 
-template <class scalar_t>
-__global__ void hidden_states_kernel(const __grid_constant__ RowStates rows, const void* gates, const void* cell_states,
+template <class scalar_t, class Equations>
+__global__ void hidden_states_kernel(const __grid_constant__ LayerArgs args, const void* saved, const void* carried,
                                      void* hidden) {
   using acc_t = AccOf<scalar_t>;
+  constexpr CellSizes kSizes = Equations::kSizes;
+  const RowStates& rows = args.rows;
   const int64_t H = rows.H;
   const Element own(rows.B, H);
   if (!own.exists) return;
@@ -215,9 +228,13 @@ __global__ void hidden_states_kernel(const __grid_constant__ RowStates rows, con
   const RowClock clock(rows, d, own.b, 0);
   for (int t = blockIdx.y; t < clock.length; t += gridDim.y) {
     const int64_t row = d * rows.N + row_of(rows, t, own.b);
-    const acc_t o = to_acc(at<scalar_t>(gates, (row * 4 + 3) * H + own.column));
-    const acc_t c = at<acc_t>(cell_states, row * H + own.column);
-    at<scalar_t>(hidden, row * H + own.column) = from_acc<scalar_t>(o * ActivationMath<scalar_t>::tanh(c));
+    acc_t of_saved[at_least_one(kSizes.saved)], of_carried[at_least_one(kSizes.carried)];
+    for (int k = 0; k < kSizes.saved; ++k)
+      of_saved[k] = to_acc(at<scalar_t>(saved, (row * kSizes.saved + k) * H + own.column));
+    for (int k = 0; k < kSizes.carried; ++k)
+      of_carried[k] = at<acc_t>(carried, (row * kSizes.carried + k) * H + own.column);
+    at<scalar_t>(hidden, row * H + own.column) = from_acc<scalar_t>(
+        equations_of<Equations>(args).template hidden<ActivationMath<scalar_t>>(of_saved, of_carried));
   }
 }
 
@@ -230,6 +247,33 @@ struct Values {
 __global__ void store_values_kernel(const __grid_constant__ Values values, int count, int64_t* to) {
   const int i = blockIdx.x * kBlock + threadIdx.x;
   if (i < count) to[i] = values.value[i];
+}
+
+// Calls f with a value of the dtype's scalar_t and one of the cell's equations.
+template <class F>
+cudaError_t with_types(const LayerArgs& args, F f) {
+  return with_scalar(args.dtype, [&](auto scalar) {
+    switch (args.cell) {
+      case CellKind::kGru:
+        return f(scalar, Gru{});
+      case CellKind::kRnn:
+        return f(scalar, Rnn{});
+      case CellKind::kLstm:
+        break;
+    }
+    return f(scalar, Lstm{});
+  });
+}
+
+// The same for kernels of cells that a layer may project.
+template <class F>
+cudaError_t with_projecting_types(const LayerArgs& args, F f) {
+  return with_types(args, [&](auto scalar, auto equations) {
+    if constexpr (decltype(equations)::kSizes.projects)
+      return f(scalar, equations);
+    else
+      return cudaErrorInvalidValue;
+  });
 }
 
 LaunchConfig one_thread_each(int64_t rows, int64_t columns) {
@@ -249,9 +293,9 @@ LaunchConfig one_thread_each_step(const RowStates& rows, int64_t columns, int di
 }  // namespace
 
 cudaError_t launch_forward_step(const ForwardArgs& args, const ForwardStep& state, cudaStream_t stream) {
-  return with_scalar(args.dtype, [&](auto scalar) {
-    return launch(forward_step_kernel<decltype(scalar)>, one_thread_each(args.rows.B, args.rows.H), stream, args,
-                  state);
+  return with_types(args, [&](auto scalar, auto equations) {
+    return launch(forward_step_kernel<decltype(scalar), decltype(equations)>, one_thread_each(args.rows.B, args.rows.H),
+                  stream, args, state);
   });
 }
 
@@ -264,16 +308,16 @@ cudaError_t launch_forward_projected(const ForwardArgs& args, const ForwardStep&
 }
 
 cudaError_t launch_backward_step(const BackwardArgs& args, const BackwardStep& state, cudaStream_t stream) {
-  return with_scalar(args.dtype, [&](auto scalar) {
-    return launch(backward_step_kernel<decltype(scalar)>, one_thread_each(args.rows.B, args.rows.H), stream, args,
-                  state);
+  return with_types(args, [&](auto scalar, auto equations) {
+    return launch(backward_step_kernel<decltype(scalar), decltype(equations)>,
+                  one_thread_each(args.rows.B, args.rows.H), stream, args, state);
   });
 }
 
 cudaError_t launch_backward_projected(const BackwardArgs& args, const BackwardStep& state, cudaStream_t stream) {
-  return with_scalar(args.dtype, [&](auto scalar) {
-    return launch(backward_projected_kernel<decltype(scalar)>, one_thread_each(args.rows.B, args.rows.R), stream, args,
-                  state);
+  return with_projecting_types(args, [&](auto scalar, auto equations) {
+    return launch(backward_projected_kernel<decltype(scalar), decltype(equations)>,
+                  one_thread_each(args.rows.B, args.rows.R), stream, args, state);
   });
 }
 
@@ -304,11 +348,12 @@ cudaError_t launch_running_rows(const RowStates& rows, Dtype dtype, int64_t colu
   });
 }
 
-cudaError_t launch_hidden_states(const RowStates& rows, Dtype dtype, const void* gates, const void* cell_states,
-                                 void* hidden, cudaStream_t stream) {
-  return with_scalar(dtype, [&](auto scalar) {
-    return launch(hidden_states_kernel<decltype(scalar)>, one_thread_each_step(rows, rows.H, rows.D), stream, rows,
-                  gates, cell_states, hidden);
+cudaError_t launch_hidden_states(const LayerArgs& layer, const void* saved, const void* carried, void* hidden,
+                                 cudaStream_t stream) {
+  const RowStates& rows = layer.rows;
+  return with_projecting_types(layer, [&](auto scalar, auto equations) {
+    return launch(hidden_states_kernel<decltype(scalar), decltype(equations)>,
+                  one_thread_each_step(rows, rows.H, rows.D), stream, layer, saved, carried, hidden);
   });
 }
 

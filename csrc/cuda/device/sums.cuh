@@ -30,13 +30,14 @@ __device__ __forceinline__ void add_through_memory(const Sums& sums, const Produ
 // so that nobody overwrites sums still being read: whoever writes those of position s + 2 has passed the barrier of s +
 // 1, which their reader reached after reading.
 //
-// float [2 buffers][k_splits][batch row][unit][sum], 4 floats of padding a batch row against bank conflicts between the
-// rows 2t of a warp.
+// float [2 buffers][k_splits][batch row][unit][sum], the sums of a unit padded to a vector where it has several, and 4
+// floats of padding a batch row against bank conflicts between the rows 2t of a warp.
 template <class Math, KernelShape kShape, class Owned>
 struct PartialSums {
   static constexpr bool kStartsFromCells = false;
-  static constexpr int kSums = kShape.sums();
-  static constexpr int kRowBytes = (kSums * kUnitsOf<Math, kShape> + 4) * 4;
+  static constexpr int kSums = kShape.sums(), kUnitBytes = sums_of_unit(kShape) * 4;
+  static_assert(kSums == 1 || kUnitBytes == sizeof(Vec4));
+  static constexpr int kRowBytes = kUnitBytes * kUnitsOf<Math, kShape> + 16;
   static constexpr int kSplitBytes = kShape.batch_rows() * kRowBytes;
   static constexpr int kBufferBytes = kShape.k_splits * kSplitBytes;
   static constexpr int kBytes = 2 * kBufferBytes;
@@ -51,8 +52,8 @@ struct PartialSums {
     const int row_warp = warp / kShape.k_splits, k_split = warp % kShape.k_splits;
     const Owned owned;
     stored = in_register(tile.sums + k_split * kSplitBytes + 2 * t * kRowBytes +
-                         unit_of_row<kShape>(0, row_warp, g) * kSums * 4);
-    taken = in_register(tile.sums + owned.row(0) * kRowBytes + owned.unit(0) * kSums * 4);
+                         unit_of_row<kShape>(0, row_warp, g) * kUnitBytes);
+    taken = in_register(tile.sums + owned.row(0) * kRowBytes + owned.unit(0) * kUnitBytes);
   }
 
   template <class Product, class Sum, class Meanwhile>
@@ -67,12 +68,15 @@ struct PartialSums {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const SharedAddress to =
-            stored + buffer(s) + (first_row + e) * kRowBytes + unit_of_row<kShape>(r, 0, 0) * kSums * 4;
-        if constexpr (kSums == 4)
-          store_shared128(to, Vec4{float_bits(acc[r][e]), float_bits(acc[r + 1][e]), float_bits(acc[r + 2][e]),
-                                   float_bits(acc[r + 3][e])});
-        else
+            stored + buffer(s) + (first_row + e) * kRowBytes + unit_of_row<kShape>(r, 0, 0) * kUnitBytes;
+        if constexpr (kSums == 1) {
           store_shared32(to, float_bits(acc[r][e]));
+        } else {
+          Vec4 v{};
+#pragma unroll
+          for (int q = 0; q < kSums; ++q) v.w[q] = float_bits(acc[r + q][e]);
+          store_shared128(to, v);
+        }
       }
   }
 
@@ -82,7 +86,7 @@ struct PartialSums {
 #pragma unroll
     for (int k_split = 0; k_split < kShape.k_splits; ++k_split) {
       const SharedAddress from = taken + buffer(s) + k_split * kSplitBytes + Owned::rows_on(e) * kRowBytes;
-      if constexpr (kSums == 4) {
+      if constexpr (kSums > 1) {
         const Vec4 v = load_shared128(from);
 #pragma unroll
         for (int q = 0; q < 4; ++q) sums[q] += bits_float(v.w[q]);

@@ -1,7 +1,7 @@
 // What a transport is, and what all or two of them share. A transport is how the operand of the next step (h forward,
-// d_gates backward) gets from the threads that compute it into the shared memory of every CTA that multiplies with it,
-// and the sums of the product to the threads that own the cells. transport_local.cuh, transport_cluster.cuh and
-// transport_grid.cuh have one each: the kernel differs there and nowhere else.
+// d_from_hidden backward) gets from the threads that compute it into the shared memory of every CTA that multiplies
+// with it, and the sums of the product to the threads that own the cells. transport_local.cuh, transport_cluster.cuh
+// and transport_grid.cuh have one each: the kernel differs there and nowhere else.
 //
 // Positions count the steps in order of running; operand s is published before it is awaited for product s.
 // In shared memory an operand is [chunk][batch row][64 bytes], see arithmetic.cuh. An element is an operand already:

@@ -12,44 +12,44 @@
 namespace fusedlstm::cuda {
 
 inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
-    // transport, pass, rows per lane, chunks per warp, K splits, batch tiles, chunks in shared memory
-    {Transport::kLocal, Pass::kForward, 4, 2, 1, 1, 0},     //  64 units, H <= 64
-    {Transport::kLocal, Pass::kForward, 4, 4, 1, 1, 0},     //  64 units, H <= 64 (32-bit)
-    {Transport::kLocal, Pass::kForward, 8, 4, 1, 1, 0},     // 128 units, H <= 128
-    {Transport::kLocal, Pass::kForward, 8, 8, 1, 1, 5},     // 128 units, H <= 128 (32-bit)
-    {Transport::kCluster, Pass::kForward, 4, 2, 4, 1, 0},   //  16 units, H <= 256
-    {Transport::kCluster, Pass::kForward, 4, 4, 2, 1, 0},   //  32 units, H <= 256
-    {Transport::kCluster, Pass::kForward, 4, 4, 2, 2, 0},   //  32 units, H <= 256
-    {Transport::kCluster, Pass::kForward, 4, 8, 2, 1, 0},   //  32 units, H <= 512
-    {Transport::kCluster, Pass::kForward, 4, 8, 2, 2, 0},   //  32 units, H <= 512
-    {Transport::kCluster, Pass::kForward, 4, 16, 2, 1, 8},  //  32 units, H <= 512 (32-bit)
-    {Transport::kCluster, Pass::kForward, 8, 8, 2, 1, 4},   //  64 units, H <= 512
-    {Transport::kGrid, Pass::kForward, 4, 1, 8, 1, 0},      //   8 units, H <= 256
-    {Transport::kGrid, Pass::kForward, 4, 2, 8, 1, 0},      //   8 units, H <= 512
-    {Transport::kGrid, Pass::kForward, 4, 4, 8, 1, 0},      //   8 units, H <= 1024
-    {Transport::kGrid, Pass::kForward, 4, 8, 8, 1, 0},      //   8 units, H <= 1024, also in 32 bits
-    {Transport::kGrid, Pass::kForward, 8, 2, 8, 2, 0},      //  16 units, H <= 512
-    {Transport::kGrid, Pass::kForward, 8, 4, 8, 1, 0},      //  16 units, H <= 1024
-    {Transport::kGrid, Pass::kForward, 8, 4, 8, 2, 0},      //  16 units, H <= 1024
-    {Transport::kGrid, Pass::kForward, 8, 6, 8, 1, 2},      //  16 units, H <= 1536
-    {Transport::kGrid, Pass::kForward, 8, 6, 8, 2, 2},      //  16 units, H <= 1536
-    {Transport::kGrid, Pass::kForward, 8, 8, 8, 1, 5},      //  16 units, H <= 2048
-    {Transport::kLocal, Pass::kBackward, 2, 4, 2, 1, 0},    //  64 units, H <= 64
-    {Transport::kLocal, Pass::kBackward, 2, 8, 2, 1, 0},    //  64 units, H <= 64 (32-bit)
-    {Transport::kLocal, Pass::kBackward, 2, 16, 1, 1, 6},   // 128 units, H <= 128
-    {Transport::kLocal, Pass::kBackward, 2, 32, 1, 1, 23},  // 128 units, H <= 128 (32-bit)
-    {Transport::kCluster, Pass::kBackward, 4, 2, 1, 1, 0},  //  16 units (32-bit: 8), H <= 256
-    {Transport::kCluster, Pass::kBackward, 4, 4, 1, 1, 0},  //  32 units (32-bit: 16), H <= 256
-    {Transport::kCluster, Pass::kBackward, 4, 4, 1, 2, 0},  //  32 units (32-bit: 16), H <= 256
-    {Transport::kCluster, Pass::kBackward, 4, 8, 1, 1, 0},  //  64 units (32-bit: 32), H <= 256
-    {Transport::kCluster, Pass::kBackward, 8, 4, 1, 1, 0},  //  32 units (32-bit: 16), H <= 512
-    {Transport::kCluster, Pass::kBackward, 8, 4, 1, 2, 0},  //  32 units (32-bit: 16), H <= 512
-    {Transport::kCluster, Pass::kBackward, 8, 8, 1, 1, 4},  //  64 units (32-bit: 32), H <= 512
-    {Transport::kGrid, Pass::kBackward, 2, 4, 8, 1, 0},     //  16 units, H <= 256
-    {Transport::kGrid, Pass::kBackward, 2, 8, 8, 1, 0},     //  16 units, H <= 512
-    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 1, 0},    //  16 units, H <= 1024
-    {Transport::kGrid, Pass::kBackward, 2, 16, 8, 2, 0},    //  16 units, H <= 1024
-    {Transport::kGrid, Pass::kBackward, 2, 24, 8, 1, 8},    //  16 units, H <= 1536
+    // cell, transport, pass, rows per lane, chunks per warp, K splits, batch tiles, chunks in shared memory
+    {CellKind::kLstm, Transport::kLocal, Pass::kForward, 4, 2, 1, 1, 0},     //  64 units, H <= 64
+    {CellKind::kLstm, Transport::kLocal, Pass::kForward, 4, 4, 1, 1, 0},     //  64 units, H <= 64 (32-bit)
+    {CellKind::kLstm, Transport::kLocal, Pass::kForward, 8, 4, 1, 1, 0},     // 128 units, H <= 128
+    {CellKind::kLstm, Transport::kLocal, Pass::kForward, 8, 8, 1, 1, 5},     // 128 units, H <= 128 (32-bit)
+    {CellKind::kLstm, Transport::kCluster, Pass::kForward, 4, 2, 4, 1, 0},   //  16 units, H <= 256
+    {CellKind::kLstm, Transport::kCluster, Pass::kForward, 4, 4, 2, 1, 0},   //  32 units, H <= 256
+    {CellKind::kLstm, Transport::kCluster, Pass::kForward, 4, 4, 2, 2, 0},   //  32 units, H <= 256
+    {CellKind::kLstm, Transport::kCluster, Pass::kForward, 4, 8, 2, 1, 0},   //  32 units, H <= 512
+    {CellKind::kLstm, Transport::kCluster, Pass::kForward, 4, 8, 2, 2, 0},   //  32 units, H <= 512
+    {CellKind::kLstm, Transport::kCluster, Pass::kForward, 4, 16, 2, 1, 8},  //  32 units, H <= 512 (32-bit)
+    {CellKind::kLstm, Transport::kCluster, Pass::kForward, 8, 8, 2, 1, 4},   //  64 units, H <= 512
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 4, 1, 8, 1, 0},      //   8 units, H <= 256
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 4, 2, 8, 1, 0},      //   8 units, H <= 512
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 4, 4, 8, 1, 0},      //   8 units, H <= 1024
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 4, 8, 8, 1, 0},      //   8 units, H <= 1024, also in 32 bits
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 2, 8, 2, 0},      //  16 units, H <= 512
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 4, 8, 1, 0},      //  16 units, H <= 1024
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 4, 8, 2, 0},      //  16 units, H <= 1024
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 6, 8, 1, 2},      //  16 units, H <= 1536
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 6, 8, 2, 2},      //  16 units, H <= 1536
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 8, 8, 1, 5},      //  16 units, H <= 2048
+    {CellKind::kLstm, Transport::kLocal, Pass::kBackward, 2, 4, 2, 1, 0},    //  64 units, H <= 64
+    {CellKind::kLstm, Transport::kLocal, Pass::kBackward, 2, 8, 2, 1, 0},    //  64 units, H <= 64 (32-bit)
+    {CellKind::kLstm, Transport::kLocal, Pass::kBackward, 2, 16, 1, 1, 6},   // 128 units, H <= 128
+    {CellKind::kLstm, Transport::kLocal, Pass::kBackward, 2, 32, 1, 1, 23},  // 128 units, H <= 128 (32-bit)
+    {CellKind::kLstm, Transport::kCluster, Pass::kBackward, 4, 2, 1, 1, 0},  //  16 units (32-bit: 8), H <= 256
+    {CellKind::kLstm, Transport::kCluster, Pass::kBackward, 4, 4, 1, 1, 0},  //  32 units (32-bit: 16), H <= 256
+    {CellKind::kLstm, Transport::kCluster, Pass::kBackward, 4, 4, 1, 2, 0},  //  32 units (32-bit: 16), H <= 256
+    {CellKind::kLstm, Transport::kCluster, Pass::kBackward, 4, 8, 1, 1, 0},  //  64 units (32-bit: 32), H <= 256
+    {CellKind::kLstm, Transport::kCluster, Pass::kBackward, 8, 4, 1, 1, 0},  //  32 units (32-bit: 16), H <= 512
+    {CellKind::kLstm, Transport::kCluster, Pass::kBackward, 8, 4, 1, 2, 0},  //  32 units (32-bit: 16), H <= 512
+    {CellKind::kLstm, Transport::kCluster, Pass::kBackward, 8, 8, 1, 1, 4},  //  64 units (32-bit: 32), H <= 512
+    {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 4, 8, 1, 0},     //  16 units, H <= 256
+    {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 8, 8, 1, 0},     //  16 units, H <= 512
+    {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 16, 8, 1, 0},    //  16 units, H <= 1024
+    {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 16, 8, 2, 0},    //  16 units, H <= 1024
+    {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 24, 8, 1, 8},    //  16 units, H <= 1536
 });
 
 constexpr int units_per_cta(const KernelShape& shape, Arithmetic arithmetic) {

@@ -44,8 +44,8 @@ int64_t weight_pitch(Dtype dtype, int64_t H) {
 
 int64_t exchange_bytes(const Plan& plan, const RowStates& rows) {
   if (plan.shape.transport != Transport::kGrid) return 0;
-  const int64_t operands = plan.shape.pass == Pass::kForward ? 1 : 4;
-  return operands * rows.M * rows.D * rows.T * rows.B * round_up(rows.H * product_bytes(plan.arithmetic));
+  return int64_t{plan.shape.operands()} * rows.M * rows.D * rows.T * rows.B *
+         round_up(rows.H * product_bytes(plan.arithmetic));
 }
 
 cudaError_t launch_forward(const Plan& plan, const ForwardArgs& args, cudaStream_t stream) {

@@ -2,7 +2,8 @@
 //
 // No torch. The same launchers serve the real library and the CPU emulation of the tests.
 // Letters: T steps, B batch, H hidden units, R size of h (the projection's P, or H without one), D directions,
-// N rows: T*B of a dense batch, the number of packed rows otherwise. Sizes and rows are int: M * D * N < 2^31. scalar_t
+// N rows: T*B of a dense batch, the number of packed rows otherwise. G gates, and what a cell saves and carries:
+// cells/sizes.h. Sizes and rows are int: M * D * N < 2^31. scalar_t
 // is the element type of the layer, acc_t what it is computed in (double for double, float for the rest). M members of
 // an ensemble, which resident kernels run in one launch where the plan says so. Then all tensors but row_offsets and
 // packed lengths have one more dimension in front, [M, ...], are contiguous. For everything else M is 1.
@@ -11,6 +12,7 @@
 
 #include <cstdint>
 
+#include "cells/sizes.h"
 #include "dtypes.h"
 #include "plan.h"
 
@@ -26,58 +28,58 @@ struct RowStates {
   const int64_t* lengths;
   // [T] on the device, or null: step t of batch row b is row `row_offsets[t] + b` of a packed batch, else `t * B + b`.
   const int64_t* row_offsets;
-  // bool [T, B], or null: before step t, h and c of the row become reset_h and reset_c (null: zeros).
+  // bool [T, B], or null: before step t the states of the row become reset_state (null: zeros).
   const bool* reset;
-  const void* reset_h;  // scalar_t [D, B, R]
-  const void* reset_c;  // scalar_t [D, B, H]
-  const void* h_0;      // scalar_t [D, B, R]
-  const void* c_0;      // scalar_t [D, B, H]
+  // Every state: scalar_t, h [D, B, R], others [D, B, H].
+  const void* reset_state[kMaxStates];
+  const void* initial[kMaxStates];
 };
 
-struct ForwardArgs {
+// What both passes are told of a layer.
+struct LayerArgs {
   RowStates rows;
   Dtype dtype;
+  CellKind cell;
+  bool is_relu;  // of the RNN: its activation
+};
+
+struct ForwardArgs : LayerArgs {
   // acc_t: W_ih x of all steps, without biases. Element (t, b, gate row) of direction d stands at
   // pre_gates[d] + t * pre_gates_stride_t + b * pre_gates_stride_b + gate row; row_offsets replaces t * stride_t
   // by row_offsets[t] * stride_b.
   const void* pre_gates[kMaxDirections];
   int64_t pre_gates_stride_t;
   int pre_gates_stride_b;
-  const void* bias_ih[kMaxDirections];  // scalar_t [4H], or null
-  const void* bias_hh[kMaxDirections];  // scalar_t [4H], or null
-  // Resident kernels only: scalar_t [4, H, weight_pitch], rows zero from H on, 16-byte aligned.
+  const void* bias_ih[kMaxDirections];  // scalar_t [GH], or null
+  const void* bias_hh[kMaxDirections];  // scalar_t [GH], or null
+  // Resident kernels only: scalar_t [G, H, weight_pitch], rows zero from H on, 16-byte aligned.
   const void* weight_hh[kMaxDirections];
   // Resident kernels with the GRID transport only: at least exchange_bytes(plan, rows) bytes, 16-byte aligned. Holds
   // nothing before and nothing of use afterwards.
   void* exchange;
-  void* output;       // scalar_t [N, D * R], one row per step and batch row
-  void* h_n;          // scalar_t [D, B, R]
-  void* c_n;          // scalar_t [D, B, H]
-  void* gates;        // scalar_t [D, N, 4H], activated i, f, g, o; null for inference
-  void* cell_states;  // acc_t [D, N, H]; null for inference
+  void* output;            // scalar_t [N, D * R], one row per step and batch row
+  void* last[kMaxStates];  // scalar_t, as the initial states
+  void* saved;             // scalar_t [D, N, saved * H]; null for inference
+  void* carried;           // acc_t [D, N, carried * H]; null for inference
 };
 
-struct BackwardArgs {
-  RowStates rows;
-  Dtype dtype;
-  const void* gates;        // as ForwardArgs left them
-  const void* cell_states;  // as ForwardArgs left them
+struct BackwardArgs : LayerArgs {
+  const void *output, *saved, *carried;  // as ForwardArgs left them
   // scalar_t, or null for zeros: element (row, d * R + r) at d_output + t * stride_t + b * stride_b + d * R + r;
   // with row_offsets as for pre_gates.
   const void* d_output;
   int64_t d_output_stride_t;
   int d_output_stride_b;
-  const void* d_h_n;          // scalar_t [D, B, R], or null
-  const void* d_c_n;          // scalar_t [D, B, H], or null
-  const void* d_cell_states;  // acc_t [D, N, H], or null
-  // Resident kernels only: W_hh transposed, scalar_t [H, 4, weight_pitch], zero from H on, 16-byte aligned.
+  const void* d_last[kMaxStates];  // scalar_t, each as the state, or null
+  const void* d_carried;           // acc_t [D, N, carried * H], or null
+  // Resident kernels only: W_hh transposed, scalar_t [H, G, weight_pitch], zero from H on, 16-byte aligned.
   const void* weight_hh[kMaxDirections];
-  void* exchange;   // as in ForwardArgs
-  void* d_gates;    // scalar_t [D, N, 4H]: gradient of the pre-activations
-  void* d_h_0;      // scalar_t [D, B, R]
-  void* d_c_0;      // scalar_t [D, B, H]
-  void* d_reset_h;  // acc_t [D, B, R], zero before the call; null without reset
-  void* d_reset_c;  // acc_t [D, B, H], zero before the call; null without reset
+  void* exchange;  // as in ForwardArgs
+  // scalar_t [D, N, GH]: gradients of what enters the gates. Where a cell takes no gate apart they are equal, and only
+  // the first is written.
+  void *d_from_hidden, *d_from_input;
+  void* d_initial[kMaxStates];      // scalar_t, each as the state
+  void* d_reset_state[kMaxStates];  // acc_t, each as the state, zero before the call; null without reset
 };
 
 // Bytes of the exchange buffer that this plan needs for all directions and members; 0 for every transport but
@@ -99,10 +101,10 @@ cudaError_t launch_backward(const Plan& plan, const BackwardArgs& args, cudaStre
 struct ForwardStep {
   int d;
   int64_t step;      // -1: fetch the initial state; 0..T-1: the step that the sums belong to, in order of running
-  const void* sums;  // acc_t [B, 4H]: W_hh h of that step
+  const void* sums;  // acc_t [B, GH]: W_hh h of that step
   void* h;           // scalar_t [B, R]: operand of the next product
-  void* c;           // acc_t [B, H]
-  void* hidden;      // scalar_t [B, H]: o * tanh(c) for the projection; null without one
+  void* carried;     // acc_t [B, carried * H]
+  void* hidden;      // scalar_t [B, H]: h for the projection; null without one
 };
 
 // Runs step `step` for one direction and leaves the operand of the next one, row states applied. With a projection it
@@ -114,10 +116,10 @@ cudaError_t launch_forward_projected(const ForwardArgs& args, const ForwardStep&
 
 struct BackwardStep {
   int d;
-  int64_t step;      // 0..T: its position in the order of running backward; T only finishes d_h_0 and d_c_0
-  const void* sums;  // acc_t [B, R]: d_gates of position step - 1 times W_hh
+  int64_t step;      // 0..T: its position in the order of running backward; T only finishes d_initial
+  const void* sums;  // acc_t [B, R]: d_from_hidden of position step - 1 times W_hh
   void* d_h;         // acc_t [B, R]
-  void* d_c;         // acc_t [B, H]
+  void* d_carried;   // acc_t [B, carried * H]
   // Projection only: scalar_t [N, R], gradient of every projected output row, written by launch_backward_projected.
   void* d_projected;
   const void* d_hidden;  // acc_t [B, H]: d_projected W_hr of this step
@@ -133,7 +135,8 @@ cudaError_t launch_backward_projected(const BackwardArgs& args, const BackwardSt
 // a CUDA graph would repeat it after that memory is gone.
 cudaError_t launch_store_values(const int64_t* values, int64_t count, int64_t* to, cudaStream_t stream);
 
-// previous: scalar_t [D, N, R], the h that every run step started from: the output of the step before, h_0 or reset_h.
+// previous: scalar_t [D, N, R], the h that every run step started from: the output of the step before, or that of the
+// initial or the reset state.
 cudaError_t launch_previous_states(const RowStates& rows, Dtype dtype, const void* output, void* previous,
                                    cudaStream_t stream);
 
@@ -141,8 +144,8 @@ cudaError_t launch_previous_states(const RowStates& rows, Dtype dtype, const voi
 cudaError_t launch_running_rows(const RowStates& rows, Dtype dtype, int64_t columns, const void* all, void* runs,
                                 cudaStream_t stream);
 
-// hidden: scalar_t [D, N, H] = o * tanh(c) of every run step, as the projection saw it.
-cudaError_t launch_hidden_states(const RowStates& rows, Dtype dtype, const void* gates, const void* cell_states,
-                                 void* hidden, cudaStream_t stream);
+// hidden: scalar_t [D, N, H], h of every run step as the projection saw it; of cells that a layer may project.
+cudaError_t launch_hidden_states(const LayerArgs& layer, const void* saved, const void* carried, void* hidden,
+                                 cudaStream_t stream);
 
 }  // namespace fusedlstm::cuda

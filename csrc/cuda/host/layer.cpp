@@ -7,7 +7,9 @@ Layer Layer::member(int64_t m) const {
   if (!is_ensemble) return one;
   one.is_ensemble = false;
   one.members = 1;
-  for (View* view : {&one.input, &one.h_0, &one.c_0, &one.reset_h, &one.reset_c}) *view = of_member(*view, m);
+  one.input = of_member(input, m);
+  for (View* each : {one.initial, one.reset_state})
+    for (int i = 0; i < kMaxStates; ++i) each[i] = of_member(each[i], m);
   for (View* each : {one.weight_ih, one.weight_hh, one.bias_ih, one.bias_hh, one.weight_hr})
     for (int d = 0; d < directions; ++d) each[d] = of_member(each[d], m);
   if (lengths) one.lengths += m * batch;
@@ -21,7 +23,8 @@ bool may_run_at_once(const Layer& layer) {
 }
 
 Problem Layer::problem(Pass pass) const {
-  return {.T = steps,
+  return {.cell = cell.kind,
+          .T = steps,
           .B = batch,
           .H = hidden,
           .proj_size = proj,

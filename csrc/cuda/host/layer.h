@@ -17,6 +17,7 @@ constexpr bool is_int(int64_t size) {
 
 // Checked by the binding. Views that a layer does not have are null.
 struct Layer {
+  NamedCell cell;
   Dtype dtype;
   bool allow_tf32;
   bool is_ensemble;
@@ -24,13 +25,13 @@ struct Layer {
   int64_t steps, batch, rows, features, hidden, proj, directions;  // of each member; proj 0: no projection
   const int64_t* batch_sizes;                                      // packed: [T] in host memory; else null
   View input;                                                      // [T, B, I] of any strides, or packed [N, I]
-  View h_0, c_0;                                                   // [D, B, R], [D, B, H], of any strides
-  View weight_ih[kMaxDirections], weight_hh[kMaxDirections];       // [4H, I], [4H, R]: each member contiguous
-  View bias_ih[kMaxDirections], bias_hh[kMaxDirections];           // [4H]
+  View initial[kMaxStates];                                        // h [D, B, R], others [D, B, H], of any strides
+  View weight_ih[kMaxDirections], weight_hh[kMaxDirections];       // [GH, I], [GH, R]: each member contiguous
+  View bias_ih[kMaxDirections], bias_hh[kMaxDirections];           // [GH]
   View weight_hr[kMaxDirections];                                  // [P, H]: each member contiguous
   const int64_t* lengths;                                          // [B], contiguous, or null
   const bool* reset;                                               // [T, B], contiguous, or null
-  View reset_h, reset_c;                                           // as h_0 and c_0
+  View reset_state[kMaxStates];                                    // as initial
 
   int64_t recurrent() const { return proj > 0 ? proj : hidden; }
   Dtype acc_dtype() const { return dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32; }
@@ -52,10 +53,10 @@ struct Layer {
 // Whether the members of an ensemble may run in one launch, if there is a kernel for it.
 bool may_run_at_once(const Layer& layer);
 
-// Allocated by the caller, contiguous but for the members; gates and cell_states are null where they are not wanted.
+// Allocated by the caller, contiguous but for the members; saved and carried are null where they are not wanted.
 // The rows of steps that are not run are zeros already.
 struct ForwardResults {
-  View output, h_n, c_n, gates, cell_states;
+  View output, last[kMaxStates], saved, carried;
 };
 
 void run_forward(Host& host, const Layer& layer, const ForwardResults& results);
@@ -63,17 +64,17 @@ void run_forward(Host& host, const Layer& layer, const ForwardResults& results);
 // What the backward pass is given beside the layer: the results of the forward pass that it needs, and the gradients of
 // all results; null for zeros. Each member is contiguous, d_output [.., D * R] of any strides but the last.
 struct Incoming {
-  View output, gates, cell_states;
-  View d_output, d_h_n, d_c_n, d_cell_states;
+  View output, saved, carried;
+  View d_output, d_last[kMaxStates], d_carried;
 };
 
 // Allocated by the caller, contiguous, of the sizes of the arguments; null where they are not wanted. Zeros already
 // where the layer has no rows.
 struct Gradients {
-  View input, h_0, c_0;
+  View input, initial[kMaxStates];
   View weight_ih[kMaxDirections], weight_hh[kMaxDirections], bias_ih[kMaxDirections], bias_hh[kMaxDirections],
       weight_hr[kMaxDirections];
-  View reset_h, reset_c;
+  View reset_state[kMaxStates];
 };
 
 void run_backward(Host& host, const Layer& layer, const Incoming& in, const Gradients& grads);

@@ -7,26 +7,26 @@ namespace fusedlstm::cuda {
 namespace {
 
 // d_projected: [N, P] of this direction, written here; null without projection.
-void stream_backward(const PreparedLayer& p, const BackwardArgs& a, int d, const View& d_gates,
+void stream_backward(const PreparedLayer& p, const BackwardArgs& a, int d, const View& d_from_hidden,
                      const View& d_projected) {
   const Layer& layer = p.layer;
   const int64_t B = layer.batch, H = layer.hidden, R = layer.recurrent(), T = layer.steps;
   const Buffer sums(p.host, "sums", layer.acc_dtype(), {B, R});
   const Buffer d_h(p.host, "d_h", layer.acc_dtype(), {B, R});
-  const Buffer d_c(p.host, "d_c", layer.acc_dtype(), {B, H});
+  const Buffer d_carried(p.host, "d_carried", layer.acc_dtype(), {B, layer.cell.sizes.carried * H});
   Buffer d_hidden;
   if (layer.proj > 0) d_hidden = Buffer(p.host, "d_hidden", layer.acc_dtype(), {B, H});
   BackwardStep state{.d = d,
                      .step = 0,
                      .sums = sums.data,
                      .d_h = d_h.data,
-                     .d_c = d_c.data,
+                     .d_carried = d_carried.data,
                      .d_projected = d_projected.data,
                      .d_hidden = d_hidden.data};
   for (; state.step <= T; ++state.step) {
     if (state.step > 0) {
       const int64_t done = p.time(d, T - state.step);
-      p.multiply(sums.narrow(0, 0, layer.rows_at(done)), p.rows_of_step(d_gates, done), layer.weight_hh[d]);
+      p.multiply(sums.narrow(0, 0, layer.rows_at(done)), p.rows_of_step(d_from_hidden, done), layer.weight_hh[d]);
     }
     if (layer.proj > 0) {
       check(launch_backward_projected(a, state, p.host.stream), "projection's backward step");
@@ -45,17 +45,16 @@ std::optional<BackwardRecurrence> recur(PreparedLayer& p, const Incoming& in, co
   const Layer& layer = p.layer;
   const Choice choice = p.host.choose(layer.problem(Pass::kBackward));
   if (layer.is_ensemble && !layer.is_resident(choice.plan)) return std::nullopt;
-  const int64_t D = layer.directions, B = layer.batch, H = layer.hidden, R = layer.recurrent();
-  const auto written = [&](const View& gradient, const char* name, int64_t size) {
-    return gradient.data ? gradient : p.workspace(name, layer.dtype, layer.each({D, B, size}));
-  };
+  const CellSizes& cell = layer.cell.sizes;
+  const int64_t D = layer.directions, R = layer.recurrent();
+  const Sizes of_gates = layer.each({D, layer.rows, cell.gates * layer.hidden});
   BackwardRecurrence r;
-  r.d_gates = p.rows_workspace("d_gates", layer.dtype, layer.each({D, layer.rows, 4 * H}));
-  BackwardArgs a{};
-  a.rows = p.rows;
-  a.dtype = layer.dtype;
-  a.gates = p.contiguous("gates", in.gates).data;
-  a.cell_states = p.contiguous("cell_states", in.cell_states).data;
+  r.d_from_hidden = p.rows_workspace("d_from_hidden", layer.dtype, of_gates);
+  r.d_from_input = cell.apart() > 0 ? p.rows_workspace("d_from_input", layer.dtype, of_gates) : r.d_from_hidden;
+  BackwardArgs a{p.arguments()};
+  a.output = p.contiguous("output", in.output).data;
+  a.saved = p.contiguous("saved", in.saved).data;
+  a.carried = p.contiguous("carried", in.carried).data;
   if (in.d_output.data) {
     const int batch = in.d_output.dimensions - 2;  // or packed rows
     View d_output = in.d_output;
@@ -64,58 +63,55 @@ std::optional<BackwardRecurrence> recur(PreparedLayer& p, const Incoming& in, co
     a.d_output_stride_t = layer.batch_sizes ? 0 : d_output.strides[batch - 1];
     a.d_output_stride_b = static_cast<int>(d_output.strides[batch]);
   }
-  a.d_h_n = p.contiguous("d_h_n", in.d_h_n).data;
-  a.d_c_n = p.contiguous("d_c_n", in.d_c_n).data;
-  a.d_cell_states = p.contiguous("d_cell_states", in.d_cell_states).data;
-  a.d_gates = r.d_gates.data;
-  a.d_h_0 = written(grads.h_0, "d_h_0", R).data;
-  a.d_c_0 = written(grads.c_0, "d_c_0", H).data;
-  if (layer.reset) {
-    r.d_reset_h = p.workspace("d_reset_h", layer.acc_dtype(), layer.each({D, B, R}));
-    r.d_reset_c = p.workspace("d_reset_c", layer.acc_dtype(), layer.each({D, B, H}));
-    p.host.zero(r.d_reset_h);
-    p.host.zero(r.d_reset_c);
-    a.d_reset_h = r.d_reset_h.data;
-    a.d_reset_c = r.d_reset_c.data;
+  a.d_carried = p.contiguous("d_carried", in.d_carried).data;
+  a.d_from_hidden = r.d_from_hidden.data;
+  a.d_from_input = r.d_from_input.data;
+  for (int i = 0; i < cell.states; ++i) {
+    const Sizes sizes = layer.each({D, layer.batch, i == 0 ? R : layer.hidden});
+    a.d_last[i] = p.contiguous("d_last", in.d_last[i]).data;
+    const View& d_initial = grads.initial[i];
+    a.d_initial[i] = d_initial.data ? d_initial.data : p.workspace("d_initial", layer.dtype, sizes).data;
+    if (!layer.reset) continue;
+    r.d_reset_state[i] = p.workspace("d_reset_state", layer.acc_dtype(), sizes);
+    p.host.zero(r.d_reset_state[i]);
+    a.d_reset_state[i] = r.d_reset_state[i].data;
   }
   if (p.launch_resident(choice, a, launch_backward)) return r;
   if (layer.is_ensemble) return std::nullopt;
   if (layer.proj > 0) r.d_projected = p.rows_workspace("d_projected", layer.dtype, {D, layer.rows, R});
-  for (int d = 0; d < D; ++d) stream_backward(p, a, d, r.d_gates[d], layer.proj > 0 ? r.d_projected[d] : View());
+  for (int d = 0; d < D; ++d) stream_backward(p, a, d, r.d_from_hidden[d], layer.proj > 0 ? r.d_projected[d] : View());
   return r;
 }
 
 // What is member m's.
-Incoming of_member(const Layer& layer, const Incoming& in, int64_t m) {
-  const auto own = [&](const View& all) { return layer.of_member(all, m); };
-  return {.output = own(in.output),
-          .gates = own(in.gates),
-          .cell_states = own(in.cell_states),
-          .d_output = own(in.d_output),
-          .d_h_n = own(in.d_h_n),
-          .d_c_n = own(in.d_c_n),
-          .d_cell_states = own(in.d_cell_states)};
+Incoming of_member(const Layer& layer, Incoming in, int64_t m) {
+  for (View* view : {&in.output, &in.saved, &in.carried, &in.d_output, &in.d_carried})
+    *view = layer.of_member(*view, m);
+  for (View& state : in.d_last) state = layer.of_member(state, m);
+  return in;
 }
 
 Gradients of_member(const Layer& layer, Gradients grads, int64_t m) {
-  for (View* view : {&grads.input, &grads.h_0, &grads.c_0, &grads.reset_h, &grads.reset_c})
-    *view = layer.of_member(*view, m);
+  grads.input = layer.of_member(grads.input, m);
+  for (View* each : {grads.initial, grads.reset_state})
+    for (int i = 0; i < kMaxStates; ++i) each[i] = layer.of_member(each[i], m);
   for (View* each : {grads.weight_ih, grads.weight_hh, grads.bias_ih, grads.bias_hh, grads.weight_hr})
     for (int d = 0; d < layer.directions; ++d) each[d] = layer.of_member(each[d], m);
   return grads;
 }
 
-BackwardRecurrence of_member(const Layer& layer, const BackwardRecurrence& r, int64_t m) {
-  const auto own = [&](const View& all) { return layer.of_member(all, m); };
-  return {own(r.d_gates), own(r.d_projected), own(r.d_reset_h), own(r.d_reset_c)};
+BackwardRecurrence of_member(const Layer& layer, BackwardRecurrence r, int64_t m) {
+  for (View* view : {&r.d_from_hidden, &r.d_from_input, &r.d_projected}) *view = layer.of_member(*view, m);
+  for (View& state : r.d_reset_state) state = layer.of_member(state, m);
+  return r;
 }
 
 }  // namespace
 
 void run_backward(Host& host, const Layer& layer, const Incoming& in, const Gradients& grads) {
   if (layer.rows == 0) {
-    if (grads.h_0.data && in.d_h_n.data) host.copy(grads.h_0, in.d_h_n);
-    if (grads.c_0.data && in.d_c_n.data) host.copy(grads.c_0, in.d_c_n);
+    for (int i = 0; i < kMaxStates; ++i)
+      if (grads.initial[i].data && in.d_last[i].data) host.copy(grads.initial[i], in.d_last[i]);
     return;
   }
   std::optional<PreparedLayer> ensemble;  // holds what its recurrence leaves

@@ -9,7 +9,7 @@ namespace {
 // the kernels expect one after another.
 Buffer project_input(const PreparedLayer& p, int d, ForwardArgs& a) {
   const Layer& layer = p.layer;
-  const int64_t width = 4 * layer.hidden;
+  const int64_t width = layer.cell.sizes.gates * layer.hidden;
   Buffer pre_gates(p.host, "pre_gates", layer.acc_dtype(), layer.each({layer.rows, width}));
   a.pre_gates[d] = pre_gates.data;
   a.pre_gates_stride_t = layer.batch * width;
@@ -31,17 +31,18 @@ Buffer project_input(const PreparedLayer& p, int d, ForwardArgs& a) {
 
 void stream_forward(const PreparedLayer& p, const ForwardArgs& a, int d) {
   const Layer& layer = p.layer;
+  const CellSizes& cell = layer.cell.sizes;
   const int64_t B = layer.batch, H = layer.hidden, R = layer.recurrent();
-  const Buffer sums(p.host, "sums", layer.acc_dtype(), {B, 4 * H});
+  const Buffer sums(p.host, "sums", layer.acc_dtype(), {B, cell.gates * H});
   const Buffer h(p.host, "h", layer.dtype, {B, R});
-  const Buffer c(p.host, "c", layer.acc_dtype(), {B, H});
+  const Buffer carried(p.host, "carried", layer.acc_dtype(), {B, cell.carried * H});
   Buffer hidden, projected;
   if (layer.proj > 0) {
     hidden = Buffer(p.host, "hidden", layer.dtype, {B, H});
     projected = Buffer(p.host, "projected", layer.acc_dtype(), {B, R});
   }
   const View weight_hh = layer.weight_hh[d].transposed(), weight_hr = layer.weight_hr[d].transposed();
-  ForwardStep state{.d = d, .step = -1, .sums = sums.data, .h = h.data, .c = c.data, .hidden = hidden.data};
+  ForwardStep state{.d = d, .step = -1, .sums = sums.data, .h = h.data, .carried = carried.data, .hidden = hidden.data};
   for (; state.step < layer.steps; ++state.step) {
     const int64_t count = state.step < 0 ? B : layer.rows_at(p.time(d, state.step));
     if (state.step >= 0) p.multiply(sums.narrow(0, 0, count), h.narrow(0, 0, count), weight_hh);
@@ -58,14 +59,11 @@ bool forward(Host& host, const Layer& given, const ForwardResults& r) {
   if (given.is_ensemble && !given.is_resident(choice.plan)) return false;
   const PreparedLayer p(host, given);
   const Layer& layer = p.layer;
-  ForwardArgs a{};
-  a.rows = p.rows;
-  a.dtype = layer.dtype;
+  ForwardArgs a{p.arguments()};
   a.output = r.output.data;
-  a.h_n = r.h_n.data;
-  a.c_n = r.c_n.data;
-  a.gates = r.gates.data;
-  a.cell_states = r.cell_states.data;
+  for (int i = 0; i < kMaxStates; ++i) a.last[i] = r.last[i].data;
+  a.saved = r.saved.data;
+  a.carried = r.carried.data;
   Buffer pre_gates[kMaxDirections];
   for (int d = 0; d < layer.directions; ++d) {
     pre_gates[d] = project_input(p, d, a);
@@ -82,15 +80,16 @@ bool forward(Host& host, const Layer& given, const ForwardResults& r) {
 
 void run_forward(Host& host, const Layer& layer, const ForwardResults& r) {
   if (layer.rows == 0) {
-    host.copy(r.h_n, layer.h_0);
-    host.copy(r.c_n, layer.c_0);
+    for (int i = 0; i < layer.cell.sizes.states; ++i) host.copy(r.last[i], layer.initial[i]);
     return;
   }
   if (may_run_at_once(layer) && forward(host, layer, r)) return;
-  for (int64_t m = 0; m < layer.members; ++m)
-    forward(host, layer.member(m),
-            {layer.of_member(r.output, m), layer.of_member(r.h_n, m), layer.of_member(r.c_n, m),
-             layer.of_member(r.gates, m), layer.of_member(r.cell_states, m)});
+  for (int64_t m = 0; m < layer.members; ++m) {
+    ForwardResults own = r;
+    for (View* view : {&own.output, &own.saved, &own.carried}) *view = layer.of_member(*view, m);
+    for (View& state : own.last) state = layer.of_member(state, m);
+    forward(host, layer.member(m), own);
+  }
 }
 
 }  // namespace fusedlstm::cuda

@@ -6,9 +6,9 @@ namespace fusedlstm::cuda {
 
 // What the recurrence backward leaves behind; of an ensemble, with the members in front.
 struct BackwardRecurrence {
-  View d_gates;               // [D, N, 4H]
-  View d_projected;           // [D, N, P], with a projection
-  View d_reset_h, d_reset_c;  // [D, B, R], [D, B, H], in the accumulation dtype; null without resets
+  View d_from_hidden, d_from_input;  // [D, N, GH]; the same where the cell takes no gate apart
+  View d_projected;                  // [D, N, P], with a projection
+  View d_reset_state[kMaxStates];    // h [D, B, R], others [D, B, H], in the accumulation dtype; null without resets
 };
 
 // Writes all gradients that are wanted but those of the initial state. Of one layer.

@@ -19,10 +19,10 @@ int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// K of the recurrent product: h forward, the four gates' gradients backward, each gate padded to 16 bytes.
+// K of the recurrent product: h forward, the gates' gradients backward, each gate padded to 16 bytes.
 int64_t product_k(const Problem& p, Arithmetic arithmetic) {
   const int64_t vector = 16 / product_bytes(arithmetic);
-  return ceil_div(p.H, vector) * vector * (p.pass == Pass::kForward ? 1 : 4);
+  return ceil_div(p.H, vector) * vector * (p.pass == Pass::kForward ? 1 : sizes_of(p.cell).gates);
 }
 
 int64_t ctas_per_tile(const KernelShape& shape, const Problem& p) {
@@ -119,7 +119,7 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
   const int sources = transport_shape(shape, arithmetic).sources;
   const double partials = sources == 0 ? 0
                                        : cost.shared_store + cost.barrier + cost.shared_load +
-                                             pairs * shape.sums() * 4 * sources * 2 / cost.shared_bytes;
+                                             pairs * sums_of_unit(shape) * 4 * sources * 2 / cost.shared_bytes;
   double cycles = cost.slack + cost.shared_load + std::max(product, weights) + cost.mma_latency + partials + pointwise +
                   cost.shared_store;
 
@@ -147,8 +147,10 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
   }
   const double waves = static_cast<double>(ceil_div(tiles, resident));
   const double compute = waves * static_cast<double>(p.T) * cycles / d.clock_mhz;
-  const double traffic =
-      static_cast<double>(p.T * p.D * abreast * p.B * p.H) * (forward ? 16 : 4 * 2 * bytes + 8 + bytes);
+  const CellSizes cell = sizes_of(p.cell);
+  const int read = cell.saved + cell.takes_h + cell.reads_h, written = cell.gates * (cell.apart() > 0 ? 2 : 1);
+  const double traffic = static_cast<double>(p.T * p.D * abreast * p.B * p.H) *
+                         (forward ? 4 * cell.gates : (read + written + 1) * bytes + 8 * cell.carried);
   return (us + std::max(compute, traffic / (d.memory_gb_per_s * 1e3))) * static_cast<double>(p.M / abreast);
 }
 
@@ -161,9 +163,10 @@ double stream_microseconds(const Problem& p, const Device& d) {
                       : arithmetic == Arithmetic::kFloat32 ? cost.rate_float32
                       : arithmetic == Arithmetic::kTf32    ? cost.rate_tf32
                                                            : cost.rate_16_bit;
-  const double weights = 4 * H * outer * bytes / (d.memory_gb_per_s * 1e3);
-  const double product = 4 * H * outer * B / (rate * d.sm_count * d.clock_mhz);
-  const double pointwise = B * H * (40 + bytes) / (d.memory_gb_per_s * 1e3);
+  const CellSizes cell = sizes_of(p.cell);
+  const double weights = cell.gates * H * outer * bytes / (d.memory_gb_per_s * 1e3);
+  const double product = cell.gates * H * outer * B / (rate * d.sm_count * d.clock_mhz);
+  const double pointwise = B * H * (8 * (cell.gates + cell.carried) + bytes) / (d.memory_gb_per_s * 1e3);
   const double projection = p.proj_size > 0 ? cost.stream_step_us : 0;
   return static_cast<double>(p.T * p.D * p.M) *
          (std::max(weights, product) + pointwise + projection + cost.stream_step_us);
@@ -204,7 +207,7 @@ Request parse_request(const std::string& request) {
 Plan stream_plan(const Problem& p, const Device& d) {
   return {.arithmetic = arithmetic_of(p),
           .shape_index = -1,
-          .shape = {Transport::kStream, p.pass, 0, 0, 0, 0, 0},
+          .shape = {p.cell, Transport::kStream, p.pass, 0, 0, 0, 0, 0},
           .ctas_per_tile = 0,
           .tiles = 0,
           .members = 1,
@@ -236,7 +239,8 @@ std::optional<Plan> best_of(Transport transport, const Request& request, const P
              {request.units, request.batch_rows, request.k}};
   for (int i = 0; i < static_cast<int>(kKernelShapes.size()); ++i) {
     const KernelShape& shape = kKernelShapes[static_cast<size_t>(i)];
-    if (shape.transport != transport || shape.pass != p.pass || !is_compiled(shape, arithmetic)) continue;
+    if (shape.cell != p.cell || shape.transport != transport || shape.pass != p.pass || !is_compiled(shape, arithmetic))
+      continue;
     if (request.units > 0 &&
         (units_per_cta(shape, arithmetic) != request.units || shape.batch_rows() != request.batch_rows))
       continue;
@@ -306,6 +310,18 @@ const char* transport_name(Transport transport) {
   return "unknown";
 }
 
+const char* cell_name(CellKind cell) {
+  switch (cell) {
+    case CellKind::kLstm:
+      return "lstm";
+    case CellKind::kGru:
+      return "gru";
+    case CellKind::kRnn:
+      return "rnn";
+  }
+  return "unknown";
+}
+
 const char* arithmetic_name(Arithmetic arithmetic) {
   switch (arithmetic) {
     case Arithmetic::kBFloat16:
@@ -323,12 +339,12 @@ const char* arithmetic_name(Arithmetic arithmetic) {
 }
 
 std::string to_string(const Plan& plan) {
-  const char* transport = transport_name(plan.shape.transport);
+  const char *cell = cell_name(plan.shape.cell), *transport = transport_name(plan.shape.transport);
   const char* arithmetic = arithmetic_name(plan.arithmetic);
   if (plan.shape.transport == Transport::kStream)
-    return text("%s %s, one product and one pointwise kernel per step, estimated %.0f us", transport, arithmetic,
-                plan.microseconds);
-  return text("%s %s, %d CTAs x %d units, %d tiles of %d rows, %lld bytes of shared memory, estimated %.0f us",
+    return text("%s %s %s, one product and one pointwise kernel per step, estimated %.0f us", cell, transport,
+                arithmetic, plan.microseconds);
+  return text("%s %s %s, %d CTAs x %d units, %d tiles of %d rows, %lld bytes of shared memory, estimated %.0f us", cell,
               transport, arithmetic, plan.ctas_per_tile, units_per_cta(plan.shape, plan.arithmetic), plan.tiles,
               plan.shape.batch_rows(), static_cast<long long>(plan.smem_bytes), plan.microseconds);
 }
@@ -343,9 +359,11 @@ std::vector<std::string> rejected(const Plan& plan) {
 }
 
 std::string kernel_name(Arithmetic arithmetic, const KernelShape& shape) {
-  return text("%s %s kernel %s:%dx%dx%d", arithmetic_name(arithmetic),
-              shape.pass == Pass::kForward ? "forward" : "backward", transport_name(shape.transport),
-              units_per_cta(shape, arithmetic), shape.batch_rows(), k_capacity(shape, arithmetic));
+  std::string name = text("%s %s %s kernel %s", arithmetic_name(arithmetic), cell_name(shape.cell),
+                          shape.pass == Pass::kForward ? "forward" : "backward", transport_name(shape.transport));
+  if (shape.transport != Transport::kStream)
+    name += text(":%dx%dx%d", units_per_cta(shape, arithmetic), shape.batch_rows(), k_capacity(shape, arithmetic));
+  return name;
 }
 
 const std::vector<Device>& known_devices() {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cells/all.h"
 #include "dtypes.h"
 #include "plan_misfit.h"
 
@@ -28,6 +29,7 @@ enum class Arithmetic : uint8_t { kBFloat16, kFloat16, kTf32, kFloat32, kFloat64
 enum class Pass : uint8_t { kForward, kBackward };
 
 struct Problem {
+  CellKind cell;
   int64_t T, B, H;
   int64_t proj_size;  // 0: none
   int D;              // directions
@@ -43,6 +45,7 @@ inline constexpr int kMaxClusterSize = 16;
 // The compile-time shape of a resident kernel; see recurrence.cuh, and transport_shape.h for what depends on the
 // transport. The planner and the kernels' table share the list.
 struct KernelShape {
+  CellKind cell;
   Transport transport;
   Pass pass;
   int rows_per_lane;    // rows of the weight that a lane holds, in groups of 8 rows per warp
@@ -51,8 +54,9 @@ struct KernelShape {
   int batch_tiles;      // batch rows per CTA, in tiles of 8
   int shared_chunks;    // of chunks_per_warp, the last ones: their weights are in shared memory, not in registers
 
-  constexpr int sums() const { return pass == Pass::kForward ? 4 : 1; }      // that a cell takes from the product
-  constexpr int operands() const { return pass == Pass::kForward ? 1 : 4; }  // that it gives to the next one
+  // What a unit of a batch row takes from the product, and what it gives to the next one.
+  constexpr int sums() const { return pass == Pass::kForward ? sizes_of(cell).gates : 1; }
+  constexpr int operands() const { return pass == Pass::kForward ? 1 : sizes_of(cell).gates; }
   constexpr int batch_rows() const { return 8 * batch_tiles; }
   constexpr int chunks() const { return chunks_per_warp * k_splits; }
   constexpr int rows() const { return kWarps / k_splits * 8 * rows_per_lane; }  // of the weight, in one CTA
@@ -86,7 +90,7 @@ struct Device {
 struct Plan {
   Arithmetic arithmetic;
   int shape_index;      // of kKernelShapes (kernel_shapes.h); -1: STREAM, which has none
-  KernelShape shape;    // that one; STREAM: all of its sizes are 0
+  KernelShape shape;    // that one; STREAM: of its cell and pass, all sizes are 0
   int ctas_per_tile;    // CTAs that together hold W_hh once
   int tiles;            // tiles of the batch, of each direction and member
   int members;          // that one launch runs: all of the ensemble, or 1
@@ -101,18 +105,19 @@ struct Plan {
 // what is requested does not fit or does not exist.
 Plan make_plan(const Problem& problem, const Device& device, const std::string& request = "");
 
-// One line: "grid bfloat16 64 CTAs x 16 units, 2 tiles of 8 rows, 38 KiB shared memory, estimated 612 us".
+// One line: "lstm grid bfloat16, 64 CTAs x 16 units, 2 tiles of 8 rows, 38 KiB shared memory, estimated 612 us".
 std::string to_string(const Plan& plan);
 
 // Why the transports that do not fit were not taken, one sentence each: "cluster: expected sm_90 or later, got sm_80".
 std::vector<std::string> rejected(const Plan& plan);
 
-// A compiled kernel in one line: "bfloat16 forward kernel grid:16x8x1024", where the last word can be a request.
+// What runs the steps in one line: "bfloat16 lstm forward kernel grid:16x8x1024"; the last word can be a request.
 std::string kernel_name(Arithmetic arithmetic, const KernelShape& shape);
 
 Arithmetic arithmetic_of(const Problem& problem);
 const char* transport_name(Transport transport);
 const char* arithmetic_name(Arithmetic arithmetic);
+const char* cell_name(CellKind cell);
 
 // Published limits of GPUs at hand for planning without one.
 const std::vector<Device>& known_devices();

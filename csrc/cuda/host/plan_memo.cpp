@@ -17,7 +17,8 @@ size_t PlanMemo::Hash::operator()(const Key& key) const {
   add(p.H);
   add(p.proj_size);
   add(p.M);
-  add(p.D << 24 | static_cast<int>(p.dtype) << 16 | static_cast<int>(p.pass) << 8 | static_cast<int>(p.allow_tf32));
+  add(p.D << 26 | static_cast<int>(p.cell) << 24 | static_cast<int>(p.dtype) << 16 | static_cast<int>(p.pass) << 8 |
+      static_cast<int>(p.allow_tf32));
   return hash;
 }
 

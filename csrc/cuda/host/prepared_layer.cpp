@@ -5,14 +5,14 @@
 namespace fusedlstm::cuda {
 
 PreparedLayer::PreparedLayer(Host& host, const Layer& given) : host(host), layer(given) {
-  if (!is_int(layer.steps) || !is_int(layer.batch) || !is_int(4 * layer.hidden) ||
+  if (!is_int(layer.steps) || !is_int(layer.batch) || !is_int(layer.cell.sizes.gates * layer.hidden) ||
       !is_int(layer.members * layer.directions * layer.rows))
     throw std::runtime_error(
-        "fusedlstm: expected steps, batch, 4 * hidden_size and directions * steps * batch below 2^31");
-  layer.h_0 = contiguous("h_0", layer.h_0);
-  layer.c_0 = contiguous("c_0", layer.c_0);
-  layer.reset_h = contiguous("reset_h", layer.reset_h);
-  layer.reset_c = contiguous("reset_c", layer.reset_c);
+        "fusedlstm: expected steps, batch, rows of weight_hh and directions * steps * batch below 2^31");
+  for (int i = 0; i < kMaxStates; ++i) {
+    layer.initial[i] = contiguous("initial", layer.initial[i]);
+    layer.reset_state[i] = contiguous("reset_state", layer.reset_state[i]);
+  }
   for (int d = 0; d < layer.directions; ++d) {
     layer.weight_hh[d] = contiguous("weight_hh", layer.weight_hh[d]);
     layer.bias_ih[d] = contiguous("bias_ih", layer.bias_ih[d]);
@@ -28,10 +28,12 @@ PreparedLayer::PreparedLayer(Host& host, const Layer& given) : host(host), layer
           .lengths = layer.lengths,
           .row_offsets = nullptr,
           .reset = layer.reset,
-          .reset_h = layer.reset_h.data,
-          .reset_c = layer.reset_c.data,
-          .h_0 = layer.h_0.data,
-          .c_0 = layer.c_0.data};
+          .reset_state = {},
+          .initial = {}};
+  for (int i = 0; i < kMaxStates; ++i) {
+    rows.reset_state[i] = layer.reset_state[i].data;
+    rows.initial[i] = layer.initial[i].data;
+  }
   if (layer.batch_sizes) tabulate_rows();
 }
 
@@ -67,14 +69,14 @@ void PreparedLayer::tabulate_rows() {
 
 View PreparedLayer::resident_weight(int d, bool is_transposed, Buffer& memory) const {
   const View& weight = layer.weight_hh[d];
-  const int64_t H = layer.hidden, pitch = weight_pitch(layer.dtype, H);
+  const int64_t G = layer.cell.sizes.gates, H = layer.hidden, pitch = weight_pitch(layer.dtype, H);
   // A parameter may be a part of a larger buffer, at any address.
   const bool is_aligned = reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
   if (!is_transposed && pitch == H && is_aligned) return weight;
-  View blocks = weight.as(layer.each({4, H, H}));
+  View blocks = weight.as(layer.each({G, H, H}));
   const int i = layer.is_ensemble ? 1 : 0;  // the first dimension of a member
   if (is_transposed) blocks = blocks.transposed(i, i + 2).transposed(i + 1, i + 2);
-  memory = Buffer(host, "weight_hh", layer.dtype, layer.each(is_transposed ? Sizes{H, 4, pitch} : Sizes{4, H, pitch}));
+  memory = Buffer(host, "weight_hh", layer.dtype, layer.each(is_transposed ? Sizes{H, G, pitch} : Sizes{G, H, pitch}));
   if (pitch != H) host.zero(memory);
   host.copy(memory.narrow(i + 2, 0, H), blocks);
   return memory;

@@ -37,6 +37,9 @@ class PreparedLayer {
   View workspace(const char* name, Dtype dtype, const Sizes& sizes);
   // Of rows, in which those that are not run read as zeros.
   View rows_workspace(const char* name, Dtype dtype, const Sizes& sizes);
+  // What both passes of kernels are told.
+  LayerArgs arguments() const { return {rows, layer.dtype, layer.cell.kind, layer.cell.is_relu}; }
+
   // The view itself if it is contiguous, else a copy.
   View contiguous(const char* name, const View& view);
 
@@ -68,7 +71,7 @@ class PreparedLayer {
   std::vector<int64_t> offsets_;  // packed: the first row of each step
 
   void tabulate_rows();
-  // W_hh as resident kernels read it: [4, H, pitch], or transposed [H, 4, pitch], rows padded with zeros to 16 bytes;
+  // W_hh as resident kernels read it: [G, H, pitch], or transposed [H, G, pitch], rows padded with zeros to 16 bytes;
   // of each member. Where it does not lie so already, it is copied to `memory`.
   View resident_weight(int d, bool is_transposed, Buffer& memory) const;
 };

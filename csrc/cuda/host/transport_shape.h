@@ -40,10 +40,15 @@ constexpr int cells_per_thread(const KernelShape& shape, int units) {
   return (units * shape.batch_rows() + kThreads - 1) / kThreads;
 }
 
+// The sums of a unit as they lie in shared memory: in a vector of 4, or a single one.
+constexpr int sums_of_unit(const KernelShape& shape) {
+  return shape.sums() > 1 ? 4 : 1;
+}
+
 // Where a CTA has the rows of W_hh that belong to its units, and the whole K.
 constexpr TransportShape shape_of_rows(const KernelShape& shape, int element_bytes) {
   const int units = shape.rows() / shape.sums();
-  const int row_bytes = (shape.sums() * units + 4) * 4;  // 4 floats of padding
+  const int row_bytes = (sums_of_unit(shape) * units + 4) * 4;  // 4 floats of padding
   return {.units = units,
           .k_capacity = shape.chunks() * 64 / element_bytes,
           .operand_buffers = 2,

@@ -1,5 +1,7 @@
 """One resident kernel against STREAM on the same GPU: all results of the operator, forward or backward."""
 
+from functools import partial
+
 import torch
 
 from gpu_visit.layers import DTYPES, difference, use, verdict
@@ -8,27 +10,31 @@ FEATURES = 16
 
 
 def measure(device, item):
-    precision, T, B, H = (item[key] for key in ("precision", "T", "B", "H"))
+    precision, cell, G, T, B, H = (item[key] for key in ("precision", "cell", "gates", "T", "B", "H"))
 
     def draw(*sizes, scale=1.0):
         return (torch.randn(*sizes, device=device.name) * scale).to(DTYPES[precision])
 
+    def states():
+        return [draw(1, B, H) for _ in range(2 if cell == "lstm" else 1)]
+
     layer = [
-        draw(T, B, FEATURES), [draw(1, B, H), draw(1, B, H)],
-        [draw(4 * H, FEATURES, scale=0.2)], [draw(4 * H, H, scale=H**-0.5)], [draw(4 * H)], [draw(4 * H)], [],
+        draw(T, B, FEATURES), states(),
+        [draw(G * H, FEATURES, scale=0.2)], [draw(G * H, H, scale=H**-0.5)], [draw(G * H)], [draw(G * H)], [],
         None, None, None, [], precision == "tf32",
     ]  # fmt: skip
     use(precision, "stream")
-    forward = device.ops.lstm_layer(*layer)
-    incoming = [draw(T, B, H), [draw(1, B, H), draw(1, B, H)], None]
-    output, _, gates, cell_states = forward
-    # The initial states of resets do not take part.
-    backward = [*incoming, *layer, output, gates, cell_states, [True] * 7 + [False]]
-    is_forward = item["pass"] == "forward"
-    right = forward if is_forward else device.ops.lstm_layer_backward(*backward)
+    if item["pass"] == "forward":
+        run = partial(getattr(device.ops, f"{cell}_layer"), *layer)
+    else:
+        output, _, saved, carried = getattr(device.ops, f"{cell}_layer")(*layer)
+        needs = [True] * 7 + [False]  # the initial states of resets do not take part
+        backward = [draw(T, B, H), states(), None, *layer, output, saved, carried, needs]
+        run = partial(getattr(device.ops, f"{cell}_layer_backward"), *backward)
+    right = run()
     use(precision, item["plan"])
     try:
-        got = device.ops.lstm_layer(*layer) if is_forward else device.ops.lstm_layer_backward(*backward)
+        got = run()
     except RuntimeError as error:
         if "does not fit" not in str(error):
             raise
