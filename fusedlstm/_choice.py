@@ -34,7 +34,7 @@ def choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
     # A hidden size of 0, as PyTorch's cells allow: nothing for a kernel to do.
     if H == 0 or (is_transformed and _transforms.need_reference(is_compiling)):
         return _REFERENCES[cell.name]
-    if not x.is_cpu and not x.is_meta and lacks_kernels(cell.name, x.device):
+    if not x.is_cpu and not x.is_meta and lacks_kernels(x.device):
         is_plain = not (is_transformed or wants_kept) and lengths is None and reset is None
         return (TORCH_LAYERS if is_plain else _REFERENCES)[cell.name]
     # What is recorded for later must serve both with and without gradients; and of the two, only
@@ -94,9 +94,9 @@ def is_plain_step(cell, tensors) -> bool:
 
 @constant_for_dynamo
 @functools.cache
-def lacks_kernels(cell: str, device: torch.device) -> bool:
-    """Whether PyTorch's own layers of a cell must run on this device; says why, once."""
-    reason = _library.why_no_kernels(device) or _library.why_no_kernels_of(OPERATORS[cell].layer, device)
+def lacks_kernels(device: torch.device) -> bool:
+    """Whether PyTorch's own layers must run on this device; says why, once."""
+    reason = _library.why_no_kernels(device)
     if reason is not None:
         warnings.warn(f"fusedlstm runs PyTorch's own layers: {reason}", RuntimeWarning, stacklevel=2)
     return reason is not None

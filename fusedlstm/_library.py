@@ -11,8 +11,6 @@ from pathlib import Path
 
 import torch
 
-from fusedlstm._private_torch import has_kernel
-
 OLDEST_TORCH = (2, 10)  # the stable ABI that the libraries were built for
 
 _LIB_DIR = Path(__file__).resolve().parent / "lib"
@@ -111,13 +109,6 @@ def why_no_kernels(device: torch.device) -> Reason | None:
         f"rebuild with TORCH_CUDA_ARCH_LIST={wanted}",
         is_a_fault=True,
     )
-
-
-def why_no_kernels_of(operator, device: torch.device) -> Reason | None:
-    """Why there is no kernel of one operator for tensors on a `device` that has others, or None where there is."""
-    if has_kernel(operator, device.type):
-        return None
-    return Reason(f"fusedlstm has no {device.type} kernels for {operator.name().removeprefix('fusedlstm::')} yet")
 
 
 def _cuda_obstacle(device: torch.device) -> str:

@@ -122,11 +122,6 @@ def argument_names(operator: OpOverload) -> tuple[str, ...]:
     return tuple(argument.name for argument in operator._schema.arguments)
 
 
-def has_kernel(operator: OpOverload, device_type: str) -> bool:
-    """Whether it has one for tensors on devices of this type. Nothing public tells."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), device_type.upper())
-
-
 def run_with_real_tensors(mode: FakeTensorMode, operator, types, arguments, options):
     """An operator under fake tensors; and on the real tensors behind them, which torch.export.draft_export has.
 

@@ -6,6 +6,8 @@ import torch
 from emulated_layer import EVERYTHING, STATES, Emulated, Layer
 from tolerance import MEMORY, SAFETY, assert_near, tolerance
 
+from fusedlstm.cells import CELLS
+
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 # What a layer is computed in: dtype and whether TF32 may be used.
@@ -16,6 +18,14 @@ ARITHMETICS = {
     "float16": (F16, False),
     "float64": (F64, False),
 }
+# Every cell in the precisions in which its kernels differ most from others'. Of 16 bits and TF32, relu's corners make
+# gradients jump: there the RNN's kernels run with tanh.
+RUNS = [
+    *[("lstm", arithmetic) for arithmetic in ARITHMETICS],
+    *[("gru", arithmetic) for arithmetic in ("float32", "tf32", "bfloat16", "float64")],
+    *[("rnn_tanh", arithmetic) for arithmetic in ("tf32", "bfloat16")],
+    *[("rnn_relu", arithmetic) for arithmetic in ("float32", "float64")],
+]
 RESIDENT = ("local", "cluster", "grid")
 K_SPLITS = {"cluster": 4, "grid": 8}  # at most: how many warps share K
 
@@ -24,7 +34,7 @@ TF32_OPERANDS = 2**-11  # their relative error
 
 def allowed(layer, arithmetic, name=""):
     steps = min(layer.T, MEMORY)
-    terms = 4 * layer.H  # backward; forward sums a quarter of that
+    terms = layer.cell.gates * layer.H  # backward; forward sums the part of one gate
     if "weight" in name or "bias" in name:
         terms += layer.rows
     limit = tolerance(layer.dtype, terms, layer.T, device_type="cuda")
@@ -45,14 +55,15 @@ def check(layer, arithmetic, request, seed=0):
     )
 
 
-def make(arithmetic, T, B, H, **options):
+def make(arithmetic, T, B, H, cell="lstm", **options):
     dtype, allow_tf32 = ARITHMETICS[arithmetic]
-    return Layer(T, B, H, dtype=dtype, allow_tf32=allow_tf32, **options)
+    return Layer(T, B, H, CELLS[cell], dtype=dtype, allow_tf32=allow_tf32, **options)
 
 
-def hidden_size(transport, H):
+def hidden_size(transport, H, cell="lstm"):
     """At least two CTAs for CLUSTER."""
-    return H + 32 if transport == "cluster" else H
+    units = 64 if CELLS[cell].gates == 1 else 32  # of the smallest
+    return H + units if transport == "cluster" else H
 
 
 LENGTHS = [3, 1, 2, 0, 3, 3, 2, 1, 1, 3, 2]
@@ -71,49 +82,53 @@ ROW_STATES = {
 
 
 @pytest.mark.parametrize("states", ROW_STATES)
-@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize(("cell", "arithmetic"), RUNS)
 @pytest.mark.parametrize("transport", ("stream", *RESIDENT))
-def test_row_states(transport, arithmetic, states):
+def test_row_states(transport, cell, arithmetic, states):
     if transport != "stream" and arithmetic == "float64":
         with pytest.raises(ValueError, match="got float64"):
-            Emulated(emulator.module(), make(arithmetic, 3, 11, 20), transport).plan(backward=False)
+            Emulated(emulator.module(), make(arithmetic, 3, 11, 20, cell), transport).plan(backward=False)
         return
-    layer = make(arithmetic, 3, len(LENGTHS), hidden_size(transport, 20), **ROW_STATES[states])
+    layer = make(arithmetic, 3, len(LENGTHS), hidden_size(transport, 20, cell), cell, **ROW_STATES[states])
     check(layer, arithmetic, transport)
 
 
 @pytest.mark.parametrize(
     ("T", "B", "H"), [(1, 1, 1), (2, 8, 32), (3, 3, 33), (2, 17, 7), (4, 9, 64)], ids=lambda n: str(n)
 )
-@pytest.mark.parametrize("arithmetic", ["float32", "tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("cell", "arithmetic"), [run for run in RUNS if run[1] != "float64"])
 @pytest.mark.parametrize("transport", RESIDENT)
-def test_tails(transport, arithmetic, T, B, H):
+def test_tails(transport, cell, arithmetic, T, B, H):
     """Sizes below, on and above the tiles of batch, units and K; one step has nothing to exchange."""
     T = max(T, 2) if transport == "grid" else T
-    check(make(arithmetic, T, B, hidden_size(transport, H)), arithmetic, transport)
+    check(make(arithmetic, T, B, hidden_size(transport, H, cell), cell), arithmetic, transport)
 
 
 # Where a member's data lie depends on the row states and on the bytes of a value, which tf32 shares with float32 and
 # float16 with bfloat16.
 ENSEMBLES = [
-    (arithmetic, states)
+    ("lstm", arithmetic, states)
     for arithmetic in ("float32", "tf32", "bfloat16", "float16")
     for states in ROW_STATES
     if states != "batch first"
     if arithmetic in ("float32", "bfloat16") or states in ("both directions", "resets and lengths")
+] + [
+    (cell, "bfloat16", states)
+    for cell in ("gru", "rnn_tanh")
+    for states in ("both directions", "packed", "resets and lengths")
 ]
 
 
-@pytest.mark.parametrize(("arithmetic", "states"), ENSEMBLES)
+@pytest.mark.parametrize(("cell", "arithmetic", "states"), ENSEMBLES)
 @pytest.mark.parametrize("transport", RESIDENT)
-def test_ensemble_in_one_launch(transport, arithmetic, states):
+def test_ensemble_in_one_launch(transport, cell, arithmetic, states):
     """Each member bit for bit as alone, in more than one tile of the batch."""
-    options, module, H = dict(ROW_STATES[states]), emulator.module(), hidden_size(transport, 20)
+    options, module, H = dict(ROW_STATES[states]), emulator.module(), hidden_size(transport, 20, cell)
     layers = []
     for seed in range(3):
         if "lengths" in options and "packed" not in options:
             options["lengths"] = LENGTHS[seed:] + LENGTHS[:seed]
-        layers.append(make(arithmetic, 3, len(LENGTHS), H, seed=seed, **options))
+        layers.append(make(arithmetic, 3, len(LENGTHS), H, cell, seed=seed, **options))
     run = Emulated(module, layers, transport)
     out = run.forward()
     found = out | run.backward(out, EVERYTHING)
@@ -126,10 +141,11 @@ def test_ensemble_in_one_launch(transport, arithmetic, states):
 
 
 @pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("transport", ("stream", *RESIDENT))
-def test_activations_of_the_hardware(transport, arithmetic):
+def test_activations_of_the_hardware(transport, cell, arithmetic):
     """As wrong as they may be, they stay within the tolerance; forty times as wrong, they do not."""
-    module, layer = emulator.module(), make(arithmetic, 5, 11, hidden_size(transport, 20))
+    module, layer = emulator.module(), make(arithmetic, 5, 11, hidden_size(transport, 20, cell), cell)
     for approximation in (1, -1):
         with emulator.options(module, approximation=approximation):
             check(layer, arithmetic, transport)
@@ -148,7 +164,8 @@ def test_projection(arithmetic, proj_size):
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("arithmetic", ["float32", "tf32", "bfloat16"])
-def test_every_compiled_shape(arithmetic, backward):
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_every_compiled_shape(cell, arithmetic, backward):
     """Each kernel that is compiled, forced by name, with more than one CTA where it can and all of one warp's K.
 
     Backward, every CTA of a cluster has rows of all units: nearly as many as it has room for.
@@ -156,17 +173,17 @@ def test_every_compiled_shape(arithmetic, backward):
     core, module = pytest.importorskip("fusedlstm._core"), emulator.module()
     dtype, tf32 = ARITHMETICS[arithmetic]
     name = str(dtype).removeprefix("torch.")
-    shapes = core.kernel_shapes(dtype=name, allow_tf32=tf32, backward=backward)
+    shapes = core.kernel_shapes(cell=cell, dtype=name, allow_tf32=tf32, backward=backward)
     assert {s[0] for s in shapes} == set(RESIDENT)
     for transport, units, rows, k in sorted(set(shapes)):
-        most = k // 4 if backward else k
+        most = k // CELLS[cell].gates if backward else k
         if transport == "local":
             H = min(units, most)
         elif transport == "cluster" and backward:
             H = min(most, 16 * units) - 3
         else:
             H = min(max(units, most // K_SPLITS[transport]) + 5, most)
-        layer, request = make(arithmetic, 2, rows + 1, H), f"{transport}:{units}x{rows}x{k}"
+        layer, request = make(arithmetic, 2, rows + 1, H, cell), f"{transport}:{units}x{rows}x{k}"
         run, expected = Emulated(module, layer, request), layer.reference()
         results = run.backward(Emulated(module, layer, "stream").forward()) if backward else run.forward()
         for what, value in results.items():
@@ -174,8 +191,18 @@ def test_every_compiled_shape(arithmetic, backward):
 
 
 @pytest.mark.parametrize("states", ["both directions", "packed", "resets and lengths"])
-@pytest.mark.parametrize(("request_", "H"), [("local:128x8", 100), ("cluster:32x16", 260), ("cluster:64x8", 260)])
-def test_several_cells_a_thread(request_, H, states):
+@pytest.mark.parametrize(
+    ("cell", "request_", "H"),
+    [
+        ("lstm", "local:128x8", 100),
+        ("lstm", "cluster:32x16", 260),
+        ("lstm", "cluster:64x8", 260),
+        ("gru", "local:128x8", 100),
+        ("rnn_tanh", "local:128x8", 100),
+        ("rnn_tanh", "cluster:64x8", 260),
+    ],
+)
+def test_several_cells_a_thread(cell, request_, H, states):
     """The kernels whose registers are full, which fetch at another time than others, over several steps."""
     lengths = [2 * length for length in LENGTHS]
     options = ROW_STATES[states]
@@ -183,14 +210,15 @@ def test_several_cells_a_thread(request_, H, states):
         options = options | {
             "lengths": sorted(((n or 1) for n in lengths), reverse=True) if "packed" in options else lengths
         }
-    check(make("bfloat16", 6, len(LENGTHS), H, **options), "bfloat16", request_)
+    check(make("bfloat16", 6, len(LENGTHS), H, cell, **options), "bfloat16", request_)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
 @pytest.mark.parametrize("transport", RESIDENT)
-def test_schedules_agree_bitwise(transport):
+def test_schedules_agree_bitwise(transport, cell):
     """The order in which threads and stores happen to run changes no bit."""
     module = emulator.module()
-    layer = make("bfloat16", 4, 11, 40, lengths=[4, 1, 2, 0, 3, 4, 2, 1, 4, 3, 2])
+    layer = make("bfloat16", 4, 11, hidden_size(transport, 40, cell), cell, lengths=[4, 1, 2, 0, 3, 4, 2, 1, 4, 3, 2])
     runs = []
     for seed in (0, 1, 5):
         run = Emulated(module, layer, transport)
@@ -202,21 +230,23 @@ def test_schedules_agree_bitwise(transport):
             assert torch.equal(first, other[name]), name
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("transport", ("stream", *RESIDENT))
-def test_inference_gives_the_same(transport):
-    layer = make("float32", 3, 5, 40)
+def test_inference_gives_the_same(transport, cell):
+    layer = make("float32", 3, 5, hidden_size(transport, 40, cell), cell)
     run = Emulated(emulator.module(), layer, transport)
     training, inference = run.forward(), run.forward(training=False)
-    assert set(inference) == {"output", "h_n", "c_n"}
+    assert set(inference) == {"output", *layer.last}
     for name, value in inference.items():
         assert torch.equal(value, training[name]), name
 
 
 @pytest.mark.parametrize("transport", ("stream", *RESIDENT))
 @pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
-def test_nan_stays_in_its_row(transport, arithmetic):
+@pytest.mark.parametrize("cell", CELLS)
+def test_nan_stays_in_its_row(transport, cell, arithmetic):
     """A NaN of any bits in h_0 spoils its batch row only; GRID must not take it for unwritten memory."""
-    layer = make(arithmetic, 3, 4, hidden_size(transport, 20))
+    layer = make(arithmetic, 3, 4, hidden_size(transport, 20, cell), cell)
     clean = Emulated(emulator.module(), layer, transport).forward()
     bits = torch.int32 if layer.dtype == F32 else torch.int16
     layer.t["h_0"].view(bits)[0, 2] = -1

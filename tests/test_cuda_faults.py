@@ -15,17 +15,29 @@ import torch
 from emulated_layer import Emulated, Layer
 from emulator import build
 
+from fusedlstm.cells import CELLS
+
 SEEDS = range(4)
 
-# (transport, pass) -> the compiled shape that the planner takes for the layer below
+# (cell, transport, pass) -> the compiled shape that the planner takes for the layer below
 SHAPES = {
-    ("local", "forward"): "kLocal, Pass::kForward, 4, 2, 1, 1",
-    ("local", "backward"): "kLocal, Pass::kBackward, 2, 4, 2, 1",
-    ("cluster", "forward"): "kCluster, Pass::kForward, 4, 2, 4, 1",
-    ("cluster", "backward"): "kCluster, Pass::kBackward, 4, 2, 1, 1",
-    ("grid", "forward"): "kGrid, Pass::kForward, 4, 1, 8, 1",
-    ("grid", "backward"): "kGrid, Pass::kBackward, 2, 4, 8, 1",
+    ("lstm", "local", "forward"): "kLocal, Pass::kForward, 4, 2, 1, 1, 0",
+    ("lstm", "local", "backward"): "kLocal, Pass::kBackward, 2, 4, 2, 1, 0",
+    ("lstm", "cluster", "forward"): "kCluster, Pass::kForward, 4, 2, 4, 1, 0",
+    ("lstm", "cluster", "backward"): "kCluster, Pass::kBackward, 4, 2, 1, 1, 0",
+    ("lstm", "grid", "forward"): "kGrid, Pass::kForward, 4, 1, 8, 1, 0",
+    ("lstm", "grid", "backward"): "kGrid, Pass::kBackward, 2, 4, 8, 1, 0",
+    ("gru", "local", "forward"): "kLocal, Pass::kForward, 6, 4, 1, 1, 0",
+    ("gru", "local", "backward"): "kLocal, Pass::kBackward, 2, 12, 1, 1, 3",
+    ("gru", "cluster", "forward"): "kCluster, Pass::kForward, 6, 4, 4, 1, 0",
+    ("gru", "cluster", "backward"): "kCluster, Pass::kBackward, 4, 3, 1, 1, 0",
+    ("gru", "grid", "forward"): "kGrid, Pass::kForward, 6, 4, 8, 1, 0",
+    ("gru", "grid", "backward"): "kGrid, Pass::kBackward, 2, 12, 8, 1, 0",
+    ("rnn_tanh", "local", "forward"): "kLocal, Pass::kForward, 2, 4, 1, 1, 0",
+    ("rnn_tanh", "local", "backward"): "kLocal, Pass::kBackward, 2, 4, 1, 1, 0",
+    ("rnn_tanh", "grid", "backward"): "kGrid, Pass::kBackward, 4, 4, 8, 1, 0",
 }
+KINDS = {"lstm": "kLstm", "gru": "kGru", "rnn_tanh": "kRnn"}
 ANY_SHAPE = "constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {\n"
 WRONG = "wrong numbers"
 
@@ -39,6 +51,8 @@ class Fault:
     new: str
     reported: str  # what the error says, or WRONG
     which: str = "forward"
+    cell: str = "lstm"
+    layer: str = "plain"  # of LAYERS
 
 
 STEP_BARRIER = "void await(int) const { block_sync(); }"
@@ -47,6 +61,7 @@ STAGED = """    warp_sync();
     for (int e = 0; e < Owned::kCount; ++e)"""
 RELAXED_STORE = "store_relaxed128(published + e * Layout::Owned::kRowsApart * this->pitch() + q * tile.gate_pitch, v);"
 SUMS_BUFFER = "(tile.sums - tile.barriers) + s % 2"
+HIDDEN_BIAS = "sums.from_hidden[q - kSizes.joined] = bias_hh;"
 RACE_OR_UNWRITTEN = r"race on shared memory|which nothing has written"
 
 FAULTS = [
@@ -121,36 +136,75 @@ FAULTS = [
           r"read of exchange\+\d+, which nothing has written", which="backward"),
     Fault("sums of one warp lost", "cluster", "sums.cuh", "for (int k_split = 0; k_split < kShape.k_splits",
           "for (int k_split = 1; k_split < kShape.k_splits", WRONG),
+    Fault("three sums gathered as two", "cluster", "sums.cuh", "for (int q = 0; q < kSums; ++q) v.w[q]",
+          "for (int q = 0; q + 1 < kSums; ++q) v.w[q]", WRONG, cell="gru"),
+    Fault("rows of W_hh counted as of four gates", "local", "recurrence.cuh", "(r + i) % kShape.sums() * H",
+          "(r + i) % 4 * H", rf"bytes past the end of weight_hh|{WRONG}", cell="gru"),
+    Fault("rows of W_hh counted as of four gates", "grid", "recurrence.cuh", "(r + i) % kShape.sums() * H",
+          "(r + i) % 4 * H", rf"bytes past the end of weight_hh|{WRONG}", cell="gru"),
+    Fault("bias of n outside the reset", "local", "rows.cuh", HIDDEN_BIAS,
+          HIDDEN_BIAS.replace("from_hidden", "from_input").replace(" = ", " += "), WRONG, cell="gru"),
+    Fault("input of n inside the reset", "cluster", "rows.cuh", "known.sums[kSizes.joined + q] = bias",
+          "known.sums[kSizes.joined + q] = pre[kSizes.joined + q] + bias", WRONG, cell="gru"),
+    Fault("h before lost", "grid", "rows.cuh", "(sums, h_before, carried)", "(sums, acc_t(0), carried)", WRONG,
+          cell="gru"),
+    Fault("direct gradient of h dropped", "local", "rows.cuh", "(kTakesH ? d_h + sum : sum)", "sum", WRONG,
+          which="backward", cell="gru"),
+    Fault("direct gradient of h dropped", "cluster", "rows.cuh", "(kTakesH ? d_h + sum : sum)", "sum", WRONG,
+          which="backward", cell="gru"),
+    Fault("gradient of h taken for the direct one", "grid", "rows.cuh",
+          "if constexpr (kTakesH) d_h = clock.runs(t) ? direct : d_h;", "", WRONG, which="backward", cell="gru"),
+    Fault("direct gradient of a row that has ended", "local", "rows.cuh", "clock.runs(t) ? direct : d_h", "direct",
+          WRONG, which="backward", cell="gru", layer="lengths"),
+    Fault("h before of the wrong step", "local", "rows.cuh", "h_before = output_at(a, previous)",
+          "h_before = output_at(a, step)", WRONG, which="backward", cell="gru"),
+    Fault("h before of the wrong step", "grid", "rows.cuh", "h_before = output_at(a, previous)",
+          "h_before = output_at(a, step)", WRONG, which="backward", cell="gru"),
+    Fault("h before a reset", "cluster", "rows.cuh", "state_or_zero<scalar_t>(states[0], a.rows.R",
+          "state_or_zero<scalar_t>(a.rows.initial[0], a.rows.R", WRONG, which="backward", cell="gru", layer="resets"),
+    Fault("gradient of n through the reset for its input", "local", "rows.cuh",
+          "gradients.from_input[q - kSizes.joined];", "gradients.from_hidden[q];", WRONG, which="backward", cell="gru"),
+    Fault("h of the other direction", "local", "rows.cuh", "(step.row + clock.b) * a.rows.D + clock.d, a.rows.R",
+          "(step.row + clock.b) * a.rows.D, a.rows.R", WRONG, which="backward", cell="rnn_tanh", layer="directions"),
+    Fault("h of the step before", "grid", "rows.cuh", "h = output_at(a, step)",
+          "h = clock.first(step.t) ? scalar_t{} : output_at(a, previous)", WRONG, which="backward", cell="rnn_tanh"),
+    Fault("relu for tanh", "local", "rows.cuh", "make_cell<Equations>(a.is_relu)", "make_cell<Equations>(true)", WRONG,
+          cell="rnn_tanh"),
 ]  # fmt: skip
 
-
-@functools.cache
-def layer():
-    """Tails in B and H, more than one tile, several CTAs a tile."""
-    return Layer(T=5, B=11, H=40, dtype=torch.bfloat16)
-
-
-@functools.cache
-def expected():
-    return layer().reference()
+# Tails in B and H, more than one tile, several CTAs a tile.
+LAYERS = {
+    "plain": {},
+    "directions": {"directions": 2},
+    "lengths": {"lengths": [5, 1, 3, 0, 2, 5, 4, 1, 2, 5, 3]},
+    "resets": {"resets": True, "reset_states": True},
+}
 
 
 @functools.cache
-def forward_results():
-    return Emulated(emulator.module(), layer(), "local").forward()
+def layer(cell="lstm", options="plain"):
+    return Layer(T=5, B=11, H=40, cell=CELLS[cell], dtype=torch.bfloat16, **LAYERS[options])
 
 
-def changed_module(folder, transport, which, file=None, old="", new=""):
+@functools.cache
+def expected(*of_layer):
+    return layer(*of_layer).reference()
+
+
+@functools.cache
+def forward_results(*of_layer):
+    return Emulated(emulator.module(), layer(*of_layer), "local").forward()
+
+
+def changed_module(folder, transport, which, file=None, old="", new="", cell="lstm"):
     """The emulated module with one shape of the bfloat16 kernels, after a change to their text."""
     csrc = folder / "csrc"
     shutil.copytree(build.CSRC, csrc)
     shapes = csrc / "cuda/host/kernel_shapes.h"
     text = shapes.read_text()
     assert text.count(ANY_SHAPE) == 1
-    only = (
-        f"  if (!(shape == KernelShape{{CellKind::kLstm, Transport::{SHAPES[transport, which]}, 0}})) return false;\n"
-    )
-    shapes.write_text(text.replace(ANY_SHAPE, ANY_SHAPE + only))
+    only = f"KernelShape{{CellKind::{KINDS[cell]}, Transport::{SHAPES[cell, transport, which]}}}"
+    shapes.write_text(text.replace(ANY_SHAPE, f"{ANY_SHAPE}  if (!(shape == {only})) return false;\n"))
     if file:
         target = csrc / "cuda/device" / file
         text = target.read_text()
@@ -159,25 +213,28 @@ def changed_module(folder, transport, which, file=None, old="", new=""):
     return build.load(build.build({"recurrence_bfloat16.cu": csrc}))
 
 
-def verdict(module, transport, which, seed):
+def verdict(module, transport, which, seed, *of_layer):
     """What a test with this schedule would say: None, the error, or WRONG."""
-    run = Emulated(module, layer(), transport)
+    run, exact = Emulated(module, layer(*of_layer), transport), expected(*of_layer)
     try:
         with emulator.options(module, seed=seed):
-            results = run.forward() if which == "forward" else run.backward(forward_results())
+            results = run.forward() if which == "forward" else run.backward(forward_results(*of_layer))
     except module.EmulationError as error:
         return str(error)
     right = all(
-        torch.allclose(value.double().flatten(), expected()[name].flatten(), rtol=2**-6, atol=2**-5)
+        torch.allclose(value.double().flatten(), exact[name].flatten(), rtol=2**-6, atol=2**-5)
         for name, value in results.items()
     )
     return None if right else WRONG
 
 
-@pytest.mark.parametrize(("transport", "which"), SHAPES)
-def test_control(transport, which, tmp_path):
-    module = changed_module(tmp_path, transport, which)
-    assert [verdict(module, transport, which, seed) for seed in SEEDS] == [None] * len(SEEDS)
+@pytest.mark.parametrize(("cell", "transport", "which"), SHAPES)
+def test_control(cell, transport, which, tmp_path):
+    module = changed_module(tmp_path, transport, which, cell=cell)
+    needed = {fault.layer for fault in FAULTS if (fault.cell, fault.transport, fault.which) == (cell, transport, which)}
+    for options in sorted(needed):
+        verdicts = [verdict(module, transport, which, seed, cell, options) for seed in SEEDS]
+        assert verdicts == [None] * len(SEEDS), options
 
 
 # What one CTA of a tile never does.
@@ -204,10 +261,10 @@ def test_watchdog_ends_a_wait_for_a_cta_that_never_comes(seed, transport, which,
     assert re.search(kernel + r"waited 30 s in vain for another CTA.*FUSEDLSTM_PLAN=stream", message)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.transport}-{f.which}-{f.name.replace(' ', '_')}")
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.cell}-{f.transport}-{f.which}-{f.name.replace(' ', '_')}")
 def test_fault_is_noticed(fault, tmp_path):
-    module = changed_module(tmp_path, fault.transport, fault.which, fault.file, fault.old, fault.new)
-    verdicts = [verdict(module, fault.transport, fault.which, seed) for seed in SEEDS]
+    module = changed_module(tmp_path, fault.transport, fault.which, fault.file, fault.old, fault.new, fault.cell)
+    verdicts = [verdict(module, fault.transport, fault.which, seed, fault.cell, fault.layer) for seed in SEEDS]
     noticed = [v for v in verdicts if v]
     assert noticed, f"{fault.name}: the kernels ran as if nothing were wrong, under all {len(SEEDS)} schedules"
     for message in noticed:

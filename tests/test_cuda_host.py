@@ -10,6 +10,8 @@ import pytest
 import torch
 from emulated_layer import EVERYTHING, H200, Emulated, Layer
 
+from fusedlstm.cells import GRU, RNN_TANH
+
 SIZES = (1, 2, 3, 5)
 
 
@@ -147,6 +149,7 @@ def told(choice):
 
 BASE = {"T": 64, "B": 24, "H": 256, "dtype": "float32"}
 VARIATIONS = [
+    {"cell": "gru"}, {"cell": "rnn_relu"},
     {"T": 640}, {"B": 80}, {"H": 20}, {"proj_size": 3}, {"directions": 2}, {"members": 100},
     {"dtype": "bfloat16"}, {"allow_tf32": False}, {"backward": True},
 ]  # fmt: skip
@@ -299,6 +302,9 @@ OPTIONS = {
     "lengths": {"lengths": [3, 0, 2, 1, 3], "directions": 2},
     "resets": {"resets": True, "reset_states": True},
     "projection": {"proj_size": 7, "directions": 2},
+    "gates apart": {"cell": GRU, "lengths": [3, 0, 2, 1, 3], "directions": 2},
+    "gates apart, resets": {"cell": GRU, "resets": True, "reset_states": True},
+    "nothing saved": {"cell": RNN_TANH, "lengths": [3, 3, 2, 1, 1], "packed": True, "directions": 2},
 }
 
 

@@ -9,9 +9,8 @@ from cases import OPTIONS
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from fusedlstm import FusedLSTM, _choice, _library, _run, reference
+from fusedlstm import FusedLSTM, _choice, _run, reference
 from fusedlstm.cells import LSTM
-from fusedlstm.ops import OPERATORS
 
 
 @pytest.fixture
@@ -43,17 +42,11 @@ def test_layers_are_torch_s(case, without_kernels):
 def test_one_warning_names_the_cause():
     device = torch.device("mps")
     with pytest.warns(RuntimeWarning, match="PyTorch's own layers: .*not for mps"):
-        assert _choice.lacks_kernels("lstm", device)
+        assert _choice.lacks_kernels(device)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _choice.lacks_kernels("lstm", device)
+        assert _choice.lacks_kernels(device)
     x = SimpleNamespace(is_cpu=False, is_meta=False, device=device)
     assert _choice.choose(LSTM, x, [], 4, False, None, None, False) is _choice.TORCH_LAYERS["lstm"]
     wants_states = _choice.choose(LSTM, x, [], 4, True, None, None, False)
     assert wants_states.func is reference.layer
-
-
-def test_cells_without_kernels_on_a_device_say_so():
-    reason = _library.why_no_kernels_of(OPERATORS["gru"].layer, torch.device("cuda"))
-    assert reason == "fusedlstm has no cuda kernels for gru_layer yet"
-    assert _library.why_no_kernels_of(OPERATORS["gru"].layer, torch.device("cpu")) is None

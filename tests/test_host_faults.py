@@ -14,10 +14,13 @@ from emulated_layer import EVERYTHING, Emulated, Layer
 from emulator import build
 from test_cuda_faults import WRONG
 
+from fusedlstm.cells import GRU, RNN_RELU
+
 HOST_CODE = ("layer.cpp", "prepared_layer.cpp", "layer_forward.cpp", "layer_backward.cpp", "layer_gradients.cpp")
 LENGTHS = [4, 1, 3, 0, 2]
 PACKED = {"lengths": [4, 3, 3, 2, 1], "packed": True, "directions": 2}
 RESETS = {"resets": True, "reset_states": True}
+GATED = {"cell": GRU}
 UNWRITTEN = "which nothing has written"
 OUTSIDE = "outside every buffer"
 
@@ -80,6 +83,17 @@ FAULTS = [
           layer={"lengths": LENGTHS}, members=2),
     Fault("states of the first member", "layer.cpp", "i < kMaxStates; ++i) each[i] = of_member(each[i], m);",
           "i < kMaxStates; ++i) each[i] = of_member(each[i], 0);", WRONG, members=2),
+    Fault("input's gradient from what n's reset scales", "layer_gradients.cpp",
+          "? p.multiply(d_x, d_from_input, layer", "? p.multiply(d_x, d_from_hidden, layer", WRONG, layer=GATED),
+    Fault("weight_hh's gradient from the input's part", "layer_gradients.cpp",
+          "p.multiply(grads.weight_hh[d], d_from_hidden.tr", "p.multiply(grads.weight_hh[d], d_from_input.tr", WRONG,
+          layer=GATED),
+    Fault("biases taken to have one gradient", "layer_gradients.cpp", "bias_ih.data && cell.apart() == 0",
+          "bias_ih.data", WRONG, layer=GATED),
+    Fault("only what is joined has memory of its own", "layer_backward.cpp", "cell.apart() > 0 ?", "cell.apart() < 0 ?",
+          rf"race|{WRONG}", layer=GATED),
+    Fault("direct gradient of h not kept", "stream.cu", "hidden.keep(now.t, direct);", "", WRONG, layer=GATED),
+    Fault("relu's slope at 0", "rnn.h", "x <= V{}", "x < V{}", WRONG, layer={"cell": RNN_RELU}),
     Fault("one member's gradients left out", "layer_backward.cpp", "m < layer.members; ++m) {",
           "m < layer.members - 1; ++m) {", WRONG, members=2),
 ]  # fmt: skip
@@ -116,11 +130,11 @@ def changed_module(fault, folder):
     """The emulated module after a change to the text of its host code."""
     csrc = folder / "csrc"
     shutil.copytree(build.CSRC, csrc)
-    target = csrc / "cuda" / ("device" if fault.file.endswith(".cu") else "host") / fault.file
+    (target,) = csrc.rglob(fault.file)
     text = target.read_text()
     assert text.count(fault.old) == 1, f"{fault.file}: expected once, got {text.count(fault.old)} times:\n{fault.old}"
     target.write_text(text.replace(fault.old, fault.new))
-    sources = [fault.file] if fault.file.endswith(".cu") else HOST_CODE
+    sources = HOST_CODE if target.parent.name == "host" else ["stream.cu"]  # which has all of the device that is run
     return build.load(build.build(dict.fromkeys(sources, csrc)))
 
 

@@ -211,12 +211,19 @@ class TestPlanCommand:
     def test_prints_a_plan_of_each_pass(self, capsys):
         assert __main__.main(["plan", "100", "16", "256", "--dtype", "bfloat16", "--device", "h100"]) == 0
         title, *lines = capsys.readouterr().out.splitlines()
-        assert "H100" in title and "T=100 B=16 H=256 bfloat16" in title
-        assert [line.split()[0] for line in lines if not line.startswith(" ")] == ["forward", "backward"]
+        assert "H100" in title and "lstm T=100 B=16 H=256 bfloat16" in title
+        assert [line.split()[:2] for line in lines if line[0] != " "] == [["forward", "lstm"], ["backward", "lstm"]]
+
+    @pytest.mark.parametrize(("cell", "kind"), [("gru", "gru"), ("rnn_relu", "rnn")])
+    def test_plans_for_any_cell(self, capsys, cell, kind):
+        assert __main__.main(["plan", "100", "16", "256", "--dtype", "bfloat16", "--cell", cell]) == 0
+        title, *lines = capsys.readouterr().out.splitlines()
+        assert f": {cell} T=100" in title
+        assert all(line.split()[1:3] == [kind, "cluster"] for line in lines if line[0] != " ")
 
     def test_a_forced_plan_is_kept(self, capsys):
         assert __main__.main(["plan", "100", "16", "256", "--force", "stream"]) == 0
-        assert all(line.split()[1] == "stream" for line in capsys.readouterr().out.splitlines()[1:] if line[0] != " ")
+        assert all(line.split()[2] == "stream" for line in capsys.readouterr().out.splitlines()[1:] if line[0] != " ")
 
     @pytest.mark.parametrize(
         "arguments, message",
@@ -226,6 +233,8 @@ class TestPlanCommand:
             (["10", "16", "100000", "--force", "local"], "local"),
             (["10", "16", "128", "--force", "everywhere"], "--force: expected stream, local, cluster or grid"),
             (["10", "16", "128", "--proj-size", "128"], "less than the hidden size 128, got 128"),
+            (["10", "16", "128", "--cell", "gru", "--proj-size", "3"], "--proj-size: expected none for gru, got 3"),
+            (["10", "16", "128", "--cell", "elman"], "--cell: invalid choice: 'elman'"),
             (["1" + 20 * "0", "1", "1"], "expected a size of 64 bits"),
         ],
     )

@@ -44,6 +44,19 @@ def test_known_devices():
         ({"H": 256, "B": 16, "dtype": "float64"}, "stream"),
         ({"H": 256, "B": 16, "proj_size": 64}, "stream"),
         ({"device": "T4", "H": 64, "B": 8, "dtype": "bfloat16"}, "stream"),
+        # Other cells: the fewer gates, the more units of one fit into the same chip.
+        ({"cell": "gru", "H": 64, "B": 64, "dtype": "float16"}, "local"),
+        ({"cell": "gru", "H": 256, "B": 16, "dtype": "bfloat16"}, "cluster"),
+        ({"cell": "gru", "H": 256, "B": 16, "dtype": "bfloat16", "backward": True}, "cluster"),
+        ({"cell": "gru", "H": 1024, "B": 8, "dtype": "bfloat16", "backward": True}, "grid"),
+        ({"cell": "gru", "H": 2048, "B": 8, "dtype": "float16", "backward": True}, "grid"),
+        ({"device": "A100", "cell": "gru", "H": 100, "B": 8, "dtype": "bfloat16"}, "local"),
+        ({"cell": "gru", "H": 4096, "B": 8, "dtype": "bfloat16"}, "stream"),
+        ({"cell": "gru", "H": 256, "B": 16, "dtype": "float64"}, "stream"),
+        ({"cell": "rnn_tanh", "H": 100, "B": 16, "dtype": "float32"}, "local"),
+        ({"cell": "rnn_relu", "H": 512, "B": 16, "dtype": "bfloat16"}, "cluster"),
+        ({"cell": "rnn_relu", "H": 512, "B": 16, "dtype": "bfloat16", "backward": True}, "cluster"),
+        ({"cell": "rnn_tanh", "H": 2048, "B": 8, "dtype": "bfloat16"}, "grid"),
     ],
     ids=str,
 )
@@ -60,12 +73,21 @@ def test_arithmetic(allow_tf32):
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize(("cell", "gates"), [("lstm", 4), ("gru", 3), ("rnn_relu", 1)])
 @pytest.mark.parametrize("device", DEVICES)
-def test_plans_fit_the_device(device, backward):
+def test_plans_fit_the_device(device, cell, gates, backward):
     limits = DEVICES[device]
     dtypes, hidden, batches = ("bfloat16", "float16", "float32"), (1, 7, 33, 128, 200, 512, 1000), (1, 9, 64, 300)
     for dtype, H, B, directions in itertools.product(dtypes, hidden, batches, (1, 2)):
-        problem = {"device": device, "dtype": dtype, "H": H, "B": B, "directions": directions, "backward": backward}
+        problem = {
+            "device": device,
+            "cell": cell,
+            "dtype": dtype,
+            "H": H,
+            "B": B,
+            "directions": directions,
+            "backward": backward,
+        }
         chosen = plan(**problem)
         assert chosen.microseconds > 0
         if chosen.transport == "stream":
@@ -80,9 +102,9 @@ def test_plans_fit_the_device(device, backward):
             assert 2 <= chosen.ctas_per_tile <= 16 and limits.compute_capability >= 90, problem
         if chosen.transport == "grid":
             assert chosen.ctas_per_tile * chosen.tiles * directions <= limits.sm_count, problem
-        shapes = core.kernel_shapes(dtype=dtype, backward=backward)
+        shapes = core.kernel_shapes(cell=cell, dtype=dtype, backward=backward)
         vector = 16 // ELEMENT_BYTES[chosen.arithmetic]
-        k = (4 if backward else 1) * -(-H // vector) * vector
+        k = (gates if backward else 1) * -(-H // vector) * vector
         assert any(s[:3] == (chosen.transport, chosen.units, chosen.batch_rows) and s[3] >= k for s in shapes), problem
 
 
@@ -111,6 +133,12 @@ def test_more_work_never_takes_less_time():
         ("grid", {"dtype": "float64"}, "expected a 16-bit or 32-bit dtype, got float64"),
         ("local", {"proj_size": 3}, "expected no projection, got proj_size 3"),
         ("grid:24x8", {}, "expected a shape of 24 units x 8 rows, got none compiled"),
+        ("grid:8x8", {"cell": "gru"}, "expected a shape of 8 units x 8 rows, got none compiled"),
+        (
+            "local",
+            {"cell": "gru", "H": 100, "allow_tf32": False},
+            "local: expected at most 64 of K on the chip, got 100",
+        ),
         ("grid:16x8x7", {}, "expected a shape of 16 units x 8 rows x 7 of K, got none compiled"),
     ],
 )
@@ -167,6 +195,11 @@ def test_says_what_it_is():
 def test_wrong_sizes(wrong):
     with pytest.raises(ValueError, match="expected T, B, H, members >= 1"):
         plan(**wrong)
+
+
+def test_wrong_cell():
+    with pytest.raises(ValueError, match="expected one of lstm, gru, rnn_tanh, rnn_relu, got 'elman'"):
+        plan(cell="elman")
 
 
 def test_wrong_dtype():

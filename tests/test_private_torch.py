@@ -225,11 +225,6 @@ def test_argument_names():
     assert names == ("self", "mat1", "mat2", "beta", "alpha")
 
 
-def test_has_kernel():
-    operator = torch.ops.aten.addmm.default
-    assert _private_torch.has_kernel(operator, "cpu") and not _private_torch.has_kernel(operator, "fpga")
-
-
 def test_operators_are_of_the_type():
     assert all(isinstance(operator, _private_torch.OpOverload) for operator in OPERATORS["lstm"])
 

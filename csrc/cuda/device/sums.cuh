@@ -89,7 +89,7 @@ struct PartialSums {
       if constexpr (kSums > 1) {
         const Vec4 v = load_shared128(from);
 #pragma unroll
-        for (int q = 0; q < 4; ++q) sums[q] += bits_float(v.w[q]);
+        for (int q = 0; q < kSums; ++q) sums[q] += bits_float(v.w[q]);
       } else {
         sums[0] += bits_float(load_shared32(from));
       }

@@ -50,6 +50,38 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 16, 8, 1, 0},    //  16 units, H <= 1024
     {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 16, 8, 2, 0},    //  16 units, H <= 1024
     {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 24, 8, 1, 8},    //  16 units, H <= 1536
+    // The GRU: rows in multiples of its 3 gates, and of 2. Of it and of the RNN few shapes: each costs time to compile,
+    // and space, in every arithmetic and architecture.
+    {CellKind::kGru, Transport::kLocal, Pass::kForward, 6, 4, 1, 1, 0},     // 128 units, H <= 128
+    {CellKind::kGru, Transport::kLocal, Pass::kForward, 6, 8, 1, 1, 5},     // 128 units, H <= 128 (32-bit)
+    {CellKind::kGru, Transport::kLocal, Pass::kForward, 6, 2, 2, 1, 0},     //  64 units, H <= 64 (32-bit)
+    {CellKind::kGru, Transport::kCluster, Pass::kForward, 6, 4, 4, 1, 0},   //  32 units, H <= 512
+    {CellKind::kGru, Transport::kCluster, Pass::kForward, 6, 4, 4, 2, 0},   //  32 units, H <= 512
+    {CellKind::kGru, Transport::kCluster, Pass::kForward, 6, 8, 4, 1, 4},   //  32 units, H <= 512 (32-bit)
+    {CellKind::kGru, Transport::kGrid, Pass::kForward, 6, 4, 8, 1, 0},      //  16 units, H <= 1024
+    {CellKind::kGru, Transport::kGrid, Pass::kForward, 6, 4, 8, 2, 0},      //  16 units, H <= 1024
+    {CellKind::kGru, Transport::kGrid, Pass::kForward, 6, 8, 8, 1, 4},      //  16 units, H <= 2048
+    {CellKind::kGru, Transport::kLocal, Pass::kBackward, 2, 12, 1, 1, 3},   // 128 units, H <= 128
+    {CellKind::kGru, Transport::kLocal, Pass::kBackward, 2, 24, 1, 1, 15},  // 128 units, H <= 128 (32-bit)
+    {CellKind::kGru, Transport::kCluster, Pass::kBackward, 4, 3, 1, 1, 0},  //  32 units (32-bit: 16), H <= 256
+    {CellKind::kGru, Transport::kCluster, Pass::kBackward, 8, 3, 1, 1, 0},  //  32 units (32-bit: 16), H <= 512
+    {CellKind::kGru, Transport::kCluster, Pass::kBackward, 8, 6, 1, 1, 3},  //  64 units (32-bit: 32), H <= 512
+    {CellKind::kGru, Transport::kGrid, Pass::kBackward, 2, 12, 8, 1, 0},    //  16 units, H <= 1024
+    {CellKind::kGru, Transport::kGrid, Pass::kBackward, 2, 24, 8, 1, 8},    //  16 units, H <= 2048
+    // The RNN: with one gate, a CTA has more units.
+    {CellKind::kRnn, Transport::kLocal, Pass::kForward, 2, 4, 1, 1, 0},     // 128 units, H <= 128
+    {CellKind::kRnn, Transport::kLocal, Pass::kForward, 2, 8, 1, 1, 0},     // 128 units, H <= 128 (32-bit)
+    {CellKind::kRnn, Transport::kCluster, Pass::kForward, 2, 8, 2, 1, 0},   //  64 units, H <= 512
+    {CellKind::kRnn, Transport::kCluster, Pass::kForward, 2, 8, 2, 2, 0},   //  64 units, H <= 512
+    {CellKind::kRnn, Transport::kCluster, Pass::kForward, 2, 16, 2, 1, 0},  //  64 units, H <= 1024
+    {CellKind::kRnn, Transport::kGrid, Pass::kForward, 4, 4, 8, 1, 0},      //  32 units, H <= 1024
+    {CellKind::kRnn, Transport::kGrid, Pass::kForward, 4, 8, 8, 1, 0},      //  32 units, H <= 2048
+    {CellKind::kRnn, Transport::kLocal, Pass::kBackward, 2, 4, 1, 1, 0},    // 128 units, H <= 128
+    {CellKind::kRnn, Transport::kLocal, Pass::kBackward, 2, 8, 1, 1, 0},    // 128 units, H <= 128 (32-bit)
+    {CellKind::kRnn, Transport::kCluster, Pass::kBackward, 4, 2, 1, 1, 0},  //  64 units (32-bit: 32), H <= 256
+    {CellKind::kRnn, Transport::kCluster, Pass::kBackward, 8, 2, 1, 1, 0},  //  64 units (32-bit: 32), H <= 512
+    {CellKind::kRnn, Transport::kGrid, Pass::kBackward, 4, 4, 8, 1, 0},     //  32 units, H <= 1024
+    {CellKind::kRnn, Transport::kGrid, Pass::kBackward, 4, 8, 8, 1, 0},     //  32 units, H <= 2048
 });
 
 constexpr int units_per_cta(const KernelShape& shape, Arithmetic arithmetic) {
@@ -85,8 +117,11 @@ constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
     return false;
   constexpr int kMostSharedMemory = 232448;  // of a CTA on any device
   if (smem_bytes(shape, arithmetic) > kMostSharedMemory) return false;
-  // FFMA keeps 8 sums a row, and spills where those of many rows or the indices of much K come on top of the weights.
-  if (arithmetic == Arithmetic::kFloat32 && (shape.rows_per_lane > 4 || shape.chunks_per_warp > 24)) return false;
+  // FFMA keeps 8 sums a row, and spills where those of many rows, in one CTA beside what the cells start from, or the
+  // indices of much K come on top of the weights.
+  if (arithmetic == Arithmetic::kFloat32 &&
+      (shape.rows_per_lane > (has_whole_sums(shape) ? 4 : 6) || shape.chunks_per_warp > 24))
+    return false;
   return true;
 }
 

@@ -51,7 +51,8 @@ std::optional<BackwardRecurrence> recur(PreparedLayer& p, const Incoming& in, co
   BackwardRecurrence r;
   r.d_from_hidden = p.rows_workspace("d_from_hidden", layer.dtype, of_gates);
   r.d_from_input = cell.apart() > 0 ? p.rows_workspace("d_from_input", layer.dtype, of_gates) : r.d_from_hidden;
-  BackwardArgs a{p.arguments()};
+  BackwardArgs a{};
+  static_cast<LayerArgs&>(a) = p.arguments();
   a.output = p.contiguous("output", in.output).data;
   a.saved = p.contiguous("saved", in.saved).data;
   a.carried = p.contiguous("carried", in.carried).data;

@@ -59,7 +59,8 @@ bool forward(Host& host, const Layer& given, const ForwardResults& r) {
   if (given.is_ensemble && !given.is_resident(choice.plan)) return false;
   const PreparedLayer p(host, given);
   const Layer& layer = p.layer;
-  ForwardArgs a{p.arguments()};
+  ForwardArgs a{};
+  static_cast<LayerArgs&>(a) = p.arguments();
   a.output = r.output.data;
   for (int i = 0; i < kMaxStates; ++i) a.last[i] = r.last[i].data;
   a.saved = r.saved.data;
