@@ -26,6 +26,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedlstm, m) {
       m.def((cell + "_cell" + step + " -> " + listed<StepResults>()).c_str());
       m.def((cell + "_cell_inference" + step + " -> " + listed<StepInferenceResults>()).c_str());
       m.def((cell + "_cell_backward" + listed<StepBackwardArguments>() + " -> " + listed<StepGradients>()).c_str());
+      m.def((cell + "_steps_second_order" + listed<StepsArguments>() + " -> " + listed<StepsResults>()).c_str());
     }
     // What the CPU kernels are and why (JSON), and the choice of instruction set and plan by name ("" is automatic).
     m.def("_cpu_info() -> str");

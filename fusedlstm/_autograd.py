@@ -116,9 +116,7 @@ class _CellGradients(torch.autograd.Function):
         results, d_states, tensors = saved[:3], saved[3 : 3 + states], saved[3 + states :]
         asked = ctx.needs_input_grad[1:]
         if not needs_graph(d_states):
-            found = second_order_of_cell(CELLS[name], d_states, tensors, results, cotangents, asked)
-            if found is not None:
-                return (None, *found)
+            return (None, *second_order_of_cell(CELLS[name], d_states, tensors, results, cotangents, asked))
         layer = one_step(*_of_step(name, tensors), allow_tf32)
         cotangents = one_step(*_of_step(name, cotangents), None)
         incoming = Incoming(None, list(map(_as_steps, d_states)), None)

@@ -12,8 +12,7 @@ the cotangents. With s for the state (h, c) after each step, F for the step, and
 
 So only the tangents need a loop in Python, of a few small operations a step, and no graph. The gradients that the
 steps add do not depend on one another: the steps are rows of one batch, see _second_order_step.py. One step alone, as
-of a cell, is no more than that; the loop is in _second_order_chunks.py. Both are written out for the LSTM; the second
-order of other cells differentiates the reference twice.
+of a cell, is no more than that; the loop is in _second_order_chunks.py.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from fusedlstm._arguments import (
     layer_arguments,
 )
 from fusedlstm._second_order_chunks import by_chunks
-from fusedlstm.cells import LSTM, Cell
+from fusedlstm.cells import Cell
 from fusedlstm.reference import arranged, as_list, gradients, listed, nothing, replaced
 
 
@@ -53,7 +52,7 @@ def second_order(
     steps = layer.input.size(int(is_ensemble)) if layer.batch_sizes is None else layer.batch_sizes.size(0)
     # lengths together with reset: only by calling the operator.
     has_both = layer.lengths is not None and layer.reset is not None
-    if cell is not LSTM or needs_graph(listed_incoming(incoming)) or steps == 0 or has_both:
+    if needs_graph(listed_incoming(incoming)) or steps == 0 or has_both:
         return _by_reference(cell, layer, incoming, cotangents, asked_incoming, asked)
     if not listed_incoming(incoming) or not any(map(listed, cotangents)):
         return Incoming(*map(nothing, incoming)), Differentiable(*map(nothing, differentiable(layer)))
@@ -61,8 +60,8 @@ def second_order(
         return _by_members(cell, layer, incoming, results, cotangents, asked_incoming, asked)
     with torch.autocast(layer.input.device.type, enabled=False):
         if steps == 1 and layer.lengths is None and layer.reset is None:
-            return _by_one_step(layer, incoming, results, cotangents, asked_incoming, asked)
-        return by_chunks(layer, incoming, results, cotangents, asked_incoming, asked)
+            return _by_one_step(cell, layer, incoming, results, cotangents, asked_incoming, asked)
+        return by_chunks(cell, layer, incoming, results, cotangents, asked_incoming, asked)
 
 
 def needs_graph(incoming) -> bool:
@@ -114,98 +113,92 @@ def _by_members(cell, layer, incoming, results, cotangents, asked_incoming, aske
     return Incoming(*map(stacked, zip(*all_incoming))), Differentiable(*map(stacked, zip(*all_found)))
 
 
-def second_order_of_cell(cell: Cell, d_states, tensors, results, cotangents, asked) -> list | None:
+def second_order_of_cell(cell: Cell, d_states, tensors, kept, cotangents, asked) -> list:
     """`second_order` of one step as a cell has it: gradients for `d_states` and `tensors`, where nothing needs a graph.
 
     Args:
         cell: what ran.
         d_states: gradients of the states after the step, [B, H] each; None for zeros.
         tensors: input, states before the step, weight_ih, weight_hh, and both biases or none.
-        results: output, saved and carried of the operator.
+        kept: output, saved and carried of the operator.
         cotangents: for each gradient of `tensors`; None for zeros.
         asked: whether to return gradients for each of `d_states` and `tensors`.
 
     Returns:
-        None where not asked; None in place of all for a cell whose second order is not written out.
+        None where not asked.
     """
-    if cell is not LSTM:
-        return None
-    _, saved, carried = results
-    d_h, d_c = d_states
-    weights_dot = [*cotangents[3:], *[None] * (8 - len(cotangents))]
-    needs = [*asked[2:7], any(asked[7:]), False]
+    output, saved, carried = kept
+    states, count = len(cell.states), len(tensors)
+    rows = 1 + states
+    weights_dot = [*cotangents[rows:], *[None] * (rows + 5 - count)]
+    needs = [*asked[states:], *[False] * (rows + 5 - count)]
     found = of_one_step(
-        tensors[:3], [*tensors[3:5], None], (saved[0], carried[0]), (d_h, None, d_c, None), cotangents[:3],
-        weights_dot, needs,
+        cell, tensors[:rows], [*tensors[rows : rows + 2], None], saved[0], _after(cell, output[0], carried[0]),
+        d_states, cotangents[:rows], weights_dot, needs,
     )  # fmt: skip
-    biases = [found[7], found[7].clone()] if needs[5] else [None] * (len(tensors) - 5)  # equal, each its own
-    return [one.to(saved.dtype) if ask else None for one, ask in zip((*found[:7], *biases), asked)]
+    is_narrow = found[0].dtype is not output.dtype
+    return [(one.to(output.dtype) if is_narrow else one) if ask else None for one, ask in zip(found, asked)]
 
 
-def of_one_step(rows, weights, results, incoming, rows_dot, weights_dot, needs) -> tuple:
-    """What _second_order_step.py finds for one step of one direction.
-
-    Args:
-        rows, weights, rows_dot, weights_dot, needs: as there, in the layer's dtype.
-        results: gates and cell states.
-        incoming: gradients that arrive at h and at c, each the sum of two; None for zeros.
-
-    Returns:
-        As there, in the dtype of the cell states.
-    """
-    gates, c_next = results
-    if gates.dtype is not c_next.dtype:
-        rows, weights, rows_dot, weights_dot, incoming = (
-            [None if one is None else one.to(c_next.dtype) for one in kind]
-            for kind in (rows, weights, rows_dot, weights_dot, incoming)
-        )
-        gates = gates.to(c_next.dtype)
-    d_h, d_c = _sum(*incoming[:2]), _sum(*incoming[2:])
-    if d_h is None:
-        d_h = torch.zeros_like(rows[1])
-    return _second_order_step.second_order(rows, weights, gates, c_next, (d_h, d_c), rows_dot, weights_dot, needs)
+def of_one_step(cell: Cell, rows, weights, saved, after, incoming, rows_dot, weights_dot, needs) -> tuple:
+    """What _second_order_step.py finds, as it is asked for there, of tensors in a layer's dtype."""
+    dtype = torch.promote_types(saved.dtype, torch.float32)
+    given = rows, weights, (saved,), after, incoming, rows_dot, weights_dot
+    if saved.dtype is not dtype:
+        given = [[None if one is None else one.to(dtype) for one in kind] for kind in given]
+    rows, weights, (saved,), *others = given
+    return _second_order_step.second_order(cell, rows, weights, saved, *others, needs)
 
 
-def _by_one_step(layer, incoming, results, cotangents, asked_incoming, asked):
+def _after(cell: Cell, h, carried) -> list:
+    """The states after a step, of what a layer returned of it; `carried` are all but h, side by side."""
+    return [h, *carried.chunk(cell.carried, -1)] if cell.carried else [h]
+
+
+def _by_one_step(cell, layer, incoming, results, cotangents, asked_incoming, asked):
     """`second_order` of a layer that has one step, the first for both directions."""
-    x, x_dot, d_output = (
+    x, x_dot, d_output, output = (
         None if one is None else one.reshape(-1, one.size(-1))
-        for one in (layer.input, cotangents.input, incoming.output)
+        for one in (layer.input, cotangents.input, incoming.output, results[0])
     )
     asks = Differentiable(*asked)
-    R, (h_0, c_0), lists = layer.initial[0].size(-1), layer.initial, (layer.weight_ih, layer.weight_hh, layer.weight_hr)
-    needs = [asks.input, asks.initial, asks.initial, asks.weight_ih, asks.weight_hh, asks.bias_ih or asks.bias_hh]
-    needs.append(asks.weight_hr)
+    states, R = len(cell.states), layer.initial[0].size(-1)
+    lists = layer.weight_ih, layer.weight_hh, layer.weight_hr
+    needs = [asks.input, *[asks.initial] * states, *asks[2:7]]
     found = []
-    for d in range(h_0.size(0)):
+    for d in range(layer.initial[0].size(0)):
 
         def own(kind, d=d):
             """This direction's part, None of what is not there."""
             return None if kind is None or len(kind) == 0 else kind[d]
 
-        columns = None if d_output is None else d_output[:, d * R : (d + 1) * R]
-        d_h_n, d_c_n = map(own, incoming.last)
-        arrive = columns, d_h_n, d_c_n, own(incoming.carried)
-        rows, rows_dot = (x, h_0[d], c_0[d]), (x_dot, *map(own, cotangents.initial))
-        weights, weights_dot = [*map(own, lists)], [*map(own, cotangents[2:7])]
-        found.append(of_one_step(rows, weights, (results[1][d], results[2][d]), arrive, rows_dot, weights_dot, needs))
+        def columns(rows, d=d):
+            return None if rows is None else rows[:, d * R : (d + 1) * R]
 
-    h_dot, c_dot, to_x, to_h, to_c, *of_lists = zip(*found)
-    # Of the two biases, equal but not to share memory.
-    of_lists.insert(3, [None if one is None else one.clone() for one in of_lists[2]])
+        from_steps = [columns(d_output), *[None] * cell.carried]
+        if incoming.carried is not None and cell.carried:
+            from_steps[1:] = own(incoming.carried).chunk(cell.carried, -1)
+        arrive = [_sum(*given) for given in zip(from_steps, map(own, incoming.last))]
+        rows, rows_dot = (x, *map(own, layer.initial)), (x_dot, *map(own, cotangents.initial))
+        weights, weights_dot = [*map(own, lists)], [*map(own, cotangents[2:7])]
+        after = _after(cell, columns(output), results[2][d])
+        found.append(of_one_step(cell, rows, weights, results[1][d], after, arrive, rows_dot, weights_dot, needs))
+
+    found = [*zip(*found)]
+    after_dot, to_x, to_initial, of_lists = found[:states], found[states], found[states + 1 :][:states], found[-5:]
     dtype = layer.input.dtype
 
     def narrow(ask, make):
         return make().to(dtype) if ask else None
 
     found_incoming = Incoming(
-        narrow(asked_incoming.output, lambda: torch.cat(h_dot, -1).view_as(incoming.output)),
-        [narrow(asked_incoming.last, lambda dots=dots: torch.stack(dots)) for dots in (h_dot, c_dot)],
-        torch.stack(c_dot) if asked_incoming.carried else None,
+        narrow(asked_incoming.output, lambda: torch.cat(after_dot[0], -1).view_as(incoming.output)),
+        [narrow(asked_incoming.last, lambda dots=dots: torch.stack(dots)) for dots in after_dot],
+        torch.cat([*map(torch.stack, after_dot[1:])], -1) if asked_incoming.carried else None,
     )
     return found_incoming, Differentiable(
         narrow(asks.input, lambda: _sum(*to_x).view_as(layer.input)),
-        [narrow(asks.initial, lambda to=to: torch.stack(to)) for to in (to_h, to_c)],
+        [narrow(asks.initial, lambda to=to: torch.stack(to)) for to in to_initial],
         *(
             [one.to(dtype) for one in kind] if ask and argument else nothing(argument)
             for kind, ask, argument in zip(of_lists, asks[2:7], layer[2:7])

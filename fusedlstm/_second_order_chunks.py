@@ -6,24 +6,25 @@ kept. Then back: a chunk computes its tangents again, its adjoints, and its part
 gradients for the state before it to its neighbour. As large as all steps are only the arguments and the results. A
 chunk has `CHUNK` values of gates, whatever T is.
 
-Between chunks, gradients for c pass through the operator's arguments and results: of 16-bit types, rounded to them.
+Between chunks, gradients for carried states pass through the operator's arguments and results: of 16-bit types, rounded
+to them.
 """
 
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import linear
 
-from fusedlstm import _second_order_step
 from fusedlstm._arguments import BackwardArguments, Differentiable, Incoming, LayerArguments, differentiable
+from fusedlstm._second_order_step import projected_dot, second_order, sums_dot
+from fusedlstm.ops import OPERATORS
 from fusedlstm.reference import dense_rows, listed, nothing
 
 # Values of gates in a chunk of steps: it needs some dozens of tensors of so many values, or of a quarter.
 CHUNK = 2**19
 
 
-def by_chunks(layer, incoming, results, cotangents, asked_incoming, asked):
-    """`second_order` (see _second_order.py) of one LSTM layer of several steps: without a graph over time."""
+def by_chunks(cell, layer, incoming, results, cotangents, asked_incoming, asked):
+    """`second_order` (see _second_order.py) of one layer of several steps: without a graph over time."""
     wide = results[2].dtype
     asks_last = [asked_incoming.last and d is not None for d in incoming.last]
     d_rows = [incoming.output, *incoming.last, incoming.carried]
@@ -32,7 +33,7 @@ def by_chunks(layer, incoming, results, cotangents, asked_incoming, asked):
     kinds = differentiable(layer)
     sums = [_zeros(kind, wide) if ask else nothing(kind) for kind, ask in zip(kinds, asked)]
     for d in range(layer.initial[0].size(0)):
-        _Direction(layer, incoming, results, cotangents, d).run(tangents, sums)
+        _Direction(cell, layer, incoming, results, cotangents, d).run(tangents, sums)
 
     to_output, *to_last, to_carried = tangents
     narrow = [_to(total, layer.input.dtype) for total in sums]
@@ -42,11 +43,11 @@ def by_chunks(layer, incoming, results, cotangents, asked_incoming, asked):
 class _Direction:
     """One direction of a layer: its arguments, and the rows of its steps in the order in which it runs them.
 
-    Tensors of S steps are [S, B, features], in `wide`: float32 or float64. Pairs are of h and c.
+    Tensors of S steps are [S, B, features], in `wide`: float32 or float64. States are lists, of h and those carried.
     """
 
-    def __init__(self, layer, incoming, results, cotangents, d: int):
-        self.d, self.dtype, self.wide = d, layer.input.dtype, results[2].dtype
+    def __init__(self, cell, layer, incoming, results, cotangents, d: int):
+        self.cell, self.d, self.dtype, self.wide = cell, d, layer.input.dtype, results[2].dtype
         self.allow_tf32 = layer.allow_tf32
         self.input, self.input_dot = layer.input, cotangents.input
         self.start, self.weights, self.reset_state = self._own(differentiable(layer))
@@ -54,12 +55,12 @@ class _Direction:
         self.lists = [kind[d : d + 1] for kind in layer[2:7]]  # the weights as an operator's arguments
         end_adjoint = self._own_states(incoming.last)
         self.start_dot, self.end_adjoint = (
-            [torch.zeros_like(state) if given is None else given for given, state in zip(pair, self.start)]
-            for pair in (start_dot, end_adjoint)
+            [torch.zeros_like(state) if given is None else given for given, state in zip(states, self.start)]
+            for states in (start_dot, end_adjoint)
         )
 
         self.batch_sizes, self.lengths, self.reset = layer.batch_sizes, layer.lengths, layer.reset
-        self.B, H = self.start[1].shape
+        self.B, H = self.start[-1].shape
         self.T = self.input.size(0) if self.batch_sizes is None else self.batch_sizes.size(0)
         self.sequences = torch.arange(self.B, device=self.input.device)
         if self.batch_sizes is not None:
@@ -75,23 +76,23 @@ class _Direction:
             self.last = self.T * (self.last > 0)
             self.reset_state, self.reset_state_dot = self.start, self.start_dot
 
-        output, gates, cell_states = results
-        self.gates, self.states = self._of_all_rows(gates), (self._columns(output), self._of_all_rows(cell_states))
-        self.incoming = self._columns(incoming.output), self._of_all_rows(incoming.carried)
-        steps = max(1, CHUNK // max(1, 4 * self.B * H))
+        output, saved, carried = results
+        self.saved, self.states = self._of_all_rows(saved), self._of_states(output, carried)
+        self.incoming = self._of_states(incoming.output, incoming.carried)
+        steps = max(1, CHUNK // max(1, cell.gates * self.B * H))
         self.chunks = [range(k, min(k + steps, self.T)) for k in range(0, self.T, steps)]
 
     def run(self, tangents, sums):
         """Write the tangents of the results, and add the gradients for the layer's arguments; None: not asked."""
-        to_output, to_h_n, to_c_n, to_cell_states = tangents
+        to_output, *to_last, to_carried = tangents
         before, befores = self.start_dot, []
         for steps in self.chunks:
             befores.append(before)
             chunk = _Chunk(self, steps, before)
             before = [states[chunk.end] for states in chunk.states_dot]
-            for to, states in zip((self._columns(to_output), self._of_all_rows(to_cell_states)), chunk.states_dot):
+            for to, states in zip(self._of_states(to_output, to_carried), chunk.states_dot):
                 self.add(states[1:], to, steps)
-        for to, end in zip((to_h_n, to_c_n), before):
+        for to, end in zip(to_last, before):
             if to is not None:
                 to[self.d] = end
         if not any(map(listed, sums)):
@@ -117,8 +118,7 @@ class _Direction:
         if self.batch_sizes is None:
             dense = rows[times].to(self.wide)
             if self.lengths is not None:
-                runs = torch.arange(times.start, times.stop, device=rows.device)[:, None] < self.lengths
-                dense = dense.where(runs.unsqueeze(-1), 0)
+                dense = dense.where(self._runs(times), 0)
         else:
             of_times, places = self._packed(rows, times)
             dense = torch.zeros(len(steps) * self.B, rows.size(-1), dtype=self.wide, device=rows.device)
@@ -136,11 +136,22 @@ class _Direction:
             of_times, places = self._packed(to, times)
             of_times += dense.flatten(0, 1)[places]
 
+    def runs(self, steps: range):
+        """Which sequences run each of some steps, [S, B, 1]; None: all."""
+        if self.lengths is None:
+            return None
+        runs = self._runs(self._times(steps))
+        return runs.flip(0) if self.d == 1 else runs
+
     def before(self, steps: range):
         """The states before the first of some steps."""
         if steps.start == 0:
             return self.start
         return [self.read(rows, range(steps.start - 1, steps.start))[0] for rows in self.states]
+
+    def _runs(self, times: slice):
+        times = torch.arange(times.start, times.stop, device=self.input.device)
+        return (times[:, None] < self.lengths).unsqueeze(-1)
 
     def _times(self, steps: range) -> slice:
         return slice(self.T - steps.stop, self.T - steps.start) if self.d == 1 else slice(steps.start, steps.stop)
@@ -150,10 +161,13 @@ class _Direction:
         places = dense_rows(self.batch_sizes[times], self.B)[0].to(rows.device)
         return rows[self.first_rows[times.start] : self.first_rows[times.stop]], places
 
-    def _columns(self, output):
-        """This direction's part of the features of an output."""
-        width = self.start[0].size(-1)
-        return None if output is None else output[..., self.d * width : (self.d + 1) * width]
+    def _of_states(self, output, carried) -> list:
+        """This direction's part of each state of all steps."""
+        width, count = self.start[0].size(-1), self.cell.carried
+        h = None if output is None else output[..., self.d * width : (self.d + 1) * width]
+        if carried is None or count == 0:
+            return [h] + [None] * count
+        return [h, *self._of_all_rows(carried).chunk(count, -1)]
 
     def _of_all_rows(self, rows):
         """This direction's part of [D, N, features]: by times, or packed."""
@@ -165,7 +179,7 @@ class _Direction:
         """This direction's initial states, weights and reset states, None where there is none, of Differentiable."""
         _, initial, *weights, reset_state = kinds
         own = [self._wide(kind[self.d] if kind else None) for kind in weights]
-        return self._own_states(initial), own, self._own_states(reset_state) or [None, None]
+        return self._own_states(initial), own, self._own_states(reset_state) or [None] * len(self.cell.states)
 
     def _own_states(self, states):
         return [self._wide(None if state is None else state[self.d]) for state in states]
@@ -177,22 +191,18 @@ class _Direction:
 class _Chunk:
     """Some steps of a direction, with their states and tangents: [S + 1, B, features], step k between k and k + 1.
 
-    At steps that are not run the gates, and so all that is computed from them, are zeros.
+    At steps that are not run, states, what is saved, tangents and all gradients are zeros.
     """
 
     def __init__(self, direction: _Direction, steps: range, before_dot):
         self.direction, self.steps = direction, steps
-        rows = direction.input, direction.input_dot, direction.gates, *direction.states
-        self.input, self.input_dot, gates, *after = (direction.read(each, steps) for each in rows)
+        rows = direction.input, direction.input_dot, direction.saved, *direction.states
+        self.input, self.input_dot, self.saved, *after = (direction.read(each, steps) for each in rows)
         self.states = [torch.cat([b.unsqueeze(0), a]) for b, a in zip(direction.before(steps), after)]
         self.reset = None if direction.reset is None else direction.reset[steps.start : steps.stop].unsqueeze(-1)
         # Where each sequence is in the states when it ends, or the chunk does.
         self.end = (direction.last - steps.start).clamp(0, len(steps)), direction.sequences
-
-        i, f, g, o = gates.chunk(4, -1)
-        tanh_c = after[1].tanh()
-        self.gates, self.f, self.h_by_c = gates, f, o * (1 - tanh_c * tanh_c)  # how h, unprojected, changes with c
-        self.states_dot = self._tangents(before_dot, i, f, g, o, tanh_c)
+        self.states_dot = self._tangents(before_dot)
 
     def add_gradients(self, adjoint, flow, to_input, to_shared):
         """Add to the gradients for the input, and for the five weights and the reset state; None: not asked.
@@ -206,15 +216,15 @@ class _Chunk:
         direction = self.direction
         needs = [to is not None for to in (to_input, *to_shared)]
         adjoints = self._adjoints(adjoint)
-        to_rows, to_h, to_c, *added = self._added_by_steps(adjoints, needs)
-        to_states, to_reset_state = [torch.zeros_like(states) for states in adjoints], [None, None]
-        for k, to_before in enumerate((to_h, to_c)):
+        to_rows, to_befores, added = self._added_by_steps(adjoints, needs)
+        to_states, to_reset_state = [torch.zeros_like(states) for states in adjoints], [None] * len(adjoints)
+        for k, to_before in enumerate(to_befores):
             if self.reset is not None:
                 to_reset_state[k] = to_before.where(self.reset, 0).sum(0)
                 to_before = to_before.masked_fill(self.reset, 0)
             to_states[k][:-1] = to_before
             to_states[k][self.end] += flow[k]
-        through_rows, through_h, through_c, *through = self._backward(to_states, self.input, direction.lists, needs)
+        through_rows, through_states, *through = self._backward(to_states, needs)
 
         if to_input is not None:
             direction.add(to_rows + through_rows, to_input, self.steps)
@@ -222,39 +232,39 @@ class _Chunk:
             for part in parts:
                 if to is not None and part is not None:
                     to += part
-        return [kind[0].clone() for kind in adjoints], [to_states[0][0] + through_h, to_states[1][0] + through_c]
+        flow = [to[0] + through for to, through in zip(to_states, through_states)]
+        return [kind[0].clone() for kind in adjoints], flow
 
-    def _tangents(self, before_dot, i, f, g, o, tanh_c):
+    def _tangents(self, before_dot):
         """How the states change along the cotangents."""
-        direction = self.direction
+        direction, cell = self.direction, self.direction.cell
         w_ih, w_hh, _, _, w_hr = direction.weights
         w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot = direction.weights_dot
-        h, c = self._entering(self.states, direction.reset_state)
-        # How c changes with the sums of i, f and g, and h (before its projection) with that of o.
-        by_sums = torch.cat([g * i * (1 - i), c * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)], -1)
-
+        before = self._entered(self.states, direction.reset_state)
         # But for the part of h, which follows step by step.
-        sums_dot = _second_order_step.sums_dot(
-            (self.input, h), (w_ih, w_hh), (self.input_dot, None), (w_ih_dot, w_hh_dot), (b_ih_dot, b_hh_dot)
-        ).expand_as(by_sums)
-        projected_dot = None if w_hr_dot is None else linear(o * tanh_c, w_hr_dot)
+        of_hidden = before[0], w_hh, None, w_hh_dot, b_hh_dot
+        known = sums_dot(cell, (self.input, w_ih, self.input_dot, w_ih_dot, b_ih_dot), of_hidden)
+        place = int(cell.is_apart)  # of the sums that take W_hh h
 
-        states_dot = [torch.cat([b.unsqueeze(0), torch.empty_like(a[1:])]) for b, a in zip(before_dot, self.states)]
-        for k in range(len(self.steps)):
-            h, c = self._entering(states_dot, direction.reset_state_dot, k)
-            i_dot, f_dot, g_dot, o_dot = (torch.addmm(sums_dot[k], h, w_hh.t()) * by_sums[k]).chunk(4, -1)
-            c = torch.addcmul(i_dot + f_dot + g_dot, f[k], c, out=states_dot[1][k + 1])
-            h = torch.addcmul(o_dot, self.h_by_c[k], c)
+        moving, states_dot, runs = before_dot, [before_dot], direction.runs(self.steps)
+        for k, (entered, after, saved) in enumerate(self._rows_of_steps(before)):
+            moving = self._entering(moving, direction.reset_state_dot, k)
+            sums = [None if part is None else part[k] for part in known]
+            given = sums[place]
+            sums[place] = moving[0] @ w_hh.t() if given is None else torch.addmm(given, moving[0], w_hh.t())
+            moving, *_ = OPERATORS[cell.name].steps_second_order(
+                entered, after, saved, *sums, moving, [None] * len(after), None
+            )
             if w_hr is not None:
-                h = linear(h, w_hr)
-            if projected_dot is not None:
-                h += projected_dot[k]
-            states_dot[0][k + 1] = h
-        return states_dot
+                moving[0] = projected_dot(cell, saved, after, moving[0], w_hr, w_hr_dot)
+            if runs is not None:
+                moving = [state.where(runs[k], 0) for state in moving]
+            states_dot.append(moving)
+        return list(map(torch.stack, zip(*states_dot)))
 
     def _adjoints(self, at_end):
         """The gradients of first order for all states."""
-        direction, adjoints = self.direction, []
+        direction, cell, adjoints = self.direction, self.direction.cell, []
         for states, rows, one in zip(self.states, direction.incoming, at_end):
             adjoint, given = torch.zeros_like(states), direction.read(rows, self.steps)
             if given is not None:
@@ -262,80 +272,87 @@ class _Chunk:
             adjoint[self.end] += one
             adjoints.append(adjoint)
 
-        # The part for h that comes through the gates of the step after it: the gradient for the "input" of a layer
-        # whose weight_ih is weight_hh.
-        h, c = adjoints
-        _, weight_hh, *others = direction.lists
-        needs = [True] + [False] * (len(direction.weights) + 2)
-        through_gates = self._backward(adjoints, self.states[0][1:], [weight_hh, weight_hh, *others], needs)[0]
-        f = self.f
-        if self.reset is not None:
-            through_gates, f = (each.masked_fill(self.reset, 0) for each in (through_gates, f))
-        h[:-1] += through_gates
-        w_hr = direction.weights[-1]
-        through_h = (h[1:] if w_hr is None else h[1:] @ w_hr) * self.h_by_c
-        for k in reversed(range(len(self.steps))):
-            c[k].addcmul_(f[k], c[k + 1] + through_h[k])
+        _, w_hh, _, _, w_hr = direction.weights
+        entered = self._entered(self.states, direction.reset_state)
+        nothing_moves = None, None, [None] * len(entered)
+        arriving = [*zip(*map(torch.unbind, adjoints))]
+        for k, (before, after, saved) in reversed([*enumerate(self._rows_of_steps(entered))]):
+            d_h, *d_carried = arriving[k + 1]
+            arrive = [d_h if w_hr is None else d_h @ w_hr, *d_carried]
+            _, d_sums, d_before, _ = OPERATORS[cell.name].steps_second_order(
+                before, after, saved, *nothing_moves, arrive, None
+            )
+            through_sums = d_sums[2 if cell.is_apart else 0] @ w_hh
+            d_before[0] = through_sums.add_(d_before[0]) if cell.takes_h else through_sums
+            for adjoint, d in zip(arriving[k], d_before):
+                adjoint += d if self.reset is None else d.masked_fill(self.reset[k], 0)
         return adjoints
 
+    def _rows_of_steps(self, entered):
+        """For each step the states that it starts from, of all in `entered`, those after it, and what it saved."""
+        after = (states[1:] for states in self.states)
+        befores, afters = (map(list, zip(*map(torch.unbind, states))) for states in (entered, after))
+        return zip(befores, afters, self.saved.unbind())
+
     def _added_by_steps(self, adjoints, needs):
-        """What steps add: each to the gradients for its input and the state before it, all to those for the weights."""
+        """What steps add: each to the gradients for its input and the states before it, all to the weights'."""
         direction = self.direction
-        rows = self.input, *self._entering(self.states, direction.reset_state)
-        rows_dot = self.input_dot, *self._entering(self.states_dot, direction.reset_state_dot)
+        rows = self.input, *self._entered(self.states, direction.reset_state)
+        rows_dot = self.input_dot, *self._entered(self.states_dot, direction.reset_state_dot)
         w_ih, w_hh, _, _, w_hr = direction.weights
-        _, _, *found = _second_order_step.second_order(
-            [*map(_as_rows, rows)], (w_ih, w_hh, w_hr), _as_rows(self.gates), _as_rows(self.states[1][1:]),
-            [_as_rows(states[1:]) for states in adjoints], [*map(_as_rows, rows_dot)], direction.weights_dot,
-            [needs[0], True, True, *needs[1:3], needs[3] or needs[4], needs[5]],
-        )  # fmt: skip
-        to_rows = [None if to is None else to.view_as(x) for to, x in zip(found, rows)]
-        to_w_ih, to_w_hh, to_bias, to_w_hr = found[3:]
-        return *to_rows, to_w_ih, to_w_hh, to_bias, to_bias, to_w_hr
+        states = len(adjoints)
+        found = second_order(
+            direction.cell, [*map(_as_rows, rows)], (w_ih, w_hh, w_hr), _as_rows(self.saved),
+            [_as_rows(states[1:]) for states in self.states], [_as_rows(states[1:]) for states in adjoints],
+            [*map(_as_rows, rows_dot)], direction.weights_dot, [needs[0], *[True] * states, *needs[1:6]],
+        )[states:]  # fmt: skip
+        to_rows, *to_before = [None if to is None else to.view_as(x) for to, x in zip(found, rows)]
+        return to_rows, to_before, found[1 + states :]
 
-    def _backward(self, d_states, input, lists, needs):
-        """`lstm_layer_backward` of the chunk as a layer, from the gradients for the states after each step.
+    def _backward(self, d_states, needs):
+        """`<cell>_layer_backward` of the chunk as a layer, from the gradients for the states after each step.
 
-        Gradients for the input, the state before the chunk, the weights and the reset state. `needs` are without those
-        for the state, which are always found.
+        Gradients for the input, the states before the chunk, the weights and the reset state. `needs` are without those
+        for the states, which are always found.
         """
-        direction = self.direction
+        direction, cell = self.direction, self.direction.cell
 
         def of_operator(states):
             return [state.unsqueeze(0).to(direction.dtype) for state in states]
 
-        def results(pair):
-            h, c = (states[1:] for states in pair)
-            return h.to(direction.dtype), c.flatten(0, 1).unsqueeze(0)
+        def results(states):
+            h, *carried = (each[1:] for each in states)
+            carried = torch.cat(carried, -1) if carried else h[..., :0]
+            return h.to(direction.dtype), carried.flatten(0, 1).unsqueeze(0)
 
-        d_output, d_cell_states = results(d_states)
-        output, cell_states = results(self.states)
+        d_output, d_carried = results(d_states)
+        output, carried = results(self.states)
         is_replaced = self.reset is not None and direction.reset_state[0] is not None
         call = BackwardArguments(
-            Incoming(d_output, [None, None], d_cell_states),
+            Incoming(d_output, [None] * len(d_states), d_carried if cell.carried else None),
             LayerArguments(
-                input.to(direction.dtype),
+                self.input.to(direction.dtype),
                 of_operator(states[0] for states in self.states),
-                *lists,
+                *direction.lists,
                 reset=None if self.reset is None else self.reset.squeeze(-1),
                 reset_state=of_operator(direction.reset_state) if is_replaced else [],
                 allow_tf32=direction.allow_tf32,
             ),
             output,
-            self.gates.flatten(0, 1).unsqueeze(0).to(direction.dtype),
-            cell_states,
+            self.saved.flatten(0, 1).unsqueeze(0).to(direction.dtype),
+            carried,
             [needs[0], True, *needs[1:6], any(needs[6:])],
         )
-        d_input, d_initial, *d_weights, d_reset_state = torch.ops.fusedlstm.lstm_layer_backward.default(
-            *call.in_a_row()
-        )
-        d_h, d_c = (d[0] for d in d_initial)
-        d_reset_state = [d.squeeze(0) for d in d_reset_state] or [None, None]  # of size [0] where not needed
-        return d_input, d_h, d_c, *map(_only, d_weights), *d_reset_state
+        d_input, d_initial, *d_weights, d_reset_state = OPERATORS[cell.name].backward(*call.in_a_row())
+        d_reset_state = [d.squeeze(0) for d in d_reset_state] or [None] * len(d_states)  # of size [0] where not needed
+        return d_input, [d[0] for d in d_initial], *map(_only, d_weights), *d_reset_state
 
-    def _entering(self, states, reset_state, k=slice(None)):
-        """(h, c) before step k, or all steps, after resets."""
-        before = [kind[:-1][k] for kind in states]
+    def _entered(self, states, reset_state):
+        """The states that all steps start from, after resets."""
+        return self._entering([kind[:-1] for kind in states], reset_state, slice(None))
+
+    def _entering(self, before, reset_state, k):
+        """Of states before step k, or before all, those that it starts from."""
         if self.reset is None:
             return before
         return [

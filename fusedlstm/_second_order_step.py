@@ -1,121 +1,132 @@
-"""Second order of single steps, written out. They do not depend on one another: each is a row of one batch.
+"""Second order of single steps. They do not depend on one another: each is a row of one batch.
 
-When a step's arguments (x, h, c, weights) move along tangents, so do its results: (h', c'). What is differentiated is
-phi = <d_h, h'> + <d_c, c'>, the sum of <tangent, gradient> over all gradients of the step (see _second_order.py). With
-z for the sums that enter the gates, y for the gates after their activations and t = tanh(c_next):
+When a step's arguments (x, states, weights) move along tangents, so do its results, and the gradients that it has for
+them. With s for the sums W_ih x and W_hh h that enter the gates, biases included:
 
-* z' = x' W_ih^T + x W_ih'^T + h' W_hh^T + h W_hh'^T + b', and y' = y'(z) z'
-* c_next' = f' c + f c' + i' g + i g', and m' = o' t + o (1 - t^2) c_next', where h_next = m or its projection m W_hr^T
+* s' = x' W_ih^T + x W_ih'^T + b_ih' for the one, h' W_hh^T + h W_hh'^T + b_hh' for the other
+* `<cell>_steps_second_order` turns s' into the tangents of the states after the step, and those of the gradients for s
+  and for the states before it
+* what those gradients are multiplied with, they are also in their tangents: of x it is d_s' W_ih + d_s W_ih'
 
-phi depends on z through y and y', on c directly, and on both through c_next, of which it is also a function by t.
+The tangents of the gradients are what is sought: the gradients of the sum of <tangent, gradient>.
 """
 
 from __future__ import annotations
 
-import torch
 from torch.nn.functional import linear
 
+from fusedlstm.cells import Cell
+from fusedlstm.ops import OPERATORS
 
-def second_order(rows, weights, gates, c_next, incoming, rows_dot, weights_dot, needs) -> tuple:
-    """Gradients of phi for the step's arguments, and for the incoming gradients.
 
-    N rows; I, H, R (and P) features of x, c, h. All in the dtype that is computed in.
+def second_order(cell: Cell, rows, weights, saved, after, incoming, rows_dot, weights_dot, needs) -> tuple:
+    """Gradients of the sum of <tangent, gradient> for the step's arguments, and for the incoming gradients.
+
+    N rows; I, H, R (and P) features of x, states but h, and h. All in float32 or float64. Letters d: gradients.
 
     Args:
-        rows: x [N, I], h [N, R], c [N, H].
-        weights: weight_ih [4H, I], weight_hh [4H, R], weight_hr [P, H] or None.
-        gates, c_next: [N, 4H], activated, in the order i, f, g, o; [N, H]. Gates of zeros are those of steps that did
-            not run: nothing flows through them.
-        incoming: d_h [N, R], d_c [N, H]; the latter None for zeros.
+        cell: whose steps.
+        rows: x [N, I], then the states before the step, [N, R] and [N, H].
+        weights: weight_ih [GH, I], weight_hh [GH, R], weight_hr [P, H] or None.
+        saved, after: [N, saved * H], and the states after the step.
+        incoming: gradients of these states; None for zeros.
         rows_dot: tangents of `rows`, None for zeros.
         weights_dot: those of weight_ih, weight_hh, bias_ih, bias_hh, weight_hr.
-        needs: whether to return gradients for x, h, c, weight_ih, weight_hh, a bias, weight_hr.
+        needs: whether to return gradients for each of `rows`, and of weight_ih, weight_hh, bias_ih, bias_hh, weight_hr.
 
     Returns:
-        h' and c_next', which are the gradients for d_h and d_c; then, in the order of `needs`, the gradients, None
-        where not needed.
+        The tangents of the states after the step, which are the gradients for `incoming`; then, in the order of
+        `needs`, the gradients, None where not needed.
     """
-    x, h, c = rows
+    (x, *before), (x_dot, *before_dot) = rows, rows_dot
     w_ih, w_hh, w_hr = weights
-    d_h, d_c = incoming
-    x_dot, h_dot, c_dot = rows_dot
     w_ih_dot, w_hh_dot, b_ih_dot, b_hh_dot, w_hr_dot = weights_dot
-    _, f, g, o = gates.chunk(4, -1)
-    t = c_next.tanh()
-    factors = torch.cat([g, c, gates.narrow(-1, 0, c.size(-1)), t], -1)  # of the gates i, f, g, o, in c_next and m
+    needs_rows, needs_weights = needs[: len(rows)], needs[len(rows) :]
+    of_input = x, w_ih, x_dot, w_ih_dot, b_ih_dot
+    of_hidden = before[0], w_hh, before_dot[0], w_hh_dot, b_hh_dot
 
-    # Tangents. The gates' activations are sigmoids, but for that of g, a tanh.
-    slopes = torch.addcmul(gates, gates, gates, value=-1)
-    slopes.chunk(4, -1)[2].sub_(g).add_(1)
-    gates_dot = sums_dot((x, h), (w_ih, w_hh), (x_dot, h_dot), (w_ih_dot, w_hh_dot), (b_ih_dot, b_hh_dot)) * slopes
-    by_i, by_f, by_g, by_o = (gates_dot * factors).chunk(4, -1)
-    c_next_dot = by_i + by_f
-    c_next_dot += by_g
-    if c_dot is not None:
-        c_next_dot.addcmul_(f, c_dot)
-    slope_of_t = torch.addcmul(t.new_ones(()), t, t, value=-1)
-    t_dot = slope_of_t * c_next_dot
-    m_dot = torch.addcmul(by_o, o, t_dot)
-    h_next_dot = m_dot if w_hr is None else linear(m_dot, w_hr)
-    if w_hr_dot is not None:
-        h_next_dot = h_next_dot + linear(o * t, w_hr_dot)
+    d_h = incoming[0]
+    d_m, d_m_dot = d_h, None  # of h before a projection
+    if w_hr is not None and d_h is not None:
+        d_m, d_m_dot = d_h @ w_hr, None if w_hr_dot is None else d_h @ w_hr_dot
+    sums, hidden_sums = sums_dot(cell, of_input, of_hidden)
+    arrive = [d_m, *incoming[1:]] if any(needs) else [None] * len(incoming)
+    after_dot, d_sums, _, d_before_dot = OPERATORS[cell.name].steps_second_order(
+        before, after, saved, sums, hidden_sums, before_dot, arrive, d_m_dot if any(needs) else None
+    )
+    m_dot = after_dot[0]
+    if w_hr is not None:
+        after_dot[0] = projected_dot(cell, saved, after, m_dot, w_hr, w_hr_dot)
     if not any(needs):
-        return h_next_dot, c_next_dot, *[None] * 7
+        return *after_dot, *[None] * len(needs)
 
-    # phi's derivatives for m', for c_next', for c_next by way of t, and for m where a projection moves.
-    d_m = d_h if w_hr is None else d_h @ w_hr
-    by_c_next = o * slope_of_t
-    by_c_next_dot = d_m * by_c_next
-    if d_c is not None:
-        by_c_next_dot += d_c
-    i_dot, f_dot, g_dot, o_dot = gates_dot.chunk(4, -1)
-    through_t = torch.addcmul(o_dot * slope_of_t, o * t, t_dot, value=-2).mul_(d_m)
-    by_m = None if w_hr_dot is None else d_h @ w_hr_dot
-    if by_m is not None:
-        through_t.addcmul_(by_m, by_c_next)
-    # For y', and for y: phi has y' times its factor, and y times how that moves or by way of t.
-    of_factors = torch.cat([by_c_next_dot, by_c_next_dot, by_c_next_dot, d_m], -1)
-    factors_dot = torch.cat([g_dot, torch.zeros_like(c) if c_dot is None else c_dot, i_dot, t_dot], -1)
-    through = torch.cat([through_t, through_t, through_t, torch.zeros_like(t) if by_m is None else by_m], -1)
-    by_gates_dot = of_factors * factors
-    by_gates = factors_dot.mul_(of_factors).addcmul_(through, factors)
-    # For z' (the gradients of first order) and for z. A slope changes with its sum: y'' = y' (1 - 2 y), or -2 y y'. In
-    # the memory of what is not needed any more.
-    bends = torch.addcmul(gates_dot, gates_dot, gates, value=-2)
-    bends.chunk(4, -1)[2].sub_(g_dot)
-    by_sums = by_gates.mul_(slopes).addcmul_(by_gates_dot, bends)
-    by_sums_dot = by_gates_dot.mul_(slopes)
-
-    def of_rows(w, w_dot):
-        found = by_sums @ w
-        return found if w_dot is None else found.addmm_(by_sums_dot, w_dot)
-
-    def of_weight(row, row_dot):
-        found = by_sums.t() @ row
-        return found if row_dot is None else found.addmm_(by_sums_dot.t(), row_dot)
-
-    needs_x, needs_h, needs_c, needs_w_ih, needs_w_hh, needs_bias, needs_w_hr = needs
+    d_x_sums, d_h_sums = d_sums[:2], d_sums[2:] if cell.is_apart else d_sums[:2]
+    to_rows = [None] * len(rows)
+    if needs[0]:
+        to_rows[0] = _of_row(d_x_sums, w_ih, w_ih_dot)
+    if needs[1]:
+        to_rows[1] = _of_row(d_h_sums, w_hh, w_hh_dot)
+        if cell.takes_h:
+            to_rows[1] += d_before_dot[0]
+    for place in range(2, len(rows)):
+        if needs_rows[place]:
+            to_rows[place] = d_before_dot[place - 1]
+    needs_w_ih, needs_w_hh, needs_b_ih, needs_b_hh, needs_w_hr = needs_weights
+    to_w_hr = None
+    if needs_w_hr:
+        to_w_hr = w_hr.new_zeros(w_hr.shape) if d_h is None else d_h.t() @ m_dot
     return (
-        h_next_dot,
-        c_next_dot,
-        of_rows(w_ih, w_ih_dot) if needs_x else None,
-        of_rows(w_hh, w_hh_dot) if needs_h else None,
-        torch.addcmul(by_c_next_dot * f_dot, through_t, f) if needs_c else None,
-        of_weight(x, x_dot) if needs_w_ih else None,
-        of_weight(h, h_dot) if needs_w_hh else None,
-        by_sums.sum(0) if needs_bias else None,
-        d_h.t() @ m_dot if needs_w_hr else None,
+        *after_dot,
+        *to_rows,
+        _of_weight(d_x_sums, x, x_dot) if needs_w_ih else None,
+        _of_weight(d_h_sums, before[0], before_dot[0]) if needs_w_hh else None,
+        d_x_sums[1].sum(0) if needs_b_ih else None,
+        d_h_sums[1].sum(0) if needs_b_hh else None,
+        to_w_hr,
     )
 
 
-def sums_dot(rows, weights, rows_dot, weights_dot, biases_dot):
-    """z' of some rows [..., features], from what is given of its parts; None for zeros."""
-    total = None
-    pairs = [*zip(rows_dot, weights), *zip(rows, weights_dot)]
-    for row, weight in pairs:
-        if row is not None and weight is not None:
-            total = linear(row, weight) if total is None else total.add_(linear(row, weight))
-    for bias in biases_dot:
-        if bias is not None:
-            total = bias if total is None else total + bias
-    return rows[0].new_zeros(()) if total is None else total
+def sums_dot(cell: Cell, of_input, of_hidden) -> tuple:
+    """s' of some rows, as `<cell>_steps_second_order` takes it: both parts, or their sum and None.
+
+    Each part is of: rows [..., features], weight, and the tangents of rows, weight and bias; None for zeros.
+    """
+    from_input, from_hidden = _sums_dot(None, *of_input), None
+    if cell.is_apart:
+        from_hidden = _sums_dot(None, *of_hidden)
+    else:
+        from_input = _sums_dot(from_input, *of_hidden)
+    if from_input is None:
+        rows, weight = of_input[:2]
+        from_input = rows.new_zeros(*rows.shape[:-1], weight.size(0))
+    return from_input, from_hidden
+
+
+def _sums_dot(total, rows, weight, rows_dot, weight_dot, bias_dot):
+    for row, matrix in ((rows_dot, weight), (rows, weight_dot)):
+        if row is None or matrix is None:
+            continue
+        product = linear(row, matrix, bias_dot)
+        bias_dot = None
+        total = product if total is None else product.add_(total)
+    if bias_dot is not None:
+        total = bias_dot.expand(*rows.shape[:-1], -1) if total is None else total + bias_dot
+    return total
+
+
+def projected_dot(cell: Cell, saved, after, m_dot, w_hr, w_hr_dot):
+    """The tangent of h = m W_hr^T."""
+    h_dot = linear(m_dot, w_hr)
+    return h_dot if w_hr_dot is None else h_dot.add_(linear(cell.hidden(saved, after), w_hr_dot))
+
+
+def _of_row(d_sums, weight, weight_dot):
+    d, d_dot = d_sums
+    found = d_dot @ weight
+    return found if weight_dot is None else found.addmm_(d, weight_dot)
+
+
+def _of_weight(d_sums, row, row_dot):
+    d, d_dot = d_sums
+    found = d_dot.t() @ row
+    return found if row_dot is None else found.addmm_(d.t(), row_dot)

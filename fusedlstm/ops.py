@@ -8,6 +8,7 @@
 * `<cell>_cell`, `<cell>_cell_inference`, `<cell>_cell_backward`: the same of one step in one direction, between tensors
   of a cell's shapes: input [B, I], states [B, H], and weight_ih, weight_hh and both biases or none in one list. `kept`
   are output, saved and carried of the layer. Called by _autograd.py; they have no derivative of their own.
+* `<cell>_steps_second_order`: what is between the products of second order, see _second_order_step.py.
 
 Operators of layers take ensembles: with the members as one more dimension in front of every tensor but batch_sizes, one
 call runs M layers, and gives what M calls would.
@@ -47,10 +48,12 @@ class Operators(NamedTuple):
     cell: OpOverload
     cell_inference: OpOverload
     cell_backward: OpOverload
+    steps_second_order: OpOverload
 
 
 def _operators(cell: Cell) -> Operators:
     names = [f"{cell.name}_{of}{kind}" for of in ("layer", "cell") for kind in ("", "_inference", "_backward")]
+    names.append(f"{cell.name}_steps_second_order")
     operators = Operators(*(getattr(torch.ops.fusedlstm, name).default for name in names))
     names = argument_names(operators.layer)
     if names != LayerArguments._fields:
@@ -112,6 +115,19 @@ def _fake_cell_backward(d_last, input, states, weights, allow_tf32, kept, needs)
     return [input.new_empty(t.shape if need else (0,)) for t, need in zip((input, *states, *weights), needs)]
 
 
+def _fake_steps_second_order(cell: Cell, before, after, saved, sums, hidden_sums, before_tangent, d_after, d_h_tangent):
+    rows, moves = after[-1], sums is not None
+    arrives = d_h_tangent is not None or any(d is not None for d in d_after)
+
+    def values(width, exists=True):
+        return rows.new_empty((len(rows), width * rows.size(1)) if exists else (0,))
+
+    used = [cell.takes_h, *[True] * (len(after) - 1)]
+    d_sums = [values(cell.gates, arrives and has) for part in (True, cell.is_apart) for has in (part, part and moves)]
+    d_before = [[values(1, arrives and is_used and has) for is_used in used] for has in (True, moves)]
+    return [values(1, moves) for _ in after], d_sums, *d_before
+
+
 def _functionalized_layer(cell: Cell, mode, operator, types, arguments, options):
     """`<cell>_layer` in what traces programs after torch.export; for torch.onnx.export, what ONNX has for a layer."""
     results = mode.__torch_dispatch__(operator, types, arguments, options)
@@ -128,6 +144,7 @@ for _cell in CELLS.values():
     _fakes = (
         functools.partial(_fake_layer, _cell), _fake_inference, _fake_backward,
         functools.partial(_fake_cell, _cell), _fake_cell_inference, _fake_cell_backward,
+        functools.partial(_fake_steps_second_order, _cell),
     )  # fmt: skip
     for _operator, _fake in zip(OPERATORS[_cell.name], _fakes):
         torch.library.register_fake(_operator.name(), _fake)

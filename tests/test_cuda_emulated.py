@@ -4,6 +4,7 @@ import emulator
 import pytest
 import torch
 from emulated_layer import EVERYTHING, STATES, Emulated, Layer
+from steps import assert_steps_near, moving_steps
 from tolerance import MEMORY, SAFETY, assert_near, tolerance
 
 from fusedlstm.cells import CELLS
@@ -274,3 +275,35 @@ def test_values_that_travel_with_the_launch(count):
     with emulator.Memory() as memory:
         memory.module.launch_store_values(values.tolist(), memory.pointer(out, "out", initialised=False))
     assert torch.equal(out, values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+def test_second_order_of_steps(cell, dtype):
+    hidden = 37
+    (before, after, saved, sums, hidden_sums, moves, d_after, d_h_tangent), expected = moving_steps(cell, hidden, dtype)
+    rows = len(saved)
+
+    def new(width):
+        return torch.full((rows, width * hidden), torch.nan, dtype=dtype)
+
+    used = 0 if cell.takes_h else 1
+    results = {"after_tangent": [new(1) for _ in before]}
+    for part in ["d_sums", "d_hidden_sums"][: 2 if cell.is_apart else 1]:
+        results |= {part: [new(cell.gates)], f"{part}_tangent": [new(cell.gates)]}
+    results |= {name: [new(1) for _ in before[used:]] for name in ("d_before", "d_before_tangent")}
+    given = {
+        "before": before, "after": after, "saved": [saved], "sums": [sums], "before_tangent": moves,
+        "d_after": d_after, "d_h_tangent": [d_h_tangent],
+    }  # fmt: skip
+    if hidden_sums is not None:
+        given["hidden_sums"] = [hidden_sums]
+    with emulator.Memory() as memory:
+        pointers = {
+            name: [memory.pointer(t, name, initialised=name in given) for t in tensors]
+            for name, tensors in (given | results).items()
+        }
+        for name in ("d_before", "d_before_tangent"):
+            pointers[name] = [0] * used + pointers[name]
+        memory.module.launch_second_order(cell.name, str(dtype).removeprefix("torch."), rows, hidden, pointers)
+    assert_steps_near([t for tensors in results.values() for t in tensors], expected)

@@ -17,11 +17,8 @@ from torch.utils._pytree import tree_leaves
 from fusedlstm import _arguments, _second_order_chunks, reference
 from fusedlstm._arguments import Differentiable, Incoming
 from fusedlstm._second_order import second_order
-from fusedlstm.cells import LSTM
+from fusedlstm.cells import CELLS, LSTM
 from fusedlstm.ops import OPERATORS
-
-ops = OPERATORS["lstm"]
-reference_layer = partial(reference.layer, LSTM)
 
 SMALL = Case("small", 5, 3, 2, 4)
 T, B, H = SMALL.T, SMALL.B, SMALL.hidden_size
@@ -38,6 +35,14 @@ KINDS = {
     "reset": {"resets": True},
     "reset-state": {"proj_size": 3, "resets": True, "reset_state": True},
     "reset-and-lengths": {"resets": True, "reset_state": True, "variable": "lengths"},
+    "gru-no-bias": {"cell": "gru", "bias": False},
+    "gru-packed": {"cell": "gru", "bidirectional": True, "variable": "packed"},
+    "gru-lengths": {"cell": "gru", "bidirectional": True, "variable": "lengths"},
+    "gru-reset-state": {"cell": "gru", "resets": True, "reset_state": True},
+    "rnn_tanh-packed": {"cell": "rnn_tanh", "bidirectional": True, "variable": "packed"},
+    "rnn_tanh-lengths": {"cell": "rnn_tanh", "bidirectional": True, "variable": "lengths"},
+    "rnn_tanh-reset": {"cell": "rnn_tanh", "resets": True},
+    "rnn_relu-bidirectional": {"cell": "rnn_relu", "bidirectional": True},
 }
 BY_STEPS = [kind for kind in KINDS if kind != "reset-and-lengths"]
 
@@ -47,13 +52,23 @@ def one_step_a_chunk(monkeypatch):
     monkeypatch.setattr(_second_order_chunks, "CHUNK", 1)
 
 
+def _cell(kind):
+    return CELLS[KINDS[kind].get("cell", "lstm")]
+
+
+def _operators(kind):
+    """The layer of a kind by its operator, and by the reference."""
+    return OPERATORS[_cell(kind).name].layer, partial(reference.layer, _cell(kind))
+
+
 def _layer(kind, device, dtype=torch.float64, **sizes):
-    """Arguments of `lstm_layer`, those of them that can have gradients, and gradients that arrive at its results."""
-    options = KINDS[kind] | sizes
+    """Arguments of `<cell>_layer`, those of them that can have gradients, and gradients that arrive at its results."""
+    options = {"cell": "lstm"} | KINDS[kind] | sizes
+    cell = CELLS[options.pop("cell")]
     has_state = options.pop("reset_state", False)
     case = replace(SMALL, **options)
     lengths = {"packed": [case.T, case.T - 2, 1], "lengths": [2, case.T, 0], "": None}[case.variable]
-    drawn = draw(case, lengths=lengths, reset_state=has_state, device=device, dtype=dtype)
+    drawn = draw(case, cell, lengths=lengths, reset_state=has_state, device=device, dtype=dtype)
     layer = differentiable(drawn.layer)
     return layer, leaves(layer), flat(differentiable(drawn.incoming))
 
@@ -65,8 +80,8 @@ def _like(tensors):
 def _second_order_of(operator, layer, incoming, cotangents, wanted):
     """Gradients for `wanted` of the sum of <cotangent, gradient>; None among the first two: left out."""
     inputs = leaves(layer)
-    output, (h_n, c_n), _, cell_states = operator(*layer)
-    arrive = zip((output, h_n, c_n, cell_states), incoming)
+    output, last, _, carried = operator(*layer)
+    arrive = zip((output, *last, carried), incoming)
     arrive = [(result, d) for result, d in arrive if d is not None and result.requires_grad]
     results, gradients = zip(*arrive)
     found = torch.autograd.grad(results, inputs, gradients, create_graph=True, materialize_grads=True)
@@ -75,9 +90,9 @@ def _second_order_of(operator, layer, incoming, cotangents, wanted):
     return torch.autograd.grad(gradients, wanted, directions, materialize_grads=True)
 
 
-def _assert_equal(layer, incoming, cotangents, wanted):
+def _assert_equal(kind, layer, incoming, cotangents, wanted):
     actual, expected = (
-        _second_order_of(operator, layer, incoming, cotangents, wanted) for operator in (ops.layer, reference_layer)
+        _second_order_of(operator, layer, incoming, cotangents, wanted) for operator in _operators(kind)
     )
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
@@ -87,10 +102,10 @@ def _assert_equal(layer, incoming, cotangents, wanted):
 def test_each_subset_of_results(kind, one_step_a_chunk, device):
     layer, inputs, incoming = _layer(kind, device)
     cotangents = _like(inputs)
-    for size in range(1, 5):
-        for chosen in combinations(range(4), size):
+    for size in range(1, len(incoming) + 1):
+        for chosen in combinations(range(len(incoming)), size):
             some = [d if k in chosen else None for k, d in enumerate(incoming)]
-            _assert_equal(layer, some, cotangents, [*inputs, *(incoming[k] for k in chosen)])
+            _assert_equal(kind, layer, some, cotangents, [*inputs, *(incoming[k] for k in chosen)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,51 +114,55 @@ def test_each_cotangent_and_each_gradient_alone(kind, one_step_a_chunk, device):
     cotangents = _like(inputs)
     for alone in range(len(inputs)):
         some = [u if k == alone else None for k, u in enumerate(cotangents)]
-        _assert_equal(layer, incoming, some, [*inputs, *incoming])
+        _assert_equal(kind, layer, incoming, some, [*inputs, *incoming])
     for wanted in [*inputs, *incoming]:
-        _assert_equal(layer, incoming, cotangents, [wanted])
+        _assert_equal(kind, layer, incoming, cotangents, [wanted])
 
 
 @pytest.mark.parametrize("steps", [1, T])
 def test_gradients_do_not_share_memory(steps, device):
     layer, inputs, incoming = _layer("bidirectional", device, T=steps)
-    found = _second_order_of(ops.layer, layer, incoming, _like(inputs), [*inputs, *incoming])
+    layer_of = _operators("bidirectional")[0]
+    found = _second_order_of(layer_of, layer, incoming, _like(inputs), [*inputs, *incoming])
     assert len({gradient.untyped_storage().data_ptr() for gradient in found}) == len(found)
 
 
-@pytest.mark.parametrize("kind", ["plain", "no-bias", "projection", "bidirectional", "packed-everything"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "no-bias", "projection", "bidirectional", "packed-everything", "gru-packed", "rnn_tanh-packed"]
+)
 def test_each_part_of_one_step(kind, device):
     layer, inputs, incoming = _layer(kind, device, T=3 if "packed" in kind else 1)
     if "packed" in kind:
         layer = layer._replace(input=layer.input[:B].detach().requires_grad_(), batch_sizes=torch.tensor([B]))
         inputs = leaves(layer)
-        d_output, *d_last, d_cell_states = incoming
-        incoming = [d.detach().requires_grad_() for d in (d_output[:B], *d_last, d_cell_states[:, :B])]
+        d_output, *d_last = incoming[: 1 + len(layer.initial)]
+        d_carried = [d[:, :B] for d in incoming[1 + len(layer.initial) :]]
+        incoming = [d.detach().requires_grad_() for d in (d_output[:B], *d_last, *d_carried)]
     cotangents = _like(inputs)
-    for size in range(1, 5):
-        for chosen in combinations(range(4), size):
+    for size in range(1, len(incoming) + 1):
+        for chosen in combinations(range(len(incoming)), size):
             some = [d if k in chosen else None for k, d in enumerate(incoming)]
-            _assert_equal(layer, some, cotangents, [*inputs, *(incoming[k] for k in chosen)])
+            _assert_equal(kind, layer, some, cotangents, [*inputs, *(incoming[k] for k in chosen)])
     for alone in range(len(inputs)):
         some = [u if k == alone else None for k, u in enumerate(cotangents)]
-        _assert_equal(layer, incoming, some, [*inputs, *incoming])
+        _assert_equal(kind, layer, incoming, some, [*inputs, *incoming])
     for wanted in [*inputs, *incoming]:
-        _assert_equal(layer, incoming, cotangents, [wanted])
+        _assert_equal(kind, layer, incoming, cotangents, [wanted])
 
 
 @pytest.mark.parametrize("steps_a_chunk", [1, 2, 3, T, T + 1])
-@pytest.mark.parametrize("kind", ["reset-state", "lengths-everything", "packed-everything"])
+@pytest.mark.parametrize("kind", ["reset-state", "lengths-everything", "packed-everything", "gru-packed"])
 def test_every_length_of_a_chunk(kind, steps_a_chunk, monkeypatch, device):
-    monkeypatch.setattr(_second_order_chunks, "CHUNK", steps_a_chunk * B * LSTM.gates * H)
+    monkeypatch.setattr(_second_order_chunks, "CHUNK", steps_a_chunk * B * _cell(kind).gates * H)
     layer, inputs, incoming = _layer(kind, device)
-    _assert_equal(layer, incoming, _like(inputs), [*inputs, *incoming])
+    _assert_equal(kind, layer, incoming, _like(inputs), [*inputs, *incoming])
 
 
 @pytest.mark.parametrize("steps, batch", [(0, 3), (1, 3), (2, 1), (4, 0)])
-@pytest.mark.parametrize("kind", ["plain", "bidirectional", "reset-state"])
+@pytest.mark.parametrize("kind", ["plain", "bidirectional", "reset-state", "gru-reset-state", "rnn_relu-bidirectional"])
 def test_small_sizes(kind, steps, batch, device):
     layer, inputs, incoming = _layer(kind, device, T=steps, B=batch)
-    _assert_equal(layer, incoming, _like(inputs), [*inputs, *incoming])
+    _assert_equal(kind, layer, incoming, _like(inputs), [*inputs, *incoming])
 
 
 @pytest.mark.parametrize("kind", BY_STEPS)
@@ -152,18 +171,19 @@ def test_gradgradcheck(kind, one_step_a_chunk, device):
     layer, inputs, _ = _layer(kind, device, T=3)
 
     def call(*_):
-        output, last, _, cell_states = ops.layer(*layer)
-        return tuple(result for result in (output, *last, cell_states) if result.requires_grad)
+        output, last, _, carried = _operators(kind)[0](*layer)
+        return tuple(result for result in (output, *last, carried) if result.requires_grad)
 
     assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
 
 
-def test_the_steps_are_not_a_graph(one_step_a_chunk, monkeypatch, device):
+@pytest.mark.parametrize("kind", ["bidirectional", "gru-packed", "rnn_tanh-lengths"])
+def test_the_steps_are_not_a_graph(kind, one_step_a_chunk, monkeypatch, device):
     """The reference is not differentiated, unless there is to be a third order."""
     monkeypatch.setattr(reference, "_direction", None)
-    for steps in (1, T):
-        layer, inputs, incoming = _layer("bidirectional", device, T=steps)
-        _second_order_of(ops.layer, layer, incoming, _like(inputs), inputs)
+    for steps in (1, T) if kind == "bidirectional" else (T,):
+        layer, inputs, incoming = _layer(kind, device, T=steps)
+        _second_order_of(_operators(kind)[0], layer, incoming, _like(inputs), inputs)
 
 
 class _Live(TorchDispatchMode):
@@ -195,9 +215,11 @@ class _Live(TorchDispatchMode):
 
 def _bytes_beyond_results(kind, steps, device) -> int:
     """The most memory that double backward takes at one time, beyond its arguments and what it returns."""
-    layer, _, (d_output, *d_last, d_cell_states) = _layer(kind, device, T=steps)
-    output, _, gates, cell_states = ops.layer(*layer)
-    incoming, results = Incoming(d_output, d_last, d_cell_states), [output, gates, cell_states]
+    layer, _, incoming = _layer(kind, device, T=steps)
+    output, _, *kept = _operators(kind)[0](*layer)
+    states = len(layer.initial)
+    incoming = Incoming(incoming[0], incoming[1 : 1 + states], *(incoming[1 + states :] or [None]))
+    results = [output, *kept]
     kinds = _arguments.differentiable(layer)
     cotangents = Differentiable(*map(_cotangent, kinds))
     asked = [bool(reference.listed(kind)) for kind in kinds]
@@ -206,7 +228,8 @@ def _bytes_beyond_results(kind, steps, device) -> int:
     gc.disable()  # what waits for it counts
     try:
         with torch.no_grad(), _Live(given) as live:
-            found = second_order(LSTM, layer, incoming, results, cotangents, Incoming(True, True, True), asked)
+            asked_incoming = Incoming(True, True, incoming.carried is not None)
+            found = second_order(_cell(kind), layer, incoming, results, cotangents, asked_incoming, asked)
     finally:
         gc.enable()
     return live.most - sum(tensor.nbytes for tensor in tree_leaves(found) if tensor is not None)
@@ -222,10 +245,10 @@ def _cotangent(argument):
 def test_memory_does_not_grow_with_time(kind, monkeypatch, device):
     """But by the two states, and in the reverse direction the row of a mask, that are kept for each chunk."""
     steps_a_chunk = 4
-    monkeypatch.setattr(_second_order_chunks, "CHUNK", steps_a_chunk * B * LSTM.gates * H)
+    monkeypatch.setattr(_second_order_chunks, "CHUNK", steps_a_chunk * B * _cell(kind).gates * H)
     few, many = 16, 160
     grown = _bytes_beyond_results(kind, many, device) - _bytes_beyond_results(kind, few, device)
-    states = B * (KINDS[kind].get("proj_size", H) + H) * 8
+    states = B * (KINDS[kind].get("proj_size", H) + H * _cell(kind).carried) * 8
     mask = steps_a_chunk * B * 2
     assert 0 < grown <= (many - few) // steps_a_chunk * (states + mask)
 
@@ -233,20 +256,30 @@ def test_memory_does_not_grow_with_time(kind, monkeypatch, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "kind, steps",
-    [("plain", 20), ("projection", 20), ("projection", 1), ("lengths-everything", 20), ("reset-state", 20)],
+    [
+        ("plain", 20),
+        ("projection", 20),
+        ("projection", 1),
+        ("lengths-everything", 20),
+        ("reset-state", 20),
+        ("gru-lengths", 20),
+        ("gru-reset-state", 20),
+        ("rnn_tanh-lengths", 20),
+    ],
 )
 def test_other_dtypes(kind, steps, dtype, monkeypatch, device):
     """Values and gradients in the dtype, against float64 of the same values."""
     features, hidden = 16, 32
-    monkeypatch.setattr(_second_order_chunks, "CHUNK", 3 * B * LSTM.gates * hidden)
+    monkeypatch.setattr(_second_order_chunks, "CHUNK", 3 * B * _cell(kind).gates * hidden)
     layer, inputs, incoming = _layer(kind, device, dtype, T=steps, input_size=features, hidden_size=hidden)
     with torch.no_grad():
-        for weight in inputs[3:]:
+        for weight in inputs[1 + len(layer.initial) :]:
             weight *= hidden**-0.5 / weight.std()  # the usual ones, for which the tolerance is computed
     cotangents, exact = _like(inputs), differentiable(layer, torch.float64)
-    found = [_second_order_of(ops.layer, layer, incoming, cotangents, [*inputs, *incoming])]
+    fused, by_reference = _operators(kind)
+    found = [_second_order_of(fused, layer, incoming, cotangents, [*inputs, *incoming])]
     incoming, cotangents = ([d.detach().double().requires_grad_() for d in ds] for ds in (incoming, cotangents))
-    found.append(_second_order_of(reference_layer, exact, incoming, cotangents, [*leaves(exact), *incoming]))
+    found.append(_second_order_of(by_reference, exact, incoming, cotangents, [*leaves(exact), *incoming]))
     allowed = tolerance(dtype, steps * B + features + hidden, steps, device_type=device.type)
     for k, (actual, expected) in enumerate(zip(*found, strict=True)):
         assert_near(actual / expected.abs().max(), expected / expected.abs().max(), allowed, f"gradient {k}")
@@ -257,12 +290,12 @@ def test_an_argument_without_gradient_of_its_own(device):
     layer, *_ = _layer("plain", device)
     d_output, u = torch.randn(T, B, H, dtype=torch.float64, device=device), torch.randn_like(layer[0])
     (weight,) = layer.weight_hh
-    output = reference_layer(*layer)[0]
+    output = reference.layer(LSTM, *layer)[0]
     (gradient,) = torch.autograd.grad(output, layer[0], d_output, create_graph=True)
     expected = torch.autograd.grad(gradient, weight, u)[0]
 
     layer = layer._replace(input=layer.input.detach())
-    output, _, gates, cell_states = ops.layer(*layer)
+    output, _, gates, cell_states = OPERATORS["lstm"].layer(*layer)
     needs = [True] + [False] * 7
-    gradient = ops.backward(d_output, [None, None], None, *layer, output, gates, cell_states, needs)[0]
+    gradient = OPERATORS["lstm"].backward(d_output, [None, None], None, *layer, output, gates, cell_states, needs)[0]
     torch.testing.assert_close(torch.autograd.grad(gradient, weight, u)[0], expected, rtol=1e-12, atol=1e-12)

@@ -1,9 +1,11 @@
 """The operators of one step, `<cell>_cell` and its kin: those of a layer in other shapes, and what usual calls run."""
 
 import itertools
+import json
 
 import pytest
 import torch
+from steps import assert_steps_near, moving_steps
 
 import fusedlstm
 from fusedlstm import _run_cell
@@ -19,6 +21,13 @@ CLASSES = {
     "rnn_relu": lambda *sizes: fusedlstm.FusedRNNCell(*sizes, nonlinearity="relu"),
 }
 B, I, H = 3, 5, 7
+
+
+@pytest.fixture(params=json.loads(torch.ops.fusedlstm._cpu_info())["available"])
+def every_isa(request):
+    torch.ops.fusedlstm._cpu_force(request.param, "")
+    yield
+    torch.ops.fusedlstm._cpu_force("", "")
 
 
 def _step(cell, has_bias=True, dtype=torch.float64):
@@ -100,3 +109,44 @@ def test_usual_calls_run_them(cell, mode, with_state, is_batched, monkeypatch):
     with mode():
         found = module(x, hx)
     torch.testing.assert_close(found, by_layer, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@every_cell
+def test_second_order_of_steps(cell, dtype, every_isa):
+    """On each instruction set, of whole vectors and of parts."""
+    for hidden in (1, 7, 16, 37):
+        arguments, expected = moving_steps(cell, hidden, dtype)
+        found = [t for results in OPERATORS[cell.name].steps_second_order(*arguments) for t in results]
+        found = [t for t in found if t.dim() > 1]
+        assert_steps_near(found, expected)
+
+
+@every_cell
+def test_second_order_of_steps_leaves_out_what_is_not_asked_for(cell):
+    (before, after, saved, sums, hidden, moves, d_after, d_h), _ = moving_steps(cell, H, torch.float64)
+    operator, nothing = OPERATORS[cell.name].steps_second_order, [None] * len(before)
+    whole = operator(before, after, saved, sums, hidden, moves, d_after, d_h)
+    tangents, *others = operator(before, after, saved, sums, hidden, moves, nothing, None)
+    assert all(map(torch.equal, tangents, whole[0]))
+    assert all(t.shape == (0,) for results in others for t in results)
+    moved, d_sums, d_before, d_before_tangent = operator(before, after, saved, None, None, nothing, d_after, None)
+    assert all(t.shape == (0,) for t in (*moved, *d_sums[1::2], *d_before_tangent))
+    assert all(map(torch.equal, (*d_sums[::2], *d_before), (*whole[1][::2], *whole[2])))
+    for arguments in (
+        (before, after, saved, sums, hidden, moves, d_after, d_h),
+        (before, after, saved, None, None, nothing, d_after, None),
+        (before, after, saved, sums, hidden, moves, nothing, None),
+    ):
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+    for bad, text in (
+        ((before[:-1], after, saved, sums, hidden, moves, d_after, d_h), "states before, after"),
+        ((before, after, saved, sums[:, 1:], hidden, moves, d_after, d_h), "expected sums of size"),
+        ((before, after, saved, sums.float(), hidden, moves, d_after, d_h), "sums of the dtype and on the device"),
+        ((before, [a.half() for a in after], saved, sums, hidden, moves, d_after, d_h), "dtype float32 or float64"),
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            operator(*bad)
+    if not cell.is_apart:
+        with pytest.raises(RuntimeError, match="no hidden_sums for this cell"):
+            operator(before, after, saved, sums, sums, moves, d_after, d_h)

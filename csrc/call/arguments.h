@@ -170,4 +170,46 @@ struct StepGradients {
   }
 };
 
+// Second order of N steps that do not depend on one another: what is between products
+// (fusedlstm/_second_order_step.py). Float32 or float64, [N, H]; [N, GH] of gates' sums, [N, saved * H]. Of lists there
+// is one for each state.
+struct StepsArguments {
+  Tensors before, after;  // states; h of any size where the cell does not use it
+  Tensor saved;
+  // Tangents, None for zeros. hidden_sums: of W_hh h, if the cell has gates that are apart. Without `sums` nothing
+  // moves.
+  OptionalTensor sums, hidden_sums;
+  OptionalTensors before_tangent;
+  OptionalTensors d_after;  // gradients of the states after the steps, None for zeros
+  OptionalTensor d_h_tangent;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("before", before);
+    v("after", after);
+    v("saved", saved);
+    v("sums", sums);
+    v("hidden_sums", hidden_sums);
+    v("before_tangent", before_tangent);
+    v("d_after", d_after);
+    v("d_h_tangent", d_h_tangent);
+  }
+};
+
+// Of size [0]: tangents where nothing moves, gradients where none arrives, and what the cell has nothing of.
+struct StepsResults {
+  Tensors after_tangent;
+  Tensors d_sums;    // the gradient of the sums and its tangent; then those of the sums of W_hh h where they are apart
+  Tensors d_before;  // of the states before, what does not go through products
+  Tensors d_before_tangent;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("after_tangent", after_tangent);
+    v("d_sums", d_sums);
+    v("d_before", d_before);
+    v("d_before_tangent", d_before_tangent);
+  }
+};
+
 }  // namespace fusedlstm

@@ -96,9 +96,9 @@ StepGradients one_step_backward(StepBackwardArguments& given) {
   return {std::move(found)};
 }
 
-// Registers a device's kernels for the operators of the cell of this name, of layers and of steps.
+// Registers a device's kernels for the operators of the cell of this name: of layers and of steps.
 template <LayerResults (*kLayer)(LayerArguments&), InferenceResults (*kInference)(LayerArguments&),
-          LayerGradients (*kBackward)(BackwardArguments&)>
+          LayerGradients (*kBackward)(BackwardArguments&), StepsResults (*kSecondOrder)(StepsArguments&)>
 void implement(torch::stable::detail::StableLibrary& m, const std::string& cell) {
   m.impl((cell + "_layer").c_str(), boxed<LayerResults, LayerArguments, kLayer>);
   m.impl((cell + "_layer_inference").c_str(), boxed<InferenceResults, LayerArguments, kInference>);
@@ -107,6 +107,7 @@ void implement(torch::stable::detail::StableLibrary& m, const std::string& cell)
   m.impl((cell + "_cell_inference").c_str(),
          boxed<StepInferenceResults, StepArguments, one_step_inference<kInference>>);
   m.impl((cell + "_cell_backward").c_str(), boxed<StepGradients, StepBackwardArguments, one_step_backward<kBackward>>);
+  m.impl((cell + "_steps_second_order").c_str(), boxed<StepsResults, StepsArguments, kSecondOrder>);
 }
 
 }  // namespace fusedlstm

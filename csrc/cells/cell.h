@@ -11,6 +11,10 @@
 //     template <class V>
 //     constexpr CellGradients<V, kSizes> backward(const Slopes<V>&, V d_h, const V (&d_carried)[...]) const;
 //     template <class Math, class V>
+//     constexpr After<V, kSizes> tangents(const Known<V, kSizes>&, const Sums<V, kSizes>&, V h, const V
+//     (&carried)[...])
+//         const;   how what `forward` makes moves along tangents of what it takes
+//     template <class Math, class V>
 //     constexpr V hidden(const V (&saved)[...], const V (&carried)[...]) const;   where kSizes.projects
 //
 // `Math` supplies `sigmoid(V)`, `tanh(V)`, `accurate_tanh(V)`, `rounded_product(V, V)` and the scalar `kOne` in the
@@ -26,6 +30,12 @@
 #include "sizes.h"
 
 namespace fusedlstm {
+
+// The derivative of relu, by its result: d where it is positive. NaN passes.
+template <class V>
+constexpr V zero_unless_positive(V h, V d) {
+  return h <= V{} ? V{} : d;
+}
 
 // Sizes of arrays: there are none of no elements.
 constexpr int at_least_one(int n) {

@@ -55,6 +55,16 @@ struct Gru {
     const V d_r = d_h * slopes.r, d_z = d_h * slopes.z;
     return {{d_r, d_z, d_h * slopes.n}, {d_r, d_z, d_h * slopes.h_n}, d_h * slopes.h_before, {}};
   }
+
+  template <class Math, class V>
+  constexpr After<V, kSizes> tangents(const Known<V, kSizes>& k, const Sums<V, kSizes>& sums, V h_before,
+                                      const V (&)[1]) const {
+    const V one = V{} + Math::kOne;
+    const V r = k.saved[0], z = k.saved[1], n = k.saved[2], h_n = k.saved[3];
+    const V of_r = r * (one - r) * sums.joined[0], of_z = z * (one - z) * sums.joined[1];
+    const V of_n = (one - n * n) * (sums.from_input[0] + of_r * h_n + r * sums.from_hidden[0]);
+    return {of_n + of_z * (k.h_before - n) + z * (h_before - of_n), {}, {of_r, of_z, of_n, sums.from_hidden[0]}};
+  }
 };
 
 }  // namespace fusedlstm

@@ -66,6 +66,17 @@ struct Lstm {
   constexpr V hidden(const V (&saved)[4], const V (&c)[1]) const {
     return saved[3] * Math::tanh(c[0]);
   }
+
+  template <class Math, class V>
+  constexpr After<V, kSizes> tangents(const Known<V, kSizes>& k, const Sums<V, kSizes>& sums, V,
+                                      const V (&c_before)[1]) const {
+    const V one = V{} + Math::kOne, tanh_c = Math::tanh(k.carried[0]);
+    const V i = k.saved[0], f = k.saved[1], g = k.saved[2], o = k.saved[3];
+    const V of_i = i * (one - i) * sums.joined[0], of_f = f * (one - f) * sums.joined[1];
+    const V of_g = (one - g * g) * sums.joined[2], of_o = o * (one - o) * sums.joined[3];
+    const V of_c = of_f * k.carried_before[0] + f * c_before[0] + of_i * g + i * of_g;
+    return {of_o * tanh_c + o * (one - tanh_c * tanh_c) * of_c, {of_c}, {of_i, of_f, of_g, of_o}};
+  }
 };
 
 }  // namespace fusedlstm

@@ -43,8 +43,14 @@ struct Rnn {
 
   template <class V>
   constexpr CellGradients<V, kSizes> backward(const Slopes<V>& slopes, V d_h, const V (&)[1]) const {
-    const V x = slopes.slope_or_h, d = is_relu ? (x <= V{} ? V{} : d_h) : d_h * x;
+    const V x = slopes.slope_or_h, d = is_relu ? zero_unless_positive(x, d_h) : d_h * x;
     return {{d}, {d}, V{}, {}};
+  }
+
+  template <class Math, class V>
+  constexpr After<V, kSizes> tangents(const Known<V, kSizes>& k, const Sums<V, kSizes>& sums, V, const V (&)[1]) const {
+    const V sum = sums.joined[0];
+    return {is_relu ? zero_unless_positive(k.h, sum) : sum * (V{} + Math::kOne - k.h * k.h), {}, {}};
   }
 };
 

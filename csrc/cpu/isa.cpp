@@ -172,6 +172,11 @@ EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t
   return {members < threads ? int(members) : threads, members, of_thread, {}};
 }
 
+int threads_of_steps(int64_t elements) {
+  constexpr int64_t kElements = 1 << 14;  // of a thread, at least: some fifty microseconds
+  return int(std::clamp<int64_t>(elements / kElements, 1, std::min(pool_threads(), usable_cpus())));
+}
+
 std::string describe() {
   const Kernels* forced = forced_kernels;
   const Kernels& active = forced ? *forced : automatic().kernels;

@@ -33,6 +33,9 @@ struct EnsemblePlan {
 EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, bool is_backward,
                                   int threads);
 
+// How many threads divide the rows of second order, of so many elements in all.
+int threads_of_steps(int64_t elements);
+
 // JSON: {"isa": ..., "reason": ..., "available": [...], "plan": ..., "threads": ...}.
 std::string describe();
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cells/all.h"
+#include "cells/steps.h"
 #include "division.h"
 #include "dtypes.h"
 
@@ -13,6 +14,7 @@ struct LayerKernels {
   void (*forward)(const ForwardArgs&, const Plan&, Share&, char* workspace);
   int64_t (*backward_bytes)(const BackwardArgs&, const Plan&);
   void (*backward)(const BackwardArgs&, const Plan&, Share&, char* workspace);
+  void (*second_order)(const StepsArgs&, Range rows);  // null for 16-bit dtypes
 };
 
 // By CellKind.

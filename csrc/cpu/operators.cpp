@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "call/checked_steps.h"
 #include "call/one_step.h"
 #include "call/results.h"
 #include "cells/all.h"
@@ -198,11 +199,32 @@ LayerGradients layer_backward(BackwardArguments& arguments) {
   return g;
 }
 
+template <int kCell>
+StepsResults steps_second_order(StepsArguments& arguments) {
+  const NamedCell& cell = kCells[kCell];
+  const CheckedSteps t(std::move(arguments), cell.sizes);
+  const StepsResults r = new_results(t);
+  const StepsArgs a = args_of(t, r, cell.is_relu);
+  struct Call {
+    const StepsArgs& args;
+    decltype(LayerKernels::second_order) kernel;
+  } call{a, active_kernels(cell.kind, dtype_of(t.dtype)).second_order};
+  run_team(
+      threads_of_steps(t.rows * t.hidden), 0, 0,
+      [](void* context, Share share, char*) {
+        const Call& c = *static_cast<Call*>(context);
+        c.kernel(c.args, share.of(c.args.rows));
+      },
+      &call);
+  return r;
+}
+
 // The operators of a cell, and of those after it.
 template <int kCell = 0>
 void implement_from(torch::stable::detail::StableLibrary& m) {
   if constexpr (kCell < int(std::size(kCells))) {
-    implement<layer<kCell>, layer_inference<kCell>, layer_backward<kCell>>(m, kCells[kCell].name);
+    implement<layer<kCell>, layer_inference<kCell>, layer_backward<kCell>, steps_second_order<kCell>>(
+        m, kCells[kCell].name);
     implement_from<kCell + 1>(m);
   }
 }

@@ -21,9 +21,11 @@ class Cell(NamedTuple):
         step: step(from_input, from_hidden, states) with the sums W_ih x + b_ih and W_hh h + b_hh, [B, gates * H] each,
             and the states before the step, [B, H]; the states after it, and what is saved, [B, saved * H]. In float32
             or float64, differentiable.
+        is_apart: whether a gate takes the two sums each for itself: then their gradients differ.
+        takes_h: whether a step takes h itself, beside its product with weight_hh.
+        hidden: hidden(saved, states after the step), h before a projection; None without.
         layer, cell: the classes of torch.nn.
         run_layer: PyTorch's own layer of one level, with the arguments of torch.lstm and its likes.
-        has_projection: whether a layer can have one.
         promotes: whether PyTorch's layer and PyTorch's cell, on the CPU several operators of which autocast casts some,
             return the dtype of their state there, rather than autocast's.
         onnx: the ONNX operator, where the gates of its weights are among PyTorch's, and attributes; of those that are
@@ -36,9 +38,16 @@ class Cell(NamedTuple):
     saved: int
     carried: int
     step: Callable[[Tensor, Tensor, list[Tensor]], tuple[list[Tensor], Tensor]]
+    is_apart: bool
+    takes_h: bool
+    hidden: Callable[[Tensor, list[Tensor]], Tensor] | None
     layer: type[nn.RNNBase]
     cell: type[nn.RNNCellBase]
     run_layer: Callable
-    has_projection: bool
     promotes: tuple[bool, bool]
     onnx: tuple[str, tuple[int, ...], dict]
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether a layer can have one."""
+        return self.hidden is not None

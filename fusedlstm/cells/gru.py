@@ -22,10 +22,12 @@ GRU = Cell(
     saved=4,
     carried=0,
     step=step,
+    is_apart=True,
+    takes_h=True,
+    hidden=None,
     layer=nn.GRU,
     cell=nn.GRUCell,
     run_layer=torch.gru,
-    has_projection=False,
     promotes=(True, True),
     onnx=("GRU", (1, 0, 2), {"linear_before_reset": 1}),
 )

@@ -15,6 +15,11 @@ def step(from_input, from_hidden, states):
     return [o * c.tanh(), c], torch.cat([i, f, g, o], -1)
 
 
+def hidden(saved, states):
+    """o * tanh(c)."""
+    return saved.chunk(4, -1)[3] * states[1].tanh()
+
+
 LSTM = Cell(
     name="lstm",
     gates=4,
@@ -22,10 +27,12 @@ LSTM = Cell(
     saved=4,
     carried=1,
     step=step,
+    is_apart=False,
+    takes_h=False,
+    hidden=hidden,
     layer=nn.LSTM,
     cell=nn.LSTMCell,
     run_layer=torch.lstm,
-    has_projection=True,
     promotes=(False, True),
     onnx=("LSTM", (0, 3, 1, 2), {}),
 )

@@ -23,10 +23,12 @@ def _rnn(name, activation, onnx_activation, run_layer) -> Cell:
         saved=0,
         carried=0,
         step=_step(activation),
+        is_apart=False,
+        takes_h=False,
+        hidden=None,
         layer=nn.RNN,
         cell=nn.RNNCell,
         run_layer=run_layer,
-        has_projection=False,
         promotes=(False, False),
         onnx=("RNN", (0,), {"activations": [onnx_activation]}),
     )

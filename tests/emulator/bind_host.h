@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -16,6 +17,7 @@
 #include "cuda/host/gemm.h"
 #include "cuda/host/layer.h"
 #include "cuda/host/lost_context.h"
+#include "cuda/host/second_order.h"
 #include "host.h"
 
 namespace emulator {
@@ -27,7 +29,7 @@ using fusedlstm::cuda::dtype_from_name;
 
 // A field of a struct as a Python attribute: pointers are integers, arrays are written as lists.
 template <class Struct, class Field>
-void bind_field(py::class_<Struct>& cls, const char* name, Field Struct::* member) {
+void bind_field(py::class_<Struct>& cls, const char* name, Field Struct::*member) {
   if constexpr (std::is_array_v<Field>) {
     cls.def_property(name, nullptr, [member](Struct& s, const std::vector<std::remove_extent_t<Field>>& values) {
       if (values.size() > std::extent_v<Field>) throw std::invalid_argument("too many values");
@@ -167,6 +169,37 @@ inline void bind_host(py::module_& m) {
     check(launch_store_values(values.data(), static_cast<int64_t>(values.size()), reinterpret_cast<int64_t*>(to),
                               nullptr),
           "launch_store_values");
+  });
+  // pointers: of each field of StepsArgs that has some, of arrays those of all items; others are null.
+  m.def("launch_second_order", [](const std::string& cell_name, const std::string& dtype, int64_t rows, int64_t hidden,
+                                  const std::map<std::string, std::vector<uintptr_t>>& pointers) {
+    const fusedlstm::NamedCell cell = cell_from_name(cell_name);
+    fusedlstm::StepsArgs args{};
+    args.rows = rows;
+    args.hidden = hidden;
+    args.is_relu = cell.is_relu;
+    const auto fill = [&](const char* name, auto* field) {
+      const auto found = pointers.find(name);
+      if (found == pointers.end()) return;
+      for (const uintptr_t pointer : found->second)
+        *field++ = reinterpret_cast<std::decay_t<decltype(*field)>>(pointer);
+    };
+    fill("before", args.before);
+    fill("after", args.after);
+    fill("saved", &args.saved);
+    fill("sums", &args.sums);
+    fill("hidden_sums", &args.hidden_sums);
+    fill("before_tangent", args.before_tangent);
+    fill("d_after", args.d_after);
+    fill("d_h_tangent", &args.d_h_tangent);
+    fill("after_tangent", args.after_tangent);
+    fill("d_sums", &args.d_sums);
+    fill("d_sums_tangent", &args.d_sums_tangent);
+    fill("d_hidden_sums", &args.d_hidden_sums);
+    fill("d_hidden_sums_tangent", &args.d_hidden_sums_tangent);
+    fill("d_before", args.d_before);
+    fill("d_before_tangent", args.d_before_tangent);
+    check(launch_second_order(cell.kind, dtype_from_name(dtype), args, nullptr), "launch_second_order");
   });
 }
 

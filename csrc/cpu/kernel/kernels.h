@@ -5,8 +5,20 @@
 #include "cells/all.h"
 #include "cpu/kernel_table.h"
 #include "forward.h"
+#include "second_order.h"
 
 namespace fusedlstm::cpu {
+
+// Gradients of second order of 16-bit layers are computed in float32.
+template <class K, class Cell>
+constexpr auto second_order_kernel() {
+  void (*kernel)(const StepsArgs&, Range) = nullptr;
+  if constexpr (std::is_same_v<typename K::storage, typename K::acc>)
+    kernel = [](const StepsArgs& args, Range rows) {
+      second_order_of_steps<K>(make_cell<Cell>(args.is_relu), args, rows);
+    };
+  return kernel;
+}
 
 template <class K, class Cell>
 constexpr LayerKernels layer_kernels() {
@@ -23,6 +35,7 @@ constexpr LayerKernels layer_kernels() {
       [](const BackwardArgs& args, const Plan& plan, Share& share, char* workspace) {
         Backward<K, Cell>(args, make_cell<Cell>(args.is_relu), plan).run(share, workspace);
       },
+      second_order_kernel<K, Cell>(),
   };
 }
 

@@ -5,10 +5,12 @@
 #include <exception>
 #include <stdexcept>
 
+#include "call/checked_steps.h"
 #include "call/one_step.h"
 #include "call/results.h"
 #include "cells/all.h"
 #include "cuda/host/layer.h"
+#include "cuda/host/second_order.h"
 #include "device_query.h"
 #include "torch_host.h"
 
@@ -140,11 +142,24 @@ LayerGradients layer_backward(BackwardArguments& arguments) {
   return on_device(arguments.layer.input.get_device(), [&] { return backward(kCells[kCell], arguments); });
 }
 
+template <int kCell>
+StepsResults steps_second_order(StepsArguments& arguments) {
+  return on_device(arguments.saved.get_device(), [&] {
+    const NamedCell& cell = kCells[kCell];
+    const CheckedSteps t(std::move(arguments), cell.sizes);
+    const StepsResults r = new_results(t);
+    const TorchHost host(t.saved.get_device());
+    check(launch_second_order(cell.kind, dtype_of(t.dtype), args_of(t, r, cell.is_relu), host.stream), "second order");
+    return r;
+  });
+}
+
 // The operators of a cell, and of those after it.
 template <int kCell = 0>
 void implement_from(torch::stable::detail::StableLibrary& m) {
   if constexpr (kCell < static_cast<int>(std::size(kCells))) {
-    implement<layer<kCell>, layer_inference<kCell>, layer_backward<kCell>>(m, kCells[kCell].name);
+    implement<layer<kCell>, layer_inference<kCell>, layer_backward<kCell>, steps_second_order<kCell>>(
+        m, kCells[kCell].name);
     implement_from<kCell + 1>(m);
   }
 }
