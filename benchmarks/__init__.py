@@ -1,4 +1,4 @@
-"""Speed of FusedLSTM against nn.LSTM and others: `python -m benchmarks --help`."""
+"""Speed of FusedLSTM, FusedGRU and FusedRNN against torch.nn's layers and others: `python -m benchmarks --help`."""
 
 import os
 

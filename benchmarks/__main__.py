@@ -1,4 +1,4 @@
-"""Train a real program with nn.LSTM and with FusedLSTM, then time both over a grid of shapes.
+"""Train a real program with torch.nn's layer and with the fused one, then time both over a grid of shapes.
 
 Without options: the short run (under four minutes on two cores). Tables appear here; CSV, JSON,
 figures and a Markdown report go to benchmarks/results/<machine>/.
@@ -7,6 +7,7 @@ figures and a Markdown report go to benchmarks/results/<machine>/.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 import warnings
@@ -26,10 +27,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from fusedlstm.cells import CELLS, LSTM, RNN_TANH
 from tests.cases import BENCHMARK
 
 from . import machine, measures, report
-from .contenders import PEERS
+from .contenders import peers_of
 from .profiles import PROFILES, Selection
 from .results import FOLDER, Results
 from .suite import FAILED, PEER_FAILED, PEER_WRONG, WRONG, Job, Row, reason, run_jobs
@@ -41,23 +43,33 @@ from .workload import MODES, PRECISIONS
 # moves a weight by 1e-7; training amplifies it over hundreds of updates.
 _SAME_LOSS, _SAME_ACCURACY = 0.02, 0.015
 
+_CELL_NAMES = ", ".join([*CELLS, "rnn (rnn_tanh)"])
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 1 if a result of FusedLSTM was wrong or a run failed."""
+    """Returns the exit status: 1 if a result of the fused layer was wrong or a run failed."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     console = Console()
     if arguments.list:
-        console.print(*(f"{case.name}: {case}" for case in BENCHMARK), sep="\n", highlight=False)
+        had = filter(Selection(arguments.device, cell=arguments.cell).has, BENCHMARK)
+        console.print(*(f"{case.name}: {case}" for case in had), sep="\n", highlight=False)
         return 0
     # Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
     warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+    # And at each export for ONNX Runtime: of itself, and of torchvision where there is none.
+    warnings.filterwarnings("ignore", message=".*treespec", category=FutureWarning)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     device = arguments.device
     if arguments.cuda_graph and device.type != "cuda":
         parser.error(f"argument --cuda-graph: expected --device cuda, got {device}")
     for name in ("callers", "neighbours"):
         if getattr(arguments, name) and device.type != "cpu":
             parser.error(f"argument --{name}: expected --device cpu, got {device}")
+    known = peers_of(CELLS[arguments.cell])
+    for name in arguments.peers or ():
+        if name not in known:
+            parser.error(f"argument --peers: expected {_names(known)}, got {name!r}")
     selection = Selection(
         device,
         arguments.cases,
@@ -68,18 +80,19 @@ def main(argv: list[str] | None = None) -> int:
         arguments.cuda_graph,
         arguments.callers,
         arguments.neighbours,
+        arguments.cell,
     )
     profile = arguments.profile or ("custom" if arguments.cases else "main")
     try:
         jobs, budget = PROFILES[profile](selection)
     except ValueError as error:
         parser.error(f"argument --cases: {error}")
-    folder = arguments.out or FOLDER / machine.folder_name(device)
+    folder = arguments.out or FOLDER / _folder_name(device, arguments.cell)
     try:  # now, not when there are results to lose
         _make_writable(folder)
     except OSError as error:
         parser.error(f"argument --out: expected a folder to write to, got {folder}: {error.strerror}")
-    results = Results(machine.describe(device))
+    results = Results(machine.describe(device), cell=arguments.cell)
     console.rule(f"[bold]{escape(results.machine['device'])}, torch {torch.__version__}")
     good = True
     try:
@@ -94,11 +107,16 @@ def main(argv: list[str] | None = None) -> int:
         if not (results.rows or results.measures):  # the files of an earlier run are worth more
             return 0
     results.measures["measured limits"] = _ceilings(device, results.rows)
-    _show(console, results.rows)
+    _show(console, results)
     path = report.write(results, folder / profile)
     console.print(f"CSV, JSON, figures and report: {path.with_suffix('')}*", highlight=False, markup=False)
     broken = any(row.status in (WRONG, FAILED) for row in results.rows)
     return 0 if good and not broken else 1
+
+
+def _folder_name(device: torch.device, cell: str) -> str:
+    """Of the machine's results; cells beside the LSTM have folders of their own."""
+    return machine.folder_name(device) + f"-{cell}" * (cell != LSTM.name)
 
 
 def _make_writable(folder: Path) -> None:
@@ -122,11 +140,11 @@ def _keep(console: Console, results: Results, name: str, measure: Callable[[], o
 def _train_digits(console: Console, results: Results, device: torch.device, epochs: int) -> bool:
     """Trains the digit classifier with both; prints the losses side by side and returns the verdict."""
     with console.status("training the row-by-row digit classifier with both"):
-        if not _keep(console, results, "digit rows", lambda: measures.digit_rows(device, epochs)):
+        if not _keep(console, results, "digit rows", lambda: measures.digit_rows(device, CELLS[results.cell], epochs)):
             return False
     digits = results.measures["digit rows"]
     table = Table(title="Handwritten digits read row by row: training loss, equal seeds")
-    for name in ("epoch", "FusedLSTM", "nn.LSTM", "difference"):
+    for name in ("epoch", results.fused, results.baseline, "difference"):
         table.add_column(name, justify="right")
     shown = sorted({0, 1, 2, *range(4, epochs, 5), epochs - 1} & set(range(epochs)))
     for epoch in shown:
@@ -174,8 +192,9 @@ def _count(jobs: list[Job]) -> int:
     return sum(len(job.peers) for job in jobs)
 
 
-def _show(console: Console, rows: list[Row]) -> None:
-    print_wide(console, rows_table(rows))
+def _show(console: Console, results: Results) -> None:
+    rows = results.rows
+    print_wide(console, rows_table(results))
     print_wide(console, summary_table(rows))
     for line in losses(rows):
         console.print(f"[yellow]below 1[/] {line}", highlight=False)
@@ -200,10 +219,11 @@ def _ceilings(device: torch.device, rows: list[Row]) -> dict[str, str]:
 
 def _measure_others(console: Console, results: Results, device: torch.device) -> bool:
     """Returns whether all could be measured."""
+    cell = CELLS[results.cell]
     others = {
         "import after torch, seconds": measures.start_up_seconds,
-        "call at T=1 B=1 I=H=8, us": lambda: measures.call_overhead_us(device, Budget(1.0)),
-        "training peak memory at B=16 I=H=128, MiB": lambda: measures.memory_growth_mib(device),
+        "call at T=1 B=1 I=H=8, us": lambda: measures.call_overhead_us(device, cell, Budget(1.0)),
+        "training peak memory at B=16 I=H=128, MiB": lambda: measures.memory_growth_mib(device, cell),
     }
     good = True
     with console.status("start-up, call overhead, growth of memory"):
@@ -228,13 +248,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--cell", type=_cell, default=LSTM.name, help=f"one of {_CELL_NAMES} (default: {LSTM.name})")
     parser.add_argument("--device", type=_device, default=default_device, help=f"default: {default_device}")
     parser.add_argument("--dtype", type=_choices(PRECISIONS), help=_names(PRECISIONS))
     parser.add_argument("--mode", type=_choices(MODES), help=_names(MODES))
     parser.add_argument("--threads", type=_counts, help="CPU threads, like 1,2")
     parser.add_argument("--callers", type=_counts, help="Python threads that call at the same time, like 1,8")
     parser.add_argument("--neighbours", type=_counts, help="other processes that keep CPUs busy, like 1,2")
-    parser.add_argument("--peers", type=_choices(PEERS), help=_names(PEERS))
+    parser.add_argument("--peers", type=_split, help=_names(peers_of(LSTM)) + "; of another cell with its own names")
     parser.add_argument("--cuda-graph", action="store_true", help="CUDA graphs as well as eager")
     size = parser.add_mutually_exclusive_group()
     text = "names or patterns, like grid-*,lm-*, in place of the cases of the main, quick or full run"
@@ -244,6 +265,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     return parser
+
+
+def _cell(text: str) -> str:
+    """The name of a cell; nn.RNN's own is the one with tanh."""
+    name = {"rnn": RNN_TANH.name}.get(text, text)
+    if name in CELLS:
+        return name
+    raise argparse.ArgumentTypeError(f"expected one of {_CELL_NAMES}, got {text!r}")
 
 
 def _device(text: str) -> torch.device:

@@ -27,7 +27,7 @@ class Change:
 
     @property
     def factor(self) -> float:
-        """Above 1: FusedLSTM gained on its peer."""
+        """Above 1: the fused layer gained on its peer."""
         return self.after.ratio / self.before.ratio
 
     @property
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             console.print(f"{name}: {old} -> {new}", highlight=False, markup=False)
     pairs = changes(before, after)
     if pairs:
-        print_wide(console, _table([pair for pair in pairs if arguments.all or pair.beyond_spread]))
+        print_wide(console, _table([pair for pair in pairs if arguments.all or pair.beyond_spread], after.fused))
     for old_row, new_row in status_changes(before, after):
         name = " ".join(map(str, key(old_row)))
         console.print(f"{name}: {old_row.status} -> {new_row.status} {new_row.note}", markup=False)
@@ -85,11 +85,11 @@ def main(argv: list[str] | None = None) -> None:
     )
 
 
-def _table(pairs: list[Change]) -> Table:
+def _table(pairs: list[Change], fused: str) -> Table:
     table = Table(title="Ratio against the peer, before and after")
     for name in ("case", "mode", "precision", "thr", "peer"):
         table.add_column(name)
-    for name in ("FusedLSTM", "then", "ratio", "then", "change"):
+    for name in (fused, "then", "ratio", "then", "change"):
         table.add_column(name, justify="right")
     for pair in pairs:
         old, new = pair.before, pair.after

@@ -1,15 +1,15 @@
-"""FusedLSTM, nn.LSTM and the others: how each computes a workload, or why it does not.
+"""The fused layer, torch.nn's and the others: how each computes a workload, or why it does not.
 
-`nn.LSTM` stands for what its users write for the case: the module; a PackedSequence where
+`nn.LSTM` (`nn.GRU`, `nn.RNN`) stands for what its users write for the case: the module; a PackedSequence where
 sequences have different lengths; a loop of one-step calls where the state is reset inside them; a
-loop over nn.LSTMCell where the case is a cell; its own loop over steps where second derivatives are
+loop over nn.LSTMCell where the case is one of single steps; its own loop over steps where second derivatives are
 asked for, which those of oneDNN and cuDNN lack.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from .workload import Batch, Model, Workload
+import fusedlstm
+from fusedlstm.cells import CELLS, LSTM, Cell
 
-FUSED = "FusedLSTM"
-BASELINE = "nn.LSTM"
+from . import onnx_runtime
+from .workload import Batch, Model, Workload, hx_of, states_of
+
+
+def fused_name(cell: Cell) -> str:
+    """Of the contender that is ours."""
+    return f"Fused{cell.layer.__name__}"
+
+
+def baseline_name(cell: Cell) -> str:
+    """Of the one that it replaces."""
+    return f"nn.{cell.layer.__name__}"
 
 
 @dataclass(frozen=True)
@@ -34,11 +45,10 @@ class Contender:
 
 
 def _build_fused(workload: Workload) -> Model:
-    import fusedlstm
-
-    if workload.case.cell:
-        return _loop_over(workload.cell(fusedlstm.FusedLSTMCell))
-    module = workload.module(fusedlstm.FusedLSTM)
+    cell = workload.cell
+    if workload.case.by_step:
+        return _loop_over(workload.one_step(getattr(fusedlstm, f"Fused{cell.cell.__name__}")))
+    module = workload.layer(getattr(fusedlstm, fused_name(cell)))
     variable, resets = workload.case.variable, workload.case.resets
 
     def forward(batch: Batch):
@@ -49,17 +59,17 @@ def _build_fused(workload: Workload) -> Model:
             options["lengths"] = batch.lengths
         if resets:
             options["reset"] = batch.reset
-        output, (h_n, c_n) = module(batch.input, (batch.h_0, batch.c_0), **options)
-        return output, h_n, c_n
+        output, hx = module(batch.input, hx_of(batch.states), **options)
+        return output, *states_of(hx)
 
     return Model(forward, dict(module.named_parameters()))
 
 
 def build_torch(workload: Workload, native: bool = False) -> Model:
-    """nn.LSTM. `native`: PyTorch's own loop over steps, without oneDNN or cuDNN."""
-    if workload.case.cell:
-        return _loop_over(workload.cell(nn.LSTMCell))
-    module = workload.module(nn.LSTM)
+    """torch.nn's layer. `native`: PyTorch's own loop over steps, without oneDNN or cuDNN."""
+    if workload.case.by_step:
+        return _loop_over(workload.one_step(workload.cell.cell))
+    module = workload.layer(workload.cell.layer)
     native = native or workload.mode == "second-order"
     run = _run_plain
     if workload.case.variable:
@@ -77,58 +87,59 @@ def build_torch(workload: Workload, native: bool = False) -> Model:
 
 
 def _run_plain(module: nn.Module, batch: Batch):
-    output, (h_n, c_n) = module(batch.input, (batch.h_0, batch.c_0))
-    return output, h_n, c_n
+    output, hx = module(batch.input, hx_of(batch.states))
+    return output, *states_of(hx)
 
 
 def _run_packed(module: nn.Module, batch: Batch):
     # lengths on the CPU and the sort are what packing asks for; they are part of its price.
     packed = pack_padded_sequence(batch.input, batch.lengths.cpu(), enforce_sorted=False)
-    output, (h_n, c_n) = module(packed, (batch.h_0, batch.c_0))
+    output, hx = module(packed, hx_of(batch.states))
     output, _ = pad_packed_sequence(output, total_length=batch.input.shape[0])
-    return output, h_n, c_n
+    return output, *states_of(hx)
 
 
 def _run_with_resets(module: nn.Module, batch: Batch):
     """The loop of recurrent PPO programs: one call a step, the state masked before it."""
-    outputs, state = [], (batch.h_0, batch.c_0)
+    outputs, hx = [], hx_of(batch.states)
     keep = (~batch.reset).to(batch.input.dtype).unsqueeze(-1)
     for step, kept in zip(batch.input.split(1), keep, strict=True):
-        output, state = module(step, (state[0] * kept, state[1] * kept))
+        output, hx = module(step, hx_of([state * kept for state in states_of(hx)]))
         outputs.append(output)
-    return torch.cat(outputs), *state
+    return torch.cat(outputs), *states_of(hx)
 
 
 def _loop_over(cell: nn.Module) -> Model:
     def forward(batch: Batch):
-        outputs, h, c = _run_steps(cell, batch.input.unbind(0), batch.h_0[0], batch.c_0[0])
-        return torch.stack(outputs), h.unsqueeze(0), c.unsqueeze(0)
+        outputs, states = _run_steps(cell, batch.input.unbind(0), [state[0] for state in batch.states])
+        return torch.stack(outputs), *(state.unsqueeze(0) for state in states)
 
     return Model(forward, {f"{name}_l0": value for name, value in cell.named_parameters()})
 
 
-def _run_steps(step: Callable, inputs: Iterable[Tensor], h: Tensor, c: Tensor):
+def _run_steps(step: Callable, inputs: Iterable[Tensor], states: Sequence[Tensor]):
     """The loop that users write around a cell: the outputs of all steps, and the last states."""
-    outputs = []
+    outputs, hx = [], hx_of(states)
+    has_tuple = isinstance(hx, tuple)
     for x in inputs:
-        h, c = step(x, (h, c))
-        outputs.append(h)
-    return outputs, h, c
+        hx = step(x, hx)
+        outputs.append(hx[0] if has_tuple else hx)
+    return outputs, states_of(hx)
 
 
 def _build_cell_loop(workload: Workload, compiled: bool = False) -> Model:
-    """The loop a user writes with nn.LSTMCell; `compiled`: with torch.compile on the step."""
-    case = workload.case
+    """The loop a user writes with torch.nn's cell; `compiled`: with torch.compile on the step."""
+    case, one_step = workload.case, getattr(torch, f"{workload.cell.name}_cell")
     parameters = {name: value.clone().requires_grad_(workload.training) for name, value in workload.state_dict.items()}
 
-    def step(x: Tensor, state: tuple[Tensor, Tensor], weight_ih, weight_hh, bias_ih, bias_hh):
-        return torch.lstm_cell(x, state, weight_ih, weight_hh, bias_ih, bias_hh)
+    def step(x: Tensor, hx, weight_ih, weight_hh, bias_ih, bias_hh):
+        return one_step(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
 
     if compiled:
         step = torch.compile(step, dynamic=False)
 
     def forward(batch: Batch):
-        sequence, states = batch.input, []
+        sequence, last = batch.input, []
         for layer in range(case.num_layers):
             directions = []
             for direction in range(case.directions):
@@ -137,25 +148,27 @@ def _build_cell_loop(workload: Workload, compiled: bool = False) -> Model:
                 weights = {name: parameters.get(name + suffix) for name in names}
                 index = layer * case.directions + direction
                 steps = sequence.unbind(0)[:: -1 if direction else 1]
-                outputs, h, c = _run_steps(partial(step, **weights), steps, batch.h_0[index], batch.c_0[index])
+                outputs, states = _run_steps(partial(step, **weights), steps, [state[index] for state in batch.states])
                 directions.append(torch.stack(outputs[::-1] if direction else outputs))
-                states.append((h, c))
+                last.append(states)
             sequence = torch.cat(directions, dim=-1)
-        h_n, c_n = (torch.stack(values) for values in zip(*states, strict=True))
-        return sequence, h_n, c_n
+        return sequence, *(torch.stack(states) for states in zip(*last, strict=True))
 
     return Model(forward, parameters)
 
 
 def _no_cell_loop(workload: Workload) -> str | None:
     case = workload.case
-    if case.cell:
+    if case.by_step:
         return "the case is a loop over a cell already"
     if case.proj_size or case.variable or case.resets or case.dropout:
-        return "the LSTMCell loop of the suite has no projection, lengths, resets or dropout"
+        return f"the {workload.cell.cell.__name__} loop of the suite has no projection, lengths, resets or dropout"
     if case.T * case.num_layers * case.directions > 10_000:
         return "too many steps for a Python loop"
     return None
+
+
+_LSTM_ONLY = "not available: LSTM only"  # in this suite
 
 
 def _build_haste(workload: Workload) -> Model:
@@ -168,13 +181,15 @@ def _build_haste(workload: Workload) -> Model:
     module.train(workload.training)
 
     def forward(batch: Batch):
-        output, (h_n, c_n) = module(batch.input, (batch.h_0, batch.c_0))
-        return output, h_n, c_n
+        output, states = module(batch.input, batch.states)
+        return output, *states
 
     return Model(forward, dict(module.named_parameters()))
 
 
 def _no_haste(workload: Workload) -> str | None:
+    if workload.cell is not LSTM:
+        return _LSTM_ONLY
     if importlib.util.find_spec("haste_pytorch") is None:
         return "haste_pytorch is not installed"
     return _not_one_plain_layer(workload) or (
@@ -197,7 +212,7 @@ def _build_flashrnn(workload: Workload) -> Model:
             product.transpose(0, 1),
             w_hh.view(4, 1, hidden, hidden),
             (b_ih + b_hh).view(4, 1, hidden),
-            states=torch.stack((batch.h_0, batch.c_0)).view(2, size, 1, 1, hidden),
+            states=torch.stack(batch.states).view(2, size, 1, 1, hidden),
             function="lstm",
             backend="cuda_fused",
             dtype=workload.precision,
@@ -210,6 +225,8 @@ def _build_flashrnn(workload: Workload) -> Model:
 
 
 def _no_flashrnn(workload: Workload) -> str | None:
+    if workload.cell is not LSTM:
+        return _LSTM_ONLY
     if importlib.util.find_spec("flashrnn") is None:
         return "flashrnn is not installed"
     return _not_one_plain_layer(workload) or (
@@ -223,25 +240,31 @@ def _not_one_plain_layer(workload: Workload) -> str | None:
         return "needs a CUDA device"
     if case.num_layers > 1 or case.bidirectional or case.proj_size or not case.bias:
         return "one layer in one direction, with bias and without projection, only"
-    if case.variable or case.resets or case.dropout or case.cell:
+    if case.variable or case.resets or case.dropout or case.by_step:
         return "no lengths, resets, dropout or cells"
     return None
 
 
-CONTENDERS = {
-    contender.name: contender
-    for contender in (
-        Contender(FUSED, _build_fused),
-        Contender(BASELINE, build_torch),
-        Contender("nn.LSTM native", lambda workload: build_torch(workload, native=True)),
-        Contender("LSTMCell loop", _build_cell_loop, _no_cell_loop),
-        Contender(
-            "compiled LSTMCell loop",
-            lambda workload: _build_cell_loop(workload, compiled=True),
-            _no_cell_loop,
-        ),
+def _contenders(cell: Cell) -> dict[str, Contender]:
+    """Ours first, then its peers, with what each calls itself for the cell."""
+    baseline, loop = baseline_name(cell), f"{cell.cell.__name__} loop"
+    contenders = (
+        Contender(fused_name(cell), _build_fused),
+        Contender(baseline, build_torch),
+        Contender(f"{baseline} native", partial(build_torch, native=True)),
+        Contender(loop, _build_cell_loop, _no_cell_loop),
+        Contender(f"compiled {loop}", partial(_build_cell_loop, compiled=True), _no_cell_loop),
+        Contender("ONNX Runtime", onnx_runtime.build, onnx_runtime.why_not),
         Contender("haste", _build_haste, _no_haste),
         Contender("FlashRNN", _build_flashrnn, _no_flashrnn),
     )
-}
-PEERS = tuple(name for name in CONTENDERS if name != FUSED)
+    return {contender.name: contender for contender in contenders}
+
+
+# By the cell's name and the contender's.
+CONTENDERS = {name: _contenders(cell) for name, cell in CELLS.items()}
+
+
+def peers_of(cell: Cell) -> tuple[str, ...]:
+    """All contenders but ours, the one that it replaces first."""
+    return tuple(name for name in CONTENDERS[cell.name] if name != fused_name(cell))

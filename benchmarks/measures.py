@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-import fusedlstm
+from fusedlstm.cells import Cell
 from tests.cases import Case
 
-from .contenders import BASELINE, CONTENDERS, FUSED
+from .contenders import CONTENDERS, baseline_name, fused_name
 from .machine import import_seconds
 from .memory import peak_mib
-from .timing import Budget, Summary, interleave
+from .timing import Budget, Program, Summary, interleave
 from .workload import Workload
 
-_SIDES = (FUSED, BASELINE)
+
+def _sides(cell: Cell) -> tuple[str, str]:
+    return fused_name(cell), baseline_name(cell)
+
+
+def _programs(workload: Workload) -> dict[str, Program]:
+    contenders = CONTENDERS[workload.cell.name]
+    return {name: workload.program(contenders[name].build(workload)) for name in _sides(workload.cell)}
 
 
 def start_up_seconds(repeats: int = 3) -> float:
@@ -22,39 +28,36 @@ def start_up_seconds(repeats: int = 3) -> float:
     return min(import_seconds("fusedlstm") for _ in range(repeats))
 
 
-def call_overhead_us(device: torch.device, budget: Budget) -> dict[str, float]:
+def call_overhead_us(device: torch.device, cell: Cell, budget: Budget) -> dict[str, float]:
     """Time of a call with almost nothing to compute (T=1, B=1, I=H=8, inference)."""
-    workload = Workload.of(Case("call", 1, 1, 8, 8), "inference", "float32", device)
-    programs = {name: workload.program(CONTENDERS[name].build(workload)) for name in _SIDES}
-    samples = interleave(programs, device, budget)
+    workload = Workload.of(Case("call", 1, 1, 8, 8), "inference", "float32", device, cell)
+    samples = interleave(_programs(workload), device, budget)
     return {name: Summary.of(values).median * 1e6 for name, values in samples.items()}
 
 
-def memory_growth_mib(device: torch.device, steps=(64, 128, 256, 512)) -> dict[str, dict]:
+def memory_growth_mib(device: torch.device, cell: Cell, steps=(64, 128, 256, 512)) -> dict[str, dict]:
     """Peak memory of a training step (B=16, I=H=128) at several lengths."""
     growth = {}
     for T in steps:
-        workload = Workload.of(Case("growth", T, 16, 128, 128), "train", "float32", device)
-        growth[f"T={T}"] = {
-            name: peak_mib(workload.program(CONTENDERS[name].build(workload)), device) for name in _SIDES
-        }
+        workload = Workload.of(Case("growth", T, 16, 128, 128), "train", "float32", device, cell)
+        growth[f"T={T}"] = {name: peak_mib(program, device) for name, program in _programs(workload).items()}
     return growth
 
 
-def digit_rows(device: torch.device, epochs: int) -> dict[str, object]:
+def digit_rows(device: torch.device, cell: Cell, epochs: int) -> dict[str, object]:
     """One real program trained with both from the same seed (see examples/digit_rows.py)."""
     from examples import digit_rows as example
-    from examples.side_by_side import loss_difference, run_each
+    from examples.side_by_side import LAYERS, loss_difference, run_each
 
-    classes = {FUSED: fusedlstm.FusedLSTM, BASELINE: nn.LSTM}
-    run_each(classes, lambda lstm: example.train(lstm, 1, str(device)))  # lazy initialisation belongs to no side
+    layers, sides = LAYERS[cell.name], _sides(cell)
+    run_each(layers, lambda layer: example.train(layer, 1, str(device)))  # lazy initialisation belongs to no side
     # In turns, the better time of each: a neighbour on the machine disturbs one of them at most.
-    runs = [run_each(classes, lambda lstm: example.train(lstm, epochs, str(device))) for _ in range(2)]
+    runs = [run_each(layers, lambda layer: example.train(layer, epochs, str(device))) for _ in range(2)]
     results = runs[0]
     return {
         "epochs": epochs,
-        "losses": [list(pair) for pair in zip(*(results[n].losses for n in _SIDES), strict=True)],
+        "losses": [list(pair) for pair in zip(*(results[n].losses for n in sides), strict=True)],
         "largest loss difference": loss_difference(results),
-        "test accuracy": {name: results[name].score for name in _SIDES},
-        "training seconds": {name: min(run[name].seconds for run in runs) for name in _SIDES},
+        "test accuracy": {name: results[name].score for name in sides},
+        "training seconds": {name: min(run[name].seconds for run in runs) for name in sides},
     }

@@ -35,9 +35,9 @@ def draw_all(results: Results, folder: Path, stem: str) -> dict[str, Path]:
 
 
 def _every_case(results: Results, path: Path) -> bool:
-    """Every row against nn.LSTM, sorted by ratio: left the ratio with its quartiles (losses in red),
+    """Every row against torch.nn's layer, sorted by ratio: left the ratio with its quartiles (losses in red),
     right the times with the floor."""
-    rows = sorted(timed(results.rows), key=lambda row: row.ratio)
+    rows = sorted(timed(results.rows, results.baseline), key=lambda row: row.ratio)
     if not rows:
         return False
     lines = range(len(rows))
@@ -53,15 +53,18 @@ def _every_case(results: Results, path: Path) -> bool:
     ratios.set_ylim(-1, len(rows))
     ratios.axvline(1, color="black", linewidth=1)
     _log_axis(ratios.xaxis, ratios.set_xscale)
-    ratios.set_xlabel("time of nn.LSTM / time of FusedLSTM (median, quartiles)")
-    for name, color, marker in (("fused_us", _FUSED, "o"), ("peer_us", _PEER, "s"), ("floor_us", _FLOOR, "|")):
-        label = {"fused_us": "FusedLSTM", "peer_us": "nn.LSTM", "floor_us": "floor"}[name]
+    ratios.set_xlabel(f"{_ratio(results)} (median, quartiles)")
+    for name, label, color, marker in (
+        ("fused_us", results.fused, _FUSED, "o"),
+        ("peer_us", results.baseline, _PEER, "s"),
+        ("floor_us", "floor", _FLOOR, "|"),
+    ):
         times.plot([getattr(row, name) for row in rows], lines, marker, color=color, label=label, markersize=4)
     times.set_xscale("log")
     times.set_xlabel("time per call (us)")
     times.grid(axis="x", alpha=0.3)
     times.legend(fontsize=7, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
-    figure.suptitle(results.machine["device"], fontsize=10)
+    figure.suptitle(_where(results), fontsize=10)
     return _save(figure, path)
 
 
@@ -82,8 +85,8 @@ def _time_per_step(results: Results, path: Path, mode: str) -> bool:
     for axes, batch in zip(panels[0], batches, strict=True):
         line = sorted((row for row in rows if batch == row.B), key=lambda row: row.H)
         hidden = [row.H for row in line]
-        axes.plot(hidden, [r.fused_us / r.T for r in line], "o-", color=_FUSED, label="FusedLSTM")
-        axes.plot(hidden, [r.peer_us / r.T for r in line], "s-", color=_PEER, label="nn.LSTM")
+        axes.plot(hidden, [r.fused_us / r.T for r in line], "o-", color=_FUSED, label=results.fused)
+        axes.plot(hidden, [r.peer_us / r.T for r in line], "s-", color=_PEER, label=results.baseline)
         axes.plot(hidden, [r.floor_us / r.T for r in line], ":", color=_FLOOR, label="floor")
         _log_axis(axes.xaxis, axes.set_xscale, hidden)
         axes.set_yscale("log")
@@ -110,7 +113,7 @@ def _heat_map(results: Results, path: Path, mode: str) -> bool:
         axes.text(j, i, f"{ratio:.2f}", ha="center", va="center")
     axes.set_xticks(range(len(batches)), batches)
     axes.set_yticks(range(len(hidden)), hidden)
-    axes.set(xlabel="batch", ylabel="hidden size", title="time of nn.LSTM / time of FusedLSTM")
+    axes.set(xlabel="batch", ylabel="hidden size", title=_ratio(results))
     figure.suptitle(_setting(results, rows[0]), fontsize=9)
     return _save(figure, path)
 
@@ -119,7 +122,7 @@ def _scaling(results: Results, path: Path) -> bool:
     """Time against T, B, H and threads, all else fixed; from the rows named scaling-*."""
     axis_names = {"T": "steps T", "B": "batch B", "H": "hidden size H", "threads": "threads"}
     lines = {
-        letter: [row for row in timed(results.rows) if row.case.startswith(f"scaling-{letter}-")]
+        letter: [row for row in timed(results.rows, results.baseline) if row.case.startswith(f"scaling-{letter}-")]
         for letter in axis_names
     }
     lines = {letter: rows for letter, rows in lines.items() if len(rows) > 1}
@@ -132,28 +135,36 @@ def _scaling(results: Results, path: Path) -> bool:
         for mode, style in (("inference", "-"), ("train", "--")):
             line = sorted((r for r in rows if r.mode == mode), key=lambda r: getattr(r, letter))
             sizes = [getattr(row, letter) for row in line]
-            axes.plot(sizes, [r.fused_us for r in line], "o" + style, color=_FUSED, label=f"FusedLSTM {mode}")
-            axes.plot(sizes, [r.peer_us for r in line], "s" + style, color=_PEER, label=f"nn.LSTM {mode}")
+            axes.plot(sizes, [r.fused_us for r in line], "o" + style, color=_FUSED, label=f"{results.fused} {mode}")
+            axes.plot(sizes, [r.peer_us for r in line], "s" + style, color=_PEER, label=f"{results.baseline} {mode}")
             axes.plot(sizes, [r.floor_us for r in line], ":", color=_FLOOR)
         _log_axis(axes.xaxis, axes.set_xscale, sizes)
         axes.set_yscale("log")
         axes.set(xlabel=axis_names[letter], ylabel="time per call (us)")
     panels[0][0].legend(fontsize=6)
-    figure.suptitle(f"{results.machine['device']}; dotted: floor", fontsize=9)
+    figure.suptitle(f"{_where(results)}; dotted: floor", fontsize=9)
     return _save(figure, path)
 
 
 def _grid_rows(results: Results, mode: str) -> list[Row]:
     """Rows of the grid in the one setting that has most of them: a figure shows one."""
     settings: dict[tuple, list[Row]] = {}
-    for row in timed(results.rows):
+    for row in timed(results.rows, results.baseline):
         if row.case.startswith("grid-") and row.mode == mode:
             settings.setdefault((row.precision, row.threads, row.cuda_graph), []).append(row)
     return max(settings.values(), key=len, default=[])
 
 
+def _ratio(results: Results) -> str:
+    return f"time of {results.baseline} / time of {results.fused}"
+
+
+def _where(results: Results) -> str:
+    return f"{results.machine['device']}, cell {results.cell}"
+
+
 def _setting(results: Results, row: Row) -> str:
-    return f"{results.machine['device']}, {row.mode}, {row.precision}, {row.threads} threads"
+    return f"{_where(results)}, {row.mode}, {row.precision}, {row.threads} threads"
 
 
 def _log_axis(axis, set_scale, ticks: Sequence[float] | None = None) -> None:

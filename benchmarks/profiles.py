@@ -9,9 +9,10 @@ from itertools import product
 
 import torch
 
-from tests.cases import ACCEPTANCE, BENCHMARK, CELLS, Case
+from fusedlstm.cells import CELLS, LSTM
+from tests.cases import ACCEPTANCE, BENCHMARK, BY_STEP, Case
 
-from .contenders import BASELINE
+from .contenders import baseline_name, peers_of
 from .machine import usable_cpus
 from .suite import Job
 from .timing import Budget
@@ -50,6 +51,7 @@ class Selection:
     cuda_graph: bool = False
     callers: Sequence[int] | None = None
     neighbours: Sequence[int] | None = None
+    cell: str = LSTM.name
 
     def jobs(
         self,
@@ -57,32 +59,39 @@ class Selection:
         modes: Sequence[str] = ("inference", "train"),
         precisions: Sequence[str] = ("float32",),
         threads: Sequence[int] = (),
-        peers: Sequence[str] = (BASELINE,),
+        peers: Sequence[str] = (),
         callers: Sequence[int] = (1,),
         neighbours: Sequence[int] = (0,),
     ) -> list[Job]:
-        """The product of the arguments, each replaced where the command line says so."""
+        """The product of the arguments, each replaced where the command line says so; of the cases those that the
+        cell has; `peers`: torch.nn's layer by default."""
         modes = self.modes or modes
         precisions = self.precisions or precisions
         threads = self.threads or threads or (torch.get_num_threads(),)
-        peers = tuple(self.peers or peers)
+        peers = tuple(self.peers or peers or [baseline_name(CELLS[self.cell])])
         graphs = (False, True) if self.cuda_graph else (False,)
         callers = self.callers or callers
         neighbours = self.neighbours or neighbours
         return [
-            Job(case, mode, precision, self.device, count, peers, *rest)
+            Job(case, mode, precision, self.device, count, peers, self.cell, *rest)
             for case, precision, mode, count, *rest in product(
-                cases, precisions, modes, threads, graphs, callers, neighbours
+                filter(self.has, cases), precisions, modes, threads, graphs, callers, neighbours
             )
         ]
 
+    def has(self, case: Case) -> bool:
+        """Whether the cell has the case: only the LSTM has projections."""
+        return CELLS[self.cell].has_projection or not case.proj_size
+
     def named_cases(self) -> list[Case]:
-        """Cases whose name fits one of the patterns (`grid-*`); raises if a pattern fits none."""
+        """Cases whose name fits one of the patterns (`grid-*`); raises if a pattern fits none that the cell has."""
         chosen = {}
         for pattern in self.cases or ():
-            names = fnmatch.filter(_BY_NAME, pattern)
+            names = [name for name in fnmatch.filter(_BY_NAME, pattern) if self.has(_BY_NAME[name])]
             if not names:
-                raise ValueError(f"expected a case name or pattern, got {pattern!r}; see --list")
+                raise ValueError(
+                    f"expected a case name or pattern, got {pattern!r}, which is none of {self.cell}; see --list"
+                )
             chosen |= {name: _BY_NAME[name] for name in names}
         return list(chosen.values())
 
@@ -120,13 +129,11 @@ def main(selection: Selection) -> tuple[list[Job], Budget]:
 
 def full(selection: Selection) -> tuple[list[Job], Budget]:
     """Every case, precision, mode and peer, and the growth with each size."""
-    from .contenders import PEERS
-
     gpu = selection.device.type == "cuda"
     every_thread = torch.get_num_threads()
     counts = sorted({1, every_thread})
     low = ("float32", "tf32", "float16", "bfloat16") if gpu else ("float32",)
-    others = [case for case in BENCHMARK if case not in ACCEPTANCE + CELLS]
+    others = [case for case in BENCHMARK if case not in ACCEPTANCE + BY_STEP]
     decoders = [case for case in ACCEPTANCE + others if case.T == 1 or case.name.startswith("rl-")]
     jobs = selection.jobs(ACCEPTANCE, precisions=low, threads=counts)
     jobs += selection.jobs(others, precisions=low)
@@ -134,9 +141,9 @@ def full(selection: Selection) -> tuple[list[Job], Budget]:
     jobs += selection.jobs(decoders, ("decode",), low)
     if not gpu:
         jobs += selection.jobs(ACCEPTANCE, precisions=("bfloat16", "float16", "float64"))
-    jobs += selection.jobs(ACCEPTANCE, peers=[name for name in PEERS if name != BASELINE])
-    jobs += selection.jobs(CELLS, precisions=low if gpu else ("float32", "float64"), threads=counts)
-    jobs += selection.jobs(CELLS, ("second-order",), threads=counts)
+    jobs += selection.jobs(ACCEPTANCE, peers=peers_of(CELLS[selection.cell])[1:])
+    jobs += selection.jobs(BY_STEP, precisions=low if gpu else ("float32", "float64"), threads=counts)
+    jobs += selection.jobs(BY_STEP, ("second-order",), threads=counts)
     cpus = usable_cpus()
     jobs += _crowds(selection, ["server-128", "server-256"], (cpus + 1, 2 * cpus, 4 * cpus, 16 * cpus))
     jobs += selection.jobs(SCALING)

@@ -14,9 +14,9 @@ from .table import duration, losses, not_timed, summary
 def markdown(results: Results, figures: dict[str, Path]) -> str:
     """Machine, summary, figures, every row, and what was not timed."""
     parts = [
-        f"# FusedLSTM on {results.machine['device']}",
-        "Ratio: time of the peer divided by time of FusedLSTM, median over interleaved pairs; "
-        "above 1 FusedLSTM is faster. Every result was compared with float64 before it was timed. "
+        f"# {results.fused} on {results.machine['device']}",
+        f"Ratio: time of the peer divided by time of {results.fused} (cell {results.cell}), median over interleaved "
+        f"pairs; above 1 {results.fused} is faster. Every result was compared with float64 before it was timed. "
         "No measured row is left out.",
         _lines(f"* {name}: {value}" for name, value in results.machine.items()),
         "## Summary",
@@ -31,7 +31,7 @@ def markdown(results: Results, figures: dict[str, Path]) -> str:
         parts += ["## Other measures", _measures(results.measures)]
     for title, path in figures.items():
         parts += [f"## {title}", f"![{title}]({path.name})"]
-    parts += ["## All rows", _floor_note(), _rows_table(results.rows)]
+    parts += ["## All rows", _floor_note(results.fused), _rows_table(results)]
     if reasons := not_timed(results.rows):
         parts += [
             "## Not timed",
@@ -40,27 +40,28 @@ def markdown(results: Results, figures: dict[str, Path]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _floor_note() -> str:
+def _floor_note(fused: str) -> str:
     return (
-        "`% mm`: FusedLSTM's rate of matrix operations relative to a large `torch.mm` in the same "
+        f"`% mm`: {fused}'s rate of matrix operations relative to a large `torch.mm` in the same "
         "run; it can pass 100 where `torch.mm` is not the fastest product of the machine. "
         "`% floor`: the least time any program needs (operations at the fastest measured product, "
-        "or compulsory bytes at copy bandwidth) relative to FusedLSTM's time. "
+        f"or compulsory bytes at copy bandwidth) relative to {fused}'s time. "
         "Errors are relative to the largest value of each result."
     )
 
 
-def _rows_table(rows: Sequence[Row]) -> str:
-    names = "case, T, B, I, H, layers, feature, mode, precision, threads, peer, FusedLSTM, peer's, ratio, quartiles, "
+def _rows_table(results: Results) -> str:
+    names = "case, cell, T, B, I, H, layers, feature, mode, precision, threads, peer, "
+    names += f"{results.fused}, peer's, ratio, quartiles, "
     names += "GFLOP/s, % mm, % floor, error, peer's, peak MiB, peer's, plan"
-    return _table(names.split(", "), [_cells(row) for row in rows if row.status != SKIPPED])
+    return _table(names.split(", "), [_cells(row) for row in results.rows if row.status != SKIPPED])
 
 
 def _cells(row: Row) -> list[str]:
     layers = f"{row.layers}" + " bidirectional" * (row.directions > 1)
     feature = row.feature + f" proj {row.proj_size}" * bool(row.proj_size)
     sizes = map(str, (row.T, row.B, row.I, row.H))
-    head = [row.case, *sizes, layers, feature, row.setting, row.precision, str(row.threads), row.peer]
+    head = [row.case, row.cell, *sizes, layers, feature, row.setting, row.precision, str(row.threads), row.peer]
     if row.fused_us is None:
         return [*head, row.status, *[""] * 11]
     if row.status == OK:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .contenders import BASELINE
+from fusedlstm.cells import CELLS, LSTM
+
+from .contenders import baseline_name, fused_name
 from .suite import OK, Row
 
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -18,11 +20,22 @@ FOLDER = Path(__file__).resolve().parent / "results"
 
 @dataclass
 class Results:
-    """A run: the machine's description, what was measured besides rows, and the rows."""
+    """A run: the machine's description, the rows, what was measured besides rows, and the cell of all of these."""
 
     machine: dict[str, str]
     rows: list[Row] = field(default_factory=list)
     measures: dict[str, object] = field(default_factory=dict)
+    cell: str = LSTM.name
+
+    @property
+    def fused(self) -> str:
+        """The name of our layer."""
+        return fused_name(CELLS[self.cell])
+
+    @property
+    def baseline(self) -> str:
+        """The name of torch.nn's."""
+        return baseline_name(CELLS[self.cell])
 
     def write(self, stem: Path) -> None:
         """`stem`.csv and `stem`.json; directories are made."""
@@ -34,6 +47,7 @@ class Results:
             writer.writeheader()
             writer.writerows(_rounded(asdict(row)) for row in self.rows)
         content = {
+            "cell": self.cell,
             "machine": self.machine,
             "measures": self.measures,
             "rows": [asdict(row) for row in self.rows],
@@ -48,7 +62,8 @@ class Results:
                 raise ValueError("not named so")
             content = json.loads(path.with_suffix(".json").read_text())
             rows = [Row(**row) for row in content["rows"]]
-            return cls(content["machine"], rows, content["measures"])
+            # Files of before there were other cells do not name it.
+            return cls(content["machine"], rows, content["measures"], content.get("cell", LSTM.name))
         except (OSError, ValueError, TypeError, KeyError) as error:
             problem = f"{type(error).__name__}: {error}"
             raise ValueError(f"expected the .json or .csv of a benchmark run, got {path} ({problem})") from error
@@ -59,7 +74,7 @@ def beside(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)
 
 
-def timed(rows: Sequence[Row], peer: str = BASELINE) -> list[Row]:
+def timed(rows: Sequence[Row], peer: str) -> list[Row]:
     """The rows with a ratio against the peer."""
     return [row for row in rows if row.peer == peer and row.status == OK]
 
@@ -70,7 +85,7 @@ def geometric_mean(ratios: Sequence[float]) -> float:
 
 def key(row: Row) -> tuple:
     """What makes two rows of different runs the same measurement."""
-    return (row.case, row.setting, row.precision, row.device, row.threads, row.peer)
+    return (row.cell, row.case, row.setting, row.precision, row.device, row.threads, row.peer)
 
 
 def _rounded(columns: dict) -> dict:

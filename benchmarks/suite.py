@@ -9,42 +9,45 @@ from dataclasses import dataclass, replace
 import torch
 
 from fusedlstm import _library
+from fusedlstm.cells import CELLS, LSTM
 from tests.cases import Case
 
 from . import machine, memory
 from .accuracy import Reference
-from .contenders import BASELINE, CONTENDERS, FUSED
+from .contenders import CONTENDERS, fused_name
 from .neighbours import busy_neighbours
 from .timing import Budget, Program, Summary, interleave, ratio
 from .workload import Model, Workload, precision_switches
 
 OK, SKIPPED = "ok", "skipped"
-WRONG, FAILED = "wrong", "failed"  # FusedLSTM's result; FusedLSTM raised, or float64 to compare it with
+WRONG, FAILED = "wrong", "failed"  # our result; we raised, or float64 to compare us with
 PEER_WRONG, PEER_FAILED = "peer wrong", "peer failed"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One case in one setting, FusedLSTM against the peers."""
+    """One case in one setting, the fused layer against the peers. `cell`: of fusedlstm.cells, by its name."""
 
     case: Case
     mode: str
     precision: str
     device: torch.device
     threads: int
-    peers: tuple[str, ...] = (BASELINE,)
+    peers: tuple[str, ...]
+    cell: str = LSTM.name
     cuda_graph: bool = False
     callers: int = 1  # Python threads that call the module at the same time
     neighbours: int = 0  # other processes that keep CPUs busy meanwhile
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Row:
     """A line of the result file. Times in microseconds a call (with several callers: of the wall clock, over the
     calls of all), *_low and *_high are quartiles; rates in 1e9 FLOP/s of the matrix products; percentages of
-    FusedLSTM's own rate or time."""
+    the fused layer's own rate or time."""
 
     case: str
+    cell: str = LSTM.name  # in files of before there were others
     T: int
     B: int
     I: int
@@ -115,7 +118,7 @@ def run_jobs(jobs: Iterable[Job], budget: Budget, on_row: Callable[[Row], None] 
 def _run_job(job: Job, budget: Budget) -> Iterable[Row]:
     """Nothing is timed before its results have been compared with float64."""
     torch.set_num_threads(job.threads)
-    workload = Workload.of(job.case, job.mode, job.precision, job.device)
+    workload = Workload.of(job.case, job.mode, job.precision, job.device, CELLS[job.cell])
     checked = workload.without_dropout()
     with precision_switches(job.precision):
         try:
@@ -126,7 +129,7 @@ def _run_job(job: Job, budget: Budget) -> Iterable[Row]:
                 note = reason("float64 reference", failure)
                 yield replace(_empty_row(job, workload, name), status=FAILED, note=note)
             return
-        fused, fused_error, fused_problem = _build(FUSED, workload, checked, reference)
+        fused, fused_error, fused_problem = _build(fused_name(workload.cell), workload, checked, reference)
         for name in job.peers:
             row = _empty_row(job, workload, name)
             row.error_limit, row.fused_error, row.plan = reference.limit, fused_error, plan
@@ -134,7 +137,7 @@ def _run_job(job: Job, budget: Budget) -> Iterable[Row]:
                 row.status, row.note = fused_problem
                 yield row
                 continue
-            if excuse := CONTENDERS[name].why_not(workload):
+            if excuse := CONTENDERS[job.cell][name].why_not(workload):
                 row.status, row.note = SKIPPED, excuse
                 yield row
                 continue
@@ -150,7 +153,7 @@ def _build(
     name: str, workload: Workload, checked: Workload, reference: Reference
 ) -> tuple[Model | None, float | None, tuple[str, str] | None]:
     """(model, error, problem): a problem is a status and its reason."""
-    contender = CONTENDERS[name]
+    contender = CONTENDERS[workload.cell.name][name]
     try:
         model = contender.build(checked)
         error = reference.error_of(model)
@@ -171,20 +174,21 @@ def reason(name: str, failure: Exception) -> str:
 
 
 def _timed(row: Row, job: Job, workload: Workload, fused: Model, peer: Model | None, budget: Budget) -> Row:
-    """The row with its times. Where a program raises, FusedLSTM timed alone tells whose failure it is."""
+    """The row with its times. Where a program raises, ours timed alone tells whose failure it is."""
     timed = replace(row)  # what a failure leaves half filled in is dropped
     try:
         _time(timed, job, workload, fused, peer, budget)
     except Exception as failure:
         if peer is None:
-            return replace(row, status=FAILED, note=reason(FUSED, failure))
+            return replace(row, status=FAILED, note=reason(fused_name(workload.cell), failure))
         alone = replace(row, status=PEER_FAILED, note=reason(row.peer, failure))
         return _timed(alone, job, workload, fused, None, budget)
     return timed
 
 
 def _time(row: Row, job: Job, workload: Workload, fused: Model, peer: Model | None, budget: Budget) -> None:
-    programs = {FUSED: workload.program(fused)}
+    ours = fused_name(workload.cell)
+    programs = {ours: workload.program(fused)}
     if peer is not None:
         programs[row.peer] = workload.program(peer)
     if job.cuda_graph:
@@ -198,21 +202,21 @@ def _time(row: Row, job: Job, workload: Workload, fused: Model, peer: Model | No
     # Calls of a decoding loop read the same weights again: the floor of one call, times one.
     floor = ceilings.floor_seconds(flops, workload.bytes_moved() / workload.calls)
 
-    mine = seconds[FUSED]
-    row.rounds = len(samples[FUSED])
+    mine = seconds[ours]
+    row.rounds = len(samples[ours])
     row.fused_us, row.fused_us_low, row.fused_us_high = _micro(mine)
     row.fused_gflops = flops / mine.median * 1e-9
     row.percent_of_mm = 100 * flops / mine.median / ceilings.mm_flops
     row.floor_us = floor * 1e6
     row.percent_of_floor = 100 * floor / mine.median
     if workload.training:
-        row.fused_peak_mib = memory.peak_mib(programs[FUSED], job.device)
+        row.fused_peak_mib = memory.peak_mib(programs[ours], job.device)
     if peer is None:
         return
     theirs = seconds[row.peer]
     row.peer_us, row.peer_us_low, row.peer_us_high = _micro(theirs)
     row.peer_gflops = flops / theirs.median * 1e-9
-    pairs = ratio(samples, row.peer, FUSED)
+    pairs = ratio(samples, row.peer, ours)
     row.ratio, row.ratio_low, row.ratio_high = pairs.median, pairs.low, pairs.high
     if workload.training:
         row.peer_peak_mib = memory.peak_mib(programs[row.peer], job.device)
@@ -235,11 +239,11 @@ def _captured(program: Program, workload: Workload) -> Program:
 
 
 def _plan_used(workload: Workload) -> str:
-    """On which kernels FusedLSTM runs the recurrence of one layer, "" where it does not say."""
+    """On which kernels our layer runs the recurrence of one layer, "" where it does not say."""
     if workload.device.type == "cpu":
         return json.loads(torch.ops.fusedlstm._cpu_info())["isa"]
     core = _library.core()
-    if core is None:
+    if core is None or workload.cell is not LSTM:  # which the planner is asked for
         return ""
     name = torch.cuda.get_device_name(workload.device)
     limits = next((limits for limits in core.known_devices() if limits.name in name), None)
@@ -249,7 +253,7 @@ def _plan_used(workload: Workload) -> str:
     plans = [
         core.plan(
             device=limits,
-            T=1 if case.cell else case.T // workload.calls,
+            T=1 if case.by_step else case.T // workload.calls,
             B=case.B,
             H=case.hidden_size,
             dtype=str(workload.dtype).removeprefix("torch."),
@@ -270,9 +274,10 @@ def _micro(seconds: Summary) -> tuple[float, float, float]:
 
 def _empty_row(job: Job, workload: Workload, peer: str) -> Row:
     case = workload.case
-    features = (case.variable, "resets" * case.resets, "dropout" * bool(case.dropout), "cell" * case.cell)
+    features = (case.variable, "resets" * case.resets, "dropout" * bool(case.dropout), "cell" * case.by_step)
     return Row(
         case=case.name,
+        cell=job.cell,
         T=1 if job.mode == "decode" else case.T,
         B=case.B,
         I=case.input_size,

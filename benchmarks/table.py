@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .results import geometric_mean, timed
+from .results import Results, geometric_mean, timed
 from .suite import OK, SKIPPED, Row
 
 _WIDE = 170  # columns of the widest table here, about
@@ -21,15 +21,17 @@ def print_wide(console: Console, table: Table) -> None:
     wide.print(table, crop=False, soft_wrap=True)
 
 
-def rows_table(rows: Sequence[Row]) -> Table:
+def rows_table(results: Results) -> Table:
     """One line a row; losses in red, wins in green, and what was not timed with its reason."""
-    table = Table(title="FusedLSTM against its peers (ratio: the peer's time over FusedLSTM's)")
+    fused = results.fused
+    title = f"{fused} (cell {results.cell}) against its peers (ratio: the peer's time over {fused}'s)"
+    table = Table(title=title)
     for name in ("case", "T B I H", "mode", "precision", "thr", "peer"):
         table.add_column(name, no_wrap=True)
-    numbers = ("FusedLSTM", "peer", "ratio", "+-", "GFLOP/s", "% mm", "% floor", "error", "peer's")
+    numbers = (fused, "peer", "ratio", "+-", "GFLOP/s", "% mm", "% floor", "error", "peer's")
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
+    for row in results.rows:
         if row.status != SKIPPED:
             table.add_row(*_head(row), *_numbers(row))
     return table

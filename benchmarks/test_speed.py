@@ -1,24 +1,26 @@
-"""pytest-benchmark's view of the suite, for developers: `pytest benchmarks -k digit-rows`.
+"""pytest-benchmark's view of the suite, for developers: `pytest benchmarks -k "digit-rows and gru"`.
 
-Each group is one case in one mode; results are compared with float64 before they are timed.
+Each group is one case of one cell in one mode; results are compared with float64 before they are timed.
 """
 
 import pytest
 import torch
 
 from benchmarks.accuracy import Reference
-from benchmarks.contenders import BASELINE, CONTENDERS, FUSED
+from benchmarks.contenders import CONTENDERS, baseline_name, fused_name
 from benchmarks.workload import Workload
+from fusedlstm.cells import CELLS
 from tests.cases import ACCEPTANCE
 
 
-@pytest.mark.parametrize("contender", [FUSED, BASELINE])
+@pytest.mark.parametrize("contender", [fused_name, baseline_name], ids=["fused", "torch"])
 @pytest.mark.parametrize("mode", ["inference", "train"])
 @pytest.mark.parametrize("case", ACCEPTANCE, ids=lambda case: case.name)
-def test_speed(benchmark, case, mode, contender):
+@pytest.mark.parametrize("cell", CELLS)
+def test_speed(benchmark, cell, case, mode, contender):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    workload = Workload.of(case, mode, "float32", device)
-    model = CONTENDERS[contender].build(workload)
+    workload = Workload.of(case, mode, "float32", device, CELLS[cell])
+    model = CONTENDERS[cell][contender(workload.cell)].build(workload)
     reference = Reference(workload)
     error = reference.error_of(model)
     assert error <= reference.limit, f"error {error:.2g}, expected at most {reference.limit:.2g}"
@@ -29,6 +31,6 @@ def test_speed(benchmark, case, mode, contender):
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    benchmark.group = f"{case.name} {mode}"
+    benchmark.group = f"{case.name} {cell} {mode}"
     benchmark.extra_info |= {"error": error, "flops": workload.flops()}
     benchmark(run)

@@ -6,7 +6,8 @@ what surrounds that function. The same code surrounds every contender.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from fusedlstm.cells import LSTM, Cell
 from tests.cases import Case
 from tests.tf32 import tf32
 
@@ -37,24 +39,33 @@ _RESET_PROBABILITY = 1 / 32
 
 @dataclass(frozen=True)
 class Batch:
-    """input [T, B, I]; h_0 [layers * directions, B, R]; c_0 [..., H]; d_output [T, B, D * R];
+    """input [T, B, I]; initial states: h [layers * directions, B, R], those after it [..., H]; d_output [T, B, D * R];
     lengths int64 [B] or None; reset bool [T, B] or None."""
 
     input: Tensor
-    h_0: Tensor
-    c_0: Tensor
+    states: tuple[Tensor, ...]
     d_output: Tensor
     lengths: Tensor | None
     reset: Tensor | None
 
 
-# (output, h_n, c_n) from a batch; output is padded with zeros where lengths say so.
-Forward = Callable[[Batch], tuple[Tensor, Tensor, Tensor]]
+# (output, last states ...) from a batch; output is padded with zeros where lengths say so.
+Forward = Callable[[Batch], tuple[Tensor, ...]]
+
+
+def hx_of(states: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    """The states as torch.nn takes them: one by itself, several as a tuple."""
+    return states[0] if len(states) == 1 else tuple(states)
+
+
+def states_of(hx: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """And back."""
+    return hx if isinstance(hx, tuple) else (hx,)
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a contender makes of a workload; leaves: the parameters, by nn.LSTM's names if equal."""
+    """What a contender makes of a workload; leaves: the parameters, by torch.nn's names if equal."""
 
     forward: Forward
     leaves: dict[str, Tensor]
@@ -69,13 +80,14 @@ class Workload:
     mode: str
     precision: str
     device: torch.device
+    cell: Cell = LSTM
     rounded_to: str | None = None
 
     @classmethod
-    def of(cls, case: Case, mode: str, precision: str, device: torch.device) -> Workload:
+    def of(cls, case: Case, mode: str, precision: str, device: torch.device, cell: Cell = LSTM) -> Workload:
         if mode == "decode":
             case = replace(case, T=_DECODE_STEPS, variable="", resets=False, dropout=0.0)
-        return cls(case, mode, precision, device)
+        return cls(case, mode, precision, device, cell)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,10 +114,10 @@ class Workload:
 
     @cached_property
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameters as nn.LSTM draws and names them, rounded to the dtype, on the device."""
+        """Parameters as torch.nn's layer draws and names them, rounded to the dtype, on the device."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            module = nn.LSTM(**self.case.module_kwargs(), dtype=torch.float64)
+            module = self.cell.layer(**self.case.module_kwargs(self.cell), dtype=torch.float64)
         return {name: self._stored(value) for name, value in module.state_dict().items()}
 
     def _stored(self, value: Tensor) -> Tensor:
@@ -138,29 +150,30 @@ class Workload:
         if case.resets:
             reset = torch.rand(case.T, case.B, generator=generator) < _RESET_PROBABILITY
             reset = reset.to(self.device)
+        sizes = [case.output_size, *[case.hidden_size] * (len(self.cell.states) - 1)]
         return Batch(
             normal(case.T, case.B, case.input_size),
-            normal(stacked, case.B, case.output_size),
-            normal(stacked, case.B, case.hidden_size),
+            tuple(normal(stacked, case.B, size) for size in sizes),
             normal(case.T, case.B, case.directions * case.output_size),
             lengths if lengths is None else lengths.to(self.device),
             reset,
         )
 
-    def module(self, lstm_class: type[nn.Module]) -> nn.Module:
-        """An instance holding the shared parameters."""
-        kwargs = self.case.module_kwargs()
-        module = lstm_class(**kwargs, device=self.device, dtype=self.dtype)
-        module.load_state_dict(self.state_dict)
-        return module.train(self.training)
+    def layer(self, layer_class: type[nn.Module]) -> nn.Module:
+        """An instance of a class like nn.LSTM, holding the shared parameters."""
+        return self._module(layer_class, self.case.module_kwargs(self.cell), self.state_dict)
 
-    def cell(self, cell_class: type[nn.Module]) -> nn.Module:
-        """As `module`, of a class like nn.LSTMCell, for a case of a cell."""
-        case = self.case
-        options = dict(bias=case.bias, device=self.device, dtype=self.dtype)
-        cell = cell_class(case.input_size, case.hidden_size, **options)
-        cell.load_state_dict({name.removesuffix("_l0"): value for name, value in self.state_dict.items()})
-        return cell.train(self.training)
+    def one_step(self, cell_class: type[nn.Module]) -> nn.Module:
+        """As `layer`, of a class like nn.LSTMCell, for a case of single steps."""
+        kwargs = self.case.module_kwargs(self.cell)
+        kwargs = {name: kwargs[name] for name in kwargs.keys() & inspect.signature(self.cell.cell).parameters.keys()}
+        weights = {name.removesuffix("_l0"): value for name, value in self.state_dict.items()}
+        return self._module(cell_class, kwargs, weights)
+
+    def _module(self, module_class: type[nn.Module], kwargs: dict, weights: dict[str, Tensor]) -> nn.Module:
+        module = module_class(**kwargs, device=self.device, dtype=self.dtype)
+        module.load_state_dict(weights)
+        return module.train(self.training)
 
     def program(self, model: Model) -> Program:
         """The mode around the forward function."""
@@ -181,19 +194,19 @@ class Workload:
         """Names of what a program returns."""
         gradients = ["input", *model.leaves]
         training = {"train": ["output", *gradients], "second-order": ["gradient", *gradients]}
-        return training.get(self.mode, ["output", "h_n", "c_n"])
+        return training.get(self.mode, ["output", *(f"{state}_n" for state in self.cell.states)])
 
     def flops(self) -> float:
         """Of the matrix products, over all calls: 2 per multiply-add, backward twice the
         forward. The gradient of the input alone is one pass, as forward is; backward is twice both."""
         passes = {"train": 3, "second-order": 6}.get(self.mode, 1)
-        return 2.0 * self.case.multiply_adds() * self._valid_fraction() * passes
+        return 2.0 * self.case.multiply_adds(self.cell) * self._valid_fraction() * passes
 
     def bytes_moved(self) -> float:
         """Compulsory traffic: everything read once and written once, whatever the algorithm.
 
-        Weights, input, output and states; when training also the activated gates and cell states,
-        written forward and read backward, and the gradients.
+        Weights, input, output and states; when training also what the cell saves and carries (activated gates and
+        cell states of an LSTM), written forward and read backward, and the gradients.
         """
         case, item_bytes = self.case, self.dtype.itemsize
         weights = sum(value.numel() for value in self.state_dict.values()) * item_bytes
@@ -203,7 +216,7 @@ class Workload:
         total = weights + inputs + outputs
         if self.training:
             cell_bytes = max(4, item_bytes)
-            saved = 4 * case.hidden_size * item_bytes + case.hidden_size * cell_bytes
+            saved = case.hidden_size * (self.cell.saved * item_bytes + self.cell.carried * cell_bytes)
             saved *= rows * case.directions * case.num_layers
             total += saved
             if self.mode in ("train", "second-order"):
@@ -221,25 +234,23 @@ def _infer(model: Model, batch: Batch):
 
 
 def _decode(model: Model, batch: Batch):
-    outputs = []
+    outputs, states = [], batch.states
     with torch.inference_mode():
-        state = batch
         for step in batch.input.split(1):
-            output, h_n, c_n = model.forward(replace(state, input=step))
-            state = replace(state, h_0=h_n, c_0=c_n)
+            output, *states = model.forward(replace(batch, input=step, states=tuple(states)))
             outputs.append(output)
-    return torch.cat(outputs), h_n, c_n
+    return torch.cat(outputs), *states
 
 
 def _train(model: Model, batch: Batch):
-    output, _, _ = model.forward(batch)
+    output, *_ = model.forward(batch)
     leaves = [batch.input, *model.leaves.values()]
     return output, *torch.autograd.grad(output, leaves, batch.d_output)
 
 
 def _train_penalty(model: Model, batch: Batch):
     """The gradient of a gradient penalty: of the square of the input's gradient, by everything."""
-    output, _, _ = model.forward(batch)
+    output, *_ = model.forward(batch)
     (gradient,) = torch.autograd.grad(output, batch.input, batch.d_output, create_graph=True)
     leaves = [batch.input, *model.leaves.values()]
     return gradient, *torch.autograd.grad(gradient.square().sum(), leaves)

@@ -10,20 +10,20 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from examples.side_by_side import LSTMS, Training, options, plot_losses, report, run_each
+from examples.side_by_side import LAYERS, MakeLayer, Training, hidden_of, options, plot_losses, report, run_each
 
 
 class DigitClassifier(nn.Module):
     """Images [B, 8, 8] to class scores [B, 10], from the hidden state after the last row."""
 
-    def __init__(self, lstm_class: type[nn.Module], hidden_size: int = 128):
+    def __init__(self, make_layer: MakeLayer, hidden_size: int = 128):
         super().__init__()
-        self.lstm = lstm_class(8, hidden_size, batch_first=True)
+        self.rows = make_layer(8, hidden_size, batch_first=True)
         self.classes = nn.Linear(hidden_size, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        _, (h_n, _) = self.lstm(images)
-        return self.classes(h_n[-1])
+        _, state = self.rows(images)
+        return self.classes(hidden_of(state)[-1])
 
 
 def digit_data(device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,10 +50,10 @@ def fit(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> list[f
     return losses
 
 
-def train(lstm_class: type[nn.Module], epochs: int = 20, device: str = "cpu") -> Training:
+def train(make_layer: MakeLayer, epochs: int = 20, device: str = "cpu") -> Training:
     """The score is the accuracy on the test images."""
     images, labels, test = digit_data(device)
-    model = DigitClassifier(lstm_class).to(device)
+    model = DigitClassifier(make_layer).to(device)
     losses = fit(model, images[~test], labels[~test], epochs)
     with torch.no_grad():
         guesses = model(images[test]).argmax(1)
@@ -61,9 +61,9 @@ def train(lstm_class: type[nn.Module], epochs: int = 20, device: str = "cpu") ->
 
 
 def main(argv: list[str] | None = None) -> dict[str, Training]:
-    arguments = options(__doc__, argv)
+    arguments = options(__doc__, argv, takes_cell=True)
     epochs = 2 if arguments.quick else 20
-    results = run_each(LSTMS, lambda lstm: train(lstm, epochs, arguments.device))
+    results = run_each(LAYERS[arguments.cell], lambda layer: train(layer, epochs, arguments.device))
     report(results, "test accuracy")
     if arguments.plot:
         plot_losses(results, arguments.plot, "Handwritten digits, row by row")

@@ -1,4 +1,4 @@
-"""What the examples share: their options, and running one program with each LSTM class."""
+"""What the examples share: their options, and running one program with torch.nn's class and with the fused one."""
 
 from __future__ import annotations
 
@@ -6,18 +6,30 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fusedlstm
 
-LSTMS: dict[str, type[nn.Module]] = {"nn.LSTM": nn.LSTM, "FusedLSTM": fusedlstm.FusedLSTM}
-CELLS: dict[str, type[nn.Module]] = {
-    "nn.LSTMCell": nn.LSTMCell,
-    "FusedLSTMCell": fusedlstm.FusedLSTMCell,
+# Anything that makes a layer of given sizes: a class, or one with options.
+MakeLayer = Callable[..., nn.Module]
+
+LSTMS: dict[str, MakeLayer] = {"nn.LSTM": nn.LSTM, "FusedLSTM": fusedlstm.FusedLSTM}
+GRUS: dict[str, MakeLayer] = {"nn.GRU": nn.GRU, "FusedGRU": fusedlstm.FusedGRU}
+RNNS: dict[str, MakeLayer] = {"nn.RNN": nn.RNN, "FusedRNN": fusedlstm.FusedRNN}
+CELLS: dict[str, MakeLayer] = {"nn.LSTMCell": nn.LSTMCell, "FusedLSTMCell": fusedlstm.FusedLSTMCell}
+
+# By the name of the cell.
+LAYERS = {
+    "lstm": LSTMS,
+    "gru": GRUS,
+    "rnn": RNNS,
+    "rnn_tanh": RNNS,
+    "rnn_relu": {name: partial(make, nonlinearity="relu") for name, make in RNNS.items()},
 }
 
 Result = TypeVar("Result")
@@ -30,9 +42,11 @@ def quick_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def options(description: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """--quick, --device and --plot, the same in every example that trains on a device and draws."""
+def options(description: str, argv: list[str] | None = None, takes_cell: bool = False) -> argparse.Namespace:
+    """--quick, --device and --plot, the same in every example that trains on a device and draws; --cell if taken."""
     parser = quick_parser(description)
+    if takes_cell:
+        parser.add_argument("--cell", choices=LAYERS, default="lstm", help="of the layers (default: lstm)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="save a figure of the result")
     return parser.parse_args(argv)
@@ -47,18 +61,21 @@ class Training:
     seconds: float = 0.0
 
 
-def run_each(
-    classes: dict[str, type[nn.Module]], run: Callable[[type[nn.Module]], Result], seed: int = 0
-) -> dict[str, Result]:
+def hidden_of(state: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """h of a layer's state, which an LSTM has beside c."""
+    return state[0] if isinstance(state, tuple) else state
+
+
+def run_each(makers: dict[str, MakeLayer], run: Callable[[MakeLayer], Result], seed: int = 0) -> dict[str, Result]:
     """Runs the program with each class from the same seed, so that all start from equal weights.
 
     Sets `seconds` on the results that have it.
     """
     results = {}
-    for name, lstm_class in classes.items():
+    for name, make in makers.items():
         torch.manual_seed(seed)
         start = time.perf_counter()
-        results[name] = run(lstm_class)
+        results[name] = run(make)
         if isinstance(results[name], Training):
             results[name].seconds = time.perf_counter() - start
     return results

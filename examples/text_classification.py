@@ -3,8 +3,8 @@
 The sentences are generated: opinions joined by "and" and "but", each turned round by "not". What
 follows the last "but" decides, so word order matters and a bag of words is wrong half the time.
 
-nn.LSTM reads a PackedSequence: the lengths go to the CPU, the batch is sorted and copied. FusedLSTM
-takes the padded batch and `lengths`, as they are; the results are the same.
+torch.nn's layers read a PackedSequence: the lengths go to the CPU, the batch is sorted and copied. The fused ones
+take the padded batch and `lengths`, as they are; the results are the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
-from examples.side_by_side import LSTMS, Training, options, plot_losses, report, run_each
+from examples.side_by_side import LAYERS, MakeLayer, Training, hidden_of, options, plot_losses, report, run_each
 
 _GOOD = "good great lovely bright funny warm clever".split()
 _BAD = "bad dull awful cold boring stupid loud".split()
@@ -54,27 +54,27 @@ def sentences(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 class SentenceClassifier(nn.Module):
     """Words [T, B] and lengths [B] to the logit of "good" [B]."""
 
-    def __init__(self, lstm_class: type[nn.Module], hidden_size: int = 48):
+    def __init__(self, make_layer: MakeLayer, hidden_size: int = 48):
         super().__init__()
         self.embedding = nn.Embedding(len(_WORDS), 24)
-        self.lstm = lstm_class(24, hidden_size, num_layers=2, bidirectional=True)
+        self.words = make_layer(24, hidden_size, num_layers=2, bidirectional=True)
         self.good = nn.Linear(2 * hidden_size, 1)
 
     def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
         vectors = self.embedding(words)
-        if isinstance(self.lstm, nn.LSTM):
+        if isinstance(self.words, (nn.LSTM, nn.GRU, nn.RNN)):
             packed = pack_padded_sequence(vectors, lengths.cpu(), enforce_sorted=False)
-            _, (h_n, _) = self.lstm(packed)
+            _, state = self.words(packed)
         else:
-            _, (h_n, _) = self.lstm(vectors, lengths=lengths)
-        forward_end, backward_end = h_n[-2:]
+            _, state = self.words(vectors, lengths=lengths)
+        forward_end, backward_end = hidden_of(state)[-2:]
         return self.good(torch.cat((forward_end, backward_end), dim=-1)).squeeze(-1)
 
 
-def train(lstm_class: type[nn.Module], epochs: int = 8, device: str = "cpu") -> Training:
+def train(make_layer: MakeLayer, epochs: int = 8, device: str = "cpu") -> Training:
     """Adam on batches of 64; the score is the accuracy on other sentences."""
     words, lengths, labels = (data.to(device) for data in sentences(2000, seed=1))
-    model = SentenceClassifier(lstm_class).to(device)
+    model = SentenceClassifier(make_layer).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     result = Training()
     for _ in range(epochs):
@@ -95,9 +95,9 @@ def train(lstm_class: type[nn.Module], epochs: int = 8, device: str = "cpu") -> 
 
 
 def main(argv: list[str] | None = None) -> dict[str, Training]:
-    arguments = options(__doc__, argv)
+    arguments = options(__doc__, argv, takes_cell=True)
     epochs = 1 if arguments.quick else 8
-    results = run_each(LSTMS, lambda lstm: train(lstm, epochs, arguments.device))
+    results = run_each(LAYERS[arguments.cell], lambda layer: train(layer, epochs, arguments.device))
     report(results, "test accuracy")
     if arguments.plot:
         plot_losses(results, arguments.plot, "Sentences of different lengths")

@@ -3,23 +3,27 @@
 import torch
 
 from benchmarks import contenders
-from benchmarks.contenders import BASELINE, FUSED, Contender
+from benchmarks.contenders import Contender, baseline_name, fused_name
 from benchmarks.suite import Job
 from benchmarks.timing import Budget
 from benchmarks.workload import Model, Workload
+from fusedlstm.cells import CELLS, LSTM
 from tests.cases import Case
 
 CPU = torch.device("cpu")
 SMALL = Case("small", 6, 3, 4, 5, num_layers=2, bidirectional=True)
+FUSED, BASELINE = fused_name(LSTM), baseline_name(LSTM)
 BRIEF = Budget(seconds=0.01, min_rounds=3, max_rounds=3)
 
 
-def job(case=SMALL, mode="inference", precision="float32", peers=(BASELINE,)) -> Job:
-    return Job(case, mode, precision, CPU, torch.get_num_threads(), peers)
+def job(case=SMALL, mode="inference", precision="float32", peers=(), cell="lstm") -> Job:
+    """Against torch.nn's layer, if no peers are named."""
+    peers = peers or (baseline_name(CELLS[cell]),)
+    return Job(case, mode, precision, CPU, torch.get_num_threads(), peers, cell)
 
 
-def wrong_lstm(change):
-    """nn.LSTM with its results changed."""
+def wrong_layer(change):
+    """torch.nn's layer with its results changed."""
 
     def build(workload: Workload) -> Model:
         model = contenders.build_torch(workload)

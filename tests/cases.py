@@ -5,7 +5,7 @@ the list chooses those). Letters as in the kernels: `T` steps, `B` batch.
 
 * `ACCEPTANCE`: the cases of the speed goal on the CPU (every one of them is always reported).
 * `USERS`: shapes taken from published programs, by field.
-* `CELLS`: loops over a cell, as reinforcement learning, decoders and meta-learning write them.
+* `BY_STEP`: loops over a cell, as reinforcement learning, decoders and meta-learning write them.
 * `GRID`: hidden size x batch, from decoding one token to filling a large GPU.
 * `BENCHMARK` = all of these.
 * `TILES`: small shapes whose sizes lie below, on and above the kernels' tile borders (tests).
@@ -16,14 +16,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import product
 
+from torch import nn
+
+from fusedlstm.cells import LSTM, Cell
+
 
 @dataclass(frozen=True)
 class Case:
-    """One LSTM and one call of it; the names are those of `nn.LSTM`.
+    """One stack of layers and one call of it, of whatever cell; the names are those of `nn.LSTM`.
 
     `variable` says how sequences of different lengths reach the layer: "" (all have T steps),
     "packed" (a PackedSequence) or "lengths" (the `lengths` argument). `resets`: a boolean [T, B]
-    tensor, true with probability 1/32, is passed. `cell`: a Python loop of T steps over `nn.LSTMCell`
+    tensor, true with probability 1/32, is passed. `by_step`: a Python loop of T steps over `nn.LSTMCell`
     takes the place of the layer (one layer in one direction, nothing variable).
     """
 
@@ -39,7 +43,7 @@ class Case:
     dropout: float = 0.0
     variable: str = ""
     resets: bool = False
-    cell: bool = False
+    by_step: bool = False
 
     @property
     def directions(self) -> int:
@@ -50,23 +54,27 @@ class Case:
         """Features of h: the projection's size, or the hidden size."""
         return self.proj_size or self.hidden_size
 
-    def module_kwargs(self) -> dict:
-        """Constructor arguments, for nn.LSTM and FusedLSTM alike."""
-        return {
+    def module_kwargs(self, cell: Cell = LSTM) -> dict:
+        """Constructor arguments, for the layer of torch.nn and the fused one alike."""
+        kwargs = {
             "input_size": self.input_size,
             "hidden_size": self.hidden_size,
             "num_layers": self.num_layers,
             "bias": self.bias,
             "dropout": self.dropout,
             "bidirectional": self.bidirectional,
-            "proj_size": self.proj_size,
         }
+        if cell.has_projection:
+            kwargs["proj_size"] = self.proj_size
+        if cell.layer is nn.RNN:
+            kwargs["nonlinearity"] = cell.name.removeprefix("rnn_")
+        return kwargs
 
-    def multiply_adds(self) -> int:
+    def multiply_adds(self, cell: Cell) -> int:
         """Multiply-adds of the matrix products of one forward call (all sequences full)."""
         total, input_size = 0, self.input_size
         for _ in range(self.num_layers):
-            per_row = 4 * self.hidden_size * (input_size + self.output_size)
+            per_row = cell.gates * self.hidden_size * (input_size + self.output_size)
             per_row += self.proj_size * self.hidden_size
             total += self.directions * self.T * self.B * per_row
             input_size = self.directions * self.output_size
@@ -145,12 +153,12 @@ GRID = [
     for hidden, batch in product((64, 256, 512, 1024, 2048), (1, 16, 64, 256))
 ]
 
-CELLS = [
-    Case(f"cell-h{hidden}-b{batch}", 5, batch, hidden, hidden, cell=True)
+BY_STEP = [
+    Case(f"cell-h{hidden}-b{batch}", 5, batch, hidden, hidden, by_step=True)
     for hidden, batch in product((32, 128, 512, 1024), (1, 4, 16, 64))
 ]
 
-BENCHMARK = ACCEPTANCE + USERS + GRID + CELLS
+BENCHMARK = ACCEPTANCE + USERS + GRID + BY_STEP
 
 # Below, on and above the tiles: 8 and 16 vector lanes, 16 matrix rows, blocks of 32 units. Every
 # value of one axis meets small values of the others; the full product would be 100 shapes.

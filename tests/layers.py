@@ -37,12 +37,8 @@ class Layer:
     def module(self, make=None) -> nn.Module:
         """A module of the cell, fusedlstm's unless `make` is another, with this layer's weights; not of an ensemble."""
         make = make or getattr(fusedlstm, f"Fused{self.cell.layer.__name__}")
-        x, options = self.layer.input, self.case.module_kwargs()
-        if not self.cell.has_projection:
-            del options["proj_size"]
-        if self.cell.layer is nn.RNN:
-            options["nonlinearity"] = self.cell.name.removeprefix("rnn_")
-        module = make(**options, device=x.device, dtype=x.dtype)
+        x = self.layer.input
+        module = make(**self.case.module_kwargs(self.cell), device=x.device, dtype=x.dtype)
         own = dict(module.named_parameters())
         weights = {
             f"{kind}_l0{suffix}": weight

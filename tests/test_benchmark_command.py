@@ -1,17 +1,21 @@
 """The benchmark's command and files: nothing that was measured is lost, and what was written can be read back."""
 
 import csv
+import json
 from dataclasses import replace
 
 import pytest
-from benchmark_jobs import BRIEF, CPU, job, wrong_lstm
+import torch
+from benchmark_jobs import BASELINE, BRIEF, CPU, FUSED, job, wrong_layer
 from torch import nn
 
 from benchmarks import __main__ as command
 from benchmarks import compare, plots, profiles, report, suite
-from benchmarks.contenders import BASELINE, CONTENDERS, FUSED, PEERS, Contender
+from benchmarks.contenders import CONTENDERS, Contender, peers_of
 from benchmarks.results import Results, geometric_mean
 from benchmarks.suite import OK, WRONG, Row, run_jobs
+from examples import side_by_side
+from fusedlstm.cells import CELLS, LSTM
 
 # Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
 ignored = pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
@@ -54,6 +58,15 @@ def test_a_dot_in_the_name_of_a_run_is_kept(tmp_path, capsys):
     for name, device in (("run", "one"), ("run.1", "other")):
         assert Results.read(tmp_path / f"{name}.csv").machine == {"device": device}
         assert f"# FusedLSTM on {device}\n" in (tmp_path / f"{name}.md").read_text()
+
+
+def test_files_of_before_there_were_other_cells(tmp_path):
+    results = Results({"device": "a machine"}, [_row()])
+    results.write(tmp_path / "run")
+    content = json.loads((tmp_path / "run.json").read_text())
+    del content["cell"], content["rows"][0]["cell"]
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    assert Results.read(tmp_path / "run.json") == results
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"rows": [1]}', '{"rows": [{"new": 1}]}'])
@@ -126,6 +139,30 @@ def test_command_writes_everything(tmp_path, capsys):
     assert "decode-32" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("cell, layer", [("gru", "GRU"), ("rnn", "RNN"), ("rnn_relu", "RNN")])
+def test_command_names_the_cell(tmp_path, monkeypatch, capsys, cell, layer):
+    """In the folder, in every file, on the screen; of the case with a cell in a loop as of the layer."""
+    monkeypatch.setattr(command, "FOLDER", tmp_path)
+    options = ["--cell", cell, "--cases", "decode-32,cell-h32-b1", "--threads", "1", "--device", "cpu"]
+    assert command.main(options) == 0
+    name = {"rnn": "rnn_tanh"}.get(cell, cell)
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.endswith(f"-{name}")
+    results = Results.read(folder / "custom.json")
+    assert results.cell == name
+    found = [(row.cell, row.case, row.peer, row.status) for row in results.rows]
+    assert found == [(name, case, f"nn.{layer}", OK) for case in ("decode-32", "cell-h32-b1") for _ in range(2)]
+    for text in (capsys.readouterr().out, (folder / "custom.md").read_text()):
+        assert f"Fused{layer}" in text and f"cell {name}" in text and "LSTM" not in text
+    table = csv.DictReader(line for line in (folder / "custom.csv").open() if not line.startswith("#"))
+    assert {line["cell"] for line in table} == {name}
+
+
+def test_the_folder_of_the_lstm_has_the_machine_s_name_alone():
+    cpu = torch.device("cpu")
+    assert command._folder_name(cpu, "lstm") == command.machine.folder_name(cpu)
+
+
 def test_a_stopped_run_keeps_its_rows(tmp_path, monkeypatch):
     def stopped(jobs, budget, on_row):
         suite.run_jobs(jobs[:1], budget, on_row)
@@ -144,15 +181,15 @@ def _small_run(monkeypatch, tmp_path, **replaced) -> tuple[int, Results]:
     from benchmarks import measures
 
     quick = {
-        "digit_rows": lambda device, epochs: {
+        "digit_rows": lambda device, cell, epochs: {
             "losses": [(1.0, 1.0)] * epochs,
             "largest loss difference": 0.0,
             "test accuracy": {FUSED: 1.0, BASELINE: 1.0},
             "training seconds": {FUSED: 1.0, BASELINE: 1.0},
         },
         "start_up_seconds": lambda: 0.5,
-        "call_overhead_us": lambda device, budget: {FUSED: 1.0},
-        "memory_growth_mib": lambda device: {"T=1": {FUSED: 1.0}},
+        "call_overhead_us": lambda device, cell, budget: {FUSED: 1.0},
+        "memory_growth_mib": lambda device, cell: {"T=1": {FUSED: 1.0}},
     }
     for name, measure in (quick | replaced).items():
         monkeypatch.setattr(measures, name, measure)
@@ -195,7 +232,7 @@ def test_a_failing_stage_leaves_the_others(tmp_path, monkeypatch, capsys, stage)
 
 @pytest.mark.parametrize("name", [FUSED, BASELINE])
 def test_the_text_of_a_failure_is_no_markup(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setitem(CONTENDERS, name, Contender(name, _raising(RuntimeError("cannot open [/opt/x] file"))))
+    monkeypatch.setitem(CONTENDERS["lstm"], name, Contender(name, _raising(RuntimeError("cannot open [/opt/x] file"))))
     _, results = _small_run(monkeypatch, tmp_path)
     assert results.rows[0].note == f"{name}: RuntimeError: cannot open [/opt/x] file"
     assert "[/opt/x]" in capsys.readouterr().out
@@ -211,7 +248,7 @@ def test_a_folder_that_cannot_be_is_refused_before_measuring(tmp_path, monkeypat
 
 
 def test_command_fails_when_a_result_is_wrong(tmp_path, monkeypatch):
-    monkeypatch.setitem(CONTENDERS, FUSED, wrong_lstm(lambda output, h_n, c_n: (output + 1, h_n, c_n)))
+    monkeypatch.setitem(CONTENDERS["lstm"], FUSED, wrong_layer(lambda output, h_n, c_n: (output + 1, h_n, c_n)))
     options = ["--cases", "decode-32", "--device", "cpu", "--out", str(tmp_path)]
     assert command.main(options) == 1
 
@@ -231,6 +268,8 @@ def test_command_names_what_it_expected(option, capsys):
         (["--device", "foo"], "argument --device: expected cpu or one of"),
         (["--device", "meta"], "argument --device: expected cpu or one of"),
         (["--device", "cuda:64"], "argument --device: expected cpu or one of"),
+        (["--cell", "peephole"], "argument --cell: expected one of lstm, gru, rnn_tanh, rnn_relu, rnn (rnn_tanh), got"),
+        (["--cell", "gru", "--peers", "nn.LSTM"], "argument --peers: expected one or more of: nn.GRU, nn.GRU native,"),
         (["--callers", "0"], "argument --callers: expected positive numbers like 1,2, got '0'"),
         (["--device", "cpu", "--cuda-graph"], "argument --cuda-graph: expected --device cuda, got cpu"),
         (["--quick", "--cases", "decode-32"], "argument --cases: not allowed with argument --quick"),
@@ -253,11 +292,12 @@ def test_digit_rows_report(monkeypatch):
     """Both sides train from the same weights: nn.LSTM against itself differs in nothing."""
     from benchmarks import measures
 
-    monkeypatch.setattr("fusedlstm.FusedLSTM", nn.LSTM)
-    digits = measures.digit_rows(CPU, epochs=1)
+    monkeypatch.setitem(side_by_side.LSTMS, FUSED, nn.LSTM)
+    digits = measures.digit_rows(CPU, LSTM, epochs=1)
     assert digits["largest loss difference"] == 0
     assert digits["test accuracy"][FUSED] == digits["test accuracy"][BASELINE] > 0.3
 
 
-def test_peers_can_be_named_on_the_command_line():
-    assert not [name for name in PEERS if "," in name]
+@pytest.mark.parametrize("cell", CELLS)
+def test_peers_can_be_named_on_the_command_line(cell):
+    assert not [name for name in peers_of(CELLS[cell]) if "," in name]

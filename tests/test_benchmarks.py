@@ -12,19 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmark_jobs import BRIEF, CPU, SMALL, job, wrong_lstm
+from benchmark_jobs import BASELINE, BRIEF, CPU, FUSED, SMALL, job, wrong_layer
 from torch import nn
 
 from benchmarks import contenders, memory, profiles, suite, timing
 from benchmarks.accuracy import Reference
-from benchmarks.contenders import BASELINE, CONTENDERS, FUSED, PEERS, Contender
+from benchmarks.contenders import CONTENDERS, Contender, fused_name, peers_of
 from benchmarks.machine import usable_cpus
 from benchmarks.neighbours import busy_neighbours
 from benchmarks.results import key
 from benchmarks.suite import FAILED, OK, PEER_FAILED, PEER_WRONG, SKIPPED, WRONG, run_jobs
 from benchmarks.table import losses, summary
 from benchmarks.workload import MODES, Model, Workload, precision_switches
-from fusedlstm import FusedLSTMCell
+from fusedlstm import FusedGRUCell, FusedLSTMCell
+from fusedlstm.cells import CELLS, GRU, LSTM
 from tests.cases import BENCHMARK, Case
 
 # Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
@@ -37,18 +38,22 @@ LENGTHS = Case("lengths", 6, 3, 4, 5, num_layers=2, bidirectional=True, variable
 RESETS = Case("resets", 40, 3, 4, 5, resets=True)
 PROJECTION = Case("projection", 6, 3, 4, 5, proj_size=2)
 DROPOUT = Case("dropout", 6, 3, 4, 5, num_layers=2, dropout=0.5)
-CELL = Case("cell", 6, 3, 4, 5, cell=True)
-CASES = [SMALL, PACKED, LENGTHS, RESETS, PROJECTION, DROPOUT, CELL]
+BY_STEP = Case("by-step", 6, 3, 4, 5, by_step=True)
+CASES = [SMALL, PACKED, LENGTHS, RESETS, PROJECTION, DROPOUT, BY_STEP]
+CASES_OF_CELLS = [(cell, case) for cell in CELLS for case in CASES if profiles.Selection(CPU, cell=cell).has(case)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_both_sides_are_right(case, mode, precision):
-    workload = Workload.of(case, mode, precision, CPU).without_dropout()
+@pytest.mark.parametrize("cell, case", CASES_OF_CELLS, ids=lambda value: getattr(value, "name", value))
+def test_both_sides_are_right(cell, case, mode, precision):
+    if cell == "rnn_relu":  # where a single slope of a few would be much
+        case = replace(case, B=32, hidden_size=32)
+    workload = Workload.of(case, mode, precision, CPU, CELLS[cell]).without_dropout()
     reference = Reference(workload)
-    for name in (FUSED, BASELINE, "nn.LSTM native", "LSTMCell loop"):
-        contender = CONTENDERS[name]
+    plain, native, loop, *_ = peers_of(workload.cell)
+    for name in (fused_name(workload.cell), plain, native, loop):
+        contender = CONTENDERS[cell][name]
         if contender.why_not(workload) is None:
             assert reference.error_of(contender.build(workload)) <= reference.limit, name
 
@@ -65,14 +70,15 @@ def test_both_sides_are_right(case, mode, precision):
     ids=["scaled", "shifted", "wrong-layer", "nan", "short"],
 )
 def test_a_wrong_result_is_never_timed(monkeypatch, change):
-    monkeypatch.setitem(CONTENDERS, FUSED, wrong_lstm(change))
+    monkeypatch.setitem(CONTENDERS["lstm"], FUSED, wrong_layer(change))
     (row,) = run_jobs([job()], BRIEF)
     assert row.status == WRONG
     assert row.fused_us is row.peer_us is row.ratio is None
     assert row.fused_error > row.error_limit
 
 
-def test_a_wrong_gradient_is_never_timed(monkeypatch):
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_wrong_gradient_is_never_timed(monkeypatch, cell):
     class Doubled(torch.autograd.Function):
         @staticmethod
         def forward(ctx, value):
@@ -82,16 +88,16 @@ def test_a_wrong_gradient_is_never_timed(monkeypatch):
         def backward(ctx, gradient):
             return 2 * gradient
 
-    broken = wrong_lstm(lambda output, h_n, c_n: (Doubled.apply(output), h_n, c_n))
-    monkeypatch.setitem(CONTENDERS, FUSED, broken)
-    row, *training = run_jobs([job(), job(mode="train"), job(mode="second-order")], BRIEF)
+    broken = wrong_layer(lambda output, *last: (Doubled.apply(output), *last))
+    monkeypatch.setitem(CONTENDERS[cell], fused_name(CELLS[cell]), broken)
+    row, *training = run_jobs([job(mode=mode, cell=cell) for mode in ("inference", "train", "second-order")], BRIEF)
     assert [row.status, *(other.status for other in training)] == [OK, WRONG, WRONG]
     assert all(other.fused_us is None for other in training)
 
 
 def test_a_wrong_peer_leaves_our_own_time(monkeypatch):
-    broken = replace(wrong_lstm(lambda output, h_n, c_n: (-output, h_n, c_n)), name=BASELINE)
-    monkeypatch.setitem(CONTENDERS, BASELINE, broken)
+    broken = replace(wrong_layer(lambda output, h_n, c_n: (-output, h_n, c_n)), name=BASELINE)
+    monkeypatch.setitem(CONTENDERS["lstm"], BASELINE, broken)
     (row,) = run_jobs([job()], BRIEF)
     assert row.status == PEER_WRONG
     assert row.fused_us > 0
@@ -102,7 +108,7 @@ def test_a_peer_that_raises_is_reported(monkeypatch):
     def build(workload):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setitem(CONTENDERS, BASELINE, Contender(BASELINE, build))
+    monkeypatch.setitem(CONTENDERS["lstm"], BASELINE, Contender(BASELINE, build))
     (row,) = run_jobs([job()], BRIEF)
     assert row.status == PEER_FAILED
     assert row.fused_us > 0
@@ -122,7 +128,7 @@ def test_a_failure_while_timing_is_reported(monkeypatch, name, status):
 
         return Model(forward, model.leaves)
 
-    monkeypatch.setitem(CONTENDERS, name, Contender(name, build))
+    monkeypatch.setitem(CONTENDERS["lstm"], name, Contender(name, build))
     row, other = run_jobs([job(), job(mode="train")], BRIEF)
     assert row.status == other.status == status
     assert row.note == f"{name}: RuntimeError: no such kernel"
@@ -141,21 +147,50 @@ def test_a_failing_reference_is_reported(monkeypatch):
 
 
 def test_every_peer_gives_a_row():
-    rows = run_jobs([job(PROJECTION, peers=PEERS)], BRIEF)
-    assert [row.peer for row in rows] == list(PEERS)
+    rows = run_jobs([job(PROJECTION, peers=peers_of(LSTM))], BRIEF)
+    assert [row.peer for row in rows] == list(peers_of(LSTM))
     skipped = {row.peer: row.note for row in rows if row.status == SKIPPED}
     assert {"haste", "FlashRNN", "LSTMCell loop"} <= skipped.keys()
     assert all(skipped.values()), "skipped without a reason"
 
 
+@pytest.mark.parametrize("cell", [name for name in CELLS if name != "lstm"])
+def test_peers_of_the_lstm_alone_say_so(cell):
+    rows = run_jobs([job(peers=("haste", "FlashRNN"), cell=cell)], BRIEF)
+    assert [(row.status, row.note) for row in rows] == [(SKIPPED, "not available: LSTM only")] * 2
+
+
+def test_a_gru_is_compared_with_a_gru():
+    (row,) = run_jobs([job(cell="gru")], BRIEF)
+    assert (row.cell, row.peer, row.status) == ("gru", "nn.GRU", OK)
+    (other,) = run_jobs([job()], BRIEF)
+    assert key(replace(row, peer=other.peer)) != key(other)
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")
+@pytest.mark.parametrize(
+    "cell, case, mode",
+    [(cell, SMALL, "inference") for cell in CELLS] + [("gru", LENGTHS, "inference"), ("lstm", SMALL, "decode")],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_onnx_runtime_is_right(cell, case, mode):
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    workload, peer = Workload.of(case, mode, "float32", CPU, CELLS[cell]), CONTENDERS[cell]["ONNX Runtime"]
+    assert peer.why_not(workload) is None
+    reference = Reference(workload)
+    assert reference.error_of(peer.build(workload)) <= reference.limit
+
+
+@pytest.mark.parametrize("cell, gates", [("lstm", 4), ("gru", 3), ("rnn_tanh", 1), ("rnn_relu", 1)])
 @pytest.mark.parametrize("mode", MODES)
-def test_row_is_consistent(mode):
-    (row,) = run_jobs([job(mode=mode)], BRIEF)
+def test_row_is_consistent(mode, cell, gates):
+    (row,) = run_jobs([job(mode=mode, cell=cell)], BRIEF)
     assert row.status == OK
     assert row.fused_us_low <= row.fused_us <= row.fused_us_high
     assert row.ratio_low <= row.ratio <= row.ratio_high
     seconds, T = row.fused_us * 1e-6, row.T
-    per_row = 2 * 4 * 5 * (4 + 5) * 2 + 2 * 4 * 5 * (10 + 5) * 2
+    per_row = 2 * gates * 5 * (4 + 5) * 2 + 2 * gates * 5 * (10 + 5) * 2
     flops = per_row * T * row.B * {"train": 3, "second-order": 6}.get(mode, 1)
     assert (1 if mode == "decode" else 6) == T
     assert row.fused_gflops == pytest.approx(flops / seconds * 1e-9)
@@ -180,14 +215,15 @@ def test_a_wrong_derivative_of_second_order_is_never_timed(monkeypatch):
         model = contenders.build_torch(workload)
         return Model(lambda batch: model.forward(replace(batch, input=Halved.apply(batch.input))), model.leaves)
 
-    monkeypatch.setitem(CONTENDERS, FUSED, Contender(FUSED, build))
+    monkeypatch.setitem(CONTENDERS["lstm"], FUSED, Contender(FUSED, build))
     training, second_order = run_jobs([job(mode="train"), job(mode="second-order")], BRIEF)
     assert (training.status, second_order.status) == (OK, WRONG)
 
 
-def test_a_cell_is_compared_with_a_cell(monkeypatch):
+@pytest.mark.parametrize("cell, classes", [("lstm", (nn.LSTMCell, FusedLSTMCell)), ("gru", (nn.GRUCell, FusedGRUCell))])
+def test_a_cell_is_compared_with_a_cell(monkeypatch, cell, classes):
     called = []
-    for cell_class in (nn.LSTMCell, FusedLSTMCell):
+    for cell_class in classes:
         forward = cell_class.forward
 
         def recorded(self, *arguments, forward=forward):
@@ -195,9 +231,9 @@ def test_a_cell_is_compared_with_a_cell(monkeypatch):
             return forward(self, *arguments)
 
         monkeypatch.setattr(cell_class, "forward", recorded)
-    (row,) = run_jobs([job(CELL)], BRIEF)
+    (row,) = run_jobs([job(BY_STEP, cell=cell)], BRIEF)
     assert (row.status, row.feature) == (OK, "cell")
-    assert called.count(nn.LSTMCell) >= CELL.T and called.count(FusedLSTMCell) >= CELL.T
+    assert all(called.count(cell_class) >= BY_STEP.T for cell_class in classes)
 
 
 def test_flops_count_only_valid_steps():
@@ -343,12 +379,26 @@ def test_enough_cases_with_different_names():
 def test_profiles_choose_jobs_once(profile):
     jobs, _ = profiles.PROFILES[profile](profiles.Selection(CPU))
     assert len(set(jobs)) == len(jobs) > 0
-    assert {job.mode for job in jobs if job.case.cell} == {"inference", "train", "second-order"}
+    assert {job.mode for job in jobs if job.case.by_step} == {"inference", "train", "second-order"}
     assert {job.callers for job in jobs} == {1, 8}
     assert {job.neighbours for job in jobs} == {0, 1}
     assert max(job.threads for job in jobs) > usable_cpus()
     only_one = profiles.Selection(CPU, modes=("train",), threads=(1,))
     assert {(job.mode, job.threads) for job in profiles.PROFILES["quick"](only_one)[0]} == {("train", 1)}
+
+
+@pytest.mark.parametrize("profile", ["quick", "main", "full"])
+def test_profiles_of_another_cell(profile):
+    """The same jobs, but for projections, against the cell's own peers."""
+    of_lstm, of_gru = (profiles.PROFILES[profile](profiles.Selection(CPU, cell=cell))[0] for cell in ("lstm", "gru"))
+    assert {job.cell for job in of_gru} == {"gru"}
+    assert [job.case for job in of_gru] == [job.case for job in of_lstm if not job.case.proj_size]
+    assert {name for job in of_gru for name in job.peers} <= set(peers_of(GRU))
+
+
+def test_a_case_that_the_cell_lacks_is_refused():
+    with pytest.raises(ValueError, match=r"got 'projection-\*', which is none of gru; see --list"):
+        profiles.custom(profiles.Selection(CPU, cases=("projection-*",), cell="gru"))
 
 
 def test_unknown_case_is_refused():
@@ -365,3 +415,5 @@ def test_plan_on_a_gpu_is_named(monkeypatch):
     assert len(suite._plan_used(training).split(", ")) == 2
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an unknown GPU")
     assert suite._plan_used(inference) == ""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert suite._plan_used(replace(inference, cell=GRU)) == ""
