@@ -92,7 +92,7 @@ def report(results: dict[str, Training], score_name: str) -> None:
 
 def loss_difference(results: dict[str, Training]) -> float:
     """Largest distance of two loss curves at the same epoch."""
-    curves = torch.tensor([result.losses for result in results.values()])
+    curves = torch.tensor([result.losses for result in results.values()], dtype=torch.float64)
     return (curves.amax(0) - curves.amin(0)).max().item()
 
 

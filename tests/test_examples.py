@@ -1,4 +1,4 @@
-"""Every example runs in its short form, and both LSTMs give the same result in it."""
+"""Every example runs in its short form, and both layers give the same result in it."""
 
 import importlib
 import math
@@ -7,16 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from examples.side_by_side import LAYERS
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TRAININGS = [
     "cell_loop",
     "digit_rows",
     "gradient_penalty",
+    "next_item",
     "recurrent_a2c",
     "sine_forecast",
     "text_classification",
 ]
-OTHERS = ["onnx_export"]
+WITH_CELL = ["digit_rows", "text_classification"]
+OTHER_CELLS = ["gru", "rnn", "rnn_relu"]
+OTHERS = ["onnx_export", "three_layers"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +38,17 @@ def test_every_example_is_tested():
     assert found == {*TRAININGS, *OTHERS}
 
 
-@pytest.mark.parametrize("name", TRAININGS)
-def test_training_agrees(name, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "name, cell",
+    [(name, []) for name in TRAININGS] + [(name, ["--cell", cell]) for name in WITH_CELL for cell in OTHER_CELLS],
+    ids=lambda value: value if isinstance(value, str) else "".join(value[1:]),
+)
+def test_training_agrees(name, cell, tmp_path, capsys):
     """The loss curves are as close as rounding leaves them after so few updates."""
     figure = tmp_path / "figure.png"
-    results = importlib.import_module(f"examples.{name}").main(["--quick", "--plot", str(figure)])
+    results = importlib.import_module(f"examples.{name}").main([*cell, "--quick", "--plot", str(figure)])
+    if cell:
+        assert list(results) == list(LAYERS[cell[1]])
     torch_run, fused_run = results.values()
     torch.testing.assert_close(fused_run.losses, torch_run.losses, rtol=1e-4, atol=1e-6)
     assert len(set(torch_run.losses)) == len(torch_run.losses), "the loss does not move"
@@ -46,6 +57,21 @@ def test_training_agrees(name, tmp_path, capsys):
     assert figure.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in results)
+
+
+def test_three_layers_agree(capsys):
+    results = importlib.import_module("examples.three_layers").main([])
+    shapes = {name: (result.output, result.states) for name, result in results.items()}
+    state = (2, 3, 20)
+    assert shapes == {
+        "nn.RNN FusedRNN": ((3, 5, 20), [state]),
+        "nn.LSTM FusedLSTM": ((3, 5, 20), [state, state]),
+        "nn.GRU FusedGRU": ((3, 5, 20), [state]),
+    }
+    # Both round two layers' sums of 30 terms of size one in float32.
+    assert all(result.difference < 1e-5 for result in results.values())
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in results)
 
 
 def test_onnx_export_agrees(capsys):
