@@ -1,9 +1,10 @@
-"""The classes of the family beside FusedLSTM, each with torch.nn's own."""
+"""The classes of the family, each with torch.nn's own."""
 
 from dataclasses import dataclass
 from functools import partial
 
 import pytest
+import torch
 from torch import nn
 
 import fusedlstm
@@ -39,6 +40,17 @@ def _rnn(nonlinearity):
     return Member(f"rnn_{nonlinearity}", *(partial(c, nonlinearity=nonlinearity) for c in classes))
 
 
+def tensors_of(result):
+    """All tensors of what a layer or a cell returns, in their order."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [tensor for part in result for tensor in tensors_of(part)]
+
+
+LSTM = Member("lstm", *map(partial, (fusedlstm.FusedLSTM, nn.LSTM, fusedlstm.FusedLSTMCell, nn.LSTMCell)))
 GRU = Member("gru", *map(partial, (fusedlstm.FusedGRU, nn.GRU, fusedlstm.FusedGRUCell, nn.GRUCell)))
 FAMILY = [GRU, _rnn("tanh"), _rnn("relu")]
+EVERY = [LSTM, *FAMILY]
+# For tests of what FusedLSTM is tested for in other places, and for those of every class.
 family = pytest.mark.parametrize("member", FAMILY, ids=str)
+every = pytest.mark.parametrize("member", EVERY, ids=str)

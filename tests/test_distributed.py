@@ -6,35 +6,34 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from family import every
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-
-from fusedlstm import FusedLSTM
 
 WORLD = 2
 
 
-def _model():
+def _model(member):
     torch.manual_seed(0)
-    return FusedLSTM(3, 4, 2, bidirectional=True, dtype=torch.float64)
+    return member.layer(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
 
 
 def _loss(model, x):
     return model(x)[0].square().mean()
 
 
-def _worker(rank, path):
+def _worker(rank, path, member):
     torch.set_num_threads(1)
     store = f"file://{path}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
-    whole = _model()
+    whole = _model(member)
     x = torch.randn(5, 2 * WORLD, 3, dtype=torch.float64)
     _loss(whole, x).backward()
     part = x[:, 2 * rank : 2 * rank + 2]
 
-    replicated = DistributedDataParallel(_model())
+    replicated = DistributedDataParallel(_model(member))
     _loss(replicated, part).backward()
-    sharded = fully_shard(_model(), mesh=dist.init_device_mesh("cpu", (WORLD,)))
+    sharded = fully_shard(_model(member), mesh=dist.init_device_mesh("cpu", (WORLD,)))
     _loss(sharded, part).backward()
     for e, a, b in zip(*(m.parameters() for m in (whole, replicated, sharded))):
         torch.testing.assert_close(a.grad, e.grad, rtol=0, atol=1e-14)
@@ -46,5 +45,6 @@ def _worker(rank, path):
 
 
 @pytest.mark.slow
-def test_gradients_are_those_of_the_whole_batch(tmp_path):
-    mp.spawn(_worker, args=(tmp_path,), nprocs=WORLD)
+@every
+def test_gradients_are_those_of_the_whole_batch(member, tmp_path):
+    mp.spawn(_worker, args=(tmp_path, member), nprocs=WORLD)

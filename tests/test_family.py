@@ -170,16 +170,6 @@ def test_functional(member):
     torch.testing.assert_close(getattr(functional, f"{name}_cell")(x, h, *step.parameters(), **options), step(x, h))
 
 
-@family
-def test_dropout_draws_the_same_masks(member):
-    fused, plain = member.pair(3, 4, num_layers=3, dropout=0.5)
-    x, outputs = torch.randn(5, 2, 3), []
-    for module in (fused, plain):
-        torch.manual_seed(3)
-        outputs.append(module(x)[0])
-    torch.testing.assert_close(*outputs)
-
-
 AUTOCAST_STATES = [None, torch.float32, torch.bfloat16]
 
 

@@ -1,22 +1,27 @@
-"""FLOPs as PyTorch's counter gives them: those of nn.LSTM, which in float64 is counted product by product."""
+"""FLOPs as PyTorch's counter gives them: those of torch.nn's layer, which in float64 is counted product by product."""
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from cases import OPTIONS
+from family import every, tensors_of
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from fusedlstm import FusedLSTM, FusedLSTMCell, _library
+import fusedlstm
+from fusedlstm import FusedLSTM, _library
+from fusedlstm.cells import GRU, LSTM, RNN_TANH
 
 # With projections PyTorch says that it takes the products one by one, which is what these tests need.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 
 CASES = [case for case in OPTIONS if case.name in ("small", "no-bias", "bidirectional", "everything")]
+OF_CELLS = [(LSTM, case) for case in CASES] + [(cell, replace(CASES[-1], proj_size=0)) for cell in (GRU, RNN_TANH)]
 BATCH_SIZES = [4, 3, 3, 1, 1]
 
 
@@ -34,55 +39,57 @@ def make_input(case, arrangement, device):
 
 
 def loss(result) -> torch.Tensor:
-    output, (h_n, c_n) = result
+    output, state = result
     output = output.data if isinstance(output, PackedSequence) else output
-    return output.sum() + h_n.sum() + c_n.sum()
+    return sum(tensor.sum() for tensor in tensors_of([output, state]))
 
 
 @pytest.mark.parametrize("arrangement", ["padded", "packed"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-class TestAsNNLSTM:
-    def calls(self, case, arrangement, prepare=lambda module, x, hx: None, device="cpu"):
-        """For nn.LSTM and FusedLSTM, a call of the module; prepare(module, x, hx) comes before."""
-        for kind in (nn.LSTM, FusedLSTM):
-            module = kind(**case.module_kwargs(), dtype=torch.float64, device=device)
+@pytest.mark.parametrize("cell, case", OF_CELLS, ids=lambda value: value.name)
+class TestAsTorchs:
+    def calls(self, cell, case, arrangement, prepare=lambda module, x, states: None, device="cpu"):
+        """For torch.nn's layer and the fused one, a call of the module; prepare(module, x, states) comes before."""
+        for kind in (cell.layer, getattr(fusedlstm, f"Fused{cell.layer.__name__}")):
+            module = kind(**case.module_kwargs(cell), dtype=torch.float64, device=device)
             x, input = make_input(case, arrangement, device)
             rows, B = case.num_layers * case.directions, BATCH_SIZES[0] if arrangement == "packed" else case.B
-            sizes = (case.output_size, case.hidden_size)
-            hx = tuple(torch.randn(rows, B, size, dtype=torch.float64, device=device) for size in sizes)
-            prepare(module, x, hx)
+            sizes = (case.output_size, case.hidden_size)[: len(cell.states)]
+            states = tuple(torch.randn(rows, B, size, dtype=torch.float64, device=device) for size in sizes)
+            prepare(module, x, states)
+            hx = states if len(states) > 1 else states[0]
             yield lambda module=module, input=input, hx=hx: module(input, hx)
 
-    def test_in_inference(self, case, arrangement):
+    def test_in_inference(self, cell, case, arrangement):
         with torch.no_grad():
-            expected, actual = map(count, self.calls(case, arrangement))
+            expected, actual = map(count, self.calls(cell, case, arrangement))
         assert actual == expected > 0
 
     @pytest.mark.parametrize("device", ["cpu", "meta"])
-    def test_in_training(self, case, arrangement, device):
-        calls = self.calls(case, arrangement, device=device)
+    def test_in_training(self, cell, case, arrangement, device):
+        calls = self.calls(cell, case, arrangement, device=device)
         expected, actual = (count(lambda call=call: loss(call()).backward()) for call in calls)
         assert actual == expected > 0
 
     @pytest.mark.parametrize("wanted", ["input", "state", "weight_ih", "weight_hh", "bias"])
-    def test_where_one_gradient_is_asked_for(self, case, arrangement, wanted):
-        def prepare(module, x, hx):
+    def test_where_one_gradient_is_asked_for(self, cell, case, arrangement, wanted):
+        def prepare(module, x, states):
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(name.startswith(wanted))
             x.requires_grad_(wanted == "input")
-            for state in hx:
+            for state in states:
                 state.requires_grad_(wanted == "state")
 
         if wanted == "bias" and not case.bias:
             return
-        calls = self.calls(case, arrangement, prepare)
+        calls = self.calls(cell, case, arrangement, prepare)
         expected, actual = (count(lambda call=call: loss(call()).backward()) for call in calls)
         assert actual == expected > 0
 
 
-def test_of_a_cell():
+@every
+def test_of_a_cell(member):
     x = torch.randn(2, 3)
-    plain, fused = nn.LSTMCell(3, 4), FusedLSTMCell(3, 4)
+    fused, plain = member.pair_of_cells(3, 4)
     expected, actual = (count(lambda cell=cell: cell(x)[0].sum().backward()) for cell in (plain, fused))
     assert actual == expected > 0
 

@@ -6,12 +6,14 @@ from threading import Thread
 import pytest
 import torch
 from cases import OPTIONS, Case
+from family import every, tensors_of
 from torch import nn
 from torch.autograd.functional import hessian, jacobian
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from fusedlstm import FusedLSTM, functional
+from fusedlstm.cells import CELLS
 
 SMALLEST = [
     Case("plain", 3, 2, 2, 3),
@@ -87,27 +89,31 @@ def test_every_subset_of_arguments(device):
                     torch.testing.assert_close(tensor.grad, everything[k], rtol=0, atol=1e-13)
 
 
-def test_nothing_asked_no_graph(device):
-    module = FusedLSTM(3, 4, device=device).requires_grad_(False)
+@every
+def test_nothing_asked_no_graph(member, device):
+    module = member.layer(3, 4, device=device).requires_grad_(False)
     assert not module(torch.randn(5, 2, 3, device=device))[0].requires_grad
 
 
-def test_inference_mode_records_nothing_in_grad_mode_either(device):
-    module, x = FusedLSTM(3, 4, 2, device=device), torch.randn(5, 2, 3, device=device)
+@every
+def test_inference_mode_records_nothing_in_grad_mode_either(member, device):
+    module, x = member.layer(3, 4, num_layers=2, device=device), torch.randn(5, 2, 3, device=device)
     with torch.inference_mode(), torch.enable_grad():
         output, _ = module(x)
     assert output.is_inference() and not output.requires_grad
 
 
-def test_eval_mode(device):
-    module = FusedLSTM(3, 4, device=device).eval()
+@every
+def test_eval_mode(member, device):
+    module = member.layer(3, 4, device=device).eval()
     x = torch.randn(5, 2, 3, device=device, requires_grad=True)
     module(x)[0].sum().backward()
     assert x.grad is not None
 
 
-def test_retained_and_interleaved_graphs(device):
-    module = FusedLSTM(3, 4, device=device, dtype=torch.float64)
+@every
+def test_retained_and_interleaved_graphs(member, device):
+    module = member.layer(3, 4, device=device, dtype=torch.float64)
     a, b = (torch.randn(5, 2, 3, device=device, dtype=torch.float64) for _ in "ab")
     first, second = module(a)[0].sum(), module(b)[0].sum()
     first.backward(retain_graph=True)
@@ -121,8 +127,9 @@ def test_retained_and_interleaved_graphs(device):
 
 
 @pytest.mark.parametrize("changed", ["weight", "input", "output"])
-def test_changes_in_place_are_noticed(changed, device):
-    module = FusedLSTM(3, 4, device=device)
+@every
+def test_changes_in_place_are_noticed(member, changed, device):
+    module = member.layer(3, 4, device=device)
     x = torch.randn(5, 2, 3, device=device)
     output = module(x)[0]
     tensors = {"weight": module.weight_hh_l0, "input": x, "output": output}
@@ -132,18 +139,21 @@ def test_changes_in_place_are_noticed(changed, device):
         output.sum().backward()
 
 
-def test_final_states_may_be_changed(device):
-    module = FusedLSTM(3, 4, device=device)
-    output, (h_n, c_n) = module(torch.randn(1, 2, 3, device=device))
+@every
+def test_final_states_may_be_changed(member, device):
+    module = member.layer(3, 4, device=device)
+    output, *states = tensors_of(module(torch.randn(1, 2, 3, device=device)))
     expected = torch.autograd.grad(output.sum(), module.weight_ih_l0, retain_graph=True)
     with torch.no_grad():
-        h_n.zero_(), c_n.zero_()
+        for state in states:
+            state.zero_()
     assert torch.equal(torch.autograd.grad(output.sum(), module.weight_ih_l0)[0], expected[0])
 
 
-def test_saved_tensors_are_seen_by_hooks(device):
+@every
+def test_saved_tensors_are_seen_by_hooks(member, device):
     """All that is kept for backward passes through the hooks, so that it can be moved or counted."""
-    module = FusedLSTM(32, 32, device=device)
+    module, cell = member.layer(32, 32, device=device), CELLS[member.cell]
     x, packed = torch.randn(20, 8, 32, device=device), []
 
     def pack(tensor):
@@ -155,14 +165,15 @@ def test_saved_tensors_are_seen_by_hooks(device):
     expected = torch.autograd.grad(module(x)[0].sum(), module.weight_hh_l0)[0]
     assert torch.equal(torch.autograd.grad(output.sum(), module.weight_hh_l0)[0], expected)
     activations = sum(t.nbytes for t in packed if t.dim() and t.numel() >= x.numel())
-    assert activations <= 8 * output.nbytes  # x, output, gates (4) and cell states
+    assert activations <= (3 + cell.saved + cell.carried) * output.nbytes  # x, output, gates (4) and cell states
     with save_on_cpu():
         module(x)[0].sum().backward()
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoint_with_dropout(use_reentrant, device):
-    module = FusedLSTM(3, 4, 2, dropout=0.5, device=device)
+@every
+def test_checkpoint_with_dropout(member, use_reentrant, device):
+    module = member.layer(3, 4, num_layers=2, dropout=0.5, device=device)
     x = torch.randn(5, 2, 3, device=device, requires_grad=True)
     found = []
     for wrapped in (module, lambda x: checkpoint(module, x, use_reentrant=use_reentrant)):
@@ -229,9 +240,10 @@ def test_vectorized_jacobian_and_hessian(device):
         torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-12)
 
 
+@every
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
-def test_anomaly_mode_and_hooks(device):
-    module, seen = FusedLSTM(3, 4, device=device), []
+def test_anomaly_mode_and_hooks(member, device):
+    module, seen = member.layer(3, 4, device=device), []
     module.register_full_backward_hook(lambda *_: seen.append("module"))
     module.weight_ih_l0.register_hook(lambda g: seen.append("parameter"))
     with torch.autograd.detect_anomaly(check_nan=True):
@@ -241,9 +253,10 @@ def test_anomaly_mode_and_hooks(device):
     assert output.grad is not None and set(seen) == {"module", "parameter"}
 
 
-def test_threads_share_a_module(device):
+@every
+def test_threads_share_a_module(member, device):
     """Calls and backward passes from several threads at once: every result is right."""
-    module, x = FusedLSTM(3, 8, 2, device=device), torch.randn(50, 4, 3, device=device)
+    module, x = member.layer(3, 8, num_layers=2, device=device), torch.randn(50, 4, 3, device=device)
     expected, wrong = module(x)[0].detach(), []
 
     def work():

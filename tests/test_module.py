@@ -1,4 +1,4 @@
-"""FusedLSTM as a module: constructor, parameters, state, copies, and life beside nn.LSTM's habits."""
+"""The layers as modules: constructor, parameters, state, copies, and life beside torch.nn's habits."""
 
 import copy
 import inspect
@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from cases import OPTIONS
+from family import every, family, tensors_of
 from tolerance import tolerance
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -33,6 +34,16 @@ def test_signatures_are_those_of_torch():
     assert arguments(FusedLSTMCell.__init__) == arguments(nn.LSTMCell.__init__)
 
 
+@family
+def test_signatures_of_the_family_are_those_of_torch(member):
+    """Of constructors and of forward, which takes more at the end."""
+    for ours, theirs in ((member.layer, member.plain), (member.one_step, member.plain_step)):
+        mine, plain = (inspect.signature(made.func.__init__).parameters.values() for made in (ours, theirs))
+        assert [(p.name, p.kind, p.default) for p in mine] == [(p.name, p.kind, p.default) for p in plain]
+        mine, plain = (list(inspect.signature(made.func.forward).parameters) for made in (ours, theirs))
+        assert mine[: len(plain)] == plain
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("options", CONFIGURATIONS, ids=str)
 def test_same_seed_same_parameters(options, dtype):
@@ -53,30 +64,34 @@ def test_same_seed_same_parameters(options, dtype):
     assert fused.all_weights[0][0] is fused.weight_ih_l0
 
 
-def test_reset_parameters_draws_as_torch():
-    plain, fused = nn.LSTM(3, 4, 2), FusedLSTM(3, 4, 2)
+@every
+def test_reset_parameters_draws_as_torch(member):
+    fused, plain = member.pair(3, 4, num_layers=2)
     for module in (plain, fused):
         torch.manual_seed(3)
         module.reset_parameters()
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), fused.parameters()))
 
 
-def test_flatten_parameters_is_silent():
-    module = FusedLSTM(3, 4)
+@every
+def test_flatten_parameters_is_silent(member):
+    module = member.layer(3, 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert module.flatten_parameters() is None
         module(torch.randn(2, 1, 3))
 
 
-def test_dropout_without_layers_to_drop_warns():
+@every
+def test_dropout_without_layers_to_drop_warns(member):
     with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
-        FusedLSTM(3, 4, dropout=0.5)
+        member.layer(3, 4, dropout=0.5)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, "pickle", "save"])
-def test_copies_follow_their_own_parameters(duplicate):
-    module, x = FusedLSTM(3, 4, 2), torch.randn(5, 2, 3)
+@every
+def test_copies_follow_their_own_parameters(duplicate, member):
+    module, x = member.layer(3, 4, num_layers=2), torch.randn(5, 2, 3)
     expected = module(x)[0]
     if duplicate == "pickle":
         other = pickle.loads(pickle.dumps(module))
@@ -176,64 +191,67 @@ def _flat_computed(module, value):
         _flat_item, _flat_items, _flat_list, _flat_parameters, _flat_computed,
     ],
 )  # fmt: skip
-def test_every_change_of_a_weight_is_seen(change):
+@every
+def test_every_change_of_a_weight_is_seen(change, member):
     """The ways of changing a weight that programs use; several bump no version counter."""
-    module, x = FusedLSTM(3, 4, dtype=torch.float64), torch.randn(5, 2, 3, dtype=torch.float64)
+    module, x = member.layer(3, 4, dtype=torch.float64), torch.randn(5, 2, 3, dtype=torch.float64)
     with torch.no_grad():
         module(x)  # whatever a call might keep
-    value = torch.randn(16, 4, dtype=torch.float64)
+    value = torch.randn_like(module.weight_hh_l0)
     change(module, value)
-    expected = nn.LSTM(3, 4, dtype=torch.float64)
+    expected = member.plain(3, 4, dtype=torch.float64)
     expected.load_state_dict(module.state_dict() | {"weight_hh_l0": value})
     with torch.no_grad():
         torch.testing.assert_close(module(x)[0], expected(x)[0], rtol=0, atol=1e-12)
 
 
+@every
 class TestFlatWeightsRefuse:
     """What can have no effect on the module is an error."""
 
     @pytest.mark.parametrize("write", [lambda m, w: m._flat_weights.__setitem__(1, w), lambda m, w: setattr(
         m, "_flat_weights", [w if name == "weight_hh_l0" else getattr(m, name) for name in m._flat_weights_names]
     )])  # fmt: skip
-    def test_a_tensor_for_a_parameter(self, write):
-        module, x = FusedLSTM(3, 4), torch.randn(5, 2, 3)
+    def test_a_tensor_for_a_parameter(self, write, member):
+        module, x = member.layer(3, 4), torch.randn(5, 2, 3)
         expected = module(x)[0]
         with pytest.raises(TypeError, match="Expected a Parameter for weight_hh_l0 in _flat_weights, got Tensor"):
-            write(module, torch.zeros(16, 4))
+            write(module, torch.zeros_like(module.weight_hh_l0).detach())
         assert torch.equal(module(x)[0], expected)
 
-    def test_another_number_of_tensors(self):
+    def test_another_number_of_tensors(self, member):
         with pytest.raises(ValueError, match="Expected 4 tensors in _flat_weights, one for each name, got 3"):
-            FusedLSTM(3, 4)._flat_weights = [torch.zeros(1)] * 3
+            member.layer(3, 4)._flat_weights = [torch.zeros(1)] * 3
 
-    def test_a_longer_list(self):
+    def test_a_longer_list(self, member):
         with pytest.raises(AttributeError, match="append"):
-            FusedLSTM(3, 4)._flat_weights.append(torch.zeros(1))
+            member.layer(3, 4)._flat_weights.append(torch.zeros(1))
 
 
-def test_the_same_flat_weights_may_be_written_back():
-    """The idiom of libraries that replace parameters: nn.LSTM's list is made again."""
-    module = FusedLSTM(3, 4)
+@every
+def test_the_same_flat_weights_may_be_written_back(member):
+    """The idiom of libraries that replace parameters: torch.nn's list is made again."""
+    module = member.layer(3, 4)
     del module.bias_hh_l0
     before = dict(module.named_parameters())
     module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
     assert dict(module.named_parameters()).items() == before.items()
 
 
-def test_tied_weights_get_both_gradients():
-    module = FusedLSTM(4, 4, 2)
-    module.weight_hh_l1 = module.weight_hh_l0
+@every
+def test_tied_weights_get_both_gradients(member):
+    module, plain = member.pair(4, 4, num_layers=2)
     x = torch.randn(3, 2, 4)
-    plain = nn.LSTM(4, 4, 2)
-    plain.load_state_dict(module.state_dict())
-    plain.weight_hh_l1 = plain.weight_hh_l0
+    for m in (module, plain):
+        m.weight_hh_l1 = m.weight_hh_l0
     for m in (module, plain):
         m(x)[0].sum().backward()
     torch.testing.assert_close(module.weight_hh_l0.grad, plain.weight_hh_l0.grad)
 
 
-def test_deleted_parameter_is_noticed():
-    module = FusedLSTM(3, 4)
+@every
+def test_deleted_parameter_is_noticed(member):
+    module = member.layer(3, 4)
     del module.bias_hh_l0
     with pytest.raises(AttributeError, match="bias_hh_l0"):
         module(torch.randn(2, 1, 3))
@@ -243,8 +261,9 @@ def test_deleted_parameter_is_noticed():
     "parametrization",
     [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal],
 )
-def test_parametrized_weight(parametrization):
-    module = FusedLSTM(3, 4)
+@every
+def test_parametrized_weight(parametrization, member):
+    module = member.layer(3, 4)
     parametrization(module, "weight_hh_l0")
     module.eval()  # spectral_norm changes its buffers at each training call
     x = torch.randn(5, 2, 3)
@@ -252,7 +271,7 @@ def test_parametrized_weight(parametrization):
     output.sum().backward()
     originals = list(module.parametrizations.parameters())
     assert originals and all(p.grad is not None for p in originals)
-    other = copy.deepcopy(module)  # nn.LSTM refuses this after a forward
+    other = copy.deepcopy(module)  # torch.nn's layers refuse this after a forward
     torch.testing.assert_close(other(x)[0], output)
     parametrize.remove_parametrizations(module, "weight_hh_l0")
     torch.testing.assert_close(module(x)[0], output)
@@ -260,15 +279,17 @@ def test_parametrized_weight(parametrization):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("hook", [nn.utils.weight_norm, nn.utils.spectral_norm])
-def test_old_normalisation_hooks(hook):
-    module = hook(FusedLSTM(3, 4), "weight_hh_l0")
+@every
+def test_old_normalisation_hooks(hook, member):
+    module = hook(member.layer(3, 4), "weight_hh_l0")
     module(torch.randn(5, 2, 3))[0].sum().backward()
     original = module.weight_hh_l0_g if hook is nn.utils.weight_norm else module.weight_hh_l0_orig
     assert original.grad is not None
 
 
-def test_pruned_weight():
-    module = FusedLSTM(3, 4)
+@every
+def test_pruned_weight(member):
+    module = member.layer(3, 4)
     prune.l1_unstructured(module, "weight_hh_l0", 0.5)
     module(torch.randn(5, 2, 3))[0].sum().backward()
     pruned = module.weight_hh_l0_mask == 0
@@ -284,47 +305,52 @@ def swap_tensors():
     torch.__future__.set_swap_module_params_on_conversion(False)
 
 
-def test_load_state_dict_by_swapping(swap_tensors):
-    module, other = FusedLSTM(3, 4), FusedLSTM(3, 4)
+@every
+def test_load_state_dict_by_swapping(swap_tensors, member):
+    module, other = member.layer(3, 4), member.layer(3, 4)
     for target in (module, pickle.loads(pickle.dumps(module))):
         target.load_state_dict(other.state_dict())
         assert torch.equal(target.weight_ih_l0, other.weight_ih_l0)
         target.double()(torch.randn(2, 1, 3, dtype=torch.float64))
 
 
-def test_conversions():
-    module = FusedLSTM(3, 4)
+@every
+def test_conversions(member):
+    module = member.layer(3, 4)
     for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.float32):
-        output, (h_n, c_n) = module.to(dtype)(torch.randn(5, 2, 3, dtype=dtype))
-        assert output.dtype == h_n.dtype == c_n.dtype == dtype
+        results = tensors_of(module.to(dtype)(torch.randn(5, 2, 3, dtype=dtype)))
+        assert {result.dtype for result in results} == {dtype}
 
 
-def test_meta_device():
+@every
+def test_meta_device(member):
     with torch.device("meta"):
-        module = FusedLSTM(3, 4, 2, bidirectional=True, proj_size=2)
-        output, (h_n, c_n) = module(torch.randn(5, 2, 3))
+        module = member.layer(3, 4, num_layers=2, bidirectional=True)
+        output, *states = tensors_of(module(torch.randn(5, 2, 3)))
         output.sum().backward()
-    assert (output.shape, h_n.shape, c_n.shape) == ((5, 2, 4), (4, 2, 2), (4, 2, 4))
+    assert output.shape == (5, 2, 8) and {state.shape for state in states} == {(4, 2, 4)}
     assert output.is_meta and module.weight_ih_l0.grad.is_meta
     module = module.to_empty(device="cpu")
     module.reset_parameters()
     assert module(torch.randn(5, 2, 3))[0].isfinite().all()
 
 
-def test_inference_mode():
-    module = FusedLSTM(3, 4)
+@every
+def test_inference_mode(member):
+    module = member.layer(3, 4)
     with torch.inference_mode():
         output = module(torch.randn(5, 2, 3))[0]
     assert output.is_inference()
 
 
-def test_freed_without_garbage_collection():
+@every
+def test_freed_without_garbage_collection(member):
     import gc
     import weakref
 
     gc.disable()
     try:
-        module = FusedLSTM(3, 4)
+        module = member.layer(3, 4)
         module(torch.randn(2, 1, 3))[0].sum().backward()
         alive = weakref.ref(module.weight_ih_l0)
         del module

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from family import every
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedlstm
-from fusedlstm import FusedLSTM, FusedLSTMCell, convert
+from fusedlstm import FusedLSTM, convert
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:torch.jit.trace records:UserWarning")
 class TestTrace:
-    def test_sizes_stay_dynamic(self):
-        module = FusedLSTM(3, 4, 2)
+    @every
+    def test_sizes_stay_dynamic(self, member):
+        module = member.layer(3, 4, num_layers=2)
         traced = torch.jit.trace(module, torch.randn(5, 2, 3))
         x = torch.randn(7, 3, 3)
         torch.testing.assert_close(traced(x)[0], module(x)[0])
@@ -49,8 +51,9 @@ class TestTrace:
             arguments = inputs(T, B)
             torch.testing.assert_close(traced(*arguments), model(*arguments))
 
-    def test_a_frozen_trace_can_be_saved(self):
-        module, x = FusedLSTM(3, 4).eval(), torch.randn(5, 2, 3)
+    @every
+    def test_a_frozen_trace_can_be_saved(self, member):
+        module, x = member.layer(3, 4).eval(), torch.randn(5, 2, 3)
         file = io.BytesIO()
         torch.jit.save(torch.jit.freeze(torch.jit.trace(module, x)), file)
         file.seek(0)
@@ -73,20 +76,21 @@ def test_a_trace_warns_of_converters_and_of_nothing_else():
 class Model(nn.Module):
     """Both kinds of layer, one of them in two places."""
 
-    def __init__(self):
+    def __init__(self, member):
         super().__init__()
-        self.lstm = nn.LSTM(3, 4, 2, bidirectional=True)
-        self.cell = nn.LSTMCell(8, 8)
+        self.layers = member.plain(3, 4, num_layers=2, bidirectional=True)
+        self.cell = member.plain_step(8, 8)
         self.same_cell = self.cell
 
     def forward(self, x):
-        output = self.lstm(x)[0]
+        output = self.layers(x)[0]
         return self.same_cell(output[1], self.cell(output[0]))
 
 
 class TestScript:
-    def test_compiles_pytorchs_own_modules_of_the_same_parameters(self):
-        model, x = convert(Model()), torch.randn(5, 2, 3)
+    @every
+    def test_compiles_pytorchs_own_modules_of_the_same_parameters(self, member):
+        model, x = convert(Model(member)), torch.randn(5, 2, 3)
         expected = model(x)
         with pytest.warns(UserWarning, match=r"fusedlstm\.convert\(model\)"):
             scripted = torch.jit.script(model)
@@ -94,20 +98,25 @@ class TestScript:
         assert {p.data_ptr() for p in scripted.parameters()} == {p.data_ptr() for p in model.parameters()}
 
     @pytest.mark.filterwarnings("ignore:torch.jit.script takes:UserWarning")
-    def test_the_model_can_be_converted_again(self):
-        model, x = convert(Model()), torch.randn(5, 2, 3)
+    @every
+    def test_the_model_can_be_converted_again(self, member):
+        model, x = convert(Model(member)), torch.randn(5, 2, 3)
         expected, parameters = model(x), list(model.parameters())
         torch.jit.script(model)
-        assert type(model.lstm) is nn.LSTM and model.cell is model.same_cell
+        assert type(model.layers) is member.plain.func and model.cell is model.same_cell
         convert(model)
-        assert type(model.lstm) is FusedLSTM and type(model.cell) is FusedLSTMCell
+        assert type(model.layers) is member.layer.func and type(model.cell) is member.one_step.func
         assert all(now is before for now, before in zip(model.parameters(), parameters))
         torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
 
-    @pytest.mark.parametrize("kind, sizes", [(FusedLSTM, (3, 4)), (FusedLSTMCell, (3, 4))])
-    def test_a_subclass_is_refused_with_what_to_do(self, kind, sizes):
+    @pytest.mark.parametrize("attribute", ["layer", "one_step"])
+    @every
+    def test_a_subclass_is_refused_with_what_to_do(self, member, attribute):
+        kind = getattr(member, attribute).func
+
         class Own(kind):
             pass
 
-        with pytest.raises(NotImplementedError, match=r"got Own: a subclass of \w+; derive it from nn\.LSTM"):
-            torch.jit.script(nn.Sequential(Own(*sizes)))
+        name = kind.__name__.removeprefix("Fused")
+        with pytest.raises(NotImplementedError, match=rf"got Own: a subclass of \w+; derive it from nn\.{name}"):
+            torch.jit.script(nn.Sequential(Own(3, 4)))
