@@ -192,6 +192,8 @@ def check_states(states, sizes, B, x, name):
     for place, tensor in enumerate(states):
         expected = (L * D, B, (P or H) if place == 0 else H)
         own = name if len(states) == 1 else f"{name}[{place}]"
+        if tensor.layout is not torch.strided:
+            raise RuntimeError(f"{sizes.name}: Expected a dense (strided) {own}, got {tensor.layout}")
         if tensor.shape != expected:
             raise RuntimeError(f"Expected {own} size {expected}, got {list(tensor.shape)}")
         if tensor.device != x.device:

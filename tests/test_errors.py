@@ -46,7 +46,7 @@ def test_constructor(args, kwargs, error, text):
 X = torch.ones(5, 2, 3)
 H = torch.zeros(2, 2, 4)
 
-# Of FusedLSTM(3, 4, 2); the last entry tells what nn.LSTM does with the same call.
+# Of FusedLSTM(3, 4, 2).
 CALLS = {
     "None": ((None,), TypeError, "to be a Tensor or PackedSequence, got NoneType"),
     "list": (([1.0],), TypeError, "got list"),
@@ -76,6 +76,7 @@ CALLS = {
     "hx float16": ((X, (H, H.half())), RuntimeError, r"got torch.float16 for hidden\[1\]"),
     "hx int64": ((X, (H.long(), H.long())), RuntimeError, "got torch.int64"),
     "hx meta": ((X, (H, H.to("meta"))), RuntimeError, "hidden tensor at meta"),
+    "hx sparse": ((X, (H, H.to_sparse())), RuntimeError, r"strided\) hidden\[1\], got torch.sparse_coo"),
 }  # fmt: skip
 
 
