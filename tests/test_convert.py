@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from family import every
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -67,17 +68,19 @@ def test_there_and_back():
     assert all(p is parameters[name] for name, p in model.named_parameters())
 
 
-def test_an_lstm_itself():
-    plain = nn.LSTM(3, 4)
+@every
+def test_a_layer_itself(member):
+    plain = member.plain(3, 4)
     fused = convert(plain)
-    assert type(fused) is FusedLSTM and fused.weight_ih_l0 is plain.weight_ih_l0
-    assert type(revert(fused)) is nn.LSTM
+    assert type(fused) is member.layer.func and fused.weight_ih_l0 is plain.weight_ih_l0
+    assert type(revert(fused)) is member.plain.func
     linear = nn.Linear(1, 1)
     assert convert(linear) is linear
 
 
-def test_an_optimizer_made_before_goes_on():
-    model = nn.ModuleList([nn.LSTM(3, 4)])
+@every
+def test_an_optimizer_made_before_goes_on(member):
+    model = nn.ModuleList([member.plain(3, 4)])
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     before = model[0].weight_ih_l0.detach().clone()
     convert(model)[0](torch.randn(5, 2, 3))[0].sum().backward()
@@ -85,44 +88,48 @@ def test_an_optimizer_made_before_goes_on():
     assert not torch.equal(model[0].weight_ih_l0, before)
 
 
-def test_shared_module_stays_shared():
-    lstm = nn.LSTM(3, 3)
-    model = convert(nn.ModuleDict({"a": lstm, "b": lstm}))
-    assert model["a"] is model["b"] and type(model["a"]) is FusedLSTM
+@every
+def test_shared_module_stays_shared(member):
+    layer = member.plain(3, 3)
+    model = convert(nn.ModuleDict({"a": layer, "b": layer}))
+    assert model["a"] is model["b"] and type(model["a"]) is member.layer.func
 
 
-def test_hooks_attributes_and_frozen_parameters():
-    lstm, calls = nn.LSTM(3, 4), []
-    lstm.register_forward_hook(lambda *_: calls.append("forward"))
-    lstm.register_forward_pre_hook(lambda *_: calls.append("pre"))
-    lstm.note = "mine"
-    lstm.weight_ih_l0.requires_grad_(False)
-    fused = convert(lstm)
+@every
+def test_hooks_attributes_and_frozen_parameters(member):
+    layer, calls = member.plain(3, 4), []
+    layer.register_forward_hook(lambda *_: calls.append("forward"))
+    layer.register_forward_pre_hook(lambda *_: calls.append("pre"))
+    layer.note = "mine"
+    layer.weight_ih_l0.requires_grad_(False)
+    fused = convert(layer)
     fused(torch.randn(5, 2, 3))
     assert calls == ["pre", "forward"] and fused.note == "mine"
     assert not fused.weight_ih_l0.requires_grad
 
 
-def test_parametrizations():
-    lstm = nn.LSTM(3, 4, dtype=torch.float64)
-    parametrizations.weight_norm(lstm, "weight_hh_l0")
+@every
+def test_parametrizations(member):
+    layer = member.plain(3, 4, dtype=torch.float64)
+    parametrizations.weight_norm(layer, "weight_hh_l0")
     x = torch.randn(5, 2, 3, dtype=torch.float64)
-    expected = lstm(x)[0]
-    model = convert(nn.Sequential(lstm))
+    expected = layer(x)[0]
+    model = convert(nn.Sequential(layer))
     assert parametrize.is_parametrized(model[0], "weight_hh_l0")
-    assert isinstance(model[0], FusedLSTM)
+    assert isinstance(model[0], member.layer.func)
     torch.testing.assert_close(model(x)[0], expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(copy.deepcopy(model)(x)[0], expected, rtol=0, atol=1e-14)
     back = revert(model)[0]
-    assert isinstance(back, nn.LSTM) and parametrize.is_parametrized(back, "weight_hh_l0")
+    assert isinstance(back, member.plain.func) and parametrize.is_parametrized(back, "weight_hh_l0")
     torch.testing.assert_close(back(x)[0], expected, rtol=0, atol=1e-14)
     parametrize.remove_parametrizations(back, "weight_hh_l0")
-    assert type(back) is nn.LSTM
+    assert type(back) is member.plain.func
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_dtype_and_meta_device_are_kept(dtype):
-    fused = convert(nn.LSTM(3, 4, dtype=dtype, device="meta"))
+@every
+def test_dtype_and_meta_device_are_kept(member, dtype):
+    fused = convert(member.plain(3, 4, dtype=dtype, device="meta"))
     assert fused.weight_ih_l0.is_meta and fused.weight_ih_l0.dtype == dtype
 
 

@@ -3,15 +3,11 @@
 What FusedLSTM is tested for, for the rest of the family. Every kernel by itself: test_family_kernels.py.
 """
 
-import copy
-import pickle
-
 import pytest
 import torch
 from family import FAMILY, GRU, family
 from torch import nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
-from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import fusedlstm
@@ -189,18 +185,13 @@ def test_autocast(member, input, state):
 
 
 @family
-def test_pickle_deepcopy_hooks_and_parametrizations(member):
+def test_hooks_and_functional_call(member):
     fused, _ = member.pair(3, 4)
     x, seen = torch.randn(5, 2, 3), []
-    for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
-        torch.testing.assert_close(other(x), fused(x))
     handle = fused.register_forward_hook(lambda *_: seen.append(1))
     fused(x)
     handle.remove()
     assert seen == [1]
-    parametrizations.weight_norm(fused, "weight_hh_l0")
-    fused(x)[0].sum().backward()
-    assert fused.parametrizations.weight_hh_l0.original0.grad is not None
     doubled = {name: 2 * value for name, value in member.pair(3, 4)[0].named_parameters()}
     torch.testing.assert_close(functional_call(member.pair(3, 4)[0], doubled, x)[0], _with(member, doubled, x))
 

@@ -1,28 +1,49 @@
 """Sequences of different lengths, packed or by `lengths`, resets inside them, and all-step states."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import OPTIONS
+from family import every, tensors_of
 from tolerance import MEMORY, SAFETY, activations
-from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
+import fusedlstm
 from fusedlstm import FusedLSTM, functional
+from fusedlstm.cells import CELLS, GRU, LSTM, RNN_RELU, RNN_TANH
 
 LENGTHS = [[5, 2, 3], [5, 5, 5], [1, 5, 1]]
 ONE_DIRECTION = [case for case in OPTIONS if not case.bidirectional]
+MANY, TWO_LAYERS = OPTIONS[-1], OPTIONS[2]
+OTHERS = [GRU, RNN_TANH, RNN_RELU]
+of_cells = pytest.mark.parametrize(
+    "cell, case",
+    [(LSTM, case) for case in OPTIONS] + [(cell, replace(MANY, proj_size=0)) for cell in OTHERS],
+    ids=lambda value: value.name,
+)
+of_cells_in_one_direction = pytest.mark.parametrize(
+    "cell, case",
+    [(LSTM, case) for case in ONE_DIRECTION] + [(cell, TWO_LAYERS) for cell in OTHERS],
+    ids=lambda value: value.name,
+)
 
 
-def _module(case, device, module_type=FusedLSTM):
-    return module_type(**case.module_kwargs(), device=device, dtype=torch.float64)
+def _module(case, device, cell=LSTM, is_plain=False):
+    module_type = cell.layer if is_plain else getattr(fusedlstm, f"Fused{cell.layer.__name__}")
+    return module_type(**case.module_kwargs(cell), device=device, dtype=torch.float64)
 
 
-def _inputs(case, device):
-    rows = case.num_layers * case.directions
-    shapes = (case.T, case.B, case.input_size), (rows, case.B, case.output_size)
-    shapes += ((rows, case.B, case.hidden_size),)
-    x, h, c = (torch.randn(s, dtype=torch.float64, device=device, requires_grad=True) for s in shapes)
-    return x, h, c
+def _inputs(case, device, cell=LSTM):
+    """x, and the states of all layers."""
+    rows, sizes = case.num_layers * case.directions, (case.output_size, case.hidden_size)
+    shapes = [(case.T, case.B, case.input_size), *((rows, case.B, size) for size in sizes[: len(cell.states)])]
+    return [torch.randn(s, dtype=torch.float64, device=device, requires_grad=True) for s in shapes]
+
+
+def _hx(states):
+    """As modules take them: one state as a tensor, two as a tuple."""
+    return tuple(states) if len(states) > 1 else states[0]
 
 
 def _gradients(module, results, inputs):
@@ -38,41 +59,40 @@ def _assert_same(actual, expected):
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("case", OPTIONS, ids=lambda case: case.name)
-def test_packed_is_torch(case, lengths, device):
-    plain, fused = _module(case, device, nn.LSTM), _module(case, device)
+@of_cells
+def test_packed_is_torch(cell, case, lengths, device):
+    plain, fused = _module(case, device, cell, is_plain=True), _module(case, device, cell)
     fused.load_state_dict(plain.state_dict())
-    x, h, c = _inputs(case, device)
+    x, *states = _inputs(case, device, cell)
     found = []
     for module in (plain, fused):
         packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-        output, (h_n, c_n) = module(packed, (h, c))
+        output, last = module(packed, _hx(states))
         assert torch.equal(output.batch_sizes, packed.batch_sizes)
         assert torch.equal(output.unsorted_indices, packed.unsorted_indices)
-        results = output.data, h_n, c_n
-        found.append([*results, *_gradients(module, results, (x, h, c))])
+        results = output.data, *tensors_of(last)
+        found.append([*results, *_gradients(module, results, (x, *states))])
     _assert_same(found[1], found[0])
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("case", OPTIONS, ids=lambda case: case.name)
-def test_lengths_are_packing(case, lengths, device):
+@of_cells
+def test_lengths_are_packing(cell, case, lengths, device):
     """Outputs, final states and gradients; whatever lies in the padding."""
-    module = _module(case, device)
-    x, h, c = _inputs(case, device)
+    module = _module(case, device, cell)
+    x, *states = _inputs(case, device, cell)
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-    output, (h_n, c_n) = module(packed, (h, c))
+    output, last = module(packed, _hx(states))
     output, _ = pad_packed_sequence(output, total_length=case.T)
-    expected = output, h_n, c_n
-    expected = [*expected, *_gradients(module, expected, (x, h, c))]
+    expected = output, *tensors_of(last)
+    expected = [*expected, *_gradients(module, expected, (x, *states))]
 
     padding = torch.arange(case.T, device=device)[:, None] >= torch.tensor(lengths, device=device)
     garbage = x.detach().masked_fill(padding[..., None], float("nan")).requires_grad_()
-    output, (h_n, c_n) = module(garbage, (h, c), lengths=torch.tensor(lengths, dtype=torch.int32))
-    actual = output, h_n, c_n
-    actual = [*actual, *_gradients(module, actual, (garbage, h, c))]
-    _assert_same(actual, expected)
-    assert (actual[0][padding] == 0).all() and (actual[3][padding] == 0).all()
+    actual = tensors_of(module(garbage, _hx(states), lengths=torch.tensor(lengths, dtype=torch.int32)))
+    output, (d_garbage, *others) = actual[0], _gradients(module, actual, (garbage, *states))
+    _assert_same([*actual, d_garbage, *others], expected)
+    assert (output[padding] == 0).all() and (d_garbage[padding] == 0).all()
 
 
 def test_every_integer_dtype_of_lengths(device):
@@ -100,60 +120,62 @@ def test_lengths_in_other_dtypes(dtype, device):
             torch.testing.assert_close(h_n[:, row], h[:, 0], rtol=0, atol=allowed)
 
 
-def test_length_zero_keeps_the_state(device):
-    module = FusedLSTM(3, 4, device=device)
-    hx = torch.randn(1, 2, 4, device=device), torch.randn(1, 2, 4, device=device)
-    output, (h_n, c_n) = module(torch.randn(5, 2, 3, device=device), hx, lengths=torch.tensor([0, 5]))
-    assert torch.equal(h_n[0, 0], hx[0][0, 0]) and torch.equal(c_n[0, 0], hx[1][0, 0])
+@every
+def test_length_zero_keeps_the_state(member, device):
+    module = member.layer(3, 4, device=device)
+    states = [torch.randn(1, 2, 4, device=device) for _ in CELLS[member.cell].states]
+    output, last = module(torch.randn(5, 2, 3, device=device), _hx(states), lengths=torch.tensor([0, 5]))
+    assert all(torch.equal(n[0, 0], before[0, 0]) for n, before in zip(tensors_of(last), states, strict=True))
     assert (output[:, 0] == 0).all()
 
 
-def test_lengths_of_other_arrangements(device):
-    module = FusedLSTM(3, 4, batch_first=True, device=device)
+@every
+def test_lengths_of_other_arrangements(member, device):
+    module = member.layer(3, 4, batch_first=True, device=device)
     x, lengths = torch.randn(2, 5, 3, device=device), torch.tensor([2, 4])
-    output, (h_n, _) = module(x, lengths=lengths)
+    output, h_n, *_ = tensors_of(module(x, lengths=lengths))
     assert torch.equal(output[0, 1], h_n[0, 0]) and torch.equal(output[1, 3], h_n[0, 1])
-    alone, (h, _) = module(x[0], lengths=lengths[0])
+    alone, h, *_ = tensors_of(module(x[0], lengths=lengths[0]))
     torch.testing.assert_close(alone, output[0])
     torch.testing.assert_close(h, h_n[:, 0])
 
 
-def _step_by_step(module, x, hx, reset, reset_state):
+def _step_by_step(module, x, states, reset, reset_states):
     """The loop that people write: one call a step, states replaced between them."""
-    outputs, (h, c) = [], hx
+    outputs = []
     for t in range(len(x)):
-        mask = reset[t][:, None]
-        new_h, new_c = reset_state or (torch.zeros_like(h), torch.zeros_like(c))
-        h, c = torch.where(mask, new_h, h), torch.where(mask, new_c, c)
-        output, (h, c) = module(x[t : t + 1], (h, c))
+        fresh = reset_states or map(torch.zeros_like, states)
+        states = [torch.where(reset[t][:, None], new, state) for new, state in zip(fresh, states, strict=True)]
+        output, last = module(x[t : t + 1], _hx(states))
         outputs.append(output)
-    return torch.cat(outputs), h, c
+        states = tensors_of(last)
+    return torch.cat(outputs), *states
 
 
 @pytest.mark.parametrize("with_state", [False, True])
-@pytest.mark.parametrize("case", ONE_DIRECTION, ids=lambda case: case.name)
-def test_reset_is_the_loop(case, with_state, device):
-    module = _module(case, device)
-    x, h, c = _inputs(case, device)
-    _, *state = _inputs(case, device)
+@of_cells_in_one_direction
+def test_reset_is_the_loop(cell, case, with_state, device):
+    module = _module(case, device, cell)
+    x, *states = _inputs(case, device, cell)
+    _, *reset_states = _inputs(case, device, cell) if with_state else [x]
     reset = torch.rand(case.T, case.B, device=device) < 0.4
     reset[0, 0] = reset[-1, -1] = True
-    inputs = (x, h, c, *state) if with_state else (x, h, c)
-    expected = _step_by_step(module, x, (h, c), reset, tuple(state) if with_state else None)
-    options = {"reset_state": state} if with_state else {}
-    output, (h_n, c_n) = module(x, (h, c), reset=reset, **options)
-    actual = output, h_n, c_n
+    inputs = (x, *states, *reset_states)
+    expected = _step_by_step(module, x, states, reset, reset_states)
+    options = {"reset_state": _hx(reset_states)} if with_state else {}
+    actual = tensors_of(module(x, _hx(states), reset=reset, **options))
     _assert_same(
         [*actual, *_gradients(module, actual, inputs)],
         [*expected, *_gradients(module, expected, inputs)],
     )
 
 
-def test_reset_of_other_arrangements(device):
-    module = FusedLSTM(3, 4, 2, batch_first=True, device=device)
+@every
+def test_reset_of_other_arrangements(member, device):
+    module = member.layer(3, 4, num_layers=2, batch_first=True, device=device)
     x, reset = torch.randn(2, 5, 3, device=device), torch.rand(2, 5, device=device) < 0.5
-    output, (h_n, _) = module(x, reset=reset)
-    alone, (h, _) = module(x[1], reset=reset[1])
+    output, h_n, *_ = tensors_of(module(x, reset=reset))
+    alone, h, *_ = tensors_of(module(x[1], reset=reset[1]))
     torch.testing.assert_close(alone, output[1])
     torch.testing.assert_close(h, h_n[:, 1])
 
