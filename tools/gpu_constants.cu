@@ -3,9 +3,9 @@
 //   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -arch=sm_90a -Icsrc tools/gpu_constants.cu -o gpu_constants
 //
 // The exchanges are those of csrc/cuda/device/transport_{cluster,grid}.cuh without the product between them: the same
-// lanes send the same number of bytes to the same peers, by the same primitives, so that their time is what a step waits
-// for. Each kernel counts the cycles of its first CTA over many steps. A peer that does not come ends the kernel soon;
-// cycles are then -1, as they are where the device refuses a launch.
+// lanes send the same number of bytes to the same peers, by the same primitives, so that their time is what a step
+// waits for. Each kernel counts the cycles of its first CTA over many steps. A peer that does not come ends the kernel
+// soon; cycles are then -1, as they are where the device refuses a launch.
 //
 // Rows {what, ctas, bytes, cycles}: ctas of one cluster or grid, bytes that every CTA receives in a step.
 //   cluster exchange        forward, 16-bit elements: 4 lanes send 64 contiguous bytes to one peer. Variants: 32-bit

@@ -1,5 +1,5 @@
-// What measurements need of the GPU beyond csrc/cuda/device/primitives.cuh: a clock that also ends waits, and instructions
-// that no kernel of the product has.
+// What measurements need of the GPU beyond csrc/cuda/device/primitives.cuh: a clock that also ends waits, and
+// instructions that no kernel of the product has.
 #pragma once
 #include "cuda/device/primitives.cuh"
 
