@@ -35,7 +35,7 @@ def warn_of_quantization(module) -> None:
     """torch.ao.quantization sets `qconfig` on all modules, and then replaces those whose exact type it knows."""
     name = type(module).__name__
     warnings.warn(
-        f"torch.ao.quantization leaves {name} in its dtype, since it knows PyTorch's own LSTMs only: where these "
+        f"torch.ao.quantization leaves {name} in its dtype, since it knows PyTorch's own layers only: where these "
         "are to be quantized too, give it fusedlstm.revert(model)",
         stacklevel=4,
     )
@@ -46,6 +46,6 @@ def refuse_gradients_by_hooks(module) -> None:
     name = type(module).__name__
     raise NotImplementedError(
         f"Opacus has no per-sample gradients by hooks for {name}: expected a layer that it knows. Give its "
-        "ModuleValidator.fix fusedlstm.revert(model), for DPLSTM; or take torch.func.vmap(torch.func.grad(loss)), "
-        "which works with this layer as it is"
+        "ModuleValidator.fix fusedlstm.revert(model); or take torch.func.vmap(torch.func.grad(loss)), which works with "
+        "this layer as it is"
     )
