@@ -7,6 +7,7 @@ import pytest
 import torch
 from family import FAMILY, GRU, family
 from torch import nn
+from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
@@ -145,6 +146,18 @@ def test_cells(member):
 
 
 @family
+def test_any_strides(member):
+    """Inputs and states that lie in memory as they please: transposed, expanded, every second one."""
+    fused, plain = member.pair(3, 4, dtype=torch.float64)
+    inputs = torch.randn(3, 2, 5).double().permute(2, 1, 0), torch.randn(5, 1, 3).double().expand(5, 2, 3)
+    for x in (*inputs, torch.randn(10, 4, 6).double()[::2, ::2, ::2]):
+        for h in (torch.randn(1, 4, 2).double().mT, torch.randn(1, 1, 4).double().expand(1, 2, 4)):
+            results = [outputs_and_gradients(module, x, h) for module in (fused, plain)]
+            for actual, expected in zip(*results, strict=True):
+                torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+@family
 def test_no_rows(member):
     fused, _ = member.pair(3, 4)
     h = torch.randn(1, 2, 4)
@@ -246,6 +259,32 @@ def test_gradgradcheck_and_forward_mode(member):
     tangents = tuple(map(torch.randn_like, arguments))
     plain_call = lambda x, h, *p: functional_call(plain, dict(zip(names, p)), (x, h))  # noqa: E731
     torch.testing.assert_close(jvp(call, arguments, tangents), jvp(plain_call, arguments, tangents))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@family
+def test_batches_of_gradients(member, options):
+    """Several gradients for one result at a time, of first and second order, are those found one by one."""
+    module, _ = member.pair(3, 4, **options, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    inputs, output = [x, *module.parameters()], module(x)[0]
+    (gradient,) = torch.autograd.grad(output.sin().sum(), x, create_graph=True)
+    for results in (output, gradient):
+        batch = torch.randn(3, *results.shape, dtype=torch.float64)
+        kept = dict(retain_graph=True, materialize_grads=True)
+        one_by_one = zip(*(torch.autograd.grad(results, inputs, d, **kept) for d in batch))
+        found = torch.autograd.grad(results, inputs, batch, is_grads_batched=True, **kept)
+        for actual, expected in zip(found, one_by_one, strict=True):
+            torch.testing.assert_close(actual, torch.stack(expected), rtol=0, atol=1e-12)
+
+
+@family
+def test_vectorized_jacobian_and_hessian(member):
+    fused, plain = member.pair(2, 3, dtype=torch.float64)
+    x = torch.randn(4, 2, 2, dtype=torch.float64)
+    for of, result in ((jacobian, lambda output: output), (hessian, lambda output: output.sin().sum())):
+        expected, actual = (of(lambda x, m=m, r=result: r(m(x)[0]), x, vectorize=m is fused) for m in (plain, fused))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 @family

@@ -185,6 +185,39 @@ def test_states_of_packed_input(member):
             module(packed, **options)
 
 
+def call_with_tensors(member):
+    """The tensors of a call by name, and the call."""
+    module = member.layer(3, 4)
+    others = {"input": torch.randn(5, 2, 3), "h_0": torch.ones(1, 2, 4), "reset": torch.ones(5, 2, dtype=torch.bool)}
+    call = lambda: module(others["input"], others["h_0"], reset=others["reset"])[0]  # noqa: E731
+    return {**dict(module.named_parameters()), **others}, call
+
+
+@pytest.mark.parametrize("name", call_with_tensors(GRU)[0])
+@pytest.mark.parametrize("is_before_backward", [False, True])
+@family
+def test_freed_storage(member, name, is_before_backward):
+    tensors, call = call_with_tensors(member)
+    output = call() if is_before_backward else None
+    tensors[name].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="with memory, got one whose storage was freed"):
+        output.sum().backward() if is_before_backward else call()
+
+
+@family
+def test_complex_module(member):
+    with pytest.raises(RuntimeError, match=r"float32, float64, bfloat16 or float16, got torch\.complex64"):
+        member.layer(3, 4, dtype=torch.complex64)(X.to(torch.complex64))
+
+
+@family
+def test_dropout_set_out_of_range(member):
+    module = member.layer(3, 4, num_layers=2, dropout=0.5)
+    module.dropout = 2.0
+    with pytest.raises(RuntimeError, match="dropout probability"):
+        module(X)
+
+
 X0, H0 = X[0], H[0]
 CALLS_OF_CELLS = {
     "None": ((None,), TypeError, "to be a Tensor, got NoneType"),
