@@ -9,7 +9,7 @@ from family import FAMILY, GRU, family
 from torch import nn
 from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
-from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import fusedlstm
 from fusedlstm import functional
@@ -259,6 +259,24 @@ def test_gradgradcheck_and_forward_mode(member):
     tangents = tuple(map(torch.randn_like, arguments))
     plain_call = lambda x, h, *p: functional_call(plain, dict(zip(names, p)), (x, h))  # noqa: E731
     torch.testing.assert_close(jvp(call, arguments, tangents), jvp(plain_call, arguments, tangents))
+
+
+@pytest.mark.parametrize("kind", ["lengths", "reset", "packed"])
+@pytest.mark.parametrize("member", FAMILY[:2], ids=str)  # relu has corners
+def test_gradcheck_of_row_states(member, kind):
+    fused, _ = member.pair(2, 3, bidirectional=kind != "reset", dtype=torch.float64)
+    x, h = torch.randn(4, 3, 2).double(), torch.randn(1 + fused.bidirectional, 3, 3).double()
+    lengths, reset = torch.tensor([1, 4, 2]), torch.rand(4, 3) < 0.4
+
+    def call(x, h):
+        if kind == "packed":
+            output, h_n = fused(pack_padded_sequence(x, lengths, enforce_sorted=False), h)
+            return output.data, h_n
+        return fused(x, h, lengths=lengths) if kind == "lengths" else fused(x, h, reset=reset, reset_state=2 * h)
+
+    arguments = x.requires_grad_(), h.requires_grad_()
+    assert torch.autograd.gradcheck(call, arguments)
+    assert torch.autograd.gradgradcheck(call, arguments)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
