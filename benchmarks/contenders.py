@@ -18,16 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-import fusedlstm
 from fusedlstm.cells import CELLS, LSTM, Cell
 
 from . import onnx_runtime
-from .workload import Batch, Model, Workload, hx_of, states_of
+from .workload import Batch, Model, Workload, fused_class, hx_of, states_of
 
 
 def fused_name(cell: Cell) -> str:
     """Of the contender that is ours."""
-    return f"Fused{cell.layer.__name__}"
+    return fused_class(cell.layer).__name__
 
 
 def baseline_name(cell: Cell) -> str:
@@ -47,8 +46,8 @@ class Contender:
 def _build_fused(workload: Workload) -> Model:
     cell = workload.cell
     if workload.case.by_step:
-        return _loop_over(workload.one_step(getattr(fusedlstm, f"Fused{cell.cell.__name__}")))
-    module = workload.layer(getattr(fusedlstm, fused_name(cell)))
+        return _loop_over(workload.one_step(fused_class(cell.cell)))
+    module = workload.layer(fused_class(cell.layer))
     variable, resets = workload.case.variable, workload.case.resets
 
     def forward(batch: Batch):

@@ -6,18 +6,15 @@ import importlib.util
 
 import torch
 
-import fusedlstm
-
-from .workload import Batch, Model, Workload, hx_of
+from .workload import Batch, Model, Workload, fused_class, hx_of
 
 
 def build(workload: Workload) -> Model:
     """The fused module exported, and run in as many threads as PyTorch has now."""
     import onnxruntime
 
-    module = workload.layer(getattr(fusedlstm, f"Fused{workload.cell.layer.__name__}"))
+    module = workload.layer(fused_class(workload.cell.layer))
     has_lengths = workload.case.variable == "lengths"
-
     first = workload.batches[0]
     steps = first.input[: len(first.input) // workload.calls]
     lengths = [first.lengths] if has_lengths else []

@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+import fusedlstm
 from fusedlstm.cells import LSTM, Cell
 from tests.cases import Case
 from tests.tf32 import tf32
@@ -51,6 +52,11 @@ class Batch:
 
 # (output, last states ...) from a batch; output is padded with zeros where lengths say so.
 Forward = Callable[[Batch], tuple[Tensor, ...]]
+
+
+def fused_class(torch_class: type[nn.Module]) -> type[nn.Module]:
+    """The class that stands for one of torch.nn."""
+    return getattr(fusedlstm, f"Fused{torch_class.__name__}")
 
 
 def hx_of(states: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
