@@ -57,9 +57,9 @@ def main(argv: list[str] | None = None) -> dict[str, Comparison]:
     print(f"input [batch, steps, features]: {[BATCH, STEPS, INPUT_SIZE]}")
     print(f"{'':19}{'output':14}{'h_n':13}{'c_n':13}{'weights':>8}{'largest difference':>20}")
     for name, result in results.items():
-        h_n, c_n = (str(list(shape)) for shape in (*result.states, ())[:2])
-        numbers = f"{result.weights:8}{result.difference:20.1e}"
-        print(f"{name:19}{list(result.output)!s:14}{h_n:13}{c_n if c_n != '[]' else '-':13}{numbers}")
+        shapes = [str(list(shape)) for shape in (result.output, *result.states)]
+        output, h_n, c_n = [*shapes, "-"][:3]
+        print(f"{name:19}{output:14}{h_n:13}{c_n:13}{result.weights:8}{result.difference:20.1e}")
     return results
 
 
