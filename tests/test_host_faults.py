@@ -88,7 +88,7 @@ FAULTS = [
     Fault("weight_hh's gradient from the input's part", "layer_gradients.cpp",
           "p.multiply(grads.weight_hh[d], d_from_hidden.tr", "p.multiply(grads.weight_hh[d], d_from_input.tr", WRONG,
           layer=GATED),
-    Fault("biases taken to have one gradient", "layer_gradients.cpp", "bias_ih.data && cell.apart() == 0",
+    Fault("biases taken to have one gradient", "layer_gradients.cpp", "cell.apart() == 0 && bias_ih.data",
           "bias_ih.data", WRONG, layer=GATED),
     Fault("only what is joined has memory of its own", "layer_backward.cpp", "cell.apart() > 0 ?", "cell.apart() < 0 ?",
           rf"race|{WRONG}", layer=GATED),

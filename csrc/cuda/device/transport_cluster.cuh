@@ -1,5 +1,5 @@
 // CLUSTER: the CTAs of a cluster share W_hh, and send into each other's shared memory. Forward it is the operands that
-// travel, and backward, where those are four times as many, the sums.
+// travel, and backward, where there is one for each gate, the sums.
 #pragma once
 #include <type_traits>
 

@@ -34,7 +34,8 @@ void bias_gradients(Host& host, const CellSizes& cell, const View& d_from_input,
                     const View& bias_ih, const View& bias_hh) {
   if (bias_ih.data) host.sum_rows(bias_ih, d_from_input);
   if (!bias_hh.data) return;
-  bias_ih.data&& cell.apart() == 0 ? host.copy(bias_hh, bias_ih) : host.sum_rows(bias_hh, d_from_hidden);
+  const bool is_known = cell.apart() == 0 && bias_ih.data;
+  is_known ? host.copy(bias_hh, bias_ih) : host.sum_rows(bias_hh, d_from_hidden);
 }
 
 // The gradient of a reset state, which nothing flowed to without resets.
