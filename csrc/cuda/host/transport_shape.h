@@ -30,7 +30,8 @@ constexpr bool has_whole_sums(const KernelShape& shape) {
   return shape.transport == Transport::kLocal && shape.k_splits == 1 && shape.batch_tiles == 1;
 }
 // Whether a CTA of a cluster multiplies its own operands, and sends the sums of all units to the CTAs that own them:
-// fewer bytes than the operands of all units, where a cell has several gates. Otherwise it has the operands of all, for sums of its own.
+// where a cell has several gates, fewer bytes than the operands of all units. Otherwise it has the operands of all, for
+// sums of its own.
 constexpr bool sends_sums(const KernelShape& shape) {
   return shape.transport == Transport::kCluster && shape.pass == Pass::kBackward;
 }
