@@ -6,13 +6,13 @@ the cotangents. With s for the state (h, c) after each step, F for the step, and
 
 * tangents of the states, in the order of the steps: s' = DF (x', s' before, weights'). They are the gradients for the
   incoming gradients.
-* adjoints of the tangents, in the opposite order: what `<cell>_layer_backward` finds for the states.
+* adjoints of the tangents, in the opposite order: the gradients of first order for the states.
 * adjoints of the states: each step adds the gradient of <adjoint, DF (x', s' before, weights')> for x, s before and
   weights; what goes to s before flows on as any gradient of a state does, by `<cell>_layer_backward`.
 
-So only the tangents need a loop in Python, of a few small operations a step, and no graph. The gradients that the
-steps add do not depend on one another: the steps are rows of one batch, see _second_order_step.py. One step alone, as
-of a cell, is no more than that; the loop is in _second_order_chunks.py.
+The tangents and the adjoints of the tangents need a loop in Python, of one product and one operator call a step, and no
+graph. The gradients that the steps add do not depend on one another: the steps are rows of one batch, see
+_second_order_step.py. One step alone, as of a cell, is no more than that; the loops are in _second_order_chunks.py.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import count
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -128,12 +129,25 @@ def host_headers(csrc):
     return [*RUNTIME_HEADERS, *csrc.glob("*.h"), *csrc.glob("cells/*.h"), *csrc.glob("cuda/host/*.h")]
 
 
-def build(changed=None):
-    """Compiles and links the module. Returns the path of the library. changed: see units()."""
+def build(changed=None, report=None):
+    """Compiles and links the module. Returns the path of the library.
+
+    Args:
+        changed: see units().
+        report: report(unit, count) of each unit that is compiled, of so many.
+    """
     CACHE.mkdir(parents=True, exist_ok=True)
+    parts = list(units(changed or {}))
+
+    def compile(unit):
+        compiled = unit.compile()
+        if report:
+            report(unit, len(parts))
+        return compiled
+
     with locked(CACHE / "lock", fcntl.LOCK_SH):
         with ThreadPoolExecutor(JOBS) as pool:
-            objects = list(pool.map(Unit.compile, units(changed or {})))
+            objects = list(pool.map(compile, parts))
         key = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:16]
         folder = CACHE / key
         folder.mkdir(exist_ok=True)
@@ -181,4 +195,5 @@ def load(library):
 
 
 if __name__ == "__main__":
-    print(build())
+    numbers = count(1)
+    build(report=lambda unit, total: print(f"emulator [{next(numbers)}/{total}] {unit.source.name}", flush=True))
