@@ -35,7 +35,7 @@ SHAPES = {
     ("gru", "grid", "backward"): "kGrid, Pass::kBackward, 2, 12, 8, 1, 0",
     ("rnn_tanh", "local", "forward"): "kLocal, Pass::kForward, 2, 4, 1, 1, 0",
     ("rnn_tanh", "local", "backward"): "kLocal, Pass::kBackward, 2, 4, 1, 1, 0",
-    ("rnn_tanh", "grid", "backward"): "kGrid, Pass::kBackward, 4, 4, 8, 1, 0",
+    ("rnn_tanh", "grid", "backward"): "kGrid, Pass::kBackward, 4, 8, 8, 1, 0",
 }
 KINDS = {"lstm": "kLstm", "gru": "kGru", "rnn_tanh": "kRnn"}
 ANY_SHAPE = "constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {\n"
