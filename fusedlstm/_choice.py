@@ -79,8 +79,8 @@ TORCH_LAYERS = {name: functools.partial(_torch_layer, cell) for name, cell in CE
 KERNELS = {name: (of.inference, _autograd.LAYERS[name], of.layer) for name, of in OPERATORS.items()}
 
 
-def is_plain_step(cell, tensors) -> bool:
-    """Whether a step between these tensors is served by the operators of this cell's steps."""
+def is_plain_step(tensors) -> bool:
+    """Whether a step between these tensors is served by the operators of steps."""
     input = tensors[0]
     return not (
         torch.compiler.is_compiling()
@@ -89,7 +89,7 @@ def is_plain_step(cell, tensors) -> bool:
         or is_forward_mode_active()
         or torch.jit.is_tracing()
         or torch.overrides.has_torch_function(tensors)
-    ) and (input.is_cpu or input.is_meta or not lacks_kernels(cell, input.device))
+    ) and (input.is_cpu or input.is_meta or not lacks_kernels(input.device))
 
 
 @constant_for_dynamo

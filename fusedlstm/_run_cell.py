@@ -17,7 +17,7 @@ def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
     weights = (weight_ih, weight_hh) if bias_ih is None else (weight_ih, weight_hh, bias_ih, bias_hh)
     has_one_state = len(CELLS[cell].states) == 1
     states = (hx,) if has_one_state or hx is None else hx
-    if type(input) is Tensor and type(states) is tuple and is_plain_step(cell, (input, *states, *weights)):
+    if type(input) is Tensor and type(states) is tuple and is_plain_step((input, *states, *weights)):
         try:
             last = _plain(cell, input, states, weights)
             return last[0] if has_one_state else tuple(last)
