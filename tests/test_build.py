@@ -17,7 +17,8 @@ from fusedlstm.cells import CELLS
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = ROOT / "build/native/objects"
 LIBRARIES = [path for path in (_library.CPU_LIBRARY, _library.CUDA_LIBRARY) if path.is_file()]
-OPERATORS = [f"{cell}_{kind}" for cell in CELLS for kind in ("layer", "layer_inference", "layer_backward")]
+KINDS = [f"{of}{kind}" for of in ("layer", "cell") for kind in ("", "_inference", "_backward")]
+OPERATORS = [f"{cell}_{kind}" for cell in CELLS for kind in (*KINDS, "steps_second_order")]
 
 if (ROOT / "_build_backend").is_dir():
     sys.path.append(str(ROOT / "_build_backend"))

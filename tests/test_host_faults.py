@@ -93,7 +93,7 @@ FAULTS = [
     Fault("only what is joined has memory of its own", "layer_backward.cpp", "cell.apart() > 0 ?", "cell.apart() < 0 ?",
           rf"race|{WRONG}", layer=GATED),
     Fault("direct gradient of h not kept", "stream.cu", "hidden.keep(now.t, direct);", "", WRONG, layer=GATED),
-    Fault("relu's slope at 0", "rnn.h", "x <= V{}", "x < V{}", WRONG, layer={"cell": RNN_RELU}),
+    Fault("relu's slope at 0", "cell.h", "h <= V{}", "h < V{}", WRONG, layer={"cell": RNN_RELU}),
     Fault("one member's gradients left out", "layer_backward.cpp", "m < layer.members; ++m) {",
           "m < layer.members - 1; ++m) {", WRONG, members=2),
 ]  # fmt: skip
