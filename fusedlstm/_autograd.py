@@ -27,7 +27,7 @@ from fusedlstm._arguments import (
     list_sizes,
     one_step,
 )
-from fusedlstm._private_torch import are_transforms_active, below_autograd, plain_apply
+from fusedlstm._private_torch import are_transforms_active, below_autograd, plain_apply, will_run
 from fusedlstm._second_order import needs_graph, second_order, second_order_of_cell
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
@@ -57,9 +57,10 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_output, *d_others):
         *d_last, _, d_carried = d_others
-        saved, asked = ctx.saved_tensors, ctx.needs_input_grad[2:]  # to be asked for once: checkpoints count
+        saved = ctx.saved_tensors  # to be asked for once: checkpoints count
         *kept, batch_sizes, lengths, reset = saved[:6]
         tensors = saved[6:]
+        asked = _asked(ctx, tensors)
         layer = layer_arguments(by_kind(tensors, ctx.list_sizes), batch_sizes, lengths, reset, ctx.allow_tf32)
         incoming = Incoming(d_output, d_last, d_carried)
         needs = list(map(_any, by_kind(asked, ctx.list_sizes)))
@@ -83,7 +84,7 @@ class _Cell(torch.autograd.Function):
     def backward(ctx, *d_states):
         saved = ctx.saved_tensors
         kept, tensors = saved[:3], saved[3:]
-        step = _Step(ctx.name, kept, ctx.needs_input_grad[2:], ctx.allow_tf32)
+        step = _Step(ctx.name, kept, _asked(ctx, tensors), ctx.allow_tf32)
         is_plain = torch.is_grad_enabled() and not _transforms.are_active()
         run = _apply_cell_gradients if is_plain else _cell_gradients
         return (None, None, *run(step, *d_states, *tensors))
@@ -94,7 +95,7 @@ class _Step(NamedTuple):
 
     name: str
     kept: tuple  # output, saved, carried
-    asked: tuple[bool, ...]  # for each of `_Cell`'s tensors
+    asked: list[bool]  # for each of `_Cell`'s tensors
     allow_tf32: bool
 
 
@@ -114,7 +115,7 @@ class _CellGradients(torch.autograd.Function):
         states = len(CELLS[name].states)
         saved = ctx.saved_tensors
         results, d_states, tensors = saved[:3], saved[3 : 3 + states], saved[3 + states :]
-        asked = ctx.needs_input_grad[1:]
+        asked = _asked(ctx, saved[3:])
         if not needs_graph(d_states):
             return (None, *second_order_of_cell(CELLS[name], d_states, tensors, results, cotangents, asked))
         layer = one_step(*_of_step(name, tensors), allow_tf32)
@@ -181,7 +182,7 @@ class _Gradients(torch.autograd.Function):
         saved = ctx.saved_tensors
         *results, batch_sizes, lengths, reset = saved[:6]
         incoming, tensors = _incoming_and_others(saved[6:], ctx.states)
-        asked_incoming, asked_tensors = _incoming_and_others(ctx.needs_input_grad[2:], ctx.states)
+        asked_incoming, asked_tensors = _incoming_and_others(_asked(ctx, saved[6:]), ctx.states)
         layer = layer_arguments(by_kind(tensors, ctx.list_sizes), batch_sizes, lengths, reset, ctx.allow_tf32)
         cotangents = by_kind(flat_cotangents, ctx.list_sizes)
         cotangents = cotangents._make(u if need else _nothing(u) for u, need in zip(cotangents, ctx.needs))
@@ -282,6 +283,22 @@ def _incoming_and_others(in_a_row, states) -> tuple[Incoming, tuple]:
 
 def _as_steps(rows):
     return None if rows is None else rows.unsqueeze(0)
+
+
+def _asked(ctx, tensors) -> list[bool]:
+    """Of the last arguments of an autograd function, tensors or None, those whose gradients this pass asks for.
+
+    Without a look at the pass, torch.autograd.grad for the input alone would compute the gradients of all weights.
+    """
+    asked = list(ctx.needs_input_grad[-len(tensors) :])
+    if torch.compiler.is_compiling() or _transforms.are_active():
+        return asked
+    nodes = iter(ctx.next_functions)  # of the arguments that are tensors
+    for place, tensor in enumerate(tensors):
+        if tensor is not None:
+            node, _ = next(nodes)
+            asked[place] = asked[place] and will_run(node)
+    return asked
 
 
 def _any(needs) -> bool:

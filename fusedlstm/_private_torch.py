@@ -45,6 +45,18 @@ def plain_apply(function: type[torch.autograd.Function]):
     return super(torch.autograd.Function, function).apply
 
 
+def will_run(node) -> bool:
+    """Whether the backward pass that is under way comes to this node of the graph: inside of a backward only.
+
+    Nothing public tells: needs_input_grad of autograd functions says what the forward pass was given, also where
+    torch.autograd.grad or backward(inputs=...) asks for less.
+    """
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # said of leaves whose gradient torch.autograd.grad returns
+        return True
+
+
 def constant_for_dynamo(function):
     """Decorator: Dynamo calls the function as it traces, and keeps the result as a constant of the graph.
 

@@ -94,6 +94,20 @@ def test_of_a_cell(member):
     assert actual == expected > 0
 
 
+@pytest.mark.parametrize("wanted", ["input", "weight_hh"])
+@every
+def test_of_the_gradients_that_a_pass_asks_for(member, wanted):
+    """Although parameters require gradients: a penalty on the input's gradient does not pay for the weights'."""
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    for pair, suffix, data in ((member.pair, "_l0", x), (member.pair_of_cells, "", x[0])):
+        counts = []
+        for module in pair(3, 4, dtype=torch.float64):
+            given = x if wanted == "input" else getattr(module, wanted + suffix)
+            result = sum(tensor.sum() for tensor in tensors_of(module(data)))
+            counts.append(count(lambda result=result, given=given: torch.autograd.grad(result, given)))
+        assert counts[0] == counts[1] > 0
+
+
 @pytest.mark.parametrize("is_trained", [False, True])
 def test_of_an_ensemble_are_those_of_its_members(is_trained):
     models = [FusedLSTM(3, 4, bidirectional=True, proj_size=2) for _ in range(3)]

@@ -117,6 +117,34 @@ def test_plain_apply():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_leaf", [True, False])
+def test_will_run(is_leaf):
+    """Of several arguments, leaves or not, those whose gradient a pass asks for."""
+    found = []
+
+    class Sum(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *tensors):
+            return sum(tensors)
+
+        @staticmethod
+        def backward(ctx, d):
+            assert all(ctx.needs_input_grad[:2])  # which says nothing of the pass
+            found.append([node is not None and _private_torch.will_run(node) for node, _ in ctx.next_functions])
+            return d, d, None
+
+    a, b, c = (torch.ones(2, requires_grad=asks) for asks in (True, True, False))
+    given = [a, b] if is_leaf else [a * 2, b * 2]
+    total = Sum.apply(*given, c).sum()
+    torch.autograd.grad(total, given[0], retain_graph=True)
+    torch.autograd.grad(total, given, retain_graph=True)
+    torch.autograd.grad(total, [b], retain_graph=True)
+    total.backward(inputs=[a], retain_graph=True)
+    total.backward()
+    asked = [(True, False), (True, True), (False, True), (True, False), (True, True)]
+    assert found == [[*pair, False] for pair in asked]
+
+
 def test_constant_for_dynamo():
     """In a process of its own: what it must spare is the import of Dynamo."""
     program = """if True:
