@@ -21,7 +21,7 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from cuda_toolkit import Toolkit, arch_list, find_toolkit, gencode_flags, parse_archs
+from cuda_toolkit import Toolkit, arch_list, compression_flags, find_toolkit, gencode_flags, parse_archs
 from find_torch import find_torch, torch_version
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,7 +149,7 @@ def _cuda_library(
     host_flags = [*flags, "-DUSE_CUDA", "-isystem", str(toolkit.include_dir)]
     # No torch headers for device code: a kernel knows pointers and sizes only.
     device_flags = [
-        *COMMON_FLAGS, "--expt-relaxed-constexpr", "-Xfatbin", "-compress-all", *gencode_flags(archs),
+        *COMMON_FLAGS, "--expt-relaxed-constexpr", *compression_flags(toolkit), *gencode_flags(archs),
         "-ccbin", shlex.split(cxx)[-1], "--threads", os.environ.get("NVCC_THREADS", "1"),
         *(word for flag in HOST_FLAGS for word in ("-Xcompiler", flag)),
     ]  # fmt: skip
