@@ -14,26 +14,28 @@ from fusedlstm.cells import CELLS
 
 def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
     """One step, as `functional.lstm_cell` describes it, of the cell of this name."""
-    weights = (weight_ih, weight_hh) if bias_ih is None else (weight_ih, weight_hh, bias_ih, bias_hh)
+    weights = (
+        (weight_ih, weight_hh) if bias_ih is None and bias_hh is None else (weight_ih, weight_hh, bias_ih, bias_hh)
+    )
     has_one_state = len(CELLS[cell].states) == 1
-    states = (hx,) if has_one_state or hx is None else hx
+    states = () if hx is None else (hx,) if has_one_state else hx
     if type(input) is Tensor and type(states) is tuple and is_plain_step((input, *states, *weights)):
         try:
             last = _plain(cell, input, states, weights)
             return last[0] if has_one_state else tuple(last)
-        except Exception:  # what is wrong with it is said below, in the words of PyTorch's cell
-            pass
-    if (bias_ih is None) != (bias_hh is None):
-        raise RuntimeError(f"{CELLS[cell].cell.__name__}: Expected both bias_ih and bias_hh or neither, got one")
+        except Exception:
+            _refuse(cell, input, hx, weights)
+            if weight_hh.numel() > 0:  # no units, as PyTorch's cells allow, are left to the layer
+                raise
     return _as_layer(cell, input, hx, weights)
 
 
 def _plain(name, input, states, weights):
-    """The states after the step, of tensors that fit; raises any exception of others."""
+    """The states after the step, of tensors that fit; raises any exception of others. states: () for zeros."""
     allow_tf32 = input.is_cuda and input.dtype is torch.float32 and is_tf32_on(True)
     is_batched = input.dim() == 2
     rows = input if is_batched else input.unsqueeze(0)
-    if states[0] is None:
+    if not states:
         states = (input.new_zeros(rows.size(0), weights[1].size(1)),) * len(CELLS[name].states)
     elif not is_batched:
         states = tuple([state.unsqueeze(0) for state in states])
@@ -41,14 +43,26 @@ def _plain(name, input, states, weights):
     return last if is_batched else [state.squeeze_(0) for state in last]
 
 
-def _as_layer(name, input, hx, weights):
-    """The step as one of a layer, after all checks."""
+def _refuse(*call):
+    """Raises what PyTorch's cell says of a call, in place of the exception that is being handled; or nothing."""
+    try:
+        x, hx, sizes = _checked(*call)
+        states = None if hx is None else [hx] if isinstance(hx, Tensor) else hx
+        _checks.check_tensors(x, states, call[-1], sizes, x.size(1))
+    except Exception as refusal:
+        raise refusal from None
+
+
+def _checked(name, input, hx, weights):
+    """Input and states as those of a layer of one step, after the checks of a cell; and the layer's sizes."""
     cell = CELLS[name]
     owner = cell.cell.__name__
     if not isinstance(input, Tensor):
         raise TypeError(f"{owner}: Expected input to be a Tensor, got {type(input).__name__}")
     if input.dim() not in (1, 2):
         raise ValueError(f"{owner}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    if len(weights) > 2 and (weights[2] is None or weights[3] is None):
+        raise RuntimeError(f"{owner}: Expected both bias_ih and bias_hh or neither, got one")
     is_batched = input.dim() == 2
     x = input if is_batched else input.unsqueeze(0)
     H, I = weights[1].shape[-1], weights[0].shape[-1]
@@ -57,10 +71,15 @@ def _as_layer(name, input, hx, weights):
         hx = _checks.checked_cell_states(hx, x, is_batched, H, owner)
         hx = as_passed([state.unsqueeze(0) for state in hx])
     _checks.check_cell_input(x, weights[0])
-    sizes = _checks.Sizes(name, I, H, 0, 1, 1, len(weights) > 2)
-    _, last = run(name, x.unsqueeze(0), hx, weights, sizes, is_cell=True)
+    return x.unsqueeze(0), hx, _checks.Sizes(name, I, H, 0, 1, 1, len(weights) > 2)
+
+
+def _as_layer(name, input, hx, weights):
+    """The step as one of a layer."""
+    x, hx, sizes = _checked(name, input, hx, weights)
+    _, last = run(name, x, hx, weights, sizes, is_cell=True)
     last = _without_first([last] if isinstance(last, Tensor) else last)
-    return as_passed(last if is_batched else _without_first(last))
+    return as_passed(last if input.dim() == 2 else _without_first(last))
 
 
 def _without_first(states) -> list:

@@ -22,7 +22,7 @@ from fusedlstm.ops import OPERATORS
 def second_order(cell: Cell, rows, weights, saved, after, incoming, rows_dot, weights_dot, needs) -> tuple:
     """Gradients of the sum of <tangent, gradient> for the step's arguments, and for the incoming gradients.
 
-    N rows; I, H, R (and P) features of x, states but h, and h. All in float32 or float64. Letters d: gradients.
+    N rows; I, H, R (and P) features of x, states but h, and h. All in float32 or float64.
 
     Args:
         cell: whose steps.
@@ -62,9 +62,9 @@ def second_order(cell: Cell, rows, weights, saved, after, incoming, rows_dot, we
 
     d_x_sums, d_h_sums = d_sums[:2], d_sums[2:] if cell.is_apart else d_sums[:2]
     to_rows = [None] * len(rows)
-    if needs[0]:
+    if needs_rows[0]:
         to_rows[0] = _of_row(d_x_sums, w_ih, w_ih_dot)
-    if needs[1]:
+    if needs_rows[1]:
         to_rows[1] = _of_row(d_h_sums, w_hh, w_hh_dot)
         if cell.takes_h:
             to_rows[1] += d_before_dot[0]

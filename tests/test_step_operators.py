@@ -150,3 +150,30 @@ def test_second_order_of_steps_leaves_out_what_is_not_asked_for(cell):
     if not cell.is_apart:
         with pytest.raises(RuntimeError, match="no hidden_sums for this cell"):
             operator(before, after, saved, sums, sums, moves, d_after, d_h)
+
+
+def test_what_an_operator_refuses_is_said_once_and_in_torch_s_words():
+    cell, x = CLASSES["lstm"](I, H), torch.randn(B, I)
+    h = torch.randn(B, H)
+    for hx, error, text in (
+        ((None, h), TypeError, r"hx\[0\] to be a Tensor"),
+        ((h, None), TypeError, r"hx\[1\] to be a Tensor"),
+        ((h,), RuntimeError, "two hidden states, got 1"),
+        ((h, h[:2]), RuntimeError, "batch size"),
+        ((h, h.double()), RuntimeError, "same dtype"),
+    ):
+        with pytest.raises(error, match=text) as caught:
+            cell(x, hx)
+        assert caught.value.__suppress_context__
+
+
+def test_what_fails_in_an_operator_is_not_hidden(monkeypatch):
+    """A call that is right, and fails all the same, does not go another way."""
+
+    def fails(*_):
+        raise MemoryError("planted")
+
+    monkeypatch.setattr(_run_cell, "run_step", fails)
+    with pytest.raises(MemoryError, match="planted"):
+        CLASSES["gru"](I, H)(torch.randn(B, I))
+    assert CLASSES["gru"](I, 0)(torch.randn(B, I)).shape == (B, 0)
