@@ -24,7 +24,7 @@ PLANS = ["direct:rows", "direct:units", "packed:rows", "packed:units"]
 KERNELS = [(isa, plan) for isa in ISAS for plan in PLANS if isa == ISAS[-1] or plan in PLANS[::3]]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
-# Below, on and above the borders of tiles (3 or 6 rows), vectors (2 to 16 units), panels (8 to 64 columns) and, in the
+# Below, on and above the borders of tiles (4 or 6 rows), vectors (2 to 16 units), panels (8 to 64 columns) and, in the
 # last one, of the stretches (32, 128), of the blocks of depth (1024 gate rows) and of rows (256).
 SHAPES = [
     Case("units-1", 2, 1, 1, 1),
@@ -66,6 +66,19 @@ def test_row_states_under_every_plan(option, plan, forced):
     expected = run(ReferenceLSTM, case, inputs, **options)
     forced("", plan)
     check(run(fusedlstm.FusedLSTM, case, inputs, **options), expected, case, torch.float64)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_sequence_does_not_depend_on_the_others_of_its_batch(kind, isa, forced):
+    # Tiles of three rows or more sum in the same order; every batch of three or more has no others.
+    forced(isa, "packed")
+    torch.manual_seed(0)
+    layer = getattr(fusedlstm, f"Fused{kind}")(9, 37)
+    x = torch.randn(5, 33, 9)
+    everything = layer(x)[0]
+    for batch in (3, 4, 5, 7, 8, 13):
+        assert torch.equal(layer(x[:, :batch])[0], everything[:, :batch]), batch
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -22,8 +22,12 @@ struct Range {
   int64_t begin, end;
   bool operator==(const Range&) const = default;
 };
+// Those of the parts `which`, of `count` as even as can be.
+constexpr Range parts_of(int64_t n, Range which, int64_t count) {
+  return {n * which.begin / count, n * which.end / count};
+}
 constexpr Range part(int64_t n, int64_t index, int64_t count) {
-  return {n * index / count, n * (index + 1) / count};
+  return parts_of(n, {index, index + 1}, count);
 }
 
 // The shares first .. last - 1 of `count`, which one thread works on: usually one share, more where the team has fewer
@@ -35,7 +39,7 @@ struct Share {
   void* team;       // null: nobody to meet
   int64_t met = 0;  // when this thread last came to a meeting, in the team's own unit
   void meet();      // team.cpp
-  Range of(int64_t n) const { return {n * first / count, n * last / count}; }
+  Range of(int64_t n) const { return parts_of(n, {first, last}, count); }
 };
 
 // What runs through all time steps together: some batch rows of some directions. Where the rows are divided it is

@@ -180,7 +180,7 @@ class Forward {
             v[l] = depth_vector<K>(hr + (first + l) * shape.hidden + k, shape.hidden - k);
         transpose<K>(v);
         for (int64_t i = 0; i < K::kLanes && k + i * K::kDepth < states.units; ++i)
-          store(panel + (k + i * K::kDepth) * K::kPanel + q * K::kLanes * K::kDepth, v[i]);
+          store(panel + K::panel_at(kPanelVectors, states.units, k + i * K::kDepth, q), v[i]);
       }
     }
   }
@@ -242,11 +242,11 @@ class Forward {
   void input_block(int64_t d, int64_t i, acc* to, Range rows, int64_t s0, const int64_t* first_row, int64_t total) {
     const operand* panel = panel_of(panels_x, a.weights[d].ih, shape.input, depth_x, i);
     const int vectors = Panel::vectors_of(units_from(i));
-    V b[kPanelVectors];
-    Panel::arrange(b, bias + i * Panel::kWidth, units_from(i));
+    alignas(64) acc biases[kPanelVectors * K::kLanes];
+    Panel::arrange(biases, bias + i * Panel::kWidth, units_from(i));
     int64_t s = s0;
-    for_each_tile<K>(total, [&](int64_t q, int count) FUSEDLSTM_LAMBDA {
-      const operand* x[K::kTileRows];
+    for_each_tile<Panel::kTileRows>(total, [&](int64_t q, int count) FUSEDLSTM_LAMBDA {
+      const operand* x[Panel::kTileRows];
       for (int r = 0; r < count; ++r) {
         if constexpr (kInputIsOperand) {
           while (q + r >= first_row[s - s0 + 1]) ++s;
@@ -256,11 +256,8 @@ class Forward {
           x[r] = staged + (d * chunk_rows + q + r) * depth_x;
         }
       }
-      acc* tile = to + q * Panel::kWidth;
-      multiply<typename K::Isa, typename K::Product>(tile, Panel::kWidth, x, panel, depth_x, input_stretch(depth_x),
-                                                     count, vectors);
-      for (int r = 0; r < count; ++r)
-        for (int v = 0; v < vectors; ++v) add(tile + r * Panel::kWidth + v * K::kLanes, b[v]);
+      multiply<typename K::Isa, typename K::Product>(
+          {to + q * Panel::kWidth, Panel::kWidth, x, panel, depth_x, input_stretch(depth_x), biases}, count, vectors);
     });
   }
 
@@ -285,14 +282,14 @@ class Forward {
     const operand* panel = panel_of(panels_h, a.weights[step.d].hh, shape.recurrent(), depth_h, i);
     const operand* h_now = states.h_row(step.d, step.s, rows.begin);
     const int vectors = Panel::vectors_of(units_from(i));
-    for_each_tile<K>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {
+    for_each_tile<Panel::kTileRows>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {
       // W_hh h is summed from zero and then added: its rounding errors are in proportion to it, and it is usually much
       // smaller than the input's part.
-      alignas(64) acc tile[K::kTileRows * Panel::kWidth];
-      const operand* x[K::kTileRows];
+      alignas(64) acc tile[Panel::kTileRows * Panel::kWidth];
+      const operand* x[Panel::kTileRows];
       for (int r = 0; r < tile_rows; ++r) x[r] = h_now + (r0 + r) * states.h_width;
-      multiply<typename K::Isa, typename K::Product>(tile, Panel::kWidth, x, panel, depth_h, kForwardStretch, tile_rows,
-                                                     vectors);
+      multiply<typename K::Isa, typename K::Product>({tile, Panel::kWidth, x, panel, depth_h, kForwardStretch},
+                                                     tile_rows, vectors);
       states.finish_rows(tile, pre_block + r0 * Panel::kWidth, bias_hidden + i * kApartWidth, tile_rows, step,
                          rows.begin + r0, unit_of(i));
     });
@@ -337,12 +334,13 @@ class Forward {
     const int64_t column = i % project_panels * K::kPanel;
     const operand* from = states.m_row(step.d, rows.begin);
     const int64_t count = index.rows_at(step.t, rows);
-    for_each_tile<K>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {
+    for_each_tile<K::kTileRows>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {
       alignas(64) acc tile[K::kTileRows * K::kPanel];
       const operand* x[K::kTileRows];
       for (int r = 0; r < tile_rows; ++r) x[r] = from + (r0 + r) * states.units;
-      multiply<typename K::Isa, typename K::Product>(tile, K::kPanel, x, panels_r + i * states.units * K::kPanel,
-                                                     states.units, kForwardStretch, tile_rows, kPanelVectors);
+      multiply<typename K::Isa, typename K::Product>(
+          {tile, K::kPanel, x, panels_r + i * states.units * K::kPanel, states.units, kForwardStretch}, tile_rows,
+          kPanelVectors);
       for (int r = 0; r < tile_rows; ++r)
         for (int q = 0; q < K::kPanel; q += K::kLanes)
           states.write_projected(load<V>(tile + r * K::kPanel + q), step, rows.begin + r0 + r, column + q);

@@ -19,6 +19,7 @@ struct GatePanel {
   static constexpr int kUnits = kUnitVectors * K::kLanes;               // of a block
   static constexpr int kWidth = kGates * kUnits;                        // sums of a block and row
   static constexpr int kFolds = 4;                                      // at most
+  static constexpr int kTileRows = tile_rows<typename K::Isa>(kGates * kUnitVectors);
   static_assert(kGates * kUnitVectors <= kPanelVectors && (kUnitVectors == 1 || kApart == 0));
 
   // How many gates are side by side in a vector of a block that has `units`.
@@ -44,7 +45,8 @@ struct GatePanel {
                    int64_t unit) {
     constexpr int kLanes = K::kLanes;
     const int fold = fold_of(units - unit), vectors = vectors_of(units - unit), of_gate = kLanes / fold;
-    const int64_t pitch = panel_pitch(vectors) * kLanes;
+    const int64_t padded = round_up(depth, K::kDepth);
+    const int64_t pitch = K::panel_at(vectors, padded, K::kDepth, 0);  // from one group of k to the next
     for (int q = 0; q < vectors; ++q) {
       const typename K::storage* from[kLanes] = {};
       for (int j = 0; j < fold; ++j) {
@@ -58,11 +60,11 @@ struct GatePanel {
 #pragma GCC unroll 16
         for (int l = 0; l < kLanes; ++l) v[l] = from[l] ? depth_vector<K>(from[l] + k, n) : typename K::V{};
         transpose<K>(v);
-        typename K::operand* to = panel + k * pitch + q * kLanes * K::kDepth;
+        typename K::operand* to = panel + K::panel_at(vectors, padded, k, q);
         const int64_t groups = (n + K::kDepth - 1) / K::kDepth;
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i)
-          if (i < groups) store(to + i * K::kDepth * pitch, v[i]);
+          if (i < groups) store(to + i * pitch, v[i]);
       };
       constexpr int64_t kStep = kLanes * K::kDepth;
       int64_t k = 0;
@@ -72,11 +74,12 @@ struct GatePanel {
   }
 
   // The sums of a block are arranged as its gates are: bias[gate][unit] becomes as many vectors as there are sums.
-  static void arrange(typename K::V (&to)[kPanelVectors], const typename K::acc* bias, int64_t units) {
+  static void arrange(typename K::acc* to, const typename K::acc* bias, int64_t units) {
+    typename K::V v[kPanelVectors];
     for (int q = 0; q < kPanelVectors; ++q)
-      to[q] = q < kGates * kUnitVectors ? load<typename K::V>(bias + q * K::kLanes) : typename K::V{};
+      v[q] = q < kGates * kUnitVectors ? load<typename K::V>(bias + q * K::kLanes) : typename K::V{};
     for_fold<K>(fold_of(units), [&](auto fold) {
-      for (int q = 0; q < kPanelVectors / fold; ++q) to[q] = side_by_side<K, fold>(to + q * fold);
+      for (int q = 0; q < kPanelVectors / fold; ++q) store(to + q * K::kLanes, side_by_side<K, fold>(v + q * fold));
     });
   }
 };

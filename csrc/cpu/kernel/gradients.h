@@ -12,7 +12,7 @@
 
 namespace fusedlstm::cpu {
 
-inline constexpr int64_t kInputRows = 192;  // of one block of the input gradient
+inline constexpr int kInputRows = 192;  // of one block of the input gradient
 
 // What the backward recurrence leaves of the last `steps` scan positions.
 template <class K, CellSizes kSizes>
@@ -191,8 +191,8 @@ class Gradients {
   static Range own(const Task& task, int64_t n) { return task.team ? task.team->of(n) : Range{0, n}; }
   // Whole tiles: what rows are multiplied together decides the last bit, and must not depend on who has which share.
   static Range own_rows(const Task& task, int64_t n) {
-    const Range tiles = own(task, (n + K::kTileRows - 1) / K::kTileRows);
-    return {tiles.begin * K::kTileRows, tiles.end * K::kTileRows < n ? tiles.end * K::kTileRows : n};
+    const int64_t tiles = tiles_of<K::kTileRows>(n);
+    return tiles == 0 ? Range{0, 0} : parts_of(n, own(task, tiles), tiles);
   }
 
   // d_input = d_from_input W_ih for the rows of a block. A team divides the rows; a few that meet the whole weight only
@@ -201,15 +201,15 @@ class Gradients {
     const bool by_rows = weight_ih.reading == Transposed<K>::Reading::kPanels;
     const Range all = by_rows ? own_rows(task, block.weights.depth) : Range{0, block.weights.depth};
     const Range panels = by_rows ? Range{0, weight_ih.panels} : own(task, weight_ih.panels);
-    for (int64_t begin = all.begin; begin < all.end; begin += kInputRows) {
-      const int64_t count = all.end - begin < kInputRows ? all.end - begin : kInputRows;
+    for_each_tile<kInputRows>(all.end - all.begin, [&](int64_t first, int64_t count) {
+      const int64_t begin = all.begin + first;
       weight_ih.multiply(
           d, panels, count, [&](int64_t r) { return block.weights.left[begin + r]; },
           [&](int64_t r, const acc* sums, int64_t column) {
             for (int64_t i = 0; i < K::kPanel && column + i < shape.input; i += K::kLanes)
               store_input_gradient(d, block.row[begin + r], column + i, load<V>(sums + i));
           });
-    }
+    });
   }
 
   void no_input_gradient(int64_t d, int64_t row) {

@@ -11,10 +11,10 @@
 
 namespace fusedlstm::cpu {
 
-inline constexpr int64_t kOuterDepth = 256;    // rows k of a block, at most
-inline constexpr int64_t kOuterStretch = 32;   // of them, in one running sum: see kForwardStretch
-inline constexpr int64_t kBiasStretch = 16;    // the same of a bias gradient
-inline constexpr int64_t kOuterColumns = 240;  // columns n of a block, a multiple of every tile height
+inline constexpr int64_t kOuterDepth = 256;   // rows k of a block, at most
+inline constexpr int64_t kOuterStretch = 32;  // of them, in one running sum: see kForwardStretch
+inline constexpr int64_t kBiasStretch = 16;   // the same of a bias gradient
+inline constexpr int kOuterColumns = 240;     // columns n of a block, at most
 
 template <class K>
 class Outer {
@@ -44,7 +44,7 @@ class Outer {
   // direction has sums of `groups` groups of rows.
   Outer(int64_t columns, const int64_t (&widths)[kRights], const Result (&results)[2], int64_t directions,
         int64_t groups, int64_t rows)
-      : tile_count((columns + K::kTileRows - 1) / K::kTileRows),
+      : tile_count(tiles_of<K::kTileRows>(columns)),
         columns(columns),
         directions(directions),
         groups(groups),
@@ -77,20 +77,20 @@ class Outer {
       for (int64_t k = 0; k < block.depth; k += K::kDepth)  // whole rows in turn: they lie together
         for (int64_t p = 0; p < panels_of(i); ++p)
           pack_columns<K>(
-              panel + p * depth * K::kPanel + k * K::kPanel, [&](int64_t next) { return block.right[i][k + next]; },
-              block.depth - k < K::kDepth ? block.depth - k : K::kDepth, widths[i], p * K::kPanel);
+              panel + p * depth * K::kPanel, [&](int64_t row) { return block.right[i][row]; }, {k, k + K::kDepth},
+              block.depth, round_up(block.depth, K::kDepth), widths[i], p * K::kPanel);
       panel += panels_of(i) * depth * K::kPanel;
     }
-    const int64_t end = range.end * K::kTileRows < columns ? range.end * K::kTileRows : columns;
-    for (int64_t n = range.begin * K::kTileRows; n < end; n += kOuterColumns)
-      accumulate_columns(sums_of(d, group), {n, end - n < kOuterColumns ? end : n + kOuterColumns}, block, first);
+    const Range own = columns_of(range);
+    for_each_tile<kOuterColumns>(own.end - own.begin, [&](int64_t n, int64_t count) {
+      accumulate_columns(sums_of(d, group), {own.begin + n, own.begin + n + count}, block, first);
+    });
   }
 
   // Adds up the groups of a direction and writes the tiles of `range` of all results.
   void write(int64_t d, Range range) const {
     if (all == 0 || (kInPlace && groups == 1)) return;
-    const int64_t begin = range.begin * K::kTileRows, limit = range.end * K::kTileRows;
-    const int64_t end = limit < columns ? limit : columns;
+    const auto [begin, end] = columns_of(range);
     for (int i = 0; i <= kRights; ++i) {
       storage* to = i < kRights ? results[d].d_weight[i] : results[d].d_bias;
       const int64_t width = i < kRights ? widths[i] : 1;
@@ -121,6 +121,7 @@ class Outer {
     acc* of[kRights + 1];
   };
 
+  Range columns_of(Range tiles) const { return tile_count > 0 ? parts_of(columns, tiles, tile_count) : Range{0, 0}; }
   int64_t panels_of(int i) const { return round_up(widths[i], K::kPanel) / K::kPanel; }
 
   Sums sums_of(int64_t d, int64_t group) const {
@@ -144,7 +145,7 @@ class Outer {
   void accumulate_columns(const Sums& to, Range range, const Block& block, bool first) const {
     const int64_t count = range.end - range.begin, padded = round_up(block.depth, K::kDepth);
     acc* bias = results[0].d_bias ? to.of[kRights] : nullptr;
-    for_each_tile<K>(count, [&](int64_t n, int rows) FUSEDLSTM_LAMBDA {
+    for_each_tile<K::kTileRows>(count, [&](int64_t n, int rows) FUSEDLSTM_LAMBDA {
       pack_tile(tiles + n * depth, rows, block.left, block.depth, range.begin + n, bias, first);
     });
     // As many panels at a time as one block of full depth has in one: they stay in the innermost cache, and the rows of
@@ -155,7 +156,7 @@ class Outer {
       if (!results[0].d_weight[i]) continue;
       for (int64_t p = 0; p < panels_of(i); p += at_once) {
         const Range some{p, p + at_once < panels_of(i) ? p + at_once : panels_of(i)};
-        for_each_tile<K>(count, [&](int64_t n, int rows) FUSEDLSTM_LAMBDA {
+        for_each_tile<K::kTileRows>(count, [&](int64_t n, int rows) FUSEDLSTM_LAMBDA {
           for (int64_t q = some.begin; q < some.end; ++q)
             add_tile(to.of[i] + (range.begin + n) * widths[i], rows, widths[i], q * K::kPanel, tiles + n * depth,
                      panel + q * depth * K::kPanel, padded, first);
@@ -177,7 +178,7 @@ class Outer {
       for (int r = 0; r < rows; ++r)
         for (int q = 0; q < vectors; ++q) __builtin_prefetch(to + r * width + m + q * K::kLanes, 1);
     alignas(64) acc sums[K::kTileRows * K::kPanel];
-    multiply<typename K::Isa, typename K::Product, true>(sums, K::kPanel, x, panel, padded, kOuterStretch, rows,
+    multiply<typename K::Isa, typename K::Product, true>({sums, K::kPanel, x, panel, padded, kOuterStretch}, rows,
                                                          vectors);
     for (int r = 0; r < rows; ++r)
       for (int64_t i = 0; i < K::kPanel && m + i < width; i += K::kLanes) {

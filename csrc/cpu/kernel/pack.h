@@ -25,6 +25,9 @@ struct Kit {
   // How operands are stored where a kernel keeps them: as computed, or as bfloat16 for the dot product.
   using OperandStorage = std::conditional_t<kDepth == 2, BFloat16Storage, Full<acc>>;
 
+  static constexpr int64_t panel_at(int vectors, int64_t depth, int64_t k, int q) {
+    return cpu::panel_at<Isa, Product>(vectors, depth, k, q);
+  }
   static FUSEDLSTM_INLINE V load(const storage* p, int64_t n = kLanes) { return Storage::template load<Isa>(p, n); }
   static FUSEDLSTM_INLINE void store(storage* p, V v, int64_t n = kLanes) { Storage::template store<Isa>(p, v, n); }
   static FUSEDLSTM_INLINE V round(V v) { return Storage::template round<Isa>(v); }
@@ -128,18 +131,20 @@ FUSEDLSTM_INLINE void unfold(typename K::V from, typename K::V* to) {
   for (int j = 0; j < kFold; ++j) to[j] = v[j];
 }
 
-// The panel of columns column .. of a matrix [depth, columns]: panel[k][lane] = matrix[k][column + lane], zero beyond.
+// The elements `range` of k, whole groups of kDepth, of the panel of columns column .. of a matrix [depth, columns]:
+// those of element k are matrix[k][column + lane], zero beyond. row_of(k) is a row of the matrix, of which `rows`
+// exist.
 template <class K, class S = typename K::Storage, class RowOf>
-FUSEDLSTM_INLINE void pack_columns(typename K::operand* panel, RowOf row_of, int64_t depth, int64_t columns,
-                                   int64_t column) {
-  for (int64_t k = 0; k < depth; k += K::kDepth) {
+FUSEDLSTM_INLINE void pack_columns(typename K::operand* panel, RowOf row_of, Range range, int64_t rows, int64_t depth,
+                                   int64_t columns, int64_t column) {
+  for (int64_t k = range.begin; k < range.end; k += K::kDepth) {
     const auto* row = row_of(k);
-    const auto* next = K::kDepth == 2 && k + 1 < depth ? row_of(k + 1) : nullptr;
+    const auto* next = K::kDepth == 2 && k + 1 < rows ? row_of(k + 1) : nullptr;
     for (int q = 0; q < kPanelVectors; ++q) {
       const int64_t c = column + q * K::kLanes;
       typename K::V v{};
       if (c < columns) v = column_vector<K, S>(row + c, next ? next + c : nullptr, columns - c);
-      store(panel + k * K::kPanel + q * K::kLanes * K::kDepth, v);
+      store(panel + K::panel_at(kPanelVectors, depth, k, q), v);
     }
   }
 }
@@ -154,10 +159,20 @@ FUSEDLSTM_INLINE void to_operands(typename K::operand* to, const typename K::sto
   }
 }
 
+// Of n rows, tiles of at most kRows, and their rows: as even as can be, since a tile of few rows costs more for each.
+template <int kRows>
+constexpr int64_t tiles_of(int64_t n) {
+  return (n + kRows - 1) / kRows;
+}
+
 // Runs body(first row, number of rows) for every tile of `rows` rows.
-template <class K, class Body>
+template <int kRows, class Body>
 FUSEDLSTM_INLINE void for_each_tile(int64_t rows, Body body) {
-  for (int64_t r = 0; r < rows; r += K::kTileRows) body(r, int(rows - r < K::kTileRows ? rows - r : K::kTileRows));
+  const int64_t tiles = tiles_of<kRows>(rows);
+  for (int64_t i = 0; i < tiles; ++i) {
+    const Range tile = part(rows, i, tiles);
+    body(tile.begin, int(tile.end - tile.begin));
+  }
 }
 
 // Vectors to compute of a panel of which `columns` are wanted.
@@ -172,9 +187,9 @@ inline constexpr int64_t kDepthBlock = 1024;  // a panel of it fills a quarter o
 //
 //     finish(r, sums) with sums[column] = sum over k of row_of(r)[k] * panel[k][column]   for r < rows
 //
-// A panel is used by all rows block by block of its depth, so that it is read from the cache: panel_of(k, n) gives the
-// `n` elements from k on. Partial sums wait in `scratch`, [rows][kPanel]. `columns` of the panel are wanted: vectors
-// beyond them are not computed.
+// A panel is used by all rows block by block of its depth, so that it is read from the cache: panel_of(k) gives the
+// block that begins with k, a panel of up to kDepthBlock elements. Partial sums wait in `scratch`, [rows][kPanel].
+// `columns` of the panel are wanted: vectors beyond them are not computed.
 template <class K, class RowOf, class PanelOf, class Finish>
 FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int64_t depth, RowOf row_of, PanelOf panel_of,
                                     typename K::acc* scratch, Finish finish) {
@@ -182,12 +197,12 @@ FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int64_t depth
   const int vectors = vectors_of<K>(columns);
   for (int64_t k = 0; k < depth; k += kDepthBlock) {
     const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
-    const typename K::operand* panel = panel_of(k, block);
-    for_each_tile<K>(rows, [&](int64_t r0, int count) FUSEDLSTM_LAMBDA {
+    const typename K::operand* panel = panel_of(k);
+    for_each_tile<K::kTileRows>(rows, [&](int64_t r0, int count) FUSEDLSTM_LAMBDA {
       alignas(64) typename K::acc tile[K::kTileRows * K::kPanel];
       const typename K::operand* x[K::kTileRows];
       for (int r = 0; r < count; ++r) x[r] = row_of(r0 + r) + k;
-      multiply<typename K::Isa, typename K::Product>(tile, K::kPanel, x, panel, block, kBackwardStretch, count,
+      multiply<typename K::Isa, typename K::Product>({tile, K::kPanel, x, panel, block, kBackwardStretch}, count,
                                                      vectors);
       const bool is_last = k + block == depth;
       for (int r = 0; r < count; ++r) {

@@ -29,22 +29,28 @@ using Vector = typename VectorOf<T, Isa::kVectorBytes>::type;
 template <class Isa>
 using HalfVector = typename VectorOf<uint16_t, Isa::kVectorBytes / 2>::type;
 
+// The sums of a tile of products (product.h) fill most of the registers: kTileRows rows by kStripVectors vectors, or
+// kTileRowsOfThree by three.
+//
 // Any x86-64 machine, and the portable path on every other: 128-bit vectors without a fused multiply-add.
 struct Baseline {
   static constexpr int kVectorBytes = 16;
-  static constexpr int kTileRows = 3;    // 3 x 4 accumulators + 3 broadcasts + 1 weight = the 16 registers
+  static constexpr int kStripVectors = 2, kTileRows = 6;  // 12 sums + 2 weights + 1 broadcast + 1 product
+  static constexpr int kTileRowsOfThree = 4;
   static constexpr int kDirectSums = 8;  // vectors that direct.h adds up at once: half of the registers
 };
 // AVX2, FMA and F16C (x86-64-v3).
 struct Avx2 {
   static constexpr int kVectorBytes = 32;
-  static constexpr int kTileRows = 3;
+  static constexpr int kStripVectors = 2, kTileRows = 6;  // 12 sums + 2 weights + 2 broadcasts
+  static constexpr int kTileRowsOfThree = 4;
   static constexpr int kDirectSums = 8;
 };
 // AVX-512 F, BW, VL, DQ (x86-64-v4).
 struct Avx512 {
   static constexpr int kVectorBytes = 64;
-  static constexpr int kTileRows = 6;  // 6 x 4 accumulators + 4 weights + 1 broadcast = 29 of 32 registers
+  static constexpr int kStripVectors = 4, kTileRows = 6;  // 24 sums + 4 weights + 1 broadcast, of 32 registers
+  static constexpr int kTileRowsOfThree = 6;
   static constexpr int kDirectSums = 16;
 };
 // Avx512 with bfloat16 dot products.

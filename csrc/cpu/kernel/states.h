@@ -60,15 +60,15 @@ class States {
   // apart: their bias, [gate][unit].
   void finish_rows(const acc* from_hidden, const acc* from_input, const acc* bias_hidden, int rows, const Step& step,
                    int64_t b, int64_t unit) {
-    if constexpr (Panel::kUnitVectors > 1) {
-      for (int r = 0; r < rows; ++r)
-        finish_row(from_hidden + r * Panel::kWidth, from_input + r * Panel::kWidth, bias_hidden, step, b + r, unit);
-    } else {
+    for (int q = 0; q < Panel::kUnitVectors && unit + q * K::kLanes < shape.hidden; ++q) {
+      const Lines lines(*this, step, b, unit + q * K::kLanes);
       for_fold<K>(Panel::fold_of(shape.hidden - unit), [&](auto constant) FUSEDLSTM_LAMBDA {
         constexpr int kFold = constant;
+        if constexpr (kFold == 1)
+          return finish_vector(from_hidden + q * K::kLanes, from_input + q * K::kLanes, bias_hidden, rows, lines);
         for (int r = 0; r < rows; r += kFold)
           finish_folded<kFold>(from_hidden + r * Panel::kWidth, from_input + r * Panel::kWidth, bias_hidden,
-                               rows - r < kFold ? rows - r : kFold, step, b + r, unit);
+                               rows - r < kFold ? rows - r : kFold, lines, r);
       });
     }
   }
@@ -77,8 +77,8 @@ class States {
   void finish_row(const acc* from_hidden, const acc* from_input, const acc* bias_hidden, const Step& step, int64_t b,
                   int64_t unit) {
     for (int q = 0; q < Panel::kUnitVectors && unit + q * K::kLanes < shape.hidden; ++q)
-      finish_folded<1>(from_hidden + q * K::kLanes, from_input + q * K::kLanes, bias_hidden, 1, step, b,
-                       unit + q * K::kLanes);
+      finish_vector(from_hidden + q * K::kLanes, from_input + q * K::kLanes, bias_hidden, 1,
+                    Lines(*this, step, b, unit + q * K::kLanes));
   }
 
   // One vector of the projected output of a row.
@@ -141,7 +141,10 @@ class States {
   // Writes h for the next step, or what a reset puts in its place.
   FUSEDLSTM_INLINE void next_h(const Step& step, int64_t b, int64_t u, V value) {
     if (step.resets(b)) value = reset_vector(0, step.d, b, u, shape.recurrent());
-    K::store_operand(h[(step.s + 1) & 1] + (step.d * shape.batch + b) * h_width + u, value);
+    K::store_operand(next_h_row(step, b) + u, value);
+  }
+  operand* next_h_row(const Step& step, int64_t b) const {
+    return h[(step.s + 1) & 1] + (step.d * shape.batch + b) * h_width;
   }
 
   FUSEDLSTM_INLINE V reset_vector(int state, int64_t d, int64_t b, int64_t u, int64_t n) const {
@@ -149,18 +152,56 @@ class States {
     return row && u < n ? K::load(row + u, n - u) : V{};
   }
 
-  // Up to kFold rows of a folded block: their sums are transposed, block by block, so that a vector holds one gate of
-  // all rows.
+  // One vector of units of the rows b, b + 1 .. of a step: where it is and goes. Values, worked out once for a tile:
+  // behind each store of a result the compiler would read again what they follow from.
+  struct Lines {
+    const Step step;
+    const int64_t b, unit, n;  // n: units from here on
+    acc* const carried;        // of row b, as all of these
+    const operand* const h_before;
+    operand *const h_after, *const m;
+    storage *const output, *const saved;  // null: inference
+    acc* const all_carried;
+    const int64_t units, h_width, output_width, hidden, carried_apart;
+
+    FUSEDLSTM_INLINE Lines(const States& o, const Step& step, int64_t b, int64_t unit)
+        : step(step),
+          b(b),
+          unit(unit),
+          n(o.shape.hidden - unit),
+          carried(o.carried_row(0, step.d, b) + unit),
+          h_before(o.h_row(step.d, step.s, b) + unit),
+          h_after(o.shape.proj > 0 ? nullptr : o.next_h_row(step, b) + unit),
+          m(o.shape.proj > 0 ? o.m + (step.d * o.shape.batch + b) * o.units + unit : nullptr),
+          output(o.output_row(step, b) + unit),
+          saved(o.a.saved
+                    ? static_cast<storage*>(o.a.saved) + o.saved_row(step, b) * kSizes.saved * o.shape.hidden + unit
+                    : nullptr),
+          all_carried(saved ? static_cast<acc*>(o.a.carried) + o.saved_row(step, b) * kSizes.carried * o.shape.hidden +
+                                  unit
+                            : nullptr),
+          units(o.units),
+          h_width(o.h_width),
+          output_width(o.shape.directions * o.shape.hidden),
+          hidden(o.shape.hidden),
+          carried_apart(o.shape.directions * o.shape.batch * o.units) {}
+
+    FUSEDLSTM_INLINE bool is_plain() const { return !step.lengths && !step.reset_after && !m && n >= K::kLanes; }
+    FUSEDLSTM_INLINE acc* carried_of(int k, int r) const { return carried + k * carried_apart + r * units; }
+  };
+
+  // The cell for up to kFold rows from `first` on of a folded block: their sums are transposed, block by block, so that
+  // a vector holds one gate of all rows.
   template <int kFold>
   FUSEDLSTM_INLINE void finish_folded(const acc* from_hidden, const acc* from_input, const acc* bias_hidden, int rows,
-                                      const Step& step, int64_t b, int64_t unit) {
+                                      const Lines& lines, int first) {
     const auto sums = sums_of<kFold>(from_hidden, from_input, bias_hidden, rows);
     Carried before[kFold];
     V h_before[kFold], all_before[at_least_one(kSizes.carried)] = {};
     for (int j = 0; j < kFold; ++j) {
       for (int k = 0; k < kSizes.carried; ++k)
-        before[j].of[k] = j < rows ? load<V>(carried_row(k, step.d, b + j) + unit) : V{};
-      h_before[j] = kSizes.takes_h && j < rows ? hold_h(step.d, step.s, b + j, unit) : V{};
+        before[j].of[k] = j < rows ? load<V>(lines.carried_of(k, first + j)) : V{};
+      h_before[j] = kSizes.takes_h && j < rows ? K::load_operand(lines.h_before + (first + j) * lines.h_width) : V{};
     }
     for (int k = 0; k < kSizes.carried; ++k) {
       V of_rows[kFold];
@@ -178,16 +219,45 @@ class States {
       unfold<K, kFold>(after.carried[k], of_rows);
       for (int j = 0; j < kFold; ++j) all_carried[j].of[k] = of_rows[j];
     }
-    if (a.saved) {
+    if (lines.saved) {
       Saved all_saved[kFold];
       for (int k = 0; k < kSizes.saved; ++k) {
         V of_rows[kFold];
         unfold<K, kFold>(after.saved[k], of_rows);
         for (int j = 0; j < kFold; ++j) all_saved[j].of[k] = of_rows[j];
       }
-      for (int j = 0; j < rows; ++j) keep(all_saved[j], all_carried[j], step, b + j, unit);
+      for (int j = 0; j < rows; ++j) keep(all_saved[j], all_carried[j], lines, first + j);
     }
-    for (int j = 0; j < rows; ++j) write_states(all_carried[j], all_h[j], before[j], step, b + j, unit);
+    for (int j = 0; j < rows; ++j) write_states(all_carried[j], all_h[j], before[j], lines, first + j);
+  }
+
+  // The same of one vector that is not folded. Mostly nothing is out of the ordinary, a whole vector of rows that all
+  // run, not reset, not projected: then with half the instructions.
+  void finish_vector(const acc* from_hidden, const acc* from_input, const acc* bias_hidden, int rows,
+                     const Lines& lines) {
+    if (lines.is_plain()) return finish_plain(from_hidden, from_input, bias_hidden, rows, lines);
+    for (int r = 0; r < rows; ++r)
+      finish_folded<1>(from_hidden + r * Panel::kWidth, from_input + r * Panel::kWidth, bias_hidden, 1, lines, r);
+  }
+
+  FUSEDLSTM_INLINE void finish_plain(const acc* from_hidden, const acc* from_input, const acc* bias_hidden, int rows,
+                                     const Lines& lines) {
+    for (int r = 0; r < rows; ++r) {
+      const auto sums = sums_of<1>(from_hidden + r * Panel::kWidth, from_input + r * Panel::kWidth, bias_hidden, 1);
+      V before[at_least_one(kSizes.carried)] = {};
+      for (int k = 0; k < kSizes.carried; ++k) before[k] = load<V>(lines.carried_of(k, r));
+      const V h_before = kSizes.takes_h ? K::load_operand(lines.h_before + r * lines.h_width) : V{};
+      const auto after = cell.template forward<typename K::Math>(sums, h_before, before);
+      const V h = K::round(after.h);
+      for (int k = 0; k < kSizes.carried; ++k) store(lines.carried_of(k, r), after.carried[k]);
+      K::store(lines.output + r * lines.output_width, h);
+      K::store_operand(lines.h_after + r * lines.h_width, h);
+      if (!lines.saved) continue;
+      for (int k = 0; k < kSizes.saved; ++k)
+        K::store(lines.saved + (r * kSizes.saved + k) * lines.hidden, after.saved[k]);
+      for (int k = 0; k < kSizes.carried; ++k)
+        store(lines.all_carried + (r * kSizes.carried + k) * lines.hidden, after.carried[k]);
+    }
   }
 
   template <int kFold>
@@ -230,31 +300,33 @@ class States {
     return carried + ((k * shape.directions + d) * shape.batch + b) * units;
   }
 
-  // What backward needs of a step: zeros where the row does not run.
-  FUSEDLSTM_INLINE void keep(Saved saved, Carried states, const Step& step, int64_t b, int64_t unit) {
-    if (!step.active(b)) saved = Saved{}, states = Carried{};
-    const int64_t n = shape.hidden - unit, row = step.d * a.row_count + step.row(b);
+  // What backward needs of a step: zeros where the row does not run. Structures by reference: GCC copies them in
+  // halves, which a load of the whole then waits for.
+  FUSEDLSTM_INLINE void keep(const Saved& saved, const Carried& states, const Lines& lines, int r) {
+    const bool active = lines.step.active(lines.b + r);
     for (int k = 0; k < kSizes.saved; ++k)
-      K::store(static_cast<storage*>(a.saved) + (row * kSizes.saved + k) * shape.hidden + unit, saved.of[k], n);
+      K::store(lines.saved + (r * kSizes.saved + k) * lines.hidden, active ? saved.of[k] : V{}, lines.n);
     for (int k = 0; k < kSizes.carried; ++k)
-      store_some(static_cast<acc*>(a.carried) + (row * kSizes.carried + k) * shape.hidden + unit, states.of[k], n);
+      store_some(lines.all_carried + (r * kSizes.carried + k) * lines.hidden, active ? states.of[k] : V{}, lines.n);
   }
 
   // The states after a step, and the output: the cell's if the row runs, else those before it and zeros.
-  FUSEDLSTM_INLINE void write_states(const Carried& after, V h, const Carried& before, const Step& step, int64_t b,
-                                     int64_t unit) {
-    const bool active = step.active(b);
+  FUSEDLSTM_INLINE void write_states(const Carried& after, V h, const Carried& before, const Lines& lines, int r) {
+    const int64_t b = lines.b + r;
+    const bool active = lines.step.active(b), resets = lines.step.resets(b);
     for (int k = 0; k < kSizes.carried; ++k) {
       V next = active ? after.of[k] : before.of[k];
-      if (step.resets(b)) next = reset_vector(1 + k, step.d, b, unit, shape.hidden);
-      store(carried_row(k, step.d, b) + unit, next);
+      if (resets) next = reset_vector(1 + k, lines.step.d, b, lines.unit, lines.hidden);
+      store(lines.carried_of(k, r), next);
     }
-    if (shape.proj > 0) {
-      K::store_operand(m + (step.d * shape.batch + b) * units + unit, active ? h : V{});
+    if (lines.m) {
+      K::store_operand(lines.m + r * lines.units, active ? h : V{});
     } else {
       const V h_new = active ? K::round(h) : V{};
-      K::store(output_row(step, b) + unit, h_new, shape.hidden - unit);
-      next_h(step, b, unit, active ? h_new : hold_h(step.d, step.s, b, unit));
+      K::store(lines.output + r * lines.output_width, h_new, lines.n);
+      V next = active ? h_new : K::load_operand(lines.h_before + r * lines.h_width);
+      if (resets) next = reset_vector(0, lines.step.d, b, lines.unit, lines.hidden);
+      K::store_operand(lines.h_after + r * lines.h_width, next);
     }
   }
 
@@ -262,6 +334,8 @@ class States {
     const int64_t row = step.row(b) * shape.directions + step.d;
     return static_cast<storage*>(a.output) + row * shape.recurrent();
   }
+  // Among the rows of what backward needs.
+  int64_t saved_row(const Step& step, int64_t b) const { return step.d * a.row_count + step.row(b); }
 };
 
 }  // namespace fusedlstm::cpu

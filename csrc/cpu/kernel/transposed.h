@@ -56,7 +56,7 @@ class Transposed {
     if (reading != Reading::kPanels) return;
     const Range range = share.of(directions * panels);
     for (int64_t i = range.begin; i < range.end; ++i)
-      pack(kept + i * padded * K::kPanel, i / panels, i % panels, 0, depth);
+      for (int64_t k = 0; k < padded; k += kDepthBlock) pack(kept_at(i, k), i / panels, i % panels, k);
   }
 
   // finish(r, sums, column), sums[i] = column + i of x W for row r, as many as a panel has and the matrix: for all
@@ -69,9 +69,8 @@ class Transposed {
     }
     for (int64_t p = range.begin; p < range.end; ++p)
       panel_product<K>(
-          count, columns - p * K::kPanel, padded, row_of,
-          [&](int64_t k, int64_t n) FUSEDLSTM_LAMBDA { return panel_of(d, p, k, n); }, sums,
-          [&](int64_t r, const acc* row) FUSEDLSTM_LAMBDA { finish(r, row, p * K::kPanel); });
+          count, columns - p * K::kPanel, padded, row_of, [&](int64_t k) FUSEDLSTM_LAMBDA { return panel_of(d, p, k); },
+          sums, [&](int64_t r, const acc* row) FUSEDLSTM_LAMBDA { finish(r, row, p * K::kPanel); });
   }
 
  private:
@@ -85,14 +84,19 @@ class Transposed {
   operand* panel;  // of this share: the one in use
   acc* sums;       // of this share: partial ones
 
-  void pack(operand* to, int64_t d, int64_t p, int64_t k, int64_t n) const {
+  operand* kept_at(int64_t i, int64_t k) const { return kept + (i * padded + k) * K::kPanel; }
+
+  // The panel of the block of depth that begins at k.
+  void pack(operand* to, int64_t d, int64_t p, int64_t k) const {
+    const int64_t n = padded - k < kDepthBlock ? padded - k : kDepthBlock;
     pack_columns<K>(
-        to, [&](int64_t row) FUSEDLSTM_LAMBDA { return weights[d] + (k + row) * columns; }, n, columns, p * K::kPanel);
+        to, [&](int64_t row) FUSEDLSTM_LAMBDA { return weights[d] + (k + row) * columns; }, {0, n}, depth - k, n,
+        columns, p * K::kPanel);
   }
 
-  const operand* panel_of(int64_t d, int64_t p, int64_t k, int64_t n) const {
-    if (reading == Reading::kPanels) return kept + ((d * panels + p) * padded + k) * K::kPanel;
-    pack(panel, d, p, k, k + n <= depth ? n : depth - k);
+  const operand* panel_of(int64_t d, int64_t p, int64_t k) const {
+    if (reading == Reading::kPanels) return kept_at(d * panels + p, k);
+    pack(panel, d, p, k);
     return panel;
   }
 
