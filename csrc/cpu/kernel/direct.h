@@ -66,6 +66,9 @@ FUSEDLSTM_INLINE void direct_product(const DirectOperand<K> (&operands)[2], int6
         for (int r = 0; r < kRows; ++r) a[r] = load<V>(x.rows + (row + r) * x.stride + k);
 #pragma GCC unroll 16
         for (int u = 0; u < kUnits; ++u) {
+          // The rows of the next units lie behind those of all these: short stretches, which no processor foresees. One
+          // row x alone is no slower than the memory, whose order of reading is then best left as it is.
+          if constexpr (kRows > 1) __builtin_prefetch(weights[u] + k + kUnits * x.depth, 0, 2);
           const V w = depth_vector<K>(weights[u] + k, n);
           for (int r = 0; r < kRows; ++r) sums[r][u] = K::Product::multiply_add(a[r], w, sums[r][u]);
         }
