@@ -150,15 +150,110 @@ class Backward {
     const int64_t later = last ? -1 : index.step(s + 1, d);
     const int64_t from = later < 0 ? 0 : index.rows_at(later, rows);  // rows that have gate gradients to bring back
     const int64_t here = s < 0 ? rows.end - rows.begin : index.rows_at(t, rows);
+    const bool is_plain = s > 0 && !last && !a.rows.lengths && !a.rows.reset && shape.proj == 0;
+    const Lines lines = is_plain ? Lines(*this, d, s, t, rows.begin) : Lines{};
     weight_hh.multiply(
         d, panels, from, [&](int64_t r) { return ring.d_from_hidden(d, s + 1, rows.begin + r); },
         [&](int64_t r, const acc* d_h, int64_t column) {
-          finish_row(d_h, d, s, t, later, rows.begin + r, r < here, column);
+          int64_t whole = 0;
+          if (is_plain) whole = finish_plain(d_h, lines, r, column);
+          if (whole < K::kPanel && column + whole < recurrent)
+            finish_row(d_h + whole, d, s, t, later, rows.begin + r, r < here, column + whole);
         });
     const acc nothing[K::kPanel] = {};
     for (int64_t p = panels.begin; p < panels.end; ++p)
       for (int64_t r = from; r < here; ++r)  // these rows' last step: nothing comes back to it
         finish_row(nothing, d, s, t, -1, rows.begin + r, true, p * K::kPanel);
+  }
+
+  // Where the rows of a step are, from one row on: worked out once. Behind each store of a result the compiler would
+  // read again what they follow from.
+  struct Lines {
+    acc *carry, *d_carried;  // of that row, as all of these
+    const acc *carried, *carried_before, *d_carried_too;
+    const storage *d_output, *saved, *h, *h_before;  // d_output, d_carried_too: null where there is none
+    operand *from_input, *from_hidden;
+    int64_t width, units, d_output_apart, hidden, h_apart, gates_depth, states_apart;
+    int64_t rows_back, d_output_back;  // to the scan position before: rows of what forward saved, elements of d_output
+
+    Lines() = default;
+    FUSEDLSTM_INLINE Lines(const Backward& o, int64_t d, int64_t s, int64_t t, int64_t b) {
+      const int64_t row = o.index.row(t, b), before = o.index.row(o.index.step(s - 1, d), b);
+      const int64_t state = d * o.shape.batch + b, directions = o.shape.directions;
+      const auto of_output = [&](int64_t at) {
+        return static_cast<const storage*>(o.a.output) + (at * directions + d) * o.recurrent;
+      };
+      carry = o.carry + state * o.width;
+      carried = static_cast<const acc*>(o.a.carried) + o.carried_at(0, d, row, 0);
+      carried_before = static_cast<const acc*>(o.a.carried) + o.carried_at(0, d, before, 0);
+      d_carried_too = o.a.d_carried ? static_cast<const acc*>(o.a.d_carried) + o.carried_at(0, d, row, 0) : nullptr;
+      d_output = o.a.d_output.data ? o.index.template data_row<storage>(o.a.d_output, t, b) + d * o.recurrent : nullptr;
+      saved = static_cast<const storage*>(o.a.saved) + (d * o.a.row_count + row) * kSizes.saved * o.shape.hidden;
+      rows_back = before - row;
+      d_output_back = rows_back > 0 ? o.a.d_output.step : -o.a.d_output.step;
+      h = of_output(row);
+      h_before = of_output(before);
+      from_input = o.ring.d_from_input(d, s, b);
+      from_hidden = o.ring.d_from_hidden(d, s, b);
+      width = o.width;
+      units = o.units;
+      d_output_apart = o.a.d_output.batch;
+      hidden = o.shape.hidden;
+      h_apart = directions * o.recurrent;
+      gates_depth = o.ring.gates_depth;
+      if constexpr (kSizes.carried > 0) {
+        d_carried = o.d_carried[0] + state * o.units;
+        states_apart = o.d_carried[kSizes.carried - 1] - o.d_carried[0];
+      }
+    }
+  };
+
+  // Of a row that runs, as all do, in a step between others, without resets and projection: its whole vectors in one
+  // panel of units; with half the instructions. Returns for how many units.
+  FUSEDLSTM_INLINE int64_t finish_plain(const acc* sums, const Lines& lines, int64_t r, int64_t column) const {
+    static_assert(kSizes.carried <= 2);
+    // What comes from memory is on its way for the next panel, or for the first one of the step before: the product of
+    // a panel takes long enough, and what it brings is little enough to stay.
+    const bool is_last = column + K::kPanel >= lines.hidden;
+    const int64_t rows_on = is_last ? lines.rows_back : 0, units_on = is_last ? -column : K::kPanel;
+    int64_t i = 0;
+    for (; i < K::kPanel && column + i + K::kLanes <= lines.hidden; i += K::kLanes) {
+      const int64_t u = column + i;
+      V d_h = load<V>(sums + i);
+      if constexpr (kSizes.takes_h) d_h += load<V>(lines.carry + r * lines.width + u);
+      if (lines.d_output) {
+        const storage* d_output = lines.d_output + r * lines.d_output_apart + u;
+        __builtin_prefetch(d_output + (is_last ? lines.d_output_back : 0) + units_on);
+        d_h += K::load(d_output);
+      }
+      Known<V, kSizes> known{};
+      for (int k = 0; k < kSizes.saved; ++k) {
+        const storage* saved = lines.saved + (r * kSizes.saved + k) * lines.hidden + u;
+        __builtin_prefetch(saved + rows_on * kSizes.saved * lines.hidden + units_on);
+        known.saved[k] = K::load(saved);
+      }
+      if constexpr (kSizes.takes_h) known.h_before = K::load(lines.h_before + r * lines.h_apart + u);
+      if constexpr (kSizes.reads_h) known.h = K::load(lines.h + r * lines.h_apart + u);
+      V d_states[at_least_one(kSizes.carried)] = {};
+      for (int k = 0; k < kSizes.carried; ++k) {
+        const int64_t at = (r * kSizes.carried + k) * lines.hidden + u;
+        __builtin_prefetch(lines.carried_before + at + rows_on * kSizes.carried * lines.hidden + units_on);
+        known.carried[k] = load<V>(lines.carried + at);
+        known.carried_before[k] = load<V>(lines.carried_before + at);
+        d_states[k] = load<V>(lines.d_carried + k * lines.states_apart + r * lines.units + u);
+        if (lines.d_carried_too) d_states[k] += load<V>(lines.d_carried_too + at);
+      }
+      const auto z = cell.backward(cell.template slopes<typename K::Math>(known), d_h, d_states);
+      for (int k = 0; k < kSizes.carried; ++k)
+        cpu::store(lines.d_carried + k * lines.states_apart + r * lines.units + u, z.carried_before[k]);
+      if constexpr (kSizes.takes_h) cpu::store(lines.carry + r * lines.width + u, z.h_before);
+      for (int gate = 0; gate < kSizes.gates; ++gate) {
+        const int64_t at = r * lines.gates_depth + gate * lines.hidden + u;
+        K::store_operand(lines.from_input + at, z.from_input[gate]);
+        if constexpr (kSizes.apart() > 0) K::store_operand(lines.from_hidden + at, z.from_hidden[gate]);
+      }
+    }
+    return i;
   }
 
   // sums: what comes back through W_hh, for one panel of units of one row.
