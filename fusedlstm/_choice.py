@@ -49,13 +49,19 @@ def choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
         return _autograd.TRANSFORMED_LAYERS[cell.name]
     if wants_kept or is_traced or is_exported or (is_transformed and differentiable):
         return operators.layer
-    if not (differentiable and any(tensor.requires_grad for tensor in differentiable)):
-        return operators.inference
     # Compilers, and whoever overrides operators, must see the operator itself.
     if is_compiling or torch.overrides.has_torch_function(differentiable):
-        return operators.layer
+        is_differentiable = any(tensor.requires_grad for tensor in differentiable)
+        return operators.layer if is_differentiable else operators.inference
+    return choose_plain(cell.name, differentiable)
+
+
+def choose_plain(name, differentiable):
+    """What runs a layer of the cell of this name in the usual case, see `is_plain`; arguments as of `choose`."""
+    if not any([tensor.requires_grad for tensor in differentiable]):
+        return OPERATORS[name].inference
     # Inference mode records nothing, whatever grad mode is inside.
-    return operators.inference if torch.is_inference_mode_enabled() else _autograd.LAYERS[cell.name]
+    return OPERATORS[name].inference if torch.is_inference_mode_enabled() else _autograd.LAYERS[name]
 
 
 def _torch_layer(
@@ -79,8 +85,11 @@ TORCH_LAYERS = {name: functools.partial(_torch_layer, cell) for name, cell in CE
 KERNELS = {name: (of.inference, _autograd.LAYERS[name], of.layer) for name, of in OPERATORS.items()}
 
 
-def is_plain_step(tensors) -> bool:
-    """Whether a step between these tensors is served by the operators of steps."""
+def is_plain(tensors) -> bool:
+    """Whether this is the usual call: eager, of no transform, on these tensors, the input first, and kernels for them.
+
+    A layer is then run as `choose_plain` says, and a step by the operators of steps.
+    """
     input = tensors[0]
     return not (
         torch.compiler.is_compiling()

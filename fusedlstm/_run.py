@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
-from fusedlstm._choice import KERNELS, choose, is_tf32_on
+from fusedlstm._choice import KERNELS, choose, choose_plain, is_plain, is_tf32_on
 from fusedlstm._private_torch import is_any_autocast_enabled
 from fusedlstm.cells import CELLS
 
@@ -28,6 +28,14 @@ def run(
         is_cell: one step is run for a cell.
         packing: where `input` is the data of a PackedSequence, the other three of its fields.
     """
+    is_usual = packing is None and lengths is None and reset is None and reset_state is None
+    if is_usual and not (return_carried or return_saved or is_cell or sizes.num_layers > 1) and type(input) is Tensor:
+        states = () if hx is None else (hx,) if type(hx) is Tensor else hx
+        if type(states) is tuple and is_plain((input, *states, *weights)):
+            try:
+                return _run_plain(cell, input, states, weights, sizes, batch_first)
+            except Exception:
+                pass  # what is wrong is found, and said, on the long way
     cell = CELLS[cell]
     batch_sizes = sorted_indices = unsorted_indices = None
     if isinstance(input, PackedSequence):
@@ -100,6 +108,24 @@ def run(
     return output, as_passed(last), *kept
 
 
+def _run_plain(name, input, states, weights, sizes, batch_first):
+    """One layer on tensors that fit, and nothing else asked; raises any exception of others. states: () for zeros."""
+    _, input_size, H, P, _, D, bias = sizes
+    x = input.transpose(0, 1) if batch_first else input
+    fits = len(weights) == D * ((4 if bias else 2) + (1 if P else 0)) and x.size(2) == input_size and not x.is_meta
+    if not fits or weights[1].size(0) != CELLS[name].gates * H or weights[1].size(1) != (P or H):
+        raise ValueError("these tensors are of other sizes")
+    if not states:
+        zeros = x.new_zeros(D, x.size(1), H)
+        states = (x.new_zeros(D, x.size(1), P) if P else zeros, *[zeros] * (len(CELLS[name].states) - 1))
+    differentiable = (*weights, x, *states) if torch.is_grad_enabled() else ()
+    allow_tf32 = x.is_cuda and x.dtype is torch.float32 and is_tf32_on(False)
+    kinds = _by_kind(weights, D, bias, P)
+    operator = choose_plain(name, differentiable)
+    output, last = operator(x, list(states), *kinds, None, None, None, [], allow_tf32)
+    return output.transpose(0, 1) if batch_first else output, as_passed(last)
+
+
 def as_passed(states):
     """States as users pass them: one as a tensor, several as a tuple."""
     return tuple(states) if len(states) > 1 else states[0]
@@ -143,7 +169,7 @@ def _stack(operator, x, states, weights, sizes, rows, allow_tf32, dropout, wante
 def _by_kind(weights, D, bias, P):
     """One layer's weights as the operator takes them: of each kind those of all directions, none of absent kinds."""
     kinds = len(weights) // D
-    lists = [*map(list, zip(weights) if D == 1 else zip(weights[:kinds], weights[kinds:]))]
+    lists = [[tensor] for tensor in weights] if D == 1 else list(map(list, zip(weights[:kinds], weights[kinds:])))
     if not bias:
         lists[2:2] = [], []
     if not P:

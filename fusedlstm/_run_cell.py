@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fusedlstm import _checks
 from fusedlstm._autograd import run_step
-from fusedlstm._choice import is_plain_step, is_tf32_on
+from fusedlstm._choice import is_plain, is_tf32_on
 from fusedlstm._run import as_passed, run
 from fusedlstm.cells import CELLS
 
@@ -19,7 +19,7 @@ def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
     )
     has_one_state = len(CELLS[cell].states) == 1
     states = () if hx is None else (hx,) if has_one_state else hx
-    if type(input) is Tensor and type(states) is tuple and is_plain_step((input, *states, *weights)):
+    if type(input) is Tensor and type(states) is tuple and is_plain((input, *states, *weights)):
         try:
             last = _plain(cell, input, states, weights)
             return last[0] if has_one_state else tuple(last)

@@ -50,6 +50,6 @@ def test_one_warning_names_the_cause():
     assert _choice.choose(LSTM, x, [], 4, False, None, None, False) is _choice.TORCH_LAYERS["lstm"]
     wants_states = _choice.choose(LSTM, x, [], 4, True, None, None, False)
     assert wants_states.func is reference.layer
-    assert not _choice.is_plain_step((x,))
+    assert not _choice.is_plain((x,))
     x.device = torch.device("cpu")
-    assert _choice.is_plain_step((x,))
+    assert _choice.is_plain((x,))
