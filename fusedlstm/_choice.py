@@ -58,7 +58,7 @@ def choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
 
 def choose_plain(name, differentiable):
     """What runs a layer of the cell of this name in the usual case, see `is_plain`; arguments as of `choose`."""
-    if not any([tensor.requires_grad for tensor in differentiable]):
+    if not any(tensor.requires_grad for tensor in differentiable):
         return OPERATORS[name].inference
     # Inference mode records nothing, whatever grad mode is inside.
     return OPERATORS[name].inference if torch.is_inference_mode_enabled() else _autograd.LAYERS[name]

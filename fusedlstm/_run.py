@@ -5,6 +5,8 @@ The work is in the operators, one call a layer; which of them serves a call is d
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -32,10 +34,8 @@ def run(
     if is_usual and not (return_carried or return_saved or is_cell or sizes.num_layers > 1) and type(input) is Tensor:
         states = () if hx is None else (hx,) if type(hx) is Tensor else hx
         if type(states) is tuple and is_plain((input, *states, *weights)):
-            try:
+            with suppress(Exception):  # what is wrong is found, and said, on the long way
                 return _run_plain(cell, input, states, weights, sizes, batch_first)
-            except Exception:
-                pass  # what is wrong is found, and said, on the long way
     cell = CELLS[cell]
     batch_sizes = sorted_indices = unsorted_indices = None
     if isinstance(input, PackedSequence):
@@ -122,7 +122,7 @@ def _run_plain(name, input, states, weights, sizes, batch_first):
     allow_tf32 = x.is_cuda and x.dtype is torch.float32 and is_tf32_on(False)
     kinds = _by_kind(weights, D, bias, P)
     operator = choose_plain(name, differentiable)
-    output, last = operator(x, list(states), *kinds, None, None, None, [], allow_tf32)
+    output, last, *_ = operator(x, list(states), *kinds, None, None, None, [], allow_tf32)
     return output.transpose(0, 1) if batch_first else output, as_passed(last)
 
 

@@ -65,7 +65,7 @@ class Forward {
   const int64_t blocks, project_panels, depth_x, depth_h;
   States<K, Cell> states;
   const int64_t chunk, chunk_rows;  // steps and rows of a chunk of pre-activations
-  // Shared by the team; where packs_once(), of the panels of gates each share has the one in use.
+  // Shared by the team; of panels that are met once each share has the one in use.
   operand *panels_x, *panels_h, *panels_r;  // [D][blocks] panels of depth_x, depth_h; [D][project_panels] of units
   acc *bias, *bias_hidden;                  // [D][blocks][gate][unit], the latter of gates that are apart
   // Of this share.
@@ -91,14 +91,14 @@ class Forward {
 
   void lay_out(Arena& arena, int64_t share) {
     const int64_t d = shape.directions;
-    const auto take_panels = [&](int64_t depth) {
+    const auto take_panels = [&](int64_t depth, bool is_met_once) {
       if (plan.direct) return arena.take<operand>(0);
       const int64_t one = depth * K::kPanel;
-      if (packs_once()) return arena.take<operand>(plan.threads * one) + share * one;
+      if (is_met_once) return arena.take<operand>(plan.threads * one) + share * one;
       return arena.take<operand>(d * Panel::panels_size(blocks, depth));
     };
-    panels_x = take_panels(depth_x);
-    panels_h = take_panels(depth_h);
+    panels_x = take_panels(depth_x, meets_input_once());
+    panels_h = take_panels(depth_h, meets_hidden_once());
     panels_r = arena.take<operand>(d * project_panels * states.units * K::kPanel);
     bias = arena.take<acc>(d * blocks * Panel::kWidth);
     bias_hidden = arena.take<acc>(d * blocks * kApartWidth);
@@ -116,10 +116,8 @@ class Forward {
     const Range range = share.of(shape.directions * blocks);
     for (int64_t i = range.begin; i < range.end; ++i) {
       const Weights& w = a.weights[i / blocks];
-      if (!plan.direct && !packs_once()) {
-        pack_block(panel_at(panels_x, depth_x, i), w.ih, shape.input, i);
-        pack_block(panel_at(panels_h, depth_h, i), w.hh, shape.recurrent(), i);
-      }
+      if (!plan.direct && !meets_input_once()) pack_block(panel_at(panels_x, depth_x, i), w.ih, shape.input, i);
+      if (!plan.direct && !meets_hidden_once()) pack_block(panel_at(panels_h, depth_h, i), w.hh, shape.recurrent(), i);
       for (int gate = 0; gate < Panel::kGates; ++gate)
         for (int64_t u = 0; u < Panel::kUnits; u += K::kLanes) pack_bias(w, i, gate, u);
     }
@@ -149,8 +147,10 @@ class Forward {
     store(bias + i * Panel::kWidth + gate * Panel::kUnits + u, sum);
   }
 
-  // In a single step each panel is used once: packed right before, it stays in the cache.
-  bool packs_once() const { return shape.steps == 1 && row_groups(plan, shape) == 1; }
+  // A panel that is used once is packed right before: it stays in the cache. That of the input is in a single chunk,
+  // that of the hidden state in a single step.
+  bool meets_input_once() const { return shape.steps <= chunk && row_groups(plan, shape) == 1; }
+  bool meets_hidden_once() const { return shape.steps == 1 && row_groups(plan, shape) == 1; }
 
   int64_t unit_of(int64_t i) const { return i % blocks * Panel::kUnits; }
   int64_t units_from(int64_t i) const { return shape.hidden - unit_of(i); }
@@ -164,8 +164,9 @@ class Forward {
   }
 
   // The panel of block i, ready for use, of a weight whose panels have `padded` depth.
-  const operand* panel_of(operand* panels, const void* weight, int64_t depth, int64_t padded, int64_t i) const {
-    if (!packs_once()) return panel_at(panels, padded, i);
+  const operand* panel_of(operand* panels, const void* weight, int64_t depth, int64_t padded, int64_t i,
+                          bool is_met_once) const {
+    if (!is_met_once) return panel_at(panels, padded, i);
     pack_block(panels, weight, depth, i);
     return panels;
   }
@@ -240,7 +241,7 @@ class Forward {
   }
 
   void input_block(int64_t d, int64_t i, acc* to, Range rows, int64_t s0, const int64_t* first_row, int64_t total) {
-    const operand* panel = panel_of(panels_x, a.weights[d].ih, shape.input, depth_x, i);
+    const operand* panel = panel_of(panels_x, a.weights[d].ih, shape.input, depth_x, i, meets_input_once());
     const int vectors = Panel::vectors_of(units_from(i));
     alignas(64) acc biases[kPanelVectors * K::kLanes];
     Panel::arrange(biases, bias + i * Panel::kWidth, units_from(i));
@@ -279,7 +280,7 @@ class Forward {
 
   // Tile by tile: W_hh h, and the cell.
   void packed_block(int64_t i, Range rows, Step step, const acc* pre_block, int64_t count) {
-    const operand* panel = panel_of(panels_h, a.weights[step.d].hh, shape.recurrent(), depth_h, i);
+    const operand* panel = panel_of(panels_h, a.weights[step.d].hh, shape.recurrent(), depth_h, i, meets_hidden_once());
     const operand* h_now = states.h_row(step.d, step.s, rows.begin);
     const int vectors = Panel::vectors_of(units_from(i));
     for_each_tile<Panel::kTileRows>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {

@@ -55,7 +55,11 @@ struct GatePanel {
         for (int u = 0; u < of_gate && first + u < units && gate < kGates; ++u)
           from[j * of_gate + u] = weight + (gate * units + first + u) * depth;
       }
+      // The rows of the next vector are on their way from memory: of the next gate, or the next block's first.
+      const int64_t to_next = kUnitVectors > 1 ? kLanes : q + 1 < vectors ? units : kLanes - (vectors - 1) * units;
       const auto square = [&](int64_t k, int64_t n) FUSEDLSTM_LAMBDA {
+        for (int l = 0; l < kLanes; ++l)
+          if (from[l]) __builtin_prefetch(from[l] + to_next * depth + k, 0, 2);
         typename K::V v[kLanes];
 #pragma GCC unroll 16
         for (int l = 0; l < kLanes; ++l) v[l] = from[l] ? depth_vector<K>(from[l] + k, n) : typename K::V{};

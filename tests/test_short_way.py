@@ -1,0 +1,60 @@
+"""The usual call of a layer takes the short way (fusedlstm/_run.py): it runs once, and refuses nothing that fits."""
+
+import pytest
+import torch
+from family import EVERY, LSTM, every
+
+from fusedlstm import _run
+
+OPTIONS = {
+    "plain": {},
+    "no-bias": {"bias": False},
+    "batch-first": {"batch_first": True},
+    "bidirectional": {"bidirectional": True},
+}
+USUAL = {f"{member}-{name}": (member, options) for member in EVERY for name, options in OPTIONS.items()}
+USUAL["lstm-projection"] = LSTM, {"proj_size": 3}
+
+
+@pytest.fixture
+def short_way(monkeypatch):
+    """A list that says of each call what came of it: "run", or the exception with which it was refused."""
+    outcomes, run_plain = [], _run._run_plain
+
+    def watched(*call):
+        try:
+            result = run_plain(*call)
+        except Exception as refusal:
+            outcomes.append(refusal)
+            raise
+        outcomes.append("run")
+        return result
+
+    monkeypatch.setattr(_run, "_run_plain", watched)
+    return outcomes
+
+
+@pytest.mark.parametrize("member, options", USUAL.values(), ids=USUAL)
+def test_runs_what_is_usual(member, options, short_way):
+    fused, plain = member.pair(4, 6, **options)
+    x = torch.randn(5, 3, 4, requires_grad=True)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            (y, hx), (expected, _) = fused(x), plain(x)
+            assert torch.equal(fused(x, hx)[0], fused(x, hx)[0])
+        torch.testing.assert_close(y, expected, atol=1e-5, rtol=0)
+    assert short_way == ["run"] * 6
+
+
+@every
+def test_leaves_the_rest_to_the_long_way(member, short_way):
+    layer = member.layer(4, 6)
+    layer(torch.randn(5, 4))  # one sequence without a batch
+    assert [type(outcome) for outcome in short_way] == [IndexError]
+    with pytest.raises(RuntimeError, match="[Ee]xpected"):
+        layer(torch.randn(5, 3, 7))
+    assert [type(outcome) for outcome in short_way[1:]] == [ValueError]
+    short_way.clear()
+    layer(torch.randn(5, 3, 4), lengths=torch.tensor([5, 2, 0]))
+    member.layer(4, 6, num_layers=2)(torch.randn(5, 3, 4))
+    assert short_way == []
