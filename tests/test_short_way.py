@@ -51,7 +51,7 @@ def test_leaves_the_rest_to_the_long_way(member, short_way):
     layer = member.layer(4, 6)
     layer(torch.randn(5, 4))  # one sequence without a batch
     assert [type(outcome) for outcome in short_way] == [IndexError]
-    with pytest.raises(RuntimeError, match="[Ee]xpected"):
+    with pytest.raises(RuntimeError, match=r"[Ee]xpected"):
         layer(torch.randn(5, 3, 7))
     assert [type(outcome) for outcome in short_way[1:]] == [ValueError]
     short_way.clear()
