@@ -22,6 +22,7 @@ def without_kernels(monkeypatch):
         used.append("torch")
         return _choice.TORCH_LAYERS["lstm"](*arguments)
 
+    monkeypatch.setattr(_run, "is_plain", lambda *_: False)
     monkeypatch.setattr(_run, "choose", lambda *_: layer)
     return used
 

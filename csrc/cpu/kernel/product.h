@@ -119,10 +119,10 @@ FUSEDLSTM_INLINE void clear(Tile<Isa, Product, kRows, kVectors>& tile) {
     for (auto& v : row) v = AccVector<Isa, Product>{};
 }
 
-// Running sums of each element: with few rows there are too few elements to hide the latency of a multiply-add behind
-// each other. Three rows or more have as many, so that what else is in a tile does not decide a row's last bit.
+// Running sums of each element: a single row has too few elements to hide the latency of a multiply-add behind each
+// other. Two rows or more have as many, so that what else is in a tile does not decide a row's last bit.
 constexpr int running_sums(int rows, int vectors) {
-  const int all = rows >= 3 ? 2 : 16 >> rows, at_once = vectors == 3 ? 4 : vectors;
+  const int all = rows >= 2 ? 2 : 8, at_once = vectors == 3 ? 4 : vectors;
   return all > at_once ? all / at_once : 1;
 }
 
