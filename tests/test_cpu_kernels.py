@@ -72,8 +72,8 @@ def test_row_states_under_every_plan(option, plan, forced):
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("hidden", [37, 200])
 def test_a_sequence_does_not_depend_on_the_others_of_its_batch(hidden, kind, isa, forced):
-    # Tiles of two rows or more sum in the same order; a batch of two or more has no others. Shorter sequences of a small
-    # batch would be multiplied without packing.
+    # Tiles of two rows or more sum in the same order; a batch of two or more has no others. Shorter sequences of a
+    # small batch would be multiplied without packing.
     forced(isa, "")
     torch.manual_seed(0)
     layer = getattr(fusedlstm, f"Fused{kind}")(9, hidden)
