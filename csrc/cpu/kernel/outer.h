@@ -14,6 +14,7 @@ namespace fusedlstm::cpu {
 inline constexpr int64_t kOuterDepth = 256;   // rows k of a block, at most
 inline constexpr int64_t kOuterStretch = 32;  // of them, in one running sum: see kForwardStretch
 inline constexpr int64_t kBiasStretch = 16;   // the same of a bias gradient
+inline constexpr int kFewRows = 4;            // that are added as they are
 inline constexpr int kOuterColumns = 240;     // columns n of a block, at most
 
 template <class K>
@@ -71,6 +72,14 @@ class Outer {
   // empty.
   void accumulate(int64_t d, int64_t group, Range range, const Block& block, bool first) const {
     if (all == 0) return;
+    if constexpr (K::kDepth == 1) {
+      if (block.depth > 0 && block.depth <= kFewRows) {
+        for_few_rows(int(block.depth), [&](auto rows) FUSEDLSTM_LAMBDA {
+          accumulate_few<rows>(sums_of(d, group), columns_of(range), block, first);
+        });
+        return;
+      }
+    }
     operand* panel = packed_right;
     for (int i = 0; i < kRights; ++i) {
       if (!results[d].d_weight[i]) continue;
@@ -140,6 +149,42 @@ class Outer {
     }
     found.of[kRights] = next;
     return found;
+  }
+
+  // Runs body(rows as a constant), of 1 .. kFewRows.
+  template <class Body>
+  static FUSEDLSTM_INLINE void for_few_rows(int rows, Body body) {
+    if (rows == 1) return body(std::integral_constant<int, 1>{});
+    if (rows == 2) return body(std::integral_constant<int, 2>{});
+    if (rows == 3) return body(std::integral_constant<int, 3>{});
+    body(std::integral_constant<int, kFewRows>{});
+  }
+
+  // A block of kRows rows, without tiles and panels: little more than writing the sums.
+  template <int kRows>
+  void accumulate_few(const Sums& to, Range range, const Block& block, bool first) const {
+    for (int i = 0; i < kRights; ++i) {
+      if (!results[0].d_weight[i]) continue;
+      const int64_t width = widths[i];
+      for (int64_t n = range.begin; n < range.end; ++n) {
+        V x[kRows];
+        for (int k = 0; k < kRows; ++k) x[k] = K::Product::template broadcast<V>(block.left[k] + n);
+        for (int64_t m = 0; m < width; m += K::kLanes) {
+          V sum{};
+          for (int k = 0; k < kRows; ++k)
+            sum = K::Product::multiply_add(x[k], K::load(block.right[i][k] + m, width - m), sum);
+          acc* at = to.of[i] + n * width + m;
+          store_some(at, first ? sum : load_some<V>(at, width - m) + sum, width - m);
+        }
+      }
+    }
+    if (!results[0].d_bias) return;
+    for (int64_t n = range.begin; n < range.end; n += K::kLanes) {
+      V sum{};
+      for (int k = 0; k < kRows; ++k) sum += load_some<V>(block.left[k] + n, range.end - n);
+      acc* at = to.of[kRights] + n;
+      store_some(at, first ? sum : load_some<V>(at, range.end - n) + sum, range.end - n);
+    }
   }
 
   void accumulate_columns(const Sums& to, Range range, const Block& block, bool first) const {
