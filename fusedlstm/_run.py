@@ -5,8 +5,6 @@ The work is in the operators, one call a layer; which of them serves a call is d
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -34,8 +32,9 @@ def run(
     if is_usual and not (return_carried or return_saved or is_cell or sizes.num_layers > 1) and type(input) is Tensor:
         states = () if hx is None else (hx,) if type(hx) is Tensor else hx
         if type(states) is tuple and is_plain((input, *states, *weights)):
-            with suppress(Exception):  # what is wrong is found, and said, on the long way
-                return _run_plain(cell, input, states, weights, sizes, batch_first)
+            x = input.transpose(0, 1) if batch_first and input.dim() == 3 else input
+            if _fits(cell, x, states, weights, sizes):
+                return _run_plain(cell, x, states, weights, sizes, batch_first)
     cell = CELLS[cell]
     batch_sizes = sorted_indices = unsorted_indices = None
     if isinstance(input, PackedSequence):
@@ -108,21 +107,37 @@ def run(
     return output, as_passed(last), *kept
 
 
-def _run_plain(name, input, states, weights, sizes, batch_first):
-    """One layer on tensors that fit, and nothing else asked; raises any exception of others. states: () for zeros."""
+def _fits(name, x, states, weights, sizes) -> bool:
+    """Whether these are tensors as the operator of one layer takes them; it does not know `sizes`."""
     _, input_size, H, P, _, D, bias = sizes
-    x = input.transpose(0, 1) if batch_first else input
-    fits = len(weights) == D * ((4 if bias else 2) + (1 if P else 0)) and x.size(2) == input_size and not x.is_meta
-    if not fits or weights[1].size(0) != CELLS[name].gates * H or weights[1].size(1) != (P or H):
-        raise ValueError("these tensors are of other sizes")
+    return (
+        len(weights) == D * ((4 if bias else 2) + (1 if P else 0))
+        and all(type(tensor) is Tensor and tensor.dim() == 3 for tensor in (x, *states))
+        and len(states) in (0, len(CELLS[name].states))
+        and x.size(2) == input_size
+        and weights[1].shape == (CELLS[name].gates * H, P or H)
+        and H > 0
+        and x.layout is torch.strided
+        and not x.is_meta
+    )
+
+
+def _run_plain(name, x, states, weights, sizes, batch_first):
+    """One layer on tensors that fit, and nothing else asked. states: () for zeros."""
+    _, _, H, P, _, D, bias = sizes
+    B = x.size(1)
     if not states:
-        zeros = x.new_zeros(D, x.size(1), H)
-        states = (x.new_zeros(D, x.size(1), P) if P else zeros, *[zeros] * (len(CELLS[name].states) - 1))
+        zeros = x.new_zeros(D, B, H)
+        states = (x.new_zeros(D, B, P) if P else zeros, *[zeros] * (len(CELLS[name].states) - 1))
     differentiable = (*weights, x, *states) if torch.is_grad_enabled() else ()
     allow_tf32 = x.is_cuda and x.dtype is torch.float32 and is_tf32_on(False)
-    kinds = _by_kind(weights, D, bias, P)
     operator = choose_plain(name, differentiable)
-    output, last, *_ = operator(x, list(states), *kinds, None, None, None, [], allow_tf32)
+    kinds = _by_kind(weights, D, bias, P)
+    try:
+        output, last, *_ = operator(x, list(states), *kinds, None, None, None, [], allow_tf32)
+    except Exception:
+        _checks.refuse(x, states, weights, sizes, B)
+        raise
     return output.transpose(0, 1) if batch_first else output, as_passed(last)
 
 

@@ -159,7 +159,8 @@ FUSEDLSTM_INLINE void to_operands(typename K::operand* to, const typename K::sto
   }
 }
 
-// Of n rows, tiles of at most kRows, and their rows: as even as can be, since a tile of few rows costs more for each.
+// How many tiles of at most kRows rows there are in n rows. They are as even as can be: a tile of few rows costs more
+// for each of them.
 template <int kRows>
 constexpr int64_t tiles_of(int64_t n) {
   return (n + kRows - 1) / kRows;

@@ -223,9 +223,9 @@ __attribute__((noinline)) void multiply_tile(const Factors<Product>& f, int vect
 }
 
 // All strips of a panel of 1 .. 4 `vectors`: those that lie beyond the columns of the matrix need not be multiplied.
-template <class Isa, class Product, int kRows, int kStride>
+template <class Isa, class Product, bool kInterleaved, int kRows>
 FUSEDLSTM_INLINE void multiply_rows(const Factors<Product>& f, int vectors) {
-  constexpr bool kInterleaved = kStride > 1;
+  constexpr int kStride = kInterleaved ? kRows : 1;
   if constexpr (!kInterleaved && kRows <= tile_rows<Isa>(3)) {
     if (vectors == 3) return multiply_tile<Isa, Product, kRows, kStride, 3>(f, vectors, 0);
   }
@@ -248,17 +248,17 @@ __attribute__((noinline)) void multiply(const Factors<Product>& f, int rows, int
   static_assert(Isa::kTileRows == 6);
   switch (rows) {
     case 1:
-      return multiply_rows<Isa, Product, 1, 1>(f, vectors);
+      return multiply_rows<Isa, Product, kInterleaved, 1>(f, vectors);
     case 2:
-      return multiply_rows < Isa, Product, 2, kInterleaved ? 2 : 1 > (f, vectors);
+      return multiply_rows<Isa, Product, kInterleaved, 2>(f, vectors);
     case 3:
-      return multiply_rows < Isa, Product, 3, kInterleaved ? 3 : 1 > (f, vectors);
+      return multiply_rows<Isa, Product, kInterleaved, 3>(f, vectors);
     case 4:
-      return multiply_rows < Isa, Product, 4, kInterleaved ? 4 : 1 > (f, vectors);
+      return multiply_rows<Isa, Product, kInterleaved, 4>(f, vectors);
     case 5:
-      return multiply_rows < Isa, Product, 5, kInterleaved ? 5 : 1 > (f, vectors);
+      return multiply_rows<Isa, Product, kInterleaved, 5>(f, vectors);
     case 6:
-      return multiply_rows < Isa, Product, 6, kInterleaved ? 6 : 1 > (f, vectors);
+      return multiply_rows<Isa, Product, kInterleaved, 6>(f, vectors);
   }
 }
 

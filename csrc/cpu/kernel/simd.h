@@ -70,7 +70,7 @@ template <class V, class T>
 FUSEDLSTM_INLINE void add(T* p, V v) {
   store(p, load<V>(p) + v);
 }
-// For a value that several instructions use: GCC would make each of them load it again.
+// A value that is whole from here on: the compiler contracts none of what made it with what it goes into.
 template <class V>
 FUSEDLSTM_INLINE void keep_in_register([[maybe_unused]] V& v) {
 #if defined(__x86_64__)
