@@ -5,6 +5,7 @@ from fusedlstm import _vmap as _vmap  # gives the operators their rules
 from fusedlstm import functional
 from fusedlstm._version import __version__
 from fusedlstm.convert import convert, revert
+from fusedlstm.freeze import freeze, unfreeze
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "FusedRNNCell",
     "__version__",
     "convert",
+    "freeze",
     "functional",
     "revert",
+    "unfreeze",
 ]

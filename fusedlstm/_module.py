@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
+from fusedlstm._frozen import Frozen
 from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
 from fusedlstm._run import run
 from fusedlstm._run_cell import run_cell
@@ -18,7 +19,36 @@ torch.fx.wrap("run")
 torch.fx.wrap("run_cell")
 
 
-class FusedLayer(nn.RNNBase):
+class _Freezable(nn.Module):
+    """What layers and cells do about being frozen (`fusedlstm.freeze`)."""
+
+    _frozen: Frozen | None = None
+
+    def _apply(self, fn, recurse: bool = True):
+        result = super()._apply(fn, recurse)
+        if self._frozen is not None:
+            self._frozen = Frozen()
+        return result
+
+    def _replicate_for_data_parallel(self):
+        replica = nn.Module._replicate_for_data_parallel(self)
+        if self._frozen is not None:
+            replica._frozen = Frozen()
+        return replica
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+        if self._frozen is None:
+            return super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        errors.append(
+            f"Expected {prefix.removesuffix('.') or 'a layer'} as it was before fusedlstm.freeze, got it frozen for "
+            "inference; call fusedlstm.unfreeze(model) first, and fusedlstm.freeze(model) afterwards."
+        )
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ", frozen" * (self._frozen is not None)
+
+
+class FusedLayer(_Freezable, nn.RNNBase):
     """A stack of layers of one cell: PyTorch's constructor and parameters, other kernels below."""
 
     def flatten_parameters(self) -> None:
@@ -61,7 +91,6 @@ class FusedLayer(nn.RNNBase):
         nn.Module.__setattr__(self, name, value)
 
     __setstate__ = nn.Module.__setstate__
-    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 
     def __getstate__(self):
         return self.__dict__.copy()
@@ -85,7 +114,7 @@ class _FlatWeights(tuple):
         self.module._flat_weights = weights
 
 
-class FusedCell(nn.RNNCellBase):
+class FusedCell(_Freezable, nn.RNNCellBase):
     """One step of one layer."""
 
     def __prepare_scriptable__(self) -> nn.RNNCellBase:
@@ -101,25 +130,39 @@ class FusedCell(nn.RNNCellBase):
 
 def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and_returns):
     """The layers of a module, on the arguments of its forward; further ones in the order of `run`."""
-    directions = 2 if module.bidirectional else 1
-    sizes = _checks.Sizes(
-        module.mode.lower(), module.input_size, module.hidden_size, module.proj_size, module.num_layers, directions,
-        module.bias,
-    )  # fmt: skip
-    weights = _parameters(module, module._flat_weights_names)
-    packing = None
+    names, frozen, layers, packing = module._flat_weights_names, module._frozen, None, None
+    sizes = (frozen and frozen.sizes) or _sizes_of(module)
+    if frozen is None:
+        weights = _parameters(module, names)
+    else:
+        weights, layers = frozen.of_call(module, names, sizes, input, hx, *rows_and_returns)
     if isinstance(input, PackedSequence):
         # Tracers look into a call's arguments, and fail to rebuild this class from what they find.
         input, *packing = input
     return run(
         sizes.cell, input, hx, weights, sizes, module.batch_first, module.dropout, module.training, *rows_and_returns,
-        packing=packing,
+        packing=packing, frozen=layers,
     )  # fmt: skip
 
 
 def run_step(module: FusedCell, cell: str, input: Tensor, hx):
     """The step of a module, whose cell has this name."""
-    return run_cell(cell, input, hx, *_parameters(module, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
+    frozen = module._frozen
+    if frozen is None:
+        return run_cell(cell, input, hx, *_parameters(module, _STEP_NAMES))
+    sizes = _checks.Sizes(cell, module.input_size, module.hidden_size, 0, 1, 1, module.bias)
+    weights, layers = frozen.of_call(module, _STEP_NAMES, sizes, input, hx)
+    return run_cell(cell, input, hx, *weights, frozen=layers and layers[0])
+
+
+_STEP_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _sizes_of(module: FusedLayer) -> _checks.Sizes:
+    return _checks.Sizes(
+        module.mode.lower(), module.input_size, module.hidden_size, module.proj_size, module.num_layers,
+        2 if module.bidirectional else 1, module.bias,
+    )  # fmt: skip
 
 
 def _parameters(module: nn.Module, names) -> list[Tensor]:

@@ -13,12 +13,13 @@ from fusedlstm import _checks
 from fusedlstm._choice import KERNELS, choose, choose_plain, is_plain, is_tf32_on
 from fusedlstm._private_torch import is_any_autocast_enabled
 from fusedlstm.cells import CELLS
+from fusedlstm.ops import OPERATORS
 
 
 def run(
     cell, input, hx, weights, sizes, batch_first=False, dropout=0.0, training=False,
     lengths=None, reset=None, reset_state=None, return_carried=False, return_saved=False, is_cell=False,
-    packing=None,
+    packing=None, frozen=None,
 ):  # fmt: skip
     """A stack of layers, as `functional.lstm` describes it, of the cell of this name.
 
@@ -27,6 +28,7 @@ def run(
         return_carried, return_saved: also return what layers carry and save at all steps.
         is_cell: one step is run for a cell.
         packing: where `input` is the data of a PackedSequence, the other three of its fields.
+        frozen: of each layer `weights` as its operator froze them, for calls that these serve; or None.
     """
     is_usual = packing is None and lengths is None and reset is None and reset_state is None
     if is_usual and not (return_carried or return_saved or is_cell or sizes.num_layers > 1) and type(input) is Tensor:
@@ -34,7 +36,7 @@ def run(
         if type(states) is tuple and is_plain((input, *states, *weights)):
             x = input.transpose(0, 1) if batch_first and input.dim() == 3 else input
             if _fits(cell, x, states, weights, sizes):
-                return _run_plain(cell, x, states, weights, sizes, batch_first)
+                return _run_plain(cell, x, states, weights, sizes, batch_first, frozen)
     cell = CELLS[cell]
     batch_sizes = sorted_indices = unsorted_indices = None
     if isinstance(input, PackedSequence):
@@ -66,14 +68,22 @@ def run(
             )  # fmt: skip
         differentiable = [*weights, x, *(hx or ()), *(reset_state or ())] if torch.is_grad_enabled() else []
         wants_kept, is_compiling = return_carried or return_saved, torch.compiler.is_compiling()
-        operator = choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
+        if frozen and (wants_kept or type(x) is not Tensor or not is_plain((x, *(hx or ()), *(reset_state or ())))):
+            frozen = None
+        if frozen:
+            operator, layers, options = OPERATORS[cell.name].frozen, [[layer] for layer in frozen], ()
+        else:
+            operator = choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
+            each = len(weights) // L
+            layers = [by_kind(weights[i * each : (i + 1) * each], D, bias, P) for i in range(L)]
+            options = (x.is_cuda and x.dtype is torch.float32 and is_tf32_on(is_cell),)
         # Kernels check all that they are given, and that it fits together; but they do not know `sizes`.
         fits = (
             len(weights) == L * D * ((4 if bias else 2) + (1 if P else 0))
             and weights[1].shape == (cell.gates * H, P or H)
             and shape[-1] == input_size
         )
-        if is_compiling or not fits or operator not in KERNELS[cell.name]:
+        if is_compiling or not fits or not (frozen or operator in KERNELS[cell.name]):
             _checks.check_tensors(x, hx, weights, sizes, B)
         if sorted_indices is not None and hx is not None:
             _checks.check_states(hx, sizes, B, x, "hidden")
@@ -82,10 +92,7 @@ def run(
         rows = batch_sizes, lengths, reset
         asked = (3, return_carried), (2, return_saved)
         wanted = [place for place, is_asked in asked if is_asked] if wants_kept else ()
-        allow_tf32 = x.is_cuda and x.dtype is torch.float32 and is_tf32_on(is_cell)
-        output, last, *kept = _stack(
-            operator, x, states, weights, sizes, rows, allow_tf32, dropout if training else 0, wanted
-        )
+        output, last, *kept = _stack(operator, x, states, layers, rows, options, dropout if training else 0, wanted)
         if type(output) is not Tensor or output.is_meta:  # a fake kernel may have run, which checks little
             _checks.check_tensors(x, hx, weights, sizes, B)
     except Exception:
@@ -122,19 +129,21 @@ def _fits(name, x, states, weights, sizes) -> bool:
     )
 
 
-def _run_plain(name, x, states, weights, sizes, batch_first):
+def _run_plain(name, x, states, weights, sizes, batch_first, frozen):
     """One layer on tensors that fit, and nothing else asked. states: () for zeros."""
     _, _, H, P, _, D, bias = sizes
     B = x.size(1)
-    if not states:
-        zeros = x.new_zeros(D, B, H)
-        states = (x.new_zeros(D, B, P) if P else zeros, *[zeros] * (len(CELLS[name].states) - 1))
-    differentiable = (*weights, x, *states) if torch.is_grad_enabled() else ()
-    allow_tf32 = x.is_cuda and x.dtype is torch.float32 and is_tf32_on(False)
-    operator = choose_plain(name, differentiable)
-    kinds = _by_kind(weights, D, bias, P)
+    if frozen:  # its operator takes no states for zeros
+        operator, kinds, options = OPERATORS[name].frozen, frozen, ()
+    else:
+        if not states:
+            zeros = x.new_zeros(D, B, H)
+            states = (x.new_zeros(D, B, P) if P else zeros, *[zeros] * (len(CELLS[name].states) - 1))
+        operator = choose_plain(name, (*weights, x, *states) if torch.is_grad_enabled() else ())
+        kinds = by_kind(weights, D, bias, P)
+        options = (x.is_cuda and x.dtype is torch.float32 and is_tf32_on(False),)
     try:
-        output, last, *_ = operator(x, list(states), *kinds, None, None, None, [], allow_tf32)
+        output, last, *_ = operator(x, list(states), *kinds, None, None, None, [], *options)
     except Exception:
         _checks.refuse(x, states, weights, sizes, B)
         raise
@@ -161,15 +170,16 @@ def _states_of_layers(cell, x, hx, reset_state, sizes, B):
     return initial, [[]] * L if reset_state is None else of_layers(reset_state)
 
 
-def _stack(operator, x, states, weights, sizes, rows, allow_tf32, dropout, wanted):
-    """All layers: output of the last; of all, layer by layer, the last states and the results at places `wanted`."""
-    _, _, _, P, L, D, bias = sizes
+def _stack(operator, x, states, layers, rows, options, dropout, wanted):
+    """All layers: output of the last; of all, layer by layer, the last states and the results at places `wanted`.
+
+    layers: of each its weights as the operator takes them.
+    options: what that takes last.
+    """
     initial, reset_state = states
-    each = len(weights) // L
-    last, kept = [], []
+    L, last, kept = len(layers), [], []
     for layer in range(L):
-        kinds = _by_kind(weights[layer * each : (layer + 1) * each], D, bias, P)
-        result = operator(x, initial[layer], *kinds, *rows, reset_state[layer], allow_tf32)
+        result = operator(x, initial[layer], *layers[layer], *rows, reset_state[layer], *options)
         x = result[0]
         last.append(result[1])
         if wanted:
@@ -181,7 +191,7 @@ def _stack(operator, x, states, weights, sizes, rows, allow_tf32, dropout, wante
     return x, list(map(torch.cat, zip(*last))), *map(torch.cat, zip(*kept))
 
 
-def _by_kind(weights, D, bias, P):
+def by_kind(weights, D, bias, P):
     """One layer's weights as the operator takes them: of each kind those of all directions, none of absent kinds."""
     kinds = len(weights) // D
     lists = [[tensor] for tensor in weights] if D == 1 else list(map(list, zip(weights[:kinds], weights[kinds:])))

@@ -10,10 +10,14 @@ from fusedlstm._autograd import run_step
 from fusedlstm._choice import is_plain, is_tf32_on
 from fusedlstm._run import as_passed, run
 from fusedlstm.cells import CELLS
+from fusedlstm.ops import OPERATORS
 
 
-def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
-    """One step, as `functional.lstm_cell` describes it, of the cell of this name."""
+def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, frozen=None):
+    """One step, as `functional.lstm_cell` describes it, of the cell of this name.
+
+    frozen: the weights as the cell's operator froze them, for calls that these serve; or None.
+    """
     weights = (
         (weight_ih, weight_hh) if bias_ih is None and bias_hh is None else (weight_ih, weight_hh, bias_ih, bias_hh)
     )
@@ -21,7 +25,7 @@ def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
     states = () if hx is None else (hx,) if has_one_state else hx
     if type(input) is Tensor and type(states) is tuple and is_plain((input, *states, *weights)):
         try:
-            last = _plain(cell, input, states, weights)
+            last = _plain(cell, input, states, weights, frozen)
             return last[0] if has_one_state else tuple(last)
         except Exception:
             _refuse(cell, input, hx, weights)
@@ -30,16 +34,19 @@ def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
     return _as_layer(cell, input, hx, weights)
 
 
-def _plain(name, input, states, weights):
+def _plain(name, input, states, weights, frozen):
     """The states after the step, of tensors that fit; raises any exception of others. states: () for zeros."""
     allow_tf32 = input.is_cuda and input.dtype is torch.float32 and is_tf32_on(True)
     is_batched = input.dim() == 2
     rows = input if is_batched else input.unsqueeze(0)
-    if not states:
+    if not states and frozen is None:
         states = (input.new_zeros(rows.size(0), weights[1].size(1)),) * len(CELLS[name].states)
     elif not is_batched:
         states = tuple([state.unsqueeze(0) for state in states])
-    last = run_step(name, rows, states, weights, allow_tf32)
+    if frozen is None:
+        last = run_step(name, rows, states, weights, allow_tf32)
+    else:
+        last = OPERATORS[name].cell_frozen(rows, states, frozen)
     return last if is_batched else [state.squeeze_(0) for state in last]
 
 

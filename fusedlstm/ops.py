@@ -8,6 +8,9 @@
 * `<cell>_cell`, `<cell>_cell_inference`, `<cell>_cell_backward`: the same of one step in one direction, between tensors
   of a cell's shapes: input [B, I], states [B, H], and weight_ih, weight_hh and both biases or none in one list. `kept`
   are output, saved and carried of the layer. Called by _autograd.py; they have no derivative of their own.
+* `<cell>_freeze`, on the CPU alone: a layer's weights as its kernels read them, in a tensor of bytes that fits this
+  process; `<cell>_layer_frozen` and `<cell>_cell_frozen` are inference with that tensor, and with no states for zeros.
+  They are called as they are, outside of everything that traces or transforms.
 * `<cell>_steps_second_order`: what is between the products of second order, see _second_order_step.py.
 
 Operators of layers take ensembles: with the members as one more dimension in front of every tensor but batch_sizes, one
@@ -49,11 +52,14 @@ class Operators(NamedTuple):
     cell_inference: OpOverload
     cell_backward: OpOverload
     steps_second_order: OpOverload
+    freeze: OpOverload
+    frozen: OpOverload
+    cell_frozen: OpOverload
 
 
 def _operators(cell: Cell) -> Operators:
     names = [f"{cell.name}_{of}{kind}" for of in ("layer", "cell") for kind in ("", "_inference", "_backward")]
-    names.append(f"{cell.name}_steps_second_order")
+    names += [f"{cell.name}_{of}" for of in ("steps_second_order", "freeze", "layer_frozen", "cell_frozen")]
     operators = Operators(*(getattr(torch.ops.fusedlstm, name).default for name in names))
     names = argument_names(operators.layer)
     if names != LayerArguments._fields:

@@ -19,6 +19,7 @@ OBJECTS = ROOT / "build/native/objects"
 LIBRARIES = [path for path in (_library.CPU_LIBRARY, _library.CUDA_LIBRARY) if path.is_file()]
 KINDS = [f"{of}{kind}" for of in ("layer", "cell") for kind in ("", "_inference", "_backward")]
 OPERATORS = [f"{cell}_{kind}" for cell in CELLS for kind in (*KINDS, "steps_second_order")]
+CPU_ONLY = [f"{cell}_{kind}" for cell in CELLS for kind in ("freeze", "layer_frozen", "cell_frozen")]
 
 if (ROOT / "_build_backend").is_dir():
     sys.path.append(str(ROOT / "_build_backend"))
@@ -40,7 +41,7 @@ def output_of(*command) -> str:
 # What is registered. PyTorch ignores a misspelt schema or kernel name silently, so every one is asked for.
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", OPERATORS + CPU_ONLY)
 def test_every_operator_has_its_cpu_kernel(operator):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fusedlstm::{operator}", "CPU")
 
@@ -54,7 +55,7 @@ def test_every_operator_has_its_cuda_kernel_where_the_cuda_library_is_in_use(ope
 def test_no_operator_is_registered_by_mistake():
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fusedlstm::")}
     cuda = () if _library.cuda_inactive_reason() else ("_cuda_obstacle",)
-    assert names == {f"fusedlstm::{name}" for name in (*OPERATORS, "_cpu_info", "_cpu_force", *cuda)}
+    assert names == {f"fusedlstm::{name}" for name in (*OPERATORS, *CPU_ONLY, "_cpu_info", "_cpu_force", *cuda)}
 
 
 # What the binaries contain.

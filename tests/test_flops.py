@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import OPTIONS
+from family import LSTM as LSTM_MEMBER
 from family import every, tensors_of
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
@@ -123,6 +124,20 @@ def test_of_an_ensemble_are_those_of_its_members(is_trained):
         one = count(lambda: run(lambda: models[0](x)))
         all_three = count(lambda: run(lambda: vmap(lambda p: functional_call(models[0], p, (x,)))(stacked)))
     assert all_three == 3 * one > 0
+
+
+@every
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}, {"proj_size": 2}], ids=str)
+def test_of_frozen_layers_and_cells_are_those_of_others(member, options):
+    x = torch.randn(5, 2, 3)
+    given = [(member.one_step(3, 4), x[0])]
+    if member is LSTM_MEMBER or "proj_size" not in options:
+        given.append((member.layer(3, 4, **options), x))
+    for module, data in given:
+        with torch.no_grad():
+            expected = count(lambda module=module, data=data: module(data))
+            fusedlstm.freeze(module.eval())
+            assert count(lambda module=module, data=data: module(data)) == expected > 0
 
 
 def test_by_module():

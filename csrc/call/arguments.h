@@ -68,6 +68,49 @@ struct LayerResults {
   }
 };
 
+// The weights of a layer, for a device's kernels to bring into the form that they read, once for many calls.
+struct FreezeArguments {
+  Tensors weight_ih, weight_hh, bias_ih, bias_hh, weight_hr;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("weight_ih", weight_ih);
+    v("weight_hh", weight_hh);
+    v("bias_ih", bias_ih);
+    v("bias_hh", bias_hh);
+    v("weight_hr", weight_hr);
+  }
+};
+
+struct FreezeResults {
+  Tensor frozen;  // bytes, for this process alone
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("frozen", frozen);
+  }
+};
+
+// A layer's arguments with frozen weights; `initial` may be empty, for zeros. Results are those of inference.
+struct FrozenArguments {
+  Tensor input;
+  Tensors initial;
+  Tensor frozen;
+  OptionalTensor batch_sizes, lengths, reset;
+  Tensors reset_state;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("input", input);
+    v("initial", initial);
+    v("frozen", frozen);
+    v("batch_sizes", batch_sizes);
+    v("lengths", lengths);
+    v("reset", reset);
+    v("reset_state", reset_state);
+  }
+};
+
 // Positions in `needs` of the backward operators, which are those of the members of LayerGradients.
 enum Need { kInput, kInitial, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kResetState, kNeeds };
 
@@ -123,6 +166,20 @@ struct StepArguments {
     v("states", states);
     v("weights", weights);
     v("allow_tf32", allow_tf32);
+  }
+};
+
+// The same with frozen weights of a layer in one direction; `states` may be empty, for zeros.
+struct FrozenStepArguments {
+  Tensor input;
+  Tensors states;
+  Tensor frozen;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("input", input);
+    v("states", states);
+    v("frozen", frozen);
   }
 };
 

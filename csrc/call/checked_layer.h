@@ -13,6 +13,12 @@
 
 namespace fusedlstm {
 
+// What the weights of a layer say of it.
+struct WeightSizes {
+  int64_t directions, features, hidden, proj;
+  ScalarType dtype;
+};
+
 class CheckedLayer : public LayerArguments {
  public:
   CellSizes cell;
@@ -22,9 +28,27 @@ class CheckedLayer : public LayerArguments {
 
   // Derives the sizes, checks everything, and makes inner strides 1 (weights: contiguous, member by member).
   CheckedLayer(LayerArguments arguments, CellSizes cell) : LayerArguments(std::move(arguments)), cell(cell) {
-    derive_sizes();
+    derive_place();
+    derive_sizes_of_weights();
+    derive_sizes_of_input();
     check_weights();
     check_states();
+    check_row_states();
+    input = unit_stride(input);
+  }
+  // One layer without weights, which are frozen and have these sizes. It may lack initial states.
+  CheckedLayer(LayerArguments arguments, CellSizes cell, const WeightSizes& frozen)
+      : LayerArguments(std::move(arguments)),
+        cell(cell),
+        hidden(frozen.hidden),
+        proj(frozen.proj),
+        directions(frozen.directions) {
+    derive_place();
+    STD_TORCH_CHECK(lead == 0, "fusedlstm: expected input of one layer with frozen weights, got one of an ensemble");
+    derive_sizes_of_input();
+    STD_TORCH_CHECK(features == frozen.features && dtype == frozen.dtype, "fusedlstm: expected input with ",
+                    frozen.features, " features and of the dtype of the frozen weights, got one with ", features);
+    if (!initial.empty() || !reset_state.empty()) check_states();
     check_row_states();
     input = unit_stride(input);
   }
@@ -64,18 +88,17 @@ class CheckedLayer : public LayerArguments {
  private:
   Facts input_facts_;
 
-  void derive_sizes();
+  void derive_place();
+  void derive_sizes_of_weights();
+  void derive_sizes_of_input();
   void read_batch_sizes();
   void check_weights();
   void check_states();
   void check_row_states();
 };
 
-inline void CheckedLayer::derive_sizes() {
-  const size_t d = weight_ih.size();
-  directions = static_cast<int64_t>(d);
-  STD_TORCH_CHECK(d == 1 || d == 2, "fusedlstm: expected 1 or 2 directions, got ", d);
-  STD_TORCH_CHECK(weight_hh.size() == d, "fusedlstm: expected ", d, " weight_hh, got ", weight_hh.size());
+// Of the input: members, dtype, device.
+inline void CheckedLayer::derive_place() {
   const int64_t input_dim = batch_sizes ? 2 : 3;
   lead = input.dim() - input_dim;
   STD_TORCH_CHECK(lead == 0 || lead == 1, "fusedlstm: expected ", batch_sizes ? "packed " : "", "input with ",
@@ -87,6 +110,13 @@ inline void CheckedLayer::derive_sizes() {
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
                       dtype == ScalarType::Half,
                   "fusedlstm: expected input of dtype float32, float64, bfloat16 or float16");
+}
+
+inline void CheckedLayer::derive_sizes_of_weights() {
+  const size_t d = weight_ih.size();
+  directions = static_cast<int64_t>(d);
+  STD_TORCH_CHECK(d == 1 || d == 2, "fusedlstm: expected 1 or 2 directions, got ", d);
+  STD_TORCH_CHECK(weight_hh.size() == d, "fusedlstm: expected ", d, " weight_hh, got ", weight_hh.size());
   const char* of_members = lead > 0 ? "members, " : "";
   STD_TORCH_CHECK(weight_hh[0].dim() == lead + 2 && weight_hh[0].size(lead) % cell.gates == 0,
                   "fusedlstm: expected weight_hh of size [", of_members, cell.gates, " * hidden_size, ...], got ",
@@ -99,6 +129,9 @@ inline void CheckedLayer::derive_sizes() {
                     sizes_of(weight_hr[0]));
     proj = weight_hr[0].size(lead);
   }
+}
+
+inline void CheckedLayer::derive_sizes_of_input() {
   if (batch_sizes) return read_batch_sizes();
   steps = input.size(lead);
   batch = input.size(lead + 1);

@@ -66,6 +66,15 @@ StepInferenceResults one_step_inference(StepArguments& step) {
   return {as_rows(kInference(layer).last)};
 }
 
+template <InferenceResults (*kFrozen)(FrozenArguments&)>
+StepInferenceResults one_step_frozen(FrozenStepArguments& step) {
+  FrozenArguments layer;
+  layer.input = as_steps(step.input, "input");
+  for (const Tensor& state : step.states) layer.initial.push_back(as_steps(state, "states"));
+  layer.frozen = step.frozen;
+  return {as_rows(kFrozen(layer).last)};
+}
+
 template <LayerGradients (*kBackward)(BackwardArguments&)>
 StepGradients one_step_backward(StepBackwardArguments& given) {
   STD_TORCH_CHECK(given.kept.size() == 3, "fusedlstm: expected 3 tensors that a step kept, got ", given.kept.size());

@@ -7,12 +7,34 @@
 
 #include <string>
 
+#include "dtypes.h"
 #include "sizes.h"
 
 namespace fusedlstm {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// Element types as PyTorch names them, and back.
+inline ScalarType scalar_type_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return ScalarType::Double;
+    case Dtype::kBFloat16:
+      return ScalarType::BFloat16;
+    case Dtype::kFloat16:
+      return ScalarType::Half;
+    case Dtype::kFloat32:
+      break;
+  }
+  return ScalarType::Float;
+}
+
+inline Dtype dtype_of(ScalarType dtype) {
+  for (const Dtype own : {Dtype::kFloat64, Dtype::kBFloat16, Dtype::kFloat16})
+    if (dtype == scalar_type_of(own)) return own;
+  return Dtype::kFloat32;
+}
 
 inline std::string to_string(const Sizes& sizes) {
   std::string s = "[";

@@ -58,6 +58,7 @@ struct LayerArgs {
 };
 
 struct ForwardArgs : LayerArgs {
+  const char* frozen;      // weights as LayerKernels::freeze made them, in place of `weights`; null: none
   void* output;            // [N, D * R], storage
   void* last[kMaxStates];  // storage
   void* saved;             // [D, N, saved * H], storage; null: inference

@@ -36,14 +36,14 @@ const std::vector<Candidate>& candidates() {
   return all;
 }
 
-const Kernels& by_name(const std::string& name) {
-  std::string runnable;
-  for (const Candidate& c : candidates()) {
+const Kernels& by_name(std::string_view name) {
+  for (const Candidate& c : candidates())
     if (c.runs_here && name == c.kernels->isa) return *c.kernels;
+  std::string runnable;
+  for (const Candidate& c : candidates())
     if (c.runs_here) runnable += std::string(runnable.empty() ? "" : ", ") + c.kernels->isa;
-  }
   throw std::runtime_error("fusedlstm: expected a CPU instruction set of this machine (" + runnable + "), got '" +
-                           name + "'");
+                           std::string(name) + "'");
 }
 
 const Kernels& widest() {
@@ -101,22 +101,31 @@ constexpr double kCacheBytes = 768 << 10;
 // Readings of the weights where they are that cost less than bringing them into panels: from the cache, and beyond it.
 constexpr int64_t kDirectPasses = 2, kDirectPassesLarge = 8;
 
+const Kernels& active() {
+  const Kernels* forced = forced_kernels;
+  return forced ? *forced : automatic().kernels;
+}
+
 // Multiply-adds of a call.
-double layer_work(const Shape& shape, int64_t row_count, bool is_backward) {
+double layer_work(const Shape& shape, int64_t row_count, Pass pass) {
   const double per_row =
       double(shape.gates * shape.hidden) * double(shape.input + shape.recurrent()) * double(shape.directions);
-  return per_row * double(row_count) * (is_backward ? 3 : 1);
+  return per_row * double(row_count) * (pass == Pass::kBackward ? 3 : 1);
 }
 
 }  // namespace
 
-const LayerKernels& active_kernels(CellKind cell, Dtype dtype) {
-  const Kernels *forced = forced_kernels, *active = forced ? forced : &automatic().kernels;
+const char* active_isa() {
+  return active().isa;
+}
+
+const LayerKernels& kernels_of(std::string_view isa, CellKind cell, Dtype dtype) {
+  const Kernels* named = &by_name(isa);
   const LayerKernels* found = nullptr;
   for (const Candidate& c : candidates()) {
     const LayerKernels& layer = c.kernels->dtype[int(dtype)].cell[int(cell)];
     if (layer.forward) found = &layer;
-    if (c.kernels == active) break;
+    if (c.kernels == named) break;
   }
   return *found;  // the narrowest set has every dtype
 }
@@ -134,11 +143,11 @@ void force(const std::string& isa, const std::string& plan) {
   throw std::runtime_error("fusedlstm: expected a CPU plan direct or packed, with :rows or :units, got '" + plan + "'");
 }
 
-Plan choose_plan(const Shape& shape, int64_t row_count, bool is_backward, int threads) {
+Plan choose_plan(const Shape& shape, int64_t row_count, Pass pass, int threads) {
   const double step_work =
       double(shape.gates * shape.hidden) * double(shape.recurrent()) * double(shape.batch * shape.directions);
   const double weight_bytes = double(shape.gates * shape.hidden) * double(shape.recurrent()) * 4;  // of float32
-  const double work = layer_work(shape, row_count, is_backward);
+  const double work = layer_work(shape, row_count, pass);
   const bool cached = weight_bytes <= kCacheBytes;
   const int64_t passes = shape.steps * ((shape.batch + 3) / 4);
   Plan plan{passes <= (cached ? kDirectPasses : kDirectPassesLarge), Split::kRows, 1};
@@ -152,6 +161,7 @@ Plan choose_plan(const Shape& shape, int64_t row_count, bool is_backward, int th
   if (work >= kTeamWork && (plan.split == Split::kRows || step_work >= kMeetWork)) plan.threads = threads;
   const ForcedPlan& forced = *forced_plan;
   if (forced.direct) plan.direct = *forced.direct;
+  if (pass == Pass::kFrozen) plan.direct = false;
   if (forced.split) {
     plan.split = *forced.split;
     plan.threads = threads;
@@ -160,13 +170,12 @@ Plan choose_plan(const Shape& shape, int64_t row_count, bool is_backward, int th
   return plan;
 }
 
-EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, bool is_backward,
-                                  int threads) {
-  const bool is_enough = double(members) * layer_work(shape, row_count, is_backward) >= kTeamWork;
+EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, Pass pass, int threads) {
+  const bool is_enough = double(members) * layer_work(shape, row_count, pass) >= kTeamWork;
   if (!forced_plan.load()->split) threads = is_enough ? std::min(threads, usable_cpus()) : 1;
-  const Plan of_team = choose_plan(shape, row_count, is_backward, threads);
+  const Plan of_team = choose_plan(shape, row_count, pass, threads);
   if (members == 1) return {of_team.threads, 0, {}, of_team, forced_last_meeting};
-  const Plan of_thread = choose_plan(shape, row_count, is_backward, 1);
+  const Plan of_thread = choose_plan(shape, row_count, pass, 1);
   if (of_team.threads == threads)
     return {threads, members / threads * threads, of_thread, of_team, forced_last_meeting};
   return {members < threads ? int(members) : threads, members, of_thread, {}};
@@ -178,15 +187,13 @@ int threads_of_steps(int64_t elements) {
 }
 
 std::string describe() {
-  const Kernels* forced = forced_kernels;
-  const Kernels& active = forced ? *forced : automatic().kernels;
-  const char* reason = forced ? "forced by name" : automatic().reason;
+  const char* reason = forced_kernels.load() ? "forced by name" : automatic().reason;
   const char* plan = forced_plan.load()->name;
   std::string available;
   for (const Candidate& c : candidates())
     if (c.runs_here) available += std::string(available.empty() ? "\"" : ", \"") + c.kernels->isa + "\"";
-  return std::string("{\"isa\": \"") + active.isa + "\", \"reason\": \"" + reason + "\", \"available\": [" + available +
-         "], \"plan\": \"" + (*plan ? plan : "automatic") +
+  return std::string("{\"isa\": \"") + active_isa() + "\", \"reason\": \"" + reason + "\", \"available\": [" +
+         available + "], \"plan\": \"" + (*plan ? plan : "automatic") +
          "\", \"threads\": " + std::to_string(std::min(pool_threads(), usable_cpus())) + "}";
 }
 

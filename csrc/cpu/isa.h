@@ -5,22 +5,34 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "kernel_table.h"
 
 namespace fusedlstm::cpu {
 
-// The kernels in use for a cell and a dtype: of the instruction set in use, or of the next narrower one that has some
-// of its own. Throws std::runtime_error if FUSEDLSTM_CPU_ISA names a set that cannot run here.
-const LayerKernels& active_kernels(CellKind cell, Dtype dtype);
+// The instruction set in use. Throws std::runtime_error if FUSEDLSTM_CPU_ISA names one that cannot run here.
+const char* active_isa();
+
+// The kernels of a cell and a dtype: of this instruction set, or of the next narrower one that has some of its own.
+// Throws std::runtime_error if it cannot run here.
+const LayerKernels& kernels_of(std::string_view isa, CellKind cell, Dtype dtype);
+
+// Those of the set in use.
+inline const LayerKernels& active_kernels(CellKind cell, Dtype dtype) {
+  return kernels_of(active_isa(), cell, dtype);
+}
 
 // isa: "baseline", "avx2", "avx512", "avx512_bf16"; plan: "direct" or "packed", then optionally ":rows" or ":units",
 // then optionally ":N": a team dissolves at its Nth meeting, as one does that had to wait too long. Empty strings
 // return to automatic. Throws std::runtime_error on any other name.
 void force(const std::string& isa, const std::string& plan);
 
+// What is to be run of a layer; kFrozen: forward, with weights that are in panels already.
+enum class Pass : int { kForward, kFrozen, kBackward };
+
 // How a layer runs: how many threads, and what they divide.
-Plan choose_plan(const Shape& shape, int64_t row_count, bool is_backward, int threads);
+Plan choose_plan(const Shape& shape, int64_t row_count, Pass pass, int threads);
 
 // How the members of an ensemble run in one launch of `threads`: the first `alone` of them by one thread each, the
 // others one after another by all threads.
@@ -30,8 +42,7 @@ struct EnsemblePlan {
   Plan of_thread, of_team;
   int last_meeting = 0;  // where the team dissolves; 0: where it has to
 };
-EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, bool is_backward,
-                                  int threads);
+EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, Pass pass, int threads);
 
 // How many threads divide the rows of second order, of so many elements in all.
 int threads_of_steps(int64_t elements);

@@ -10,6 +10,9 @@
 namespace fusedlstm::cpu {
 
 struct LayerKernels {
+  // Weights as `forward` reads them, 64-byte aligned; of `args` the sizes and the weights are used.
+  int64_t (*frozen_bytes)(const LayerArgs&);
+  void (*freeze)(const LayerArgs&, char* memory);
   int64_t (*forward_bytes)(const ForwardArgs&, const Plan&);  // workspace, 64-byte aligned
   void (*forward)(const ForwardArgs&, const Plan&, Share&, char* workspace);
   int64_t (*backward_bytes)(const BackwardArgs&, const Plan&);

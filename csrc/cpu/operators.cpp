@@ -7,24 +7,11 @@
 #include "call/one_step.h"
 #include "call/results.h"
 #include "cells/all.h"
-#include "isa.h"
+#include "frozen.h"
 #include "team.h"
 
 namespace fusedlstm::cpu {
 namespace {
-
-Dtype dtype_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return Dtype::kFloat64;
-    case ScalarType::BFloat16:
-      return Dtype::kBFloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      return Dtype::kFloat32;
-  }
-}
 
 // What forward and backward kernels are told alike; owns the row tables that the structs point to.
 struct LayerInputs {
@@ -32,7 +19,7 @@ struct LayerInputs {
   const CheckedLayer t;
   std::vector<int64_t> offsets, lengths;
 
-  LayerInputs(const NamedCell& cell, LayerArguments& arguments) : cell(cell), t(std::move(arguments), cell.sizes) {
+  LayerInputs(const NamedCell& cell, CheckedLayer checked) : cell(cell), t(std::move(checked)) {
     if (t.batch_sizes) {
       const auto* sizes = t.batch_sizes->const_data_ptr<int64_t>();
       offsets.assign(1, 0);
@@ -99,7 +86,7 @@ struct LayerInputs {
 // Runs all members, or the one layer that there is, in one launch of a team. Members have the same sizes, and null
 // pointers in the same places.
 template <class Args>
-void run_members(const std::vector<Args>& members, bool is_backward, int64_t (*bytes)(const Args&, const Plan&),
+void run_members(const std::vector<Args>& members, Pass pass, int64_t (*bytes)(const Args&, const Plan&),
                  void (*run)(const Args&, const Plan&, Share&, char*)) {
   if (members.empty()) return;
   const int64_t count = int64_t(members.size());
@@ -108,8 +95,7 @@ void run_members(const std::vector<Args>& members, bool is_backward, int64_t (*b
     decltype(run) kernel;
     EnsemblePlan plan;
     int64_t bytes_of_thread, bytes_of_team;
-  } call{members, run, choose_ensemble_plan(members[0].shape, members[0].row_count, count, is_backward, pool_threads()),
-         0, 0};
+  } call{members, run, choose_ensemble_plan(members[0].shape, members[0].row_count, count, pass, pool_threads()), 0, 0};
   if (call.plan.alone > 0) call.bytes_of_thread = bytes(members[0], call.plan.of_thread);
   if (call.plan.alone < count) call.bytes_of_team = bytes(members[0], call.plan.of_team);
   run_team(
@@ -128,37 +114,83 @@ void run_members(const std::vector<Args>& members, bool is_backward, int64_t (*b
       &call);
 }
 
-LayerResults forward(const NamedCell& cell, LayerArguments& arguments, bool is_training) {
-  const LayerInputs in(cell, arguments);
+// frozen: the panels of a layer's weights, null where it has weights.
+LayerResults forward(const LayerInputs& in, const LayerKernels& kernels, const char* frozen, bool is_training) {
   const CheckedLayer& t = in.t;
   LayerResults r = new_results(t, is_training, false);
   std::vector<ForwardArgs> members;
   members.reserve(size_t(t.members));
   for (int64_t m = 0; m < t.members; ++m) {
     ForwardArgs& a = members.emplace_back(in.arguments<ForwardArgs>(m));
+    a.frozen = frozen;
     a.output = in.part(r.output, m);
     for (size_t i = 0; i < r.last.size(); ++i) a.last[i] = in.part(r.last[i], m);
     a.saved = is_training ? in.part(r.saved, m) : nullptr;
     a.carried = is_training ? in.part(r.carried, m) : nullptr;
   }
-  run_members(members, false, in.kernels().forward_bytes, in.kernels().forward);
+  run_members(members, frozen ? Pass::kFrozen : Pass::kForward, kernels.forward_bytes, kernels.forward);
   return r;
 }
 
 template <int kCell>
+LayerInputs inputs_of(LayerArguments& arguments) {
+  return {kCells[kCell], CheckedLayer(std::move(arguments), kCells[kCell].sizes)};
+}
+
+template <int kCell>
 LayerResults layer(LayerArguments& arguments) {
-  return forward(kCells[kCell], arguments, true);
+  const LayerInputs in = inputs_of<kCell>(arguments);
+  return forward(in, in.kernels(), nullptr, true);
 }
 
 template <int kCell>
 InferenceResults layer_inference(LayerArguments& arguments) {
-  LayerResults r = forward(kCells[kCell], arguments, false);
+  const LayerInputs in = inputs_of<kCell>(arguments);
+  LayerResults r = forward(in, in.kernels(), nullptr, false);
+  return {std::move(r.output), std::move(r.last)};
+}
+
+template <int kCell>
+FreezeResults freeze_layer(FreezeArguments& weights) {
+  // As those of a layer that runs no steps of no batch.
+  STD_TORCH_CHECK(!weights.weight_ih.empty() && !weights.weight_hh.empty() && weights.weight_ih[0].dim() == 2 &&
+                      weights.weight_hh[0].dim() == 2,
+                  "fusedlstm: expected weight_ih and weight_hh with 2 dimensions");
+  const CellSizes cell = kCells[kCell].sizes;
+  const Tensor &ih = weights.weight_ih[0], &hh = weights.weight_hh[0];
+  const auto empty = [&](const Sizes& sizes) { return new_tensor(ih, sizes, ih.scalar_type()); };
+  LayerArguments layer;
+  layer.input = empty({0, 0, ih.size(1)});
+  for (int i = 0; i < cell.states; ++i)
+    layer.initial.push_back(
+        empty({int64_t(weights.weight_ih.size()), 0, i == 0 ? hh.size(1) : hh.size(0) / cell.gates}));
+  layer.weight_ih = std::move(weights.weight_ih);
+  layer.weight_hh = std::move(weights.weight_hh);
+  layer.bias_ih = std::move(weights.bias_ih);
+  layer.bias_hh = std::move(weights.bias_hh);
+  layer.weight_hr = std::move(weights.weight_hr);
+  const LayerInputs in = inputs_of<kCell>(layer);
+  return {freeze(in.t, in.arguments<LayerArgs>(0), kCell, dtype_of(in.t.dtype))};
+}
+
+template <int kCell>
+InferenceResults layer_frozen(FrozenArguments& given) {
+  const FrozenWeights weights = FrozenWeights::of(given.frozen, kCell);
+  LayerArguments layer;
+  layer.input = std::move(given.input);
+  layer.initial = std::move(given.initial);
+  layer.batch_sizes = std::move(given.batch_sizes);
+  layer.lengths = std::move(given.lengths);
+  layer.reset = std::move(given.reset);
+  layer.reset_state = std::move(given.reset_state);
+  const LayerInputs in(kCells[kCell], CheckedLayer(std::move(layer), kCells[kCell].sizes, weights.sizes));
+  LayerResults r = forward(in, weights.kernels, weights.panels, false);
   return {std::move(r.output), std::move(r.last)};
 }
 
 template <int kCell>
 LayerGradients layer_backward(BackwardArguments& arguments) {
-  const LayerInputs in(kCells[kCell], arguments.layer);
+  const LayerInputs in = inputs_of<kCell>(arguments.layer);
   const CheckedLayer& t = in.t;
   const CheckedIncoming incoming(arguments, t);
   LayerGradients g = new_gradients(t, arguments.needs);
@@ -191,7 +223,7 @@ LayerGradients layer_backward(BackwardArguments& arguments) {
       a.d_weight_hr[d] = in.part(g.weight_hr, d, m);
     }
   }
-  run_members(members, true, in.kernels().backward_bytes, in.kernels().backward);
+  run_members(members, Pass::kBackward, in.kernels().backward_bytes, in.kernels().backward);
   if (is_joined && has_bias_ih && has_bias_hh)
     for (size_t d = 0; d < size_t(t.directions); ++d)
       std::memcpy(g.bias_hh[d].data_ptr(), g.bias_ih[d].data_ptr(),
@@ -225,6 +257,11 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
   if constexpr (kCell < int(std::size(kCells))) {
     implement<layer<kCell>, layer_inference<kCell>, layer_backward<kCell>, steps_second_order<kCell>>(
         m, kCells[kCell].name);
+    const std::string cell = kCells[kCell].name;
+    m.impl((cell + "_freeze").c_str(), boxed<FreezeResults, FreezeArguments, freeze_layer<kCell>>);
+    m.impl((cell + "_layer_frozen").c_str(), boxed<InferenceResults, FrozenArguments, layer_frozen<kCell>>);
+    m.impl((cell + "_cell_frozen").c_str(),
+           boxed<StepInferenceResults, FrozenStepArguments, one_step_frozen<layer_frozen<kCell>>>);
     implement_from<kCell + 1>(m);
   }
 }

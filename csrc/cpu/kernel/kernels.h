@@ -22,7 +22,19 @@ constexpr auto second_order_kernel() {
 
 template <class K, class Cell>
 constexpr LayerKernels layer_kernels() {
+  using Panels = LayerPanels<K, Cell::kSizes>;
   return {
+      [](const LayerArgs& args) {
+        Arena arena{nullptr};
+        Panels(args).lay_out(arena);
+        return arena.used;
+      },
+      [](const LayerArgs& args, char* memory) {
+        Arena arena{memory};
+        Panels panels(args);
+        panels.lay_out(arena);
+        panels.pack({0, 1, 1, nullptr});
+      },
       [](const ForwardArgs& args, const Plan& plan) {
         return Forward<K, Cell>(args, make_cell<Cell>(args.is_relu), plan).workspace_bytes();
       },

@@ -33,20 +33,6 @@ cudaStream_t current_stream(int ordinal) {
   return static_cast<cudaStream_t>(stream);
 }
 
-ScalarType scalar_type_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return ScalarType::Double;
-    case Dtype::kBFloat16:
-      return ScalarType::BFloat16;
-    case Dtype::kFloat16:
-      return ScalarType::Half;
-    case Dtype::kFloat32:
-      break;
-  }
-  return ScalarType::Float;
-}
-
 int32_t torch_code(Dtype dtype) {
   return torch::stable::detail::to<int32_t>(torch::stable::detail::from(scalar_type_of(dtype)));
 }
@@ -72,12 +58,6 @@ Tensor tensor_of(const View& view) {
 }
 
 }  // namespace
-
-Dtype dtype_of(ScalarType dtype) {
-  for (const Dtype own : {Dtype::kFloat64, Dtype::kBFloat16, Dtype::kFloat16})
-    if (dtype == scalar_type_of(own)) return own;
-  return Dtype::kFloat32;
-}
 
 View view_of(const Tensor& tensor, Dtype dtype) {
   View view;

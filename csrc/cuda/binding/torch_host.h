@@ -5,8 +5,6 @@
 
 namespace fusedlstm::cuda {
 
-Dtype dtype_of(ScalarType dtype);
-
 // A tensor of this dtype, for as long as it lives; null where it is undefined.
 View view_of(const Tensor& tensor, Dtype dtype);
 
