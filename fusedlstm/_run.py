@@ -117,15 +117,18 @@ def run(
 def _fits(name, x, states, weights, sizes) -> bool:
     """Whether these are tensors as the operator of one layer takes them; it does not know `sizes`."""
     _, input_size, H, P, _, D, bias = sizes
+    for state in states:
+        if type(state) is not Tensor or state.dim() != 3:
+            return False
     return (
-        len(weights) == D * ((4 if bias else 2) + (1 if P else 0))
-        and all(type(tensor) is Tensor and tensor.dim() == 3 for tensor in (x, *states))
-        and len(states) in (0, len(CELLS[name].states))
+        x.dim() == 3
         and x.size(2) == input_size
-        and weights[1].shape == (CELLS[name].gates * H, P or H)
-        and H > 0
         and x.layout is torch.strided
         and not x.is_meta
+        and len(states) in (0, len(CELLS[name].states))
+        and len(weights) == D * ((4 if bias else 2) + (1 if P else 0))
+        and weights[1].shape == (CELLS[name].gates * H, P or H)
+        and H > 0
     )
 
 
