@@ -142,6 +142,35 @@ USERS = [
     Case("text-packed", 120, 64, 128, 128, num_layers=2, bidirectional=True, variable="packed"),
     Case("text-lengths", 120, 64, 128, 128, num_layers=2, bidirectional=True, variable="lengths"),
     Case("crf-tagger-packed", 40, 32, 100, 100, bidirectional=True, variable="packed"),
+    # Speech synthesis (Kokoro's prosody and text encoders), one sentence of as many phonemes or frames.
+    *[Case(f"kokoro-{T}-packed", T, 1, 640, 256, bidirectional=True, variable="packed") for T in (50, 200, 510)],
+    # Who speaks when (pyannote), 5 and 10 seconds; one stream and a batch of windows.
+    *[
+        Case(f"pyannote-{T}-b{B}", T, B, 60, 128, num_layers=4, bidirectional=True)
+        for T, B in product((293, 589), (1, 32))
+    ],
+    # Other sound: a codec, separation of instruments, a speaker's voice, voice activity one frame at a time.
+    Case("encodec-75", 75, 1, 512, 512, num_layers=2),
+    Case("encodec-750", 750, 1, 512, 512, num_layers=2),
+    Case("open-unmix", 255, 16, 512, 256, num_layers=3, bidirectional=True),
+    Case("voice-encoder", 160, 32, 40, 256, num_layers=3),
+    Case("silero", 1, 1, 128, 128),
+    # Text in images.
+    Case("doctr", 32, 64, 512, 128, num_layers=2, bidirectional=True),
+    # Nanopore sequencing. Bonito's and Dorado's layers alternate in direction: of the same cost as five in one.
+    Case("basecall-hac", 1666, 512, 384, 384, num_layers=5),
+    Case("basecall-sup", 1666, 96, 1024, 1024, num_layers=5),
+    Case("clair3-128", 33, 1000, 18, 128, bidirectional=True),
+    Case("clair3-160", 33, 1000, 256, 160, bidirectional=True),
+    Case("medaka-128", 1000, 100, 10, 128, num_layers=2, bidirectional=True),
+    Case("medaka-256", 1000, 100, 10, 256, num_layers=2, bidirectional=True),
+    # Stock returns (qlib), molecules token by token (REINVENT), node embeddings over the layers of a graph network.
+    Case("qlib", 20, 800, 20, 64, num_layers=2),
+    Case("reinvent", 1, 128, 256, 512, num_layers=3),
+    Case("pyg-jk", 5, 100_000, 128, 96, bidirectional=True),
+    # Robots in simulation (Isaac Lab): thousands of environments.
+    Case("isaac-1024", 24, 1024, 64, 256, resets=True),
+    Case("isaac-4096", 24, 4096, 64, 256, resets=True),
     # Projections (LSTMP).
     Case("projection-512-256", 100, 64, 256, 512, proj_size=256),
     Case("projection-2048-512", 50, 64, 512, 2048, proj_size=512),
