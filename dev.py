@@ -25,6 +25,13 @@ ROOT = Path(__file__).resolve().parent
 # Without a GPU the kernels are still compiled for the oldest, a middle and a recent one: every path of them is seen,
 # and the middle one has the tightest registers.
 COMPILE_CHECK_ARCHS = "7.5;8.0;9.0a"
+# The extras of each command, installed one after the other: one that cannot be leaves the others.
+EXTRAS = {
+    "bench": ["bench", "peers"],
+    "test": ["test", "peers"],
+    "wheel": ["wheel"],
+    "check-wheel": ["wheel"],
+}
 # What each command cannot do without, where the rest of its requirements cannot be installed.
 NEEDED = {
     "build": {"setuptools"},
@@ -134,13 +141,15 @@ def torch_to_install() -> str:
 
 
 def install_missing(command: str) -> None:
-    extra = {"bench": ["bench"], "test": ["test"], "wheel": ["wheel"], "check-wheel": ["wheel"]}.get(command, [])
-    missing = [r for r in requirements("build", *extra) if not is_installed(r)]
-    if missing and not install(missing):
-        names = [name_of(r) for r in missing]
-        print(f"dev.py: could not install {' '.join(names)}; what needs them will not run", flush=True)
-        if needed := NEEDED[command].intersection(names):
-            sys.exit(f"dev.py: `{command}` needs {' '.join(sorted(needed))}: install into {sys.prefix} and try again")
+    for group in ("build", *EXTRAS.get(command, [])):
+        missing = [r for r in requirements(group) if not is_installed(r)]
+        if missing and not install(missing):
+            names = [name_of(r) for r in missing]
+            print(f"dev.py: could not install {' '.join(names)}; what needs them will not run", flush=True)
+            if needed := NEEDED[command].intersection(names):
+                sys.exit(
+                    f"dev.py: `{command}` needs {' '.join(sorted(needed))}: install into {sys.prefix} and try again"
+                )
 
 
 def install(packages: list[str]) -> bool:

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fusedlstm.cells import CELLS, LSTM, Cell
 
-from . import onnx_runtime
+from . import onnx_runtime, openvino_runtime
 from .workload import Batch, Model, Workload, fused_class, hx_of, states_of
 
 
@@ -254,11 +254,14 @@ def _contenders(cell: Cell) -> dict[str, Contender]:
         Contender(loop, _build_cell_loop, _no_cell_loop),
         Contender(f"compiled {loop}", partial(_build_cell_loop, compiled=True), _no_cell_loop),
         Contender("ONNX Runtime", onnx_runtime.build, onnx_runtime.why_not),
+        Contender("OpenVINO", openvino_runtime.build, openvino_runtime.why_not),
         Contender("haste", _build_haste, _no_haste),
         Contender("FlashRNN", _build_flashrnn, _no_flashrnn),
     )
     return {contender.name: contender for contender in contenders}
 
+
+RUNTIMES = ("ONNX Runtime", "OpenVINO")  # what models are deployed in, on a CPU
 
 # By the cell's name and the contender's.
 CONTENDERS = {name: _contenders(cell) for name, cell in CELLS.items()}

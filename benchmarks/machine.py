@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -128,6 +130,9 @@ def describe(device: torch.device) -> dict[str, str]:
     onednn = re.search(r"MKL-DNN v(\S+)", torch.__config__.show())
     if onednn:
         description["oneDNN"] = onednn[1]
+    for runtime in ("onnxruntime", "openvino"):
+        with suppress(PackageNotFoundError):
+            description[runtime] = version(runtime)
     if device.type == "cuda":
         description["CUDA runtime"] = str(torch.version.cuda)
         description["cuDNN"] = str(torch.backends.cudnn.version())

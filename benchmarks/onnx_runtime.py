@@ -1,46 +1,43 @@
-"""ONNX Runtime as a contender: the layers as it gets them from `torch.onnx.export`, one ONNX node each."""
+"""ONNX Runtime as a contender."""
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
+from torch import Tensor
 
-from .workload import Batch, Model, Workload, fused_class, hx_of
+from . import onnx_peers
+from .onnx_peers import Request, forward_with
+from .workload import Model, Workload
 
 
 def build(workload: Workload) -> Model:
-    """The fused module exported, and run in as many threads as PyTorch has now."""
+    """A session of the ONNX model, in as many threads as PyTorch has now."""
     import onnxruntime
 
-    module = workload.layer(fused_class(workload.cell.layer))
-    has_lengths = workload.case.variable == "lengths"
-    first = workload.batches[0]
-    steps = first.input[: len(first.input) // workload.calls]
-    lengths = [first.lengths] if has_lengths else []
-    program = torch.onnx.export(module, (steps, hx_of(first.states), *lengths), dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    content = program.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(workload.onnx_model, options, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
 
-    def forward(batch: Batch):
-        values = [batch.input, *batch.states, *([batch.lengths] if has_lengths else [])]
-        given = {name: value.numpy() for name, value in zip(names, values, strict=True)}
-        return tuple(map(torch.from_numpy, session.run(None, given)))
+    def open_request() -> Request:
+        binding = session.io_binding()
+        outputs = tuple(torch.empty(argument.shape) for argument in session.get_outputs())
+        for argument, output in zip(session.get_outputs(), outputs, strict=True):
+            binding.bind_output(argument.name, *_buffer(output))
+        return Request(
+            lambda position, value: binding.bind_input(names[position], *_buffer(value)),
+            lambda: session.run_with_iobinding(binding),
+            outputs,
+        )
 
-    return Model(forward, {})
+    return Model(forward_with(workload, open_request), {})
+
+
+def _buffer(value: Tensor) -> tuple:
+    """A dense tensor as a binding takes it: device, its number, dtype, shape, address."""
+    return "cpu", 0, value.numpy().dtype, value.shape, value.data_ptr()
 
 
 def why_not(workload: Workload) -> str | None:
     """As Contender's."""
-    case = workload.case
-    if workload.mode not in ("inference", "decode"):
-        return "inference only"
-    if workload.device.type != "cpu" or workload.precision != "float32":
-        return "float32 on a CPU only"
-    if case.by_step or case.proj_size or case.resets or case.variable == "packed":
-        return "no cells, projections, resets or packed input"
-    missing = [name for name in ("onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-    return f"{missing[0]} is not installed" if missing else None
+    return onnx_peers.why_not(workload, "onnxruntime")

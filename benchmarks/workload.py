@@ -165,6 +165,16 @@ class Workload:
             reset,
         )
 
+    @cached_property
+    def onnx_model(self) -> bytes:
+        """One call of the fused layer, a node for each layer of the stack, as `torch.onnx.export` writes it. Inputs:
+        input, states, lengths where the case has them; outputs: output, last states."""
+        first = self.batches[0]
+        lengths = [] if first.lengths is None else [first.lengths]
+        arguments = (first.input[: len(first.input) // self.calls], hx_of(first.states), *lengths)
+        module = self.layer(fused_class(self.cell.layer))
+        return torch.onnx.export(module, arguments, dynamo=True, verbose=False).model_proto.SerializeToString()
+
     def layer(self, layer_class: type[nn.Module]) -> nn.Module:
         """An instance of a class like nn.LSTM, holding the shared parameters."""
         return self._module(layer_class, self.case.module_kwargs(self.cell), self.state_dict)
