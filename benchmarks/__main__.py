@@ -1,12 +1,11 @@
 """Train a real program with torch.nn's layer and with the fused one, then time both over a grid of shapes.
 
-Without options: the short run (under four minutes on two cores). Tables appear here; CSV, JSON,
+Without options: the short run, which leaves out what four minutes are too short for. Tables appear here; CSV, JSON,
 figures and a Markdown report go to benchmarks/results/<machine>/.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import tempfile
@@ -27,28 +26,27 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from fusedlstm.cells import CELLS, LSTM, RNN_TANH
+from fusedlstm.cells import CELLS, LSTM
 from tests.cases import BENCHMARK
 
-from . import machine, measures, report
+from . import load, machine, measures, options, report
 from .contenders import peers_of
+from .limit import Limit
 from .profiles import PROFILES, Selection
-from .results import FOLDER, Results
-from .suite import FAILED, PEER_FAILED, PEER_WRONG, WRONG, Job, Row, reason, run_jobs
-from .table import losses, not_timed, print_wide, rows_table, summary_table
+from .results import FOLDER, OTHER_WORK, Results
+from .rows import FAILED, LEFT_OUT, PEER_FAILED, PEER_WRONG, WRONG, Job, Row
+from .suite import reason, run_jobs
+from .table import left_out, losses, not_timed, print_wide, rows_table, summary_table
 from .timing import Budget
-from .workload import MODES, PRECISIONS
 
 # Relative differences of loss and accuracy up to which two trainings are called the same. Rounding
 # moves a weight by 1e-7; training amplifies it over hundreds of updates.
 _SAME_LOSS, _SAME_ACCURACY = 0.02, 0.015
 
-_CELL_NAMES = ", ".join([*CELLS, "rnn (rnn_tanh)"])
-
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 1 if a result of the fused layer was wrong or a run failed."""
-    parser = _parser()
+    parser = options.parser(__doc__)
     arguments = parser.parse_args(argv)
     console = Console()
     if arguments.list:
@@ -57,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     # Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
     warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
-    # And at each export for ONNX Runtime: of itself, and of torchvision where there is none.
+    # And at each export for the runtimes of ONNX: of itself, and of torchvision where there is none.
     warnings.filterwarnings("ignore", message=".*treespec", category=FutureWarning)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     device = arguments.device
@@ -69,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     known = peers_of(CELLS[arguments.cell])
     for name in arguments.peers or ():
         if name not in known:
-            parser.error(f"argument --peers: expected {_names(known)}, got {name!r}")
+            parser.error(f"argument --peers: expected {options.names(known)}, got {name!r}")
     selection = Selection(
         device,
         arguments.cases,
@@ -92,20 +90,26 @@ def main(argv: list[str] | None = None) -> int:
         _make_writable(folder)
     except OSError as error:
         parser.error(f"argument --out: expected a folder to write to, got {folder}: {error.strerror}")
+    default_limit = options.MAIN_LIMIT if profile == "main" else 0
+    limit = Limit(default_limit if arguments.limit is None else arguments.limit)
     results = Results(machine.describe(device), cell=arguments.cell)
     console.rule(f"[bold]{escape(results.machine['device'])}, torch {torch.__version__}")
+    _note_other_work(console, results)
     good = True
     try:
         if profile != "custom":
-            good &= _train_digits(console, results, device, epochs=2 if profile == "quick" else 20)
-        _time_jobs(console, results, jobs, budget)
+            good &= _train_digits(console, results, device, limit, epochs=2 if profile == "quick" else 20)
+        _time_jobs(console, results, jobs, budget, limit)
         if profile != "custom":
-            good &= _measure_others(console, results, device)
+            good &= _measure_others(console, results, device, limit)
     except KeyboardInterrupt:  # what is measured is kept
         results.machine["stopped"] = f"after {len(results.rows)} of {_count(jobs)} measurements"
         console.print(f"[yellow]stopped {results.machine['stopped']}[/]")
         if not (results.rows or results.measures):  # the files of an earlier run are worth more
             return 0
+    if during := [row.other_work for row in results.rows if row.other_work is not None]:
+        results.machine["other work meanwhile"] = load.said_meanwhile(during)
+        console.print(f"other work meanwhile: {results.machine['other work meanwhile']}", highlight=False)
     results.measures["measured limits"] = _ceilings(device, results.rows)
     _show(console, results)
     path = report.write(results, folder / profile)
@@ -137,12 +141,22 @@ def _keep(console: Console, results: Results, name: str, measure: Callable[[], o
     return True
 
 
-def _train_digits(console: Console, results: Results, device: torch.device, epochs: int) -> bool:
-    """Trains the digit classifier with both; prints the losses side by side and returns the verdict."""
+def _note_other_work(console: Console, results: Results) -> None:
+    cores = load.cores_busy_now()
+    results.machine[OTHER_WORK] = load.said_before(cores)
+    color = "yellow" if cores is not None and cores >= load.BUSY else "dim"
+    console.print(f"[{color}]{results.machine[OTHER_WORK]}[/]", highlight=False)
+
+
+def _train_digits(console: Console, results: Results, device: torch.device, limit: Limit, epochs: int) -> bool:
+    """Trains the digit classifier with both, in fewer epochs where a quarter of the time is too short for all; prints
+    the losses side by side and returns the verdict."""
+    cell, seconds = CELLS[results.cell], limit.left() / 4
     with console.status("training the row-by-row digit classifier with both"):
-        if not _keep(console, results, "digit rows", lambda: measures.digit_rows(device, CELLS[results.cell], epochs)):
+        if not _keep(console, results, "digit rows", lambda: measures.digit_rows(device, cell, epochs, seconds)):
             return False
     digits = results.measures["digit rows"]
+    epochs = len(digits["losses"])
     table = Table(title="Handwritten digits read row by row: training loss, equal seeds")
     for name in ("epoch", results.fused, results.baseline, "difference"):
         table.add_column(name, justify="right")
@@ -163,7 +177,7 @@ def _train_digits(console: Console, results: Results, device: torch.device, epoc
     return same
 
 
-def _time_jobs(console: Console, results: Results, jobs: list[Job], budget: Budget) -> None:
+def _time_jobs(console: Console, results: Results, jobs: list[Job], budget: Budget, limit: Limit) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -180,11 +194,13 @@ def _time_jobs(console: Console, results: Results, jobs: list[Job], budget: Budg
             results.rows.append(row)
             name = f"{row.case} {row.setting} {row.precision} {row.threads} thr"
             ratio = f"{row.ratio:.2f}x" if row.ratio else row.status
+            if (row.other_work or 0) >= load.BUSY:
+                ratio += f" beside {row.other_work:.1f} busy cores"
             progress.update(task, advance=1, description=f"{name} {ratio}"[:48].ljust(48))
-            if not console.is_terminal:  # there is no bar to see
+            if not console.is_terminal and row.status != LEFT_OUT:  # there is no bar to see
                 console.print(f"{len(results.rows)} of {total}: {name} {ratio}", highlight=False)
 
-        run_jobs(jobs, budget, on_row)
+        run_jobs(jobs, budget, on_row, limit)
 
 
 def _count(jobs: list[Job]) -> int:
@@ -198,6 +214,8 @@ def _show(console: Console, results: Results) -> None:
     print_wide(console, summary_table(rows))
     for line in losses(rows):
         console.print(f"[yellow]below 1[/] {line}", highlight=False)
+    for line in left_out(rows):
+        console.print(f"[yellow]{LEFT_OUT}[/] {escape(line)}", highlight=False)
     for (status, peer, note), count in not_timed(rows).items():
         color = "red" if status in (WRONG, FAILED, PEER_WRONG, PEER_FAILED) else "dim"
         console.print(f"[{color}]{status}[/] {peer}: {escape(note)} ({count} rows)", highlight=False)
@@ -217,8 +235,8 @@ def _ceilings(device: torch.device, rows: list[Row]) -> dict[str, str]:
     return limits
 
 
-def _measure_others(console: Console, results: Results, device: torch.device) -> bool:
-    """Returns whether all could be measured."""
+def _measure_others(console: Console, results: Results, device: torch.device, limit: Limit) -> bool:
+    """Returns whether all that there was time for could be measured."""
     cell = CELLS[results.cell]
     others = {
         "import after torch, seconds": measures.start_up_seconds,
@@ -228,7 +246,10 @@ def _measure_others(console: Console, results: Results, device: torch.device) ->
     good = True
     with console.status("start-up, call overhead, growth of memory"):
         for name, measure in others.items():
-            if _keep(console, results, name, measure):
+            if limit.left() <= 0:
+                results.measures[name] = f"{LEFT_OUT}: {limit.reason}"
+                console.print(f"[yellow]{LEFT_OUT}[/] {name} ({limit.reason})", highlight=False)
+            elif _keep(console, results, name, measure):
                 console.print(f"{name}: {_text(results.measures[name])}", highlight=False)
             else:
                 good = False
@@ -239,78 +260,6 @@ def _text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--cell", type=_cell, default=LSTM.name, help=f"one of {_CELL_NAMES} (default: {LSTM.name})")
-    parser.add_argument("--device", type=_device, default=default_device, help=f"default: {default_device}")
-    parser.add_argument("--dtype", type=_choices(PRECISIONS), help=_names(PRECISIONS))
-    parser.add_argument("--mode", type=_choices(MODES), help=_names(MODES))
-    parser.add_argument("--threads", type=_counts, help="CPU threads, like 1,2")
-    parser.add_argument("--callers", type=_counts, help="Python threads that call at the same time, like 1,8")
-    parser.add_argument("--neighbours", type=_counts, help="other processes that keep CPUs busy, like 1,2")
-    parser.add_argument("--peers", type=_split, help=_names(peers_of(LSTM)) + "; of another cell with its own names")
-    parser.add_argument("--cuda-graph", action="store_true", help="CUDA graphs as well as eager")
-    size = parser.add_mutually_exclusive_group()
-    text = "names or patterns, like grid-*,lm-*, in place of the cases of the main, quick or full run"
-    size.add_argument("--cases", type=_split, help=text)
-    for profile, text in (("quick", "seconds: does it run"), ("full", "everything: about an hour on two cores")):
-        size.add_argument(f"--{profile}", dest="profile", action="store_const", const=profile, help=text)
-    parser.add_argument("--out", type=Path, help="folder of the results")
-    parser.add_argument("--list", action="store_true", help="print the cases and stop")
-    return parser
-
-
-def _cell(text: str) -> str:
-    """The name of a cell; nn.RNN's own is the one with tanh."""
-    name = {"rnn": RNN_TANH.name}.get(text, text)
-    if name in CELLS:
-        return name
-    raise argparse.ArgumentTypeError(f"expected one of {_CELL_NAMES}, got {text!r}")
-
-
-def _device(text: str) -> torch.device:
-    """One that this PyTorch can run on, of the two kinds that the timing knows."""
-    try:
-        device = torch.device(text)
-    except RuntimeError:  # no such kind
-        device = None
-    count = torch.cuda.device_count()
-    if device and (device.type == "cpu" or (device.type == "cuda" and (device.index or 0) in range(count))):
-        return device
-    raise argparse.ArgumentTypeError(f"expected cpu or one of {count} CUDA devices, got {text!r}")
-
-
-def _split(text: str) -> list[str]:
-    """The parts between commas; what is named twice is not measured twice."""
-    return list(dict.fromkeys(part.strip() for part in text.split(",")))
-
-
-def _counts(text: str) -> list[int]:
-    for part in _split(text):
-        if not part.isdecimal() or int(part) < 1:
-            raise argparse.ArgumentTypeError(f"expected positive numbers like 1,2, got {part!r}")
-    return [int(part) for part in _split(text)]
-
-
-def _choices(allowed):
-    def parse(text: str) -> list[str]:
-        for part in _split(text):
-            if part not in allowed:
-                raise argparse.ArgumentTypeError(f"expected {_names(allowed)}, got {part!r}")
-        return _split(text)
-
-    return parse
-
-
-def _names(allowed) -> str:
-    return "one or more of: " + ", ".join(allowed)
 
 
 if __name__ == "__main__":

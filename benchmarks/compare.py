@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .results import Results, geometric_mean, key
-from .suite import OK, Row
+from .rows import OK, Row
 from .table import duration, print_wide
 
 

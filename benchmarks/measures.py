@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from fusedlstm.cells import Cell
@@ -44,15 +46,20 @@ def memory_growth_mib(device: torch.device, cell: Cell, steps=(64, 128, 256, 512
     return growth
 
 
-def digit_rows(device: torch.device, cell: Cell, epochs: int) -> dict[str, object]:
-    """One real program trained with both from the same seed (see examples/digit_rows.py)."""
+def digit_rows(device: torch.device, cell: Cell, epochs: int, seconds: float = math.inf) -> dict[str, object]:
+    """One real program trained with both from the same seed (see examples/digit_rows.py). As many epochs as fit into
+    the seconds, judged by the first; one at least."""
     from examples import digit_rows as example
     from examples.side_by_side import LAYERS, loss_difference, run_each
 
     layers, sides = LAYERS[cell.name], _sides(cell)
-    run_each(layers, lambda layer: example.train(layer, 1, str(device)))  # lazy initialisation belongs to no side
+    # Lazy initialisation belongs to no side.
+    first = run_each(layers, lambda layer: example.train(layer, 1, str(device)))
     # In turns, the better time of each: a neighbour on the machine disturbs one of them at most.
-    runs = [run_each(layers, lambda layer: example.train(layer, epochs, str(device))) for _ in range(2)]
+    turns = 2
+    epoch_seconds = sum(first[name].seconds for name in sides)
+    epochs = max(1, int(min(epochs, seconds / (turns * epoch_seconds))))
+    runs = [run_each(layers, lambda layer: example.train(layer, epochs, str(device))) for _ in range(turns)]
     results = runs[0]
     return {
         "epochs": epochs,

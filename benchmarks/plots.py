@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from matplotlib.ticker import ScalarFormatter
 
 from .results import Results, timed
-from .suite import Row
+from .rows import Row
 
 _FUSED, _PEER, _FLOOR = "tab:blue", "tab:orange", "0.4"
 

@@ -12,9 +12,9 @@ import torch
 from fusedlstm.cells import CELLS, LSTM
 from tests.cases import ACCEPTANCE, BENCHMARK, BY_STEP, Case
 
-from .contenders import baseline_name, peers_of
+from .contenders import RUNTIMES, baseline_name, peers_of
 from .machine import usable_cpus
-from .suite import Job
+from .rows import Job
 from .timing import Budget
 
 _BY_NAME = {case.name: case for case in BENCHMARK}
@@ -25,6 +25,9 @@ _FEATURES = [_BY_NAME[name] for name in ("rl-b8-h128-resets", "text-packed", "te
 # Cells are trained through their gradients too: meta-learning, gradient penalties.
 _CELL_MODES = ("inference", "train", "second-order")
 _FEW_CELLS = [_BY_NAME[name] for name in ("cell-h32-b1", "cell-h128-b16", "cell-h512-b4", "cell-h1024-b1")]
+
+# Multiply-adds of a forward call, some ten seconds on two cores. What is larger is to be asked for by name.
+_MOST_ON_A_CPU = 1e12
 
 _MIDDLE = Case("scaling", 100, 16, 128, 128)
 SCALING = [
@@ -117,14 +120,23 @@ def quick(selection: Selection) -> tuple[list[Job], Budget]:
 
 
 def main(selection: Selection) -> tuple[list[Job], Budget]:
-    """The short grid: under four minutes on two cores."""
-    every_thread = torch.get_num_threads()
-    jobs = selection.jobs(ACCEPTANCE, threads=sorted({1, every_thread}))
+    """The short grid, in which what comes last may be left out: first the acceptance cases, small before large ones."""
+    counts = sorted({1, torch.get_num_threads()})
+    cases = sorted(ACCEPTANCE, key=lambda case: case.multiply_adds(CELLS[selection.cell]))
+    jobs = []
+    for case, mode in product(cases, selection.modes or ("inference", "train")):
+        peers = _deployed(selection) if mode == "inference" else ()
+        jobs += replace(selection, modes=(mode,)).jobs([case], threads=counts, peers=peers)
     jobs += selection.jobs(_FEATURES)
     jobs += selection.jobs(_FEW_CELLS, _CELL_MODES, threads=(1,))
     cpus = usable_cpus()
     jobs += _crowds(selection, ["server-128", "server-256"], (2 * cpus, 4 * cpus))
-    return _once(jobs), Budget(1.0)
+    return _once(jobs), Budget(0.6)
+
+
+def _deployed(selection: Selection) -> tuple[str, ...]:
+    """The peers of inference: torch.nn's layer and, on a CPU, the runtimes."""
+    return (baseline_name(CELLS[selection.cell]), *RUNTIMES * (selection.device.type == "cpu"))
 
 
 def full(selection: Selection) -> tuple[list[Job], Budget]:
@@ -133,7 +145,10 @@ def full(selection: Selection) -> tuple[list[Job], Budget]:
     every_thread = torch.get_num_threads()
     counts = sorted({1, every_thread})
     low = ("float32", "tf32", "float16", "bfloat16") if gpu else ("float32",)
+    cell = CELLS[selection.cell]
     others = [case for case in BENCHMARK if case not in ACCEPTANCE + BY_STEP]
+    if not gpu:
+        others = [case for case in others if case.multiply_adds(cell) <= _MOST_ON_A_CPU]
     decoders = [case for case in ACCEPTANCE + others if case.T == 1 or case.name.startswith("rl-")]
     jobs = selection.jobs(ACCEPTANCE, precisions=low, threads=counts)
     jobs += selection.jobs(others, precisions=low)
@@ -141,7 +156,8 @@ def full(selection: Selection) -> tuple[list[Job], Budget]:
     jobs += selection.jobs(decoders, ("decode",), low)
     if not gpu:
         jobs += selection.jobs(ACCEPTANCE, precisions=("bfloat16", "float16", "float64"))
-    jobs += selection.jobs(ACCEPTANCE, peers=peers_of(CELLS[selection.cell])[1:])
+        jobs += selection.jobs(others, ("inference",), peers=RUNTIMES)
+    jobs += selection.jobs(ACCEPTANCE, peers=peers_of(cell)[1:])
     jobs += selection.jobs(BY_STEP, precisions=low if gpu else ("float32", "float64"), threads=counts)
     jobs += selection.jobs(BY_STEP, ("second-order",), threads=counts)
     cpus = usable_cpus()

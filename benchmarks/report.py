@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .results import Results, beside
-from .suite import OK, SKIPPED, Row
-from .table import duration, losses, not_timed, summary
+from .peer_table import peer_table
+from .results import OTHER_WORK, Results, beside
+from .rows import LEFT_OUT, OK, SKIPPED, Row
+from .table import duration, left_out, losses, not_timed, summary
 
 
 def markdown(results: Results, figures: dict[str, Path]) -> str:
@@ -17,14 +18,19 @@ def markdown(results: Results, figures: dict[str, Path]) -> str:
         f"# {results.fused} on {results.machine['device']}",
         f"Ratio: time of the peer divided by time of {results.fused} (cell {results.cell}), median over interleaved "
         f"pairs; above 1 {results.fused} is faster. Every result was compared with float64 before it was timed. "
-        "No measured row is left out.",
+        "Every measured row is here.",
+        *([f"**{said}.**"] if (said := results.machine.get(OTHER_WORK)) else []),
         _lines(f"* {name}: {value}" for name, value in results.machine.items()),
         "## Summary",
-        _table(
-            ("peer", "mode", "precision", "threads", "cases", "geometric mean", "worst", "best", "slower"),
-            [[*map(str, group), *line] for group, line in summary(results.rows).items()],
+        markdown_table(
+            [
+                ("peer", "mode", "precision", "threads", "cases", "geometric mean", "worst", "best", "slower"),
+                *([*map(str, group), *line] for group, line in summary(results.rows).items()),
+            ]
         ),
     ]
+    if table := peer_table(results):
+        parts += ["## Cases by peers, float32", markdown_table(table)]
     if below := losses(results.rows):
         parts += ["## Below 1", _lines(f"* {line}" for line in below)]
     if results.measures:
@@ -32,6 +38,8 @@ def markdown(results: Results, figures: dict[str, Path]) -> str:
     for title, path in figures.items():
         parts += [f"## {title}", f"![{title}]({path.name})"]
     parts += ["## All rows", _floor_note(results.fused), _rows_table(results)]
+    if names := left_out(results.rows):
+        parts += ["## Left out", _lines(f"* {line}" for line in names)]
     if reasons := not_timed(results.rows):
         parts += [
             "## Not timed",
@@ -54,7 +62,8 @@ def _rows_table(results: Results) -> str:
     names = "case, cell, T, B, I, H, layers, feature, mode, precision, threads, peer, "
     names += f"{results.fused}, peer's, ratio, quartiles, "
     names += "GFLOP/s, % mm, % floor, error, peer's, peak MiB, peer's, plan"
-    return _table(names.split(", "), [_cells(row) for row in results.rows if row.status != SKIPPED])
+    shown = (row for row in results.rows if row.status not in (SKIPPED, LEFT_OUT))
+    return markdown_table([names.split(", "), *map(_cells, shown)])
 
 
 def _cells(row: Row) -> list[str]:
@@ -91,9 +100,10 @@ def _measures(measures: dict, indent: str = "") -> str:
     return _lines(lines)
 
 
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [names, ["---"] * len(names), *rows]
-    return _lines("| " + " | ".join(line) + " |" for line in lines)
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """The first line is the head."""
+    head, *rows = lines
+    return _lines("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
 
 
 def _lines(lines: Iterable[str]) -> str:

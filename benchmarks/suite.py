@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import lru_cache
 
 import torch
 
@@ -15,99 +16,32 @@ from tests.cases import Case
 from . import machine, memory
 from .accuracy import Reference
 from .contenders import CONTENDERS, fused_name
+from .limit import Limit
+from .load import OtherWork
 from .neighbours import busy_neighbours
-from .timing import Budget, Program, Summary, interleave, ratio
+from .rows import FAILED, LEFT_OUT, OK, PEER_FAILED, PEER_WRONG, SKIPPED, WRONG, Job, Row
+from .timing import Budget, OutOfTime, Program, Summary, interleave, ratio
 from .workload import Model, Workload, precision_switches
 
-OK, SKIPPED = "ok", "skipped"
-WRONG, FAILED = "wrong", "failed"  # our result; we raised, or float64 to compare us with
-PEER_WRONG, PEER_FAILED = "peer wrong", "peer failed"
 
-
-@dataclass(frozen=True)
-class Job:
-    """One case in one setting, the fused layer against the peers. `cell`: of fusedlstm.cells, by its name."""
-
-    case: Case
-    mode: str
-    precision: str
-    device: torch.device
-    threads: int
-    peers: tuple[str, ...]
-    cell: str = LSTM.name
-    cuda_graph: bool = False
-    callers: int = 1  # Python threads that call the module at the same time
-    neighbours: int = 0  # other processes that keep CPUs busy meanwhile
-
-
-@dataclass(kw_only=True)
-class Row:
-    """A line of the result file. Times in microseconds a call (with several callers: of the wall clock, over the
-    calls of all), *_low and *_high are quartiles; rates in 1e9 FLOP/s of the matrix products; percentages of
-    the fused layer's own rate or time."""
-
-    case: str
-    cell: str = LSTM.name  # in files of before there were others
-    T: int
-    B: int
-    I: int
-    H: int
-    layers: int
-    directions: int
-    proj_size: int
-    feature: str
-    mode: str
-    precision: str
-    device: str
-    threads: int
-    cuda_graph: bool
-    peer: str
-    callers: int = 1
-    neighbours: int = 0
-    status: str = OK
-    note: str = ""
-    fused_us: float | None = None
-    fused_us_low: float | None = None
-    fused_us_high: float | None = None
-    peer_us: float | None = None
-    peer_us_low: float | None = None
-    peer_us_high: float | None = None
-    ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
-    rounds: int | None = None
-    fused_gflops: float | None = None
-    peer_gflops: float | None = None
-    percent_of_mm: float | None = None
-    floor_us: float | None = None
-    percent_of_floor: float | None = None
-    fused_error: float | None = None
-    peer_error: float | None = None
-    error_limit: float | None = None
-    fused_peak_mib: float | None = None
-    peer_peak_mib: float | None = None
-    plan: str = ""
-
-    @property
-    def setting(self) -> str:
-        """The mode, and what else tells apart rows that a summary may not mix: `inference callers 8`."""
-        words = [
-            self.mode,
-            "graph" * self.cuda_graph,
-            "cell" * (self.feature == "cell"),
-            f"callers {self.callers}" * (self.callers > 1),
-            f"neighbours {self.neighbours}" * (self.neighbours > 0),
-        ]
-        return " ".join(filter(None, words))
-
-
-def run_jobs(jobs: Iterable[Job], budget: Budget, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
-    """One row for each job and peer; `on_row` sees each as soon as it exists."""
-    rows = []
+def run_jobs(
+    jobs: Iterable[Job],
+    budget: Budget,
+    on_row: Callable[[Row], None] = lambda row: None,
+    limit: Limit | None = None,
+) -> list[Row]:
+    """One row for each job and peer; `on_row` sees each as soon as it exists. What the limit leaves no time for is left
+    out: a row that says so."""
+    rows, limit, work = [], limit or Limit(), OtherWork()
     threads = torch.get_num_threads()
+    # The next job is often the same case with another number of threads.
+    prepared = lru_cache(maxsize=1)(_Subject)
     try:
         for job in jobs:
-            for row in _run_job(job, budget):
+            for row in _run_job(job, budget, limit, prepared):
+                cores = work.cores()
+                if row.status not in (SKIPPED, LEFT_OUT):  # which took no time
+                    row.other_work = cores
                 rows.append(row)
                 on_row(row)
     finally:
@@ -115,44 +49,65 @@ def run_jobs(jobs: Iterable[Job], budget: Budget, on_row: Callable[[Row], None] 
     return rows
 
 
-def _run_job(job: Job, budget: Budget) -> Iterable[Row]:
+class _Subject:
+    """A workload, the one that stands for it where results are compared, and what to compare them with."""
+
+    def __init__(self, case: Case, mode: str, precision: str, device: torch.device, cell: str):
+        self.workload = Workload.of(case, mode, precision, device, CELLS[cell])
+        self.checked = self.workload.without_dropout()
+        self._reference: Reference | None = None
+
+    @property
+    def reference(self) -> Reference:
+        if self._reference is None:
+            self._reference = Reference(self.checked)
+        return self._reference
+
+
+def _run_job(job: Job, budget: Budget, limit: Limit, prepared: Callable[..., _Subject]) -> Iterable[Row]:
     """Nothing is timed before its results have been compared with float64."""
     torch.set_num_threads(job.threads)
-    workload = Workload.of(job.case, job.mode, job.precision, job.device, CELLS[job.cell])
-    checked = workload.without_dropout()
+    subject = prepared(job.case, job.mode, job.precision, job.device, job.cell)
+    workload = subject.workload
+    rows = [_empty_row(job, workload, name) for name in job.peers]
+    if limit.left() <= 0:
+        yield from (_left_out(row, limit.reason) for row in rows)
+        return
     with precision_switches(job.precision):
         try:
-            reference = Reference(checked)
+            reference = subject.reference
             plan = _plan_used(workload)
         except Exception as failure:  # out of memory, for example
-            for name in job.peers:
-                note = reason("float64 reference", failure)
-                yield replace(_empty_row(job, workload, name), status=FAILED, note=note)
+            note = reason("float64 reference", failure)
+            yield from (replace(row, status=FAILED, note=note) for row in rows)
             return
-        fused, fused_error, fused_problem = _build(fused_name(workload.cell), workload, checked, reference)
-        for name in job.peers:
-            row = _empty_row(job, workload, name)
+        fused, fused_error, fused_problem = _build(fused_name(workload.cell), subject)
+        for row in rows:
             row.error_limit, row.fused_error, row.plan = reference.limit, fused_error, plan
             if fused_problem:
                 row.status, row.note = fused_problem
+            if row.status != OK:
                 yield row
                 continue
-            if excuse := CONTENDERS[job.cell][name].why_not(workload):
-                row.status, row.note = SKIPPED, excuse
-                yield row
+            if limit.left() <= 0:
+                yield _left_out(row, limit.reason)
                 continue
-            peer, row.peer_error, problem = _build(name, workload, checked, reference)
+            peer, row.peer_error, problem = _build(row.peer, subject)
             if problem:
                 status, row.note = problem
                 row.status = PEER_WRONG if status == WRONG else PEER_FAILED
                 peer = None
-            yield _timed(row, job, workload, fused, peer, budget)
+            yield _timed(row, job, workload, fused, peer, limit.of_row(budget))
 
 
-def _build(
-    name: str, workload: Workload, checked: Workload, reference: Reference
-) -> tuple[Model | None, float | None, tuple[str, str] | None]:
+def _left_out(row: Row, note: str) -> Row:
+    """The row of a peer that there was no time for; one that could not be measured anyway says why."""
+    return row if row.status != OK else replace(row, status=LEFT_OUT, note=note)
+
+
+def _build(name: str, subject: _Subject) -> tuple[Model | None, float | None, tuple[str, str] | None]:
     """(model, error, problem): a problem is a status and its reason."""
+    workload, checked, reference = subject.workload, subject.checked, subject.reference
     contender = CONTENDERS[workload.cell.name][name]
     try:
         model = contender.build(checked)
@@ -178,6 +133,8 @@ def _timed(row: Row, job: Job, workload: Workload, fused: Model, peer: Model | N
     timed = replace(row)  # what a failure leaves half filled in is dropped
     try:
         _time(timed, job, workload, fused, peer, budget)
+    except OutOfTime as failure:
+        return _left_out(row, str(failure))
     except Exception as failure:
         if peer is None:
             return replace(row, status=FAILED, note=reason(fused_name(workload.cell), failure))
@@ -273,8 +230,10 @@ def _micro(seconds: Summary) -> tuple[float, float, float]:
 
 
 def _empty_row(job: Job, workload: Workload, peer: str) -> Row:
+    """Nothing measured yet; skipped where the peer cannot compute the workload."""
     case = workload.case
     features = (case.variable, "resets" * case.resets, "dropout" * bool(case.dropout), "cell" * case.by_step)
+    excuse = CONTENDERS[job.cell][peer].why_not(workload)
     return Row(
         case=case.name,
         cell=job.cell,
@@ -294,4 +253,6 @@ def _empty_row(job: Job, workload: Workload, peer: str) -> Row:
         peer=peer,
         callers=job.callers,
         neighbours=job.neighbours,
+        status=SKIPPED if excuse else OK,
+        note=excuse or "",
     )

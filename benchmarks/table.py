@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .results import Results, geometric_mean, timed
-from .suite import OK, SKIPPED, Row
+from .rows import LEFT_OUT, OK, SKIPPED, Row
 
 _WIDE = 170  # columns of the widest table here, about
 
@@ -32,7 +32,7 @@ def rows_table(results: Results) -> Table:
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
     for row in results.rows:
-        if row.status != SKIPPED:
+        if row.status not in (SKIPPED, LEFT_OUT):
             table.add_row(*_head(row), *_numbers(row))
     return table
 
@@ -97,12 +97,25 @@ def losses(rows: Sequence[Row]) -> list[str]:
 
 
 def not_timed(rows: Sequence[Row]) -> dict[tuple[str, str, str], int]:
-    """How many rows were not timed against their peer, by (status, peer, reason)."""
+    """How many rows were not timed against their peer, by (status, peer, reason); those left out are named by
+    `left_out`."""
     counts: dict[tuple[str, str, str], int] = defaultdict(int)
     for row in rows:
-        if row.status != OK:
+        if row.status not in (OK, LEFT_OUT):
             counts[row.status, row.peer, row.note] += 1
     return counts
+
+
+def left_out(rows: Sequence[Row]) -> list[str]:
+    """Every row that there was no time for: a line for each peer, setting and reason with the names of its cases."""
+    cases: dict[tuple, list[str]] = defaultdict(list)
+    for row in rows:
+        if row.status == LEFT_OUT:
+            cases[row.peer, row.setting, row.precision, row.threads, row.note].append(row.case)
+    return [
+        f"{peer}, {setting}, {precision}, {threads} threads: {', '.join(names)} ({note})"
+        for (peer, setting, precision, threads, note), names in cases.items()
+    ]
 
 
 def duration(microseconds: float) -> str:

@@ -3,16 +3,22 @@
 A round runs every program once, in an order that turns from round to round, so that a clock that
 drifts (thermal limits, a neighbour on the machine) hits all of them alike. The figure of merit is
 the median over rounds of the ratio inside a round; its spread is the distance of the quartiles.
+
+Threads of a pool go on spinning after a call, for 10 ms (OpenMP) to 60 ms (ONNX Runtime) where it was seen: on the CPUs
+that the next program's threads ask for. With more threads than one, each program begins when those of the last one
+sleep.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +30,8 @@ Program = Callable[[int], object]  # argument: number of the call, picks one of 
 class Budget:
     """When to stop: enough precision, or enough time, but never before `min_rounds` rounds.
 
-    Only where a single round takes longer than `patience` seconds, nothing is repeated.
+    Only where a single round takes longer than `patience` seconds, nothing is repeated; and after `longest` seconds,
+    warm-up included, no other round is begun.
     """
 
     seconds: float = 2.0
@@ -32,6 +39,11 @@ class Budget:
     max_rounds: int = 400
     precision: float = 0.004  # standard error of the median ratio, relative
     patience: float = 20.0
+    longest: float = math.inf
+
+
+class OutOfTime(Exception):
+    """Not even one round fits into `Budget.longest`."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +65,13 @@ class _Watch:
     """How samples are taken. `seconds(program, calls)`: time of one of as many calls, at least one for each caller.
 
     A sample shorter than `sample_seconds` is mostly noise: of the clock and the interpreter, or, with several
-    callers, of their start and end. Calls are repeated inside it.
+    callers, of their start and end. Calls are repeated inside it. `settle()` is called before each.
     """
 
     seconds: Callable[[Program, int], float]
     callers: int = 1
     sample_seconds: float = 500e-6
+    settle: Callable[[], None] = lambda: None
 
 
 def interleave(
@@ -71,6 +84,8 @@ def interleave(
 
     Every program is warmed up first (that call also sizes the sample). The first name is the one
     the others are compared with when deciding whether the samples are precise enough.
+
+    Raises OutOfTime where the warm-up shows that a round takes longer than what is left of `budget.longest`.
     """
     with _watch(device, callers) as watch:
         samples = _samples(programs, watch, budget)
@@ -78,19 +93,29 @@ def interleave(
 
 
 def _samples(programs: Mapping[str, Program], watch: _Watch, budget: Budget) -> dict[str, list[float]]:
-    calls = {name: _calls_per_sample(run, watch) for name, run in programs.items()}
+    began = time.perf_counter()
+    seconds = {name: _warm_up(run, watch, budget.longest) for name, run in programs.items()}
+    calls = {name: _calls_per_sample(once, watch) for name, once in seconds.items()}
+    round_seconds = sum(seconds[name] * calls[name] for name in programs)
+    start = time.perf_counter()
+    left = budget.longest - (start - began)
+    if round_seconds > left:
+        slowest = max(seconds, key=seconds.get)
+        raise OutOfTime(f"a round takes {round_seconds:.2g} s, most of it {slowest}, {max(left, 0):.2g} s were left")
     samples: dict[str, list[float]] = {name: [] for name in programs}
     names = list(programs)
-    start = time.perf_counter()
     for round_number in range(budget.max_rounds):
         order = names if round_number % 2 == 0 else names[::-1]
         for name in order:
+            watch.settle()
             samples[name].append(watch.seconds(programs[name], calls[name]))
-        if round_number == 0 and time.perf_counter() - start > budget.patience:
+        now, rounds = time.perf_counter(), round_number + 1
+        mean = (now - start) / rounds
+        if (rounds == 1 and mean > budget.patience) or now - began + mean > budget.longest:
             break
-        if round_number + 1 < budget.min_rounds:
+        if rounds < budget.min_rounds:
             continue
-        if time.perf_counter() - start > budget.seconds or _precise(samples, budget.precision):
+        if now - start > budget.seconds or _precise(samples, budget.precision):
             break
     return samples
 
@@ -111,24 +136,47 @@ def _precise(samples: dict[str, list[float]], precision: float) -> bool:
     return True
 
 
-def _calls_per_sample(program: Program, watch: _Watch) -> int:
+def _warm_up(program: Program, watch: _Watch, longest: float) -> float:
+    """Seconds of a call."""
     # First calls pay for lazy initialisation, compilation, algorithm choice; a cheap program gets
-    # more of them, since its caches and branch predictors take more than one call to settle.
-    for _ in range(2):
+    # more of them, since its caches and branch predictors take more than one call to settle; one that
+    # takes a good part of what there is gets no other.
+    watch.settle()
+    seconds = watch.seconds(program, watch.callers)
+    if seconds < longest / 8:
         seconds = watch.seconds(program, watch.callers)
     if seconds < watch.sample_seconds:
         seconds = watch.seconds(program, 10 * watch.callers)
+    return seconds
+
+
+def _calls_per_sample(seconds: float, watch: _Watch) -> int:
     return max(watch.callers, min(1000, int(np.ceil(watch.sample_seconds / max(seconds, 1e-9)))))
 
 
 @contextmanager
 def _watch(device: torch.device, callers: int) -> Iterator[_Watch]:
-    if callers == 1:
-        yield _Watch(_cuda_seconds if device.type == "cuda" else _cpu_seconds)
-        return
-    # The threads stay for all samples, as those of a server do: OpenMP starts others for each.
-    with ThreadPoolExecutor(callers) as pool:
-        yield _Watch(lambda program, calls: _callers_seconds(pool, callers, program, calls), callers, 0.2)
+    if device.type == "cuda":
+        yield _Watch(_cuda_seconds)
+    elif callers > 1:
+        # The threads stay for all samples, as those of a server do: OpenMP starts others for each.
+        with ThreadPoolExecutor(callers) as pool:
+            seconds = partial(_callers_seconds, pool, callers)
+            yield _Watch(seconds, callers, sample_seconds=0.2, settle=_until_pools_sleep)
+    elif torch.get_num_threads() > 1:  # as long as the pause before it
+        yield _Watch(_cpu_seconds, sample_seconds=0.02, settle=_until_pools_sleep)
+    else:
+        yield _Watch(_cpu_seconds)
+
+
+def _until_pools_sleep(most: float = 0.2, look: float = 0.002) -> None:
+    """Until this process does next to nothing for as long as a look, `most` seconds at most."""
+    deadline, used = time.perf_counter() + most, time.process_time()
+    while time.perf_counter() < deadline:
+        time.sleep(look)
+        before, used = used, time.process_time()
+        if used - before < look / 4:
+            return
 
 
 def _callers_seconds(pool: ThreadPoolExecutor, callers: int, program: Program, calls: int) -> float:

@@ -4,7 +4,7 @@ import torch
 
 from benchmarks import contenders
 from benchmarks.contenders import Contender, baseline_name, fused_name
-from benchmarks.suite import Job
+from benchmarks.rows import Job
 from benchmarks.timing import Budget
 from benchmarks.workload import Model, Workload
 from fusedlstm.cells import CELLS, LSTM

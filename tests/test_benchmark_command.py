@@ -2,7 +2,9 @@
 
 import csv
 import json
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from torch import nn
 from benchmarks import __main__ as command
 from benchmarks import compare, plots, profiles, report, suite
 from benchmarks.contenders import CONTENDERS, Contender, peers_of
+from benchmarks.machine import usable_cpus
 from benchmarks.results import Results, geometric_mean
-from benchmarks.suite import OK, WRONG, Row, run_jobs
+from benchmarks.rows import LEFT_OUT, OK, WRONG, Row
+from benchmarks.suite import run_jobs
 from examples import side_by_side
 from fusedlstm.cells import CELLS, LSTM
 
@@ -164,7 +168,7 @@ def test_the_folder_of_the_lstm_has_the_machine_s_name_alone():
 
 
 def test_a_stopped_run_keeps_its_rows(tmp_path, monkeypatch):
-    def stopped(jobs, budget, on_row):
+    def stopped(jobs, budget, on_row, limit):
         suite.run_jobs(jobs[:1], budget, on_row)
         raise KeyboardInterrupt
 
@@ -176,12 +180,12 @@ def test_a_stopped_run_keeps_its_rows(tmp_path, monkeypatch):
     assert results.machine["stopped"] == "after 1 of 2 measurements"
 
 
-def _small_run(monkeypatch, tmp_path, **replaced) -> tuple[int, Results]:
-    """Exit status and file of a main run of one case, without what takes seconds."""
+def _small_run(monkeypatch, tmp_path, *options, **replaced) -> tuple[int, Results]:
+    """Exit status and file of a main run of one case (or as the options say), without what takes seconds."""
     from benchmarks import measures
 
     quick = {
-        "digit_rows": lambda device, cell, epochs: {
+        "digit_rows": lambda device, cell, epochs, seconds: {
             "losses": [(1.0, 1.0)] * epochs,
             "largest loss difference": 0.0,
             "test accuracy": {FUSED: 1.0, BASELINE: 1.0},
@@ -194,8 +198,9 @@ def _small_run(monkeypatch, tmp_path, **replaced) -> tuple[int, Results]:
     for name, measure in (quick | replaced).items():
         monkeypatch.setattr(measures, name, measure)
     monkeypatch.setitem(profiles.PROFILES, "main", lambda selection: ([job()], BRIEF))
-    status = command.main(["--device", "cpu", "--out", str(tmp_path)])
-    return status, Results.read(tmp_path / "main.json")
+    monkeypatch.setattr(command.load, "time", SimpleNamespace(sleep=lambda s: None, monotonic=time.monotonic))
+    status = command.main(["--device", "cpu", "--out", str(tmp_path), *options])
+    return status, Results.read(next(tmp_path.glob("*.json")))
 
 
 def _raising(failure: BaseException):
@@ -253,6 +258,50 @@ def test_command_fails_when_a_result_is_wrong(tmp_path, monkeypatch):
     assert command.main(options) == 1
 
 
+def test_a_run_without_time_left_names_all_that_it_leaves_out(tmp_path, monkeypatch, capsys):
+    """It is no failure; busy cores are said first."""
+    monkeypatch.setattr(command.load, "cores_busy_now", lambda: 1.26)
+    monkeypatch.setattr(command.Limit, "left", lambda limit: 0.0)
+    status, results = _small_run(monkeypatch, tmp_path, "--limit", "0.5")
+    (row,) = results.rows
+    assert (status, row.status, row.note) == (0, LEFT_OUT, "no time left of 0.5 minutes")
+    others = [text for text in results.measures.values() if text == "left out: no time left of 0.5 minutes"]
+    assert len(others) == 3
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out nn.LSTM, inference, float32, 1 threads: small (no time left of 0.5 minutes)" in said
+    busy = f"1.3 of {usable_cpus()} cores were busy with other work when this began"
+    assert said.index(busy) < said.index("Handwritten digits")
+    assert results.machine["other work"] == busy
+    for name in ("main.md", "main.csv"):
+        assert busy in (tmp_path / name).read_text() and LEFT_OUT in (tmp_path / name).read_text()
+
+
+@pytest.mark.parametrize(
+    "options, minutes", [([], 4), (["--limit", "0.5"], 0.5), (["--limit", "0"], 0), (["--cases", "decode-32"], 0)]
+)
+def test_the_main_run_alone_has_a_limit_by_itself(tmp_path, monkeypatch, options, minutes):
+    given = []
+    monkeypatch.setattr(command, "run_jobs", lambda jobs, budget, on_row, limit: given.append(limit.minutes))
+    _small_run(monkeypatch, tmp_path, *options)
+    assert given == [minutes]
+
+
+def test_digits_are_trained_for_as_long_as_there_is_time(monkeypatch):
+    """By what the first epoch takes: in 10 s, two turns of two sides that take 1 s for an epoch."""
+    from benchmarks import measures
+    from examples import digit_rows as example
+
+    def train(layer, epochs, device):
+        return side_by_side.Training([1.0] * epochs, 1.0)
+
+    monkeypatch.setattr(example, "train", train)
+    clock = iter(range(1000))
+    monkeypatch.setattr(side_by_side.time, "perf_counter", lambda: float(next(clock)))
+    assert measures.digit_rows(CPU, LSTM, 20)["epochs"] == 20
+    assert measures.digit_rows(CPU, LSTM, 20, seconds=10.0)["epochs"] == 2
+    assert measures.digit_rows(CPU, LSTM, 20, seconds=0.1)["epochs"] == 1
+
+
 @pytest.mark.parametrize("option", ["--mode", "--dtype", "--peers"])
 def test_command_names_what_it_expected(option, capsys):
     with pytest.raises(SystemExit):
@@ -270,6 +319,8 @@ def test_command_names_what_it_expected(option, capsys):
         (["--device", "cuda:64"], "argument --device: expected cpu or one of"),
         (["--cell", "peephole"], "argument --cell: expected one of lstm, gru, rnn_tanh, rnn_relu, rnn (rnn_tanh), got"),
         (["--cell", "gru", "--peers", "nn.LSTM"], "argument --peers: expected one or more of: nn.GRU, nn.GRU native,"),
+        (["--limit", "-1"], "argument --limit: expected minutes like 4 or 0.5, 0 for no limit, got '-1'"),
+        (["--limit", "soon"], "argument --limit: expected minutes like 4 or 0.5, 0 for no limit, got 'soon'"),
         (["--callers", "0"], "argument --callers: expected positive numbers like 1,2, got '0'"),
         (["--device", "cpu", "--cuda-graph"], "argument --cuda-graph: expected --device cuda, got cpu"),
         (["--quick", "--cases", "decode-32"], "argument --cases: not allowed with argument --quick"),
@@ -284,7 +335,7 @@ def test_command_refuses_what_it_cannot_measure(options, message, monkeypatch, c
 
 
 def test_what_is_named_twice_is_measured_once():
-    arguments = command._parser().parse_args(["--threads", "2,1,2", "--mode", "train,train"])
+    arguments = command.options.parser("").parse_args(["--threads", "2,1,2", "--mode", "train,train"])
     assert (arguments.threads, arguments.mode) == ([2, 1], ["train"])
 
 

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from benchmark_jobs import BASELINE, BRIEF, CPU, FUSED, SMALL, job, wrong_layer
@@ -21,7 +20,8 @@ from benchmarks.contenders import CONTENDERS, Contender, fused_name, peers_of
 from benchmarks.machine import usable_cpus
 from benchmarks.neighbours import busy_neighbours
 from benchmarks.results import key
-from benchmarks.suite import FAILED, OK, PEER_FAILED, PEER_WRONG, SKIPPED, WRONG, run_jobs
+from benchmarks.rows import FAILED, OK, PEER_FAILED, PEER_WRONG, SKIPPED, WRONG
+from benchmarks.suite import run_jobs
 from benchmarks.table import losses, summary
 from benchmarks.workload import MODES, Model, Workload, precision_switches
 from fusedlstm import FusedGRUCell, FusedLSTMCell
@@ -167,21 +167,6 @@ def test_a_gru_is_compared_with_a_gru():
     assert key(replace(row, peer=other.peer)) != key(other)
 
 
-@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")
-@pytest.mark.parametrize(
-    "cell, case, mode",
-    [(cell, SMALL, "inference") for cell in CELLS] + [("gru", LENGTHS, "inference"), ("lstm", SMALL, "decode")],
-    ids=lambda value: getattr(value, "name", value),
-)
-def test_onnx_runtime_is_right(cell, case, mode):
-    for package in ("onnxruntime", "onnxscript"):
-        pytest.importorskip(package)
-    workload, peer = Workload.of(case, mode, "float32", CPU, CELLS[cell]), CONTENDERS[cell]["ONNX Runtime"]
-    assert peer.why_not(workload) is None
-    reference = Reference(workload)
-    assert reference.error_of(peer.build(workload)) <= reference.limit
-
-
 @pytest.mark.parametrize("cell, gates", [("lstm", 4), ("gru", 3), ("rnn_tanh", 1), ("rnn_relu", 1)])
 @pytest.mark.parametrize("mode", MODES)
 def test_row_is_consistent(mode, cell, gates):
@@ -242,31 +227,6 @@ def test_flops_count_only_valid_steps():
     fraction = workload.batches[0].lengths.sum().item() / (LENGTHS.T * LENGTHS.B)
     assert workload.flops() == pytest.approx(full.flops() * fraction)
     assert fraction < 1
-
-
-def test_rounds_are_interleaved():
-    order = []
-    names = ("a", "b", "c")
-    programs = {name: lambda call, name=name: order.append(name) for name in names}
-    budget = timing.Budget(seconds=0, min_rounds=4)
-    samples = timing.interleave(programs, CPU, budget)
-    assert all(len(values) == 4 for values in samples.values())
-    visits = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
-    # After the warm-up in order: a b c, c b a, a b c, c b a; equal neighbours merge.
-    assert "".join(visits) == "abc" + "abcbabcba"
-
-
-def test_rounds_beyond_patience_are_not_repeated():
-    budget = timing.Budget(seconds=0, min_rounds=4, patience=0)
-    samples = timing.interleave({"a": lambda call: None, "b": lambda call: None}, CPU, budget)
-    assert [len(values) for values in samples.values()] == [1, 1]
-
-
-def test_precise_samples_stop_early():
-    steady = {"a": [1.0] * 5, "b": [2.0] * 5}
-    noisy = {"a": [1.0] * 5, "b": [1.0, 2.0, 3.0, 4.0, 5.0]}
-    assert timing._precise(steady, 0.01)
-    assert not timing._precise(noisy, 0.01)
 
 
 def test_callers_call_at_the_same_time():
@@ -342,13 +302,6 @@ def test_what_is_below_the_mark_is_named():
     rows = [replace(row, ratio=ratio) for ratio in (0.9, 1.0, 0.5)] + [replace(row, status=PEER_FAILED, ratio=None)]
     text = "nn.LSTM: small, inference, float32, 1 threads"
     assert losses(rows) == [f"0.50x {text}", f"0.90x {text}"]
-
-
-def test_ratio_is_taken_inside_a_round():
-    """A machine that slows down tenfold half way changes no ratio."""
-    drift = np.array([1.0, 1.0, 10.0, 10.0, 10.0])
-    summary = timing.ratio({"a": 2 * drift, "b": drift}, "a", "b")
-    assert summary == timing.Summary(2.0, 2.0, 2.0)
 
 
 def test_peak_memory_counts_the_largest_moment():
