@@ -16,7 +16,8 @@ _MODES = {"inference": "inference", "train": "training step"}
 
 def peer_table(results: Results) -> list[list[str]]:
     """Head and lines: float32 ratios of every case with a row in a mode of the table, the acceptance cases first;
-    losses bold; then the geometric means over the acceptance cases that have the number. Empty without such rows."""
+    losses bold; then the geometric means over the acceptance cases that have the number. Lines of which nothing is
+    known are not there."""
     rows = [row for row in results.rows if row.setting in _MODES and row.precision == "float32"]
     # A peer that computes nothing here has no column.
     columns = [column for column in _columns(rows, results.baseline) if any(_column(r) == column for r in _timed(rows))]
@@ -29,7 +30,9 @@ def peer_table(results: Results) -> list[list[str]]:
     if not lines:
         return []
     means = [_mean([found[key] for case in ACCEPTANCE if (key := (case.name, *column)) in found]) for column in columns]
-    return [["T, B, I, H", *_heads(columns)], *lines, [f"**{MEAN}**", *means]]
+    if any(mean != _NOT_MEASURED for mean in means):
+        lines.append([f"**{MEAN}**", *means])
+    return [["T, B, I, H", *_heads(columns)], *lines]
 
 
 def _label(case: Case) -> str:

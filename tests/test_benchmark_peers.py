@@ -196,5 +196,7 @@ def test_the_report_names_what_was_left_out_and_what_was_busy(results):
     assert "OpenVINO: not installed (1 rows)" in text
 
 
-def test_nothing_to_show_is_no_table():
+def test_nothing_to_show_is_no_line(results):
+    results.rows = [row for row in results.rows if row.case == "rl-b8-h128-resets"]
+    assert [line[0] for line in peer_table(results)] == ["T, B, I, H", "128, 8, 64, 128, resets"]
     assert peer_table(Results({"device": "a machine"})) == []
