@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from fusedlstm import freeze
 from fusedlstm.cells import CELLS, LSTM, Cell
 
 from . import onnx_runtime, openvino_runtime
@@ -43,11 +44,11 @@ class Contender:
     why_not: Callable[[Workload], str | None] = lambda workload: None
 
 
-def _build_fused(workload: Workload) -> Model:
+def _build_fused(workload: Workload, prepare: Callable[[nn.Module], nn.Module] = lambda module: module) -> Model:
     cell = workload.cell
     if workload.case.by_step:
-        return _loop_over(workload.one_step(fused_class(cell.cell)))
-    module = workload.layer(fused_class(cell.layer))
+        return _loop_over(prepare(workload.one_step(fused_class(cell.cell))))
+    module = prepare(workload.layer(fused_class(cell.layer)))
     variable, resets = workload.case.variable, workload.case.resets
 
     def forward(batch: Batch):
@@ -62,6 +63,12 @@ def _build_fused(workload: Workload) -> Model:
         return output, *states_of(hx)
 
     return Model(forward, dict(module.named_parameters()))
+
+
+def _no_frozen(workload: Workload) -> str | None:
+    if workload.training:
+        return "inference only"
+    return None if workload.device.type == "cpu" else "nothing is prepared but on a CPU"
 
 
 def build_torch(workload: Workload, native: bool = False) -> Model:
@@ -253,6 +260,7 @@ def _contenders(cell: Cell) -> dict[str, Contender]:
         Contender(f"{baseline} native", partial(build_torch, native=True)),
         Contender(loop, _build_cell_loop, _no_cell_loop),
         Contender(f"compiled {loop}", partial(_build_cell_loop, compiled=True), _no_cell_loop),
+        Contender(FROZEN, partial(_build_fused, prepare=freeze), _no_frozen),
         Contender("ONNX Runtime", onnx_runtime.build, onnx_runtime.why_not),
         Contender("OpenVINO", openvino_runtime.build, openvino_runtime.why_not),
         Contender("haste", _build_haste, _no_haste),
@@ -261,6 +269,7 @@ def _contenders(cell: Cell) -> dict[str, Contender]:
     return {contender.name: contender for contender in contenders}
 
 
+FROZEN = "frozen"  # ours against itself: below 1 by what freezing saves
 RUNTIMES = ("ONNX Runtime", "OpenVINO")  # what models are deployed in, on a CPU
 
 # By the cell's name and the contender's.

@@ -145,10 +145,10 @@ def device_name(device: torch.device) -> str:
 
 
 def folder_name(device: torch.device) -> str:
-    """A directory name for the machine: `amd-epyc-2-cores`, `nvidia-h200`."""
+    """A directory name for the machine: `amd-epyc-2-cores-avx2`, `nvidia-h200`."""
     name = device_name(device)
-    if device.type == "cpu":
-        name += f" {os.cpu_count()} cores"
+    if device.type == "cpu":  # names of virtual machines tell little
+        name += f" {os.cpu_count()} cores {torch.backends.cpu.get_cpu_capability()}"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

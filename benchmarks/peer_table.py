@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tests.cases import ACCEPTANCE, BENCHMARK, Case
 
+from .contenders import FROZEN
 from .results import Results, geometric_mean
 from .rows import OK, SKIPPED, Row
 
@@ -16,7 +17,8 @@ _MODES = {"inference": "inference", "train": "training step"}
 
 def peer_table(results: Results) -> list[list[str]]:
     """Head and lines: float32 ratios of every case with a row in a mode of the table, the acceptance cases first;
-    losses bold; then the geometric means over the acceptance cases that have the number. Lines of which nothing is
+    losses bold; then the geometric means over the acceptance cases that have the number. Of frozen weights, how much
+    faster they make it. Lines of which nothing is
     known are not there."""
     rows = [row for row in results.rows if row.setting in _MODES and row.precision == "float32"]
     # A peer that computes nothing here has no column.
@@ -76,10 +78,15 @@ def _cell(row: Row | None) -> str:
         return _NOT_MEASURED
     if row.status != OK:
         return row.status
-    text = f"{row.ratio:.2f}"
+    text = f"{_times_faster(row):.2f}"
     return f"**{text}**" if float(text) < 1 else text
 
 
+def _times_faster(row: Row) -> float:
+    """Than the peer; of frozen weights, than with the others."""
+    return 1 / row.ratio if row.peer == FROZEN else row.ratio
+
+
 def _mean(rows: Sequence[Row]) -> str:
-    ratios = [row.ratio for row in _timed(rows)]
+    ratios = [_times_faster(row) for row in _timed(rows)]
     return f"**{geometric_mean(ratios):.2f}**" if ratios else _NOT_MEASURED

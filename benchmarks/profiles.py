@@ -12,7 +12,7 @@ import torch
 from fusedlstm.cells import CELLS, LSTM
 from tests.cases import ACCEPTANCE, BENCHMARK, BY_STEP, Case
 
-from .contenders import RUNTIMES, baseline_name, peers_of
+from .contenders import FROZEN, RUNTIMES, baseline_name, peers_of
 from .machine import usable_cpus
 from .rows import Job
 from .timing import Budget
@@ -135,8 +135,9 @@ def main(selection: Selection) -> tuple[list[Job], Budget]:
 
 
 def _deployed(selection: Selection) -> tuple[str, ...]:
-    """The peers of inference: torch.nn's layer and, on a CPU, the runtimes."""
-    return (baseline_name(CELLS[selection.cell]), *RUNTIMES * (selection.device.type == "cpu"))
+    """The peers of inference: torch.nn's layer and, on a CPU, the runtimes, and ours frozen."""
+    on_cpu = (*RUNTIMES, FROZEN) if selection.device.type == "cpu" else ()
+    return (baseline_name(CELLS[selection.cell]), *on_cpu)
 
 
 def full(selection: Selection) -> tuple[list[Job], Budget]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .contenders import FROZEN
 from .results import Results, geometric_mean, timed
 from .rows import LEFT_OUT, OK, SKIPPED, Row
 
@@ -88,8 +89,9 @@ def summary(rows: Sequence[Row]) -> dict[tuple, list[str]]:
 
 
 def losses(rows: Sequence[Row]) -> list[str]:
-    """A line for each row whose ratio is below the mark of 1, the lowest first."""
-    slower = sorted((row for row in rows if row.status == OK and row.ratio < 1), key=lambda row: row.ratio)
+    """A line for each row whose ratio to another's is below the mark of 1, the lowest first."""
+    peers = (row for row in rows if row.status == OK and row.peer != FROZEN)
+    slower = sorted((row for row in peers if row.ratio < 1), key=lambda row: row.ratio)
     return [
         f"{row.ratio:.2f}x {row.peer}: {row.case}, {row.setting}, {row.precision}, {row.threads} threads"
         for row in slower

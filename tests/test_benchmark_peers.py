@@ -5,16 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmark_jobs import BASELINE, BRIEF, CPU, FUSED, SMALL, job
+from benchmark_jobs import BASELINE, BRIEF, CPU, SMALL, job
 
 from benchmarks import profiles, report
 from benchmarks.accuracy import Reference
-from benchmarks.contenders import CONTENDERS, RUNTIMES, Contender, build_torch, peers_of
+from benchmarks.contenders import CONTENDERS, FROZEN, RUNTIMES, Contender, build_torch
 from benchmarks.onnx_peers import Request, forward_with
 from benchmarks.peer_table import MEAN, peer_table
 from benchmarks.results import Results
 from benchmarks.rows import LEFT_OUT, OK, PEER_WRONG, SKIPPED
 from benchmarks.suite import run_jobs
+from benchmarks.table import losses
 from benchmarks.workload import Workload
 from fusedlstm.cells import CELLS, LSTM
 from tests.cases import ACCEPTANCE, BENCHMARK, USERS
@@ -115,14 +116,21 @@ def test_a_runtime_that_is_wrong_is_not_timed(monkeypatch):
     assert (row.status, row.peer_us) == (PEER_WRONG, None)
 
 
-def test_a_second_contender_of_ours_is_a_peer_like_the_others(monkeypatch):
-    frozen = replace(CONTENDERS["lstm"][FUSED], name="FusedLSTM frozen")
-    monkeypatch.setitem(CONTENDERS["lstm"], frozen.name, frozen)
-    assert frozen.name in peers_of(LSTM)
-    (row,) = run_jobs([job(ACCEPTANCE[0], peers=(frozen.name,))], BRIEF)
-    assert (row.peer, row.status) == (frozen.name, OK)
-    head, *_ = peer_table(Results({"device": "a machine"}, [row, replace(row, peer=BASELINE)]))
-    assert head == ["T, B, I, H", f"inference, 1 thread, {BASELINE}", frozen.name]
+@pytest.mark.parametrize("name", ["decode-32", "cell-h128-b1"])
+def test_ours_frozen_is_a_peer_that_cannot_win(name):
+    """Its column says how much faster it is than ours, and it is no loss."""
+    (case,) = (case for case in BENCHMARK if case.name == name)
+    (row,) = run_jobs([job(case, peers=(FROZEN,))], BRIEF)
+    assert (row.peer, row.status) == (FROZEN, OK)
+    row = replace(row, ratio=0.5, feature="")
+    assert losses([row]) == [] != losses([replace(row, peer=BASELINE)])
+    head, line, *_ = peer_table(Results({"device": "a machine"}, [row, replace(row, peer=BASELINE)]))
+    assert head == ["T, B, I, H", f"inference, 1 thread, {BASELINE}", FROZEN] and line[1:] == ["**0.50**", "2.00"]
+
+
+def test_training_has_nothing_frozen():
+    (row,) = run_jobs([job(ACCEPTANCE[0], mode="train", peers=(FROZEN,))], BRIEF)
+    assert (row.status, row.note) == (SKIPPED, "inference only")
 
 
 def test_main_runs_what_matters_first():
@@ -132,7 +140,7 @@ def test_main_runs_what_matters_first():
     assert {job.case for job in first} == set(ACCEPTANCE)
     sizes = [job.case.multiply_adds(LSTM) for job in first]
     assert sizes == sorted(sizes)
-    of_a_case = [("inference", (BASELINE, *RUNTIMES))] * 2 + [("train", (BASELINE,))] * 2
+    of_a_case = [("inference", (BASELINE, *RUNTIMES, FROZEN))] * 2 + [("train", (BASELINE,))] * 2
     assert [(job.mode, job.peers) for job in first] == of_a_case * len(ACCEPTANCE)
     assert [job.threads for job in first] == [1, 2] * (2 * len(ACCEPTANCE))
     assert {job.case.name for job in rest} & {case.name for case in ACCEPTANCE} == {"stream-128"}
