@@ -30,7 +30,7 @@ BUILD_DIR = ROOT / "build/native"
 # Oldest torch whose stable ABI the libraries may use; the wheel's `torch>=2.10` says the same.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
 
-# A file csrc/cpu/*_<name>.cpp is compiled with these flags, and only it: everything else must run on any x86-64.
+# A file csrc/cpu/instances/*_<name>.cpp is compiled with these flags, and only it: the rest must run on any x86-64.
 _AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
 ISA_FLAGS = {
     "avx2": "-mavx2 -mfma -mf16c",
@@ -123,7 +123,7 @@ def build(version: str) -> dict[str, Path]:
     }
     with _one_build_at_a_time():
         (BUILD_DIR / "build.ninja").write_text(ninja.text(), encoding="utf-8")
-        if subprocess.run([_ninja_program(), "-C", str(BUILD_DIR), f"-j{_jobs()}"]).returncode != 0:
+        if subprocess.run([ninja_program(), "-C", str(BUILD_DIR), f"-j{_jobs()}"]).returncode != 0:
             raise SystemExit("fusedlstm: the native build failed; the compiler's message is above")
         (BUILD_DIR / "lib/build.json").write_text(json.dumps(facts, indent=2) + "\n")
     shipped = [name for name in ninja.outputs if not name.startswith("stand_in/")]
@@ -135,7 +135,7 @@ def _cpu_library(ninja: NinjaFile, flags: list[str], torch_dir: Path, cxx: str) 
     if not isa_flags:
         flags = [*flags, "-DFUSEDLSTM_NO_X86"]  # tells the chooser of kernels that only the portable ones exist
     objects = [ninja.object(ROOT / "csrc/library.cpp", flags)]
-    for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
+    for source in sorted((ROOT / "csrc/cpu").rglob("*.cpp")):
         isa = next((name for name in ISA_FLAGS if source.stem.endswith(f"_{name}")), None)
         if isa is None or isa in isa_flags:
             objects.append(ninja.object(source, [*flags, *isa_flags.get(isa, "").split()]))
@@ -243,7 +243,7 @@ def _compiler_takes(cxx: str, flag_sets) -> bool:
     return all(subprocess.run([*probe, *flags.split()], capture_output=True).returncode == 0 for flags in flag_sets)
 
 
-def _ninja_program() -> str:
+def ninja_program() -> str:
     if importlib.util.find_spec("ninja"):
         import ninja
 

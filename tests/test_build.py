@@ -1,5 +1,6 @@
 """The build tools, and what the libraries must and must not contain."""
 
+import itertools
 import os
 import re
 import signal
@@ -94,24 +95,46 @@ def test_library_keeps_no_path_of_the_build_machine(library):
 
 @in_source_tree
 def test_wide_instructions_stay_in_the_files_marked_for_them():
-    for obj in sorted(OBJECTS.glob("csrc/**/*.o")):
-        if not re.search(r"_avx2|_avx512", obj.name) and "cuda" not in obj.parts:
+    for obj in objects("csrc"):
+        if instruction_set(obj) in (None, "baseline") and "cuda" not in obj.parts:
             wide = re.search(r"%[yz]mm\d+", output_of("objdump", "-d", "--no-show-raw-insn", obj))
             assert wide is None, f"{obj.name} uses {wide[0]}: it would stop an older processor"
 
 
 @in_source_tree
-def test_files_for_wide_instructions_share_no_inline_function():
+def test_files_for_wide_instructions_share_no_inline_function_with_others():
     # The linker keeps one copy of an inline function, which may be the one that older processors cannot run.
-    def weak_functions(objects):
-        return set(re.findall(r" W (\w+)", output_of("nm", *objects)))
+    functions = {}
+    for obj in [*objects("csrc/cpu"), OBJECTS / "csrc/library.cpp.o"]:
+        own = instruction_set(obj) if instruction_set(obj) != "baseline" else None
+        functions.setdefault(own, set()).update(re.findall(r" W (\w+)", output_of("nm", obj)))
+    for one, other in itertools.combinations(functions, 2):
+        assert functions[one] & functions[other] == set(), (one, other)
 
-    objects = [*sorted(OBJECTS.glob("csrc/cpu/*.o")), OBJECTS / "csrc/library.cpp.o"]
-    wide = [obj for obj in objects if re.search(r"_avx2|_avx512", obj.name)]
-    rest = [obj for obj in objects if obj not in wide]
-    for obj in wide:
-        others = rest + [other for other in wide if other != obj]
-        assert weak_functions([obj]) & weak_functions(others) == set(), obj.name
+
+def objects(folder):
+    """Those of sources that are still there."""
+    return [obj for obj in sorted(OBJECTS.glob(f"{folder}/**/*.o")) if source_of(obj).is_file()]
+
+
+def source_of(obj):
+    return ROOT / obj.relative_to(OBJECTS).with_suffix("")
+
+
+def instruction_set(obj):
+    """What csrc/cpu/instances/<dtype>_<isa>.cpp is compiled for; None: any processor, as baseline."""
+    found = re.fullmatch(r"[a-z]+\d*_(\w+)\.cpp\.o", obj.name)
+    return found[1] if found and obj.parent.name == "instances" else None
+
+
+@in_source_tree
+def test_every_dtype_and_instruction_set_is_a_file_of_its_own():
+    """Cores share the work of a build by files."""
+    files = {file.stem for file in (ROOT / "csrc/cpu/instances").glob("*.cpp")}
+    sets = ("baseline", "avx2", "avx512")
+    dtypes = ("float32", "float64", "bfloat16", "float16")
+    both = {f"{name}_{isa}" for name in ("products", *dtypes) for isa in sets}
+    assert files == both | {"products_avx512_bf16", "bfloat16_avx512_bf16"}
 
 
 # The build tools.

@@ -12,7 +12,8 @@ MAY_INCLUDE = {
     "": {"call", "cells", "cuda/binding"},  # library.cpp, core_module.cpp
     "cells": set(),
     "call": {"cells", ""},
-    "cpu": {"call", "cells", "cpu/kernel", ""},
+    "cpu": {"call", "cells", ""},
+    "cpu/instances": {"cpu/kernel"},
     "cpu/kernel": {"cells", "cpu", ""},
     "cuda/host": {"cells", ""},
     "cuda/device": {"cells", "cuda/host", ""},

@@ -13,6 +13,19 @@
 namespace fusedlstm::cpu {
 namespace {
 
+struct Kernels {
+  const char* isa;
+  const DtypeKernels* dtype[kDtypes];  // by Dtype; null: those of the next narrower set
+};
+
+constexpr Kernels kBaseline{"baseline", {&kFloat32Baseline, &kFloat64Baseline, &kBFloat16Baseline, &kFloat16Baseline}};
+#if !defined(FUSEDLSTM_NO_X86)
+constexpr Kernels kAvx2{"avx2", {&kFloat32Avx2, &kFloat64Avx2, &kBFloat16Avx2, &kFloat16Avx2}};
+constexpr Kernels kAvx512{"avx512", {&kFloat32Avx512, &kFloat64Avx512, &kBFloat16Avx512, &kFloat16Avx512}};
+// Its instructions multiply bfloat16 and nothing else.
+constexpr Kernels kAvx512Bf16{"avx512_bf16", {nullptr, nullptr, &kBFloat16Avx512Bf16, nullptr}};
+#endif
+
 struct Candidate {
   const Kernels* kernels;
   bool runs_here;
@@ -21,15 +34,15 @@ struct Candidate {
 // Narrowest first.
 const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all = [] {
-    std::vector<Candidate> found{{&kBaselineKernels, true}};
+    std::vector<Candidate> found{{&kBaseline, true}};
 #if !defined(FUSEDLSTM_NO_X86)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    found.push_back({&kAvx2Kernels, avx2});
-    found.push_back({&kAvx512Kernels, avx512});
-    found.push_back({&kAvx512Bf16Kernels, avx512 && __builtin_cpu_supports("avx512bf16")});
+    found.push_back({&kAvx2, avx2});
+    found.push_back({&kAvx512, avx512});
+    found.push_back({&kAvx512Bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
 #endif
     return found;
   }();
@@ -47,7 +60,7 @@ const Kernels& by_name(std::string_view name) {
 }
 
 const Kernels& widest() {
-  const Kernels* best = &kBaselineKernels;
+  const Kernels* best = &kBaseline;
   for (const Candidate& c : candidates())
     if (c.runs_here) best = c.kernels;
   return *best;
@@ -123,8 +136,7 @@ const LayerKernels& kernels_of(std::string_view isa, CellKind cell, Dtype dtype)
   const Kernels* named = &by_name(isa);
   const LayerKernels* found = nullptr;
   for (const Candidate& c : candidates()) {
-    const LayerKernels& layer = c.kernels->dtype[int(dtype)].cell[int(cell)];
-    if (layer.forward) found = &layer;
+    if (const DtypeKernels* own = c.kernels->dtype[int(dtype)]) found = &own->cell[int(cell)];
     if (c.kernels == named) break;
   }
   return *found;  // the narrowest set has every dtype

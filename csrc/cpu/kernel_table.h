@@ -1,5 +1,5 @@
-// The tables of kernels: one for each instruction set, in it one entry for each dtype; an empty one where the set has
-// no instruction that the next narrower one does not have too.
+// The tables of kernels: for each instruction set those of each dtype that it has instructions for which the next
+// narrower set has not.
 #pragma once
 
 #include "cells/all.h"
@@ -25,12 +25,10 @@ struct DtypeKernels {
   LayerKernels cell[kCellKinds];
 };
 
-struct Kernels {
-  const char* isa;
-  DtypeKernels dtype[kDtypes];
-};
-
-// One table per instruction set, each defined in kernels_<isa>.cpp; the chooser (isa.h) picks one.
-extern const Kernels kBaselineKernels, kAvx2Kernels, kAvx512Kernels, kAvx512Bf16Kernels;
+// Each defined in cpu/instances/<dtype>_<isa>.cpp; the chooser (isa.h) puts them together.
+extern const DtypeKernels kFloat32Baseline, kFloat64Baseline, kBFloat16Baseline, kFloat16Baseline;
+extern const DtypeKernels kFloat32Avx2, kFloat64Avx2, kBFloat16Avx2, kFloat16Avx2;
+extern const DtypeKernels kFloat32Avx512, kFloat64Avx512, kBFloat16Avx512, kFloat16Avx512;
+extern const DtypeKernels kBFloat16Avx512Bf16;
 
 }  // namespace fusedlstm::cpu

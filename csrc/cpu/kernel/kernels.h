@@ -1,4 +1,4 @@
-// The table of an instruction set: included by its kernels_<isa>.cpp only.
+// The kernels of one dtype on one instruction set: included by the files of cpu/instances only.
 #pragma once
 
 #include "backward.h"
@@ -57,14 +57,14 @@ constexpr DtypeKernels dtype_kernels() {
   return {layer_kernels<K, Lstm>(), layer_kernels<K, Gru>(), layer_kernels<K, Rnn>()};
 }
 
-// Every dtype, multiplied in the precision that it accumulates in.
+// The dtypes, multiplied in the precision that they accumulate in.
 template <class Isa>
-constexpr Kernels kernels(const char* name) {
-  return {name,
-          {dtype_kernels<Kit<Isa, Full<float>, FullProduct<float>>>(),
-           dtype_kernels<Kit<Isa, Full<double>, FullProduct<double>>>(),
-           dtype_kernels<Kit<Isa, BFloat16Storage, FullProduct<float>>>(),
-           dtype_kernels<Kit<Isa, Float16Storage, FullProduct<float>>>()}};
-}
+using Float32Kit = Kit<Isa, Full<float>, FullProduct<float>>;
+template <class Isa>
+using Float64Kit = Kit<Isa, Full<double>, FullProduct<double>>;
+template <class Isa>
+using BFloat16Kit = Kit<Isa, BFloat16Storage, FullProduct<float>>;
+template <class Isa>
+using Float16Kit = Kit<Isa, Float16Storage, FullProduct<float>>;
 
 }  // namespace fusedlstm::cpu

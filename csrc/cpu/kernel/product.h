@@ -106,71 +106,6 @@ constexpr int64_t panel_at(int vectors, int64_t depth, int64_t k, int q) {
   return ((q / of_strip * depth + k) * of_strip + q % of_strip * Product::kDepth) * kLanes<Isa, Product>;
 }
 
-// The sums of a tile while they are made, in registers.
-template <class Isa, class Product, int kRows, int kVectors>
-struct Tile {
-  AccVector<Isa, Product> v[kRows][kVectors];
-};
-
-// By assignments, which stay in registers; an initializer is a block of memory to GCC.
-template <class Isa, class Product, int kRows, int kVectors>
-FUSEDLSTM_INLINE void clear(Tile<Isa, Product, kRows, kVectors>& tile) {
-  for (auto& row : tile.v)
-    for (auto& v : row) v = AccVector<Isa, Product>{};
-}
-
-// Running sums of each element: a single row has too few elements to hide the latency of a multiply-add behind each
-// other. Two rows or more have as many, so that what else is in a tile does not decide a row's last bit.
-constexpr int running_sums(int rows, int vectors) {
-  const int all = rows >= 2 ? 2 : 8, at_once = vectors == 3 ? 4 : vectors;
-  return all > at_once ? all / at_once : 1;
-}
-
-// tile[r] += sum over k of a[r][k * kStride] * strip[k]; of more vectors than a strip has, the next strip lies `apart`.
-template <class Isa, class Product, int kRows, int kStride, int kVectors>
-FUSEDLSTM_INLINE void multiply_stretch(Tile<Isa, Product, kRows, kVectors>& tile,
-                                       const typename Product::operand* const* a,
-                                       const typename Product::operand* strip, int64_t apart, int64_t depth) {
-  using V = AccVector<Isa, Product>;
-  constexpr int kD = Product::kDepth, kL = kLanes<Isa, Product>, kOfStrip = strip_vectors<Isa>(kVectors);
-  constexpr int kStep = kOfStrip * kL * kD;
-  constexpr int kSums = running_sums(kRows, kVectors);
-  constexpr int kMost = kRows * kVectors > 12 ? 2 : 4, kUnroll = kSums > kMost ? kSums : kMost;
-  const typename Product::operand* rows[kRows];
-  for (int r = 0; r < kRows; ++r) rows[r] = a[r];
-  Tile<Isa, Product, kRows, kVectors> sums[kSums];
-  sums[0] = tile;
-#pragma GCC unroll 8
-  for (int n = 1; n < kSums; ++n) clear(sums[n]);
-  const auto add = [&](int64_t k, const typename Product::operand* from, auto& to) FUSEDLSTM_LAMBDA {
-    V w[kVectors];
-#pragma GCC unroll 4
-    for (int q = 0; q < kVectors; ++q) w[q] = load<V>(from + q / kOfStrip * apart + q % kOfStrip * kL * kD);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const V x = Product::template broadcast<V>(rows[r] + k * kStride);
-#pragma GCC unroll 4
-      for (int q = 0; q < kVectors; ++q)
-        to.v[r][q] = kRows > 2 ? Product::multiply_add_in_place(x, w[q], to.v[r][q])
-                               : Product::multiply_add(x, w[q], to.v[r][q]);
-    }
-  };
-  int64_t k = 0;
-  for (; k + kD * kUnroll <= depth; k += kD * kUnroll) {
-#pragma GCC unroll 8
-    for (int u = 0; u < kUnroll; ++u) add(k + u * kD, strip + u * kStep, sums[u % kSums]);
-    strip += kStep * kUnroll;
-  }
-  for (; k < depth; k += kD, strip += kStep) add(k, strip, sums[0]);
-#pragma GCC unroll 8
-  for (int n = kSums / 2; n > 0; n /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < n; ++i)
-      for (int r = 0; r < kRows; ++r)
-        for (int q = 0; q < kVectors; ++q) sums[i].v[r][q] += sums[i + n].v[r][q];
-  tile = sums[0];
-}
-
 // A running sum rounds in proportion to itself at every step: it is cut into stretches of k, which are added up. The
 // error of n products is least with stretches of sqrt(n); each kind of sum has the longest for which it is at most
 // nn.LSTM's on every machine seen, since stretches cost loads and stores. Sums over rows: outer.h.
@@ -193,73 +128,9 @@ struct Factors {
   const typename Product::acc* last = nullptr;
 };
 
-// The same for kVectors vectors of a panel of `vectors`, the first of which is q. kStride: of k in a row. A function of
-// its own, the few copies of which serve every product: inlined they were most of the library. What they leave in
-// memory is still in flight when it is read.
-template <class Isa, class Product, int kRows, int kStride, int kVectors>
-__attribute__((noinline)) void multiply_tile(const Factors<Product>& f, int vectors, int q) {
-  using V = AccVector<Isa, Product>;
-  constexpr int kL = kLanes<Isa, Product>, kOfStrip = strip_vectors<Isa>(kVectors);
-  const typename Product::operand* strip = f.panel + panel_at<Isa, Product>(vectors, f.depth, 0, q);
-  typename Product::acc* to = f.to + q * kL;
-  int64_t k = 0;
-  do {  // of no depth too: zeros
-    const typename Product::operand* rest[kRows];
-    for (int r = 0; r < kRows; ++r) rest[r] = f.rows[r] + k * kStride;
-    Tile<Isa, Product, kRows, kVectors> tile;
-    clear(tile);
-    multiply_stretch<Isa, Product, kRows, kStride, kVectors>(tile, rest, strip + k * kOfStrip * kL,
-                                                             f.depth * kOfStrip * kL,
-                                                             f.depth - k < f.longest ? f.depth - k : f.longest);
-    for (int r = 0; r < kRows; ++r)
-      for (int i = 0; i < kVectors; ++i) {
-        typename Product::acc* at = to + r * f.ld + i * kL;
-        store(at, k == 0 ? tile.v[r][i] : load<V>(at) + tile.v[r][i]);
-      }
-    k += f.longest;
-  } while (k < f.depth);
-  for (int i = 0; f.last && i < kVectors; ++i)
-    for (int r = 0; r < kRows; ++r) add(to + r * f.ld + i * kL, load<V>(f.last + (q + i) * kL));
-}
-
-// All strips of a panel of 1 .. 4 `vectors`: those that lie beyond the columns of the matrix need not be multiplied.
-template <class Isa, class Product, bool kInterleaved, int kRows>
-FUSEDLSTM_INLINE void multiply_rows(const Factors<Product>& f, int vectors) {
-  constexpr int kStride = kInterleaved ? kRows : 1;
-  if constexpr (!kInterleaved && kRows <= tile_rows<Isa>(3)) {
-    if (vectors == 3) return multiply_tile<Isa, Product, kRows, kStride, 3>(f, vectors, 0);
-  }
-  if constexpr (kRows <= 2) {  // at once: each element of a panel is used once or twice, whatever registers there are
-    if (vectors == 4) return multiply_tile<Isa, Product, kRows, kStride, 4>(f, vectors, 0);
-  }
-  for (int q = 0; q < vectors; q += Isa::kStripVectors) {
-    if (vectors - q >= Isa::kStripVectors)
-      multiply_tile<Isa, Product, kRows, kStride, Isa::kStripVectors>(f, vectors, q);
-    else if (Isa::kStripVectors > 2 && vectors - q == 2)
-      multiply_tile<Isa, Product, kRows, kStride, 2>(f, vectors, q);
-    else
-      multiply_tile<Isa, Product, kRows, kStride, 1>(f, vectors, q);
-  }
-}
-
 // For 1 .. tile_rows(vectors) `rows`. kInterleaved: element k of all rows lies side by side, as many as there are rows.
+// Defined in tile.h: linked, not compiled with every caller.
 template <class Isa, class Product, bool kInterleaved = false>
-__attribute__((noinline)) void multiply(const Factors<Product>& f, int rows, int vectors) {
-  static_assert(Isa::kTileRows == 6);
-  switch (rows) {
-    case 1:
-      return multiply_rows<Isa, Product, kInterleaved, 1>(f, vectors);
-    case 2:
-      return multiply_rows<Isa, Product, kInterleaved, 2>(f, vectors);
-    case 3:
-      return multiply_rows<Isa, Product, kInterleaved, 3>(f, vectors);
-    case 4:
-      return multiply_rows<Isa, Product, kInterleaved, 4>(f, vectors);
-    case 5:
-      return multiply_rows<Isa, Product, kInterleaved, 5>(f, vectors);
-    case 6:
-      return multiply_rows<Isa, Product, kInterleaved, 6>(f, vectors);
-  }
-}
+void multiply(const Factors<Product>& f, int rows, int vectors);
 
 }  // namespace fusedlstm::cpu

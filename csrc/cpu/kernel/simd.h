@@ -1,8 +1,8 @@
 // Vectors of hidden units, and the element-wise mathematics of the cell, for one instruction set.
 //
-// Everything is a template on `Isa` and is instantiated only in the source file of that instruction set
-// (kernels_<isa>.cpp), so that no function compiled for a wide machine can be linked into the path of a narrow one.
-// For the same reason this file and those above it call nothing from the standard library.
+// Everything is a template on `Isa` and is instantiated only in the source files of that instruction set
+// (cpu/instances/*_<isa>.cpp), so that no function compiled for a wide machine can be linked into the path of a narrow
+// one. For the same reason this file and those above it call nothing from the standard library.
 #pragma once
 
 #include <cstddef>
@@ -16,6 +16,8 @@ namespace fusedlstm::cpu {
 
 #define FUSEDLSTM_INLINE inline __attribute__((always_inline))
 #define FUSEDLSTM_LAMBDA __attribute__((always_inline))
+// Of what is called once for a step, a panel, a tile or a row: inlined it costs the compiler more than it saves a call.
+#define FUSEDLSTM_NOINLINE __attribute__((noinline))
 
 // A vector register's worth of T.
 template <class T, int kBytes>

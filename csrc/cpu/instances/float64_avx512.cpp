@@ -2,6 +2,6 @@
 
 namespace fusedlstm::cpu {
 
-const Kernels kAvx512Kernels = kernels<Avx512>("avx512");
+const DtypeKernels kFloat64Avx512 = dtype_kernels<Float64Kit<Avx512>>();
 
 }  // namespace fusedlstm::cpu

@@ -2,6 +2,6 @@
 
 namespace fusedlstm::cpu {
 
-const Kernels kBaselineKernels = kernels<Baseline>("baseline");
+const DtypeKernels kBFloat16Avx2 = dtype_kernels<BFloat16Kit<Avx2>>();
 
 }  // namespace fusedlstm::cpu

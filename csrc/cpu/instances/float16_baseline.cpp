@@ -2,6 +2,6 @@
 
 namespace fusedlstm::cpu {
 
-const Kernels kAvx2Kernels = kernels<Avx2>("avx2");
+const DtypeKernels kFloat16Baseline = dtype_kernels<Float16Kit<Baseline>>();
 
 }  // namespace fusedlstm::cpu
