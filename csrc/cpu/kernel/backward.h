@@ -36,10 +36,10 @@ class Backward {
         weight_hh(shape.directions, kSizes.gates * shape.hidden, recurrent, rows_of_group(plan, shape), reading()),
         weight_hr(shape.directions, shape.proj, shape.hidden, rows_of_group(plan, shape), reading()),
         chunk(chunk_steps()),
-        ring(shape, chunk + 1),
+        ring(shape, chunk + 1, kSizes.apart() > 0),
         gradients(args, plan, index, ring) {}
 
-  int64_t workspace_bytes() {
+  FUSEDLSTM_NOINLINE int64_t workspace_bytes() {
     Arena arena{nullptr};
     lay_out(arena, 0);
     return arena.used;
@@ -65,11 +65,14 @@ class Backward {
   const int64_t recurrent, width, units;
   Transposed<K> weight_hh, weight_hr;
   const int64_t chunk;  // time steps whose gate gradients are kept; one more is what the recurrence looks back to
-  Ring<K, kSizes> ring;
-  Gradients<K, kSizes> gradients;
+  Ring<K> ring;
+  Gradients<K> gradients;
   // Shared by the team.
   acc *carry, *d_reset_h;                                                                // [D][B][width]
   acc *d_carried[at_least_one(kSizes.carried)], *d_reset[at_least_one(kSizes.carried)];  // [D][B][units]
+
+  // The code is left out of cells that never do.
+  bool projects() const { return kSizes.projects && shape.proj > 0; }
 
   // Enough rows for one block of the products over rows.
   int64_t chunk_steps() const {
@@ -89,7 +92,7 @@ class Backward {
   void lay_out(Arena& arena, int64_t share) {
     const int64_t d = shape.directions, states = d * shape.batch;
     if (recurs()) weight_hh.lay_out(arena, plan.threads, share);
-    if (shape.proj > 0) weight_hr.lay_out(arena, plan.threads, share);
+    if (projects()) weight_hr.lay_out(arena, plan.threads, share);
     carry = arena.take<acc>(states * width);
     d_reset_h = arena.take<acc>(a.d_reset_state[0] ? states * width : 0);
     for (int k = 0; k < kSizes.carried; ++k) {
@@ -101,8 +104,8 @@ class Backward {
   }
 
   void pack(const Share& share) {
-    if (recurs()) weight_hh.prepare(share, [&](int64_t d) { return a.weights[d].hh; });
-    if (shape.proj > 0) weight_hr.prepare(share, [&](int64_t d) { return a.weights[d].hr; });
+    if (recurs()) weight_hh.prepare(share, a.weights, &Weights::hh);
+    if (projects()) weight_hr.prepare(share, a.weights, &Weights::hr);
     gradients.pack(share);
     const Range rows = share.of(shape.directions * shape.batch);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
@@ -115,7 +118,7 @@ class Backward {
     }
   }
 
-  void widen_state(acc* to, const State& from, int64_t i, int64_t n, int64_t padded) const {
+  FUSEDLSTM_NOINLINE void widen_state(acc* to, const State& from, int64_t i, int64_t n, int64_t padded) const {
     const storage* row = state_row<storage>(from, i / shape.batch, i % shape.batch);
     for (int64_t u = 0; u < padded; u += K::kLanes) store(to + u, row && u < n ? K::load(row + u, n - u) : V{});
   }
@@ -135,7 +138,7 @@ class Backward {
   void step(const Task& task, int64_t s) {
     for_each_direction(task.of(weight_hh.panels), weight_hh.panels,
                        [&](int64_t d, Range panels) { hidden_gradient(d, panels, task.rows, s); });
-    if (shape.proj > 0 && s >= 0) {
+    if (projects() && s >= 0) {
       task.meet();
       for_each_direction(task.of(weight_hr.panels), weight_hr.panels,
                          [&](int64_t d, Range panels) { project_back(d, panels, task.rows, s); });
@@ -150,16 +153,15 @@ class Backward {
     const int64_t later = last ? -1 : index.step(s + 1, d);
     const int64_t from = later < 0 ? 0 : index.rows_at(later, rows);  // rows that have gate gradients to bring back
     const int64_t here = s < 0 ? rows.end - rows.begin : index.rows_at(t, rows);
-    const bool is_plain = s > 0 && !last && !a.rows.lengths && !a.rows.reset && shape.proj == 0;
+    const bool is_plain = s > 0 && !last && !a.rows.lengths && !a.rows.reset && !projects();
     const Lines lines = is_plain ? Lines(*this, d, s, t, rows.begin) : Lines{};
-    weight_hh.multiply(
-        d, panels, from, [&](int64_t r) { return ring.d_from_hidden(d, s + 1, rows.begin + r); },
-        [&](int64_t r, const acc* d_h, int64_t column) {
-          int64_t whole = 0;
-          if (is_plain) whole = finish_plain(d_h, lines, r, column);
-          if (whole < K::kPanel && column + whole < recurrent)
-            finish_row(d_h + whole, d, s, t, later, rows.begin + r, r < here, column + whole);
-        });
+    weight_hh.multiply(d, panels, from, {ring.d_from_hidden(d, s + 1, rows.begin), ring.gates_depth},
+                       [&](int64_t r, const acc* d_h, int64_t column) {
+                         int64_t whole = 0;
+                         if (is_plain) whole = finish_plain(d_h, lines, r, column);
+                         if (whole < K::kPanel && column + whole < recurrent)
+                           finish_row(d_h + whole, d, s, t, later, rows.begin + r, r < here, column + whole);
+                       });
     const acc nothing[K::kPanel] = {};
     for (int64_t p = panels.begin; p < panels.end; ++p)
       for (int64_t r = from; r < here; ++r)  // these rows' last step: nothing comes back to it
@@ -257,8 +259,8 @@ class Backward {
   }
 
   // sums: what comes back through W_hh, for one panel of units of one row.
-  void finish_row(const acc* sums, int64_t d, int64_t s, int64_t t, int64_t later, int64_t b, bool exists,
-                  int64_t column) {
+  FUSEDLSTM_NOINLINE void finish_row(const acc* sums, int64_t d, int64_t s, int64_t t, int64_t later, int64_t b,
+                                     bool exists, int64_t column) {
     const bool active = s >= 0 && exists && index.active(t, b);
     const bool was_reset = later >= 0 && index.reset(later, b);
     for (int64_t i = 0; i < K::kPanel && column + i < recurrent; i += K::kLanes) {
@@ -272,7 +274,7 @@ class Backward {
         }
         if (a.d_reset_state[0]) add(d_reset_h + (d * shape.batch + b) * width + u, d_h);
         d_h = V{};
-        if (shape.proj == 0) reset_carried(d, b, u);
+        if (!projects()) reset_carried(d, b, u);
       }
       d_h += load<V>(c);
       store(c, active ? V{} : d_h);
@@ -280,13 +282,13 @@ class Backward {
       const int64_t row = index.row(t, b);
       if (active && a.d_output.data)
         d_h += K::load(index.template data_row<storage>(a.d_output, t, b) + d * recurrent + u, recurrent - u);
-      if (shape.proj > 0) {
+      if (projects()) {
         K::store_operand(ring.d_y(d, s, b) + u, active ? d_h : V{}, ring.proj_depth - u);
       } else {
         cell_row(d_h, d, s, t, b, row, active, u);
       }
     }
-    if (was_reset && shape.proj > 0 && column == 0)
+    if (was_reset && projects() && column == 0)
       for (int64_t u = 0; u < shape.hidden; u += K::kLanes) reset_carried(d, b, u);
   }
 
@@ -301,13 +303,12 @@ class Backward {
   // d_h before the projection, W_hr^T d_y, and the cell, for some panels of hidden units.
   void project_back(int64_t d, Range panels, Range rows, int64_t s) {
     const int64_t t = index.step(s, d);
-    weight_hr.multiply(
-        d, panels, index.rows_at(t, rows), [&](int64_t r) { return ring.d_y(d, s, rows.begin + r); },
-        [&](int64_t r, const acc* d_m, int64_t column) {
-          const int64_t b = rows.begin + r;
-          for (int64_t i = 0; i < K::kPanel && column + i < shape.hidden; i += K::kLanes)
-            cell_row(load<V>(d_m + i), d, s, t, b, index.row(t, b), index.active(t, b), column + i);
-        });
+    weight_hr.multiply(d, panels, index.rows_at(t, rows), {ring.d_y(d, s, rows.begin), ring.proj_depth},
+                       [&](int64_t r, const acc* d_m, int64_t column) {
+                         const int64_t b = rows.begin + r;
+                         for (int64_t i = 0; i < K::kPanel && column + i < shape.hidden; i += K::kLanes)
+                           cell_row(load<V>(d_m + i), d, s, t, b, index.row(t, b), index.active(t, b), column + i);
+                       });
   }
 
   // The cell's derivative for one vector of hidden units of one row.
@@ -342,7 +343,7 @@ class Backward {
       if constexpr (kSizes.apart() > 0) store_gate(from_hidden, gate, z.from_hidden[gate]);
     }
     if constexpr (kSizes.projects)
-      if (shape.proj > 0)
+      if (projects())
         K::store(ring.hidden(d, s, b) + u, cell.template hidden<typename K::Math>(known.saved, known.carried), n);
   }
 
@@ -389,7 +390,7 @@ class Backward {
     }
   }
 
-  void narrow_state(void* to, const acc* from, int64_t i, int64_t n) const {
+  FUSEDLSTM_NOINLINE void narrow_state(void* to, const acc* from, int64_t i, int64_t n) const {
     if (!to) return;
     for (int64_t u = 0; u < n; u += K::kLanes)
       K::store(static_cast<storage*>(to) + i * n + u, load<V>(from + u), n - u);

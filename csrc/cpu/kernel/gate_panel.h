@@ -41,8 +41,8 @@ struct GatePanel {
 
   // panel[k][vector][lane] = weight[gate * units + unit][k], zero beyond `units` (a padded unit then stays exactly 0)
   // and beyond `depth`. Vector q has gate q, or the gates from q * fold on; of one gate, vector q of its units.
-  static void pack(typename K::operand* panel, const typename K::storage* weight, int64_t units, int64_t depth,
-                   int64_t unit) {
+  FUSEDLSTM_NOINLINE static void pack(typename K::operand* panel, const typename K::storage* weight, int64_t units,
+                                      int64_t depth, int64_t unit) {
     constexpr int kLanes = K::kLanes;
     const int fold = fold_of(units - unit), vectors = vectors_of(units - unit), of_gate = kLanes / fold;
     const int64_t padded = round_up(depth, K::kDepth);
@@ -57,23 +57,7 @@ struct GatePanel {
       }
       // The rows of the next vector are on their way from memory: of the next gate, or the next block's first.
       const int64_t to_next = kUnitVectors > 1 ? kLanes : q + 1 < vectors ? units : kLanes - (vectors - 1) * units;
-      const auto square = [&](int64_t k, int64_t n) FUSEDLSTM_LAMBDA {
-        for (int l = 0; l < kLanes; ++l)
-          if (from[l]) __builtin_prefetch(from[l] + to_next * depth + k, 0, 2);
-        typename K::V v[kLanes];
-#pragma GCC unroll 16
-        for (int l = 0; l < kLanes; ++l) v[l] = from[l] ? depth_vector<K>(from[l] + k, n) : typename K::V{};
-        transpose<K>(v);
-        typename K::operand* to = panel + K::panel_at(vectors, padded, k, q);
-        const int64_t groups = (n + K::kDepth - 1) / K::kDepth;
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i)
-          if (i < groups) store(to + i * pitch, v[i]);
-      };
-      constexpr int64_t kStep = kLanes * K::kDepth;
-      int64_t k = 0;
-      for (; k + kStep <= depth; k += kStep) square(k, kStep);
-      if (k < depth) square(k, depth - k);
+      pack_rows<K>(panel + K::panel_at(vectors, padded, 0, q), from, depth, to_next * depth, pitch);
     }
   }
 

@@ -15,26 +15,28 @@ namespace fusedlstm::cpu {
 inline constexpr int kInputRows = 192;  // of one block of the input gradient
 
 // What the backward recurrence leaves of the last `steps` scan positions.
-template <class K, CellSizes kSizes>
+template <class K>
 struct Ring {
   using operand = typename K::operand;
   using storage = typename K::storage;
 
-  Ring(const Shape& shape, int64_t steps)
+  Ring(const Shape& shape, int64_t steps, bool is_apart)
       : shape(shape),
         steps(steps),
-        gates_depth(round_up(kSizes.gates * shape.hidden, K::kDepth)),
+        is_apart(is_apart),
+        gates_depth(round_up(shape.gates * shape.hidden, K::kDepth)),
         proj_depth(round_up(shape.proj, K::kDepth)) {}
 
   const Shape& shape;
   const int64_t steps;
+  const bool is_apart;                    // whether a cell has gates that are
   const int64_t gates_depth, proj_depth;  // elements of a row of gate gradients and of d_y, padded
 
   void lay_out(Arena& arena) {
     const int64_t rows = shape.directions * steps * shape.batch;
     const bool proj = shape.proj > 0;
     from_input_rows = arena.take<operand>(rows * gates_depth);
-    from_hidden_rows = kSizes.apart() > 0 ? arena.take<operand>(rows * gates_depth) : from_input_rows;
+    from_hidden_rows = is_apart ? arena.take<operand>(rows * gates_depth) : from_input_rows;
     d_y_rows = arena.take<operand>(proj ? rows * proj_depth : 0);
     hidden_rows = arena.take<storage>(proj ? rows * shape.hidden : 0);
   }
@@ -53,7 +55,8 @@ struct Ring {
   int64_t row(int64_t d, int64_t s, int64_t b) const { return (d * steps + s % steps) * shape.batch + b; }
 };
 
-template <class K, CellSizes kSizes>
+// One for all cells.
+template <class K>
 class Gradients {
  public:
   using V = typename K::V;
@@ -61,13 +64,13 @@ class Gradients {
   using operand = typename K::operand;
   using storage = typename K::storage;
 
-  Gradients(const BackwardArgs& args, const Plan& plan, const RowIndex& index, const Ring<K, kSizes>& ring)
+  FUSEDLSTM_NOINLINE Gradients(const BackwardArgs& args, const Plan& plan, const RowIndex& index, const Ring<K>& ring)
       : a(args),
         shape(args.shape),
         plan(plan),
         index(index),
         ring(ring),
-        gates(kSizes.gates * shape.hidden),
+        gates(shape.gates * shape.hidden),
         recurrent(shape.recurrent()),
         groups(row_groups(plan, shape)),
         rows(shape.steps * rows_of_group(plan, shape)),
@@ -79,7 +82,7 @@ class Gradients {
                    {{{pointer(a.d_weight_hr[0])}, nullptr}, {{pointer(a.d_weight_hr[1])}, nullptr}}, shape.directions,
                    groups, rows) {}
 
-  void lay_out(Arena& arena, int64_t share) {
+  FUSEDLSTM_NOINLINE void lay_out(Arena& arena, int64_t share) {
     if (a.d_input) weight_ih.lay_out(arena, plan.threads, share);
     parts = arena.take<acc>(a.d_input && shape.directions == 2 ? 2 * a.row_count * shape.input : 0);
     zeros = arena.take<storage>(recurrent);
@@ -89,20 +92,20 @@ class Gradients {
   }
 
   void pack(const Share& share) {
-    if (a.d_input) weight_ih.prepare(share, [&](int64_t d) { return a.weights[d].ih; });
+    if (a.d_input) weight_ih.prepare(share, a.weights, &Weights::ih);
     if (share.first == 0) __builtin_memset(zeros, 0, size_t(recurrent) * sizeof(storage));
   }
 
   // Adds the rows of the scan positions `steps` of a task; they are still in the ring. The `first` call of a task
   // starts its sums.
-  void add(const Task& task, Range steps, bool first) {
+  FUSEDLSTM_NOINLINE void add(const Task& task, Range steps, bool first) {
     for (int64_t d = task.directions.begin; d < task.directions.end; ++d) {
       Rows block;
       bool starts = first;
       const auto flush = [&] {
         if (a.d_input) input_gradient(task, d, block);
         weights.accumulate(d, task.group, own(task, weights.tile_count), block.weights, starts);
-        if constexpr (kIsApart)
+        if (ring.is_apart)
           weights_apart.accumulate(d, task.group, own(task, weights_apart.tile_count), block.weights_apart, starts);
         projection.accumulate(d, task.group, own(task, projection.tile_count), block.projection, starts);
         block.weights.depth = block.weights_apart.depth = block.projection.depth = 0;
@@ -132,7 +135,7 @@ class Gradients {
   }
 
   // Completes and writes all results, after everybody's last `add`.
-  void finish(const Share& share) {
+  FUSEDLSTM_NOINLINE void finish(const Share& share) {
     if (a.d_input && shape.directions == 2) add_directions(share);
     for (int64_t d = 0; d < shape.directions; ++d) {
       weights.write(d, share.of(weights.tile_count));
@@ -146,8 +149,7 @@ class Gradients {
   const Shape& shape;
   const Plan& plan;
   const RowIndex& index;
-  const Ring<K, kSizes>& ring;
-  static constexpr bool kIsApart = kSizes.apart() > 0;
+  const Ring<K>& ring;
   const int64_t gates, recurrent;
   const int64_t groups, rows;  // groups of batch rows in a direction, each with sums of its own; rows of a group
   Transposed<K> weight_ih;
@@ -168,7 +170,7 @@ class Gradients {
       weights.left[k] = o.ring.d_from_input(d, s, b);
       weights.right[0][k] = o.index.template data_row<storage>(o.a.input, t, b);
       weights.right[1][k] = o.h_before(d, t, b);
-      if constexpr (kIsApart) {
+      if (o.ring.is_apart) {
         weights_apart.depth = k + 1;
         weights_apart.left[k] = o.ring.d_from_hidden(d, s, b);
         weights_apart.right[0][k] = weights.right[1][k];
@@ -182,10 +184,10 @@ class Gradients {
 
   static storage* pointer(void* p) { return static_cast<storage*>(p); }
   typename Outer<K>::Result of_input(int d) const {
-    return {{pointer(a.d_weight_ih[d]), kIsApart ? nullptr : pointer(a.d_weight_hh[d])}, pointer(a.d_bias_ih[d])};
+    return {{pointer(a.d_weight_ih[d]), ring.is_apart ? nullptr : pointer(a.d_weight_hh[d])}, pointer(a.d_bias_ih[d])};
   }
   typename Outer<K>::Result of_hidden(int d) const {
-    if (!kIsApart) return {};
+    if (!ring.is_apart) return {};
     return {{pointer(a.d_weight_hh[d]), nullptr}, pointer(a.d_bias_hh[d])};
   }
   static Range own(const Task& task, int64_t n) { return task.team ? task.team->of(n) : Range{0, n}; }
@@ -197,18 +199,17 @@ class Gradients {
 
   // d_input = d_from_input W_ih for the rows of a block. A team divides the rows; a few that meet the whole weight only
   // here, the columns.
-  void input_gradient(const Task& task, int64_t d, const Rows& block) {
+  FUSEDLSTM_NOINLINE void input_gradient(const Task& task, int64_t d, const Rows& block) {
     const bool by_rows = weight_ih.reading == Transposed<K>::Reading::kPanels;
     const Range all = by_rows ? own_rows(task, block.weights.depth) : Range{0, block.weights.depth};
     const Range panels = by_rows ? Range{0, weight_ih.panels} : own(task, weight_ih.panels);
     for_each_tile<kInputRows>(all.end - all.begin, [&](int64_t first, int64_t count) {
       const int64_t begin = all.begin + first;
-      weight_ih.multiply(
-          d, panels, count, [&](int64_t r) { return block.weights.left[begin + r]; },
-          [&](int64_t r, const acc* sums, int64_t column) {
-            for (int64_t i = 0; i < K::kPanel && column + i < shape.input; i += K::kLanes)
-              store_input_gradient(d, block.row[begin + r], column + i, load<V>(sums + i));
-          });
+      weight_ih.multiply(d, panels, count, {.each = block.weights.left + begin},
+                         [&](int64_t r, const acc* sums, int64_t column) {
+                           for (int64_t i = 0; i < K::kPanel && column + i < shape.input; i += K::kLanes)
+                             store_input_gradient(d, block.row[begin + r], column + i, load<V>(sums + i));
+                         });
     });
   }
 

@@ -43,8 +43,8 @@ class Outer {
 
   // `columns` of the left matrix, `widths` of the right ones; `rows` are the most that any group has in all. Each
   // direction has sums of `groups` groups of rows.
-  Outer(int64_t columns, const int64_t (&widths)[kRights], const Result (&results)[2], int64_t directions,
-        int64_t groups, int64_t rows)
+  FUSEDLSTM_NOINLINE Outer(int64_t columns, const int64_t (&widths)[kRights], const Result (&results)[2],
+                           int64_t directions, int64_t groups, int64_t rows)
       : tile_count(tiles_of<K::kTileRows>(columns)),
         columns(columns),
         directions(directions),
@@ -60,7 +60,7 @@ class Outer {
     if (results[0].d_bias) all += columns;
   }
 
-  void lay_out(Arena& arena, int64_t shares, int64_t share) {
+  FUSEDLSTM_NOINLINE void lay_out(Arena& arena, int64_t shares, int64_t share) {
     const int64_t own_tiles = all > 0 ? kOuterColumns * depth + 2 * K::kPanel : 0,
                   own_panels = panels * depth * K::kPanel;
     tiles = arena.take<operand>(shares * own_tiles) + share * own_tiles;
@@ -70,7 +70,7 @@ class Outer {
 
   // Adds a block to the sums of a group, for the tiles of `range`. The `first` block of a group starts them, and may be
   // empty.
-  void accumulate(int64_t d, int64_t group, Range range, const Block& block, bool first) const {
+  FUSEDLSTM_NOINLINE void accumulate(int64_t d, int64_t group, Range range, const Block& block, bool first) const {
     if (all == 0) return;
     if constexpr (K::kDepth == 1) {
       if (block.depth > 0 && block.depth <= kFewRows) {
@@ -97,7 +97,7 @@ class Outer {
   }
 
   // Adds up the groups of a direction and writes the tiles of `range` of all results.
-  void write(int64_t d, Range range) const {
+  FUSEDLSTM_NOINLINE void write(int64_t d, Range range) const {
     if (all == 0 || (kInPlace && groups == 1)) return;
     const auto [begin, end] = columns_of(range);
     for (int i = 0; i <= kRights; ++i) {

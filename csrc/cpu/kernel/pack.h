@@ -149,6 +149,32 @@ FUSEDLSTM_INLINE void pack_columns(typename K::operand* panel, RowOf row_of, Ran
   }
 }
 
+// One vector of a panel of `depth` elements of k, the lanes of which are rows of a matrix, null: zeros. From one group
+// of k to the next is `pitch`; `to_next` elements behind each row the one lies that will be packed next.
+template <class K>
+FUSEDLSTM_NOINLINE void pack_rows(typename K::operand* panel, const typename K::storage* const (&from)[K::kLanes],
+                                  int64_t depth, int64_t to_next, int64_t pitch) {
+  constexpr int kLanes = K::kLanes;
+  const auto square = [&](int64_t k, int64_t n) FUSEDLSTM_LAMBDA {
+    // On their way from memory.
+    for (int l = 0; l < kLanes; ++l)
+      if (from[l]) __builtin_prefetch(from[l] + to_next + k, 0, 2);
+    typename K::V v[kLanes];
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l) v[l] = from[l] ? depth_vector<K>(from[l] + k, n) : typename K::V{};
+    transpose<K>(v);
+    typename K::operand* to = panel + k / K::kDepth * pitch;
+    const int64_t groups = (n + K::kDepth - 1) / K::kDepth;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
+      if (i < groups) store(to + i * pitch, v[i]);
+  };
+  constexpr int64_t kStep = kLanes * K::kDepth;
+  int64_t k = 0;
+  for (; k + kStep <= depth; k += kStep) square(k, kStep);
+  if (k < depth) square(k, depth - k);
+}
+
 // Copies n elements from storage to operands and clears up to `padded`.
 template <class K>
 FUSEDLSTM_INLINE void to_operands(typename K::operand* to, const typename K::storage* from, int64_t n, int64_t padded) {
@@ -183,40 +209,5 @@ constexpr int vectors_of(int64_t columns) {
 }
 
 inline constexpr int64_t kDepthBlock = 1024;  // a panel of it fills a quarter of a usual L2 cache
-
-// One panel of a product:
-//
-//     finish(r, sums) with sums[column] = sum over k of row_of(r)[k] * panel[k][column]   for r < rows
-//
-// A panel is used by all rows block by block of its depth, so that it is read from the cache: panel_of(k) gives the
-// block that begins with k, a panel of up to kDepthBlock elements. Partial sums wait in `scratch`, [rows][kPanel].
-// `columns` of the panel are wanted: vectors beyond them are not computed.
-template <class K, class RowOf, class PanelOf, class Finish>
-FUSEDLSTM_INLINE void panel_product(int64_t rows, int64_t columns, int64_t depth, RowOf row_of, PanelOf panel_of,
-                                    typename K::acc* scratch, Finish finish) {
-  using V = typename K::V;
-  const int vectors = vectors_of<K>(columns);
-  for (int64_t k = 0; k < depth; k += kDepthBlock) {
-    const int64_t block = depth - k < kDepthBlock ? depth - k : kDepthBlock;
-    const typename K::operand* panel = panel_of(k);
-    for_each_tile<K::kTileRows>(rows, [&](int64_t r0, int count) FUSEDLSTM_LAMBDA {
-      alignas(64) typename K::acc tile[K::kTileRows * K::kPanel];
-      const typename K::operand* x[K::kTileRows];
-      for (int r = 0; r < count; ++r) x[r] = row_of(r0 + r) + k;
-      multiply<typename K::Isa, typename K::Product>({tile, K::kPanel, x, panel, block, kBackwardStretch}, count,
-                                                     vectors);
-      const bool is_last = k + block == depth;
-      for (int r = 0; r < count; ++r) {
-        typename K::acc *sums = tile + r * K::kPanel, *part = scratch + (r0 + r) * K::kPanel;
-        for (int q = 0; q < vectors && block < depth; ++q) {
-          V sum = load<V>(sums + q * K::kLanes);
-          if (k > 0) sum += load<V>(part + q * K::kLanes);
-          store((is_last ? sums : part) + q * K::kLanes, sum);
-        }
-        if (is_last) finish(r0 + r, sums);
-      }
-    });
-  }
-}
 
 }  // namespace fusedlstm::cpu

@@ -31,7 +31,7 @@ class States {
   void lay_out(Arena& arena) {
     const int64_t rows = shape.directions * shape.batch;
     for (auto& buffer : h) buffer = arena.take<operand>(rows * h_width);
-    m = arena.take<operand>(shape.proj > 0 ? rows * units : 0);
+    m = arena.take<operand>(projects() ? rows * units : 0);
     carried = arena.take<acc>(kSizes.carried * rows * units);
   }
 
@@ -99,9 +99,9 @@ class States {
         for (int k = 0; k < kSizes.carried; ++k)
           K::store(static_cast<storage*>(a.last[1 + k]) + row * shape.hidden + u, load<V>(carried_row(k, d, b) + u),
                    shape.hidden - u);
-        if (shape.proj == 0) K::store(h_n + u, hold_h(d, shape.steps, b, u), shape.hidden - u);
+        if (!projects()) K::store(h_n + u, hold_h(d, shape.steps, b, u), shape.hidden - u);
       }
-      for (int64_t u = 0; shape.proj > 0 && block == 0 && u < shape.proj; u += K::kLanes)
+      for (int64_t u = 0; projects() && block == 0 && u < shape.proj; u += K::kLanes)
         K::store(h_n + u, hold_h(d, shape.steps, b, u), shape.proj - u);
     }
   }
@@ -123,7 +123,10 @@ class States {
     V of[at_least_one(kSizes.saved)];
   };
 
-  void set_states(int64_t d, int64_t b, const State (&from)[kMaxStates]) {
+  // The code is left out of cells that never do.
+  bool projects() const { return kSizes.projects && shape.proj > 0; }
+
+  FUSEDLSTM_NOINLINE void set_states(int64_t d, int64_t b, const State (&from)[kMaxStates]) {
     const int64_t row = (d * shape.batch + b) * h_width;
     to_operands<K>(h[0] + row, state_row<storage>(from[0], d, b), shape.recurrent(), h_width);
     to_operands<K>(h[1] + row, nullptr, 0, h_width);  // what no unit writes is read as zeros
@@ -171,8 +174,8 @@ class States {
           n(o.shape.hidden - unit),
           carried(o.carried_row(0, step.d, b) + unit),
           h_before(o.h_row(step.d, step.s, b) + unit),
-          h_after(o.shape.proj > 0 ? nullptr : o.next_h_row(step, b) + unit),
-          m(o.shape.proj > 0 ? o.m + (step.d * o.shape.batch + b) * o.units + unit : nullptr),
+          h_after(o.projects() ? nullptr : o.next_h_row(step, b) + unit),
+          m(o.projects() ? o.m + (step.d * o.shape.batch + b) * o.units + unit : nullptr),
           output(o.output_row(step, b) + unit),
           saved(o.a.saved
                     ? static_cast<storage*>(o.a.saved) + o.saved_row(step, b) * kSizes.saved * o.shape.hidden + unit
@@ -319,7 +322,7 @@ class States {
       if (resets) next = reset_vector(1 + k, lines.step.d, b, lines.unit, lines.hidden);
       store(lines.carried_of(k, r), next);
     }
-    if (lines.m) {
+    if (kSizes.projects && lines.m) {
       K::store_operand(lines.m + r * lines.units, active ? h : V{});
     } else {
       const V h_new = active ? K::round(h) : V{};

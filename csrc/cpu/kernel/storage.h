@@ -5,6 +5,19 @@
 
 namespace fusedlstm::cpu {
 
+// The first n lanes where no instruction masks the others. Long and rare, so not inlined; `static`, since the linker
+// may keep one copy of a function that is a template but not on `Isa` for all instruction sets.
+template <class V, class T>
+static FUSEDLSTM_NOINLINE V load_first(const T* p, int64_t n) {
+  V v{};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+template <class V, class T>
+static FUSEDLSTM_NOINLINE void store_first(T* p, V v, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+
 // Loads n elements (all lanes when n is at least that many); missing lanes are 0.
 template <class V, class T>
 FUSEDLSTM_INLINE V load_some(const T* p, int64_t n) {
@@ -17,9 +30,7 @@ FUSEDLSTM_INLINE V load_some(const T* p, int64_t n) {
   if constexpr (sizeof(V) == 32 && sizeof(T) == 2)
     return bits<V>(_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p));
 #endif
-  V v{};
-  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
-  return v;
+  return load_first<V>(p, n);
 }
 
 template <class V, class T>
@@ -34,7 +45,7 @@ FUSEDLSTM_INLINE void store_some(T* p, V v, int64_t n) {
   if constexpr (sizeof(V) == 32 && sizeof(T) == 2)
     return _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), bits<__m256i>(v));
 #endif
-  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+  store_first(p, v, n);
 }
 
 // float32 and float64: stored as they are computed.

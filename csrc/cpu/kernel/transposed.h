@@ -6,6 +6,15 @@
 
 namespace fusedlstm::cpu {
 
+// Rows x of a product: `apart` from each other from `first` on, or each where it is.
+template <class K>
+struct OperandRows {
+  const typename K::operand* first = nullptr;
+  int64_t apart = 0;
+  const typename K::operand* const* each = nullptr;
+  const typename K::operand* operator()(int64_t r) const { return each ? each[r] : first + r * apart; }
+};
+
 // One weight [depth, columns] of each direction, and how it is read:
 //
 //     kPanels   brought into panels before the first product, for many
@@ -40,7 +49,7 @@ class Transposed {
         columns(columns),
         rows(rows) {}
 
-  void lay_out(Arena& arena, int64_t shares, int64_t share) {
+  FUSEDLSTM_NOINLINE void lay_out(Arena& arena, int64_t shares, int64_t share) {
     kept = arena.take<operand>(reading == Reading::kPanels ? directions * panels * padded * K::kPanel : 0);
     const int64_t own_panel = reading == Reading::kOnce ? (padded < kDepthBlock ? padded : kDepthBlock) * K::kPanel : 0;
     panel = arena.take<operand>(shares * own_panel) + share * own_panel;
@@ -49,10 +58,9 @@ class Transposed {
     sums = arena.take<acc>(shares * own_sums) + share * own_sums;
   }
 
-  // Before the first product: weight_of(direction) gives the weights. The team divides what there is to pack.
-  template <class WeightOf>
-  void prepare(const Share& share, WeightOf weight_of) {
-    for (int64_t d = 0; d < directions; ++d) weights[d] = static_cast<const storage*>(weight_of(d));
+  // Before the first product, of one of a layer's weights. The team divides what there is to pack.
+  FUSEDLSTM_NOINLINE void prepare(const Share& share, const Weights* of_layer, const void* Weights::*weight) {
+    for (int64_t d = 0; d < directions; ++d) weights[d] = static_cast<const storage*>(of_layer[d].*weight);
     if (reading != Reading::kPanels) return;
     const Range range = share.of(directions * panels);
     for (int64_t i = range.begin; i < range.end; ++i)
@@ -60,17 +68,29 @@ class Transposed {
   }
 
   // finish(r, sums, column), sums[i] = column + i of x W for row r, as many as a panel has and the matrix: for all
-  // r < count and the panels of `range` of direction d.
-  template <class RowOf, class Finish>
-  FUSEDLSTM_INLINE void multiply(int64_t d, Range range, int64_t count, RowOf row_of, Finish finish) const {
-    if (count == 0) return;
-    if constexpr (K::kDepth == 1) {
-      if (reading == Reading::kInPlace) return multiply_in_place(d, range, count, row_of, finish);
+  // r < count and the panels of `range` of direction d. What is large and the same for every `finish` is in functions
+  // of its own.
+  template <class Finish>
+  FUSEDLSTM_INLINE void multiply(int64_t d, Range range, int64_t count, const OperandRows<K>& x, Finish finish) const {
+    const bool in_place = K::kDepth == 1 && reading == Reading::kInPlace;
+    const int64_t at_once = in_place ? strip_panels(count) : 1, last = (padded - 1) / kDepthBlock * kDepthBlock;
+    for (int64_t p = range.begin; count > 0 && p < range.end; p += at_once) {
+      const int64_t end = p + at_once < range.end ? p + at_once : range.end, ld = (end - p) * K::kPanel;
+      const operand* panel = nullptr;
+      if (in_place)
+        multiply_in_place(d, {p, end}, count, x);
+      else
+        panel = multiply_blocks(d, p, last, count, x);
+      const int64_t tiles = in_place ? 1 : tiles_of<K::kTileRows>(count);
+      for (int64_t i = 0; i < tiles; ++i) {
+        const Range own = part(count, i, tiles);
+        alignas(64) acc tile[K::kTileRows * K::kPanel];
+        if (!in_place) multiply_block(tile, panel, p, last, own, x);
+        const acc* from = in_place ? sums : tile;
+        for (int64_t r = own.begin; r < own.end; ++r)
+          for (int64_t q = p; q < end; ++q) finish(r, from + (r - own.begin) * ld + (q - p) * K::kPanel, q * K::kPanel);
+      }
     }
-    for (int64_t p = range.begin; p < range.end; ++p)
-      panel_product<K>(
-          count, columns - p * K::kPanel, padded, row_of, [&](int64_t k) FUSEDLSTM_LAMBDA { return panel_of(d, p, k); },
-          sums, [&](int64_t r, const acc* row) FUSEDLSTM_LAMBDA { finish(r, row, p * K::kPanel); });
   }
 
  private:
@@ -86,9 +106,11 @@ class Transposed {
 
   operand* kept_at(int64_t i, int64_t k) const { return kept + (i * padded + k) * K::kPanel; }
 
+  int64_t depth_of_block(int64_t k) const { return padded - k < kDepthBlock ? padded - k : kDepthBlock; }
+
   // The panel of the block of depth that begins at k.
-  void pack(operand* to, int64_t d, int64_t p, int64_t k) const {
-    const int64_t n = padded - k < kDepthBlock ? padded - k : kDepthBlock;
+  FUSEDLSTM_NOINLINE void pack(operand* to, int64_t d, int64_t p, int64_t k) const {
+    const int64_t n = depth_of_block(k);
     pack_columns<K>(
         to, [&](int64_t row) FUSEDLSTM_LAMBDA { return weights[d] + (k + row) * columns; }, {0, n}, depth - k, n,
         columns, p * K::kPanel);
@@ -106,41 +128,65 @@ class Transposed {
     return n > 1 ? n : 1;
   }
 
-  template <class RowOf, class Finish>
-  FUSEDLSTM_INLINE void multiply_in_place(int64_t d, Range range, int64_t count, RowOf row_of, Finish finish) const {
-    const int64_t at_once = strip_panels(count);
-    for (int64_t p = range.begin; p < range.end; p += at_once) {
-      const int64_t end = p + at_once < range.end ? p + at_once : range.end, first = p * K::kPanel;
-      const int64_t ld = (end - p) * K::kPanel, wanted = columns - first < ld ? columns - first : ld;
-      acc* part = sums + count * ld;
-      for (int64_t k = 0; k < depth; k += kBackwardStretch) {
-        const int64_t stop = k + kBackwardStretch < depth ? k + kBackwardStretch : depth;
-        add_stretch(d, {k, stop}, count, row_of, {first, first + wanted}, k == 0 ? sums : part, ld);
-        for (int64_t i = 0; k > 0 && i < count * ld; i += K::kLanes) add(sums + i, load<V>(part + i));
-      }
-      for (int64_t r = 0; r < count; ++r)
-        for (int64_t q = p; q < end; ++q) finish(r, sums + r * ld + (q - p) * K::kPanel, q * K::kPanel);
+  // The sums of a panel of the blocks of depth before `end`, into `sums`; returns the panel of the block at `end`.
+  FUSEDLSTM_NOINLINE const operand* multiply_blocks(int64_t d, int64_t p, int64_t end, int64_t count,
+                                                    const OperandRows<K>& x) const {
+    for (int64_t k = 0; k < end; k += kDepthBlock) {
+      const operand* own = panel_of(d, p, k);
+      for_each_tile<K::kTileRows>(count, [&](int64_t r, int rows) FUSEDLSTM_LAMBDA {
+        alignas(64) acc tile[K::kTileRows * K::kPanel];
+        multiply_block(tile, own, p, k, {r, r + rows}, x);
+        __builtin_memcpy(sums + r * K::kPanel, tile, size_t(rows) * K::kPanel * sizeof(acc));
+      });
+    }
+    return panel_of(d, p, end);
+  }
+
+  // tile = the rows `own` by the block of depth at k of a panel p, and what the blocks before it came to.
+  FUSEDLSTM_NOINLINE void multiply_block(acc* tile, const operand* own_panel, int64_t p, int64_t k, Range own,
+                                         const OperandRows<K>& x) const {
+    const int rows = int(own.end - own.begin), vectors = vectors_of<K>(columns - p * K::kPanel);
+    const operand* at[K::kTileRows];
+    for (int r = 0; r < rows; ++r) at[r] = x(own.begin + r) + k;
+    cpu::multiply<typename K::Isa, typename K::Product>(
+        {tile, K::kPanel, at, own_panel, depth_of_block(k), kBackwardStretch}, rows, vectors);
+    for (int64_t r = 0; k > 0 && r < rows; ++r)
+      for (int q = 0; q < vectors; ++q)
+        add(tile + r * K::kPanel + q * K::kLanes, load<V>(sums + (own.begin + r) * K::kPanel + q * K::kLanes));
+  }
+
+  // The sums of panels that lie together, into `sums`. They are cleared before the first term: GCC contracts an
+  // addition into a fused multiply-add where it is always made, and not in every copy where it may be the first.
+  FUSEDLSTM_NOINLINE void multiply_in_place(int64_t d, Range range, int64_t count, const OperandRows<K>& x) const {
+    const int64_t first = range.begin * K::kPanel, ld = range.end * K::kPanel - first;
+    const int64_t wanted = columns - first < ld ? columns - first : ld;
+    acc* part = sums + count * ld;
+    for (int64_t k = 0; k < depth; k += kBackwardStretch) {
+      const int64_t stop = k + kBackwardStretch < depth ? k + kBackwardStretch : depth;
+      acc* to = k == 0 ? sums : part;
+      __builtin_memset(to, 0, size_t(count * ld) * sizeof(acc));
+      add_stretch(d, {k, stop}, count, x, {first, first + wanted}, to, ld);
+      for (int64_t i = 0; k > 0 && i < count * ld; i += K::kLanes) add(sums + i, load<V>(part + i));
     }
   }
 
-  // to[r][c] = sum over the k of a stretch of x[r][k] W[k][c].
-  template <class RowOf>
-  void add_stretch(int64_t d, Range stretch, int64_t count, RowOf row_of, Range wanted, acc* to, int64_t ld) const {
+  // to[r][c] += sum over the k of a stretch of x[r][k] W[k][c].
+  FUSEDLSTM_NOINLINE void add_stretch(int64_t d, Range stretch, int64_t count, const OperandRows<K>& x_rows,
+                                      Range wanted, acc* to, int64_t ld) const {
     const auto add_rows = [&](int64_t k, auto terms) FUSEDLSTM_LAMBDA {
       constexpr int kSome = terms;
       const storage* weight = weights[d] + k * columns + wanted.begin;
-      const bool starts = k == stretch.begin;
       const auto add_row = [&](int64_t r, auto some_rows) FUSEDLSTM_LAMBDA {
         constexpr int kRows = some_rows;
         V x[kRows][kSome];
         for (int i = 0; i < kRows; ++i)
-          for (int j = 0; j < kSome; ++j) x[i][j] = K::Product::template broadcast<V>(row_of(r + i) + k + j);
+          for (int j = 0; j < kSome; ++j) x[i][j] = K::Product::template broadcast<V>(x_rows(r + i) + k + j);
         for (int64_t c = 0; c < wanted.end - wanted.begin; c += K::kLanes) {
           V w[kSome];
           for (int j = 0; j < kSome; ++j) w[j] = K::load(weight + j * columns + c, wanted.end - wanted.begin - c);
           for (int i = 0; i < kRows; ++i) {
             acc* at = to + (r + i) * ld + c;
-            V sum = starts ? V{} : load<V>(at);
+            V sum = load<V>(at);
             for (int j = 0; j < kSome; ++j) sum = K::Product::multiply_add(x[i][j], w[j], sum);
             store(at, sum);
           }
