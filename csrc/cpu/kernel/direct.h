@@ -2,7 +2,6 @@
 // product itself. Used for single steps (decoding, reinforcement learning) and for very short sequences.
 #pragma once
 
-#include "cells/sizes.h"
 #include "pack.h"
 
 namespace fusedlstm::cpu {
@@ -43,18 +42,32 @@ struct DirectOperand {
   int64_t depth, stride;
 };
 
-// to(row, part, gate, unit, sums): lane u = sum of weight[gate * units + unit + u] . row over both operands for a
-// joined gate, as part 1; for others over each operand, as part 0 and 1. For `kRows` rows from `row` on and `count` <=
-// kUnits hidden units from `unit` on. Accumulated as K::acc, one rounding per element.
-template <class K, CellSizes kSizes, int kRows, int kUnits, class Store>
-FUSEDLSTM_INLINE void direct_product(const DirectOperand<K> (&operands)[2], int64_t units, int64_t unit, int64_t count,
-                                     int64_t row, Store to) {
+// Where the sums go, of some units of each gate: over both operands for one of the first `joined` gates; of the others
+// those over the second operand, and over the first to `apart`. Rows of `to` have `gates` times `width` elements, those
+// of `apart` as many as its gates have.
+template <class K>
+struct DirectSums {
+  int gates, joined;
+  int64_t width;
+  typename K::acc *to, *apart;
+
+  typename K::acc* at(int64_t row, int part, int gate) const {
+    return part == 1 ? to + (row * gates + gate) * width : apart + (row * (gates - joined) + gate - joined) * width;
+  }
+};
+
+// For `kRows` rows from `row` on and the first kUnits, if there are as many, of the hidden units of `range`; a gate has
+// `units`, and the first that sums have room for is `first`. Accumulated as K::acc, one rounding per element.
+template <class K, int kRows, int kUnits>
+FUSEDLSTM_INLINE void direct_product(const DirectOperand<K> (&operands)[2], int64_t units, Range range, int64_t first,
+                                     int64_t row, const DirectSums<K>& sums_of) {
   using V = typename K::V;
   constexpr int64_t kStep = K::kLanes * K::kDepth;
-  for (int gate = 0; gate < kSizes.gates; ++gate) {
+  const int64_t unit = range.begin, count = range.end - range.begin;
+  for (int gate = 0; gate < sums_of.gates; ++gate) {
     V sums[kRows][kUnits];
     for (int part = 0; part < 2; ++part) {
-      if (part == 0 || gate >= kSizes.joined)
+      if (part == 0 || gate >= sums_of.joined)
         for (auto& of_row : sums)
           for (V& sum : of_row) sum = V{};
       const auto& x = operands[part];
@@ -76,19 +89,21 @@ FUSEDLSTM_INLINE void direct_product(const DirectOperand<K> (&operands)[2], int6
       int64_t k = 0;
       for (; k + kStep <= x.depth; k += kStep) add(k, kStep);
       if (k < x.depth) add(k, x.depth - k);
-      if (part == 1 || gate >= kSizes.joined)
-        for (int r = 0; r < kRows; ++r) to(row + r, part, gate, unit, sum_lanes<K>(sums[r]));
+      if (part == 1 || gate >= sums_of.joined)
+        for (int r = 0; r < kRows; ++r)
+          store_some(sums_of.at(row + r, part, gate) + unit - first, sum_lanes<K>(sums[r]), count);
     }
   }
 }
 
-// All rows and the units of `range`; as many lanes of what `to` gets are sums as units are left, up to all.
-template <class K, CellSizes kSizes, class Store>
-void direct_gates(const DirectOperand<K> (&operands)[2], int64_t units, Range range, int64_t rows, Store to) {
+// All rows and the units of `range`.
+template <class K>
+FUSEDLSTM_NOINLINE void direct_gates(const DirectOperand<K> (&operands)[2], int64_t units, Range range, int64_t rows,
+                                     const DirectSums<K>& sums) {
   const auto tile = [&](int64_t row, auto count) FUSEDLSTM_LAMBDA {
     constexpr int kRows = count, kUnits = kDirectUnits<K, kRows>;
     for (int64_t u = range.begin; u < range.end; u += kUnits)
-      direct_product<K, kSizes, kRows, kUnits>(operands, units, u, range.end - u, row, to);
+      direct_product<K, kRows, kUnits>(operands, units, {u, range.end}, range.begin, row, sums);
   };
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) tile(r, std::integral_constant<int, 4>{});

@@ -74,6 +74,8 @@ class Forward {
   static constexpr int64_t kVector = K::kLanes * K::kDepth;  // operands of one vector
   static constexpr int64_t kApartWidth = Panels::kApartWidth;
   static constexpr bool kInputIsOperand = std::is_same_v<storage, operand>;
+  // The code is left out of cells that never do.
+  bool projects() const { return Cell::kSizes.projects && shape.proj > 0; }
   bool staging() const { return plan.direct || !kInputIsOperand || shape.input % K::kDepth != 0; }
 
   int64_t blocks_per_share() const {
@@ -122,7 +124,7 @@ class Forward {
           const int64_t i = s & 1 ? range.end - 1 - (n - range.begin) : n, d = i / blocks;
           block_step(i, i - range.begin, rows, index.at(d, s), first_row[d][s - s0], first_row[d][s - s0 + 1]);
         }
-        if (shape.proj > 0) {
+        if (projects()) {
           task.meet();
           const Range own = task.of(panels.project_panels);
           for (int64_t i = own.begin; i < own.end; ++i) project(i, rows, index.at(i / panels.project_panels, s));
@@ -196,7 +198,7 @@ class Forward {
     } else {
       packed_block(i, rows, step, pre + row * Panel::kWidth, count);
     }
-    for (int64_t u = unit; shape.proj == 0 && u < unit + Panel::kUnits; u += K::kLanes)
+    for (int64_t u = unit; !projects() && u < unit + Panel::kUnits; u += K::kLanes)
       states.hold({rows.begin + count, rows.end}, step, u);
   }
 
@@ -231,13 +233,8 @@ class Forward {
     // Padded units stay at rest.
     __builtin_memset(to, 0, size_t(count * Panel::kWidth) * sizeof(acc));
     __builtin_memset(apart, 0, size_t(count * kApartWidth) * sizeof(acc));
-    direct_gates<K, Cell::kSizes>(operands, shape.hidden, {unit, end}, count,
-                                  [&](int64_t row, int part, int gate, int64_t u, V sums) FUSEDLSTM_LAMBDA {
-                                    acc* of_row = part == 1 ? to + row * Panel::kWidth + gate * Panel::kUnits
-                                                            : apart + row * kApartWidth +
-                                                                  (gate - Cell::kSizes.joined) * Panel::kUnits;
-                                    store_some(of_row + u - unit, sums, end - u);
-                                  });
+    direct_gates<K>(operands, shape.hidden, {unit, end}, count,
+                    {Panel::kGates, Cell::kSizes.joined, Panel::kUnits, to, apart});
     const acc* biases = panels.bias_of(i);
     for (int64_t r = 0; r < count; ++r) {
       const acc* from_input = biases;

@@ -67,7 +67,7 @@ class LayerPanels {
         for (int64_t u = 0; u < Panel::kUnits; u += K::kLanes) pack_bias(w, i, gate, u);
     }
     const Range panels = share.of(shape.directions * project_panels);
-    for (int64_t i = panels.begin; i < panels.end; ++i) {
+    for (int64_t i = panels.begin; kSizes.projects && i < panels.end; ++i) {
       const auto* hr = static_cast<const storage*>(a.weights[i / project_panels].hr);
       // panel[k][column] = hr[column][k]: the rows of a panel are columns of hr.
       pack_transposed(panels_r + i * units * K::kPanel, hr, i % project_panels * K::kPanel);
