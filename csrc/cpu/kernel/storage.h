@@ -30,6 +30,16 @@ FUSEDLSTM_INLINE V load_some(const T* p, int64_t n) {
   if constexpr (sizeof(V) == 32 && sizeof(T) == 2)
     return bits<V>(_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p));
 #endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32 && sizeof(T) == 4) {
+    const __m256i lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return bits<V>(_mm256_maskload_epi32(reinterpret_cast<const int*>(p), lanes));
+  }
+  if constexpr (sizeof(V) == 32 && sizeof(T) == 8) {
+    const __m256i lanes = _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+    return bits<V>(_mm256_maskload_epi64(reinterpret_cast<const long long*>(p), lanes));
+  }
+#endif
   return load_first<V>(p, n);
 }
 
