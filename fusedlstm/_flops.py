@@ -5,12 +5,10 @@ Two for each multiply-add, as for PyTorch's own operators; padded steps and step
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import math
 import sys
 from importlib.abc import MetaPathFinder
-from itertools import chain
 
 from fusedlstm._arguments import (
     BackwardArguments,
@@ -21,7 +19,6 @@ from fusedlstm._arguments import (
     list_sizes,
     one_step,
 )
-from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
 _COUNTER = "torch.utils.flop_counter"
@@ -72,37 +69,15 @@ def _first_rows(h_0, batch_sizes, direction) -> int:
     return math.prod(members) * (int(batch_sizes[-1]) if direction == 1 and batch_sizes is not None else B)
 
 
-def _frozen(cell, input, *_, out_val) -> int:
-    """As `_forward`, with the sizes that the results tell."""
-    _, (h_n, *others) = out_val
-    D, _, R = h_n.shape
-    H = others[0].size(2) if others else R
-    per_row = cell.gates * H * (input.size(-1) + R) + (R * H if R < H else 0)
-    return 2 * math.prod(input.shape[:-1]) * D * per_row
-
-
-def _cell_frozen(cell, input, *_, out_val) -> int:
-    B, H = out_val[0].shape
-    return 2 * B * cell.gates * H * (input.size(-1) + H)
-
-
-def _formulas(name):
-    """By the operators of the cell of this name."""
-    operators, cell = OPERATORS[name], CELLS[name]
-    return {
-        operators.layer: _forward,
-        operators.inference: _forward,
-        operators.backward: _backward,
-        operators.cell: _cell_forward,
-        operators.cell_inference: _cell_forward,
-        operators.cell_backward: _cell_backward,
-        operators.frozen: functools.partial(_frozen, cell),
-        operators.cell_frozen: functools.partial(_cell_frozen, cell),
-    }
+# In the order of Operators.
+_FORMULAS = _forward, _forward, _backward, _cell_forward, _cell_forward, _cell_backward
 
 
 def _register(counter) -> None:
-    for operator, formula in chain.from_iterable(_formulas(name).items() for name in CELLS):
+    formulas = {
+        operator: formula for operators in OPERATORS.values() for operator, formula in zip(operators, _FORMULAS)
+    }
+    for operator, formula in formulas.items():
         if operator.overloadpacket not in counter.flop_registry:  # the package may be imported again
             counter.register_flop_formula(operator.overloadpacket, get_raw=True)(formula)
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
+from fusedlstm._choice import is_plain
+from fusedlstm._private_torch import count_of_dispatch_modes
 from fusedlstm._run import by_kind
 from fusedlstm.ops import OPERATORS
 
 
 class Frozen:
-    """The weights of one module, as `fusedlstm.freeze` leaves them. Made in the first call, and anew in that of a copy.
+    """The weights of one module, as `fusedlstm.freeze` leaves them; of a copy, made in its first usual call.
 
-    sizes: of the layers.
-    weights: the values that all calls run with, without gradients, in the order of the module's names.
-    layers: of each layer its weights as the CPU's kernels read them: bytes, for this process alone. None where the
-        weights are not on the CPU.
+    sizes: of the layers; None until they are made.
+    weights: the values that usual calls run with, in the order of the module's names.
+    layers: of each layer its weights as the CPU's kernels read them: bytes, for this process alone. None where there is
+        nothing to prepare: weights on another device, or that are no parameters and may be computed for each call.
     """
 
     sizes: _checks.Sizes | None = None
@@ -28,26 +33,37 @@ class Frozen:
     def __reduce__(self):
         return Frozen, ()
 
-    def _make(self, module: nn.Module, names, sizes: _checks.Sizes) -> None:
-        own = module._parameters
-        # Of parametrized weights these do not exist, and the versions are those of the originals.
-        self._named = [(name, own[name]) for name in names if name in own]
-        # Tensors of inference mode have no version.
-        self._versions = [(weight, weight._version) for weight in module.parameters() if not weight.is_inference()]
-        self.weights, self.layers = _weights_of(module, names), None
-        given = [weight for weight in self.weights if weight is not None]
-        if all(weight.is_cpu for weight in given):
-            each, freeze = len(given) // sizes.num_layers, OPERATORS[sizes.cell].freeze
-            layers = (given[first : first + each] for first in range(0, len(given), each))
-            self.layers = [freeze(*by_kind(layer, sizes.directions, sizes.bias, sizes.proj_size)) for layer in layers]
-        self.sizes = sizes
-
-    def of_call(self, module: nn.Module, names, sizes: _checks.Sizes, input, *others):
-        """The weights for a call on these arguments, and `layers` or None.
-
+    def make(self, module: nn.Module, names, sizes: _checks.Sizes) -> None:
+        """
         Args:
             names: of the module's weights.
             sizes: of the module's layers, or of its cell as one.
+        """
+        if count_of_dispatch_modes() > 0:  # fake tensors may come of it
+            return
+        with torch.autocast("cpu", enabled=False):
+            self.weights, self.layers = _weights_of(module, names), None
+        given = [weight for weight in self.weights if weight is not None]
+        is_known = sizes.cell in OPERATORS and sizes.hidden_size > 0  # of others a call says what is wrong
+        if is_known and _are_kept(module, names) and _fit_together(given):
+            each, freeze = len(given) // sizes.num_layers, OPERATORS[sizes.cell].freeze
+            layers = (given[first : first + each] for first in range(0, len(given), each))
+            self.layers = [freeze(*by_kind(layer, sizes.directions, sizes.bias, sizes.proj_size)) for layer in layers]
+            self._sources = _sources(module, names)
+            self._marks = _marks_of(self._sources)
+            own = module._parameters
+            # The same of the usual module, whose weights are its parameters: it is asked in every call.
+            is_usual = not any(weight is None or weight.is_inference() for weight in map(own.get, names))
+            named = [(name, own[name]) for name in names] if is_usual else []
+            self._usual = [(name, weight, weight._version, weight.data_ptr()) for name, weight in named]
+        self.sizes = sizes
+
+    def of_call(self, module: nn.Module, names, sizes: _checks.Sizes, input, *others):
+        """The weights for a call on these arguments; and `layers`, or None where they do not serve it. The call is then
+        one without gradients.
+
+        Args:
+            names, sizes: as of `make`.
 
         Raises:
             RuntimeError: the module is in training mode, an argument asks for gradients, or a weight has changed.
@@ -57,28 +73,75 @@ class Frozen:
                 f"{type(module).__name__} is frozen for inference: expected evaluation mode, got training mode; call "
                 "model.eval(), or fusedlstm.unfreeze(model) to train"
             )
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors((input, *others))):
+        if torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in _tensors((input, *others))]:
             raise RuntimeError(
                 f"{type(module).__name__} is frozen for inference: expected arguments without gradients, got one that "
                 "requires them; call it under torch.no_grad(), or fusedlstm.unfreeze(model) first"
             )
-        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if is_traced or not isinstance(input, (Tensor, PackedSequence)):  # of torch.fx
+        if torch.compiler.is_compiling():
             return _weights_of(module, names), None
-        if self.sizes is None:
-            self._make(module, names, sizes)
-        self._check(module)
+        # Tracers, and whatever watches or replaces operators, see the parameters.
+        is_usual = (
+            not torch.jit.is_tracing()
+            and isinstance(input, (Tensor, PackedSequence))
+            and count_of_dispatch_modes() == 0
+        )
+        if is_usual and self.sizes is None and is_plain(_tensors((input, *others))):
+            self.make(module, names, sizes)
+        if not is_usual or self.sizes is None or self.layers is None:
+            return [getattr(module, name) for name in names], None
+        self._check(module, names)
         return self.weights, self.layers
 
-    def _check(self, module) -> None:
+    def _check(self, module, names) -> None:
         """A weight that is no longer what it was would otherwise have no effect."""
-        own = module._parameters
-        for name, weight in self._named:
-            if own.get(name) is not weight:
-                _refuse_change(module, f"another {name}")
-        for weight, version in self._versions:
-            if weight._version != version:
-                _refuse_change(module, "one that was written to since")
+        if self._usual and _are_unchanged(self._usual, module._parameters):
+            return
+        sources = _sources(module, names)
+        if len(sources) != len(self._sources) or not all(map(operator.is_, sources, self._sources)):
+            _refuse_change(module, "another one")
+        if _marks_of(sources) != self._marks:
+            _refuse_change(module, "one that was written to since")
+
+
+def _sources(module, names) -> list:
+    """All that the weights of these names come from: parameters, or their parametrizations with what is in them."""
+    own = module._parameters
+    found = [own.get(name) for name in names]
+    if "parametrizations" in module._modules:
+        parts = module.parametrizations
+        found += [*parts.parameters(), *parts.buffers(), *parts.modules()]
+    return found
+
+
+def _are_unchanged(usual, own) -> bool:
+    """A loop, which every call runs: an expression takes longer."""
+    for name, weight, version, address in usual:
+        if own.get(name) is not weight or weight._version != version or weight.data_ptr() != address:
+            return False
+    return True
+
+
+def _marks_of(sources) -> list:
+    """What changes when one of these is written to: PyTorch's count of writes, or the address. Tensors that were made
+    in inference mode have no such count."""
+    tensors = [source for source in sources if isinstance(source, Tensor)]
+    counted = [tensor._version for tensor in tensors if not tensor.is_inference()]
+    return counted + [tensor.data_ptr() for tensor in tensors]
+
+
+def _are_kept(module, names) -> bool:
+    """Whether every weight is a parameter or parametrized. Others may be set anew before each call, by hooks."""
+    return all(name in module._parameters or parametrize.is_parametrized(module, name) for name in names)
+
+
+def _fit_together(weights) -> bool:
+    """Whether the kernels of the CPU take them: else a call says what is wrong with them."""
+    first = weights[0]
+    return all(
+        type(weight) is Tensor and weight.is_cpu and weight.dtype is first.dtype and weight.is_floating_point()
+        for weight in weights
+    )
 
 
 def _weights_of(module, names) -> list[Tensor | None]:
@@ -87,12 +150,15 @@ def _weights_of(module, names) -> list[Tensor | None]:
         return [None if weight is None else weight.detach() for weight in weights]
 
 
-def _tensors(arguments):
+def _tensors(arguments) -> list[Tensor]:
+    """Those of a call, in lists and tuples too."""
+    found = []
     for argument in arguments:
         if isinstance(argument, Tensor):
-            yield argument
-        elif isinstance(argument, tuple):
-            yield from _tensors(argument)
+            found.append(argument)
+        elif isinstance(argument, (tuple, list)):
+            found += _tensors(argument)
+    return found
 
 
 def _refuse_change(module, got: str):

@@ -22,22 +22,23 @@ torch.fx.wrap("run_cell")
 class _Freezable(nn.Module):
     """What layers and cells do about being frozen (`fusedlstm.freeze`)."""
 
-    _frozen: Frozen | None = None
+    # Its name is no subclass's own.
+    _fused_frozen: Frozen | None = None
 
     def _apply(self, fn, recurse: bool = True):
         result = super()._apply(fn, recurse)
-        if self._frozen is not None:
-            self._frozen = Frozen()
+        if self._fused_frozen is not None:
+            freeze_one(self)
         return result
 
     def _replicate_for_data_parallel(self):
         replica = nn.Module._replicate_for_data_parallel(self)
-        if self._frozen is not None:
-            replica._frozen = Frozen()
+        if self._fused_frozen is not None:
+            replica._fused_frozen = Frozen()
         return replica
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
-        if self._frozen is None:
+        if self._fused_frozen is None:
             return super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         errors.append(
             f"Expected {prefix.removesuffix('.') or 'a layer'} as it was before fusedlstm.freeze, got it frozen for "
@@ -45,7 +46,7 @@ class _Freezable(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + ", frozen" * (self._frozen is not None)
+        return super().extra_repr() + ", frozen" * (self._fused_frozen is not None)
 
 
 class FusedLayer(_Freezable, nn.RNNBase):
@@ -117,6 +118,8 @@ class _FlatWeights(tuple):
 class FusedCell(_Freezable, nn.RNNCellBase):
     """One step of one layer."""
 
+    _fused_cell: str  # its name, of fusedlstm.cells
+
     def __prepare_scriptable__(self) -> nn.RNNCellBase:
         """What torch.jit.script takes in place of this module."""
         return _scriptable(self)
@@ -130,7 +133,7 @@ class FusedCell(_Freezable, nn.RNNCellBase):
 
 def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and_returns):
     """The layers of a module, on the arguments of its forward; further ones in the order of `run`."""
-    names, frozen, layers, packing = module._flat_weights_names, module._frozen, None, None
+    names, frozen, layers, packing = module._flat_weights_names, module._fused_frozen, None, None
     sizes = (frozen and frozen.sizes) or _sizes_of(module)
     if frozen is None:
         weights = _parameters(module, names)
@@ -139,26 +142,44 @@ def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and
     if isinstance(input, PackedSequence):
         # Tracers look into a call's arguments, and fail to rebuild this class from what they find.
         input, *packing = input
-    return run(
+    return _without_gradients(run, frozen, layers)(
         sizes.cell, input, hx, weights, sizes, module.batch_first, module.dropout, module.training, *rows_and_returns,
         packing=packing, frozen=layers,
     )  # fmt: skip
 
 
-def run_step(module: FusedCell, cell: str, input: Tensor, hx):
-    """The step of a module, whose cell has this name."""
-    frozen = module._frozen
+def run_step(module: FusedCell, input: Tensor, hx):
+    """The step of a module."""
+    frozen = module._fused_frozen
     if frozen is None:
-        return run_cell(cell, input, hx, *_parameters(module, _STEP_NAMES))
-    sizes = _checks.Sizes(cell, module.input_size, module.hidden_size, 0, 1, 1, module.bias)
+        return run_cell(module._fused_cell, input, hx, *_parameters(module, _STEP_NAMES))
+    sizes = frozen.sizes or _sizes_of(module)
     weights, layers = frozen.of_call(module, _STEP_NAMES, sizes, input, hx)
-    return run_cell(cell, input, hx, *weights, frozen=layers and layers[0])
+    return _without_gradients(run_cell, frozen, layers)(sizes.cell, input, hx, *weights, frozen=layers and layers[0])
+
+
+def _without_gradients(run, frozen, layers):
+    """`run` as a frozen module calls it with its parameters; graphs have weights without gradients instead."""
+    if frozen is None or layers or torch.compiler.is_compiling():
+        return run
+    return torch.no_grad()(run)
+
+
+def freeze_one(module: FusedLayer | FusedCell) -> None:
+    """Freezes a module with its present weights, also if it is frozen."""
+    names = module._flat_weights_names if isinstance(module, FusedLayer) else _STEP_NAMES
+    frozen = Frozen()
+    frozen.make(module, names, _sizes_of(module))
+    module._fused_frozen = frozen
 
 
 _STEP_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _sizes_of(module: FusedLayer) -> _checks.Sizes:
+def _sizes_of(module: FusedLayer | FusedCell) -> _checks.Sizes:
+    """Those of a cell are of the layer that it is a step of."""
+    if isinstance(module, FusedCell):
+        return _checks.Sizes(module._fused_cell, module.input_size, module.hidden_size, 0, 1, 1, module.bias)
     return _checks.Sizes(
         module.mode.lower(), module.input_size, module.hidden_size, module.proj_size, module.num_layers,
         2 if module.bidirectional else 1, module.bias,

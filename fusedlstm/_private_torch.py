@@ -26,6 +26,10 @@ are_transforms_active = torch._C._are_functorch_transforms_active
 # asked with the name of each device, and takes five times as long.
 is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
+# () -> int, how many of torch's dispatch modes are on: what watches, records or replaces operators, fake tensors among
+# them. Nothing public tells.
+count_of_dispatch_modes = torch._C._len_torch_dispatch_stack
+
 # Context manager: operators are called below their derivatives. Public: torch.no_grad, under which the dispatcher still
 # goes by the Autograd keys, converting all arguments and results there and back.
 below_autograd = torch._C._AutoDispatchBelowAutograd

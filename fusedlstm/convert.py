@@ -218,7 +218,9 @@ def _with_type(module, new_type):
     new = new_type.__new__(new_type)
     # The containers are shared, not copied: what holds the old module still sees one set of
     # parameters and hooks. nn.LSTM's own list of weights is made again below.
-    state = {k: v for k, v in module.__dict__.items() if k not in ("_flat_weights", "_flat_weight_refs", "_frozen")}
+    state = {
+        k: v for k, v in module.__dict__.items() if k not in ("_flat_weights", "_flat_weight_refs", "_fused_frozen")
+    }
     new.__dict__.update(state)
     if parametrize.is_parametrized(module):
         # The class that parametrize made has one property per parametrized tensor.

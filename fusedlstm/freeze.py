@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from torch import nn
 
-from fusedlstm._frozen import Frozen
-from fusedlstm._module import FusedCell, FusedLayer
+from fusedlstm._module import FusedCell, FusedLayer, freeze_one
 
 
 def freeze(model: nn.Module) -> nn.Module:
     """Make every fused layer and cell inside `model` one for inference, with weights prepared, in place.
 
-    On the CPU each keeps a second copy of its weights, in the order in which the kernels read them (in float32 for the
-    16-bit dtypes), and calls no longer bring them there: the shorter a call, the more it gains. Results are those of
-    the layer before, but for the last bit where few rows were read from the weights as they are. Elsewhere, in
-    compiled and exported graphs, under autocast and in transforms of torch.func, the weights are used as before.
+    On the CPU each keeps a second copy of its weights, in the order in which the kernels read them, and calls no longer
+    bring them there: the shorter a call, the more it gains. Results are those of the layer before, but for the last bit
+    where few rows were read from the weights as they are. Elsewhere, in compiled and exported graphs, under autocast
+    and in transforms of torch.func, the weights are used as before.
 
     A frozen module refuses, with a RuntimeError that says what to do: arguments that require gradients while gradients
-    are enabled; training mode; load_state_dict; calls after a weight was written to or replaced (by `weight.data`, or
-    by an array that shares its memory, it cannot know). Weights give no gradients. Parametrizations are computed once.
-    It can be moved and cast, copied and pickled: the copy is frozen too. Graphs made before are not touched.
+    are enabled; training mode; load_state_dict; calls after a weight was written to or replaced, as far as PyTorch
+    counts writes (docs/inference.md). Weights give no gradients. Parametrizations are computed once. It can be moved
+    and cast, copied and pickled: the copy is frozen too. Graphs made before are not touched.
 
     Args:
         model: a module in evaluation mode with at least one fused layer or cell in it, or such a layer itself.
@@ -49,15 +48,15 @@ def freeze(model: nn.Module) -> nn.Module:
                 "model.eval() first"
             )
     for module in modules:
-        if module._frozen is None:
-            module._frozen = Frozen()
+        if module._fused_frozen is None:
+            freeze_one(module)
     return model
 
 
 def unfreeze(model: nn.Module) -> nn.Module:
     """Undo `freeze`: every layer and cell in `model` runs with its parameters as they are in each call."""
     for module in _fused_modules(model):
-        module._frozen = None
+        module._fused_frozen = None
     return model
 
 

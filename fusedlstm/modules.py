@@ -126,12 +126,14 @@ class FusedLSTMCell(FusedCell):
         nn.LSTMCell(input_size, hidden_size, bias, device, dtype)
     """
 
+    _fused_cell = "lstm"
+
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Run one step; arguments, results and errors are those of `functional.lstm_cell`."""
-        return run_step(self, "lstm", input, hx)
+        return run_step(self, input, hx)
 
 
 class FusedGRUCell(FusedCell):
@@ -141,12 +143,14 @@ class FusedGRUCell(FusedCell):
         nn.GRUCell(input_size, hidden_size, bias, device, dtype)
     """
 
+    _fused_cell = "gru"
+
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Run one step; arguments, results and errors are those of `functional.gru_cell`."""
-        return run_step(self, "gru", input, hx)
+        return run_step(self, input, hx)
 
 
 class FusedRNNCell(FusedCell):
@@ -157,6 +161,10 @@ class FusedRNNCell(FusedCell):
     """
 
     nonlinearity: str
+
+    @property
+    def _fused_cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"
 
     def __init__(
         self,
@@ -174,7 +182,7 @@ class FusedRNNCell(FusedCell):
         """Run one step; arguments, results and errors are those of `functional.rnn_cell`."""
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return run_step(self, f"rnn_{self.nonlinearity}", input, hx)
+        return run_step(self, input, hx)
 
 
 def _refuse_projection(kwargs) -> None:

@@ -91,3 +91,30 @@ def cheap_ceilings(monkeypatch):
 
     fixed = Ceilings(mm_flops=1e11, peak_flops=2e11, bandwidth=1e10)
     monkeypatch.setattr("benchmarks.machine.ceilings", lambda *arguments: fixed)
+
+
+@pytest.fixture
+def forced():
+    """torch.ops.fusedlstm._cpu_force, undone after the test."""
+    yield torch.ops.fusedlstm._cpu_force
+    torch.ops.fusedlstm._cpu_force("", "")
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The operators with frozen weights that were called, by their names."""
+    from fusedlstm.ops import OPERATORS
+
+    names = []
+
+    def watched(operator):
+        def call(*arguments):
+            names.append(operator._opname)
+            return operator(*arguments)
+
+        return call
+
+    for cell, of in OPERATORS.items():
+        own = of._replace(frozen=watched(of.frozen), cell_frozen=watched(of.cell_frozen))
+        monkeypatch.setitem(OPERATORS, cell, own)
+    return names

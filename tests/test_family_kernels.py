@@ -23,12 +23,6 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture
-def forced():
-    yield torch.ops.fusedlstm._cpu_force
-    torch.ops.fusedlstm._cpu_force("", "")
-
-
-@pytest.fixture
 def two_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -1,152 +1,32 @@
 """fusedlstm.freeze: the same numbers from weights prepared once, and no change of them that goes unnoticed."""
 
 import copy
-import json
 import pickle
 
 import pytest
 import torch
-from family import EVERY, LSTM, every, tensors_of
+from family import LSTM
+from frozen_layers import assert_same, pair
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.func import functional_call, jvp, vmap
-from torch.nn.utils.parametrizations import weight_norm
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import prune, vector_to_parameters
+from torch.nn.utils.parametrizations import orthogonal, weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 from torch.nn.utils.rnn import pack_sequence
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusedlstm import FusedLSTM, FusedLSTMCell, convert, freeze, revert, unfreeze
+from fusedlstm import FusedGRU, FusedLSTM, FusedLSTMCell, FusedRNNCell, convert, freeze, revert, unfreeze
 
-ISAS = json.loads(torch.ops.fusedlstm._cpu_info())["available"]
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-OPTIONS = {
-    "plain": {},
-    "no-bias": {"bias": False},
-    "deep": {"num_layers": 2, "bidirectional": True},
-    "batch-first": {"batch_first": True, "num_layers": 2, "dropout": 0.5},
+CHANGES = {
+    "in place": lambda layer: layer.weight_hh_l0.mul_(2),
+    "other data": lambda layer: setattr(layer.weight_hh_l0, "data", torch.ones(28, 7)),
+    "from a vector": lambda layer: vector_to_parameters(torch.ones(28 * 14), layer.parameters()),
+    "replaced": lambda layer: setattr(layer, "bias_ih_l0", nn.Parameter(torch.ones(28))),
+    "a buffer": lambda layer: (delattr(layer, "bias_ih_l0"), layer.register_buffer("bias_ih_l0", torch.ones(28))),
+    "parametrized": lambda layer: weight_norm(layer, "weight_hh_l0"),
+    "initialized": lambda layer: layer.reset_parameters(),
 }
-MODELS = {f"{member}-{name}": (member, options) for member in EVERY for name, options in OPTIONS.items()}
-MODELS["lstm-projection"] = LSTM, {"proj_size": 3, "bidirectional": True}
-models = pytest.mark.parametrize("member, options", MODELS.values(), ids=MODELS)
-
-
-@pytest.fixture
-def forced():
-    """torch.ops.fusedlstm._cpu_force, undone after the test."""
-    yield torch.ops.fusedlstm._cpu_force
-    torch.ops.fusedlstm._cpu_force("", "")
-
-
-class Operators(TorchDispatchMode):
-    """The names of the package's operators that run something."""
-
-    def __enter__(self):
-        self.names = set()
-        return super().__enter__()
-
-    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
-        if operator.namespace == "fusedlstm" and not operator._opname.endswith("_freeze"):
-            self.names.add(operator._opname)
-        return operator(*arguments, **(options or {}))
-
-
-def pair(member, *sizes, dtype=torch.float32, **options):
-    """A layer, and the same frozen."""
-    layer = member.layer(*sizes, **options, dtype=dtype).eval()
-    return layer, freeze(copy.deepcopy(layer))
-
-
-def ways_to_call(layer, dtype, **options):
-    """By name, calls of a layer with 5 features: functions of the layer."""
-    x = torch.randn(3, 4, 5, dtype=dtype)
-    batch_first = options.get("batch_first", False)
-    rows, steps = (0, 1) if batch_first else (1, 0)
-    hx = layer(x)[1]
-    ways = {
-        "zeros": lambda m: m(x),
-        "states": lambda m: m(x, hx),
-        "one sequence": lambda m: m(x[0]),
-        "no rows": lambda m: m(x.narrow(rows, 0, 0)),
-        "no steps": lambda m: m(x.narrow(steps, 0, 0), hx),
-        "one step": lambda m: m(x.narrow(steps, 0, 1), hx),
-        "packed": lambda m: m(pack_sequence([x[0], x[1, :3], x[2, :1]])),
-        "lengths": lambda m: m(x, hx, lengths=torch.arange(x.size(rows))),
-    }
-    if not options.get("bidirectional"):
-        reset = torch.arange(12).view(3, 4) % 3 == 0
-        to = tuple(map(torch.ones_like, hx)) if isinstance(hx, tuple) else torch.ones_like(hx)
-        ways["resets"] = lambda m: m(x, hx, reset=reset)
-        ways["resets to a state"] = lambda m: m(x, hx, reset=reset, reset_state=to)
-    return ways
-
-
-def assert_same(found, expected):
-    """Of results of layers: output, or PackedSequence, and states."""
-    found, expected = ([getattr(y, "data", y), *tensors_of(hx)] for y, hx, *_ in (found, expected))
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b)
-
-
-class TestNumbers:
-    """Bit by bit those of panels that are made in each call."""
-
-    @models
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    def test_of_every_call(self, member, options, dtype, forced):
-        layer, frozen = pair(member, 5, 7, dtype=dtype, **options)
-        for name, call in ways_to_call(layer, dtype, **options).items():
-            with torch.no_grad(), Operators() as operators:
-                found = call(frozen)
-            assert operators.names == {f"{member.cell}_layer_frozen"}, name
-            forced("", "packed")
-            with torch.no_grad():
-                assert_same(found, call(layer))
-            forced("", "")
-
-    @every
-    @pytest.mark.parametrize("isa", ISAS)
-    @pytest.mark.parametrize("hidden", [1, 16, 50])
-    def test_of_every_instruction_set_and_number_of_threads(self, member, isa, hidden, forced):
-        threads = torch.get_num_threads()
-        try:
-            for count, plan in ((1, "packed"), (3, "packed:rows"), (3, "packed:units")):
-                torch.set_num_threads(count)
-                forced(isa, plan)
-                layer, frozen = pair(member, 5, hidden, bidirectional=True)
-                x = torch.randn(9, 8, 5)
-                with torch.no_grad():
-                    assert_same(frozen(x), layer(x))
-        finally:
-            torch.set_num_threads(threads)
-
-    def test_stay_those_of_the_set_it_was_frozen_for(self, forced):
-        layer, frozen = pair(LSTM, 5, 7)
-        x = torch.randn(3, 2, 5)
-        forced(ISAS[0], "packed")
-        expected = frozen(x)
-        forced(ISAS[-1], "packed")
-        assert_same(frozen(x), expected)
-        with torch.no_grad():
-            assert_same(copy.deepcopy(frozen)(x), layer(x))
-
-    @every
-    @pytest.mark.parametrize("bias", [True, False])
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    def test_of_a_cell(self, member, bias, dtype, forced):
-        cell = member.one_step(5, 7, bias=bias, dtype=dtype).eval()
-        frozen = freeze(copy.deepcopy(cell))
-        x = torch.randn(3, 5, dtype=dtype)
-        layer = member.layer(5, 7, bias=bias, dtype=dtype)
-        layer.load_state_dict({f"{name}_l0": value for name, value in cell.state_dict().items()})
-        forced("", "packed")
-        with torch.no_grad():
-            hx = cell(x)
-            for call in (lambda m: m(x), lambda m: m(x, hx), lambda m: m(x[0])):
-                with Operators() as operators:
-                    found = call(frozen)
-                assert operators.names == {f"{member.cell}_cell_frozen"}
-                for a, b in zip(tensors_of(found), tensors_of(call(cell)), strict=True):
-                    assert torch.equal(a, b)
-                    assert a._base is None  # a tensor of its own
 
 
 class TestRefuses:
@@ -158,15 +38,16 @@ class TestRefuses:
         with pytest.raises(RuntimeError, match=r"expected evaluation mode, got training mode; call model\.eval\(\)"):
             frozen.train()(torch.randn(3, 2, 5))
 
-    @pytest.mark.parametrize("place", ["input", "packed input", "state"])
+    @pytest.mark.parametrize("place", ["input", "packed input", "state", "listed state"])
     def test_gradients(self, frozen, place):
         layer, x, state = frozen[0], torch.randn(3, 2, 5), torch.zeros(1, 2, 7)
-        (state if place == "state" else x).requires_grad_()
+        (state if place.endswith("state") else x).requires_grad_()
         input = pack_sequence([x[:, 0], x[:, 1]]) if place == "packed input" else x
+        states = (list if place == "listed state" else tuple)((torch.zeros(1, 2, 7), state))
         with pytest.raises(RuntimeError, match="expected arguments without gradients, got one that requires them"):
-            layer(input, (torch.zeros(1, 2, 7), state))
+            layer(input, states)
         with torch.no_grad():
-            layer(input, (torch.zeros(1, 2, 7), state))
+            layer(input, states)
         assert not frozen(torch.randn(3, 2, 5))[0].requires_grad
 
     def test_state_dicts(self, frozen):
@@ -176,24 +57,24 @@ class TestRefuses:
         unfreeze(frozen).load_state_dict(state)
         nn.Sequential(nn.LSTM(5, 7), nn.Identity()).load_state_dict(state)
 
-    @pytest.mark.parametrize("change", ["in place", "replaced", "functional_call"])
-    def test_changed_weights(self, frozen, change):
+    @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+    @pytest.mark.parametrize("is_called_before", [False, True])
+    def test_changed_weights(self, frozen, change, is_called_before):
         layer, x = frozen[0], torch.randn(3, 2, 5)
-        before = layer(x)
-        call = layer
-        if change == "in place":
-            with torch.no_grad():
-                layer.weight_hh_l0.mul_(2)
-        elif change == "replaced":
-            layer.bias_ih_l0 = nn.Parameter(torch.ones(28))
-        else:
-            call = lambda x: functional_call(layer, {"weight_ih_l0": torch.ones(28, 5)}, x)  # noqa: E731
+        if is_called_before:
+            layer(x)
+        with torch.no_grad():
+            change(layer)
         with pytest.raises(RuntimeError, match="expected the weights that it was frozen with, got"):
-            call(x)
-        if change == "functional_call":
-            assert_same(layer(x), before)
-        else:
-            assert not torch.equal(freeze(unfreeze(frozen))(x)[0], before[0])
+            layer(x)
+        with torch.no_grad():
+            assert_same(freeze(unfreeze(frozen))[0](x), unfreeze(frozen)[0](x), atol=1e-6)
+
+    def test_other_weights_for_one_call(self, frozen):
+        layer, x = frozen[0], torch.randn(3, 2, 5)
+        with pytest.raises(RuntimeError, match="expected the weights that it was frozen with, got another one"):
+            functional_call(layer, {"weight_ih_l0": torch.ones(28, 5)}, x)
+        layer(x)
 
     def test_what_cannot_be_frozen(self):
         with pytest.raises(TypeError, match=r"Expected model to be an nn\.Module, got list"):
@@ -224,50 +105,6 @@ class TestRefuses:
                 layer(torch.randn(3, 2, 5), (torch.zeros(1, 2, 7), torch.zeros(1, 3, 7)))
 
 
-class TestOperator:
-    """A tensor of bytes is all that it has to go by."""
-
-    @pytest.fixture
-    def given(self):
-        weights = [[w] for w in LSTM.layer(5, 7).parameters()]
-        frozen = torch.ops.fusedlstm.lstm_freeze(*weights, [])
-        return [torch.randn(3, 2, 5), [], frozen, None, None, None, []]
-
-    def test_runs(self, given):
-        output, last = torch.ops.fusedlstm.lstm_layer_frozen(*given)
-        assert output.shape == (3, 2, 7) and [s.shape for s in last] == [(1, 2, 7)] * 2
-
-    @pytest.mark.parametrize(
-        "damage",
-        [
-            lambda bytes: bytes[:-1],
-            lambda bytes: bytes[:10],
-            lambda bytes: bytes.float(),
-            lambda bytes: bytes[::2],
-            lambda bytes: torch.zeros_like(bytes),
-            lambda bytes: torch.full_like(bytes, 255),
-        ],
-    )
-    def test_refuses_other_bytes(self, given, damage):
-        given[2] = damage(given[2])
-        with pytest.raises(RuntimeError, match="expected a tensor of lstm_freeze, got another one"):
-            torch.ops.fusedlstm.lstm_layer_frozen(*given)
-
-    def test_refuses_another_cell_and_another_machine(self, given):
-        with pytest.raises(RuntimeError, match="expected frozen weights of gru, got those of lstm"):
-            torch.ops.fusedlstm.gru_layer_frozen(*given)
-        given[2] = given[2].clone()
-        given[2][:3] = torch.tensor(list(b"sse"), dtype=torch.uint8)
-        with pytest.raises(RuntimeError, match="expected a CPU instruction set of this machine"):
-            torch.ops.fusedlstm.lstm_layer_frozen(*given)
-
-    @pytest.mark.parametrize("place, other", [(0, torch.randn(3, 2, 4)), (0, torch.randn(3, 2, 5).double())])
-    def test_refuses_other_sizes(self, given, place, other):
-        given[place] = other
-        with pytest.raises(RuntimeError, match="expected input with 5 features and of the dtype of the frozen weights"):
-            torch.ops.fusedlstm.lstm_layer_frozen(*given)
-
-
 class TestCopies:
     """Are frozen too, and of their own weights."""
 
@@ -278,28 +115,26 @@ class TestCopies:
     @pytest.mark.parametrize(
         "copied", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deep", "shallow", "pickle"]
     )
-    def test_run(self, both, copied):
+    def test_run(self, both, copied, served):
         layer, frozen = both
         x = torch.randn(9, 8, 5)
-        frozen(x)
         other = copied(frozen)
-        with Operators() as operators:
-            assert_same(other(x), frozen(x))
-        assert operators.names == {"lstm_layer_frozen"}
-        assert_same(unfreeze(other)(x), layer(x))
+        assert_same(other(x), frozen(x))
+        assert served == ["lstm_layer_frozen"] * 4
+        with torch.no_grad():
+            assert_same(unfreeze(other)(x), layer(x))
 
     def test_bytes_are_not_in_pickles(self, both):
         layer, frozen = both
         frozen(torch.randn(1, 1, 5))
         assert len(pickle.dumps(frozen)) < len(pickle.dumps(layer)) + 200
 
-    def test_are_cast(self, both):
+    def test_are_cast(self, both, served):
         layer, frozen = both
         x = torch.randn(9, 8, 5)
-        frozen(x)
-        with Operators() as operators, torch.no_grad():
+        with torch.no_grad():
             assert_same(frozen.double()(x.double()), layer.double()(x.double()))
-        assert operators.names == {"lstm_layer_frozen", "lstm_layer_inference"}
+        assert served == ["lstm_layer_frozen"] * 2
 
     def test_revert_and_convert_leave_it_plain(self, both):
         layer, frozen = both
@@ -308,7 +143,8 @@ class TestCopies:
         plain = revert(frozen)
         assert type(plain) is nn.LSTM
         again = convert(plain)
-        assert_same(again(x), layer(x))
+        with torch.no_grad():
+            assert_same(again(x), layer(x))
         assert again(x)[0].requires_grad and "frozen" in repr(frozen) and "frozen" not in repr(again)
 
 
@@ -331,7 +167,8 @@ class TestTraced:
         layer, frozen = both
         x = torch.randn(9, 8, 5)
         program = torch.export.export(frozen, (x,))
-        assert_same(program.module()(x), layer(x))
+        with torch.no_grad():
+            assert_same(program.module()(x), layer(x))
         assert "frozen" not in str(program.graph) and set(program.state_dict) == set(layer.state_dict())
 
     def test_traced(self, both):
@@ -339,8 +176,9 @@ class TestTraced:
         x = torch.randn(9, 8, 5)
         with pytest.warns(UserWarning, match="records fusedlstm's operators"):
             traced = torch.jit.trace(frozen, (x,))
-        assert_same(traced(x), layer(x))
-        assert_same(torch.fx.symbolic_trace(frozen)(x), layer(x))
+        with torch.no_grad():
+            assert_same(traced(x), layer(x))
+            assert_same(torch.fx.symbolic_trace(frozen)(x), layer(x))
 
     def test_transformed(self, both):
         layer, frozen = both
@@ -349,6 +187,22 @@ class TestTraced:
             assert_same(vmap(frozen)(x), vmap(layer)(x))
             forward = [jvp(lambda x, m=m: m(x)[0], (x[0],), (x[1],)) for m in (layer, frozen)]
         assert all(map(torch.equal, *forward))
+
+    def test_with_fake_tensors(self, both):
+        _, frozen = both
+        x = torch.randn(9, 8, 5)
+        for module in (frozen, copy.deepcopy(frozen)):
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                outputs = module(x)[0], module(mode.from_tensor(x))[0]
+            assert all(y.shape == (9, 8, 7) and not y.requires_grad for y in outputs)
+            assert "frozen" not in str(make_fx(module, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x).graph)
+        with FakeTensorMode():
+            assert freeze(FusedLSTM(5, 7).eval())(torch.randn(9, 8, 5))[0].shape == (9, 8, 7)
+
+    def test_compiled_refuses_gradients_too(self, both):
+        _, frozen = both
+        with pytest.raises(RuntimeError, match="expected arguments without gradients"):
+            torch.compile(frozen, backend="aot_eager")(torch.randn(9, 8, 5, requires_grad=True))
 
     def test_under_autocast(self, both):
         layer, frozen = both
@@ -364,21 +218,96 @@ class TestTraced:
             assert torch.equal(frozen(x, return_gates=True)[2], layer(x, return_gates=True)[2])
 
 
-def test_parametrized_weights_are_computed_once():
-    layer = weight_norm(FusedLSTM(5, 7), "weight_hh_l0").eval()
-    x = torch.randn(9, 8, 5)
-    with torch.no_grad():
-        expected = layer(x)
-    calls = []
-    layer.parametrizations.weight_hh_l0.register_forward_hook(lambda *_: calls.append(1))
-    freeze(layer)
-    for _ in range(3):
+class TestParametrized:
+    @pytest.fixture
+    def layer(self):
+        return weight_norm(FusedLSTM(5, 7), "weight_hh_l0").eval()
+
+    def test_weights_are_computed_once(self, layer):
+        x = torch.randn(9, 8, 5)
+        with torch.no_grad():
+            expected = layer(x)
+        calls = []
+        layer.parametrizations.weight_hh_l0.register_forward_hook(lambda *_: calls.append(1))
+        freeze(layer)
+        for _ in range(3):
+            assert_same(layer(x), expected)
+        assert len(calls) == 1
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda layer: layer.parametrizations.weight_hh_l0.original0.mul_(2),
+            lambda layer: setattr(layer.parametrizations.weight_hh_l0, "original1", nn.Parameter(torch.ones(28, 7))),
+            lambda layer: weight_norm(layer, "weight_ih_l0"),
+            lambda layer: remove_parametrizations(layer, "weight_hh_l0"),
+        ],
+        ids=["in place", "replaced", "another", "removed"],
+    )
+    def test_changes_are_refused(self, layer, change):
+        freeze(layer)
+        with torch.no_grad():
+            change(layer)
+        with pytest.raises(RuntimeError, match="expected the weights that it was frozen with, got"):
+            layer(torch.randn(9, 8, 5))
+
+    def test_autocast_does_not_reach_the_weights(self):
+        layer = orthogonal(FusedLSTM(5, 7), "weight_hh_l0").eval()
+        x = torch.randn(9, 8, 5)
+        with torch.no_grad():
+            expected = layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            freeze(layer)(x)
+            copied = copy.deepcopy(layer)
+            copied(x)
         assert_same(layer(x), expected)
-    assert len(calls) == 1
+        assert_same(copied(x), expected)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "buffer", "pruned"])
+def test_weights_that_are_no_parameters_are_used_as_they_are(kind, served):
+    layer, x = FusedGRU(5, 7).eval(), torch.randn(9, 8, 5)
+    weight = layer.weight_hh_l0.detach().clone()
+    if kind == "pruned":
+        prune.l1_unstructured(layer, "weight_hh_l0", 0.2)
+    else:
+        del layer.weight_hh_l0
+        if kind == "buffer":
+            layer.register_buffer("weight_hh_l0", weight)
+        else:
+            layer.weight_hh_l0 = weight
+    freeze(layer)
     with torch.no_grad():
-        layer.parametrizations.weight_hh_l0.original0.mul_(2)
-    with pytest.raises(RuntimeError, match="got one that was written to since"):
-        layer(x)
+        before = layer(x)
+        (layer.weight_hh_l0_mask if kind == "pruned" else weight).zero_()
+        assert not torch.equal(layer(x)[0], before[0])
+        assert_same(layer(x), unfreeze(copy.deepcopy(layer))(x))
+    assert served == []
+
+
+def test_names_of_subclasses_do_not_matter():
+    class Tagger(nn.LSTM):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self._frozen = self.frozen = False
+            self.head = nn.Linear(7, 2)
+
+    tagger, x = convert(nn.Sequential(Tagger(5, 7)), subclasses=True).eval(), torch.randn(9, 8, 5)
+    expected = freeze(tagger)(x)
+    with torch.no_grad():
+        tagger[0].head.weight.zero_()  # which is none of the layer's own
+    assert_same(tagger(x), expected)
+    assert revert(tagger)[0]._frozen is False
+
+
+def test_what_no_kernel_takes_is_left_to_the_call():
+    assert freeze(FusedLSTMCell(5, 0).eval())(torch.randn(2, 5))[0].shape == (2, 0)
+    with pytest.raises(RuntimeError, match="Unknown nonlinearity: sin"):
+        freeze(FusedRNNCell(5, 7, nonlinearity="sin").eval())(torch.randn(2, 5))
+    mixed = FusedLSTM(5, 7).eval()
+    mixed.weight_hh_l0.data = mixed.weight_hh_l0.data.double()
+    with pytest.raises(RuntimeError, match=r"weight_hh_l0.*float64"):
+        freeze(mixed)(torch.randn(9, 8, 5))
 
 
 def test_a_graph_made_before_still_has_its_gradients():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from fusedlstm import _private_torch
 from fusedlstm.ops import OPERATORS
@@ -57,7 +58,8 @@ def test_others_are_not_taken_for_private(line):
 
 def test_what_every_call_asks_is_of_c():
     """And no function of Python around it."""
-    for function in (_private_torch.are_transforms_active, _private_torch.is_any_autocast_enabled):
+    functions = "are_transforms_active", "is_any_autocast_enabled", "count_of_dispatch_modes"
+    for function in (getattr(_private_torch, name) for name in functions):
         assert type(function) is type(len), f"expected a function of C, got {function}"
 
 
@@ -75,6 +77,16 @@ def test_is_any_autocast_enabled():
             continue
         with torch.autocast(device, dtype):
             assert _private_torch.is_any_autocast_enabled() is True, f"expected true under autocast for {device}"
+
+
+def test_count_of_dispatch_modes():
+    counts = [_private_torch.count_of_dispatch_modes()]
+    for mode in (_private_torch.FakeTensorMode(), FlopCounterMode(display=False)):
+        with mode:
+            counts.append(_private_torch.count_of_dispatch_modes())
+    with torch.profiler.profile():
+        counts.append(_private_torch.count_of_dispatch_modes())
+    assert counts == [0, 1, 1, 0]
 
 
 def test_below_autograd():

@@ -46,8 +46,9 @@ class CheckedLayer : public LayerArguments {
     derive_place();
     STD_TORCH_CHECK(lead == 0, "fusedlstm: expected input of one layer with frozen weights, got one of an ensemble");
     derive_sizes_of_input();
-    STD_TORCH_CHECK(features == frozen.features && dtype == frozen.dtype, "fusedlstm: expected input with ",
-                    frozen.features, " features and of the dtype of the frozen weights, got one with ", features);
+    STD_TORCH_CHECK(features == frozen.features && dtype == frozen.dtype, "fusedlstm: expected input of ",
+                    dtype_name(dtype_of(frozen.dtype)), " with ", frozen.features,
+                    " features, as the frozen weights have, got ", dtype_name(dtype_of(dtype)), " with ", features);
     if (!initial.empty() || !reset_state.empty()) check_states();
     check_row_states();
     input = unit_stride(input);

@@ -29,6 +29,7 @@ inline Tensor as_steps(const Tensor& rows, const char* name) {
 // The opposite; what has no elements stays as it is.
 inline Tensor as_rows(const Tensor& steps) {
   if (steps.dim() != 3) return steps;
+  STD_TORCH_CHECK(steps.size(0) == 1, "fusedlstm: expected weights of one direction for a step, got ", steps.size(0));
   return viewed(steps, {steps.size(1), steps.size(2)}, {steps.stride(1), steps.stride(2)});
 }
 inline Tensors as_rows(const Tensors& all) {
