@@ -169,8 +169,11 @@ def _watch(device: torch.device, callers: int) -> Iterator[_Watch]:
         yield _Watch(_cpu_seconds)
 
 
-def _until_pools_sleep(most: float = 0.2, look: float = 0.002) -> None:
-    """Until this process does next to nothing for as long as a look, `most` seconds at most."""
+def _until_pools_sleep(most: float = 0.2, look: float = 0.025) -> None:
+    """Until this process does next to nothing for as long as a look, `most` seconds at most.
+
+    What other threads use is counted by the kernel's timer, every 10 ms on the slowest: a look has two of its ticks.
+    """
     deadline, used = time.perf_counter() + most, time.process_time()
     while time.perf_counter() < deadline:
         time.sleep(look)

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 from fusedlstm import _checks
 from fusedlstm._choice import is_plain
 from fusedlstm._private_torch import count_of_dispatch_modes
-from fusedlstm._run import by_kind
+from fusedlstm._run import as_passed, by_kind
+from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
 
@@ -28,6 +29,7 @@ class Frozen:
     sizes: _checks.Sizes | None = None
     weights: list[Tensor | None]
     layers: list[Tensor] | None
+    _only: tuple | None = None  # where there is one layer, of parameters: the cell, the bytes, whether it has one state
 
     # A copy has other tensors, and a pickle may be read on another machine.
     def __reduce__(self):
@@ -56,7 +58,38 @@ class Frozen:
             is_usual = not any(weight is None or weight.is_inference() for weight in map(own.get, names))
             named = [(name, own[name]) for name in names] if is_usual else []
             self._usual = [(name, weight, weight._version, weight.data_ptr()) for name, weight in named]
+            if is_usual and len(self.layers) == 1:
+                self._only = sizes.cell, self.layers[0], len(CELLS[sizes.cell].states) == 1
         self.sizes = sizes
+
+    def run_usual(self, module: nn.Module, input, hx, others):
+        """What the module returns for one layer, one input and states of the usual kinds and nothing else; else None.
+
+        Every microsecond counts here: single steps take a few. What does not fit in the operator refuses, and the long
+        way then says what is wrong.
+        """
+        is_one_input = type(input) is Tensor and input.dim() == 3 and others.count(None) == len(others)
+        if self._only is None or not is_one_input:
+            return None
+        cell, layer, has_one_state = self._only
+        if hx is None:
+            states = []
+        elif has_one_state is (type(hx) is tuple):
+            return None
+        else:
+            states = [hx] if has_one_state else [*hx]
+        if module.training or count_of_dispatch_modes() > 0 or not is_plain((input, *states)):
+            return None
+        if torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in (input, *states)]:
+            return None
+        if not _are_unchanged(self._usual, module._parameters):
+            return None
+        try:
+            x = input.transpose(0, 1) if module.batch_first else input
+            output, last = OPERATORS[cell].frozen(x, states, layer, None, None, None, [])
+        except (RuntimeError, TypeError):
+            return None
+        return output.transpose(0, 1) if module.batch_first else output, as_passed(last)
 
     def of_call(self, module: nn.Module, names, sizes: _checks.Sizes, input, *others):
         """The weights for a call on these arguments; and `layers`, or None where they do not serve it. The call is then

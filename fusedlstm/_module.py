@@ -133,7 +133,10 @@ class FusedCell(_Freezable, nn.RNNCellBase):
 
 def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and_returns):
     """The layers of a module, on the arguments of its forward; further ones in the order of `run`."""
-    names, frozen, layers, packing = module._flat_weights_names, module._fused_frozen, None, None
+    frozen = module._fused_frozen
+    if frozen is not None and (results := frozen.run_usual(module, input, hx, rows_and_returns)) is not None:
+        return results
+    names, layers, packing = module._flat_weights_names, None, None
     sizes = (frozen and frozen.sizes) or _sizes_of(module)
     if frozen is None:
         weights = _parameters(module, names)

@@ -30,13 +30,13 @@ def run(
         packing: where `input` is the data of a PackedSequence, the other three of its fields.
         frozen: of each layer `weights` as its operator froze them, for calls that these serve; or None.
     """
-    is_usual = packing is None and lengths is None and reset is None and reset_state is None
+    is_usual = frozen is None and packing is None and lengths is None and reset is None and reset_state is None
     if is_usual and not (return_carried or return_saved or is_cell or sizes.num_layers > 1) and type(input) is Tensor:
         states = () if hx is None else (hx,) if type(hx) is Tensor else hx
         if type(states) is tuple and is_plain((input, *states, *weights)):
             x = input.transpose(0, 1) if batch_first and input.dim() == 3 else input
             if _fits(cell, x, states, weights, sizes):
-                return _run_plain(cell, x, states, weights, sizes, batch_first, frozen)
+                return _run_plain(cell, x, states, weights, sizes, batch_first)
     cell = CELLS[cell]
     batch_sizes = sorted_indices = unsorted_indices = None
     if isinstance(input, PackedSequence):
@@ -132,21 +132,18 @@ def _fits(name, x, states, weights, sizes) -> bool:
     )
 
 
-def _run_plain(name, x, states, weights, sizes, batch_first, frozen):
+def _run_plain(name, x, states, weights, sizes, batch_first):
     """One layer on tensors that fit, and nothing else asked. states: () for zeros."""
     _, _, H, P, _, D, bias = sizes
     B = x.size(1)
-    if frozen:  # its operator takes no states for zeros
-        operator, kinds, options = OPERATORS[name].frozen, frozen, ()
-    else:
-        if not states:
-            zeros = x.new_zeros(D, B, H)
-            states = (x.new_zeros(D, B, P) if P else zeros, *[zeros] * (len(CELLS[name].states) - 1))
-        operator = choose_plain(name, (*weights, x, *states) if torch.is_grad_enabled() else ())
-        kinds = by_kind(weights, D, bias, P)
-        options = (x.is_cuda and x.dtype is torch.float32 and is_tf32_on(False),)
+    if not states:
+        zeros = x.new_zeros(D, B, H)
+        states = (x.new_zeros(D, B, P) if P else zeros, *[zeros] * (len(CELLS[name].states) - 1))
+    operator = choose_plain(name, (*weights, x, *states) if torch.is_grad_enabled() else ())
+    kinds = by_kind(weights, D, bias, P)
+    allow_tf32 = x.is_cuda and x.dtype is torch.float32 and is_tf32_on(False)
     try:
-        output, last, *_ = operator(x, list(states), *kinds, None, None, None, [], *options)
+        output, last, *_ = operator(x, list(states), *kinds, None, None, None, [], allow_tf32)
     except Exception:
         _checks.refuse(x, states, weights, sizes, B)
         raise

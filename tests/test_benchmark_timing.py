@@ -34,7 +34,8 @@ class Clock:
     monotonic = perf_counter
 
     def process_time(self):
-        return self.computed
+        """As a slow kernel counts what threads use: by the ticks of its timer."""
+        return int(100 * self.computed) / 100
 
     def sleep(self, seconds):
         self.now += seconds
@@ -137,7 +138,7 @@ def test_no_program_begins_while_threads_of_the_last_one_spin(clock, monkeypatch
 def test_threads_that_never_sleep_are_not_waited_for(clock):
     clock.working = math.inf
     timing._until_pools_sleep()
-    assert clock.now == pytest.approx(0.2, abs=0.01)
+    assert clock.now == pytest.approx(0.2, abs=0.025)
 
 
 def test_one_thread_is_not_waited_for(clock, monkeypatch):
