@@ -36,12 +36,13 @@ class Frozen:
         return Frozen, ()
 
     def make(self, module: nn.Module, names, sizes: _checks.Sizes) -> None:
-        """
+        """Prepare the module's present weights, unless something watches or replaces operators now.
+
         Args:
             names: of the module's weights.
             sizes: of the module's layers, or of its cell as one.
         """
-        if count_of_dispatch_modes() > 0:  # fake tensors may come of it
+        if count_of_dispatch_modes() > 0:  # fake tensors might come of it
             return
         with torch.autocast("cpu", enabled=False):
             self.weights, self.layers = _weights_of(module, names), None
@@ -78,7 +79,8 @@ class Frozen:
             return None
         else:
             states = [hx] if has_one_state else [*hx]
-        if module.training or count_of_dispatch_modes() > 0 or not is_plain((input, *states)):
+        # Dynamo is told first that it compiles: it cannot ask for modes.
+        if module.training or not is_plain((input, *states)) or count_of_dispatch_modes() > 0:
             return None
         if torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in (input, *states)]:
             return None

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from family import LSTM
+from family import LSTM, every, tensors_of
 from frozen_layers import assert_same, pair
 from torch import nn
 from torch._subclasses import FakeTensorMode
@@ -151,9 +151,9 @@ class TestCopies:
 class TestTraced:
     """In graphs and under transforms the weights are used as they were before."""
 
-    @pytest.fixture
-    def both(self):
-        return pair(LSTM, 5, 7, num_layers=2)
+    @pytest.fixture(params=[1, 2])
+    def both(self, request):
+        return pair(LSTM, 5, 7, num_layers=request.param)
 
     def test_compiled_in_one_graph(self, both):
         layer, frozen = both
@@ -166,10 +166,20 @@ class TestTraced:
     def test_exported(self, both):
         layer, frozen = both
         x = torch.randn(9, 8, 5)
-        program = torch.export.export(frozen, (x,))
-        with torch.no_grad():
-            assert_same(program.module()(x), layer(x))
-        assert "frozen" not in str(program.graph) and set(program.state_dict) == set(layer.state_dict())
+        for strict in (False, True):
+            program = torch.export.export(frozen, (x,), strict=strict)
+            with torch.no_grad():
+                assert_same(program.module()(x), layer(x))
+            assert "frozen" not in str(program.graph) and set(program.state_dict) == set(layer.state_dict())
+
+    @every
+    def test_a_compiled_cell(self, member):
+        cell = member.one_step(5, 7).eval()
+        x = torch.randn(3, 5)
+        expected = cell(x)
+        found = torch.compile(freeze(cell), fullgraph=True, backend="aot_eager")(x)
+        for a, b in zip(tensors_of(found), tensors_of(expected), strict=True):
+            assert torch.equal(a, b) and not a.requires_grad
 
     def test_traced(self, both):
         layer, frozen = both
