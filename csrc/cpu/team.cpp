@@ -34,6 +34,28 @@ inline int64_t ticks() {
 constexpr int64_t kSpin = 1 << 18;      // ticks of waiting before a thread sleeps: 50 to 130 us
 constexpr int64_t kPatience = 1 << 19;  // ticks beyond which nobody may be late, unless time steps take that long
 
+// The waiting for late threads that the teams of this process put up with before they dissolve. It grows with the time
+// that teams run: a machine whose host takes a CPU away for a moment now and then uses little of it, another process
+// on the same CPUs uses it up at once.
+class Tolerance {
+ public:
+  // After `lost` ticks of waiting: whether that was still tolerable.
+  bool takes(int64_t lost) { return left.fetch_sub(lost, std::memory_order_relaxed) >= lost; }
+
+  // After a call of a team that ran for `elapsed` ticks.
+  void grow(int64_t elapsed) {
+    const int64_t now = std::max<int64_t>(left.load(std::memory_order_relaxed), 0);
+    left.store(std::min(now + elapsed / kShare, kMost), std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr int64_t kMost = 1 << 23;  // ticks: 1.7 to 4 ms
+  static constexpr int64_t kShare = 16;      // of the time, one part may be lost
+  std::atomic<int64_t> left{kMost};
+};
+
+Tolerance tolerance;
+
 // Where the shares of a call meet. Counts shares, not threads: a thread with several arrives once with their number.
 // A waiting thread spins for about as long as a time step may take, then sleeps: a late one may need this very CPU.
 class Team {
@@ -58,7 +80,8 @@ class Team {
       this->phase.notify_all();
     } else if (!spin(phase, now)) {
       this->phase.wait(phase, std::memory_order_acquire);
-      if (ticks() - now > patience) is_slow.store(true, std::memory_order_relaxed);
+      const int64_t waited = ticks() - now;
+      if (waited > patience && !tolerance.takes(waited)) is_slow.store(true, std::memory_order_relaxed);
     }
     if (!dissolved) return;
     if (own.first > 0) own.first = shares;
@@ -144,9 +167,11 @@ void run_team(int shares, int last_meeting, int64_t workspace_bytes, void (*body
     body(context, {0, shares, shares, nullptr}, workspace.data());
   } else {
     Team team(shares, last_meeting);
+    const int64_t start = ticks();
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       body(context, {int(shares * begin / threads), int(shares * end / threads), shares, &team}, workspace.data());
     });
+    tolerance.grow(ticks() - start);
     callers.warn(team.was_slow());
   }
   callers.leave(threads);
