@@ -184,7 +184,7 @@ class TestNumbers:
         assert_equal(flat(module(arranged(x), zeros)), [arranged(y), *last])
         lengths = torch.tensor([6, 3, 1, 4])
         padded, *last = flat(module(arranged(x), lengths=lengths))
-        packed, *last_of_packed = flat(module(pack_sequence([x[:n, b] for b, n in enumerate(lengths)], False)))
+        _, *last_of_packed = flat(module(pack_sequence([x[:n, b] for b, n in enumerate(lengths)], False)))
         assert_equal(last_of_packed, last)
         for b, n in enumerate(lengths):
             own = flat(module(x[:n, b]))
@@ -284,7 +284,7 @@ class TestModels:
         for dtype in (torch.float16, torch.uint8, "int8", None):
             with pytest.raises(ValueError, match=f"Expected dtype torch.int8, got {dtype}"):
                 quantize(FusedLSTM(5, 7).eval(), dtype)
-        with pytest.raises(ValueError, match="Expected a model with nn.LSTM.* to quantize, got Linear without any$"):
+        with pytest.raises(ValueError, match=r"Expected a model with nn\.LSTM.* to quantize, got Linear without any$"):
             quantize(nn.Linear(2, 2).eval())
         model = nn.Sequential(nn.LSTM(5, 7).eval(), nn.Sequential(nn.GRUCell(5, 7)))
         with pytest.raises(
@@ -489,7 +489,6 @@ class TestState:
             lambda m: m.to(torch.float16),
             lambda m: m.to("cpu", torch.float64),
             lambda m: m.type(torch.float16),
-            lambda m: m.type(torch.int32),
         ],
     )
     def test_casts_leave_the_weights_as_they_are(self, cast):
@@ -498,7 +497,7 @@ class TestState:
         module.head = nn.Linear(7, 2)
         model, x = nn.Sequential(module), torch.randn(3, 2, 5)
         before, expected = dict(module.named_buffers()), flat(module(x))
-        cast(model) if cast(nn.Linear(1, 1)).weight.is_floating_point() else cast(module.requires_grad_(False))
+        cast(model)
         for name, tensor in module.named_buffers():
             assert tensor.dtype is before[name].dtype and torch.equal(tensor, before[name])
         assert module.gain.dtype is module.head.weight.dtype is not torch.float32
@@ -572,7 +571,6 @@ CELL_CALLS = {
     "hx dtype": (X[0], (STATE[0].double(), STATE[0].double())),
     "hx meta": (X[0], (STATE[0].to("meta"), STATE[0].to("meta"))),
     "meta": (X[0].to("meta"),),
-    "sparse": (X[0].to_sparse(),),
 }
 
 
@@ -598,7 +596,8 @@ class TestCalls:
 
     @every
     def test_malformed_of_every_cell(self, member):
-        for call in ((torch.ones(3, 2, 6),), (X, [STATE, STATE]), (X, STATE[0]), (X, torch.zeros(1, 2, 6)), (X[None],)):
+        calls = [(torch.ones(3, 2, 6),), (X, [STATE] * 3), (X, STATE[0]), (X, torch.zeros(1, 2, 6)), (X[None],)]
+        for call in calls:
             self.check(member.layer(5, 7).eval(), call)
         self.check(member.one_step(5, 7).eval(), (X[0], torch.zeros(2, 6)))
 
@@ -703,6 +702,11 @@ class TestCalls:
 class TestTraced:
     """In graphs a layer is one node."""
 
+    @pytest.fixture(autouse=True)
+    def _from_the_start(self):
+        """Otherwise graphs of several tests count as those of one."""
+        torch._dynamo.reset()
+
     @pytest.fixture(params=[1, 2])
     def module(self, request):
         return quantized_of(LSTM, 5, 7, num_layers=request.param, bidirectional=True)[1]
@@ -749,6 +753,8 @@ class TestTraced:
         assert len(nodes) == module.num_layers and set(program.state_dict) == set(module.state_dict())
         for x in (torch.randn(9, 8, 5), torch.randn(1, 1, 5)):
             assert_equal(flat(program.module()(x)), flat(module(x)))
+        with pytest.raises(RuntimeError, match="expected arguments without gradients"):
+            program.module()(X.clone().requires_grad_())
         file = io.BytesIO()
         torch.export.save(program, file)
         file.seek(0)
@@ -757,7 +763,8 @@ class TestTraced:
     def test_symbolic_trace(self, module):
         model = nn.Sequential(module)
         traced = torch.fx.symbolic_trace(model)
-        assert sum(node.op == "call_function" for node in traced.graph.nodes) == 1
+        calls = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
+        assert calls == ["Sizes", "run"]
         assert_equal(flat(traced(X)), flat(model(X)))
         cell = quantize(FusedLSTMCell(5, 7).eval())
         assert_equal(tensors_of(torch.fx.symbolic_trace(cell)(X[0])), tensors_of(cell(X[0])))
@@ -766,12 +773,13 @@ class TestTraced:
         with pytest.warns(UserWarning, match=r"give them the model as it was before fusedlstm\.quantize"):
             traced = torch.jit.trace(module, (X,))
         file = io.BytesIO()
-        torch.jit.save(torch.jit.freeze(traced), file)
+        frozen = torch.jit.freeze(traced)
+        torch.jit.save(frozen, file)
         file.seek(0)
         loaded = torch.jit.load(file)
         for x in (X, torch.randn(9, 8, 5)):
-            assert_equal(flat(traced(x)), flat(module(x)))
-            assert_equal(flat(loaded(x)), flat(module(x)))
+            for graph in (traced, frozen, loaded):
+                assert_equal(flat(graph(x)), flat(module(x)))
 
     def test_jit_script(self, module):
         with pytest.raises(NotImplementedError, match=r"got QuantizedLSTM; take torch\.jit\.trace or torch\.export"):
@@ -821,9 +829,9 @@ class TestTraced:
             assert_equal(flat(module(X)), flat(module.float()(X)))
             packed = pack_sequence([low[:, 0]])
             assert module(packed)[0].data.dtype is torch.float32
-            linear = nn.Linear(5, 5).eval()
+            linear = nn.Linear(5, 5).requires_grad_(False)
             assert nn.Sequential(linear, module)(X)[0].dtype is torch.float32
-            with pytest.raises(RuntimeError, match="torch.float64.*does not match the dtype in which"):
+            with pytest.raises(RuntimeError, match=r"torch\.float64.*does not match the dtype in which"):
                 module(X.double())
         with torch.autocast("cpu", dtype):
             other = quantize(FusedLSTM(5, 7).eval())
