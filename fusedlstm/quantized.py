@@ -36,6 +36,7 @@ class Quantized(nn.Module):
             setattr(self, option, getattr(layer, option))
         for name, shape, dtype in self.tensors():
             self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+        self._flat_weights_names = list(self._buffers)  # of nn.RNNBase too; made once, since calls ask for it
 
     @classmethod
     def like(cls, layer: nn.Module) -> Quantized:
@@ -55,10 +56,10 @@ class Quantized(nn.Module):
     def _weights(self) -> list[Tensor]:
         """Read at each call, as those of the fused layers; most are where nn.Module keeps buffers."""
         own = self._buffers
-        return [own[name] if name in own else getattr(self, name) for name, _, _ in self.tensors()]
+        return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
 
     def _apply(self, fn, recurse: bool = True):
-        own = [self._buffers.get(name) for name, _, _ in self.tensors()]
+        own = [self._buffers.get(name) for name in self._flat_weights_names]
 
         def with_its_dtype(tensor):
             """`half()` and the like are for the model around: the operators take these tensors and no others."""
@@ -127,8 +128,7 @@ def _run_layers(module: QuantizedLayer, input, hx, *rows):
     sizes, weights, packing = module.sizes(), module._weights(), None
     if sizes.num_layers == 1:
         states = states_of_usual(module, input, hx, rows, len(CELLS[sizes.cell].states) == 1)
-        # The operator cannot tell sizes of the input that go into as many groups of columns.
-        if states is not None and input.is_cpu and input.size(2) == sizes.input_size and _int8.fit(weights, sizes):
+        if states is not None and _fit(input, weights, sizes):
             results = run_usual(QUANTIZED_LAYERS[sizes.cell], weights, input, states, module.batch_first)
             if results is not None:
                 return results
@@ -144,8 +144,21 @@ def _run_layers(module: QuantizedLayer, input, hx, *rows):
 
 def _run_step(module: QuantizedCell, input, hx):
     """The step of a module."""
+    sizes, weights = module.sizes(), module._weights()
+    has_one_state = len(CELLS[sizes.cell].states) == 1
+    states = states_of_usual(module, input, hx, (), has_one_state, dim=2)
+    if states is not None and _fit(input, weights, sizes):
+        states = [state.unsqueeze(0) for state in states]
+        results = run_usual(QUANTIZED_LAYERS[sizes.cell], weights, input.unsqueeze(0), states, False)
+        if results is not None:
+            return results[1].squeeze_(0) if has_one_state else tuple([state.squeeze_(0) for state in results[1]])
     module._check_mode()
-    return run_quantized_cell(input, hx, module._weights(), module.sizes())
+    return run_quantized_cell(input, hx, weights, sizes)
+
+
+def _fit(input, weights, sizes) -> bool:
+    """Whether the operator serves them; it cannot tell sizes of the input that go into as many groups of columns."""
+    return input.is_cpu and input.size(-1) == sizes.input_size and _int8.fit(weights, sizes)
 
 
 class QuantizedLSTM(QuantizedLayer):

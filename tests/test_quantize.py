@@ -419,6 +419,25 @@ class TestModels:
         assert_equal(flat(module(x)), expected)
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("is_before", [True, False])
+def test_quantize_dynamic_of_the_other_modules(is_before):
+    model, x = nn.Sequential(nn.LSTM(5, 7), Output(), nn.Linear(7, 2)).eval(), torch.randn(3, 2, 5)
+
+    def others(model):
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+
+    both = quantize(others(model)) if is_before else others(quantize(copy.deepcopy(model)))
+    assert type(both[0]) is quantized.QuantizedLSTM and "quantized.dynamic" in type(both[2]).__module__
+    with torch.no_grad():
+        torch.testing.assert_close(both(x), model(x), rtol=0, atol=0.05)
+
+
+class Output(nn.Module):
+    def forward(self, results):
+        return results[0]
+
+
 class TestState:
     """What is kept, and where it can go."""
 
@@ -681,7 +700,7 @@ class TestCalls:
             ("sum_ih_l0", torch.zeros(28, dtype=torch.int32, device="meta"), RuntimeError, "sum_ih_l0.*got.*on meta"),
             ("bias_ih_l0", None, TypeError, "bias_ih_l0 to be a Tensor, got NoneType"),
             ("hidden_size", 8, RuntimeError, r"scale_ih_l0 of shape \[32\], torch.float32, on cpu, got \[28\]"),
-            ("num_layers", 2, AttributeError, "weight_ih_l1"),
+            ("num_layers", 2, RuntimeError, "Expected 16 tensors of quantized weights, got 8"),
             ("input_size", 6, RuntimeError, "Expected 6, got 5"),
         ],
     )
