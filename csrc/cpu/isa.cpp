@@ -16,19 +16,23 @@ namespace {
 struct Kernels {
   const char* isa;
   // Null: those of the next narrower set.
-  const DtypeKernels* dtype[kDtypes];  // by Dtype
-  const QuantizedKernels* quantized;
+  const DtypeKernels* dtype[kDtypes];           // by Dtype
+  const QuantizedKernels *quantized, *reduced;  // reduced: for weights of reduced range, where they are faster
 };
 
-constexpr Kernels kBaseline{
-    "baseline", {&kFloat32Baseline, &kFloat64Baseline, &kBFloat16Baseline, &kFloat16Baseline}, &kQuantizedBaseline};
+constexpr Kernels kBaseline{"baseline",
+                            {&kFloat32Baseline, &kFloat64Baseline, &kBFloat16Baseline, &kFloat16Baseline},
+                            &kQuantizedBaseline,
+                            nullptr};
 #if !defined(FUSEDLSTM_NO_X86)
-constexpr Kernels kAvx2{"avx2", {&kFloat32Avx2, &kFloat64Avx2, &kBFloat16Avx2, &kFloat16Avx2}, &kQuantizedAvx2};
-constexpr Kernels kAvx512{"avx512", {&kFloat32Avx512, &kFloat64Avx512, &kBFloat16Avx512, &kFloat16Avx512}, nullptr};
+constexpr Kernels kAvx2{
+    "avx2", {&kFloat32Avx2, &kFloat64Avx2, &kBFloat16Avx2, &kFloat16Avx2}, &kQuantizedAvx2, &kQuantizedAvx2Reduced};
+constexpr Kernels kAvx512{
+    "avx512", {&kFloat32Avx512, &kFloat64Avx512, &kBFloat16Avx512, &kFloat16Avx512}, nullptr, nullptr};
 // Their instructions multiply bytes, or bfloat16, and nothing else.
-constexpr Kernels kAvxVnni{"avx_vnni", {}, &kQuantizedAvxVnni};
-constexpr Kernels kAvx512Vnni{"avx512_vnni", {}, &kQuantizedAvx512Vnni};
-constexpr Kernels kAvx512Bf16{"avx512_bf16", {nullptr, nullptr, &kBFloat16Avx512Bf16, nullptr}, nullptr};
+constexpr Kernels kAvxVnni{"avx_vnni", {}, &kQuantizedAvxVnni, nullptr};
+constexpr Kernels kAvx512Vnni{"avx512_vnni", {}, &kQuantizedAvx512Vnni, nullptr};
+constexpr Kernels kAvx512Bf16{"avx512_bf16", {nullptr, nullptr, &kBFloat16Avx512Bf16, nullptr}, nullptr, nullptr};
 #endif
 
 struct Candidate {
@@ -155,8 +159,9 @@ const LayerKernels& kernels_of(std::string_view isa, CellKind cell, Dtype dtype)
   return widest_of(by_name(isa), [&](const Kernels& set) { return set.dtype[int(dtype)]; }).cell[int(cell)];
 }
 
-const QuantizedLayerKernels& active_quantized_kernels(CellKind cell) {
-  return widest_of(active(), [](const Kernels& set) { return set.quantized; }).cell[int(cell)];
+const QuantizedLayerKernels& active_quantized_kernels(CellKind cell, bool is_reduced) {
+  const auto of = [&](const Kernels& set) { return is_reduced && set.reduced ? set.reduced : set.quantized; };
+  return widest_of(active(), of).cell[int(cell)];
 }
 
 void force(const std::string& isa, const std::string& plan) {
