@@ -142,11 +142,16 @@ const auto& widest_of(const Kernels& named, Of of) {
   return *found;
 }
 
+// What a multiply-add of the forward pass takes, in those of float32.
+constexpr double cost_of(Pass pass) {
+  return pass == Pass::kQuantized ? 0.5 : 1;
+}
+
 // Multiply-adds of a call.
 double layer_work(const Shape& shape, int64_t row_count, Pass pass) {
   const double per_row =
       double(shape.gates * shape.hidden) * double(shape.input + shape.recurrent()) * double(shape.directions);
-  return per_row * double(row_count) * (pass == Pass::kBackward ? 3 : 1);
+  return per_row * double(row_count) * (pass == Pass::kBackward ? 3 : cost_of(pass));
 }
 
 }  // namespace
@@ -178,9 +183,9 @@ void force(const std::string& isa, const std::string& plan) {
 }
 
 Plan choose_plan(const Shape& shape, int64_t row_count, Pass pass, int threads) {
-  const double step_work =
-      double(shape.gates * shape.hidden) * double(shape.recurrent()) * double(shape.batch * shape.directions);
-  const double weight_bytes = double(shape.gates * shape.hidden) * double(shape.recurrent()) * 4;  // of float32
+  const double weights = double(shape.gates * shape.hidden) * double(shape.recurrent());
+  const double step_work = weights * double(shape.batch * shape.directions) * cost_of(pass);
+  const double weight_bytes = weights * (pass == Pass::kQuantized ? 1 : 4);  // as if of float32
   const double work = layer_work(shape, row_count, pass);
   const bool cached = weight_bytes <= kCacheBytes;
   const int64_t passes = shape.steps * ((shape.batch + 3) / 4);

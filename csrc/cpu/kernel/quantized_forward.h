@@ -110,23 +110,23 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     return array && unit < units ? load_some<Lanes>(array + gate * units + unit, units - unit) : Lanes{};
   }
 
-  // to[r][gate][unit] of one block, for `count` rows from `first` on: its products as numbers, plus `bias`, and of
-  // joined gates plus `bias_of_joined`. Both may be null.
-  template <int kGates>
+  // to[r][gate][unit] of one block, for `count` rows from `first` on: its products as numbers. kHasBias: plus those of
+  // `biases`, of joined gates both, of others the first; they may be null.
+  template <int kGates, bool kHasBias = false>
   FUSEDLSTM_NOINLINE static void multiply(float* to, const Rows& rows, int64_t first, int64_t count,
-                                          const Weight& weight, int64_t block, const float* bias,
-                                          const float* bias_of_joined) {
+                                          const Weight& weight, int64_t block, const float* const* biases = nullptr) {
     constexpr int kVectors = kQuantizedUnits / K::kLanes, kWidth = kGates * kQuantizedUnits;
     const int64_t unit = block * kQuantizedUnits;
+    const bool is_whole = unit + kQuantizedUnits <= weight.units;
     for (int gate = 0; gate < kGates; ++gate) {
       Integers sum[kVectors];
-      V scale[kVectors], added[kVectors];
+      V scale[kVectors], bias[kVectors] = {};
       for (int v = 0; v < kVectors; ++v) {
-        const int64_t u = unit + v * K::kLanes;
-        sum[v] = of_units<Integers>(weight.sum, weight.units, gate, u);
-        scale[v] = of_units<V>(weight.scale, weight.units, gate, u);
-        added[v] = of_units<V>(bias, weight.units, gate, u);
-        if (gate < kSizes.joined) added[v] += of_units<V>(bias_of_joined, weight.units, gate, u);
+        const int64_t u = unit + v * K::kLanes, at = gate * weight.units + u;
+        sum[v] = is_whole ? load<Integers>(weight.sum + at) : of_units<Integers>(weight.sum, weight.units, gate, u);
+        scale[v] = is_whole ? load<V>(weight.scale + at) : of_units<V>(weight.scale, weight.units, gate, u);
+        for (int part = 0; kHasBias && part < (gate < kSizes.joined ? 2 : 1); ++part)
+          bias[v] += of_units<V>(biases[part], weight.units, gate, u);
       }
       const int8_t* panel = weight.panels + (block * kGates + gate) * weight.groups * kQuantizedUnits * kByteDepth;
       for_each_tile<Isa::kMaxRows>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {
@@ -139,7 +139,8 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
           float* at = to + (r0 + r) * kWidth + gate * kQuantizedUnits;
           for (int v = 0; v < kVectors; ++v) {
             const auto exact = load<Integers>(sums[r] + v * K::kLanes) - sum[v] * row.zero;
-            store(at + v * K::kLanes, __builtin_convertvector(exact, V) * (scale[v] * row.scale) + added[v]);
+            const V product = __builtin_convertvector(exact, V) * (scale[v] * row.scale);
+            store(at + v * K::kLanes, kHasBias ? product + bias[v] : product);
           }
         }
       });
@@ -153,9 +154,10 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     for (int64_t s = s0, q = 0; s < s1; ++s)
       for (; q < first_row[s - s0 + 1]; ++q)
         input.quantize(first + q, Base::input_row(d, s, rows.begin + q - first_row[s - s0]), shape.input);
+    const float* const biases[] = {quantized[d].bias_ih, quantized[d].bias_hh};
     for (int64_t i = range.begin; i < range.end; ++i)
-      multiply<kSizes.gates>(pre + (i - range_begin) * chunk_rows * Panel::kWidth, input, first, first_row[s1 - s0],
-                             weight_ih(d), i % blocks, quantized[d].bias_ih, quantized[d].bias_hh);
+      multiply<kSizes.gates, true>(pre + (i - range_begin) * chunk_rows * Panel::kWidth, input, first,
+                                   first_row[s1 - s0], weight_ih(d), i % blocks, biases);
   }
 
   void begin_step(Range range, Range rows, int64_t s) {
@@ -173,7 +175,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
               of_units<V>(quantized[step.d].bias_hh, shape.hidden, kSizes.joined + k, unit + u));
     for_each_tile<kRowsAtOnce>(count, [&](int64_t r0, int n) {
       alignas(64) float sums[kRowsAtOnce * Panel::kWidth];
-      multiply<kSizes.gates>(sums, hidden, row_of(step.d, r0), n, weight_hh(step.d), block, nullptr, nullptr);
+      multiply<kSizes.gates>(sums, hidden, row_of(step.d, r0), n, weight_hh(step.d), block);
       states.finish_rows(sums, pre + (own_block * chunk_rows + first_row + r0) * Panel::kWidth, bias_hidden, n, step,
                          rows.begin + r0, unit);
     });
@@ -191,7 +193,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     const int64_t block = i % project_panels, unit = block * kQuantizedUnits, count = index.rows_at(step.t, rows);
     for_each_tile<kRowsAtOnce>(count, [&](int64_t r0, int n) {
       alignas(64) float sums[kRowsAtOnce * kQuantizedUnits];
-      multiply<1>(sums, cell_output, row_of(step.d, r0), n, weight_hr(step.d), block, nullptr, nullptr);
+      multiply<1>(sums, cell_output, row_of(step.d, r0), n, weight_hr(step.d), block);
       for (int r = 0; r < n; ++r)
         for (int u = 0; u < kQuantizedUnits; u += K::kLanes)
           states.write_projected(load<V>(sums + r * kQuantizedUnits + u), step, rows.begin + r0 + r, unit + u);
