@@ -138,7 +138,7 @@ def _fake_steps_second_order(cell: Cell, before, after, saved, sums, hidden_sums
     return [values(1, moves) for _ in after], d_sums, *d_before
 
 
-def _fake_quantized(cell: Cell, input, initial, weights, batch_sizes, lengths, reset, reset_state):
+def _fake_quantized(cell: Cell, input, initial, weights, batch_sizes, lengths, reset, reset_state, is_reduced):
     D = 1 if len(weights) in (6, 8, 9, 11) else 2
     of_direction = weights[: len(weights) // D]
     H = len(of_direction[2]) // cell.gates

@@ -120,6 +120,7 @@ struct QuantizedArguments {
   Tensors weights;
   OptionalTensor batch_sizes, lengths, reset;
   Tensors reset_state;
+  bool is_reduced = false;  // no weight is beyond -64 .. 64; sums are wrong if one is
 
   template <class Visitor>
   void visit(Visitor v) {
@@ -130,6 +131,7 @@ struct QuantizedArguments {
     v("lengths", lengths);
     v("reset", reset);
     v("reset_state", reset_state);
+    v("is_reduced", is_reduced);
   }
 };
 

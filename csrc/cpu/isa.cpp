@@ -16,19 +16,23 @@ namespace {
 struct Kernels {
   const char* isa;
   // Null: those of the next narrower set.
-  const DtypeKernels* dtype[kDtypes];  // by Dtype
-  const QuantizedKernels* quantized;
+  const DtypeKernels* dtype[kDtypes];           // by Dtype
+  const QuantizedKernels *quantized, *reduced;  // reduced: for weights of reduced range, where they are faster
 };
 
-constexpr Kernels kBaseline{
-    "baseline", {&kFloat32Baseline, &kFloat64Baseline, &kBFloat16Baseline, &kFloat16Baseline}, &kQuantizedBaseline};
+constexpr Kernels kBaseline{"baseline",
+                            {&kFloat32Baseline, &kFloat64Baseline, &kBFloat16Baseline, &kFloat16Baseline},
+                            &kQuantizedBaseline,
+                            nullptr};
 #if !defined(FUSEDLSTM_NO_X86)
-constexpr Kernels kAvx2{"avx2", {&kFloat32Avx2, &kFloat64Avx2, &kBFloat16Avx2, &kFloat16Avx2}, &kQuantizedAvx2};
-constexpr Kernels kAvx512{"avx512", {&kFloat32Avx512, &kFloat64Avx512, &kBFloat16Avx512, &kFloat16Avx512}, nullptr};
+constexpr Kernels kAvx2{
+    "avx2", {&kFloat32Avx2, &kFloat64Avx2, &kBFloat16Avx2, &kFloat16Avx2}, &kQuantizedAvx2, &kQuantizedAvx2Reduced};
+constexpr Kernels kAvx512{
+    "avx512", {&kFloat32Avx512, &kFloat64Avx512, &kBFloat16Avx512, &kFloat16Avx512}, nullptr, nullptr};
 // Their instructions multiply bytes, or bfloat16, and nothing else.
-constexpr Kernels kAvxVnni{"avx_vnni", {}, &kQuantizedAvxVnni};
-constexpr Kernels kAvx512Vnni{"avx512_vnni", {}, &kQuantizedAvx512Vnni};
-constexpr Kernels kAvx512Bf16{"avx512_bf16", {nullptr, nullptr, &kBFloat16Avx512Bf16, nullptr}, nullptr};
+constexpr Kernels kAvxVnni{"avx_vnni", {}, &kQuantizedAvxVnni, nullptr};
+constexpr Kernels kAvx512Vnni{"avx512_vnni", {}, &kQuantizedAvx512Vnni, nullptr};
+constexpr Kernels kAvx512Bf16{"avx512_bf16", {nullptr, nullptr, &kBFloat16Avx512Bf16, nullptr}, nullptr, nullptr};
 #endif
 
 struct Candidate {
@@ -138,11 +142,16 @@ const auto& widest_of(const Kernels& named, Of of) {
   return *found;
 }
 
+// What a multiply-add of the forward pass takes, in those of float32.
+constexpr double cost_of(Pass pass) {
+  return pass == Pass::kQuantized ? 0.5 : 1;
+}
+
 // Multiply-adds of a call.
 double layer_work(const Shape& shape, int64_t row_count, Pass pass) {
   const double per_row =
       double(shape.gates * shape.hidden) * double(shape.input + shape.recurrent()) * double(shape.directions);
-  return per_row * double(row_count) * (pass == Pass::kBackward ? 3 : 1);
+  return per_row * double(row_count) * (pass == Pass::kBackward ? 3 : cost_of(pass));
 }
 
 }  // namespace
@@ -155,8 +164,9 @@ const LayerKernels& kernels_of(std::string_view isa, CellKind cell, Dtype dtype)
   return widest_of(by_name(isa), [&](const Kernels& set) { return set.dtype[int(dtype)]; }).cell[int(cell)];
 }
 
-const QuantizedLayerKernels& active_quantized_kernels(CellKind cell) {
-  return widest_of(active(), [](const Kernels& set) { return set.quantized; }).cell[int(cell)];
+const QuantizedLayerKernels& active_quantized_kernels(CellKind cell, bool is_reduced) {
+  const auto of = [&](const Kernels& set) { return is_reduced && set.reduced ? set.reduced : set.quantized; };
+  return widest_of(active(), of).cell[int(cell)];
 }
 
 void force(const std::string& isa, const std::string& plan) {
@@ -173,9 +183,9 @@ void force(const std::string& isa, const std::string& plan) {
 }
 
 Plan choose_plan(const Shape& shape, int64_t row_count, Pass pass, int threads) {
-  const double step_work =
-      double(shape.gates * shape.hidden) * double(shape.recurrent()) * double(shape.batch * shape.directions);
-  const double weight_bytes = double(shape.gates * shape.hidden) * double(shape.recurrent()) * 4;  // of float32
+  const double weights = double(shape.gates * shape.hidden) * double(shape.recurrent());
+  const double step_work = weights * double(shape.batch * shape.directions) * cost_of(pass);
+  const double weight_bytes = weights * (pass == Pass::kQuantized ? 1 : 4);  // as if of float32
   const double work = layer_work(shape, row_count, pass);
   const bool cached = weight_bytes <= kCacheBytes;
   const int64_t passes = shape.steps * ((shape.batch + 3) / 4);

@@ -23,8 +23,8 @@ inline const LayerKernels& active_kernels(CellKind cell, Dtype dtype) {
   return kernels_of(active_isa(), cell, dtype);
 }
 
-// Those of int8 layers, of the set in use.
-const QuantizedLayerKernels& active_quantized_kernels(CellKind cell);
+// Those of int8 layers, of the set in use. is_reduced: all weights are from -64 to 64.
+const QuantizedLayerKernels& active_quantized_kernels(CellKind cell, bool is_reduced);
 
 // isa: "baseline", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16"; plan: "direct" or "packed", then
 // optionally ":rows" or ":units", then optionally ":N": a team dissolves at its Nth meeting, as one does that had to

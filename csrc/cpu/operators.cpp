@@ -211,7 +211,7 @@ InferenceResults layer_quantized(QuantizedArguments& given) {
   static_cast<ForwardArgs&>(layers[0]) = in.arguments<ForwardArgs>(0);
   set_results(layers[0], in, r, 0);
   std::copy(std::begin(weights.weights), std::end(weights.weights), layers[0].quantized);
-  const QuantizedLayerKernels& kernels = active_quantized_kernels(cell.kind);
+  const QuantizedLayerKernels& kernels = active_quantized_kernels(cell.kind, given.is_reduced);
   run_members(layers, Pass::kQuantized, kernels.forward_bytes, kernels.forward);
   return {std::move(r.output), std::move(r.last)};
 }

@@ -27,7 +27,7 @@ struct Reader {
   const int8_t* panels(int64_t units, int64_t depth, int64_t gates, const char* name) {
     STD_TORCH_CHECK(depth <= kMostElements, "fusedlstm: expected at most ", kMostElements, " columns of ", name,
                     ", got ", depth);
-    return take<int8_t>(ScalarType::Char, {parts(units, kUnits), parts(depth, kDepth), gates, kUnits, kDepth}, name);
+    return take<int8_t>(ScalarType::Char, {parts(units, kUnits), gates, parts(depth, kDepth), kUnits, kDepth}, name);
   }
   const float* numbers(int64_t n, const char* name) { return take<float>(ScalarType::Float, {n}, name); }
   const int32_t* integers(int64_t n, const char* name) { return take<int32_t>(ScalarType::Int, {n}, name); }

@@ -15,7 +15,6 @@ struct QuantizedPanel {
   static constexpr int kGates = kSizes.gates;
   static constexpr int kUnits = kQuantizedUnits;
   static constexpr int kUnitVectors = kUnits / K::kLanes;  // of each gate
-  static constexpr int kVectors = kGates * kUnitVectors;
   static constexpr int kWidth = kGates * kUnits;
   static constexpr int fold_of(int64_t) { return 1; }
 };
@@ -51,7 +50,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
   using Isa = typename K::Isa;
   using Integers = typename Isa::Sums;
   static constexpr CellSizes kSizes = Cell::kSizes;
-  static constexpr int kTileRows = Isa::kMaxRows;
+  static constexpr int kRowsAtOnce = 40;  // of a gate's panel, which then stays in the innermost cache
 
   // Rows as bytes, and what these mean.
   struct Rows {
@@ -111,31 +110,41 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     return array && unit < units ? load_some<Lanes>(array + gate * units + unit, units - unit) : Lanes{};
   }
 
-  // to[r][gate][unit] of one block, for `count` rows from `first` on: its products as numbers, plus `bias`, and of
-  // joined gates plus `bias_of_joined`. Both may be null.
-  template <int kGates>
-  FUSEDLSTM_NOINLINE static void multiply(float* to, const Rows& rows, int64_t first, int count, const Weight& weight,
-                                          int64_t block, const float* bias, const float* bias_of_joined) {
-    constexpr int kWidth = kGates * kQuantizedUnits;
-    alignas(64) int32_t sums[kTileRows * kWidth];
-    const int8_t* x[kTileRows];
-    for (int r = 0; r < count; ++r) x[r] = rows.bytes + (first + r) * rows.width;
-    const int8_t* panel = weight.panels + block * weight.groups * kWidth * kByteDepth;
-    multiply_bytes<Isa, kWidth / K::kLanes>({sums, kWidth, x, panel, weight.groups}, count);
-    for (int gate = 0; gate < kGates; ++gate)
-      for (int u = 0; u < kQuantizedUnits; u += K::kLanes) {
-        const int64_t unit = block * kQuantizedUnits + u;
-        const auto sum = of_units<Integers>(weight.sum, weight.units, gate, unit);
-        const V scale = of_units<V>(weight.scale, weight.units, gate, unit);
-        V added = of_units<V>(bias, weight.units, gate, unit);
-        if (gate < kSizes.joined) added += of_units<V>(bias_of_joined, weight.units, gate, unit);
-        const int at = gate * kQuantizedUnits + u;
-        for (int r = 0; r < count; ++r) {
-          const RowScale& row = rows.scales[first + r];
-          const auto exact = load<Integers>(sums + r * kWidth + at) - sum * row.zero;
-          store(to + r * kWidth + at, __builtin_convertvector(exact, V) * (scale * row.scale) + added);
-        }
+  // to[r][gate][unit] of one block, for `count` rows from `first` on: its products as numbers. kHasBias: plus those of
+  // `biases`, of joined gates both, of others the first; they may be null.
+  template <int kGates, bool kHasBias = false>
+  FUSEDLSTM_NOINLINE static void multiply(float* to, const Rows& rows, int64_t first, int64_t count,
+                                          const Weight& weight, int64_t block, const float* const* biases = nullptr) {
+    constexpr int kVectors = kQuantizedUnits / K::kLanes, kWidth = kGates * kQuantizedUnits;
+    const int64_t unit = block * kQuantizedUnits;
+    const bool is_whole = unit + kQuantizedUnits <= weight.units;
+    for (int gate = 0; gate < kGates; ++gate) {
+      Integers sum[kVectors];
+      V scale[kVectors], bias[kVectors] = {};
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t u = unit + v * K::kLanes, at = gate * weight.units + u;
+        sum[v] = is_whole ? load<Integers>(weight.sum + at) : of_units<Integers>(weight.sum, weight.units, gate, u);
+        scale[v] = is_whole ? load<V>(weight.scale + at) : of_units<V>(weight.scale, weight.units, gate, u);
+        for (int part = 0; kHasBias && part < (gate < kSizes.joined ? 2 : 1); ++part)
+          bias[v] += of_units<V>(biases[part], weight.units, gate, u);
       }
+      const int8_t* panel = weight.panels + (block * kGates + gate) * weight.groups * kQuantizedUnits * kByteDepth;
+      for_each_tile<Isa::kMaxRows>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {
+        alignas(64) int32_t sums[Isa::kMaxRows][kQuantizedUnits];
+        const int8_t* x[Isa::kMaxRows];
+        for (int r = 0; r < tile_rows; ++r) x[r] = rows.bytes + (first + r0 + r) * rows.width;
+        multiply_bytes<Isa>({sums, x, panel, weight.groups}, tile_rows);
+        for (int r = 0; r < tile_rows; ++r) {
+          const RowScale row = rows.scales[first + r0 + r];
+          float* at = to + (r0 + r) * kWidth + gate * kQuantizedUnits;
+          for (int v = 0; v < kVectors; ++v) {
+            const auto exact = load<Integers>(sums[r] + v * K::kLanes) - sum[v] * row.zero;
+            const V product = __builtin_convertvector(exact, V) * (scale[v] * row.scale);
+            store(at + v * K::kLanes, kHasBias ? product + bias[v] : product);
+          }
+        }
+      });
+    }
   }
 
   // pre[block][row] = bias + W_ih x for the rows of steps s0 .. s1 - 1.
@@ -145,11 +154,10 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     for (int64_t s = s0, q = 0; s < s1; ++s)
       for (; q < first_row[s - s0 + 1]; ++q)
         input.quantize(first + q, Base::input_row(d, s, rows.begin + q - first_row[s - s0]), shape.input);
+    const float* const biases[] = {quantized[d].bias_ih, quantized[d].bias_hh};
     for (int64_t i = range.begin; i < range.end; ++i)
-      for_each_tile<kTileRows>(first_row[s1 - s0], [&](int64_t q, int count) {
-        multiply<kSizes.gates>(pre + ((i - range_begin) * chunk_rows + q) * Panel::kWidth, input, first + q, count,
-                               weight_ih(d), i % blocks, quantized[d].bias_ih, quantized[d].bias_hh);
-      });
+      multiply<kSizes.gates, true>(pre + (i - range_begin) * chunk_rows * Panel::kWidth, input, first,
+                                   first_row[s1 - s0], weight_ih(d), i % blocks, biases);
   }
 
   void begin_step(Range range, Range rows, int64_t s) {
@@ -165,11 +173,11 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
       for (int u = 0; u < kQuantizedUnits; u += K::kLanes)
         store(bias_hidden + k * kQuantizedUnits + u,
               of_units<V>(quantized[step.d].bias_hh, shape.hidden, kSizes.joined + k, unit + u));
-    for_each_tile<kTileRows>(count, [&](int64_t r0, int tile_rows) {
-      alignas(64) float sums[kTileRows * Panel::kWidth];
-      multiply<kSizes.gates>(sums, hidden, row_of(step.d, r0), tile_rows, weight_hh(step.d), block, nullptr, nullptr);
-      states.finish_rows(sums, pre + (own_block * chunk_rows + first_row + r0) * Panel::kWidth, bias_hidden, tile_rows,
-                         step, rows.begin + r0, unit);
+    for_each_tile<kRowsAtOnce>(count, [&](int64_t r0, int n) {
+      alignas(64) float sums[kRowsAtOnce * Panel::kWidth];
+      multiply<kSizes.gates>(sums, hidden, row_of(step.d, r0), n, weight_hh(step.d), block);
+      states.finish_rows(sums, pre + (own_block * chunk_rows + first_row + r0) * Panel::kWidth, bias_hidden, n, step,
+                         rows.begin + r0, unit);
     });
     for (int u = 0; !projects() && u < kQuantizedUnits; u += K::kLanes)
       states.hold({rows.begin + count, rows.end}, step, unit + u);
@@ -183,10 +191,10 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
 
   void project(int64_t i, Range rows, const Step& step) {
     const int64_t block = i % project_panels, unit = block * kQuantizedUnits, count = index.rows_at(step.t, rows);
-    for_each_tile<kTileRows>(count, [&](int64_t r0, int tile_rows) {
-      alignas(64) float sums[kTileRows * kQuantizedUnits];
-      multiply<1>(sums, cell_output, row_of(step.d, r0), tile_rows, weight_hr(step.d), block, nullptr, nullptr);
-      for (int r = 0; r < tile_rows; ++r)
+    for_each_tile<kRowsAtOnce>(count, [&](int64_t r0, int n) {
+      alignas(64) float sums[kRowsAtOnce * kQuantizedUnits];
+      multiply<1>(sums, cell_output, row_of(step.d, r0), n, weight_hr(step.d), block);
+      for (int r = 0; r < n; ++r)
         for (int u = 0; u < kQuantizedUnits; u += K::kLanes)
           states.write_projected(load<V>(sums + r * kQuantizedUnits + u), step, rows.begin + r0 + r, unit + u);
     });

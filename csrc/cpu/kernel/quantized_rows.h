@@ -1,6 +1,7 @@
 // Rows of float32 as bytes: each by itself, when it enters a product.
 #pragma once
 
+#include "quantized_math.h"
 #include "quantized_product.h"
 
 namespace fusedlstm::cpu {
@@ -11,14 +12,10 @@ struct RowScale {
   int32_t zero;
 };
 
-// The same mathematics on every instruction set, for results that are equal bit by bit: compiled without fused
-// multiply-adds, and tanh in its one form that needs none.
+// Float32 around the products.
 template <class Isa>
 struct QuantizedKit : Kit<Isa, Full<float>, FullProduct<float>> {
-  struct Math : VectorMath<Isa, float> {
-    using V = Vector<Isa, float>;
-    static FUSEDLSTM_INLINE V accurate_tanh(V x) { return VectorMath<Isa, float>::tanh(x); }
-  };
+  using Math = QuantizedMath<Isa>;
 };
 
 // Bytes of a row of so many elements: whole vectors of any set, and whole groups.
