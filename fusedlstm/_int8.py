@@ -1,7 +1,7 @@
 """int8 weights: how they are rounded, and the names, shapes and layout in which `<cell>_layer_quantized` takes them.
 
-A weight of G gates, [G * units, K], is an int8 tensor [ceil(units / 16), ceil(K / 4), G, 16, 4]: its element
-[b, k, g, u, j] is that of row g * units + 16 b + u and column 4 k + j, zero beyond them. It is the same on every
+A weight of G gates, [G * units, K], is an int8 tensor [ceil(units / 16), G, ceil(K / 4), 16, 4]: its element
+[b, g, k, u, j] is that of row g * units + 16 b + u and column 4 k + j, zero beyond them. It is the same on every
 processor. A row stands for its integers times its scale, float32 [G * units]; a product with integers that do not begin
 at zero has to be corrected by their sum, int32 [G * units].
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _UNITS, _DEPTH = 16, 4
 MOST_COLUMNS = 1 << 16  # which the operators take
+OPTIONS = (False,)  # what the operators take last: is_reduced, since weights go up to 127
 _LIMIT = 127  # symmetric: -128 is not used
 
 
@@ -66,7 +67,7 @@ def fit(weights, sizes: Sizes) -> bool:
 
 
 def packed_shape(units, columns, gates) -> tuple[int, ...]:
-    return -(-units // _UNITS), -(-columns // _DEPTH), gates, _UNITS, _DEPTH
+    return -(-units // _UNITS), gates, -(-columns // _DEPTH), _UNITS, _DEPTH
 
 
 def quantized(weight: Tensor, units: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,13 +86,13 @@ def quantized(weight: Tensor, units: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def dequantized(packed: Tensor, scale: Tensor, columns: int) -> Tensor:
     """What `quantized` was given, rounded, in float32."""
-    blocks, depth, gates, _, _ = packed.shape
-    rows = packed.permute(2, 0, 3, 1, 4).reshape(gates, blocks * _UNITS, depth * _DEPTH)
+    blocks, gates, depth, _, _ = packed.shape
+    rows = packed.permute(1, 0, 3, 2, 4).reshape(gates, blocks * _UNITS, depth * _DEPTH)
     return rows[:, : len(scale) // gates, :columns].flatten(0, 1) * scale[:, None]
 
 
 def _packed(rows: Tensor, units: int) -> Tensor:
     columns, gates = rows.size(1), rows.size(0) // units
-    blocks, depth, *_ = packed_shape(units, columns, gates)
+    blocks, _, depth, *_ = packed_shape(units, columns, gates)
     whole = pad(rows.unflatten(0, (gates, units)), (0, depth * _DEPTH - columns, 0, blocks * _UNITS - units))
-    return whole.view(gates, blocks, _UNITS, depth, _DEPTH).permute(1, 3, 0, 2, 4).contiguous()
+    return whole.view(gates, blocks, _UNITS, depth, _DEPTH).permute(1, 0, 3, 2, 4).contiguous()

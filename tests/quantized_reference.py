@@ -19,37 +19,37 @@ ONE = np.float32(1)
 # Weights
 
 
-def quantized(weight):
-    """weight [rows, K] as int8, and the scale of each row, float32 [rows]."""
+def quantized(weight, limit=127):
+    """weight [rows, K] as int8 from -limit to limit, and the scale of each row, float32 [rows]."""
     weight = np.asarray(weight, np.float32)
-    scale = np.abs(weight).max(1) / np.float32(127)
+    scale = np.abs(weight).max(1) / np.float32(limit)
     divisor = np.where(scale > 0, scale, ONE)[:, None]
     rounded = np.where(scale[:, None] > 0, np.rint(weight / divisor), 0)
-    return np.clip(rounded, -127, 127).astype(np.int8), scale
+    return np.clip(rounded, -limit, limit).astype(np.int8), scale
 
 
 def packed(weight, gates):
-    """int8 [gates * units, K] as [ceil(units / 16), ceil(K / 4), gates, 16, 4]."""
+    """int8 [gates * units, K] as [ceil(units / 16), gates, ceil(K / 4), 16, 4]."""
     rows, K = weight.shape
     units = rows // gates
-    result = np.zeros((-(-units // UNITS), -(-K // DEPTH), gates, UNITS, DEPTH), np.int8)
+    result = np.zeros((-(-units // UNITS), gates, -(-K // DEPTH), UNITS, DEPTH), np.int8)
     for gate in range(gates):
         for unit in range(units):
             for k in range(K):
                 block, u = divmod(unit, UNITS)
                 step, j = divmod(k, DEPTH)
-                result[block, step, gate, u, j] = weight[gate * units + unit, k]
+                result[block, gate, step, u, j] = weight[gate * units + unit, k]
     return result
 
 
 def unpacked(weight, units, K):
     """What `packed` was given."""
-    gates = weight.shape[2]
+    gates = weight.shape[1]
     result = np.empty((gates * units, K), np.int8)
     for row in range(gates * units):
         gate, unit = divmod(row, units)
         for k in range(K):
-            result[row, k] = weight[unit // UNITS, k // DEPTH, gate, unit % UNITS, k % DEPTH]
+            result[row, k] = weight[unit // UNITS, gate, k // DEPTH, unit % UNITS, k % DEPTH]
     return result
 
 
@@ -110,13 +110,13 @@ def product(values, weight, scale, total):
     return acc.astype(np.float32) * (scale_of_row[:, None] * scale)
 
 
-# csrc/cpu/kernel/simd.h: Exponential<float> and VectorMath
+# csrc/cpu/kernel/quantized_math.h
 
 LOG2_E = np.float32(1.44269504088896340736)
-LN2_HIGH, LN2_LOW = np.float32(0.693145751953125), np.float32(1.42860682030941723212e-6)
 ROUND = np.float32(12582912.0 + 127.0)
 POLYNOMIAL = np.array(
-    [0.5, 0.16666576266288757, 0.041666556149721146, 0.008363177999854088, 0.0013926181709393859], np.float32
+    [0.6931471805599454, 0.24022349038020355, 0.0555038101379658, 0.009666368515385883, 0.0013381302537283154],
+    np.float32,
 )
 
 
@@ -126,31 +126,24 @@ def clamped(x, limit):
     return np.where(x < -limit, -limit, x)
 
 
-def reduced(x, times):
-    """2^n and expm1(times * r), where times * x = n ln 2 + times * r."""
-    shifted = x * np.float32(times * LOG2_E) + ROUND
+def reduced(x):
+    """2^n and 2^r - 1, where x = n + r."""
+    shifted = x + ROUND
     scale = (shifted.view(np.uint32) << np.uint32(23)).view(np.float32)
-    n = shifted - ROUND
-    r = (x - n * np.float32(LN2_HIGH / times)) - n * np.float32(LN2_LOW / times)
-    coefficients = [c * np.float32(times ** (k + 2)) for k, c in enumerate(POLYNOMIAL)]
-    q = coefficients[-1]
-    for coefficient in coefficients[-2::-1]:
+    r = x - (shifted - ROUND)
+    q = POLYNOMIAL[-1]
+    for coefficient in POLYNOMIAL[-2::-1]:
         q = q * r + coefficient
-    linear = -r if times == -1 else r + r
-    return scale, q * (r * r) + linear
+    return scale, q * r
 
 
 def sigmoid(x):
-    scale, fraction = reduced(clamped(x, 87), -1)
-    exp = scale * fraction + scale
-    total = exp + ONE
-    y = ONE / total
-    lost = exp - (total - ONE)
-    return y - lost * (y * y)
+    scale, fraction = reduced(clamped(x, 87) * -LOG2_E)
+    return ONE / (scale * fraction + (scale + ONE))
 
 
 def tanh(x):
-    scale, fraction = reduced(clamped(x, 10), 2)
+    scale, fraction = reduced(clamped(x, 10) * (2 * LOG2_E))
     expm1 = scale * fraction + (scale - ONE)
     return expm1 / (expm1 + np.float32(2))
 
@@ -184,8 +177,11 @@ def step(cell, weights, from_input, states):
     return [tanh(sums[0])]
 
 
-def layer(cell, input, initial, weights, batch_sizes=None, lengths=None, reset=None, reset_state=()):
-    """What `fusedlstm::<cell>_layer_quantized` returns for these arguments, arrays in the place of tensors."""
+def layer(cell, input, initial, weights, batch_sizes=None, lengths=None, reset=None, reset_state=(), is_reduced=False):
+    """What `fusedlstm::<cell>_layer_quantized` returns for these arguments, arrays in the place of tensors.
+
+    is_reduced says something of the weights, and changes no result.
+    """
     with np.errstate(all="ignore"):
         return _layer(cell, input, initial, weights, batch_sizes, lengths, reset, reset_state)
 

@@ -694,8 +694,8 @@ class TestCalls:
     @pytest.mark.parametrize(
         "name, value, error, text",
         [
-            ("weight_hh_l0", torch.zeros(1, 1, 4, 16, 4, dtype=torch.int8), RuntimeError, r"\[1, 2, 4, 16, 4\]"),
-            ("weight_ih_l0", torch.zeros(28, 5), RuntimeError, r"weight_ih_l0 of shape \[1, 2, 4, 16, 4\], torch.int8"),
+            ("weight_hh_l0", torch.zeros(1, 4, 1, 16, 4, dtype=torch.int8), RuntimeError, r"\[1, 4, 2, 16, 4\]"),
+            ("weight_ih_l0", torch.zeros(28, 5), RuntimeError, r"weight_ih_l0 of shape \[1, 4, 2, 16, 4\], torch.int8"),
             ("scale_hh_l0", torch.zeros(28).double(), RuntimeError, "scale_hh_l0.*float32.*got.*float64"),
             ("sum_ih_l0", torch.zeros(28, dtype=torch.int32, device="meta"), RuntimeError, "sum_ih_l0.*got.*on meta"),
             ("bias_ih_l0", None, TypeError, "bias_ih_l0 to be a Tensor, got NoneType"),

@@ -39,23 +39,24 @@ OPTIONS = {
 cells = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 
 
-def quantized_arguments(layer, cell):
-    """Arguments of `<cell>_layer_quantized` for a float layer's, with weights that numpy quantized."""
+def quantized_arguments(layer, cell, limit=127):
+    """Arguments of `<cell>_layer_quantized` for a float layer's, with weights from -limit to limit by numpy."""
     weights, G = [], cell.gates
     for d in range(len(layer.weight_ih)):
         ih, hh, *hr = (
-            [torch.from_numpy(part).clone() for part in quantized_parts(kind[d].numpy(), gates)]
+            [torch.from_numpy(part).clone() for part in quantized_parts(kind[d].numpy(), gates, limit)]
             for kind, gates in ((layer.weight_ih, G), (layer.weight_hh, G), (layer.weight_hr, 1))
             if kind
         )
         weights += [part for pair in zip(ih, hh) for part in pair]
         weights += [kind[d] for kind in (layer.bias_ih, layer.bias_hh) if kind]
         weights += [part for parts in hr for part in parts]
-    return [layer.input, layer.initial, weights, layer.batch_sizes, layer.lengths, layer.reset, layer.reset_state]
+    rows = layer.batch_sizes, layer.lengths, layer.reset
+    return [layer.input, layer.initial, weights, *rows, layer.reset_state, limit <= 64]
 
 
-def quantized_parts(weight, gates):
-    q, scale = reference.quantized(weight)
+def quantized_parts(weight, gates, limit):
+    q, scale = reference.quantized(weight, limit)
     return reference.packed(q, gates), scale, q.sum(1, dtype=np.int32)
 
 
@@ -74,15 +75,16 @@ def assert_equal(cell, arguments):
 def as_arrays(argument):
     if isinstance(argument, list):
         return [tensor.numpy() for tensor in argument]
-    return None if argument is None else argument.numpy()
+    return argument.numpy() if isinstance(argument, torch.Tensor) else argument
 
 
 @cells
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("limit", [127, 64])
 @pytest.mark.parametrize("case", SHAPES, ids=lambda case: case.name)
-def test_every_cell_and_size(case, isa, cell, forced):
+def test_every_cell_and_size(case, limit, isa, cell, forced):
     forced(isa, "")
-    arguments = quantized_arguments(draw(case, cell, dtype=torch.float32).layer, cell)
+    arguments = quantized_arguments(draw(case, cell, dtype=torch.float32).layer, cell, limit)
     assert_equal(cell, arguments)
     arguments[1] = []
     assert_equal(cell, arguments)
@@ -178,7 +180,8 @@ def test_every_kind_of_row(make, isa, cell, forced):
 
 @cells
 @pytest.mark.parametrize("isa", ISAS)
-def test_extreme_weights(isa, cell, forced):
+@pytest.mark.parametrize("limit", [127, 64])
+def test_extreme_weights(limit, isa, cell, forced):
     """All of the same sign and as large as they get, against an input of the same kind; scales of zero, and not."""
     forced(isa, "")
     layer = draw(Case("extreme", 3, 2, 999, 18), cell, dtype=torch.float32).layer
@@ -187,7 +190,7 @@ def test_extreme_weights(isa, cell, forced):
     layer.weight_ih[0][5] = 0
     layer.input[:, 0] = 1
     layer.input[1, 1] = -1
-    assert_equal(cell, quantized_arguments(layer, cell))
+    assert_equal(cell, quantized_arguments(layer, cell, limit))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -207,7 +210,7 @@ def test_activations_over_all_magnitudes(isa, forced):
             bias_hh=[torch.zeros(cell.gates * H)],
         )
         arguments = quantized_arguments(layer, cell)
-        arguments[2][1] = torch.zeros(-(-H // 16), -(-H // 4), cell.gates, 16, 4, dtype=torch.int8)
+        arguments[2][1] = torch.zeros(-(-H // 16), cell.gates, -(-H // 4), 16, 4, dtype=torch.int8)
         output, last = operator_of(cell)(*arguments)
         with np.errstate(all="ignore"):
             x = values.numpy()
