@@ -44,7 +44,7 @@ def choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
     if (is_traced or (is_exported and wants_kept)) and _is_in_onnx_export():
         return _onnx_layer(cell, wants_kept, lengths, reset)
     if is_traced:
-        _warn_of_converters("fusedlstm.revert(model), or a trace of it")
+        _warn_of_converters()
     if is_transformed and _transforms.is_differentiating():
         return _autograd.TRANSFORMED_LAYERS[cell.name]
     if wants_kept or is_traced or is_exported or (is_transformed and differentiable):
@@ -76,7 +76,7 @@ def choose_quantized(name, tensors, differentiable):
 
         onnx.refuse({"int8 weights": True})
     if is_traced:
-        _warn_of_converters("the model as it was before fusedlstm.quantize")
+        _warn_of_converters(is_int8=True)
     # As in `choose`: compilers, traces, and whoever overrides operators, must see the operator itself.
     if is_traced or torch.compiler.is_compiling() or torch.overrides.has_torch_function(tensors):
         return OPERATORS[name].quantized
@@ -164,8 +164,11 @@ def _onnx_layer(cell, wants_kept, lengths, reset):
 warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="fusedlstm")
 
 
-def _warn_of_converters(instead):
+def _warn_of_converters(is_int8=False):
     """Says in time what the errors of converters do not: they name an operator that the user never wrote."""
+    instead = (
+        "the model as it was before fusedlstm.quantize" if is_int8 else "fusedlstm.revert(model), or a trace of it"
+    )
     warnings.warn(
         "torch.jit.trace records fusedlstm's operators: the trace runs where fusedlstm is imported. Converters to "
         f"other runtimes know PyTorch's own: give them {instead}",
