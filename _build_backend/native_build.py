@@ -34,9 +34,14 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
 _AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
 ISA_FLAGS = {
     "avx2": "-mavx2 -mfma -mf16c",
+    "avx_vnni": "-mavx2 -mfma -mf16c -mavxvnni",
     "avx512": _AVX512,
+    "avx512_vnni": f"{_AVX512} -mavx512vnni",
     "avx512_bf16": f"{_AVX512} -mavx512bf16",
 }
+
+# For files csrc/cpu/instances/quantized_*.cpp: results of int8 layers are the same on every instruction set.
+QUANTIZED_FLAGS = ["-ffp-contract=off"]
 
 # Not -ffast-math: NaN and infinity must pass through as they do in nn.LSTM.
 HOST_FLAGS = [
@@ -138,7 +143,8 @@ def _cpu_library(ninja: NinjaFile, flags: list[str], torch_dir: Path, cxx: str) 
     for source in sorted((ROOT / "csrc/cpu").rglob("*.cpp")):
         isa = next((name for name in ISA_FLAGS if source.stem.endswith(f"_{name}")), None)
         if isa is None or isa in isa_flags:
-            objects.append(ninja.object(source, [*flags, *isa_flags.get(isa, "").split()]))
+            own = QUANTIZED_FLAGS if source.stem.startswith("quantized_") else []
+            objects.append(ninja.object(source, [*flags, *own, *isa_flags.get(isa, "").split()]))
     # -z defs: a forgotten source file fails here and not when a user imports the package.
     ninja.library("lib/libfusedlstm_cpu.so", objects, [f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-Wl,-z,defs"])
 

@@ -22,6 +22,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedlstm, m) {
       m.def((cell + "_layer" + arguments + " -> " + listed<LayerResults>()).c_str());
       m.def((cell + "_layer_inference" + arguments + " -> " + listed<InferenceResults>()).c_str());
       m.def((cell + "_layer_frozen" + listed<FrozenArguments>() + " -> " + listed<InferenceResults>()).c_str());
+      m.def((cell + "_layer_quantized" + listed<QuantizedArguments>() + " -> " + listed<InferenceResults>()).c_str());
       m.def((cell + "_layer_backward" + listed<BackwardArguments>() + " -> " + listed<LayerGradients>()).c_str());
       const std::string step = listed<StepArguments>();
       m.def((cell + "_cell" + step + " -> " + listed<StepResults>()).c_str());

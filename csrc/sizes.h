@@ -8,7 +8,7 @@
 
 namespace fusedlstm {
 
-// Up to four sizes, without an allocation.
+// Up to five sizes, without an allocation.
 class Sizes {
  public:
   Sizes(std::initializer_list<int64_t> sizes) {
@@ -24,7 +24,7 @@ class Sizes {
   int64_t size() const { return count; }
 
  private:
-  int64_t values[4], count = 0;
+  int64_t values[5], count = 0;
 };
 
 }  // namespace fusedlstm

@@ -7,6 +7,7 @@ from fusedlstm._version import __version__
 from fusedlstm.convert import convert, revert
 from fusedlstm.freeze import freeze, unfreeze
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
+from fusedlstm.quantize import dequantize, quantize
 
 __all__ = [
     "FusedGRU",
@@ -17,8 +18,10 @@ __all__ = [
     "FusedRNNCell",
     "__version__",
     "convert",
+    "dequantize",
     "freeze",
     "functional",
+    "quantize",
     "revert",
     "unfreeze",
 ]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fusedlstm import _int8
 from fusedlstm._private_torch import are_transforms_active, is_any_autocast_enabled
 from fusedlstm.cells import CELLS, Cell
 
@@ -66,10 +67,10 @@ def _rows_text(cell: Cell) -> str:
     return "hidden_size" if cell.gates == 1 else f"{cell.gates} * hidden_size"
 
 
-def check_tensors(x, hx, weights, sizes, B):
-    """Checks a call's tensors, of which `weights` are all in a row."""
-    check_input(x, weights[0], sizes)
-    check_weights(weights, sizes, x)
+def check_tensors(x, hx, weights, sizes, B, is_int8=False):
+    """Checks a call's tensors, of which `weights` are all in a row; is_int8: as those of `_int8.tensors_of`."""
+    check_input(x, weights[0], sizes, is_int8)
+    (check_int8_weights if is_int8 else check_weights)(weights, sizes, x)
     if hx is not None:
         check_states(hx, sizes, B, x, "hidden")
 
@@ -82,14 +83,14 @@ def refuse(*call):
         raise refusal from None
 
 
-def check_input(x, weight, sizes):
+def check_input(x, weight, sizes, is_int8=False):
     name, input_size = sizes.name, sizes.input_size
     if not isinstance(weight, Tensor):
         raise TypeError(f"{name}: Expected weight_ih_l0 to be a Tensor, got {type(weight).__name__}")
-    if x.dtype is not weight.dtype:
+    if x.dtype is not (torch.float32 if is_int8 else weight.dtype):
         # Of packed input, and under autocast, nn.LSTM leaves it to its products to fail.
         is_plain = x.dim() == 3 and not is_any_autocast_enabled()
-        _refuse_dtype(x, weight, ValueError if is_plain else RuntimeError)
+        _refuse_dtype(x, weight, ValueError if is_plain else RuntimeError, is_int8)
     if x.dtype not in _DTYPES:
         raise RuntimeError(f"{name}: Expected dtype float32, float64, bfloat16 or float16, got {x.dtype}")
     if x.device != weight.device:
@@ -101,14 +102,19 @@ def check_input(x, weight, sizes):
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {x.size(-1)}")
 
 
-def check_cell_input(x, weight):
-    if x.size(1) != weight.shape[-1]:
-        raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {weight.shape[-1]}")
-    if x.dtype is not weight.dtype and not is_any_autocast_enabled():
-        _refuse_dtype(x, weight, RuntimeError)
+def check_cell_input(x, weight, input_size, is_int8=False):
+    if x.size(1) != input_size:
+        raise RuntimeError(f"input has inconsistent input_size: got {x.size(1)} expected {input_size}")
+    if x.dtype is not (torch.float32 if is_int8 else weight.dtype) and not is_any_autocast_enabled():
+        _refuse_dtype(x, weight, RuntimeError, is_int8)
 
 
-def _refuse_dtype(x, weight, error):
+def _refuse_dtype(x, weight, error, is_int8):
+    if is_int8:
+        raise error(
+            f"RNN input dtype ({x.dtype}) does not match the dtype in which quantized layers compute (torch.float32). "
+            "Convert input: input.to(torch.float32)"
+        )
     raise error(
         f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
         f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
@@ -142,6 +148,25 @@ def check_weights(weights, sizes, x):
                 ):
                     _refuse_weight(tensor, sizes.name, f"{kind}_l{layer}{reverse}", shape, dtype, device)
         shapes["weight_ih"] = (rows, D * R)
+
+
+def check_int8_weights(weights, sizes, x):
+    expected = _int8.tensors_of(sizes)
+    if len(weights) != len(expected):
+        raise RuntimeError(f"{sizes.name}: Expected {len(expected)} tensors of quantized weights, got {len(weights)}")
+    for tensor, (name, shape, dtype) in zip(weights, expected):
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.shape != shape
+            or tensor.dtype is not dtype
+            or tensor.device != x.device
+        ):
+            _refuse_weight(tensor, sizes.name, name, shape, dtype, x.device)
+    if x.device.type != "cpu":
+        raise RuntimeError(
+            f"{sizes.name}: Expected quantized layers and their input on the CPU, where alone they run, got them on "
+            f"{x.device}; call model.cpu(), or fusedlstm.dequantize(model) first"
+        )
 
 
 def _refuse_weight(tensor, owner, name, shape, dtype, device):

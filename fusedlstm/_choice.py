@@ -44,7 +44,7 @@ def choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
     if (is_traced or (is_exported and wants_kept)) and _is_in_onnx_export():
         return _onnx_layer(cell, wants_kept, lengths, reset)
     if is_traced:
-        _warn_of_converters()
+        _warn_of_converters("fusedlstm.revert(model), or a trace of it")
     if is_transformed and _transforms.is_differentiating():
         return _autograd.TRANSFORMED_LAYERS[cell.name]
     if wants_kept or is_traced or is_exported or (is_transformed and differentiable):
@@ -54,6 +54,33 @@ def choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
         is_differentiable = any(tensor.requires_grad for tensor in differentiable)
         return operators.layer if is_differentiable else operators.inference
     return choose_plain(cell.name, differentiable)
+
+
+def choose_quantized(name, differentiable):
+    """What runs a layer with int8 weights of the cell of this name; arguments as of `choose`.
+
+    Raises:
+        NotImplementedError: inside of a transform of torch.func, or of torch.onnx.export.
+        RuntimeError: a tensor asks for gradients.
+    """
+    if are_transforms_active() or is_forward_mode_active():
+        raise NotImplementedError(
+            "Quantized layers have no rules for transforms of torch.func and forward mode: expected a call outside of "
+            "vmap, grad, jvp and their kin, got one inside; call the model as it was before fusedlstm.quantize"
+        )
+    if any(tensor.requires_grad for tensor in differentiable):
+        raise RuntimeError(
+            "Quantized layers are for inference: expected arguments without gradients, got one that requires them; "
+            "call the model under torch.no_grad()"
+        )
+    is_traced = torch.jit.is_tracing()
+    if (is_traced or torch.compiler.is_exporting()) and _is_in_onnx_export():
+        from fusedlstm import onnx
+
+        onnx.refuse({"int8 weights": True})
+    if is_traced:
+        _warn_of_converters("the model as it was before fusedlstm.quantize")
+    return OPERATORS[name].quantized
 
 
 def choose_plain(name, differentiable):
@@ -137,11 +164,11 @@ def _onnx_layer(cell, wants_kept, lengths, reset):
 warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="fusedlstm")
 
 
-def _warn_of_converters():
+def _warn_of_converters(instead):
     """Says in time what the errors of converters do not: they name an operator that the user never wrote."""
     warnings.warn(
         "torch.jit.trace records fusedlstm's operators: the trace runs where fusedlstm is imported. Converters to "
-        "other runtimes know PyTorch's own: give them fusedlstm.revert(model), or a trace of it",
+        f"other runtimes know PyTorch's own: give them {instead}",
         stacklevel=2,
     )
 

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fusedlstm import _checks
 from fusedlstm._choice import is_plain
 from fusedlstm._private_torch import count_of_dispatch_modes
-from fusedlstm._run import as_passed, by_kind
+from fusedlstm._run import by_kind, run_usual, states_of_usual
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
@@ -64,34 +64,14 @@ class Frozen:
         self.sizes = sizes
 
     def run_usual(self, module: nn.Module, input, hx, others):
-        """What the module returns for one layer, one input and states of the usual kinds and nothing else; else None.
-
-        Every microsecond counts here: single steps take a few. What does not fit in the operator refuses, and the long
-        way then says what is wrong.
-        """
-        is_one_input = type(input) is Tensor and input.dim() == 3 and others.count(None) == len(others)
-        if self._only is None or not is_one_input:
+        """What the module returns where it has one layer and the call is usual, see `states_of_usual`; else None."""
+        if self._only is None:
             return None
         cell, layer, has_one_state = self._only
-        if hx is None:
-            states = []
-        elif has_one_state is (type(hx) is tuple):
+        states = states_of_usual(module, input, hx, others, has_one_state)
+        if states is None or not _are_unchanged(self._usual, module._parameters):
             return None
-        else:
-            states = [hx] if has_one_state else [*hx]
-        # Dynamo is told first that it compiles: it cannot ask for modes.
-        if module.training or not is_plain((input, *states)) or count_of_dispatch_modes() > 0:
-            return None
-        if torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in (input, *states)]:
-            return None
-        if not _are_unchanged(self._usual, module._parameters):
-            return None
-        try:
-            x = input.transpose(0, 1) if module.batch_first else input
-            output, last = OPERATORS[cell].frozen(x, states, layer, None, None, None, [])
-        except (RuntimeError, TypeError):
-            return None
-        return output.transpose(0, 1) if module.batch_first else output, as_passed(last)
+        return run_usual(OPERATORS[cell].frozen, layer, input, states, module.batch_first)
 
     def of_call(self, module: nn.Module, names, sizes: _checks.Sizes, input, *others):
         """The weights for a call on these arguments; and `layers`, or None where they do not serve it. The call is then

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm import _checks
-from fusedlstm._choice import KERNELS, choose, choose_plain, is_plain, is_tf32_on
-from fusedlstm._private_torch import is_any_autocast_enabled
+from fusedlstm import _checks, _int8
+from fusedlstm._choice import KERNELS, choose, choose_plain, choose_quantized, is_plain, is_tf32_on
+from fusedlstm._private_torch import count_of_dispatch_modes, is_any_autocast_enabled
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
@@ -19,7 +19,7 @@ from fusedlstm.ops import OPERATORS
 def run(
     cell, input, hx, weights, sizes, batch_first=False, dropout=0.0, training=False,
     lengths=None, reset=None, reset_state=None, return_carried=False, return_saved=False, is_cell=False,
-    packing=None, frozen=None,
+    packing=None, frozen=None, is_int8=False,
 ):  # fmt: skip
     """A stack of layers, as `functional.lstm` describes it, of the cell of this name.
 
@@ -29,8 +29,11 @@ def run(
         is_cell: one step is run for a cell.
         packing: where `input` is the data of a PackedSequence, the other three of its fields.
         frozen: of each layer `weights` as its operator froze them, for calls that these serve; or None.
+        is_int8: whether `weights` are int8 ones, as `_int8.tensors_of` has them; for inference on the CPU.
     """
-    is_usual = frozen is None and packing is None and lengths is None and reset is None and reset_state is None
+    is_usual = (
+        frozen is None and not is_int8 and packing is None and lengths is None and reset is None and reset_state is None
+    )
     if is_usual and not (return_carried or return_saved or is_cell or sizes.num_layers > 1) and type(input) is Tensor:
         states = () if hx is None else (hx,) if type(hx) is Tensor else hx
         if type(states) is tuple and is_plain((input, *states, *weights)):
@@ -56,7 +59,7 @@ def run(
     if reset_state is not None:
         reset_state = _checks.checked_states(reset_state, cell, sizes.name, "reset_state")
     if is_any_autocast_enabled():
-        x, hx, weights, reset_state = _autocast(cell, x, hx, weights, reset_state, is_cell)
+        x, hx, weights, reset_state = _autocast(cell, x, hx, weights, reset_state, is_cell, is_int8)
 
     _, input_size, H, P, L, D, bias = sizes
     shape = x.shape
@@ -70,21 +73,25 @@ def run(
         wants_kept, is_compiling = return_carried or return_saved, torch.compiler.is_compiling()
         if frozen and (wants_kept or type(x) is not Tensor or not is_plain((x, *(hx or ()), *(reset_state or ())))):
             frozen = None
+        each = len(weights) // L
         if frozen:
             operator, layers, options = OPERATORS[cell.name].frozen, [[layer] for layer in frozen], ()
+        elif is_int8:
+            operator, options = choose_quantized(cell.name, differentiable), ()
+            layers = [[weights[i * each : (i + 1) * each]] for i in range(L)]
         else:
             operator = choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
-            each = len(weights) // L
             layers = [by_kind(weights[i * each : (i + 1) * each], D, bias, P) for i in range(L)]
             options = (x.is_cuda and x.dtype is torch.float32 and is_tf32_on(is_cell),)
         # Kernels check all that they are given, and that it fits together; but they do not know `sizes`.
-        fits = (
-            len(weights) == L * D * ((4 if bias else 2) + (1 if P else 0))
+        fits = shape[-1] == input_size and (
+            _int8.fit(weights, sizes)
+            if is_int8
+            else len(weights) == L * D * ((4 if bias else 2) + (1 if P else 0))
             and weights[1].shape == (cell.gates * H, P or H)
-            and shape[-1] == input_size
         )
-        if is_compiling or not fits or not (frozen or operator in KERNELS[cell.name]):
-            _checks.check_tensors(x, hx, weights, sizes, B)
+        if is_compiling or not fits or not (frozen or is_int8 or operator in KERNELS[cell.name]):
+            _checks.check_tensors(x, hx, weights, sizes, B, is_int8)
         if sorted_indices is not None and hx is not None:
             _checks.check_states(hx, sizes, B, x, "hidden")
             hx = [state.index_select(1, sorted_indices) for state in hx]
@@ -94,9 +101,9 @@ def run(
         wanted = [place for place, is_asked in asked if is_asked] if wants_kept else ()
         output, last, *kept = _stack(operator, x, states, layers, rows, options, dropout if training else 0, wanted)
         if type(output) is not Tensor or output.is_meta:  # a fake kernel may have run, which checks little
-            _checks.check_tensors(x, hx, weights, sizes, B)
+            _checks.check_tensors(x, hx, weights, sizes, B, is_int8)
     except Exception:
-        _checks.refuse(x, hx, weights, sizes, B)
+        _checks.refuse(x, hx, weights, sizes, B, is_int8)
         raise
 
     if return_saved and cell.saved > cell.gates:  # the gates come first
@@ -112,6 +119,39 @@ def run(
         if not is_batched:
             last = [state.squeeze(1) for state in last]
     return output, as_passed(last), *kept
+
+
+def states_of_usual(module, input, hx, others, has_one_state, dim=3) -> list[Tensor] | None:
+    """The initial states, [] for zeros, of a call of a module for inference that has one input of `dim` dimensions and
+    states of the usual kinds and nothing else, in evaluation mode and without gradients; else None.
+
+    Every microsecond counts here: single steps take a few. What does not fit in the operator refuses, and the long
+    way then says what is wrong.
+    """
+    if type(input) is not Tensor or input.dim() != dim or others.count(None) != len(others):
+        return None
+    if hx is None:
+        states = []
+    elif has_one_state is (type(hx) is tuple):
+        return None
+    else:
+        states = [hx] if has_one_state else [*hx]
+    # Dynamo is told first that it compiles: it cannot ask for modes.
+    if module.training or not is_plain((input, *states)) or count_of_dispatch_modes() > 0:
+        return None
+    if torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in (input, *states)]:
+        return None
+    return states
+
+
+def run_usual(operator, weights, input, states, batch_first):
+    """What a module of one layer returns for such a call, by an operator for inference; None where that refuses."""
+    try:
+        x = input.transpose(0, 1) if batch_first else input
+        output, last = operator(x, states, weights, None, None, None, [])
+    except (RuntimeError, TypeError):
+        return None
+    return output.transpose(0, 1) if batch_first else output, as_passed(last)
 
 
 def _fits(name, x, states, weights, sizes) -> bool:
@@ -226,8 +266,11 @@ def _arranged(tensor, time, is_batched, batch_first):
     return tensor.transpose(time, time + 1) if batch_first else tensor
 
 
-def _autocast(cell, x, hx, weights, reset_state, is_cell):
-    """Casts as autocast does for PyTorch's layers and cells: all to its dtype, except what is float64."""
+def _autocast(cell, x, hx, weights, reset_state, is_cell, is_int8):
+    """Casts as autocast does for PyTorch's layers and cells: all to its dtype, except what is float64.
+
+    To float32, as for operators that compute in it alone, where the weights are int8.
+    """
     device = x.device.type
     if x.is_meta or not torch.is_autocast_enabled(device):
         return x, hx, weights, reset_state
@@ -235,13 +278,15 @@ def _autocast(cell, x, hx, weights, reset_state, is_cell):
     if x.is_cpu and cell.promotes[is_cell]:
         promoted = torch.promote_types(dtype, (x if hx is None else hx[-1]).dtype)
         dtype = torch.float32 if promoted is torch.float32 else dtype
+    if is_int8:
+        dtype = torch.float32
 
     def cast(tensor):
         is_eligible = isinstance(tensor, Tensor) and tensor.is_floating_point()
         return tensor.to(dtype) if is_eligible and tensor.dtype != torch.float64 else tensor
 
     hx, reset_state = (None if s is None else list(map(cast, s)) for s in (hx, reset_state))
-    return cast(x), hx, list(map(cast, weights)), reset_state
+    return cast(x), hx, weights if is_int8 else list(map(cast, weights)), reset_state
 
 
 def _row_states(x, lengths, reset, reset_state, sizes, B, is_batched, batch_first):

@@ -34,6 +34,11 @@ def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, frozen=Non
     return _as_layer(cell, input, hx, weights)
 
 
+def run_quantized_cell(input, hx, weights, sizes):
+    """One step with int8 weights, as their operator takes them, of the cell and the sizes of a layer of one."""
+    return _as_layer(sizes.cell, input, hx, weights, sizes)
+
+
 def _plain(name, input, states, weights, frozen):
     """The states after the step, of tensors that fit; raises any exception of others. states: () for zeros."""
     allow_tf32 = input.is_cuda and input.dtype is torch.float32 and is_tf32_on(True)
@@ -60,31 +65,36 @@ def _refuse(*call):
         raise refusal from None
 
 
-def _checked(name, input, hx, weights):
-    """Input and states as those of a layer of one step, after the checks of a cell; and the layer's sizes."""
+def _checked(name, input, hx, weights, sizes=None):
+    """Input and states as those of a layer of one step, after the checks of a cell; and the layer's sizes.
+
+    sizes: those that float weights do not tell, since they are int8.
+    """
     cell = CELLS[name]
     owner = cell.cell.__name__
     if not isinstance(input, Tensor):
         raise TypeError(f"{owner}: Expected input to be a Tensor, got {type(input).__name__}")
     if input.dim() not in (1, 2):
         raise ValueError(f"{owner}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-    if len(weights) > 2 and (weights[2] is None or weights[3] is None):
+    if sizes is None and len(weights) > 2 and (weights[2] is None or weights[3] is None):
         raise RuntimeError(f"{owner}: Expected both bias_ih and bias_hh or neither, got one")
     is_batched = input.dim() == 2
     x = input if is_batched else input.unsqueeze(0)
-    H, I = weights[1].shape[-1], weights[0].shape[-1]
+    is_int8 = sizes is not None
+    if not is_int8:
+        sizes = _checks.Sizes(name, weights[0].shape[-1], weights[1].shape[-1], 0, 1, 1, len(weights) > 2)
     if hx is not None:
         hx = _checks.checked_states(hx, cell, owner)
-        hx = _checks.checked_cell_states(hx, x, is_batched, H, owner)
+        hx = _checks.checked_cell_states(hx, x, is_batched, sizes.hidden_size, owner)
         hx = as_passed([state.unsqueeze(0) for state in hx])
-    _checks.check_cell_input(x, weights[0])
-    return x.unsqueeze(0), hx, _checks.Sizes(name, I, H, 0, 1, 1, len(weights) > 2)
+    _checks.check_cell_input(x, weights[0], sizes.input_size, is_int8)
+    return x.unsqueeze(0), hx, sizes
 
 
-def _as_layer(name, input, hx, weights):
-    """The step as one of a layer."""
-    x, hx, sizes = _checked(name, input, hx, weights)
-    _, last = run(name, x, hx, weights, sizes, is_cell=True)
+def _as_layer(name, input, hx, weights, sizes=None):
+    """The step as one of a layer; arguments as of `_checked`."""
+    x, hx, of_layer = _checked(name, input, hx, weights, sizes)
+    _, last = run(name, x, hx, weights, of_layer, is_cell=True, is_int8=sizes is not None)
     last = _without_first([last] if isinstance(last, Tensor) else last)
     return as_passed(last if input.dim() == 2 else _without_first(last))
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
+from fusedlstm.quantized import Quantized
 
 _FUSED = {
     nn.LSTM: FusedLSTM,
@@ -49,7 +50,7 @@ def convert(model: nn.Module, subclasses: bool = False) -> nn.Module:
     Equivalent to:
         model.lstm = FusedLSTM(...); model.lstm.load_state_dict(old.state_dict())
     """
-    return _swap(model, "convert", functools.partial(_fused, subclasses=subclasses))
+    return swap(model, "convert", lambda module, _: _retyped(module, _fused(module, subclasses)))
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -58,24 +59,31 @@ def revert(model: nn.Module) -> nn.Module:
     Converted subclasses become themselves again. Left, and named in a warning, are those that were derived from
     the fused classes.
     """
-    return _swap(model, "revert", plain_type)
+    return swap(model, "revert", lambda module, _: _retyped(module, plain_type(module)))
 
 
-def _swap(model, function, replacement):
-    """Replace modules by those of the type that `replacement` finds; warn of those for which it gives a reason."""
+def swap(model: nn.Module, function: str, replacement) -> nn.Module:
+    """Replace modules inside `model` in place, for a function of the package that its user calls; the model, or what
+    replaces it.
+
+    Args:
+        function: its name, which begins the warning of what is left.
+        replacement: replacement(module, path) gives what replaces a module, or the reason why it has to stay, or None
+            for what is no recurrent layer. Called for all before any is replaced.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected model to be an nn.Module, got {type(model).__name__}")
     swapped: dict[nn.Module, nn.Module] = {}
     left = []
     modules = dict(model.named_modules())
     for path, module in modules.items():
-        found = replacement(module)
+        found = replacement(module, path)
         if isinstance(found, str):
-            name = getattr(module, "original_name", _type(module).__name__)  # TorchScript's types are all one
+            name = getattr(module, "original_name", type_of(module).__name__)  # TorchScript's types are all one
             left.append(f"\n  {path or 'the model itself'} ({name}): {found}")
         elif found is not None:
-            swapped[module] = _with_type(module, found)
-    for module in modules.values():
+            swapped[module] = found
+    for module in (*modules.values(), *swapped.values()):
         for child_name, child in module._modules.items():
             if child in swapped:
                 module._modules[child_name] = swapped[child]
@@ -84,17 +92,21 @@ def _swap(model, function, replacement):
     return swapped.get(model, model)
 
 
+def _retyped(module, found):
+    return _with_type(module, found) if isinstance(found, type) else found
+
+
 def _fused(module, subclasses) -> type | str | None:
     """The type that replaces the module's, or why it has to stay, or None for what is no recurrent layer."""
-    cls = _type(module)
+    cls = type_of(module)
     if isinstance(module, torch.jit.ScriptModule):
-        return _why_compiled(module, _FUSED)
+        return why_compiled(module, _FUSED)
     if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or isinstance(module, tuple(_PLAIN)):
         return None
     plain = next((base for base in cls.__mro__ if base in _FUSED), None)
     if plain is None:
         return f"fusedlstm replaces {_names(_FUSED)}"
-    reason = _why_instance(module) or ("" if cls is plain else _why_subclass(cls, plain))
+    reason = why_instance(module) or ("" if cls is plain else _why_subclass(cls, plain))
     if reason:
         return reason
     if cls is plain:
@@ -108,12 +120,14 @@ def _fused(module, subclasses) -> type | str | None:
 
 def plain_type(module) -> type | str | None:
     """The type that `convert` replaced, or why there is none, or None for what is no fused layer."""
-    cls = _type(module)
+    cls = type_of(module)
     if isinstance(module, torch.jit.ScriptModule):
-        return _why_compiled(module, _PLAIN)
+        return why_compiled(module, _PLAIN)
+    if isinstance(module, Quantized):
+        return "its weights are int8; fusedlstm.dequantize(model) first"
     if not isinstance(module, tuple(_PLAIN)):
         return None
-    if reason := _why_instance(module):
+    if reason := why_instance(module):
         return reason
     if isinstance(cls, _InPlaceOfPlain):
         return cls.__bases__[0]
@@ -126,12 +140,12 @@ def plain_type(module) -> type | str | None:
     )
 
 
-def _why_compiled(module, types) -> str | None:
+def why_compiled(module, types) -> str | None:
     is_concerned = module.original_name in {cls.__name__ for cls in types}
     return "compiled by TorchScript; replace it in the model that was compiled" if is_concerned else None
 
 
-def _why_instance(module) -> str:
+def why_instance(module) -> str:
     """Why this one module must keep its type, or "": what it has beside parameters, buffers and hooks."""
     if "forward" in vars(module):
         return "its forward was set on the instance, and is bound to it"
@@ -196,7 +210,7 @@ def _fused_subclass(cls) -> type:
 
 def _reduce_ex(module, protocol):
     """For pickle and copy, which find `cls` by its name, but not the class made of it."""
-    return _empty, _type(module).__bases__[:1], *object.__reduce_ex__(module, 2)[2:]
+    return _empty, type_of(module).__bases__[:1], *object.__reduce_ex__(module, 2)[2:]
 
 
 def _empty(cls):
@@ -204,7 +218,7 @@ def _empty(cls):
     return fused.__new__(fused)
 
 
-def _type(module) -> type:
+def type_of(module) -> type:
     """The module's type, without the class that parametrizations put before it."""
     return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
 

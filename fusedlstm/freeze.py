@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from fusedlstm._module import FusedCell, FusedLayer, freeze_one
+from fusedlstm.quantized import Quantized
 
 
 def freeze(model: nn.Module) -> nn.Module:
-    """Make every fused layer and cell inside `model` one for inference, with weights prepared, in place.
+    """Make every fused layer and cell inside `model` one for inference, with weights prepared, in place. Quantized ones
+    are that already.
 
     On the CPU each keeps a second copy of its weights, in the order in which the kernels read them, and calls no longer
     bring them there: the shorter a call, the more it gains. Results are those of the layer before, but for the last bit
@@ -36,7 +38,7 @@ def freeze(model: nn.Module) -> nn.Module:
             model(input)
     """
     modules = _fused_modules(model)
-    if not modules:
+    if not modules and not any(isinstance(module, Quantized) for module in model.modules()):
         raise ValueError(
             f"Expected a model with fused layers to freeze, got {type(model).__name__} without any; "
             "fusedlstm.convert(model) makes them of PyTorch's"

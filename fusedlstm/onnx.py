@@ -21,6 +21,8 @@ _INSTEAD = {
     "reset": "export one step, and reset the state from call to call",
     "cell states and gates of all steps": "export one step, with the cell of the layer",
     "an ensemble": "export its members one by one",
+    "int8 weights": "export it as it was before fusedlstm.quantize, and give the file to "
+    "onnxruntime.quantization.quantize_dynamic",
 }
 
 

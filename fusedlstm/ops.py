@@ -11,6 +11,7 @@
 * `<cell>_freeze`, on the CPU alone: a layer's weights as its kernels read them, in a tensor of bytes that fits this
   process; `<cell>_layer_frozen` and `<cell>_cell_frozen` are inference with that tensor, and with no states for zeros.
   They are called as they are, outside of everything that traces or transforms.
+* `<cell>_layer_quantized`, on the CPU alone: inference with int8 weights; see fusedlstm/quantized.py.
 * `<cell>_steps_second_order`: what is between the products of second order, see _second_order_step.py.
 
 Operators of layers take ensembles: with the members as one more dimension in front of every tensor but batch_sizes, one
@@ -55,11 +56,14 @@ class Operators(NamedTuple):
     freeze: OpOverload
     frozen: OpOverload
     cell_frozen: OpOverload
+    quantized: OpOverload
 
 
 def _operators(cell: Cell) -> Operators:
     names = [f"{cell.name}_{of}{kind}" for of in ("layer", "cell") for kind in ("", "_inference", "_backward")]
-    names += [f"{cell.name}_{of}" for of in ("steps_second_order", "freeze", "layer_frozen", "cell_frozen")]
+    names += [
+        f"{cell.name}_{of}" for of in ("steps_second_order", "freeze", "layer_frozen", "cell_frozen", "layer_quantized")
+    ]
     operators = Operators(*(getattr(torch.ops.fusedlstm, name).default for name in names))
     names = argument_names(operators.layer)
     if names != LayerArguments._fields:
@@ -134,6 +138,18 @@ def _fake_steps_second_order(cell: Cell, before, after, saved, sums, hidden_sums
     return [values(1, moves) for _ in after], d_sums, *d_before
 
 
+def _fake_quantized(cell: Cell, input, initial, weights, batch_sizes, lengths, reset, reset_state):
+    D = 1 if len(weights) in (6, 8, 9, 11) else 2
+    of_direction = weights[: len(weights) // D]
+    H = len(of_direction[2]) // cell.gates
+    R = H if len(of_direction) % 2 == 0 else len(of_direction[-2])
+    output = input.new_empty((*input.shape[:-1], D * R))
+    if initial:
+        return output, [input.new_empty(state.shape) for state in initial]
+    B = input.size(1) if batch_sizes is None else batch_sizes[0].item()
+    return output, [input.new_empty((D, B, R if place == 0 else H)) for place in range(len(cell.states))]
+
+
 def _functionalized_layer(cell: Cell, mode, operator, types, arguments, options):
     """`<cell>_layer` in what traces programs after torch.export; for torch.onnx.export, what ONNX has for a layer."""
     results = mode.__torch_dispatch__(operator, types, arguments, options)
@@ -152,7 +168,11 @@ for _cell in CELLS.values():
         functools.partial(_fake_cell, _cell), _fake_cell_inference, _fake_cell_backward,
         functools.partial(_fake_steps_second_order, _cell),
     )  # fmt: skip
-    for _operator, _fake in zip(OPERATORS[_cell.name], _fakes):
+    _served = (
+        *zip(OPERATORS[_cell.name], _fakes),
+        (OPERATORS[_cell.name].quantized, functools.partial(_fake_quantized, _cell)),
+    )
+    for _operator, _fake in _served:
         torch.library.register_fake(_operator.name(), _fake)
         torch.library.register_torch_dispatch(_operator.name(), FakeTensorMode, run_with_real_tensors)
     torch.library.register_torch_dispatch(

@@ -151,7 +151,7 @@ class TestOperator:
     @pytest.mark.parametrize("place, other", [(0, torch.randn(3, 2, 4)), (0, torch.randn(3, 2, 5).double())])
     def test_refuses_other_sizes(self, given, place, other):
         given[place] = other
-        with pytest.raises(RuntimeError, match="expected input of float32 with 5 features, as the frozen weights have"):
+        with pytest.raises(RuntimeError, match="expected input of float32 with 5 features, as the weights have"):
             torch.ops.fusedlstm.lstm_layer_frozen(*given)
 
     @pytest.mark.parametrize("field", range(5))

@@ -111,6 +111,28 @@ struct FrozenArguments {
   }
 };
 
+// A layer's arguments with int8 weights; `initial` may be empty, for zeros. Results are those of inference.
+struct QuantizedArguments {
+  Tensor input;
+  Tensors initial;
+  // Of each direction weight_ih, weight_hh, scale_ih, scale_hh, sum_ih, sum_hh, then bias_ih and bias_hh, or neither,
+  // then weight_hr, scale_hr and sum_hr, or none: one list, since each one costs a call as much as a short step.
+  Tensors weights;
+  OptionalTensor batch_sizes, lengths, reset;
+  Tensors reset_state;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("input", input);
+    v("initial", initial);
+    v("weights", weights);
+    v("batch_sizes", batch_sizes);
+    v("lengths", lengths);
+    v("reset", reset);
+    v("reset_state", reset_state);
+  }
+};
+
 // Positions in `needs` of the backward operators, which are those of the members of LayerGradients.
 enum Need { kInput, kInitial, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kResetState, kNeeds };
 

@@ -36,7 +36,8 @@ class CheckedLayer : public LayerArguments {
     check_row_states();
     input = unit_stride(input);
   }
-  // One layer without weights, which are frozen and have these sizes. It may lack initial states.
+  // One layer whose weights come in a form of their own, frozen or quantized, and have these sizes. It may lack initial
+  // states.
   CheckedLayer(LayerArguments arguments, CellSizes cell, const WeightSizes& frozen)
       : LayerArguments(std::move(arguments)),
         cell(cell),
@@ -44,11 +45,11 @@ class CheckedLayer : public LayerArguments {
         proj(frozen.proj),
         directions(frozen.directions) {
     derive_place();
-    STD_TORCH_CHECK(lead == 0, "fusedlstm: expected input of one layer with frozen weights, got one of an ensemble");
+    STD_TORCH_CHECK(lead == 0, "fusedlstm: expected input of one layer with such weights, got one of an ensemble");
     derive_sizes_of_input();
     STD_TORCH_CHECK(features == frozen.features && dtype == frozen.dtype, "fusedlstm: expected input of ",
                     dtype_name(dtype_of(frozen.dtype)), " with ", frozen.features,
-                    " features, as the frozen weights have, got ", dtype_name(dtype_of(dtype)), " with ", features);
+                    " features, as the weights have, got ", dtype_name(dtype_of(dtype)), " with ", features);
     if (!initial.empty() || !reset_state.empty()) check_states();
     check_row_states();
     input = unit_stride(input);

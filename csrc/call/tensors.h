@@ -65,7 +65,7 @@ inline void check_memory(const Tensor& t, const char* name) {
 
 // A new contiguous tensor on the device of `like`, not initialized.
 inline Tensor new_tensor(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
-  int64_t strides[4];
+  int64_t strides[5];
   int64_t stride = 1;
   for (int64_t i = sizes.size(); i-- > 0;) {
     strides[i] = stride;

@@ -65,6 +65,19 @@ struct ForwardArgs : LayerArgs {
   void* carried;           // [D, N, carried * H], acc; null: inference
 };
 
+// int8 weights of one direction, in panels (kernel/quantized_product.h), contiguous; of each row of a weight its scale,
+// a real weight by its integer, and the sum of its integers.
+struct QuantizedWeights {
+  const int8_t *ih, *hh, *hr;                   // [blocks, ceil(k / 4), G, units of a panel, 4]; hr: null or G = 1
+  const float *scale_ih, *scale_hh, *scale_hr;  // [GH], [GH], [P]
+  const int32_t *sum_ih, *sum_hh, *sum_hr;      // the same
+  const float *bias_ih, *bias_hh;               // [GH] or null
+};
+
+struct QuantizedArgs : ForwardArgs {  // without `weights` and `frozen`; inference
+  QuantizedWeights quantized[2];
+};
+
 struct BackwardArgs : LayerArgs {
   RowData d_output;  // data null: zeros
   State d_last[kMaxStates];

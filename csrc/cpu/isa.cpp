@@ -15,15 +15,20 @@ namespace {
 
 struct Kernels {
   const char* isa;
-  const DtypeKernels* dtype[kDtypes];  // by Dtype; null: those of the next narrower set
+  // Null: those of the next narrower set.
+  const DtypeKernels* dtype[kDtypes];  // by Dtype
+  const QuantizedKernels* quantized;
 };
 
-constexpr Kernels kBaseline{"baseline", {&kFloat32Baseline, &kFloat64Baseline, &kBFloat16Baseline, &kFloat16Baseline}};
+constexpr Kernels kBaseline{
+    "baseline", {&kFloat32Baseline, &kFloat64Baseline, &kBFloat16Baseline, &kFloat16Baseline}, &kQuantizedBaseline};
 #if !defined(FUSEDLSTM_NO_X86)
-constexpr Kernels kAvx2{"avx2", {&kFloat32Avx2, &kFloat64Avx2, &kBFloat16Avx2, &kFloat16Avx2}};
-constexpr Kernels kAvx512{"avx512", {&kFloat32Avx512, &kFloat64Avx512, &kBFloat16Avx512, &kFloat16Avx512}};
-// Its instructions multiply bfloat16 and nothing else.
-constexpr Kernels kAvx512Bf16{"avx512_bf16", {nullptr, nullptr, &kBFloat16Avx512Bf16, nullptr}};
+constexpr Kernels kAvx2{"avx2", {&kFloat32Avx2, &kFloat64Avx2, &kBFloat16Avx2, &kFloat16Avx2}, &kQuantizedAvx2};
+constexpr Kernels kAvx512{"avx512", {&kFloat32Avx512, &kFloat64Avx512, &kBFloat16Avx512, &kFloat16Avx512}, nullptr};
+// Their instructions multiply bytes, or bfloat16, and nothing else.
+constexpr Kernels kAvxVnni{"avx_vnni", {}, &kQuantizedAvxVnni};
+constexpr Kernels kAvx512Vnni{"avx512_vnni", {}, &kQuantizedAvx512Vnni};
+constexpr Kernels kAvx512Bf16{"avx512_bf16", {nullptr, nullptr, &kBFloat16Avx512Bf16, nullptr}, nullptr};
 #endif
 
 struct Candidate {
@@ -41,7 +46,9 @@ const std::vector<Candidate>& candidates() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     found.push_back({&kAvx2, avx2});
+    found.push_back({&kAvxVnni, avx2 && __builtin_cpu_supports("avxvnni")});
     found.push_back({&kAvx512, avx512});
+    found.push_back({&kAvx512Vnni, avx512 && __builtin_cpu_supports("avx512vnni")});
     found.push_back({&kAvx512Bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
 #endif
     return found;
@@ -119,6 +126,18 @@ const Kernels& active() {
   return forced ? *forced : automatic().kernels;
 }
 
+// What of(set) points to in the widest set of this machine up to `named` for which it is not null: the narrowest set
+// has everything.
+template <class Of>
+const auto& widest_of(const Kernels& named, Of of) {
+  decltype(of(named)) found = nullptr;
+  for (const Candidate& c : candidates()) {
+    if (const auto* own = c.runs_here ? of(*c.kernels) : nullptr) found = own;
+    if (c.kernels == &named) break;
+  }
+  return *found;
+}
+
 // Multiply-adds of a call.
 double layer_work(const Shape& shape, int64_t row_count, Pass pass) {
   const double per_row =
@@ -133,13 +152,11 @@ const char* active_isa() {
 }
 
 const LayerKernels& kernels_of(std::string_view isa, CellKind cell, Dtype dtype) {
-  const Kernels* named = &by_name(isa);
-  const LayerKernels* found = nullptr;
-  for (const Candidate& c : candidates()) {
-    if (const DtypeKernels* own = c.kernels->dtype[int(dtype)]) found = &own->cell[int(cell)];
-    if (c.kernels == named) break;
-  }
-  return *found;  // the narrowest set has every dtype
+  return widest_of(by_name(isa), [&](const Kernels& set) { return set.dtype[int(dtype)]; }).cell[int(cell)];
+}
+
+const QuantizedLayerKernels& active_quantized_kernels(CellKind cell) {
+  return widest_of(active(), [](const Kernels& set) { return set.quantized; }).cell[int(cell)];
 }
 
 void force(const std::string& isa, const std::string& plan) {
@@ -173,7 +190,7 @@ Plan choose_plan(const Shape& shape, int64_t row_count, Pass pass, int threads) 
   if (work >= kTeamWork && (plan.split == Split::kRows || step_work >= kMeetWork)) plan.threads = threads;
   const ForcedPlan& forced = *forced_plan;
   if (forced.direct) plan.direct = *forced.direct;
-  if (pass == Pass::kFrozen) plan.direct = false;
+  if (pass == Pass::kFrozen || pass == Pass::kQuantized) plan.direct = false;
   if (forced.split) {
     plan.split = *forced.split;
     plan.threads = threads;

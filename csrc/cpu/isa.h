@@ -23,13 +23,16 @@ inline const LayerKernels& active_kernels(CellKind cell, Dtype dtype) {
   return kernels_of(active_isa(), cell, dtype);
 }
 
-// isa: "baseline", "avx2", "avx512", "avx512_bf16"; plan: "direct" or "packed", then optionally ":rows" or ":units",
-// then optionally ":N": a team dissolves at its Nth meeting, as one does that had to wait too long. Empty strings
-// return to automatic. Throws std::runtime_error on any other name.
+// Those of int8 layers, of the set in use.
+const QuantizedLayerKernels& active_quantized_kernels(CellKind cell);
+
+// isa: "baseline", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16"; plan: "direct" or "packed", then
+// optionally ":rows" or ":units", then optionally ":N": a team dissolves at its Nth meeting, as one does that had to
+// wait too long. Empty strings return to automatic. Throws std::runtime_error on any other name.
 void force(const std::string& isa, const std::string& plan);
 
-// What is to be run of a layer; kFrozen: forward, with weights that are in panels already.
-enum class Pass : int { kForward, kFrozen, kBackward };
+// What is to be run of a layer; kFrozen: forward, with weights that are in panels already; kQuantized: those of int8.
+enum class Pass : int { kForward, kFrozen, kQuantized, kBackward };
 
 // How a layer runs: how many threads, and what they divide.
 Plan choose_plan(const Shape& shape, int64_t row_count, Pass pass, int threads);

@@ -20,7 +20,16 @@ struct LayerKernels {
   void (*second_order)(const StepsArgs&, Range rows);  // null for 16-bit dtypes
 };
 
+// Of a layer with int8 weights; workspace as above.
+struct QuantizedLayerKernels {
+  int64_t (*forward_bytes)(const QuantizedArgs&, const Plan&);
+  void (*forward)(const QuantizedArgs&, const Plan&, Share&, char* workspace);
+};
+
 // By CellKind.
+struct QuantizedKernels {
+  QuantizedLayerKernels cell[kCellKinds];
+};
 struct DtypeKernels {
   LayerKernels cell[kCellKinds];
 };
@@ -30,5 +39,6 @@ extern const DtypeKernels kFloat32Baseline, kFloat64Baseline, kBFloat16Baseline,
 extern const DtypeKernels kFloat32Avx2, kFloat64Avx2, kBFloat16Avx2, kFloat16Avx2;
 extern const DtypeKernels kFloat32Avx512, kFloat64Avx512, kBFloat16Avx512, kFloat16Avx512;
 extern const DtypeKernels kBFloat16Avx512Bf16;
+extern const QuantizedKernels kQuantizedBaseline, kQuantizedAvx2, kQuantizedAvxVnni, kQuantizedAvx512Vnni;
 
 }  // namespace fusedlstm::cpu

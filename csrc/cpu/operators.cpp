@@ -8,6 +8,7 @@
 #include "call/results.h"
 #include "cells/all.h"
 #include "frozen.h"
+#include "quantized.h"
 #include "team.h"
 
 namespace fusedlstm::cpu {
@@ -114,6 +115,12 @@ void run_members(const std::vector<Args>& members, Pass pass, int64_t (*bytes)(c
       &call);
 }
 
+// Where a member's results go, which inference and training have.
+void set_results(ForwardArgs& a, const LayerInputs& in, const LayerResults& r, int64_t member) {
+  a.output = in.part(r.output, member);
+  for (size_t i = 0; i < r.last.size(); ++i) a.last[i] = in.part(r.last[i], member);
+}
+
 // frozen: the panels of a layer's weights, null where it has weights.
 LayerResults forward(const LayerInputs& in, const LayerKernels& kernels, const char* frozen, bool is_training) {
   const CheckedLayer& t = in.t;
@@ -123,8 +130,7 @@ LayerResults forward(const LayerInputs& in, const LayerKernels& kernels, const c
   for (int64_t m = 0; m < t.members; ++m) {
     ForwardArgs& a = members.emplace_back(in.arguments<ForwardArgs>(m));
     a.frozen = frozen;
-    a.output = in.part(r.output, m);
-    for (size_t i = 0; i < r.last.size(); ++i) a.last[i] = in.part(r.last[i], m);
+    set_results(a, in, r, m);
     a.saved = is_training ? in.part(r.saved, m) : nullptr;
     a.carried = is_training ? in.part(r.carried, m) : nullptr;
   }
@@ -135,6 +141,19 @@ LayerResults forward(const LayerInputs& in, const LayerKernels& kernels, const c
 template <int kCell>
 LayerInputs inputs_of(LayerArguments& arguments) {
   return {kCells[kCell], CheckedLayer(std::move(arguments), kCells[kCell].sizes)};
+}
+
+// The arguments of a layer whose weights come in a form of their own.
+template <class Arguments>
+LayerArguments without_weights(Arguments& given) {
+  LayerArguments layer;
+  layer.input = std::move(given.input);
+  layer.initial = std::move(given.initial);
+  layer.batch_sizes = std::move(given.batch_sizes);
+  layer.lengths = std::move(given.lengths);
+  layer.reset = std::move(given.reset);
+  layer.reset_state = std::move(given.reset_state);
+  return layer;
 }
 
 template <int kCell>
@@ -176,15 +195,24 @@ FreezeResults freeze_layer(FreezeArguments& weights) {
 template <int kCell>
 InferenceResults layer_frozen(FrozenArguments& given) {
   const FrozenWeights weights = FrozenWeights::of(given.frozen, kCell);
-  LayerArguments layer;
-  layer.input = std::move(given.input);
-  layer.initial = std::move(given.initial);
-  layer.batch_sizes = std::move(given.batch_sizes);
-  layer.lengths = std::move(given.lengths);
-  layer.reset = std::move(given.reset);
-  layer.reset_state = std::move(given.reset_state);
-  const LayerInputs in(kCells[kCell], CheckedLayer(std::move(layer), kCells[kCell].sizes, weights.sizes));
+  const LayerInputs in(kCells[kCell], CheckedLayer(without_weights(given), kCells[kCell].sizes, weights.sizes));
   LayerResults r = forward(in, weights.kernels, weights.panels, false);
+  return {std::move(r.output), std::move(r.last)};
+}
+
+template <int kCell>
+InferenceResults layer_quantized(QuantizedArguments& given) {
+  const NamedCell& cell = kCells[kCell];
+  STD_TORCH_CHECK(given.input.dim() > 0, "fusedlstm: expected input with features, got a number");
+  const CheckedQuantized weights(given.weights, cell, given.input.size(given.input.dim() - 1));
+  const LayerInputs in(cell, CheckedLayer(without_weights(given), cell.sizes, weights.sizes));
+  LayerResults r = new_results(in.t, false, false);
+  std::vector<QuantizedArgs> layers(1);
+  static_cast<ForwardArgs&>(layers[0]) = in.arguments<ForwardArgs>(0);
+  set_results(layers[0], in, r, 0);
+  std::copy(std::begin(weights.weights), std::end(weights.weights), layers[0].quantized);
+  const QuantizedLayerKernels& kernels = active_quantized_kernels(cell.kind);
+  run_members(layers, Pass::kQuantized, kernels.forward_bytes, kernels.forward);
   return {std::move(r.output), std::move(r.last)};
 }
 
@@ -260,6 +288,7 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
     const std::string cell = kCells[kCell].name;
     m.impl((cell + "_freeze").c_str(), boxed<FreezeResults, FreezeArguments, freeze_layer<kCell>>);
     m.impl((cell + "_layer_frozen").c_str(), boxed<InferenceResults, FrozenArguments, layer_frozen<kCell>>);
+    m.impl((cell + "_layer_quantized").c_str(), boxed<InferenceResults, QuantizedArguments, layer_quantized<kCell>>);
     m.impl((cell + "_cell_frozen").c_str(),
            boxed<StepInferenceResults, FrozenStepArguments, one_step_frozen<layer_frozen<kCell>>>);
     implement_from<kCell + 1>(m);

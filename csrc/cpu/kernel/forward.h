@@ -1,26 +1,19 @@
-// The forward recurrence of one layer.
-//
-// Each time step of a block of hidden units and a tile of batch rows is one pass: W_hh h is summed, the input's part is
-// added and the cell applied while the sums are still in the innermost cache, and only its results go further. The
-// input's part, W_ih x + biases, is computed in the same panel layout for a chunk of time steps at once, small enough
-// to stay in the cache, by the thread that will use it.
+// The forward recurrence of one layer, with weights in the dtype of its input.
 #pragma once
 
-#include <initializer_list>
-
-#include "cpu/division.h"
 #include "direct.h"
 #include "layer_panels.h"
-#include "states.h"
+#include "recurrence.h"
 
 namespace fusedlstm::cpu {
 
-inline constexpr int64_t kChunkBytes = 256 << 10;  // of pre-activations: a quarter of a usual L2 cache
-inline constexpr int64_t kChunkRows = 48;          // at least, for full tiles
-inline constexpr int64_t kMaxChunkSteps = 256;
-
 template <class K, class Cell>
-class Forward {
+class Forward : Recurrence<Forward<K, Cell>, K, Cell, GatePanel<K, Cell::kSizes>> {
+  using Base = Recurrence<Forward, K, Cell, GatePanel<K, Cell::kSizes>>;
+  friend Base;
+  using Base::a, Base::shape, Base::plan, Base::index, Base::chunk, Base::chunk_rows, Base::states, Base::pre;
+  using Base::projects, Base::input_row;
+
  public:
   using V = typename K::V;
   using acc = typename K::acc;
@@ -29,18 +22,7 @@ class Forward {
   using Panels = LayerPanels<K, Cell::kSizes>;
   using Panel = typename Panels::Panel;
 
-  Forward(const ForwardArgs& args, const Cell& cell, const Plan& plan)
-      : a(args),
-        shape(args.shape),
-        plan(plan),
-        index(args.shape, args.rows),
-        panels(args),
-        blocks(panels.blocks),
-        chunk(chunk_steps()),
-        chunk_rows(chunk * rows_of_group(plan, shape)),
-        depth_x(plan.direct ? round_up(shape.input, kVector) : panels.depth_x),
-        states(args, cell, index, panels.units,
-               round_up(shape.proj > 0 ? panels.project_panels * K::kPanel : panels.units, kVector)) {}
+  Forward(const ForwardArgs& args, const Cell& cell, const Plan& plan) : Forward(args, cell, plan, Panels(args)) {}
 
   int64_t workspace_bytes() {
     Arena arena{nullptr};
@@ -52,43 +34,27 @@ class Forward {
     Arena arena{memory};
     lay_out(arena, share.first);
     if (!a.frozen) panels.pack(share);
-    states.start(share);
-    share.meet();
-    for_each_task(plan, shape, share, [&](const Task& task) { steps(task); });
+    Base::run_steps(share);
   }
 
  private:
-  const ForwardArgs& a;
-  const Shape& shape;
-  const Plan& plan;
-  const RowIndex index;
   Panels panels;
-  const int64_t blocks;             // of units, in each direction
-  const int64_t chunk, chunk_rows;  // steps and rows of a chunk of pre-activations
-  const int64_t depth_x;            // of staged rows of input
-  States<K, Cell> states;
+  const int64_t depth_x;  // of staged rows of input
   // Of this share.
-  acc *pre, *pre_apart;  // [blocks of the range][chunk rows][sums]; where direct, input's parts of gates that are apart
-  operand* staged;       // [D][chunk rows][depth_x], where the input cannot be read in place
+  acc* pre_apart;   // [blocks of the range][chunk rows][sums]; where direct, input's parts of gates that are apart
+  operand* staged;  // [D][chunk rows][depth_x], where the input cannot be read in place
 
   static constexpr int64_t kVector = K::kLanes * K::kDepth;  // operands of one vector
   static constexpr int64_t kApartWidth = Panels::kApartWidth;
   static constexpr bool kInputIsOperand = std::is_same_v<storage, operand>;
-  // The code is left out of cells that never do.
-  bool projects() const { return Cell::kSizes.projects && shape.proj > 0; }
-  bool staging() const { return plan.direct || !kInputIsOperand || shape.input % K::kDepth != 0; }
 
-  int64_t blocks_per_share() const {
-    return plan.split == Split::kRows ? blocks : (shape.directions * blocks + plan.threads - 1) / plan.threads;
-  }
-  int64_t chunk_steps() const {
-    const int64_t rows = shape.batch > 0 ? rows_of_group(plan, shape) : 1;
-    const int64_t bytes = rows * blocks_per_share() * Panel::kWidth * int64_t(sizeof(acc));
-    int64_t n = kChunkBytes / (bytes > 0 ? bytes : 1);
-    if (n * rows < kChunkRows) n = (kChunkRows + rows - 1) / rows;
-    n = n < shape.steps ? n : shape.steps;
-    return n < 1 ? 1 : n < kMaxChunkSteps ? n : kMaxChunkSteps;
-  }
+  Forward(const ForwardArgs& args, const Cell& cell, const Plan& plan, const Panels& panels)
+      : Base(args, cell, plan, panels.blocks, panels.project_panels, panels.units,
+             round_up(args.shape.proj > 0 ? panels.project_panels * K::kPanel : panels.units, kVector)),
+        panels(panels),
+        depth_x(plan.direct ? round_up(shape.input, kVector) : panels.depth_x) {}
+
+  bool staging() const { return plan.direct || !kInputIsOperand || shape.input % K::kDepth != 0; }
 
   void lay_out(Arena& arena, int64_t share) {
     if (a.frozen) {
@@ -101,53 +67,16 @@ class Forward {
       panels.lay_out(arena, {plan.direct, shape.steps <= chunk && one_group, shape.steps == 1 && one_group}, share,
                      plan.threads);
     }
-    states.lay_out(arena);
-    const int64_t own_rows = blocks_per_share() * chunk_rows, own_pre = own_rows * Panel::kWidth,
-                  own_apart = plan.direct ? own_rows * kApartWidth : 0,
+    Base::lay_out(arena, share);
+    const int64_t own_apart = plan.direct ? Base::own_rows() * kApartWidth : 0,
                   own_staged = staging() ? shape.directions * chunk_rows * depth_x : 0;
-    pre = arena.take<acc>(plan.threads * own_pre) + share * own_pre;
     pre_apart = arena.take<acc>(plan.threads * own_apart) + share * own_apart;
     staged = arena.take<operand>(plan.threads * own_staged) + share * own_staged;
   }
 
-  void steps(const Task& task) {
-    const Range rows = task.rows;
-    int64_t first_row[2][kMaxChunkSteps + 1];
-    for (int64_t s0 = 0; s0 < shape.steps; s0 += chunk) {
-      const int64_t s1 = s0 + chunk < shape.steps ? s0 + chunk : shape.steps;
-      Range range{0, 0};  // of blocks whose pre-activations of the chunk are there
-      for (int64_t s = s0; s < s1; ++s) {
-        // Always of the whole chunk: what rows are multiplied together decides the last bit.
-        if (const Range own = task.of(blocks); own != range) input_parts(range = own, rows, s0, s1, first_row);
-        for (int64_t n = range.begin; n < range.end; ++n) {
-          // Every other step goes through the panels backwards: those used last are still in the cache.
-          const int64_t i = s & 1 ? range.end - 1 - (n - range.begin) : n, d = i / blocks;
-          block_step(i, i - range.begin, rows, index.at(d, s), first_row[d][s - s0], first_row[d][s - s0 + 1]);
-        }
-        if (projects()) {
-          task.meet();
-          const Range own = task.of(panels.project_panels);
-          for (int64_t i = own.begin; i < own.end; ++i) project(i, rows, index.at(i / panels.project_panels, s));
-        }
-        task.meet();
-      }
-    }
-    const Range range = task.of(blocks);
-    for (int64_t i = range.begin; i < range.end; ++i) states.finish(i / blocks, i % blocks, rows);
-  }
-
-  void input_parts(Range range, Range rows, int64_t s0, int64_t s1, int64_t (*first_row)[kMaxChunkSteps + 1]) {
-    for_each_direction(range, blocks, [&](int64_t d, Range own) {
-      count_rows(first_row[d], d, rows, s0, s1);
-      input_part(d, {d * blocks + own.begin, d * blocks + own.end}, range.begin, rows, s0, s1, first_row[d]);
-    });
-  }
-
-  // first_row[s - s0]: where step s starts among the chunk's rows. Only packed batches shrink.
-  void count_rows(int64_t* first_row, int64_t d, Range rows, int64_t s0, int64_t s1) const {
-    first_row[0] = 0;
-    for (int64_t s = s0; s < s1; ++s) first_row[s - s0 + 1] = first_row[s - s0] + index.rows_at(index.step(s, d), rows);
-  }
+  // What all blocks read is there.
+  void begin_step(Range, Range, int64_t) {}
+  void begin_projection(Range, Range, int64_t) {}
 
   // pre[block][row] = bias + W_ih x, folded like its block, for the rows of steps s0 .. s1 - 1. Accumulated as `acc`.
   void input_part(int64_t d, Range range, int64_t range_begin, Range rows, int64_t s0, int64_t s1,
@@ -184,10 +113,6 @@ class Forward {
       multiply<typename K::Isa, typename K::Product>(
           {to + q * Panel::kWidth, Panel::kWidth, x, panel, depth_x, input_stretch(depth_x), biases}, count, vectors);
     });
-  }
-
-  const storage* input_row(int64_t d, int64_t s, int64_t b) const {
-    return index.data_row<storage>(a.input, index.step(s, d), b);
   }
 
   // One block of units of one time step: its pre-activations, the cell, and all stores.

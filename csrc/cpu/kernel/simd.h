@@ -137,25 +137,34 @@ struct VectorMath {
     keep_in_register(product);
     return product;
   }
-  // NaN passes: of two numbers that do not compare, the instructions return the second. From comparisons written out
-  // GCC makes two instructions for each of these.
-  static FUSEDLSTM_INLINE V clamp(V x, T limit) {
-    const V high = V{} + limit, low = -high;
+  // Of two numbers that do not compare, the second. From comparisons written out GCC makes two instructions for each.
+  static FUSEDLSTM_INLINE V least(V a, V b) {
 #if defined(__AVX512F__)
-    constexpr int all = -1;  // lanes; the unmasked forms draw warnings from the header of GCC 12
-    if constexpr (Isa::kVectorBytes == 64 && sizeof(T) == 4)
-      return V(_mm512_maskz_max_ps(all, __m512(low), _mm512_maskz_min_ps(all, __m512(high), __m512(x))));
-    if constexpr (Isa::kVectorBytes == 64 && sizeof(T) == 8)
-      return V(_mm512_maskz_max_pd(all, __m512d(low), _mm512_maskz_min_pd(all, __m512d(high), __m512d(x))));
+    // All lanes; the unmasked forms draw warnings from the header of GCC 12.
+    if constexpr (Isa::kVectorBytes == 64 && sizeof(T) == 4) return V(_mm512_maskz_min_ps(-1, __m512(a), __m512(b)));
+    if constexpr (Isa::kVectorBytes == 64 && sizeof(T) == 8) return V(_mm512_maskz_min_pd(-1, __m512d(a), __m512d(b)));
 #endif
 #if defined(__AVX__)
-    if constexpr (Isa::kVectorBytes == 32 && sizeof(T) == 4)
-      return V(_mm256_max_ps(__m256(low), _mm256_min_ps(__m256(high), __m256(x))));
-    if constexpr (Isa::kVectorBytes == 32 && sizeof(T) == 8)
-      return V(_mm256_max_pd(__m256d(low), _mm256_min_pd(__m256d(high), __m256d(x))));
+    if constexpr (Isa::kVectorBytes == 32 && sizeof(T) == 4) return V(_mm256_min_ps(__m256(a), __m256(b)));
+    if constexpr (Isa::kVectorBytes == 32 && sizeof(T) == 8) return V(_mm256_min_pd(__m256d(a), __m256d(b)));
 #endif
-    x = x > high ? high : x;
-    return x < low ? low : x;
+    return a < b ? a : b;
+  }
+  static FUSEDLSTM_INLINE V greatest(V a, V b) {
+#if defined(__AVX512F__)
+    if constexpr (Isa::kVectorBytes == 64 && sizeof(T) == 4) return V(_mm512_maskz_max_ps(-1, __m512(a), __m512(b)));
+    if constexpr (Isa::kVectorBytes == 64 && sizeof(T) == 8) return V(_mm512_maskz_max_pd(-1, __m512d(a), __m512d(b)));
+#endif
+#if defined(__AVX__)
+    if constexpr (Isa::kVectorBytes == 32 && sizeof(T) == 4) return V(_mm256_max_ps(__m256(a), __m256(b)));
+    if constexpr (Isa::kVectorBytes == 32 && sizeof(T) == 8) return V(_mm256_max_pd(__m256d(a), __m256d(b)));
+#endif
+    return a > b ? a : b;
+  }
+  // NaN passes.
+  static FUSEDLSTM_INLINE V clamp(V x, T limit) {
+    const V high = V{} + limit;
+    return greatest(-high, least(high, x));
   }
   // (expm1(kTimes * r) - kTimes * r) / r^2, for r small. kTimes, a power of two or its negative, costs nothing: the
   // coefficients take it up.

@@ -12,7 +12,8 @@
 namespace fusedlstm::cpu {
 
 // Everywhere: direction d, scan position s, batch row b, first hidden unit (or projected feature) `unit`.
-template <class K, class Cell>
+// Panel: how the gates of a block lie in its sums (gate_panel.h, quantized_panel.h).
+template <class K, class Cell, class Panel>
 class States {
  public:
   using V = typename K::V;
@@ -20,7 +21,6 @@ class States {
   using operand = typename K::operand;
   using storage = typename K::storage;
   static constexpr CellSizes kSizes = Cell::kSizes;
-  using Panel = GatePanel<K, kSizes>;
 
   // Elements of a row of a carried state, and of a row of h: padded.
   const int64_t units, h_width;
@@ -57,7 +57,7 @@ class States {
 
   // The cell of `rows` rows from b on of the block that begins with `unit`. Rows of both parts of its sums have
   // Panel::kWidth elements, as the block arranges them, but for what is added to from_hidden of the gates that are
-  // apart: their bias, [gate][unit].
+  // apart: their bias, [gate][unit of the block].
   void finish_rows(const acc* from_hidden, const acc* from_input, const acc* bias_hidden, int rows, const Step& step,
                    int64_t b, int64_t unit) {
     for (int q = 0; q < Panel::kUnitVectors && unit + q * K::kLanes < shape.hidden; ++q) {
@@ -65,7 +65,8 @@ class States {
       for_fold<K>(Panel::fold_of(shape.hidden - unit), [&](auto constant) FUSEDLSTM_LAMBDA {
         constexpr int kFold = constant;
         if constexpr (kFold == 1)
-          return finish_vector(from_hidden + q * K::kLanes, from_input + q * K::kLanes, bias_hidden, rows, lines);
+          return finish_vector(from_hidden + q * K::kLanes, from_input + q * K::kLanes, bias_hidden + q * K::kLanes,
+                               rows, lines);
         for (int r = 0; r < rows; r += kFold)
           finish_folded<kFold>(from_hidden + r * Panel::kWidth, from_input + r * Panel::kWidth, bias_hidden,
                                rows - r < kFold ? rows - r : kFold, lines, r);
@@ -77,7 +78,7 @@ class States {
   void finish_row(const acc* from_hidden, const acc* from_input, const acc* bias_hidden, const Step& step, int64_t b,
                   int64_t unit) {
     for (int q = 0; q < Panel::kUnitVectors && unit + q * K::kLanes < shape.hidden; ++q)
-      finish_vector(from_hidden + q * K::kLanes, from_input + q * K::kLanes, bias_hidden, 1,
+      finish_vector(from_hidden + q * K::kLanes, from_input + q * K::kLanes, bias_hidden + q * K::kLanes, 1,
                     Lines(*this, step, b, unit + q * K::kLanes));
   }
 
@@ -277,7 +278,7 @@ class States {
       for (int gate = 0; gate < kSizes.joined; ++gate) sums.joined[gate] = one[gate] + other[gate];
       for (int k = 0; k < kSizes.apart(); ++k) {
         V bias[kFold];
-        for (V& of_row : bias) of_row = load<V>(bias_hidden + k * K::kLanes);
+        for (V& of_row : bias) of_row = load<V>(bias_hidden + k * Panel::kUnits);
         sums.from_hidden[k] = one[kSizes.joined + k] + side_by_side<K, kFold>(bias);
         sums.from_input[k] = other[kSizes.joined + k];
       }

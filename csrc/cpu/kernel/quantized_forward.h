@@ -1,0 +1,210 @@
+// The forward recurrence of one layer with int8 weights: inference, float32 outside of products.
+//
+// Every row that enters a product is quantized by itself: those of the input for a chunk at once, h and a cell's output
+// before the projection at each step, by every thread for itself, since that is little beside the product.
+#pragma once
+
+#include "quantized_rows.h"
+#include "recurrence.h"
+
+namespace fusedlstm::cpu {
+
+// How the gates of a block of units lie in its sums: gate by gate.
+template <class K, CellSizes kSizes>
+struct QuantizedPanel {
+  static constexpr int kGates = kSizes.gates;
+  static constexpr int kUnits = kQuantizedUnits;
+  static constexpr int kUnitVectors = kUnits / K::kLanes;  // of each gate
+  static constexpr int kVectors = kGates * kUnitVectors;
+  static constexpr int kWidth = kGates * kUnits;
+  static constexpr int fold_of(int64_t) { return 1; }
+};
+
+template <class K, class Cell>
+class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, QuantizedPanel<K, Cell::kSizes>> {
+  using Panel = QuantizedPanel<K, Cell::kSizes>;
+  using Base = Recurrence<QuantizedForward, K, Cell, Panel>;
+  friend Base;
+  using Base::projects, Base::project_panels;
+  using Base::shape, Base::plan, Base::index, Base::blocks, Base::chunk_rows, Base::states, Base::pre;
+
+ public:
+  QuantizedForward(const QuantizedArgs& args, const Cell& cell, const Plan& plan)
+      : Base(args, cell, plan, blocks_of(args.shape.hidden), blocks_of(args.shape.proj),
+             blocks_of(args.shape.hidden) * kQuantizedUnits, blocks_of(args.shape.recurrent()) * kQuantizedUnits),
+        quantized(args.quantized) {}
+
+  int64_t workspace_bytes() {
+    Arena arena{nullptr};
+    lay_out(arena, 0);
+    return arena.used;
+  }
+
+  void run(Share& share, char* memory) {
+    Arena arena{memory};
+    lay_out(arena, share.first);
+    Base::run_steps(share);
+  }
+
+ private:
+  using V = typename K::V;
+  using Isa = typename K::Isa;
+  using Integers = typename Isa::Sums;
+  static constexpr CellSizes kSizes = Cell::kSizes;
+  static constexpr int kTileRows = Isa::kMaxRows;
+
+  // Rows as bytes, and what these mean.
+  struct Rows {
+    int8_t* bytes;
+    RowScale* scales;
+    int64_t width;
+
+    void lay_out(Arena& arena, int64_t rows, int64_t elements, int64_t share, int64_t shares) {
+      width = bytes_of_row(elements);
+      bytes = arena.take<int8_t>(shares * rows * width) + share * rows * width;
+      scales = arena.take<RowScale>(shares * rows) + share * rows;
+    }
+    void quantize(int64_t row, const float* from, int64_t elements) {
+      scales[row] = quantize_row<K>(bytes + row * width, from, elements);
+    }
+  };
+
+  // One weight as products read it.
+  struct Weight {
+    const int8_t* panels;
+    const float* scale;
+    const int32_t* sum;
+    int64_t units, groups;  // units: of a gate; groups of k
+  };
+
+  const QuantizedWeights* quantized;  // of each direction
+  // Of this share: [D][chunk rows], [D][rows of a group] of the present step.
+  Rows input, hidden, cell_output;
+
+  static constexpr int64_t blocks_of(int64_t units) { return round_up(units, kQuantizedUnits) / kQuantizedUnits; }
+  static constexpr int64_t groups_of(int64_t elements) { return round_up(elements, kByteDepth) / kByteDepth; }
+
+  void lay_out(Arena& arena, int64_t share) {
+    Base::lay_out(arena, share);
+    const int64_t rows = shape.directions * rows_of_group(plan, shape);
+    input.lay_out(arena, shape.directions * chunk_rows, shape.input, share, plan.threads);
+    hidden.lay_out(arena, rows, shape.recurrent(), share, plan.threads);
+    cell_output.lay_out(arena, projects() ? rows : 0, shape.hidden, share, plan.threads);
+  }
+
+  Weight weight_ih(int64_t d) const {
+    const auto& w = quantized[d];
+    return {w.ih, w.scale_ih, w.sum_ih, shape.hidden, groups_of(shape.input)};
+  }
+  Weight weight_hh(int64_t d) const {
+    const auto& w = quantized[d];
+    return {w.hh, w.scale_hh, w.sum_hh, shape.hidden, groups_of(shape.recurrent())};
+  }
+  Weight weight_hr(int64_t d) const {
+    const auto& w = quantized[d];
+    return {w.hr, w.scale_hr, w.sum_hr, shape.proj, groups_of(shape.hidden)};
+  }
+
+  // Elements unit .. of one gate, of an array of `units` for each; zeros beyond, and where there is no array.
+  template <class Lanes, class T>
+  static FUSEDLSTM_INLINE Lanes of_units(const T* array, int64_t units, int gate, int64_t unit) {
+    return array && unit < units ? load_some<Lanes>(array + gate * units + unit, units - unit) : Lanes{};
+  }
+
+  // to[r][gate][unit] of one block, for `count` rows from `first` on: its products as numbers, plus `bias`, and of
+  // joined gates plus `bias_of_joined`. Both may be null.
+  template <int kGates>
+  FUSEDLSTM_NOINLINE static void multiply(float* to, const Rows& rows, int64_t first, int count, const Weight& weight,
+                                          int64_t block, const float* bias, const float* bias_of_joined) {
+    constexpr int kWidth = kGates * kQuantizedUnits;
+    alignas(64) int32_t sums[kTileRows * kWidth];
+    const int8_t* x[kTileRows];
+    for (int r = 0; r < count; ++r) x[r] = rows.bytes + (first + r) * rows.width;
+    const int8_t* panel = weight.panels + block * weight.groups * kWidth * kByteDepth;
+    multiply_bytes<Isa, kWidth / K::kLanes>({sums, kWidth, x, panel, weight.groups}, count);
+    for (int gate = 0; gate < kGates; ++gate)
+      for (int u = 0; u < kQuantizedUnits; u += K::kLanes) {
+        const int64_t unit = block * kQuantizedUnits + u;
+        const auto sum = of_units<Integers>(weight.sum, weight.units, gate, unit);
+        const V scale = of_units<V>(weight.scale, weight.units, gate, unit);
+        V added = of_units<V>(bias, weight.units, gate, unit);
+        if (gate < kSizes.joined) added += of_units<V>(bias_of_joined, weight.units, gate, unit);
+        const int at = gate * kQuantizedUnits + u;
+        for (int r = 0; r < count; ++r) {
+          const RowScale& row = rows.scales[first + r];
+          const auto exact = load<Integers>(sums + r * kWidth + at) - sum * row.zero;
+          store(to + r * kWidth + at, __builtin_convertvector(exact, V) * (scale * row.scale) + added);
+        }
+      }
+  }
+
+  // pre[block][row] = bias + W_ih x for the rows of steps s0 .. s1 - 1.
+  void input_part(int64_t d, Range range, int64_t range_begin, Range rows, int64_t s0, int64_t s1,
+                  const int64_t* first_row) {
+    const int64_t first = d * chunk_rows;
+    for (int64_t s = s0, q = 0; s < s1; ++s)
+      for (; q < first_row[s - s0 + 1]; ++q)
+        input.quantize(first + q, Base::input_row(d, s, rows.begin + q - first_row[s - s0]), shape.input);
+    for (int64_t i = range.begin; i < range.end; ++i)
+      for_each_tile<kTileRows>(first_row[s1 - s0], [&](int64_t q, int count) {
+        multiply<kSizes.gates>(pre + ((i - range_begin) * chunk_rows + q) * Panel::kWidth, input, first + q, count,
+                               weight_ih(d), i % blocks, quantized[d].bias_ih, quantized[d].bias_hh);
+      });
+  }
+
+  void begin_step(Range range, Range rows, int64_t s) {
+    for_each_row(range, blocks, rows, s, [&](int64_t d, int64_t b, int64_t row) {
+      hidden.quantize(row, states.h_row(d, s, b), shape.recurrent());
+    });
+  }
+
+  void block_step(int64_t i, int64_t own_block, Range rows, const Step& step, int64_t first_row, int64_t end_row) {
+    const int64_t block = i % blocks, unit = block * kQuantizedUnits, count = end_row - first_row;
+    alignas(64) float bias_hidden[at_least_one(kSizes.apart()) * kQuantizedUnits];
+    for (int k = 0; k < kSizes.apart(); ++k)
+      for (int u = 0; u < kQuantizedUnits; u += K::kLanes)
+        store(bias_hidden + k * kQuantizedUnits + u,
+              of_units<V>(quantized[step.d].bias_hh, shape.hidden, kSizes.joined + k, unit + u));
+    for_each_tile<kTileRows>(count, [&](int64_t r0, int tile_rows) {
+      alignas(64) float sums[kTileRows * Panel::kWidth];
+      multiply<kSizes.gates>(sums, hidden, row_of(step.d, r0), tile_rows, weight_hh(step.d), block, nullptr, nullptr);
+      states.finish_rows(sums, pre + (own_block * chunk_rows + first_row + r0) * Panel::kWidth, bias_hidden, tile_rows,
+                         step, rows.begin + r0, unit);
+    });
+    for (int u = 0; !projects() && u < kQuantizedUnits; u += K::kLanes)
+      states.hold({rows.begin + count, rows.end}, step, unit + u);
+  }
+
+  void begin_projection(Range panels, Range rows, int64_t s) {
+    for_each_row(panels, project_panels, rows, s, [&](int64_t d, int64_t b, int64_t row) {
+      cell_output.quantize(row, states.m_row(d, b), shape.hidden);
+    });
+  }
+
+  void project(int64_t i, Range rows, const Step& step) {
+    const int64_t block = i % project_panels, unit = block * kQuantizedUnits, count = index.rows_at(step.t, rows);
+    for_each_tile<kTileRows>(count, [&](int64_t r0, int tile_rows) {
+      alignas(64) float sums[kTileRows * kQuantizedUnits];
+      multiply<1>(sums, cell_output, row_of(step.d, r0), tile_rows, weight_hr(step.d), block, nullptr, nullptr);
+      for (int r = 0; r < tile_rows; ++r)
+        for (int u = 0; u < kQuantizedUnits; u += K::kLanes)
+          states.write_projected(load<V>(sums + r * kQuantizedUnits + u), step, rows.begin + r0 + r, unit + u);
+    });
+    for (int u = 0; u < kQuantizedUnits; u += K::kLanes) states.hold({rows.begin + count, rows.end}, step, unit + u);
+  }
+
+  // Where row r of a step's rows is among those of this share.
+  int64_t row_of(int64_t d, int64_t r) const { return d * rows_of_group(plan, shape) + r; }
+
+  // Runs body(direction, batch row, its place) for the rows of a step that the blocks `range` of `n` in each direction
+  // read.
+  template <class Body>
+  void for_each_row(Range range, int64_t n, Range rows, int64_t s, Body body) const {
+    for_each_direction(range, n, [&](int64_t d, Range) {
+      const int64_t count = index.rows_at(index.step(s, d), rows);
+      for (int64_t r = 0; r < count; ++r) body(d, rows.begin + r, row_of(d, r));
+    });
+  }
+};
+
+}  // namespace fusedlstm::cpu

@@ -1,0 +1,85 @@
+#include "quantized.h"
+
+namespace fusedlstm::cpu {
+namespace {
+
+constexpr int64_t kUnits = 16, kDepth = 4;  // of a panel, and of a group of k (kernel/quantized_product.h)
+constexpr int64_t kMostElements = 1 << 16;  // of a row: its sum of products of bytes stays below 2^31
+
+constexpr int64_t parts(int64_t n, int64_t of) {
+  return (n + of - 1) / of;
+}
+
+// The tensors of a list, one after another.
+struct Reader {
+  const Tensors& all;
+  size_t next = 0;
+
+  template <class T>
+  const T* take(ScalarType dtype, const Sizes& sizes, const char* name) {
+    const Tensor& t = all[next++];
+    check_sizes(t, sizes, name);
+    STD_TORCH_CHECK(t.scalar_type() == dtype && t.is_cpu() && t.is_contiguous(), "fusedlstm: expected ", name,
+                    " as fusedlstm.quantize makes it, got one of another dtype, device or layout");
+    check_memory(t, name);
+    return static_cast<const T*>(t.data_ptr());
+  }
+  const int8_t* panels(int64_t units, int64_t depth, int64_t gates, const char* name) {
+    STD_TORCH_CHECK(depth <= kMostElements, "fusedlstm: expected at most ", kMostElements, " columns of ", name,
+                    ", got ", depth);
+    return take<int8_t>(ScalarType::Char, {parts(units, kUnits), parts(depth, kDepth), gates, kUnits, kDepth}, name);
+  }
+  const float* numbers(int64_t n, const char* name) { return take<float>(ScalarType::Float, {n}, name); }
+  const int32_t* integers(int64_t n, const char* name) { return take<int32_t>(ScalarType::Int, {n}, name); }
+};
+
+constexpr size_t kProducts = 6, kBiases = 2, kProjection = 3;  // tensors of one direction
+
+}  // namespace
+
+CheckedQuantized::CheckedQuantized(const Tensors& given, const NamedCell& cell, int64_t features) {
+  bool has_bias = false, projects = false;
+  size_t of_direction = 0;
+  for (const size_t directions : {1, 2})
+    for (const bool bias : {false, true})
+      for (const bool projection : {false, true}) {
+        const size_t count = kProducts + bias * kBiases + projection * kProjection;
+        if (given.size() != directions * count) continue;  // no two of these are equal
+        sizes.directions = int64_t(directions);
+        of_direction = count;
+        has_bias = bias;
+        projects = projection;
+      }
+  STD_TORCH_CHECK(of_direction > 0 && (!projects || cell.sizes.projects),
+                  "fusedlstm: expected the quantized weights of a layer of ", cell.name, ", got ", given.size(),
+                  " tensors");
+  const int64_t gates = cell.sizes.gates, rows = given[2].numel();
+  STD_TORCH_CHECK(rows > 0 && rows % gates == 0, "fusedlstm: expected scale_ih of size [", gates,
+                  " * hidden_size], got ", sizes_of(given[2]));
+  sizes.features = features;
+  sizes.hidden = rows / gates;
+  sizes.proj = projects ? given[of_direction - 2].numel() : 0;
+  sizes.dtype = ScalarType::Float;
+  const int64_t recurrent = projects ? sizes.proj : sizes.hidden;
+  Reader reader{given};
+  for (QuantizedWeights& w : weights) {
+    if (reader.next == given.size()) break;
+    w.ih = reader.panels(sizes.hidden, features, gates, "weight_ih");
+    w.hh = reader.panels(sizes.hidden, recurrent, gates, "weight_hh");
+    w.scale_ih = reader.numbers(rows, "scale_ih");
+    w.scale_hh = reader.numbers(rows, "scale_hh");
+    w.sum_ih = reader.integers(rows, "sum_ih");
+    w.sum_hh = reader.integers(rows, "sum_hh");
+    if (has_bias) {
+      w.bias_ih = reader.numbers(rows, "bias_ih");
+      w.bias_hh = reader.numbers(rows, "bias_hh");
+    }
+    if (projects) {
+      w.hr = reader.panels(sizes.proj, sizes.hidden, 1, "weight_hr");
+      w.scale_hr = reader.numbers(sizes.proj, "scale_hr");
+      w.sum_hr = reader.integers(sizes.proj, "sum_hr");
+    }
+  }
+}
+
+}  // namespace fusedlstm::cpu

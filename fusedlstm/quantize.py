@@ -1,0 +1,213 @@
+"""Swap the recurrent layers inside a model for those with int8 weights, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fusedlstm import _checks, _int8
+from fusedlstm._module import FusedCell, FusedLayer
+from fusedlstm.convert import swap, type_of, why_compiled, why_instance
+from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
+from fusedlstm.quantized import (
+    Quantized,
+    QuantizedGRU,
+    QuantizedGRUCell,
+    QuantizedLSTM,
+    QuantizedLSTMCell,
+    QuantizedRNN,
+    QuantizedRNNCell,
+)
+
+_FUSED = {
+    QuantizedLSTM: FusedLSTM,
+    QuantizedGRU: FusedGRU,
+    QuantizedRNN: FusedRNN,
+    QuantizedLSTMCell: FusedLSTMCell,
+    QuantizedGRUCell: FusedGRUCell,
+    QuantizedRNNCell: FusedRNNCell,
+}
+_QUANTIZED = {fused: quantized for quantized, fused in _FUSED.items()} | {
+    nn.LSTM: QuantizedLSTM,
+    nn.GRU: QuantizedGRU,
+    nn.RNN: QuantizedRNN,
+    nn.LSTMCell: QuantizedLSTMCell,
+    nn.GRUCell: QuantizedGRUCell,
+    nn.RNNCell: QuantizedRNNCell,
+}
+
+
+def quantize(
+    model: nn.Module,
+    dtype: torch.dtype = torch.int8,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+) -> nn.Module:
+    """Replace every nn.LSTM, nn.GRU, nn.RNN, their cells, and the fused ones, inside `model` by layers for inference
+    with int8 weights, in place. They run on the CPU.
+
+    Weights are rounded once, with one scale for each of their rows; input, h, and what a projection is of, in each
+    step, each row of the batch by itself, to 8 bits over its own range: no data is needed beforehand. Biases, states,
+    gates and results are float32. The new modules (`fusedlstm.quantized`) take all that the fused layers take but
+    return_cell_states and return_gates, and have hooks, the training flag and other attributes of the old ones; a
+    module that is used in two places stays one. Their weights are buffers. Parametrizations are computed once. What is
+    left, one UserWarning names, with path, type and reason: subclasses, modules with a forward set on the instance,
+    layers that TorchScript has compiled, weights that are no parameters and may be set anew for each call.
+
+    Args:
+        model: a module in evaluation mode; if it is such a layer itself, the replacement is returned.
+        dtype: of the weights; torch.int8.
+        filter_fn: filter_fn(module, fully_qualified_name) says whether a layer is to be replaced; all are by default.
+
+    Returns:
+        `model`, or its replacement.
+
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: another dtype; there is no layer to replace; a weight or bias has NaN or infinite elements.
+        RuntimeError: a layer is in training mode, or its weights do not fit its sizes.
+
+    Equivalent to:
+        scale = weight.abs().amax(1) / 127;  weight = (weight / scale[:, None]).round().to(torch.int8)
+    """
+    if dtype is not torch.int8:
+        raise ValueError(f"Expected dtype torch.int8, got {dtype}")
+    is_any = False
+
+    def replacement(module, path):
+        nonlocal is_any
+        is_compiled = isinstance(module, torch.jit.ScriptModule)
+        is_any = is_any or isinstance(module, Quantized)
+        if not is_compiled and not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            return None
+        if filter_fn is not None and not filter_fn(module, path):
+            return None
+        if is_compiled:
+            return why_compiled(module, _QUANTIZED)
+        if reason := _why_left(module):
+            return reason
+        is_any = True
+        return _quantized(module, path)
+
+    model = swap(model, "quantize", replacement)
+    if not is_any:
+        raise ValueError(
+            "Expected a model with nn.LSTM, nn.GRU, nn.RNN, their cells, or the fused ones to quantize, got "
+            f"{type(model).__name__} without any{'' if filter_fn is None else ' that filter_fn takes'}"
+        )
+    return model
+
+
+def dequantize(model: nn.Module) -> nn.Module:
+    """Undo `quantize` as far as that goes: every quantized layer becomes a fused one with the rounded weights as
+    float32 parameters, in place.
+
+    Returns:
+        `model`, or its replacement if it is such a layer itself.
+
+    Raises:
+        TypeError: `model` is not a module.
+    """
+
+    def replacement(module, _):
+        if not isinstance(module, Quantized):
+            return None
+        return _dequantized(module) if type(module) in _FUSED else "a subclass, whose own code is for int8 weights"
+
+    return swap(model, "dequantize", replacement)
+
+
+def _why_left(module) -> str:
+    """Why this one layer or cell must stay as it is, or ""."""
+    cls = type_of(module)
+    if cls not in _QUANTIZED:
+        return "a type of its own; fusedlstm.quantize takes torch.nn's and the fused ones, and no subclasses"
+    if reason := why_instance(module):
+        return reason
+    if getattr(module, "nonlinearity", "tanh") not in ("tanh", "relu"):
+        return f"Unknown nonlinearity: {module.nonlinearity}"
+    if module.input_size == 0 or module.hidden_size == 0:
+        return "without weights, since input_size or hidden_size is 0"
+    if module.input_size > _int8.MOST_COLUMNS or module.hidden_size > _int8.MOST_COLUMNS:
+        return f"more than {_int8.MOST_COLUMNS} columns of a weight, whose sums of products may not fit in int32"
+    for name in _float_names(_QUANTIZED[cls].like(module)):
+        if not (name in module._parameters or parametrize.is_parametrized(module, name)):
+            return f"its {name} is no parameter, and may be set anew for each call; make it one first"
+    return ""
+
+
+def _quantized(module, path) -> Quantized:
+    """The module with int8 weights."""
+    new = _QUANTIZED[type_of(module)].like(module)
+    name = path or "the model itself"
+    if module.training:
+        raise RuntimeError(
+            f"Expected a model in evaluation mode to quantize, got {name} in training mode; call model.eval() first"
+        )
+    with torch.no_grad():
+        weights = {name: getattr(module, name) for name in _float_names(new)}
+        sizes, values = new.sizes(), list(weights.values())
+        _checks.check_weights(values, sizes, values[0])
+        for kind, weight in weights.items():
+            if not (weight.is_meta or weight.to(torch.float32).isfinite().all()):
+                raise ValueError(f"Expected finite values of float32 in {kind} of {name}, got NaN or infinite ones")
+            if kind.startswith("bias"):
+                setattr(new, kind, weight.detach().to(torch.float32, copy=True))
+                continue
+            of = kind.removeprefix("weight_")
+            units = sizes.proj_size if of.startswith("hr") else sizes.hidden_size
+            for part, tensor in zip(("weight", "scale", "sum"), _int8.quantized(weight.detach(), units)):
+                setattr(new, f"{part}_{of}", tensor)
+    return _taking_over(new, module, weights)
+
+
+def _dequantized(module) -> FusedLayer | FusedCell:
+    """The module with its rounded weights."""
+    options = {name: getattr(module, name) for name in module.options}
+    for name in ("mode", "dropout"):
+        options.pop(name, None)
+    if not options.get("proj_size"):
+        options.pop("proj_size", None)
+    new = _FUSED[type(module)](**options, device="meta")
+    if isinstance(new, FusedLayer):
+        new.dropout = module.dropout  # which the constructor warns of where there is one layer
+    with torch.no_grad():
+        for name in _float_names(module):
+            value = getattr(module, name)
+            if name.startswith("weight"):
+                of = name.removeprefix("weight_")
+                value = _int8.dequantized(value, getattr(module, f"scale_{of}"), new._parameters[name].size(1))
+            new._parameters[name] = nn.Parameter(value.clone())
+    return _taking_over(new, module, [name for name, _, _ in module.tensors()])
+
+
+def _float_names(module: Quantized) -> list[str]:
+    """Of its tensors those that the float layer has too, in the same order."""
+    return [name for name, _, _ in module.tensors() if name.startswith(("weight", "bias"))]
+
+
+def _taking_over(new, module, weights):
+    """`new` with all that `module` has beside its weights of these names and what they were made of: hooks, in the
+    containers that their handles know, the training flag, other parameters, buffers and modules, and attributes.
+    """
+    own, of_every_module = vars(new), vars(nn.Module())
+    others = {*_OF_WEIGHTS, *weights}
+    for name, value in vars(module).items():
+        if isinstance(value, dict) and name in ("_parameters", "_buffers", "_modules"):
+            own[name].update({key: item for key, item in value.items() if key not in others})
+        elif name in of_every_module or not (name in own or name in others):
+            own[name] = value
+    return new
+
+
+# Attributes of layers that are about their weights.
+_OF_WEIGHTS = (
+    "_flat_weights",
+    "_flat_weight_refs",
+    "_flat_weights_names",
+    "_all_weights",
+    "_fused_frozen",
+    "parametrizations",
+)

@@ -1,0 +1,275 @@
+"""The layers and cells with int8 weights, for inference on the CPU. `fusedlstm.quantize` makes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedlstm import _int8
+from fusedlstm._checks import Sizes
+from fusedlstm._run import run, run_usual, states_of_usual
+from fusedlstm._run_cell import run_quantized_cell
+from fusedlstm.cells import CELLS
+from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
+from fusedlstm.ops import OPERATORS
+
+# torch.fx.symbolic_trace records calls of these as one node each.
+torch.fx.wrap("run")
+torch.fx.wrap("run_quantized_cell")
+
+
+class Quantized(nn.Module):
+    """What layers and cells with int8 weights have in common.
+
+    The weights are buffers, as `fusedlstm._int8` describes them: what state_dict has is what the operators read. They
+    are zeros in a new module.
+    """
+
+    options: tuple[str, ...]  # the attributes that say which layer this is, named as those of the fused one
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        for option in self.options:
+            setattr(self, option, getattr(layer, option))
+        for name, shape, dtype in self.tensors():
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+
+    @classmethod
+    def like(cls, layer: nn.Module) -> Quantized:
+        """A new module with the options of a fused layer or cell, or of torch.nn's."""
+        new = cls.__new__(cls)
+        Quantized.__init__(new, layer)
+        return new
+
+    def sizes(self) -> Sizes:
+        """Those of the layers; of a cell, those of the layer that it is a step of."""
+        raise NotImplementedError
+
+    def tensors(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+        """Name, shape and dtype of each weight, in the order of the operator."""
+        raise NotImplementedError
+
+    def _weights(self) -> list[Tensor]:
+        """Read at each call, as those of the fused layers; most are where nn.Module keeps buffers."""
+        own = self._buffers
+        return [own[name] if name in own else getattr(self, name) for name, _, _ in self.tensors()]
+
+    def _apply(self, fn, recurse: bool = True):
+        own = [self._buffers.get(name) for name, _, _ in self.tensors()]
+
+        def with_its_dtype(tensor):
+            """`half()` and the like are for the model around: the operators take these tensors and no others."""
+            result = fn(tensor)
+            is_cast = result.dtype is not tensor.dtype and any(tensor is weight for weight in own)
+            return tensor.to(result.device) if is_cast else result
+
+        return super()._apply(with_its_dtype, recurse)
+
+    def _check_mode(self) -> None:
+        if self.training:
+            raise RuntimeError(
+                f"{type(self).__name__} is for inference: expected evaluation mode, got training mode; call "
+                "model.eval()"
+            )
+
+    def __prepare_scriptable__(self):
+        raise NotImplementedError(
+            f"torch.jit.script: Expected layers that TorchScript compiles, got {type(self).__name__}; take "
+            "torch.jit.trace or torch.export, or script the model as it was before fusedlstm.quantize"
+        )
+
+
+class QuantizedLayer(Quantized):
+    """A stack of layers."""
+
+    options = (
+        "mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional",
+        "proj_size",
+    )  # fmt: skip
+
+    def flatten_parameters(self) -> None:
+        """Does nothing, as of the fused layers."""
+
+    def extra_repr(self) -> str:
+        return nn.RNNBase.extra_repr(self) + ", dtype=torch.int8"
+
+    def sizes(self) -> Sizes:
+        return Sizes(
+            self.mode.lower(), self.input_size, self.hidden_size, self.proj_size, self.num_layers,
+            2 if self.bidirectional else 1, self.bias,
+        )  # fmt: skip
+
+    def tensors(self) -> list:
+        return _int8.tensors_of(self.sizes())
+
+
+class QuantizedCell(Quantized):
+    """One step of one layer."""
+
+    options = ("input_size", "hidden_size", "bias")
+    _cell: str  # its name, of fusedlstm.cells
+
+    def extra_repr(self) -> str:
+        return nn.RNNCellBase.extra_repr(self) + ", dtype=torch.int8"
+
+    def sizes(self) -> Sizes:
+        return Sizes(self._cell, self.input_size, self.hidden_size, 0, 1, 1, self.bias)
+
+    def tensors(self) -> list:
+        return _int8.tensors_of(self.sizes(), [""])
+
+
+def _run_layers(module: QuantizedLayer, input, hx, *rows):
+    """The layers of a module, on the arguments of its forward: lengths, reset and reset_state last."""
+    sizes, weights, packing = module.sizes(), module._weights(), None
+    if sizes.num_layers == 1:
+        states = states_of_usual(module, input, hx, rows, len(CELLS[sizes.cell].states) == 1)
+        if states is not None and input.size(2) == sizes.input_size and _int8.fit(weights, sizes):
+            results = run_usual(OPERATORS[sizes.cell].quantized, weights, input, states, module.batch_first)
+            if results is not None:
+                return results
+    module._check_mode()
+    if isinstance(input, PackedSequence):
+        # Tracers look into a call's arguments, and fail to rebuild this class from what they find.
+        input, *packing = input
+    return run(
+        sizes.cell, input, hx, weights, sizes, module.batch_first, module.dropout, False, *rows,
+        packing=packing, is_int8=True,
+    )  # fmt: skip
+
+
+def _run_step(module: QuantizedCell, input, hx):
+    """The step of a module."""
+    module._check_mode()
+    return run_quantized_cell(input, hx, module._weights(), module.sizes())
+
+
+class QuantizedLSTM(QuantizedLayer):
+    """What `fusedlstm.quantize` makes of `FusedLSTM` and `nn.LSTM`: the same options and arguments, int8 weights.
+
+    Input, states and results are float32. Gates and cell states of all steps are not to be had.
+
+    Equivalent to:
+        fusedlstm.quantize(FusedLSTM(input_size, hidden_size, ...).eval())
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+    ) -> None:
+        options = num_layers, bias, batch_first, dropout, bidirectional, proj_size
+        super().__init__(FusedLSTM(input_size, hidden_size, *options, device="meta"))
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
+        return_cell_states: bool | None = None,
+        return_gates: bool | None = None,
+    ):
+        """Run the layers; arguments, results and errors are those of `fusedlstm.functional.lstm`."""
+        _refuse_kept(self, return_cell_states=return_cell_states, return_gates=return_gates)
+        return _run_layers(self, input, hx, lengths, reset, reset_state)
+
+
+class QuantizedGRU(QuantizedLayer):
+    """What `fusedlstm.quantize` makes of `FusedGRU` and `nn.GRU`: to them what QuantizedLSTM is to FusedLSTM."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(FusedGRU(*args, **kwargs, device="meta"))
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
+        return_gates: bool | None = None,
+    ):
+        """Run the layers; arguments, results and errors are those of `fusedlstm.functional.gru`."""
+        _refuse_kept(self, return_gates=return_gates)
+        return _run_layers(self, input, hx, lengths, reset, reset_state)
+
+
+class QuantizedRNN(QuantizedLayer):
+    """What `fusedlstm.quantize` makes of `FusedRNN` and `nn.RNN`: to them what QuantizedLSTM is to FusedLSTM."""
+
+    options = (*QuantizedLayer.options, "nonlinearity")
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(FusedRNN(*args, **kwargs, device="meta"))
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
+    ):
+        """Run the layers; arguments, results and errors are those of `fusedlstm.functional.rnn`."""
+        return _run_layers(self, input, hx, lengths, reset, reset_state)
+
+
+class QuantizedLSTMCell(QuantizedCell):
+    """One step of one LSTM layer with int8 weights."""
+
+    _cell = "lstm"
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
+        super().__init__(FusedLSTMCell(input_size, hidden_size, bias, device="meta"))
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Run one step; arguments, results and errors are those of `functional.lstm_cell`."""
+        return _run_step(self, input, hx)
+
+
+class QuantizedGRUCell(QuantizedCell):
+    """One step of one GRU layer with int8 weights."""
+
+    _cell = "gru"
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
+        super().__init__(FusedGRUCell(input_size, hidden_size, bias, device="meta"))
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Run one step; arguments, results and errors are those of `functional.gru_cell`."""
+        return _run_step(self, input, hx)
+
+
+class QuantizedRNNCell(QuantizedCell):
+    """One step of one simple recurrent layer with int8 weights."""
+
+    options = (*QuantizedCell.options, "nonlinearity")
+
+    @property
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh") -> None:
+        super().__init__(FusedRNNCell(input_size, hidden_size, bias, nonlinearity, device="meta"))
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Run one step; arguments, results and errors are those of `functional.rnn_cell`."""
+        return _run_step(self, input, hx)
+
+
+def _refuse_kept(module, **asked) -> None:
+    for argument, is_asked in asked.items():
+        if is_asked:
+            raise NotImplementedError(
+                f"{type(module).__name__} keeps nothing of its steps beside the output: expected no {argument}, got "
+                f"{argument}={is_asked}; call the model as it was before fusedlstm.quantize"
+            )

@@ -1,0 +1,221 @@
+"""One layer with int8 weights in numpy, to the last bit of what the operators `<cell>_layer_quantized` return.
+
+Integers are exact, and each operation on float32 rounds once: there are no fused multiply-adds. It has nothing of the
+package; sizes are read from the weights, as the operators do.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+UNITS, DEPTH = 16, 4  # of a block of packed weights
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+STATES = {"lstm": 2, "gru": 1, "rnn_tanh": 1, "rnn_relu": 1}
+ONE = np.float32(1)
+
+
+# Weights
+
+
+def quantized(weight):
+    """weight [rows, K] as int8, and the scale of each row, float32 [rows]."""
+    weight = np.asarray(weight, np.float32)
+    scale = np.abs(weight).max(1) / np.float32(127)
+    divisor = np.where(scale > 0, scale, ONE)[:, None]
+    rounded = np.where(scale[:, None] > 0, np.rint(weight / divisor), 0)
+    return np.clip(rounded, -127, 127).astype(np.int8), scale
+
+
+def packed(weight, gates):
+    """int8 [gates * units, K] as [ceil(units / 16), ceil(K / 4), gates, 16, 4]."""
+    rows, K = weight.shape
+    units = rows // gates
+    result = np.zeros((-(-units // UNITS), -(-K // DEPTH), gates, UNITS, DEPTH), np.int8)
+    for gate in range(gates):
+        for unit in range(units):
+            for k in range(K):
+                block, u = divmod(unit, UNITS)
+                step, j = divmod(k, DEPTH)
+                result[block, step, gate, u, j] = weight[gate * units + unit, k]
+    return result
+
+
+def unpacked(weight, units, K):
+    """What `packed` was given."""
+    gates = weight.shape[2]
+    result = np.empty((gates * units, K), np.int8)
+    for row in range(gates * units):
+        gate, unit = divmod(row, units)
+        for k in range(K):
+            result[row, k] = weight[unit // UNITS, k // DEPTH, gate, unit % UNITS, k % DEPTH]
+    return result
+
+
+class Direction(NamedTuple):
+    """One direction's weights: of weight_ih, weight_hh and, with a projection, weight_hr [rows, K], scales and sums."""
+
+    ih: tuple
+    hh: tuple
+    bias: tuple | None  # of the input, of the hidden state
+    hr: tuple | None
+
+
+def directions(cell, weights, input_size):
+    """The weights of the operator, unpacked, for each direction."""
+    G = GATES[cell]
+
+    def parts(own):
+        has_bias, projects = len(own) in (8, 11), len(own) in (9, 11)
+        assert len(own) == 6 + 2 * has_bias + 3 * projects
+        w_ih, w_hh, scale_ih, scale_hh, sum_ih, sum_hh = own[:6]
+        H = len(scale_ih) // G
+        R = len(own[-2]) if projects else H
+        hr = (unpacked(own[-3], R, H), *own[-2:]) if projects else None
+        ih, hh = unpacked(w_ih, H, input_size), unpacked(w_hh, H, R)
+        return Direction((ih, scale_ih, sum_ih), (hh, scale_hh, sum_hh), own[6:8] if has_bias else None, hr)
+
+    # 6 to 11 tensors a direction: of 12 to 22 there are two.
+    D = 1 if len(weights) < 12 else 2
+    each = len(weights) // D
+    return [parts(weights[d * each : (d + 1) * each]) for d in range(D)]
+
+
+# Products
+
+
+def quantized_rows(values):
+    """values [rows, K] as integers 0..255, and of each row its scale and zero point."""
+    low = np.minimum(np.float32(0), values.min(1, initial=np.float32(0)))
+    high = np.maximum(np.float32(0), values.max(1, initial=np.float32(0)))
+    extent = high - low
+    is_wide = extent > np.float32(2.0**-100)
+    divisor = np.where(is_wide, extent, ONE)
+    inverse = np.where(is_wide, np.float32(255) / divisor, np.float32(0))
+    scale = np.where(is_wide, extent / np.float32(255), np.float32(0))
+    zero = np.rint(-low * inverse)
+    q = np.minimum(np.rint(values * inverse[:, None]) + zero[:, None], np.float32(255))
+    is_finite = np.isfinite(values).all(1)
+    scale = np.where(is_finite, scale, np.float32(np.nan))
+    q, zero = np.where(is_finite[:, None], q, 0), np.where(is_finite, zero, 0)
+    return q.astype(np.int32), scale, zero.astype(np.int32)
+
+
+def product(values, weight, scale, total):
+    """values [rows, K] by the weight's rows, float32 [rows, len(weight)]."""
+    q, scale_of_row, zero = quantized_rows(values)
+    acc = q @ weight.astype(np.int32).T - zero[:, None] * total
+    assert acc.dtype == np.int32
+    return acc.astype(np.float32) * (scale_of_row[:, None] * scale)
+
+
+# csrc/cpu/kernel/simd.h: Exponential<float> and VectorMath
+
+LOG2_E = np.float32(1.44269504088896340736)
+LN2_HIGH, LN2_LOW = np.float32(0.693145751953125), np.float32(1.42860682030941723212e-6)
+ROUND = np.float32(12582912.0 + 127.0)
+POLYNOMIAL = np.array(
+    [0.5, 0.16666576266288757, 0.041666556149721146, 0.008363177999854088, 0.0013926181709393859], np.float32
+)
+
+
+def clamped(x, limit):
+    limit = np.float32(limit)
+    x = np.where(x > limit, limit, x)
+    return np.where(x < -limit, -limit, x)
+
+
+def reduced(x, times):
+    """2^n and expm1(times * r), where times * x = n ln 2 + times * r."""
+    shifted = x * np.float32(times * LOG2_E) + ROUND
+    scale = (shifted.view(np.uint32) << np.uint32(23)).view(np.float32)
+    n = shifted - ROUND
+    r = (x - n * np.float32(LN2_HIGH / times)) - n * np.float32(LN2_LOW / times)
+    coefficients = [c * np.float32(times ** (k + 2)) for k, c in enumerate(POLYNOMIAL)]
+    q = coefficients[-1]
+    for coefficient in coefficients[-2::-1]:
+        q = q * r + coefficient
+    linear = -r if times == -1 else r + r
+    return scale, q * (r * r) + linear
+
+
+def sigmoid(x):
+    scale, fraction = reduced(clamped(x, 87), -1)
+    exp = scale * fraction + scale
+    total = exp + ONE
+    y = ONE / total
+    lost = exp - (total - ONE)
+    return y - lost * (y * y)
+
+
+def tanh(x):
+    scale, fraction = reduced(clamped(x, 10), 2)
+    expm1 = scale * fraction + (scale - ONE)
+    return expm1 / (expm1 + np.float32(2))
+
+
+# Layers
+
+
+def step(cell, weights, from_input, states):
+    """The states after a step, of rows [B, ...]; from_input: weight_ih by the input, without biases."""
+    h = states[0]
+    from_hidden = product(h, *weights.hh)
+    G = GATES[cell]
+    joined = {"gru": 2}.get(cell, G)
+    x, y = np.split(from_input, G, 1), np.split(from_hidden, G, 1)
+    if weights.bias is not None:
+        of_input, of_hidden = (np.split(bias, G) for bias in weights.bias)
+        x = [part + (a + b if g < joined else a) for g, (part, a, b) in enumerate(zip(x, of_input, of_hidden))]
+        y = [part if g < joined else part + b for g, (part, b) in enumerate(zip(y, of_hidden))]
+    sums = [b + a for a, b in zip(x[:joined], y[:joined])]
+    if cell == "lstm":
+        i, f, g, o = sigmoid(sums[0]), sigmoid(sums[1]), tanh(sums[2]), sigmoid(sums[3])
+        c = f * states[1] + i * g
+        h = o * tanh(c)
+        return [h if weights.hr is None else product(h, *weights.hr), c]
+    if cell == "gru":
+        r, z = sigmoid(sums[0]), sigmoid(sums[1])
+        n = tanh(x[2] + r * y[2])
+        return [n + z * (h - n)]
+    if cell == "rnn_relu":
+        return [np.where(sums[0] < 0, np.float32(0), sums[0])]
+    return [tanh(sums[0])]
+
+
+def layer(cell, input, initial, weights, batch_sizes=None, lengths=None, reset=None, reset_state=()):
+    """What `fusedlstm::<cell>_layer_quantized` returns for these arguments, arrays in the place of tensors."""
+    with np.errstate(all="ignore"):
+        return _layer(cell, input, initial, weights, batch_sizes, lengths, reset, reset_state)
+
+
+def _layer(cell, input, initial, weights, batch_sizes, lengths, reset, reset_state):
+    parts = directions(cell, weights, input.shape[-1])
+    D, H = len(parts), len(parts[0].ih[1]) // GATES[cell]
+    R = H if parts[0].hr is None else len(parts[0].hr[1])
+    if batch_sizes is None:
+        T, B = input.shape[:2]
+        runs = np.ones((T, B), bool) if lengths is None else np.arange(T)[:, None] < lengths
+        dense = input
+    else:
+        T, B = len(batch_sizes), int(batch_sizes[0])
+        runs = np.arange(B) < np.asarray(batch_sizes)[:, None]
+        dense = np.zeros((T, B, input.shape[-1]), np.float32)
+        dense[runs] = input
+    sizes = [R, H][: STATES[cell]]
+    states = list(initial) or [np.zeros((D, B, size), np.float32) for size in sizes]
+    after_reset = list(reset_state) or [np.zeros((D, B, size), np.float32) for size in sizes]
+    output = np.zeros((T, B, D * R), np.float32)
+    last = [state.copy() for state in states]
+    for d, own in enumerate(parts):
+        now = [state[d] for state in states]
+        for t in reversed(range(T)) if d == 1 else range(T):
+            if reset is not None:
+                now = [np.where(reset[t][:, None], new[d], state) for new, state in zip(after_reset, now)]
+            following = step(cell, own, product(dense[t], *own.ih), now)
+            now = [np.where(runs[t][:, None], new, state) for new, state in zip(following, now)]
+            output[t, :, d * R : (d + 1) * R] = np.where(runs[t][:, None], now[0], np.float32(0))
+        for place, state in enumerate(now):
+            last[place][d] = state
+    return (output if batch_sizes is None else output[runs]), last
