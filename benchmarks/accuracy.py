@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fusedlstm.cells import RNN_RELU
+from tests.cases import Case
 
 from .contenders import build_torch
 from .workload import INT8, Model, Workload
@@ -22,9 +23,8 @@ _ROUNDING = {
 }
 _MEMORY = 32  # steps over which the forget gates of random weights let an error live
 # Of int8: steps from one end of a range to the other where a contender has 7 bits (torch's activations; ONNX Runtime's
-# weights without VNNI), and the ranges over the root mean square of what is in them (normal activations, uniform
-# weights).
-_INT8_STEPS, _INT8_RANGES = 127, (7.0, 2 * math.sqrt(3))
+# weights without VNNI).
+_INT8_STEPS = 127
 # A slope that jumps: a sum within rounding of the corner gets a slope of one side or the other, and no precision makes
 # the gradients of two programs agree in their largest difference.
 _WITH_CORNERS = {RNN_RELU.name}
@@ -85,7 +85,7 @@ def _limit(workload: Workload) -> float:
     """
     case = workload.case
     if workload.precision == INT8:
-        return 2 * math.hypot(*_INT8_RANGES) / _INT8_STEPS * math.sqrt(case.num_layers / 12)
+        return 2 * math.hypot(*_int8_ranges(case)) / _INT8_STEPS * math.sqrt(case.num_layers / 12)
     roundings = min(case.T, _MEMORY) * case.num_layers
     if workload.precision in ("float32", "float64"):
         roundings += max(case.input_size, case.hidden_size)
@@ -95,6 +95,13 @@ def _limit(workload: Workload) -> float:
         roundings *= 2
     limit = 4 * _ROUNDING[workload.precision] * math.sqrt(roundings)
     return math.sqrt(limit * case.num_layers) if _has_corners(workload) else limit
+
+
+def _int8_ranges(case: Case) -> tuple[float, float]:
+    """From the least to the largest, over the root mean square: of normal activations, for all of which torch has one
+    range, and of uniform weights."""
+    activations = case.T * case.B * max(case.input_size, case.hidden_size)
+    return 2 * math.sqrt(2 * math.log(activations)), 2 * math.sqrt(3)
 
 
 def _has_corners(workload: Workload) -> bool:

@@ -27,13 +27,13 @@ def parser(description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    made.add_argument("--cell", type=_cell, default=LSTM.name, help=f"one of {_CELL_NAMES} (default: {LSTM.name})")
+    made.add_argument("--cell", type=cell_name, default=LSTM.name, help=f"one of {_CELL_NAMES} (default: {LSTM.name})")
     made.add_argument("--device", type=_device, default=default_device, help=f"default: {default_device}")
     made.add_argument("--dtype", type=_choices(_DTYPES), help=names(_DTYPES))
     made.add_argument("--mode", type=_choices(MODES), help=names(MODES))
-    made.add_argument("--threads", type=_counts, help="CPU threads, like 1,2")
-    made.add_argument("--callers", type=_counts, help="Python threads that call at the same time, like 1,8")
-    made.add_argument("--neighbours", type=_counts, help="other processes that keep CPUs busy, like 1,2")
+    made.add_argument("--threads", type=counts, help="CPU threads, like 1,2")
+    made.add_argument("--callers", type=counts, help="Python threads that call at the same time, like 1,8")
+    made.add_argument("--neighbours", type=counts, help="other processes that keep CPUs busy, like 1,2")
     made.add_argument("--peers", type=_split, help=names(peers_of(LSTM)) + "; of another cell with its own names")
     made.add_argument("--cuda-graph", action="store_true", help="CUDA graphs as well as eager")
     made.add_argument(
@@ -74,7 +74,7 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
             parser.error(f"argument --peers: expected {names(known)}, got {name!r}")
 
 
-def _cell(text: str) -> str:
+def cell_name(text: str) -> str:
     """The name of a cell; nn.RNN's own is the one with tanh."""
     name = {"rnn": RNN_TANH.name}.get(text, text)
     if name in CELLS:
@@ -99,7 +99,7 @@ def _split(text: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
-def _counts(text: str) -> list[int]:
+def counts(text: str) -> list[int]:
     for part in _split(text):
         if not part.isdecimal() or int(part) < 1:
             raise argparse.ArgumentTypeError(f"expected positive numbers like 1,2, got {part!r}")

@@ -113,7 +113,12 @@ def _measures(measures: dict, indent: str = "") -> str:
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     """The first line is the head."""
     head, *rows = lines
-    return _lines("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
+    return _lines(map(markdown_line, (head, ["---"] * len(head), *rows)))
+
+
+def markdown_line(cells: Sequence[str]) -> str:
+    """One line of a table."""
+    return "| " + " | ".join(cells) + " |"
 
 
 def _lines(lines: Iterable[str]) -> str:
