@@ -337,7 +337,36 @@ def _requires_gradients(tensors) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def _quantized_layer(operator, *arguments):
+    """`<cell>_layer_quantized` of tensors that require no gradients: the shorter way to the operator, as of LAYERS."""
+    with below_autograd():
+        return operator(*arguments)
+
+
+QUANTIZED_LAYERS = {name: functools.partial(_quantized_layer, of.quantized) for name, of in OPERATORS.items()}
+
+
+def _quantized_layer_at_autograd_keys(name, input, initial, weights, batch_sizes, lengths, reset, reset_state):
+    """`<cell>_layer_quantized` at the Autograd keys, where graphs call it.
+
+    It has no derivative. AOTInductor's executor passes None for an empty list of tensors; and lists are made anew here:
+    out of one that is a constant of a frozen TorchScript graph, PyTorch takes the tensors when it calls the kernel.
+    """
+    initial, reset_state = initial or [], reset_state or []
+    if _requires_gradients((input, *initial, *weights, *reset_state)):
+        refuse_gradients_of_quantized()
+    return QUANTIZED_LAYERS[name](input, initial, weights, batch_sizes, lengths, reset, reset_state)
+
+
+def refuse_gradients_of_quantized():
+    raise RuntimeError(
+        "Quantized layers are for inference: expected arguments without gradients, got one that requires them; call "
+        "the model under torch.no_grad()"
+    )
+
+
 _library_rules = torch.library.Library("fusedlstm", "IMPL")
 for _name, _operators in OPERATORS.items():
     _library_rules.impl(_operators.layer, functools.partial(_layer_at_autograd_keys, _name), "Autograd")
     _library_rules.impl(_operators.backward, functools.partial(_gradients_at_autograd_keys, _name), "Autograd")
+    _library_rules.impl(_operators.quantized, functools.partial(_quantized_layer_at_autograd_keys, _name), "Autograd")

@@ -56,8 +56,8 @@ def choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
     return choose_plain(cell.name, differentiable)
 
 
-def choose_quantized(name, differentiable):
-    """What runs a layer with int8 weights of the cell of this name; arguments as of `choose`.
+def choose_quantized(name, tensors, differentiable):
+    """What runs a layer with int8 weights of the cell of this name on these tensors; differentiable: as of `choose`.
 
     Raises:
         NotImplementedError: inside of a transform of torch.func, or of torch.onnx.export.
@@ -69,10 +69,7 @@ def choose_quantized(name, differentiable):
             "vmap, grad, jvp and their kin, got one inside; call the model as it was before fusedlstm.quantize"
         )
     if any(tensor.requires_grad for tensor in differentiable):
-        raise RuntimeError(
-            "Quantized layers are for inference: expected arguments without gradients, got one that requires them; "
-            "call the model under torch.no_grad()"
-        )
+        _autograd.refuse_gradients_of_quantized()
     is_traced = torch.jit.is_tracing()
     if (is_traced or torch.compiler.is_exporting()) and _is_in_onnx_export():
         from fusedlstm import onnx
@@ -80,7 +77,10 @@ def choose_quantized(name, differentiable):
         onnx.refuse({"int8 weights": True})
     if is_traced:
         _warn_of_converters("the model as it was before fusedlstm.quantize")
-    return OPERATORS[name].quantized
+    # As in `choose`: compilers, traces, and whoever overrides operators, must see the operator itself.
+    if is_traced or torch.compiler.is_compiling() or torch.overrides.has_torch_function(tensors):
+        return OPERATORS[name].quantized
+    return _autograd.QUANTIZED_LAYERS[name]
 
 
 def choose_plain(name, differentiable):

@@ -5,6 +5,7 @@ Two for each multiply-add, as for PyTorch's own operators; padded steps and step
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import sys
@@ -19,6 +20,7 @@ from fusedlstm._arguments import (
     list_sizes,
     one_step,
 )
+from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
 _COUNTER = "torch.utils.flop_counter"
@@ -58,6 +60,16 @@ def _cell_backward(d_last, *step_and_kept, out_val=None) -> int:
     return _backward(*BackwardArguments(Incoming(None, [], None), layer, None, None, None, needs).in_a_row())
 
 
+def _quantized(cell, input, initial, weights, *rows_and_states, out_val=None) -> int:
+    """Those of the float layer: the zeros around packed weights are not counted."""
+    D = 1 if len(weights) < 12 else 2
+    scale_ih, projection = weights[2], len(weights) // D in (9, 11)
+    GH, P = len(scale_ih), len(weights[-2]) if projection else 0
+    H = GH // cell.gates
+    rows = math.prod(input.shape[:-1])
+    return 2 * rows * D * (GH * (input.size(-1) + (P or H)) + P * H)
+
+
 def _size(weight) -> int:
     """Of one member's weight."""
     return weight.shape[-2] * weight.shape[-1]
@@ -77,6 +89,8 @@ def _register(counter) -> None:
     formulas = {
         operator: formula for operators in OPERATORS.values() for operator, formula in zip(operators, _FORMULAS)
     }
+    for name, operators in OPERATORS.items():
+        formulas[operators.quantized] = functools.partial(_quantized, CELLS[name])
     for operator, formula in formulas.items():
         if operator.overloadpacket not in counter.flop_registry:  # the package may be imported again
             counter.register_flop_formula(operator.overloadpacket, get_raw=True)(formula)

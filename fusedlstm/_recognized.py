@@ -35,8 +35,8 @@ def warn_of_quantization(module) -> None:
     """torch.ao.quantization sets `qconfig` on all modules, and then replaces those whose exact type it knows."""
     name = type(module).__name__
     warnings.warn(
-        f"torch.ao.quantization leaves {name} in its dtype, since it knows PyTorch's own layers only: where these "
-        "are to be quantized too, give it fusedlstm.revert(model)",
+        f"torch.ao.quantization leaves {name} in its dtype, since it knows PyTorch's own layers only: "
+        "fusedlstm.quantize(model) gives these int8 weights; or give it fusedlstm.revert(model)",
         stacklevel=4,
     )
 

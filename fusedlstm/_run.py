@@ -77,7 +77,7 @@ def run(
         if frozen:
             operator, layers, options = OPERATORS[cell.name].frozen, [[layer] for layer in frozen], ()
         elif is_int8:
-            operator, options = choose_quantized(cell.name, differentiable), ()
+            operator, options = choose_quantized(cell.name, [x, *(hx or ())], differentiable), ()
             layers = [[weights[i * each : (i + 1) * each]] for i in range(L)]
         else:
             operator = choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
@@ -136,6 +136,9 @@ def states_of_usual(module, input, hx, others, has_one_state, dim=3) -> list[Ten
         return None
     else:
         states = [hx] if has_one_state else [*hx]
+    for state in states:
+        if not isinstance(state, Tensor):
+            return None
     # Dynamo is told first that it compiles: it cannot ask for modes.
     if module.training or not is_plain((input, *states)) or count_of_dispatch_modes() > 0:
         return None

@@ -1,0 +1,852 @@
+"""fusedlstm.quantize: modules with int8 weights, which take what the layers take that they replace, or say why not."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import quantized_reference as reference
+import torch
+from family import EVERY, GRU, LSTM, every, tensors_of
+from torch import nn
+from torch.export import Dim
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.flop_counter import FlopCounterMode
+
+import fusedlstm
+from fusedlstm import FusedLSTM, FusedLSTMCell, convert, dequantize, freeze, quantize, quantized, revert, unfreeze
+
+OPTIONS = {
+    "plain": {},
+    "no-bias": {"bias": False},
+    "deep": {"num_layers": 2, "bidirectional": True},
+    "batch-first": {"batch_first": True, "num_layers": 2, "dropout": 0.5},
+}
+MODELS = {f"{member}-{name}": (member, options) for member in EVERY for name, options in OPTIONS.items()}
+MODELS["lstm-projection"] = LSTM, {"proj_size": 3}
+MODELS["lstm-projections"] = LSTM, {"proj_size": 3, "num_layers": 2, "bidirectional": True, "bias": False}
+models = pytest.mark.parametrize("member, options", MODELS.values(), ids=MODELS)
+NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
+
+
+def quantized_of(member, *sizes, **options):
+    """A fused layer, and the same with int8 weights."""
+    layer = member.layer(*sizes, **options).eval()
+    return layer, quantize(copy.deepcopy(layer))
+
+
+def flat(results):
+    """All tensors of a layer's results, a packed output's data first."""
+    output, hx = results
+    return [output.data if isinstance(output, PackedSequence) else output, *tensors_of(hx)]
+
+
+def assert_equal(found, expected):
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def weights_of(module):
+    """The tensors of a quantized module, [L] lists in the order of its operator."""
+    state, L = list(module.state_dict().values()), getattr(module, "num_layers", 1)
+    each = len(state) // L
+    return [state[i * each : (i + 1) * each] for i in range(L)]
+
+
+class TestWeights:
+    @models
+    def test_are_those_of_the_reference(self, member, options):
+        layer, module = quantized_of(member, 5, 19, **options)
+        state, gates = module.state_dict(), layer.weight_hh_l0.size(0) // 19
+        assert not list(module.parameters())
+        expected_names = []
+        for name, weight in layer.named_parameters():
+            kind, of = name.split("_", 1)
+            if kind == "bias":
+                torch.testing.assert_close(state[name], weight.detach(), rtol=0, atol=0)
+                assert state[name].data_ptr() != weight.data_ptr()
+                expected_names.append(name)
+                continue
+            q, scale = reference.quantized(weight.detach())
+            parts = reference.packed(q, 1 if of.startswith("hr") else gates), scale, q.sum(1, dtype=np.int32)
+            for part, value in zip(("weight", "scale", "sum"), parts):
+                np.testing.assert_array_equal(state[f"{part}_{of}"].numpy(), value, strict=True)
+                expected_names.append(f"{part}_{of}")
+        assert sorted(state) == sorted(expected_names)
+
+    def test_have_the_names_of_the_operator_in_its_order(self):
+        _, module = quantized_of(LSTM, 5, 7, proj_size=3, bidirectional=True)
+        parts = "weight_ih weight_hh scale_ih scale_hh sum_ih sum_hh bias_ih bias_hh weight_hr scale_hr sum_hr".split()
+        assert list(module.state_dict()) == [f"{part}_l0{end}" for end in ("", "_reverse") for part in parts]
+        assert list(quantize(FusedLSTMCell(5, 7, bias=False).eval()).state_dict()) == parts[:6]
+
+    def test_rows_of_zeros_and_halves(self):
+        layer = nn.RNN(4, 2).eval()
+        with torch.no_grad():
+            layer.weight_ih_l0.copy_(torch.tensor([[127, 0.5, 1.5, -2.5], [0, 0, 0, 0]]))
+        module = quantize(layer)
+        assert module.scale_ih_l0.tolist() == [1, 0] and module.sum_ih_l0.tolist() == [127 + 0 + 2 - 2, 0]
+        assert module.weight_ih_l0[0, 0, 0, :3].tolist() == [[127, 0, 2, -2], [0] * 4, [0] * 4]
+
+    @pytest.mark.parametrize("scale", [1e-38, 1e-42, 1e-44, 2.8e-45, 1e38])
+    def test_at_the_ends_of_float32(self, scale):
+        layer = nn.LSTM(4, 6).eval()
+        with torch.no_grad():
+            layer.weight_hh_l0.mul_(scale / layer.weight_hh_l0.abs().max())
+        module = quantize(copy.deepcopy(layer))
+        q, scales = reference.quantized(layer.weight_hh_l0.detach())
+        np.testing.assert_array_equal(module.weight_hh_l0.numpy(), reference.packed(q, 4))
+        np.testing.assert_array_equal(module.scale_hh_l0.numpy(), scales)
+        assert module(torch.randn(3, 2, 4))[0].isfinite().all()
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+    def test_of_other_dtypes_are_taken_to_float32_first(self, dtype):
+        layer = nn.GRU(4, 6, dtype=dtype).eval()
+        assert_equal(
+            list(quantize(copy.deepcopy(layer)).state_dict().values()),
+            list(quantize(copy.deepcopy(layer).float()).state_dict().values()),
+        )
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e39])
+    @pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l1", "bias_hh_l0", "weight_hr_l1"])
+    def test_that_are_not_finite_are_refused_before_any_layer_is_replaced(self, name, value):
+        model = nn.ModuleDict({"first": nn.LSTM(4, 6), "second": nn.LSTM(4, 6, 2, proj_size=2, dtype=torch.float64)})
+        with torch.no_grad():
+            getattr(model.second, name).view(-1)[3] = value
+        with pytest.raises(ValueError, match=f"finite values of float32 in {name} of second, got NaN or infinite ones"):
+            quantize(model.eval())
+        assert type(model.first) is nn.LSTM
+
+    def test_that_do_not_fit_are_refused(self):
+        layer = FusedLSTM(4, 6).eval()
+        layer.weight_hh_l0 = nn.Parameter(torch.ones(24, 5))
+        with pytest.raises(RuntimeError, match=r"weight_hh_l0 of shape \[24, 6\].*got \[24, 5\]"):
+            quantize(layer)
+
+    def test_of_the_meta_device(self):
+        """A model built without memory, to be given a state dict."""
+        with torch.device("meta"):
+            empty = nn.Sequential(nn.LSTM(4, 6), nn.Linear(6, 2)).eval()
+        full = quantize(nn.Sequential(nn.LSTM(4, 6), nn.Linear(6, 2)).eval())
+        quantize(empty).load_state_dict(full.state_dict(), assign=True)
+        x = torch.randn(3, 2, 4)
+        assert_equal(flat(empty[0](x)), flat(full[0](x)))
+
+
+class TestNumbers:
+    @models
+    def test_are_those_of_the_reference(self, member, options):
+        """A stack in numpy, layer by layer."""
+        layer, module = quantized_of(member, 5, 19, **options)
+        x, batch_first = torch.randn(4, 3, 5), options.get("batch_first", False)
+        hx = [torch.randn_like(state) for state in tensors_of(layer(x.transpose(0, 1) if batch_first else x)[1])]
+        found = flat(module(x.transpose(0, 1) if batch_first else x, tuple(hx) if len(hx) > 1 else hx[0]))
+        y, last, D = x.numpy(), [], 2 if options.get("bidirectional") else 1
+        for place, weights in enumerate(weights_of(module)):
+            initial = [state[place * D : (place + 1) * D].numpy() for state in hx]
+            y, states = reference.layer(member.cell, y, initial, [weight.numpy() for weight in weights])
+            last.append(states)
+        expected = [y.swapaxes(0, 1) if batch_first else y, *map(np.concatenate, zip(*last))]
+        assert_equal(found, list(map(torch.from_numpy, expected)))
+
+    @models
+    def test_are_near_those_of_the_layer(self, member, options):
+        """And not those of rounded weights alone."""
+        layer, module = quantized_of(member, 20, 40, **options)
+        x = torch.randn(9, 8, 20)
+        with torch.no_grad():
+            output, expected, rounded = module(x)[0], layer(x)[0], dequantize(copy.deepcopy(module))(x)[0]
+        assert 0 < (output - expected).abs().max() < 0.05
+        assert not torch.equal(output, rounded)
+
+    @models
+    def test_of_every_way_to_call(self, member, options):
+        """One sequence of a batch by itself gives the same bits, in whatever form it comes."""
+        layer, module = quantized_of(member, 5, 7, **options)
+        layer.requires_grad_(False)
+        is_first, D = options.get("batch_first", False), 2 if options.get("bidirectional") else 1
+        x = torch.randn(6, 4, 5)
+
+        def arranged(x):
+            return x.transpose(0, 1) if is_first and x.dim() == 3 else x
+
+        y, *last = flat(module(arranged(x)))
+        y = arranged(y)
+        one, *last_of_one = flat(module(x[:, 2]))
+        assert_equal([one, *last_of_one], [y[:, 2], *(state[:, 2] for state in last)])
+        zeros = [torch.zeros_like(state) for state in last]
+        zeros = tuple(zeros) if len(zeros) > 1 else zeros[0]
+        assert_equal(flat(module(arranged(x), zeros)), [arranged(y), *last])
+        lengths = torch.tensor([6, 3, 1, 4])
+        padded, *last = flat(module(arranged(x), lengths=lengths))
+        _, *last_of_packed = flat(module(pack_sequence([x[:n, b] for b, n in enumerate(lengths)], False)))
+        assert_equal(last_of_packed, last)
+        for b, n in enumerate(lengths):
+            own = flat(module(x[:n, b]))
+            assert_equal([arranged(padded)[:n, b], *(state[:, b] for state in last)], own)
+        assert not arranged(padded)[3:, 1].any()
+        for empty in (arranged(x[:, :0]), arranged(x[:0])):
+            assert_equal(flat(module(empty)), flat(layer(empty)))
+        if D == 1:
+            reset = torch.zeros(6, 4, dtype=torch.bool)
+            reset[3, 1] = True
+            reset = reset.T if is_first else reset
+            output, *last = flat(module(arranged(x), reset=reset))
+            assert_equal([arranged(output)[3:, 1], *(s[:, 1] for s in last)], flat(module(x[3:, 1])))
+            other = module(arranged(x))[1]
+            output, *last = flat(module(arranged(x), reset=reset, reset_state=other))
+            of_row = tuple(s[:, 1] for s in other) if isinstance(other, tuple) else other[:, 1]
+            assert_equal([arranged(output)[3:, 1], *(s[:, 1] for s in last)], flat(module(x[3:, 1], of_row)))
+
+    @every
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_of_a_cell_are_those_of_a_layer_of_one_step(self, member, bias):
+        cell, layer = member.one_step(5, 7, bias=bias).eval(), member.layer(5, 7, bias=bias).eval()
+        layer.load_state_dict({f"{name}_l0": value for name, value in cell.state_dict().items()})
+        cell, layer = quantize(cell), quantize(layer)
+        assert type(cell).__name__ == f"Quantized{NAMES[member.cell]}Cell"
+        x = torch.randn(3, 5)
+        expected = layer(x[None])[1]
+        found = cell(x)
+        assert_equal(tensors_of(found), [state[0] for state in tensors_of(expected)])
+        assert_equal(tensors_of(cell(x, found)), [s[0] for s in tensors_of(layer(x[None], expected)[1])])
+        assert_equal(tensors_of(cell(x[1])), [state[0, 1] for state in tensors_of(expected)])
+        assert all(t._base is None for t in tensors_of(found))  # tensors of their own
+        assert [tuple(t.shape) for t in tensors_of(cell(x[:0]))] == [(0, 7)] * len(tensors_of(found))
+
+
+class TestModels:
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 4, 2, batch_first=True, dropout=0.25))
+            self.cells = nn.ModuleList([nn.GRUCell(4, 4), FusedLSTMCell(4, 4)])
+            self.same = self.encoder[1]
+
+    def test_there_and_back(self):
+        model = self.Model().eval()
+        assert quantize(model) is model
+        lstm = model.encoder[1]
+        assert type(lstm) is quantized.QuantizedLSTM and model.same is lstm and lstm.dropout == 0.25
+        assert [type(cell).__name__ for cell in model.cells] == ["QuantizedGRUCell", "QuantizedLSTMCell"]
+        assert type(model.encoder[0]) is nn.Linear and not lstm.training
+        x = torch.randn(2, 5, 3)
+        expected = lstm(x)[0]
+        state = model.state_dict()
+        assert quantize(model) is model and model.encoder[1] is lstm
+        assert dequantize(model) is model
+        lstm = model.encoder[1]
+        assert type(lstm) is FusedLSTM and model.same is lstm and not lstm.training and lstm.dropout == 0.25
+        torch.testing.assert_close(lstm(x)[0], expected, rtol=0, atol=0.01)
+        assert lstm(x)[0].requires_grad
+        again = quantize(model).state_dict()
+        for name, value in state.items():
+            torch.testing.assert_close(again[name], value, rtol=1e-6, atol=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            revert(dequantize(model))
+
+    @models
+    def test_dequantized_weights_are_the_rounded_ones(self, member, options):
+        layer, module = quantized_of(member, 5, 7, **options)
+        back = dequantize(copy.deepcopy(module))
+        assert type(back) is type(layer) and repr(back) == repr(layer)
+        assert back.state_dict().keys() == layer.state_dict().keys()
+        for name, weight in layer.named_parameters():
+            found = getattr(back, name)
+            assert isinstance(found, nn.Parameter)
+            if name.startswith("weight"):
+                q, scale = reference.quantized(weight.detach())
+                weight = torch.from_numpy(q * scale[:, None])
+            torch.testing.assert_close(found.detach(), weight.detach(), rtol=0, atol=0)
+            assert found.data_ptr() not in {t.data_ptr() for t in module.buffers()}
+
+    @every
+    @pytest.mark.parametrize("attribute", ["layer", "plain", "one_step", "plain_step"])
+    def test_a_layer_itself(self, member, attribute):
+        module = quantize(getattr(member, attribute)(3, 4).eval())
+        is_cell = attribute.endswith("step")
+        assert type(module) is getattr(quantized, f"Quantized{NAMES[member.cell]}{'Cell' * is_cell}")
+        assert type(dequantize(module)) is (member.one_step if is_cell else member.layer).func
+        assert quantize(module) is module
+        linear = nn.Linear(1, 1)
+        assert dequantize(linear) is linear
+
+    def test_what_it_refuses(self):
+        for function in (quantize, dequantize):
+            with pytest.raises(TypeError, match=r"Expected model to be an nn\.Module, got list"):
+                function([FusedLSTM(5, 7)])
+        for dtype in (torch.float16, torch.uint8, "int8", None):
+            with pytest.raises(ValueError, match=f"Expected dtype torch.int8, got {dtype}"):
+                quantize(FusedLSTM(5, 7).eval(), dtype)
+        with pytest.raises(ValueError, match=r"Expected a model with nn\.LSTM.* to quantize, got Linear without any$"):
+            quantize(nn.Linear(2, 2).eval())
+        model = nn.Sequential(nn.LSTM(5, 7).eval(), nn.Sequential(nn.GRUCell(5, 7)))
+        with pytest.raises(
+            RuntimeError, match=r"evaluation mode to quantize, got 1\.0 in training mode; call model\.eval"
+        ):
+            quantize(model)
+        assert type(model[0]) is nn.LSTM
+
+    def test_filter(self):
+        asked = []
+
+        def takes(module, name):
+            asked.append((type(module), name))
+            return name.startswith("cells")
+
+        model = quantize(self.Model().eval(), filter_fn=takes)
+        assert asked == [(nn.LSTM, "encoder.1"), (nn.GRUCell, "cells.0"), (FusedLSTMCell, "cells.1")]
+        assert type(model.encoder[1]) is nn.LSTM and type(model.cells[0]) is quantized.QuantizedGRUCell
+        with pytest.raises(ValueError, match="got LSTM without any that filter_fn takes"):
+            quantize(nn.LSTM(3, 4).eval(), filter_fn=lambda module, name: name == "encoder")
+
+    def test_what_is_left_is_named_with_the_reason(self):
+        class Own(nn.LSTM):
+            pass
+
+        patched, pruned = nn.LSTM(3, 4), prune.l1_unstructured(nn.GRU(3, 4), "weight_hh_l0", 0.5)
+        patched.forward = lambda x: x
+        written = nn.LSTM(3, 4)
+        written._flat_weights[1] = torch.zeros(16, 4)
+        buffer = FusedLSTM(3, 4)
+        weight = buffer.weight_ih_l0.detach()
+        del buffer.weight_ih_l0
+        buffer.weight_ih_l0 = weight
+        tagger = convert(Own(3, 4), subclasses=True)
+        sine = nn.RNNCell(3, 4)
+        sine.nonlinearity = "sin"
+        model = {"own": Own(3, 4), "tagger": tagger, "patched": patched, "written": written, "pruned": pruned}
+        model |= {"tensor": buffer, "empty": nn.LSTMCell(3, 0), "sine": sine, "plain": nn.LSTM(3, 4)}
+        model = nn.ModuleDict(model).eval()
+        with pytest.warns(UserWarning, match=r"fusedlstm\.quantize left as they are") as warned:
+            quantize(model)
+        is_own = "a type of its own; fusedlstm.quantize takes torch.nn's and the fused ones, and no subclasses"
+        is_set = "is no parameter, and may be set anew for each call; make it one first"
+        assert len(warned) == 1 and warned[0].filename == __file__
+        assert str(warned[0].message).splitlines()[1:] == [
+            f"  own (Own): {is_own}",
+            f"  tagger (FusedOwn): {is_own}",
+            "  patched (LSTM): its forward was set on the instance, and is bound to it",
+            "  written (LSTM): its _flat_weights hold other tensors than its parameters",
+            f"  pruned (GRU): its weight_hh_l0 {is_set}",
+            f"  tensor (FusedLSTM): its weight_ih_l0 {is_set}",
+            "  empty (LSTMCell): without weights, since input_size or hidden_size is 0",
+            "  sine (RNNCell): Unknown nonlinearity: sin",
+        ]
+        assert type(model["plain"]) is quantized.QuantizedLSTM
+        with pytest.warns(UserWarning, match="left"), pytest.raises(ValueError, match="got Own without any"):
+            quantize(Own(3, 4).eval())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            quantize(model, filter_fn=lambda module, name: False)
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+    def test_compiled_by_torchscript(self):
+        model = nn.Sequential(torch.jit.script(nn.LSTM(3, 4)), nn.LSTM(3, 4)).eval()
+        with pytest.warns(UserWarning, match=r"0 \(LSTM\): compiled by TorchScript"):
+            quantize(model)
+        assert type(model[1]) is quantized.QuantizedLSTM
+
+    @every
+    def test_hooks_and_attributes(self, member):
+        layer, calls = member.plain(3, 4).eval(), []
+        handle = layer.register_forward_hook(lambda *_: calls.append("forward"))
+        layer.register_forward_pre_hook(lambda *_: calls.append("pre"))
+        layer.note = "mine"
+        layer.register_buffer("mean", torch.ones(2), persistent=False)
+        layer.head = nn.LSTM(4, 4).eval()
+        layer.gain = nn.Parameter(torch.ones(1))
+        names = layer.state_dict().keys()
+        module = quantize(layer)
+        x = torch.randn(5, 2, 3)
+        module(x)
+        assert calls == ["pre", "forward"] and module.note == "mine"
+        assert "mean" not in module.state_dict() and dict(module.named_parameters()).keys() == {"gain"}
+        assert type(module.head) is quantized.QuantizedLSTM
+        back = dequantize(module)
+        back(x)
+        assert back.note == "mine" and type(back.head) is FusedLSTM
+        handle.remove()
+        back(x)
+        assert calls == ["pre", "forward"] * 2 + ["pre"]
+        assert back.state_dict().keys() == names and "mean" in dict(back.named_buffers())
+
+    def test_parametrizations_are_computed_once(self):
+        layer = parametrizations.weight_norm(FusedLSTM(3, 4), "weight_hh_l0").eval()
+        expected = nn.LSTM(3, 4).eval()
+        expected.load_state_dict({name: getattr(layer, name) for name in expected.state_dict()})
+        calls = []
+        layer.parametrizations.weight_hh_l0.register_forward_hook(lambda *_: calls.append(1))
+        module = quantize(nn.Sequential(layer))[0]
+        x = torch.randn(5, 2, 3)
+        assert_equal(flat(module(x)), flat(quantize(expected)(x)))
+        module(x)
+        assert len(calls) == 1 and type(module) is quantized.QuantizedLSTM and "parametrizations" not in module._modules
+
+    def test_of_frozen_layers(self):
+        layer = FusedLSTM(3, 4).eval()
+        module, expected = quantize(freeze(copy.deepcopy(layer))), quantize(layer)
+        x = torch.randn(5, 2, 3)
+        assert_equal(flat(module(x)), flat(expected(x)))
+        assert "frozen" not in repr(dequantize(module))
+
+    def test_freeze_convert_and_revert(self):
+        model = nn.Sequential(FusedLSTM(3, 4), nn.LSTM(4, 4), nn.LSTM(4, 4)).eval()
+        quantize(model, filter_fn=lambda module, name: name == "0")
+        first = model[0]
+        assert convert(model)[0] is first and freeze(model)[0] is first and unfreeze(model)[0] is first
+        with pytest.warns(
+            UserWarning, match=r"0 \(QuantizedLSTM\): its weights are int8; fusedlstm\.dequantize\(model\)"
+        ):
+            revert(model)
+        assert model[0] is first and type(model[1]) is nn.LSTM
+        assert freeze(first) is first and convert(first) is first
+
+    def test_a_loaded_model_does_not_see_the_float_one(self):
+        layer = FusedLSTM(3, 4).eval()
+        module = quantize(layer)
+        x = torch.randn(5, 2, 3)
+        expected = flat(module(x))
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.zero_()
+        assert_equal(flat(module(x)), expected)
+
+
+class TestState:
+    """What is kept, and where it can go."""
+
+    @every
+    def test_state_dicts_are_loaded_strictly_both_ways(self, member):
+        layer, module = quantized_of(member, 5, 7, bidirectional=True)
+        _, other = quantized_of(member, 5, 7, bidirectional=True)
+        x = torch.randn(3, 2, 5)
+        assert not torch.equal(other(x)[0], module(x)[0])
+        file = io.BytesIO()
+        torch.save(module.state_dict(), file)
+        file.seek(0)
+        other.load_state_dict(torch.load(file, weights_only=True))
+        assert_equal(flat(other(x)), flat(module(x)))
+        with pytest.raises(RuntimeError, match=r"Missing key\(s\).*scale_ih_l0"):
+            module.load_state_dict(layer.state_dict())
+        with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*scale_ih_l0"):
+            layer.load_state_dict(module.state_dict())
+
+    @models
+    def test_a_new_module_is_zeros_until_it_is_loaded(self, member, options):
+        _, module = quantized_of(member, 5, 7, **options)
+        new = type(module)(5, 7, **options, **({"nonlinearity": "relu"} if member.cell == "rnn_relu" else {})).eval()
+        assert repr(new) == repr(module)
+        x = torch.randn(3, 2, 5)
+        assert not new(x)[0].any()
+        new.load_state_dict(module.state_dict())
+        assert_equal(flat(new(x)), flat(module(x)))
+
+    def test_a_new_cell(self):
+        module = quantize(nn.RNNCell(5, 7, nonlinearity="relu").eval())
+        new = quantized.QuantizedRNNCell(5, 7, nonlinearity="relu").eval()
+        new.load_state_dict(module.state_dict())
+        assert torch.equal(new(torch.ones(2, 5)), module(torch.ones(2, 5)))
+        assert quantized.QuantizedGRUCell(5, 7, False).eval()(torch.ones(2, 5)).shape == (2, 7)
+        assert not quantized.QuantizedLSTMCell(5, 7).eval()(torch.ones(2, 5))[0].any()
+
+    def test_constructors_refuse_what_the_fused_ones_do(self):
+        with pytest.raises(ValueError, match="hidden_size must be greater than zero"):
+            quantized.QuantizedLSTM(3, 0)
+        with pytest.raises(ValueError, match="proj_size has to be smaller"):
+            quantized.QuantizedLSTM(3, 4, proj_size=4)
+        with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
+            quantized.QuantizedGRU(3, 4, proj_size=2)
+
+    @pytest.mark.parametrize(
+        "copied", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deep", "shallow", "pickle"]
+    )
+    def test_copies(self, copied):
+        _, module = quantized_of(LSTM, 5, 7, num_layers=2)
+        x = torch.randn(3, 2, 5)
+        other = copied(module)
+        assert type(other) is type(module)
+        assert_equal(flat(other(x)), flat(module(x)))
+        is_shared = other.weight_ih_l0.data_ptr() == module.weight_ih_l0.data_ptr()
+        assert is_shared == (copied is copy.copy)
+
+    def test_share_memory(self):
+        _, module = quantized_of(LSTM, 5, 7)
+        assert all(tensor.is_shared() for tensor in module.share_memory().buffers())
+
+    @pytest.mark.parametrize(
+        "cast",
+        [
+            nn.Module.half,
+            nn.Module.double,
+            nn.Module.bfloat16,
+            lambda m: m.to(torch.float16),
+            lambda m: m.to("cpu", torch.float64),
+            lambda m: m.type(torch.float16),
+        ],
+    )
+    def test_casts_leave_the_weights_as_they_are(self, cast):
+        _, module = quantized_of(LSTM, 5, 7)
+        module.gain = nn.Parameter(torch.ones(1))
+        module.head = nn.Linear(7, 2)
+        model, x = nn.Sequential(module), torch.randn(3, 2, 5)
+        before, expected = dict(module.named_buffers()), flat(module(x))
+        cast(model)
+        for name, tensor in module.named_buffers():
+            assert tensor.dtype is before[name].dtype and torch.equal(tensor, before[name])
+        assert module.gain.dtype is module.head.weight.dtype is not torch.float32
+        assert_equal(flat(module(x)), expected)
+
+    def test_repr(self):
+        module = quantize(nn.Sequential(nn.LSTM(5, 7, 2, batch_first=True), nn.RNNCell(5, 7, False, "relu")).eval())
+        assert repr(module[0]) == "QuantizedLSTM(5, 7, num_layers=2, batch_first=True, dtype=torch.int8)"
+        assert repr(module[1]) == "QuantizedRNNCell(5, 7, bias=False, nonlinearity=relu, dtype=torch.int8)"
+
+    def test_memory(self):
+        layer, module = quantized_of(LSTM, 256, 256)
+        sizes = [sum(t.nbytes for t in m.state_dict().values()) for m in (layer, module)]
+        assert sizes[1] < sizes[0] * 0.28
+
+    def test_flatten_parameters(self):
+        _, module = quantized_of(LSTM, 5, 7)
+        assert module.flatten_parameters() is None
+
+
+X = torch.randn(3, 2, 5)
+STATE = torch.zeros(1, 2, 7)
+# As tests/test_errors.py; the layer is a FusedLSTM(5, 7).
+CALLS = {
+    "None": (None,),
+    "list": ([1.0],),
+    "numpy": (X.numpy(),),
+    "1-D": (X[0, 0],),
+    "4-D": (X[None],),
+    "features": (torch.ones(3, 2, 6),),
+    "fewer features": (torch.ones(3, 2, 4),),
+    "features of one sequence": (torch.ones(3, 8),),
+    "sparse": (X.to_sparse(),),
+    "meta": (X.to("meta"),),
+    "hx tensor": (X, torch.stack([STATE, STATE])),
+    "hx dict": (X, {"h": STATE, "c": STATE}),
+    "hx of one": (X, (STATE,)),
+    "hx None inside": (X, (STATE, None)),
+    "hx 2-D": (X, (STATE[0], STATE[0])),
+    "hx 3-D for one sequence": (X[:, 0], (STATE, STATE)),
+    "hx batch": (X, (STATE[:, :1], STATE)),
+    "hx features": (X, (STATE, STATE[..., :3])),
+    "hx float64": (X, (STATE.double(), STATE.double())),
+    "hx float16": (X, (STATE, STATE.half())),
+    "hx meta": (X, (STATE, STATE.to("meta"))),
+    "hx sparse": (X, (STATE, STATE.to_sparse())),
+    "packed features": (pack_sequence([torch.ones(3, 6)]),),
+    "packed sizes": (PackedSequence(torch.ones(4, 5), torch.tensor([2, 3])),),
+    "packed hx": (pack_sequence([X[:, 0]]), (STATE, STATE)),
+    "lengths list": (X, None, [3, 3]),
+    "lengths high": (X, None, torch.tensor([4, 1])),
+    "lengths shape": (X, None, torch.ones(3).long()),
+    "reset dtype": (X, None, None, torch.ones(3, 2)),
+    "reset shape": (X, None, None, torch.ones(2, 3).bool()),
+    "reset state alone": (X, None, None, None, (STATE, STATE)),
+    "reset state shape": (X, None, None, torch.ones(3, 2).bool(), (STATE, STATE[:, :1])),
+    "reset and lengths": (X, None, torch.tensor([3, 1]), torch.ones(3, 2).bool()),
+    "packed with lengths": (pack_sequence([X[:, 0]]), None, torch.tensor([3])),
+}
+CELL_CALLS = {
+    "None": (None,),
+    "3-D": (X,),
+    "features": (torch.ones(2, 6),),
+    "fewer features": (torch.ones(2, 4),),
+    "hx tensor": (X[0], STATE[0]),
+    "hx of one": (X[0], (STATE[0],)),
+    "hx 3-D": (X[0], (STATE, STATE)),
+    "hx 1-D": (X[0], (STATE[0, 0], STATE[0, 0])),
+    "hx batch": (X[0], (STATE[0, :1], STATE[0, :1])),
+    "hx features": (X[0], (STATE[0], STATE[0, :, :3])),
+    "hx dtype": (X[0], (STATE[0].double(), STATE[0].double())),
+    "hx meta": (X[0], (STATE[0].to("meta"), STATE[0].to("meta"))),
+    "meta": (X[0].to("meta"),),
+}
+
+
+class TestCalls:
+    """Malformed ones are refused as by the layer that was quantized."""
+
+    def check(self, layer, call):
+        texts = []
+        for module in (layer, quantize(copy.deepcopy(layer))):
+            with pytest.raises(Exception) as caught:
+                module(*call)
+            texts.append((type(caught.value), str(caught.value)))
+            assert caught.value.__cause__ is None
+        assert texts[0] == texts[1]
+
+    @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+    def test_malformed(self, call):
+        self.check(FusedLSTM(5, 7).eval(), call)
+
+    @pytest.mark.parametrize("call", CELL_CALLS.values(), ids=CELL_CALLS)
+    def test_malformed_of_a_cell(self, call):
+        self.check(FusedLSTMCell(5, 7).eval(), call)
+
+    @every
+    def test_malformed_of_every_cell(self, member):
+        calls = [(torch.ones(3, 2, 6),), (X, [STATE] * 3), (X, STATE[0]), (X, torch.zeros(1, 2, 6)), (X[None],)]
+        for call in calls:
+            self.check(member.layer(5, 7).eval(), call)
+        self.check(member.one_step(5, 7).eval(), (X[0], torch.zeros(2, 6)))
+
+    def test_reset_of_two_directions(self):
+        self.check(FusedLSTM(5, 7, bidirectional=True).eval(), (X, None, None, torch.ones(3, 2).bool()))
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.complex64])
+    def test_input_of_another_dtype(self, dtype):
+        """With the type of the layer's exception; its text speaks of weights."""
+        text = (
+            rf"RNN input dtype \({dtype}\) does not match the dtype in which quantized layers compute \(torch.float32\)"
+        )
+        x, cell = X.to(dtype), quantize(FusedLSTMCell(5, 7).eval())
+        for kind, call in ((ValueError, x), (ValueError, x[:, 0]), (RuntimeError, pack_sequence([x[:, 0]]))):
+            for module in (FusedLSTM(5, 7).eval(), quantize(FusedLSTM(5, 7).eval())):
+                with pytest.raises(kind, match=text if isinstance(module, quantized.Quantized) else "does not match"):
+                    module(call)
+        with pytest.raises(RuntimeError, match=text):
+            cell(x[0])
+
+    @pytest.mark.parametrize("place", ["input", "packed input", "state", "listed state", "reset state", "one sequence"])
+    @pytest.mark.parametrize("layers", [1, 2])
+    def test_gradients(self, place, layers):
+        _, module = quantized_of(LSTM, 5, 7, num_layers=layers)
+        x, state = X.clone(), torch.zeros(layers, 2, 7)
+        (state if place.endswith("state") else x).requires_grad_()
+        input = {"packed input": lambda: pack_sequence([x[:, 0], x[:, 1]]), "one sequence": lambda: x[:, 0]}
+        hx = (list if place == "listed state" else tuple)((torch.zeros(layers, 2, 7), state))
+        call = (input.get(place, lambda: x)(), None if "sequence" in place else hx)
+        if place == "reset state":
+            call = (x, None, None, torch.ones(3, 2).bool(), (state, state))
+        with pytest.raises(RuntimeError, match="for inference: expected arguments without gradients, got one that"):
+            module(*call)
+        with torch.no_grad():
+            module(*call)
+        with torch.inference_mode():
+            module(*call)
+        assert not module(X)[0].requires_grad
+
+    @every
+    def test_gradients_and_training_mode_of_a_cell(self, member):
+        cell = quantize(member.one_step(5, 7).eval())
+        with pytest.raises(RuntimeError, match="expected arguments without gradients"):
+            cell(X[0].clone().requires_grad_())
+        with pytest.raises(RuntimeError, match=rf"{type(cell).__name__} is for inference: expected evaluation mode"):
+            cell.train()(X[0])
+
+    @every
+    def test_training_mode(self, member):
+        _, module = quantized_of(member, 5, 7)
+        with pytest.raises(RuntimeError, match=r"expected evaluation mode, got training mode; call model\.eval\(\)"):
+            module.train()(X)
+
+    def test_what_is_kept_of_all_steps(self):
+        module, gru = quantize(FusedLSTM(5, 7).eval()), quantize(GRU.layer(5, 7).eval())
+        for layer, argument in ((module, "return_cell_states"), (module, "return_gates"), (gru, "return_gates")):
+            layer(X, **{argument: False})
+            with pytest.raises(NotImplementedError, match=f"expected no {argument}, got {argument}=True"):
+                layer(X, **{argument: True})
+
+    def test_on_another_device(self):
+        """Also where all of it is there."""
+        for layer in (LSTM.layer(5, 7), LSTM.layer(5, 7, num_layers=2)):
+            module = quantize(layer.eval()).to("meta")
+            with pytest.raises(
+                RuntimeError, match=r"on the CPU, where alone they run, got them on meta; call model\.cpu"
+            ):
+                module(X.to("meta"))
+            with pytest.raises(RuntimeError, match="not at the same device"):
+                module(X)
+        cell = quantize(FusedLSTMCell(5, 7).eval()).to("meta")
+        with pytest.raises(RuntimeError, match="on the CPU, where alone they run"):
+            cell(X[0].to("meta"))
+
+    @pytest.mark.parametrize(
+        "name, value, error, text",
+        [
+            ("weight_hh_l0", torch.zeros(1, 1, 4, 16, 4, dtype=torch.int8), RuntimeError, r"\[1, 2, 4, 16, 4\]"),
+            ("weight_ih_l0", torch.zeros(28, 5), RuntimeError, r"weight_ih_l0 of shape \[1, 2, 4, 16, 4\], torch.int8"),
+            ("scale_hh_l0", torch.zeros(28).double(), RuntimeError, "scale_hh_l0.*float32.*got.*float64"),
+            ("sum_ih_l0", torch.zeros(28, dtype=torch.int32, device="meta"), RuntimeError, "sum_ih_l0.*got.*on meta"),
+            ("bias_ih_l0", None, TypeError, "bias_ih_l0 to be a Tensor, got NoneType"),
+            ("hidden_size", 8, RuntimeError, r"scale_ih_l0 of shape \[32\], torch.float32, on cpu, got \[28\]"),
+            ("num_layers", 2, AttributeError, "weight_ih_l1"),
+            ("input_size", 6, RuntimeError, "Expected 6, got 5"),
+        ],
+    )
+    def test_changed_modules(self, name, value, error, text):
+        _, module = quantized_of(LSTM, 5, 7)
+        setattr(module, name, value)
+        with pytest.raises(error, match=text):
+            module(X)
+
+    def test_freed_memory(self):
+        _, module = quantized_of(LSTM, 5, 7)
+        module.weight_hh_l0.untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match="with memory, got one whose storage was freed"):
+            module(X)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+class TestTraced:
+    """In graphs a layer is one node."""
+
+    @pytest.fixture(autouse=True)
+    def _from_the_start(self):
+        """Otherwise graphs of several tests count as those of one."""
+        torch._dynamo.reset()
+
+    @pytest.fixture(params=[1, 2])
+    def module(self, request):
+        return quantized_of(LSTM, 5, 7, num_layers=request.param, bidirectional=True)[1]
+
+    @every
+    def test_compiled_in_one_graph(self, member):
+        for options in ({}, {"num_layers": 2, "bidirectional": True, "batch_first": True}):
+            _, module = quantized_of(member, 5, 7, **options)
+            compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+            for x in (torch.randn(9, 8, 5), torch.randn(3, 4, 5)):
+                hx = module(x)[1]
+                for call in ((x,), (x, hx), (x[0],), (x, None, torch.tensor([1, 0, 2] * 3)[: len(module(x)[0])])):
+                    if len(call) == 3 and not options.get("batch_first"):
+                        call = (x, None, torch.zeros(x.size(1), dtype=torch.int64))
+                    assert_equal(flat(compiled(*call)), flat(module(*call)))
+
+    @every
+    def test_a_compiled_cell(self, member):
+        cell = quantize(member.one_step(5, 7).eval())
+        found = torch.compile(cell, fullgraph=True, backend="aot_eager")(X[0])
+        assert_equal(tensors_of(found), tensors_of(cell(X[0])))
+
+    def test_compiled_for_real(self, module):
+        compiled = torch.compile(module, fullgraph=True)
+        assert_equal(flat(compiled(X)), flat(module(X)))
+
+    def test_compiled_with_packed_input(self, module):
+        packed = pack_sequence([X[:, 0], X[:2, 1]])
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        assert_equal(flat(compiled(packed)), flat(module(packed)))
+
+    def test_compiled_refuses_what_it_does_otherwise(self, module):
+        compiled = torch.compile(module, backend="aot_eager")
+        with pytest.raises(RuntimeError, match="expected arguments without gradients"):
+            compiled(X.clone().requires_grad_())
+        with pytest.raises(Exception, match="Expected 5, got 6"):
+            compiled(torch.randn(3, 2, 6))
+
+    @pytest.mark.parametrize("strict", [False, True])
+    def test_exported(self, module, strict):
+        shapes = {0: Dim("T", min=1), 1: Dim("B", min=1)}
+        program = torch.export.export(module, (X,), dynamic_shapes=(shapes,), strict=strict)
+        nodes = [node for node in program.graph.nodes if "layer_quantized" in str(node.target)]
+        assert len(nodes) == module.num_layers and set(program.state_dict) == set(module.state_dict())
+        for x in (torch.randn(9, 8, 5), torch.randn(1, 1, 5)):
+            assert_equal(flat(program.module()(x)), flat(module(x)))
+        with pytest.raises(RuntimeError, match="expected arguments without gradients"):
+            program.module()(X.clone().requires_grad_())
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        file.seek(0)
+        assert_equal(flat(torch.export.load(file).module()(X)), flat(module(X)))
+
+    def test_symbolic_trace(self, module):
+        model = nn.Sequential(module)
+        traced = torch.fx.symbolic_trace(model)
+        calls = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
+        assert calls == ["Sizes", "run"]
+        assert_equal(flat(traced(X)), flat(model(X)))
+        cell = quantize(FusedLSTMCell(5, 7).eval())
+        assert_equal(tensors_of(torch.fx.symbolic_trace(cell)(X[0])), tensors_of(cell(X[0])))
+
+    def test_jit_trace(self, module):
+        with pytest.warns(UserWarning, match=r"give them the model as it was before fusedlstm\.quantize"):
+            traced = torch.jit.trace(module, (X,))
+        file = io.BytesIO()
+        frozen = torch.jit.freeze(traced)
+        torch.jit.save(frozen, file)
+        file.seek(0)
+        loaded = torch.jit.load(file)
+        for x in (X, torch.randn(9, 8, 5)):
+            for graph in (traced, frozen, loaded):
+                assert_equal(flat(graph(x)), flat(module(x)))
+
+    def test_jit_script(self, module):
+        with pytest.raises(NotImplementedError, match=r"got QuantizedLSTM; take torch\.jit\.trace or torch\.export"):
+            torch.jit.script(nn.Sequential(module))
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*LeafSpec:FutureWarning", "ignore::UserWarning")
+    @pytest.mark.parametrize("way", ["model", "program", "trace"])
+    def test_onnx(self, module, way, tmp_path):
+        pytest.importorskip("onnxscript")
+        given = torch.export.export(module, (X,)) if way == "program" else module
+        options = {"dynamo": way != "trace", "verbose": False}
+        with pytest.raises((torch.onnx.errors.OnnxExporterError, NotImplementedError)) as caught:
+            torch.onnx.export(given, () if way == "program" else (X,), tmp_path / "model.onnx", **options)
+        cause = caught.value
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        assert "without int8 weights" in str(cause) and "before fusedlstm.quantize" in str(cause)
+        assert "onnxruntime.quantization.quantize_dynamic" in str(cause)
+
+    def test_transforms(self, module):
+        cell = quantize(FusedLSTMCell(5, 7).eval())
+        text = "no rules for transforms of torch.func and forward mode: expected a call outside"
+        calls = {
+            "vmap": lambda: vmap(module)(torch.randn(4, 3, 2, 5)),
+            "vmap of cells": lambda: vmap(cell)(torch.randn(4, 2, 5)),
+            "grad": lambda: grad(lambda x: module(x)[0].sum())(X),
+            "jvp": lambda: jvp(lambda x: module(x)[0], (X,), (X,)),
+        }
+        for call in calls.values():
+            with pytest.raises(NotImplementedError, match=text):
+                call()
+
+    def test_functional_call(self, module):
+        state = {name: torch.zeros_like(value) for name, value in module.state_dict().items()}
+        assert not functional_call(module, state, X)[0].any()
+        assert module(X)[0].any()
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast_casts_to_float32(self, module, dtype):
+        low, cell = X.to(dtype), quantize(FusedLSTMCell(5, 7).eval())
+        hx = module(X)[1]
+        hx_of_cell = cell(X[0])
+        expected, of_cell = flat(module(low.float(), hx)), tensors_of(cell(low[0].float(), hx_of_cell))
+        with torch.autocast("cpu", dtype):
+            assert_equal(flat(module(low, hx)), expected)
+            assert_equal(tensors_of(cell(low[0], hx_of_cell)), of_cell)
+            assert_equal(flat(module(X)), flat(module.float()(X)))
+            packed = pack_sequence([low[:, 0]])
+            assert module(packed)[0].data.dtype is torch.float32
+            linear = nn.Linear(5, 5).requires_grad_(False)
+            assert nn.Sequential(linear, module)(X)[0].dtype is torch.float32
+            with pytest.raises(RuntimeError, match=r"torch\.float64.*does not match the dtype in which"):
+                module(X.double())
+        with torch.autocast("cpu", dtype):
+            other = quantize(FusedLSTM(5, 7).eval())
+            assert other.scale_ih_l0.dtype is torch.float32
+
+    def test_flops_are_those_of_the_layer(self):
+        for member in EVERY:
+            layer, module = quantized_of(member, 5, 7, num_layers=2, bidirectional=True)
+            counts = []
+            for m in (layer, module):
+                with FlopCounterMode(display=False) as counter, torch.no_grad():
+                    m(X)
+                counts.append(counter.get_total_flops())
+            assert counts[0] == counts[1] > 0
+
+
+def test_quantized_layers_are_exported_by_name():
+    assert {"quantize", "dequantize"} <= set(fusedlstm.__all__)

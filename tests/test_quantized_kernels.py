@@ -1,0 +1,287 @@
+"""The operators of layers with int8 weights, of every instruction set: bit by bit what the reference in numpy has."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import quantized_reference as reference
+import torch
+from cases import Case
+from layers import draw
+
+from fusedlstm.cells import CELLS, GRU, LSTM, RNN_TANH
+
+ISAS = json.loads(torch.ops.fusedlstm._cpu_info())["available"]
+
+# Below, on and above the borders of panels (16 units), of groups of columns (4), of vectors and of tiles of rows.
+SHAPES = [
+    Case("units-1", 2, 1, 1, 1),
+    Case("units-16", 3, 4, 4, 16),
+    Case("rows-7", 3, 7, 9, 33, bidirectional=True),
+    Case("rows-33", 2, 33, 17, 31, bias=False),
+    Case("columns-130", 2, 3, 130, 50),
+    Case("one-row", 9, 1, 40, 64),
+]
+PROJECTIONS = [
+    Case("units-2", 3, 5, 6, 2, proj_size=1),
+    Case("two-directions", 3, 5, 6, 20, proj_size=3, bidirectional=True),
+    Case("no-bias", 3, 2, 6, 40, proj_size=18, bias=False, bidirectional=True),
+]
+OPTIONS = {
+    "packed": ({"variable": "packed", "bidirectional": True}, {}),
+    "packed-unequal": ({"variable": "packed", "bidirectional": True}, {"lengths": [6, 6, 2, 1, 1]}),
+    "lengths": ({"variable": "lengths", "bidirectional": True}, {"lengths": [3, 0, 6, 1, 6]}),
+    "resets": ({"resets": True}, {}),
+    "resets-to-a-state": ({"resets": True}, {"reset_state": True}),
+    "batch-first": ({"bidirectional": True}, {"batch_first": True}),
+}
+cells = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+
+
+def quantized_arguments(layer, cell):
+    """Arguments of `<cell>_layer_quantized` for a float layer's, with weights that numpy quantized."""
+    weights, G = [], cell.gates
+    for d in range(len(layer.weight_ih)):
+        ih, hh, *hr = (
+            [torch.from_numpy(part).clone() for part in quantized_parts(kind[d].numpy(), gates)]
+            for kind, gates in ((layer.weight_ih, G), (layer.weight_hh, G), (layer.weight_hr, 1))
+            if kind
+        )
+        weights += [part for pair in zip(ih, hh) for part in pair]
+        weights += [kind[d] for kind in (layer.bias_ih, layer.bias_hh) if kind]
+        weights += [part for parts in hr for part in parts]
+    return [layer.input, layer.initial, weights, layer.batch_sizes, layer.lengths, layer.reset, layer.reset_state]
+
+
+def quantized_parts(weight, gates):
+    q, scale = reference.quantized(weight)
+    return reference.packed(q, gates), scale, q.sum(1, dtype=np.int32)
+
+
+def operator_of(cell):
+    return getattr(torch.ops.fusedlstm, f"{cell.name}_layer_quantized")
+
+
+def assert_equal(cell, arguments):
+    """Whether operator and reference agree in every bit, NaN being equal to NaN."""
+    output, last = operator_of(cell)(*arguments)
+    expected, expected_last = reference.layer(cell.name, *map(as_arrays, arguments))
+    for found, array in zip((output, *last), (expected, *expected_last), strict=True):
+        np.testing.assert_array_equal(found.numpy(), array, strict=True)
+
+
+def as_arrays(argument):
+    if isinstance(argument, list):
+        return [tensor.numpy() for tensor in argument]
+    return None if argument is None else argument.numpy()
+
+
+@cells
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", SHAPES, ids=lambda case: case.name)
+def test_every_cell_and_size(case, isa, cell, forced):
+    forced(isa, "")
+    arguments = quantized_arguments(draw(case, cell, dtype=torch.float32).layer, cell)
+    assert_equal(cell, arguments)
+    arguments[1] = []
+    assert_equal(cell, arguments)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", PROJECTIONS, ids=lambda case: case.name)
+def test_projections(case, isa, forced):
+    forced(isa, "")
+    assert_equal(LSTM, quantized_arguments(draw(case, LSTM, dtype=torch.float32).layer, LSTM))
+
+
+@cells
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("options, drawn", OPTIONS.values(), ids=OPTIONS)
+def test_options(options, drawn, isa, cell, forced):
+    forced(isa, "")
+    case = replace(Case("options", 6, 5, 7, 19), **options)
+    for proj_size in (0, 5) if cell is LSTM else (0,):
+        layer = draw(replace(case, proj_size=proj_size), cell, dtype=torch.float32, **drawn).layer
+        arguments = quantized_arguments(layer, cell)
+        assert_equal(cell, arguments)
+        if not layer.reset_state:  # which has to have initial states beside it
+            arguments[1] = []
+            assert_equal(cell, arguments)
+
+
+@cells
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_number_of_threads_and_split(isa, cell, forced):
+    threads = torch.get_num_threads()
+    arguments = quantized_arguments(draw(Case("team", 4, 23, 12, 70), cell, dtype=torch.float32).layer, cell)
+    try:
+        for count, plan in (
+            (1, ""),
+            (2, "packed:rows"),
+            (3, "packed:units"),
+            (3, "packed:rows"),
+            (2, "packed:units:2"),
+        ):
+            torch.set_num_threads(count)
+            forced(isa, plan)
+            assert_equal(cell, arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cells
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("T, B", [(0, 3), (4, 0), (0, 0)])
+def test_nothing_to_do(T, B, isa, cell, forced):
+    forced(isa, "")
+    arguments = quantized_arguments(draw(Case("nothing", 1, 1, 5, 6), cell, dtype=torch.float32).layer, cell)
+    arguments[0] = torch.randn(T, B, 5)
+    arguments[1] = [torch.randn(1, B, 6) for _ in cell.states]
+    assert_equal(cell, arguments)
+
+
+# What a row of input can be: each in the middle of a batch of ordinary ones.
+ROWS = {
+    "zeros": lambda row: row * 0,
+    "NaN": lambda row: row.index_fill(0, torch.tensor(2), float("nan")),
+    "infinity": lambda row: row.index_fill(0, torch.tensor(5), float("inf")),
+    "negative infinity": lambda row: row.index_fill(0, torch.tensor(0), -float("inf")),
+    "all infinite": lambda row: torch.full_like(row, float("inf")),
+    "positive": lambda row: row.abs(),
+    "negative": lambda row: -row.abs(),
+    "equal": lambda row: torch.full_like(row, 0.3),
+    "negative zeros": lambda row: torch.full_like(row, -0.0),
+    "large": lambda row: row * 1e30,
+    "beyond float32 in range": lambda row: row.sign() * 3e38,
+    "small": lambda row: row * 1e-30,
+    "below the least range": lambda row: row * 1e-36,
+    "subnormal": lambda row: row * 1e-41,
+    "halves": lambda row: torch.arange(-4, len(row) - 4).float().clamp(max=251 / 2) / 2,
+    "one outlier": lambda row: row.index_fill(0, torch.tensor(3), 1e4),
+}
+
+
+@cells
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("make", ROWS.values(), ids=ROWS)
+def test_every_kind_of_row(make, isa, cell, forced):
+    """In the input, and as the state."""
+    forced(isa, "")
+    layer = draw(Case("rows", 2, 3, 19, 19), cell, dtype=torch.float32).layer
+    arguments = quantized_arguments(layer, cell)
+    layer.input[0, 1] = make(layer.input[0, 1])
+    assert_equal(cell, arguments)
+    layer.initial[0][0, 2] = make(layer.initial[0][0, 2])
+    assert_equal(cell, arguments)
+
+
+@cells
+@pytest.mark.parametrize("isa", ISAS)
+def test_extreme_weights(isa, cell, forced):
+    """All of the same sign and as large as they get, against an input of the same kind; scales of zero, and not."""
+    forced(isa, "")
+    layer = draw(Case("extreme", 3, 2, 999, 18), cell, dtype=torch.float32).layer
+    layer.weight_ih[0].abs_()
+    layer.weight_ih[0][::2] = -1e-4
+    layer.weight_ih[0][5] = 0
+    layer.input[:, 0] = 1
+    layer.input[1, 1] = -1
+    assert_equal(cell, quantized_arguments(layer, cell))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_activations_over_all_magnitudes(isa, forced):
+    """By layers whose biases are all that reaches the gates."""
+    forced(isa, "")
+    values = torch.cat([torch.logspace(-40, 38, 500), torch.linspace(0, 100, 3000), torch.tensor([float("nan")])])
+    values = torch.cat([values, -values, torch.tensor([float("inf"), -float("inf")])])
+    for cell in (LSTM, GRU, RNN_TANH):
+        H = len(values)
+        layer = draw(Case("biases", 1, 1, 1, 1), cell, dtype=torch.float32).layer
+        layer = layer._replace(
+            initial=[torch.full((1, 1, H), 0.7) for _ in cell.states],
+            weight_ih=[torch.zeros(cell.gates * H, 1)],
+            weight_hh=[torch.zeros(cell.gates * H, 1)],  # stands in: of one of H columns, numpy would take long
+            bias_ih=[values.repeat(cell.gates)],
+            bias_hh=[torch.zeros(cell.gates * H)],
+        )
+        arguments = quantized_arguments(layer, cell)
+        arguments[2][1] = torch.zeros(-(-H // 16), -(-H // 4), cell.gates, 16, 4, dtype=torch.int8)
+        output, last = operator_of(cell)(*arguments)
+        with np.errstate(all="ignore"):
+            x = values.numpy()
+            y, t, old = reference.sigmoid(x), reference.tanh(x), np.float32(0.7)
+            if cell is LSTM:
+                c = y * old + y * t
+                np.testing.assert_array_equal(last[1].flatten().numpy(), c)
+                expected = y * reference.tanh(c)
+            elif cell is GRU:
+                expected = t + y * (old - t)
+            else:
+                expected = t
+        np.testing.assert_array_equal(output.flatten().numpy(), expected)
+
+
+DAMAGES = {
+    "shorter": lambda t: t[:-1],
+    "longer": lambda t: torch.cat([t, t[-1:]]),
+    "empty": lambda t: t[:0],
+    "another dimension": lambda t: t[None],
+    "another dtype": lambda t: t.double(),
+    "strided": lambda t: torch.stack([t, t], -1)[..., 0],
+}
+
+
+class TestRefuses:
+    """The operator called directly: an exception and not a read out of bounds."""
+
+    @pytest.fixture
+    def arguments(self):
+        return quantized_arguments(draw(Case("small", 3, 2, 5, 18, proj_size=3), dtype=torch.float32).layer, LSTM)
+
+    @pytest.mark.parametrize("place", range(11))
+    @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+    def test_other_weights(self, arguments, place, damage):
+        torch.ops.fusedlstm.lstm_layer_quantized(*arguments)
+        arguments[2][place] = damage(arguments[2][place])
+        with pytest.raises(RuntimeError):
+            torch.ops.fusedlstm.lstm_layer_quantized(*arguments)
+
+    @pytest.mark.parametrize("count", [0, 1, 5, 7, 10, 12, 13])
+    def test_other_numbers_of_weights(self, arguments, count):
+        arguments[2] = (arguments[2] * 2)[:count]
+        with pytest.raises(RuntimeError, match=r"expected"):
+            torch.ops.fusedlstm.lstm_layer_quantized(*arguments)
+
+    @pytest.mark.parametrize(
+        "place, value",
+        [
+            (0, torch.zeros(3, 2, 9)),
+            (0, torch.zeros(3, 2, 5).double()),
+            (0, torch.zeros(3, 5)),
+            (0, torch.zeros(())),
+            (1, [torch.zeros(1, 2, 3)]),
+            (1, [torch.zeros(1, 2, 18), torch.zeros(1, 2, 18)]),
+            (1, [torch.zeros(1, 3, 3), torch.zeros(1, 3, 18)]),
+            (3, torch.tensor([2, 1])),
+            (4, torch.tensor([1, 4])),
+            (5, torch.zeros(2, 2, dtype=torch.bool)),
+            (6, [torch.zeros(1, 2, 3), torch.zeros(1, 2, 17)]),
+        ],
+    )
+    def test_other_arguments(self, arguments, place, value):
+        torch.ops.fusedlstm.lstm_layer_quantized(*arguments)
+        arguments[place] = value
+        with pytest.raises(RuntimeError):
+            torch.ops.fusedlstm.lstm_layer_quantized(*arguments)
+
+    def test_a_projection_of_other_cells(self, arguments):
+        with pytest.raises(RuntimeError, match="expected the quantized weights of a layer of gru"):
+            torch.ops.fusedlstm.gru_layer_quantized(*arguments)
+
+    @pytest.mark.parametrize("place", range(11))
+    def test_freed_memory(self, arguments, place):
+        arguments[2][place].untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError):
+            torch.ops.fusedlstm.lstm_layer_quantized(*arguments)
