@@ -7,6 +7,7 @@ figures and a Markdown report go to benchmarks/results/<machine>/.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import tempfile
 import warnings
@@ -27,12 +28,12 @@ from rich.progress import (
 from rich.table import Table
 
 from fusedlstm.cells import CELLS, LSTM
-from tests.cases import BENCHMARK
 
-from . import load, machine, measures, options, report
-from .contenders import peers_of
+from . import int8_peers, load, machine, measures, options, report
+from .contenders import ONNXRUNTIME_INT8
+from .int8_table import for_terminal, int8_table
 from .limit import Limit
-from .profiles import PROFILES, Selection
+from .profiles import CASES, PROFILES, Selection
 from .results import FOLDER, OTHER_WORK, Results
 from .rows import FAILED, LEFT_OUT, PEER_FAILED, PEER_WRONG, WRONG, Job, Row
 from .suite import reason, run_jobs
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     console = Console()
     if arguments.list:
-        had = filter(Selection(arguments.device, cell=arguments.cell).has, BENCHMARK)
+        had = filter(Selection(arguments.device, cell=arguments.cell).has, CASES)
         console.print(*(f"{case.name}: {case}" for case in had), sep="\n", highlight=False)
         return 0
     # Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
@@ -59,15 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*treespec", category=FutureWarning)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     device = arguments.device
-    if arguments.cuda_graph and device.type != "cuda":
-        parser.error(f"argument --cuda-graph: expected --device cuda, got {device}")
-    for name in ("callers", "neighbours"):
-        if getattr(arguments, name) and device.type != "cpu":
-            parser.error(f"argument --{name}: expected --device cpu, got {device}")
-    known = peers_of(CELLS[arguments.cell])
-    for name in arguments.peers or ():
-        if name not in known:
-            parser.error(f"argument --peers: expected {options.names(known)}, got {name!r}")
+    options.check(parser, arguments)
     selection = Selection(
         device,
         arguments.cases,
@@ -80,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments.neighbours,
         arguments.cell,
     )
-    profile = arguments.profile or ("custom" if arguments.cases else "main")
+    profile = "quantized" if arguments.quantized else arguments.profile or ("custom" if arguments.cases else "main")
+    rows_alone = profile in ("custom", "quantized")
     try:
         jobs, budget = PROFILES[profile](selection)
     except ValueError as error:
@@ -90,17 +84,19 @@ def main(argv: list[str] | None = None) -> int:
         _make_writable(folder)
     except OSError as error:
         parser.error(f"argument --out: expected a folder to write to, got {folder}: {error.strerror}")
-    default_limit = options.MAIN_LIMIT if profile == "main" else 0
+    default_limit = options.MAIN_LIMIT if profile in ("main", "quantized") else 0
     limit = Limit(default_limit if arguments.limit is None else arguments.limit)
     results = Results(machine.describe(device), cell=arguments.cell)
+    if ONNXRUNTIME_INT8 in {name for job in jobs for name in job.peers}:
+        results.machine[ONNXRUNTIME_INT8] = int8_peers.setting()
     console.rule(f"[bold]{escape(results.machine['device'])}, torch {torch.__version__}")
     _note_other_work(console, results)
     good = True
     try:
-        if profile != "custom":
+        if not rows_alone:
             good &= _train_digits(console, results, device, limit, epochs=2 if profile == "quick" else 20)
         _time_jobs(console, results, jobs, budget, limit)
-        if profile != "custom":
+        if not rows_alone:
             good &= _measure_others(console, results, device, limit)
     except KeyboardInterrupt:  # what is measured is kept
         results.machine["stopped"] = f"after {len(results.rows)} of {_count(jobs)} measurements"
@@ -210,7 +206,8 @@ def _count(jobs: list[Job]) -> int:
 
 def _show(console: Console, results: Results) -> None:
     rows = results.rows
-    print_wide(console, rows_table(results))
+    table = int8_table(results)
+    print_wide(console, for_terminal(table) if table else rows_table(results))
     print_wide(console, summary_table(rows))
     for line in losses(rows):
         console.print(f"[yellow]below 1[/] {line}", highlight=False)
@@ -229,8 +226,9 @@ def _ceilings(device: torch.device, rows: list[Row]) -> dict[str, str]:
     for precision, threads in settings:
         found = machine.ceilings(device, precision, threads)
         limits[f"{precision}, {threads} threads"] = (
-            f"torch.mm {found.mm_flops / 1e9:.0f} GFLOP/s, fastest product {found.peak_flops / 1e9:.0f} GFLOP/s, "
-            f"copy {found.bandwidth / 1e9:.0f} GB/s read and written"
+            f"torch.mm {found.mm_flops / 1e9:.0f} GFLOP/s, "
+            + f"fastest product {found.peak_flops / 1e9:.0f} GFLOP/s, " * (found.peak_flops < math.inf)
+            + f"copy {found.bandwidth / 1e9:.0f} GB/s read and written"
         )
     return limits
 

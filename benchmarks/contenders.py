@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fusedlstm import freeze
+from fusedlstm import freeze, quantize
 from fusedlstm.cells import CELLS, LSTM, Cell
 
-from . import onnx_runtime, openvino_runtime
-from .workload import Batch, Model, Workload, fused_class, hx_of, states_of
+from . import int8_peers, onnx_runtime, openvino_runtime
+from .workload import INT8, Batch, Model, Workload, fused_class, hx_of, states_of
 
 
-def fused_name(cell: Cell) -> str:
+def fused_name(cell: Cell, precision: str = "float32") -> str:
     """Of the contender that is ours."""
-    return fused_class(cell.layer).__name__
+    return FUSED_INT8 if precision == INT8 else fused_class(cell.layer).__name__
 
 
 def baseline_name(cell: Cell) -> str:
@@ -62,7 +62,8 @@ def _build_fused(workload: Workload, prepare: Callable[[nn.Module], nn.Module] =
         output, hx = module(batch.input, hx_of(batch.states), **options)
         return output, *states_of(hx)
 
-    return Model(forward, dict(module.named_parameters()))
+    stored_bytes = sum(value.nbytes for value in module.state_dict().values())
+    return Model(forward, dict(module.named_parameters()), stored_bytes)
 
 
 def _no_frozen(workload: Workload) -> str | None:
@@ -71,11 +72,13 @@ def _no_frozen(workload: Workload) -> str | None:
     return None if workload.device.type == "cpu" else "nothing is prepared but on a CPU"
 
 
-def build_torch(workload: Workload, native: bool = False) -> Model:
+def build_torch(
+    workload: Workload, native: bool = False, prepare: Callable[[nn.Module], nn.Module] = lambda module: module
+) -> Model:
     """torch.nn's layer. `native`: PyTorch's own loop over steps, without oneDNN or cuDNN."""
     if workload.case.by_step:
-        return _loop_over(workload.one_step(workload.cell.cell))
-    module = workload.layer(workload.cell.layer)
+        return _loop_over(prepare(workload.one_step(workload.cell.cell)))
+    module = prepare(workload.layer(workload.cell.layer))
     native = native or workload.mode == "second-order"
     run = _run_plain
     if workload.case.variable:
@@ -265,6 +268,9 @@ def _contenders(cell: Cell) -> dict[str, Contender]:
         Contender("OpenVINO", openvino_runtime.build, openvino_runtime.why_not),
         Contender("haste", _build_haste, _no_haste),
         Contender("FlashRNN", _build_flashrnn, _no_flashrnn),
+        Contender(FUSED_INT8, partial(_build_fused, prepare=quantize), int8_peers.why_no_int8),
+        Contender(TORCH_INT8, partial(build_torch, prepare=int8_peers.torch_int8), int8_peers.why_no_torch_int8),
+        Contender(ONNXRUNTIME_INT8, int8_peers.build_onnxruntime_int8, int8_peers.why_no_onnxruntime_int8),
     )
     return {contender.name: contender for contender in contenders}
 
@@ -272,10 +278,16 @@ def _contenders(cell: Cell) -> dict[str, Contender]:
 FROZEN = "frozen"  # ours against itself: below 1 by what freezing saves
 RUNTIMES = ("ONNX Runtime", "OpenVINO")  # what models are deployed in, on a CPU
 
+FUSED_INT8, TORCH_INT8, ONNXRUNTIME_INT8 = "fused_int8", "torch_int8", "onnxruntime_int8"
+INT8_PEERS = (FROZEN, TORCH_INT8, ONNXRUNTIME_INT8)  # our float32 at its fastest, and the int8 of others
+
 # By the cell's name and the contender's.
 CONTENDERS = {name: _contenders(cell) for name, cell in CELLS.items()}
 
 
-def peers_of(cell: Cell) -> tuple[str, ...]:
-    """All contenders but ours, the one that it replaces first."""
-    return tuple(name for name in CONTENDERS[cell.name] if name != fused_name(cell))
+def peers_of(cell: Cell, precision: str = "float32") -> tuple[str, ...]:
+    """All contenders of a precision but ours; the one that it replaces first, where it replaces one."""
+    if precision == INT8:
+        return INT8_PEERS
+    others = {fused_name(cell), FUSED_INT8, TORCH_INT8, ONNXRUNTIME_INT8}
+    return tuple(name for name in CONTENDERS[cell.name] if name not in others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -27,7 +28,8 @@ class Ceilings:
     """Measured limits of one device at one thread count.
 
     `mm_flops`: a large `torch.mm` in the dtype. `peak_flops`: the fastest dense product found (see
-    `_peak_flops`), never below `mm_flops`. `bandwidth`: bytes/s read plus written by a large copy.
+    `_peak_flops`), never below `mm_flops`; infinity for int8, whose products PyTorch does not offer alone: its floor is
+    that of the bytes. `bandwidth`: bytes/s read plus written by a large copy.
     """
 
     mm_flops: float
@@ -54,13 +56,14 @@ def ceilings(device: torch.device, precision: str, threads: int) -> Ceilings:
 
 @cache
 def _measured_ceilings(device: torch.device, precision: str, threads: int) -> Ceilings:
-    from .workload import PRECISIONS, precision_switches
+    from .workload import INT8, PRECISIONS, precision_switches
 
     torch.set_num_threads(threads)
     dtype = PRECISIONS[precision]
     with precision_switches(precision), torch.no_grad():
         mm = _mm_flops(device, dtype)
-        return Ceilings(mm, _peak_flops(device, dtype, mm), _copy_bandwidth(device))
+        peak = math.inf if precision == INT8 else _peak_flops(device, dtype, mm)
+        return Ceilings(mm, peak, _copy_bandwidth(device))
 
 
 def _mm_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -157,6 +160,16 @@ def _cpu_model() -> str:
         return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1].strip()
     except (OSError, TypeError):  # not Linux, or a kernel that names no model (Arm)
         return platform.processor() or platform.machine()
+
+
+def has_vnni() -> bool:
+    """Whether the CPU has instructions that add products of 8 bits in 32 bits. Those before them add pairs in 16, where
+    large ones saturate."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
+    return re.search(r"\bavx(512)?_vnni\b", flags) is not None
 
 
 def _cpu_mhz() -> str:

@@ -11,12 +11,16 @@ from .workload import Model, Workload
 
 
 def build(workload: Workload) -> Model:
-    """A session of the ONNX model, in as many threads as PyTorch has now."""
+    return run(workload, workload.onnx_model)
+
+
+def run(workload: Workload, onnx_model: bytes) -> Model:
+    """A session of a model with the inputs and outputs of `Workload.onnx_model`, in PyTorch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(workload.onnx_model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(onnx_model, options, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
 
     def open_request() -> Request:
@@ -30,7 +34,7 @@ def build(workload: Workload) -> Model:
             outputs,
         )
 
-    return Model(forward_with(workload, open_request), {})
+    return Model(forward_with(workload, open_request), {}, stored_bytes=len(onnx_model))
 
 
 def _buffer(value: Tensor) -> tuple:

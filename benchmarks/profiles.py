@@ -10,14 +10,16 @@ from itertools import product
 import torch
 
 from fusedlstm.cells import CELLS, LSTM
-from tests.cases import ACCEPTANCE, BENCHMARK, BY_STEP, Case
+from tests.cases import ACCEPTANCE, BENCHMARK, BY_STEP, INT8_GRID, INT8_USERS, Case
 
-from .contenders import FROZEN, RUNTIMES, baseline_name, peers_of
+from .contenders import FROZEN, INT8_PEERS, RUNTIMES, baseline_name, peers_of
 from .machine import usable_cpus
 from .rows import Job
 from .timing import Budget
+from .workload import INT8
 
-_BY_NAME = {case.name: case for case in BENCHMARK}
+_BY_NAME = {case.name: case for case in [*BENCHMARK, *INT8_GRID, *INT8_USERS]}
+CASES = list(_BY_NAME.values())  # that can be named
 
 # What nn.LSTM's users do in other ways, in the short run too.
 _FEATURES = [_BY_NAME[name] for name in ("rl-b8-h128-resets", "text-packed", "text-lengths", "projection-128-32")]
@@ -170,6 +172,18 @@ def full(selection: Selection) -> tuple[list[Job], Budget]:
     return _once(jobs), Budget(2.0)
 
 
+def quantized(selection: Selection) -> tuple[list[Job], Budget]:
+    """Int8 inference in one thread and in all: cases of its own, small before large ones, or those that are named."""
+    cases = selection.named_cases() or sorted(
+        INT8_GRID + INT8_USERS, key=lambda case: case.multiply_adds(CELLS[selection.cell])
+    )
+    counts = sorted({1, torch.get_num_threads()})
+    jobs = []
+    for case in cases:
+        jobs += selection.jobs([case], ("inference",), (INT8,), counts, INT8_PEERS)
+    return _once(jobs), Budget(0.6)
+
+
 def _once(jobs: list[Job]) -> list[Job]:
     """What the command line names in place of several choices makes jobs alike."""
     return list(dict.fromkeys(jobs))
@@ -180,4 +194,4 @@ def custom(selection: Selection) -> tuple[list[Job], Budget]:
     return selection.jobs(selection.named_cases()), Budget(2.0)
 
 
-PROFILES = {"quick": quick, "main": main, "full": full, "custom": custom}
+PROFILES = {"quick": quick, "main": main, "full": full, "quantized": quantized, "custom": custom}

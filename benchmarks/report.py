@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .int8_table import int8_table
 from .peer_table import peer_table
 from .results import OTHER_WORK, Results, beside
 from .rows import LEFT_OUT, OK, SKIPPED, Row
@@ -31,6 +32,8 @@ def markdown(results: Results, figures: dict[str, Path]) -> str:
     ]
     if table := peer_table(results):
         parts += ["## Cases by peers, float32", markdown_table(table)]
+    if table := int8_table(results):
+        parts += ["## Cases by peers, int8", _INT8_NOTE, markdown_table(table)]
     if below := losses(results.rows):
         parts += ["## Below 1", _lines(f"* {line}" for line in below)]
     if results.measures:
@@ -48,13 +51,20 @@ def markdown(results: Results, figures: dict[str, Path]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_INT8_NOTE = (
+    "Time of ours, and of the others over it; losses are bold. Errors are the root mean square of the difference from "
+    "float64 with the weights before quantization, in percent of that of the result; of outputs and last states the "
+    "largest. Bytes are those of the stored weights and biases in percent of float32's."
+)
+
+
 def _floor_note(fused: str) -> str:
     return (
         f"`% mm`: {fused}'s rate of matrix operations relative to a large `torch.mm` in the same "
         "run; it can pass 100 where `torch.mm` is not the fastest product of the machine. "
         "`% floor`: the least time any program needs (operations at the fastest measured product, "
         f"or compulsory bytes at copy bandwidth) relative to {fused}'s time. "
-        "Errors are relative to the largest value of each result."
+        "Errors are relative to the largest value of each result; in int8, root mean squares to each other."
     )
 
 
@@ -103,7 +113,12 @@ def _measures(measures: dict, indent: str = "") -> str:
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     """The first line is the head."""
     head, *rows = lines
-    return _lines("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
+    return _lines(map(markdown_line, (head, ["---"] * len(head), *rows)))
+
+
+def markdown_line(cells: Sequence[str]) -> str:
+    """One line of a table."""
+    return "| " + " | ".join(cells) + " |"
 
 
 def _lines(lines: Iterable[str]) -> str:

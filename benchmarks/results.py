@@ -30,8 +30,8 @@ class Results:
 
     @property
     def fused(self) -> str:
-        """The name of our layer."""
-        return fused_name(CELLS[self.cell])
+        """The name of our layer; a run is of int8 as a whole or not at all."""
+        return fused_name(CELLS[self.cell], self.rows[0].precision if self.rows else "float32")
 
     @property
     def baseline(self) -> str:

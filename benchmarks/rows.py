@@ -77,6 +77,8 @@ class Row:
     error_limit: float | None = None
     fused_peak_mib: float | None = None
     peer_peak_mib: float | None = None
+    fused_bytes: int | None = None  # of the stored weights
+    peer_bytes: int | None = None
     plan: str = ""
     other_work: float | None = None  # cores that other processes kept busy meanwhile
 

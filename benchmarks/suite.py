@@ -81,7 +81,7 @@ def _run_job(job: Job, budget: Budget, limit: Limit, prepared: Callable[..., _Su
             note = reason("float64 reference", failure)
             yield from (replace(row, status=FAILED, note=note) for row in rows)
             return
-        fused, fused_error, fused_problem = _build(fused_name(workload.cell), subject)
+        fused, fused_error, fused_problem = _build(fused_name(workload.cell, workload.precision), subject)
         for row in rows:
             row.error_limit, row.fused_error, row.plan = reference.limit, fused_error, plan
             if fused_problem:
@@ -137,14 +137,14 @@ def _timed(row: Row, job: Job, workload: Workload, fused: Model, peer: Model | N
         return _left_out(row, str(failure))
     except Exception as failure:
         if peer is None:
-            return replace(row, status=FAILED, note=reason(fused_name(workload.cell), failure))
+            return replace(row, status=FAILED, note=reason(fused_name(workload.cell, workload.precision), failure))
         alone = replace(row, status=PEER_FAILED, note=reason(row.peer, failure))
         return _timed(alone, job, workload, fused, None, budget)
     return timed
 
 
 def _time(row: Row, job: Job, workload: Workload, fused: Model, peer: Model | None, budget: Budget) -> None:
-    ours = fused_name(workload.cell)
+    ours = fused_name(workload.cell, workload.precision)
     programs = {ours: workload.program(fused)}
     if peer is not None:
         programs[row.peer] = workload.program(peer)
@@ -168,8 +168,10 @@ def _time(row: Row, job: Job, workload: Workload, fused: Model, peer: Model | No
     row.percent_of_floor = 100 * floor / mine.median
     if workload.training:
         row.fused_peak_mib = memory.peak_mib(programs[ours], job.device)
+    row.fused_bytes = fused.stored_bytes
     if peer is None:
         return
+    row.peer_bytes = peer.stored_bytes
     theirs = seconds[row.peer]
     row.peer_us, row.peer_us_low, row.peer_us_high = _micro(theirs)
     row.peer_gflops = flops / theirs.median * 1e-9

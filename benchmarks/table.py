@@ -12,6 +12,7 @@ from rich.table import Table
 from .contenders import FROZEN
 from .results import Results, geometric_mean, timed
 from .rows import LEFT_OUT, OK, SKIPPED, Row
+from .workload import INT8
 
 _WIDE = 170  # columns of the widest table here, about
 
@@ -39,10 +40,14 @@ def rows_table(results: Results) -> Table:
 
 
 def _head(row: Row) -> list[str]:
-    sizes = f"{row.T} {row.B} {row.I} {row.H}"
-    sizes += f" x{row.layers}" * (row.layers > 1) + " bi" * (row.directions > 1)
-    sizes += f" proj {row.proj_size}" * (row.proj_size > 0)
-    return [row.case, sizes, row.setting, row.precision, str(row.threads), row.peer]
+    return [row.case, sizes(row), row.setting, row.precision, str(row.threads), row.peer]
+
+
+def sizes(row: Row) -> str:
+    """T B I H, and what is not plain."""
+    text = f"{row.T} {row.B} {row.I} {row.H}"
+    text += f" x{row.layers}" * (row.layers > 1) + " bi" * (row.directions > 1)
+    return text + f" proj {row.proj_size}" * (row.proj_size > 0)
 
 
 def _numbers(row: Row) -> list[str]:
@@ -89,8 +94,9 @@ def summary(rows: Sequence[Row]) -> dict[tuple, list[str]]:
 
 
 def losses(rows: Sequence[Row]) -> list[str]:
-    """A line for each row whose ratio to another's is below the mark of 1, the lowest first."""
-    peers = (row for row in rows if row.status == OK and row.peer != FROZEN)
+    """A line for each row whose ratio to another's is below the mark of 1, the lowest first. Ours frozen is another of
+    int8 alone."""
+    peers = (row for row in rows if row.status == OK and (row.peer != FROZEN or row.precision == INT8))
     slower = sorted((row for row in peers if row.ratio < 1), key=lambda row: row.ratio)
     return [
         f"{row.ratio:.2f}x {row.peer}: {row.case}, {row.setting}, {row.precision}, {row.threads} threads"

@@ -24,13 +24,17 @@ from .timing import Program
 
 MODES = ("inference", "train-forward", "train", "second-order", "decode")
 
-# tf32 is float32 storage with the tensor cores' shorter products, allowed on both sides.
+INT8 = "int8"
+
+# What tensors are stored in. tf32 is float32 storage with the tensor cores' shorter products, allowed on both sides;
+# int8 is a float32 layer that contenders quantize for themselves.
 PRECISIONS = {
     "float32": torch.float32,
     "tf32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float64": torch.float64,
+    INT8: torch.float32,
 }
 
 _DECODE_STEPS = 16  # calls of one step each, the state carried from one to the next
@@ -71,16 +75,18 @@ def states_of(hx: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class Model:
-    """What a contender makes of a workload; leaves: the parameters, by torch.nn's names if equal."""
+    """What a contender makes of a workload; leaves: the parameters, by torch.nn's names if equal. `stored_bytes`: of
+    the weights as they are saved, None where it does not say."""
 
     forward: Forward
     leaves: dict[str, Tensor]
+    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Workload:
     """One case as one mode runs it. `rounded_to`: the precision all values are rounded to before
-    they are stored, where it is not the workload's own."""
+    they are stored, where it is not the workload's own. `seed`: of the weights and the data."""
 
     case: Case
     mode: str
@@ -88,6 +94,7 @@ class Workload:
     device: torch.device
     cell: Cell = LSTM
     rounded_to: str | None = None
+    seed: int = 0
 
     @classmethod
     def of(cls, case: Case, mode: str, precision: str, device: torch.device, cell: Cell = LSTM) -> Workload:
@@ -122,7 +129,7 @@ class Workload:
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters as torch.nn's layer draws and names them, rounded to the dtype, on the device."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(self.seed)
             module = self.cell.layer(**self.case.module_kwargs(self.cell), dtype=torch.float64)
         return {name: self._stored(value) for name, value in module.state_dict().items()}
 
@@ -139,7 +146,7 @@ class Workload:
             l2_bytes = torch.cuda.get_device_properties(self.device).L2_cache_size
             batch_bytes = self.case.T * self.case.B * self.case.input_size * self.dtype.itemsize
             count = max(1, min(_MAX_BATCHES, -(-2 * l2_bytes // batch_bytes)))
-        generator = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(self.seed + 1)
         return [self._draw_batch(generator) for _ in range(count)]
 
     def _draw_batch(self, generator: torch.Generator) -> Batch:
@@ -225,7 +232,8 @@ class Workload:
         cell states of an LSTM), written forward and read backward, and the gradients.
         """
         case, item_bytes = self.case, self.dtype.itemsize
-        weights = sum(value.numel() for value in self.state_dict.values()) * item_bytes
+        matrix_bytes = 1 if self.precision == INT8 else item_bytes
+        weights = sum(v.numel() * (matrix_bytes if v.dim() == 2 else item_bytes) for v in self.state_dict.values())
         rows = case.T * case.B * self._valid_fraction()
         outputs = rows * case.directions * case.output_size * item_bytes
         inputs = rows * case.input_size * item_bytes

@@ -50,14 +50,18 @@ def fit(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> list[f
     return losses
 
 
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """The part of the images that the model gives their label."""
+    return (model(images).argmax(1) == labels).float().mean().item()
+
+
 def train(make_layer: MakeLayer, epochs: int = 20, device: str = "cpu") -> Training:
     """The score is the accuracy on the test images."""
     images, labels, test = digit_data(device)
     model = DigitClassifier(make_layer).to(device)
     losses = fit(model, images[~test], labels[~test], epochs)
-    with torch.no_grad():
-        guesses = model(images[test]).argmax(1)
-    return Training(losses, score=(guesses == labels[test]).float().mean().item())
+    return Training(losses, score=accuracy(model, images[test], labels[test]))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Training]:

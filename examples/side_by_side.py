@@ -35,18 +35,18 @@ LAYERS = {
 Result = TypeVar("Result")
 
 
-def quick_parser(description: str) -> argparse.ArgumentParser:
-    """--quick, which every example has."""
+def quick_parser(description: str, takes_cell: bool = False) -> argparse.ArgumentParser:
+    """--quick, which every example has; --cell if taken."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    if takes_cell:
+        parser.add_argument("--cell", choices=LAYERS, default="lstm", help="of the layers (default: lstm)")
     return parser
 
 
 def options(description: str, argv: list[str] | None = None, takes_cell: bool = False) -> argparse.Namespace:
     """--quick, --device and --plot, the same in every example that trains on a device and draws; --cell if taken."""
-    parser = quick_parser(description)
-    if takes_cell:
-        parser.add_argument("--cell", choices=LAYERS, default="lstm", help="of the layers (default: lstm)")
+    parser = quick_parser(description, takes_cell)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="save a figure of the result")
     return parser.parse_args(argv)

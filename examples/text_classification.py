@@ -71,27 +71,34 @@ class SentenceClassifier(nn.Module):
         return self.good(torch.cat((forward_end, backward_end), dim=-1)).squeeze(-1)
 
 
-def train(make_layer: MakeLayer, epochs: int = 8, device: str = "cpu") -> Training:
-    """Adam on batches of 64; the score is the accuracy on other sentences."""
-    words, lengths, labels = (data.to(device) for data in sentences(2000, seed=1))
-    model = SentenceClassifier(make_layer).to(device)
+def fit(model: nn.Module, words: Tensor, lengths: Tensor, labels: Tensor, epochs: int) -> list[float]:
+    """Adam on batches of 64; returns the mean loss of each epoch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    result = Training()
+    losses = []
     for _ in range(epochs):
         total = 0.0
-        for batch in torch.randperm(len(labels)).to(device).split(64):
+        for batch in torch.randperm(len(labels)).to(labels.device).split(64):
             logits = model(words[:, batch], lengths[batch])
             loss = binary_cross_entropy_with_logits(logits, labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.item() * len(batch)
-        result.losses.append(total / len(labels))
-    words, lengths, labels = (data.to(device) for data in sentences(500, seed=2))
-    with torch.no_grad():
-        guesses = model(words, lengths) > 0
-    result.score = (guesses == labels.bool()).float().mean().item()
-    return result
+        losses.append(total / len(labels))
+    return losses
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, words: Tensor, lengths: Tensor, labels: Tensor) -> float:
+    """The part of the sentences that the model takes for what they are."""
+    return ((model(words, lengths) > 0) == labels.bool()).float().mean().item()
+
+
+def train(make_layer: MakeLayer, epochs: int = 8, device: str = "cpu") -> Training:
+    """The score is the accuracy on other sentences."""
+    model = SentenceClassifier(make_layer).to(device)
+    losses = fit(model, *(data.to(device) for data in sentences(2000, seed=1)), epochs)
+    return Training(losses, accuracy(model, *(data.to(device) for data in sentences(500, seed=2))))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Training]:

@@ -8,6 +8,7 @@ the list chooses those). Letters as in the kernels: `T` steps, `B` batch.
 * `BY_STEP`: loops over a cell, as reinforcement learning, decoders and meta-learning write them.
 * `GRID`: hidden size x batch, from decoding one token to filling a large GPU.
 * `BENCHMARK` = all of these.
+* `INT8_GRID`, `INT8_USERS`: what int8 inference is timed on; a call takes milliseconds.
 * `TILES`: small shapes whose sizes lie below, on and above the kernels' tile borders (tests).
 """
 
@@ -155,7 +156,8 @@ USERS = [
     Case("open-unmix", 255, 16, 512, 256, num_layers=3, bidirectional=True),
     Case("voice-encoder", 160, 32, 40, 256, num_layers=3),
     Case("silero", 1, 1, 128, 128),
-    # Text in images.
+    # Text in images: one line and a batch of them (EasyOCR's recognizer), and docTR.
+    *[Case(f"easyocr-b{B}", 80, B, 512, 256, bidirectional=True) for B in (1, 8)],
     Case("doctr", 32, 64, 512, 128, num_layers=2, bidirectional=True),
     # Nanopore sequencing. Bonito's and Dorado's layers alternate in direction: of the same cost as five in one.
     Case("basecall-hac", 1666, 512, 384, 384, num_layers=5),
@@ -188,6 +190,31 @@ BY_STEP = [
 ]
 
 BENCHMARK = ACCEPTANCE + USERS + GRID + BY_STEP
+
+INT8_GRID = [
+    Case(f"int8-h{H}-b{B}", T, B, H, H)
+    for H, B, T in [
+        (64, 1, 500),
+        (64, 8, 200),
+        (128, 1, 200),
+        (128, 4, 100),
+        (128, 32, 50),
+        (256, 1, 100),
+        (256, 8, 50),
+        (256, 32, 20),
+        (512, 1, 50),
+        (512, 4, 30),
+        (512, 32, 8),
+        (1024, 1, 10),
+        (1024, 8, 5),
+    ]
+]
+
+# Streams of sound, speech and its synthesis, text in images, and a decoder.
+INT8_USERS = [
+    *[case for case in USERS if case.name in ("rnnt-predict-b1", "encodec-75", "silero", "easyocr-b1", "easyocr-b8")],
+    Case("kokoro-200", 200, 1, 640, 256, bidirectional=True),
+]
 
 # Below, on and above the tiles: 8 and 16 vector lanes, 16 matrix rows, blocks of 32 units. Every
 # value of one axis meets small values of the others; the full product would be 100 shapes.

@@ -21,7 +21,7 @@ TRAININGS = [
 ]
 WITH_CELL = ["digit_rows", "text_classification"]
 OTHER_CELLS = ["gru", "rnn", "rnn_relu"]
-OTHERS = ["onnx_export", "three_layers"]
+OTHERS = ["onnx_export", "quantize", "three_layers"]
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +72,29 @@ def test_three_layers_agree(capsys):
     assert all(result.difference < 1e-5 for result in results.values())
     printed = capsys.readouterr().out
     assert all(name in printed for name in results)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_quantized_models_agree(cell, capsys):
+    results = importlib.import_module("examples.quantize").main(["--quick", "--cell", cell])
+    for forms in results.values():
+        float32, frozen, int8 = forms.values()
+        torch.testing.assert_close(frozen.scores, float32.scores, rtol=1e-4, atol=1e-5)
+        # Each product is off by 1 % of what it adds to a gate, about, and no two in the same way.
+        assert 0 < (int8.scores - float32.scores).norm() / float32.scores.norm() < 0.03
+        # A quarter of the layer, and the embedding and the classifier as they were.
+        assert 0.25 < int8.kilobytes / float32.kilobytes < 0.4
+        assert frozen.kilobytes == float32.kilobytes
+    printed = capsys.readouterr().out
+    assert f"digits, {list(LAYERS[cell])[1]}" in printed and "int8 against float32: scores" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_quantized_models_are_as_accurate(cell):
+    for forms in importlib.import_module("examples.quantize").main(["--cell", cell]).values():
+        assert forms["float32"].accuracy > 0.9
+        assert forms["int8"].accuracy >= forms["float32"].accuracy - 0.005
 
 
 def test_onnx_export_agrees(capsys):
