@@ -23,11 +23,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedlstm, m) {
       m.def((cell + "_layer_inference" + arguments + " -> " + listed<InferenceResults>()).c_str());
       m.def((cell + "_layer_frozen" + listed<FrozenArguments>() + " -> " + listed<InferenceResults>()).c_str());
       m.def((cell + "_layer_quantized" + listed<QuantizedArguments>() + " -> " + listed<InferenceResults>()).c_str());
+      m.def((cell + "_cell_quantized" + listed<PreparedStepArguments<Tensors>>() + " -> " +
+             listed<StepInferenceResults>())
+                .c_str());
       m.def((cell + "_layer_backward" + listed<BackwardArguments>() + " -> " + listed<LayerGradients>()).c_str());
       const std::string step = listed<StepArguments>();
       m.def((cell + "_cell" + step + " -> " + listed<StepResults>()).c_str());
       m.def((cell + "_cell_inference" + step + " -> " + listed<StepInferenceResults>()).c_str());
-      m.def((cell + "_cell_frozen" + listed<FrozenStepArguments>() + " -> " + listed<StepInferenceResults>()).c_str());
+      m.def((cell + "_cell_frozen" + listed<PreparedStepArguments<Tensor>>() + " -> " + listed<StepInferenceResults>())
+                .c_str());
       m.def((cell + "_freeze" + listed<FreezeArguments>() + " -> " + listed<FreezeResults>()).c_str());
       m.def((cell + "_cell_backward" + listed<StepBackwardArguments>() + " -> " + listed<StepGradients>()).c_str());
       m.def((cell + "_steps_second_order" + listed<StepsArguments>() + " -> " + listed<StepsResults>()).c_str());

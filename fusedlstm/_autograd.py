@@ -346,9 +346,7 @@ def _quantized_layer(operator, *arguments):
 QUANTIZED_LAYERS = {name: functools.partial(_quantized_layer, of.quantized) for name, of in OPERATORS.items()}
 
 
-def _quantized_layer_at_autograd_keys(
-    name, input, initial, weights, batch_sizes, lengths, reset, reset_state, is_reduced
-):
+def _quantized_layer_at_autograd_keys(name, input, initial, weights, batch_sizes, lengths, reset, reset_state):
     """`<cell>_layer_quantized` at the Autograd keys, where graphs call it.
 
     It has no derivative. AOTInductor's executor passes None for an empty list of tensors; and lists are made anew here:
@@ -357,7 +355,7 @@ def _quantized_layer_at_autograd_keys(
     initial, reset_state = initial or [], reset_state or []
     if _requires_gradients((input, *initial, *weights, *reset_state)):
         refuse_gradients_of_quantized()
-    return QUANTIZED_LAYERS[name](input, initial, weights, batch_sizes, lengths, reset, reset_state, is_reduced)
+    return QUANTIZED_LAYERS[name](input, initial, weights, batch_sizes, lengths, reset, reset_state)
 
 
 def refuse_gradients_of_quantized():

@@ -3,7 +3,8 @@
 A weight of G gates, [G * units, K], is an int8 tensor [ceil(units / 16), G, ceil(K / 4), 16, 4]: its element
 [b, g, k, u, j] is that of row g * units + 16 b + u and column 4 k + j, zero beyond them. It is the same on every
 processor. A row stands for its integers times its scale, float32 [G * units]; a product with integers that do not begin
-at zero has to be corrected by their sum, int32 [G * units].
+at zero has to be corrected by their sum: int32 [G * units + 1], the last element of which is the largest of all
+integers, without its sign, since kernels multiply small ones with fewer instructions.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
 _UNITS, _DEPTH = 16, 4
 MOST_COLUMNS = 1 << 16  # which the operators take
-OPTIONS = (False,)  # what the operators take last: is_reduced, since weights go up to 127
-_LIMIT = 127  # symmetric: -128 is not used
+_FULL, _REDUCED = 127, 64  # symmetric: -128 is not used; see `quantized`
 
 
 def tensors_of(sizes: Sizes, suffixes=None) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
@@ -49,7 +49,7 @@ def _parts(kind, units, columns, gates):
     return [
         (f"weight_{kind}", packed_shape(units, columns, gates), torch.int8),
         (f"scale_{kind}", (gates * units,), torch.float32),
-        (f"sum_{kind}", (gates * units,), torch.int32),
+        (f"sum_{kind}", (gates * units + 1,), torch.int32),
     ]
 
 
@@ -70,18 +70,21 @@ def packed_shape(units, columns, gates) -> tuple[int, ...]:
     return -(-units // _UNITS), gates, -(-columns // _DEPTH), _UNITS, _DEPTH
 
 
-def quantized(weight: Tensor, units: int) -> tuple[Tensor, Tensor, Tensor]:
+def quantized(weight: Tensor, units: int, reduce_range: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A weight [G * units, K], of any floating-point dtype, packed; the scales of its rows; their sums.
 
-    One scale a row, max |row| / 127 in float32: integers are the nearest, halves to even. Of a row of zeros, 0.
+    One scale a row, max |row| / 127 in float32, or / 64 where the range is reduced: integers are the nearest, halves to
+    even. Of a row of zeros, 0.
     """
+    limit = _REDUCED if reduce_range else _FULL
     weight = weight.to(torch.float32)
-    scale = weight.abs().amax(1) / _LIMIT
+    scale = weight.abs().amax(1) / limit
     is_zero = scale == 0
     rows = weight / scale.masked_fill(is_zero, 1)[:, None]
-    # One ulp beyond the limit, where the quotient by 127 was rounded down; far beyond it, where that was a subnormal.
-    rows = rows.round().clamp(-_LIMIT, _LIMIT).masked_fill(is_zero[:, None], 0).to(torch.int8)
-    return _packed(rows, units), scale, rows.sum(1, dtype=torch.int32)
+    # One ulp beyond the limit, where the scale was rounded down; far beyond it, where that was a subnormal.
+    rows = rows.round().clamp(-limit, limit).masked_fill(is_zero[:, None], 0).to(torch.int8)
+    largest = rows.abs().amax().to(torch.int32)
+    return _packed(rows, units), scale, torch.cat((rows.sum(1, dtype=torch.int32), largest[None]))
 
 
 def dequantized(packed: Tensor, scale: Tensor, columns: int) -> Tensor:

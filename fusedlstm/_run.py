@@ -77,7 +77,7 @@ def run(
         if frozen:
             operator, layers, options = OPERATORS[cell.name].frozen, [[layer] for layer in frozen], ()
         elif is_int8:
-            operator, options = choose_quantized(cell.name, [x, *(hx or ())], differentiable), _int8.OPTIONS
+            operator, options = choose_quantized(cell.name, [x, *(hx or ())], differentiable), ()
             layers = [[weights[i * each : (i + 1) * each]] for i in range(L)]
         else:
             operator = choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
@@ -147,14 +147,14 @@ def states_of_usual(module, input, hx, others, has_one_state, dim=3) -> list[Ten
     return states
 
 
-def run_usual(operator, weights, input, states, batch_first, options=()):
+def run_usual(operator, weights, input, states, batch_first):
     """What a module of one layer returns for such a call, by an operator for inference; None where that refuses.
 
     options: what the operator takes last.
     """
     try:
         x = input.transpose(0, 1) if batch_first else input
-        output, last = operator(x, states, weights, None, None, None, [], *options)
+        output, last = operator(x, states, weights, None, None, None, [])
     except (RuntimeError, TypeError):
         return None
     return output.transpose(0, 1) if batch_first else output, as_passed(last)

@@ -11,7 +11,8 @@
 * `<cell>_freeze`, on the CPU alone: a layer's weights as its kernels read them, in a tensor of bytes that fits this
   process; `<cell>_layer_frozen` and `<cell>_cell_frozen` are inference with that tensor, and with no states for zeros.
   They are called as they are, outside of everything that traces or transforms.
-* `<cell>_layer_quantized`, on the CPU alone: inference with int8 weights; see fusedlstm/quantized.py.
+* `<cell>_layer_quantized`, on the CPU alone: inference with int8 weights; see fusedlstm/_int8.py.
+  `<cell>_cell_quantized` is a step of it, called as it is, as those of frozen cells are.
 * `<cell>_steps_second_order`: what is between the products of second order, see _second_order_step.py.
 
 Operators of layers take ensembles: with the members as one more dimension in front of every tensor but batch_sizes, one
@@ -57,12 +58,14 @@ class Operators(NamedTuple):
     frozen: OpOverload
     cell_frozen: OpOverload
     quantized: OpOverload
+    cell_quantized: OpOverload
 
 
 def _operators(cell: Cell) -> Operators:
     names = [f"{cell.name}_{of}{kind}" for of in ("layer", "cell") for kind in ("", "_inference", "_backward")]
     names += [
-        f"{cell.name}_{of}" for of in ("steps_second_order", "freeze", "layer_frozen", "cell_frozen", "layer_quantized")
+        f"{cell.name}_{of}"
+        for of in ("steps_second_order", "freeze", "layer_frozen", "cell_frozen", "layer_quantized", "cell_quantized")
     ]
     operators = Operators(*(getattr(torch.ops.fusedlstm, name).default for name in names))
     names = argument_names(operators.layer)
@@ -138,7 +141,10 @@ def _fake_steps_second_order(cell: Cell, before, after, saved, sums, hidden_sums
     return [values(1, moves) for _ in after], d_sums, *d_before
 
 
-def _fake_quantized(cell: Cell, input, initial, weights, batch_sizes, lengths, reset, reset_state, is_reduced):
+def _fake_quantized(cell: Cell, input, initial, weights, batch_sizes, lengths, reset, reset_state):
+    for tensor in chain(initial, weights, reset_state):  # as in _fake_inference
+        if tensor.device != input.device:
+            raise RuntimeError(f"fusedlstm: expected all tensors on {input.device}, got one on {tensor.device}")
     D = 1 if len(weights) in (6, 8, 9, 11) else 2
     of_direction = weights[: len(weights) // D]
     H = len(of_direction[2]) // cell.gates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import torch
@@ -44,6 +45,7 @@ def quantize(
     model: nn.Module,
     dtype: torch.dtype = torch.int8,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    reduce_range: bool | None = None,
 ) -> nn.Module:
     """Replace every nn.LSTM, nn.GRU, nn.RNN, their cells, and the fused ones, inside `model` by layers for inference
     with int8 weights, in place. They run on the CPU.
@@ -60,6 +62,10 @@ def quantize(
         model: a module in evaluation mode; if it is such a layer itself, the replacement is returned.
         dtype: of the weights; torch.int8.
         filter_fn: filter_fn(module, fully_qualified_name) says whether a layer is to be replaced; all are by default.
+        reduce_range: round weights to integers from -64 to 64 in place of -127 to 127: the error is about 1.3 times as
+            large, and processors with AVX2 but without instructions for bytes (VNNI) are up to 1.5 times as fast. By
+            default, on these processors, as ONNX Runtime advises: say True or False for weights that are the same
+            wherever they are made.
 
     Returns:
         `model`, or its replacement.
@@ -70,10 +76,13 @@ def quantize(
         RuntimeError: a layer is in training mode, or its weights do not fit its sizes.
 
     Equivalent to:
-        scale = weight.abs().amax(1) / 127;  weight = (weight / scale[:, None]).round().to(torch.int8)
+        scale = weight.abs().amax(1) / (64 if reduce_range else 127)
+        weight = (weight / scale[:, None]).round().to(torch.int8)
     """
     if dtype is not torch.int8:
         raise ValueError(f"Expected dtype torch.int8, got {dtype}")
+    if reduce_range is None:
+        reduce_range = json.loads(torch.ops.fusedlstm._cpu_info())["reduces_range"]
     is_any = False
 
     def replacement(module, path):
@@ -89,7 +98,7 @@ def quantize(
         if reason := _why_left(module):
             return reason
         is_any = True
-        return _quantized(module, path)
+        return _quantized(module, path, reduce_range)
 
     model = swap(model, "quantize", replacement)
     if not is_any:
@@ -138,7 +147,7 @@ def _why_left(module) -> str:
     return ""
 
 
-def _quantized(module, path) -> Quantized:
+def _quantized(module, path, reduce_range) -> Quantized:
     """The module with int8 weights."""
     new = _QUANTIZED[type_of(module)].like(module)
     name = path or "the model itself"
@@ -158,7 +167,7 @@ def _quantized(module, path) -> Quantized:
                 continue
             of = kind.removeprefix("weight_")
             units = sizes.proj_size if of.startswith("hr") else sizes.hidden_size
-            for part, tensor in zip(("weight", "scale", "sum"), _int8.quantized(weight.detach(), units)):
+            for part, tensor in zip(("weight", "scale", "sum"), _int8.quantized(weight.detach(), units, reduce_range)):
                 setattr(new, f"{part}_{of}", tensor)
     return _taking_over(new, module, weights)
 

@@ -129,7 +129,7 @@ def _run_layers(module: QuantizedLayer, input, hx, *rows):
     if sizes.num_layers == 1:
         states = states_of_usual(module, input, hx, rows, len(CELLS[sizes.cell].states) == 1)
         if states is not None and _fit(input, weights, sizes):
-            results = run_usual(QUANTIZED_LAYERS[sizes.cell], weights, input, states, module.batch_first, _int8.OPTIONS)
+            results = run_usual(QUANTIZED_LAYERS[sizes.cell], weights, input, states, module.batch_first)
             if results is not None:
                 return results
     module._check_mode()
@@ -148,10 +148,12 @@ def _run_step(module: QuantizedCell, input, hx):
     has_one_state = len(CELLS[sizes.cell].states) == 1
     states = states_of_usual(module, input, hx, (), has_one_state, dim=2)
     if states is not None and _fit(input, weights, sizes):
-        states = [state.unsqueeze(0) for state in states]
-        results = run_usual(QUANTIZED_LAYERS[sizes.cell], weights, input.unsqueeze(0), states, False, _int8.OPTIONS)
-        if results is not None:
-            return results[1].squeeze_(0) if has_one_state else tuple([state.squeeze_(0) for state in results[1]])
+        try:
+            last = OPERATORS[sizes.cell].cell_quantized(input, states, weights)
+        except (RuntimeError, TypeError):
+            pass  # the long way says what is wrong
+        else:
+            return last[0] if has_one_state else tuple(last)
     module._check_mode()
     return run_quantized_cell(input, hx, weights, sizes)
 

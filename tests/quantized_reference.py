@@ -53,6 +53,12 @@ def unpacked(weight, units, K):
     return result
 
 
+def sums(weight):
+    """Of each row of int8 [rows, K] its sum, then the largest element without its sign, int32 [rows + 1]."""
+    largest = np.abs(weight.astype(np.int32)).max()
+    return np.append(weight.sum(1, dtype=np.int32), largest).astype(np.int32)
+
+
 class Direction(NamedTuple):
     """One direction's weights: of weight_ih, weight_hh and, with a projection, weight_hr [rows, K], scales and sums."""
 
@@ -105,7 +111,7 @@ def quantized_rows(values):
 def product(values, weight, scale, total):
     """values [rows, K] by the weight's rows, float32 [rows, len(weight)]."""
     q, scale_of_row, zero = quantized_rows(values)
-    acc = q @ weight.astype(np.int32).T - zero[:, None] * total
+    acc = q @ weight.astype(np.int32).T - zero[:, None] * total[:-1]
     assert acc.dtype == np.int32
     return acc.astype(np.float32) * (scale_of_row[:, None] * scale)
 
@@ -131,10 +137,9 @@ def reduced(x):
     shifted = x + ROUND
     scale = (shifted.view(np.uint32) << np.uint32(23)).view(np.float32)
     r = x - (shifted - ROUND)
-    q = POLYNOMIAL[-1]
-    for coefficient in POLYNOMIAL[-2::-1]:
-        q = q * r + coefficient
-    return scale, q * r
+    c = POLYNOMIAL
+    low, high = r * c[1] + c[0], r * c[3] + c[2]
+    return scale, ((r * r * c[4] + high) * (r * r) + low) * r
 
 
 def sigmoid(x):
@@ -177,11 +182,8 @@ def step(cell, weights, from_input, states):
     return [tanh(sums[0])]
 
 
-def layer(cell, input, initial, weights, batch_sizes=None, lengths=None, reset=None, reset_state=(), is_reduced=False):
-    """What `fusedlstm::<cell>_layer_quantized` returns for these arguments, arrays in the place of tensors.
-
-    is_reduced says something of the weights, and changes no result.
-    """
+def layer(cell, input, initial, weights, batch_sizes=None, lengths=None, reset=None, reset_state=()):
+    """What `fusedlstm::<cell>_layer_quantized` returns for these arguments, arrays in the place of tensors."""
     with np.errstate(all="ignore"):
         return _layer(cell, input, initial, weights, batch_sizes, lengths, reset, reset_state)
 

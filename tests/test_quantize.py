@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import pickle
 import warnings
 
@@ -33,10 +34,10 @@ models = pytest.mark.parametrize("member, options", MODELS.values(), ids=MODELS)
 NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 
 
-def quantized_of(member, *sizes, **options):
+def quantized_of(member, *sizes, reduce_range=False, **options):
     """A fused layer, and the same with int8 weights."""
     layer = member.layer(*sizes, **options).eval()
-    return layer, quantize(copy.deepcopy(layer))
+    return layer, quantize(copy.deepcopy(layer), reduce_range=reduce_range)
 
 
 def flat(results):
@@ -60,8 +61,9 @@ def weights_of(module):
 
 class TestWeights:
     @models
-    def test_are_those_of_the_reference(self, member, options):
-        layer, module = quantized_of(member, 5, 19, **options)
+    @pytest.mark.parametrize("reduce_range", [False, True])
+    def test_are_those_of_the_reference(self, member, options, reduce_range):
+        layer, module = quantized_of(member, 5, 19, reduce_range=reduce_range, **options)
         state, gates = module.state_dict(), layer.weight_hh_l0.size(0) // 19
         assert not list(module.parameters())
         expected_names = []
@@ -72,8 +74,8 @@ class TestWeights:
                 assert state[name].data_ptr() != weight.data_ptr()
                 expected_names.append(name)
                 continue
-            q, scale = reference.quantized(weight.detach())
-            parts = reference.packed(q, 1 if of.startswith("hr") else gates), scale, q.sum(1, dtype=np.int32)
+            q, scale = reference.quantized(weight.detach(), 64 if reduce_range else 127)
+            parts = reference.packed(q, 1 if of.startswith("hr") else gates), scale, reference.sums(q)
             for part, value in zip(("weight", "scale", "sum"), parts):
                 np.testing.assert_array_equal(state[f"{part}_{of}"].numpy(), value, strict=True)
                 expected_names.append(f"{part}_{of}")
@@ -89,8 +91,8 @@ class TestWeights:
         layer = nn.RNN(4, 2).eval()
         with torch.no_grad():
             layer.weight_ih_l0.copy_(torch.tensor([[127, 0.5, 1.5, -2.5], [0, 0, 0, 0]]))
-        module = quantize(layer)
-        assert module.scale_ih_l0.tolist() == [1, 0] and module.sum_ih_l0.tolist() == [127 + 0 + 2 - 2, 0]
+        module = quantize(layer, reduce_range=False)
+        assert module.scale_ih_l0.tolist() == [1, 0] and module.sum_ih_l0.tolist() == [127 + 0 + 2 - 2, 0, 127]
         assert module.weight_ih_l0[0, 0, 0, :3].tolist() == [[127, 0, 2, -2], [0] * 4, [0] * 4]
 
     @pytest.mark.parametrize("scale", [1e-38, 1e-42, 1e-44, 2.8e-45, 1e38])
@@ -98,7 +100,7 @@ class TestWeights:
         layer = nn.LSTM(4, 6).eval()
         with torch.no_grad():
             layer.weight_hh_l0.mul_(scale / layer.weight_hh_l0.abs().max())
-        module = quantize(copy.deepcopy(layer))
+        module = quantize(copy.deepcopy(layer), reduce_range=False)
         q, scales = reference.quantized(layer.weight_hh_l0.detach())
         np.testing.assert_array_equal(module.weight_hh_l0.numpy(), reference.packed(q, 4))
         np.testing.assert_array_equal(module.scale_hh_l0.numpy(), scales)
@@ -121,6 +123,23 @@ class TestWeights:
         with pytest.raises(ValueError, match=f"finite values of float32 in {name} of second, got NaN or infinite ones"):
             quantize(model.eval())
         assert type(model.first) is nn.LSTM
+
+    def test_of_reduced_range_by_default_where_that_is_faster(self):
+        layer = nn.LSTM(4, 6).eval()
+        is_faster = json.loads(torch.ops.fusedlstm._cpu_info())["reduces_range"]
+        found, expected = quantize(copy.deepcopy(layer)), quantize(copy.deepcopy(layer), reduce_range=is_faster)
+        assert_equal(list(found.state_dict().values()), list(expected.state_dict().values()))
+        assert found.sum_hh_l0[-1] == (64 if is_faster else 127)
+
+    def test_of_full_range_are_safe_in_a_module_of_reduced_range(self):
+        """What the kernels must know of the weights comes and goes with them."""
+        layer = FusedLSTM(64, 16).eval()
+        with torch.no_grad():
+            layer.weight_ih_l0.fill_(1)
+        full, reduced = (quantize(copy.deepcopy(layer), reduce_range=is_reduced) for is_reduced in (False, True))
+        reduced.load_state_dict(full.state_dict())
+        input = torch.rand(3, 2, 64)
+        assert_equal(flat(reduced(input)), flat(full(input)))
 
     def test_that_do_not_fit_are_refused(self):
         layer = FusedLSTM(4, 6).eval()

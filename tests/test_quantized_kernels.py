@@ -52,12 +52,12 @@ def quantized_arguments(layer, cell, limit=127):
         weights += [kind[d] for kind in (layer.bias_ih, layer.bias_hh) if kind]
         weights += [part for parts in hr for part in parts]
     rows = layer.batch_sizes, layer.lengths, layer.reset
-    return [layer.input, layer.initial, weights, *rows, layer.reset_state, limit <= 64]
+    return [layer.input, layer.initial, weights, *rows, layer.reset_state]
 
 
 def quantized_parts(weight, gates, limit):
     q, scale = reference.quantized(weight, limit)
-    return reference.packed(q, gates), scale, q.sum(1, dtype=np.int32)
+    return reference.packed(q, gates), scale, reference.sums(q)
 
 
 def operator_of(cell):

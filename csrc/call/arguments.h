@@ -91,36 +91,15 @@ struct FreezeResults {
   }
 };
 
-// A layer's arguments with frozen weights; `initial` may be empty, for zeros. Results are those of inference.
-struct FrozenArguments {
+// A layer's arguments with weights in a form of their own; `initial` may be empty, for zeros. Results are those of
+// inference.
+template <class Weights>
+struct PreparedArguments {
   Tensor input;
   Tensors initial;
-  Tensor frozen;
+  Weights weights;
   OptionalTensor batch_sizes, lengths, reset;
   Tensors reset_state;
-
-  template <class Visitor>
-  void visit(Visitor v) {
-    v("input", input);
-    v("initial", initial);
-    v("frozen", frozen);
-    v("batch_sizes", batch_sizes);
-    v("lengths", lengths);
-    v("reset", reset);
-    v("reset_state", reset_state);
-  }
-};
-
-// A layer's arguments with int8 weights; `initial` may be empty, for zeros. Results are those of inference.
-struct QuantizedArguments {
-  Tensor input;
-  Tensors initial;
-  // Of each direction weight_ih, weight_hh, scale_ih, scale_hh, sum_ih, sum_hh, then bias_ih and bias_hh, or neither,
-  // then weight_hr, scale_hr and sum_hr, or none: one list, since each one costs a call as much as a short step.
-  Tensors weights;
-  OptionalTensor batch_sizes, lengths, reset;
-  Tensors reset_state;
-  bool is_reduced = false;  // no weight is beyond -64 .. 64; sums are wrong if one is
 
   template <class Visitor>
   void visit(Visitor v) {
@@ -131,9 +110,14 @@ struct QuantizedArguments {
     v("lengths", lengths);
     v("reset", reset);
     v("reset_state", reset_state);
-    v("is_reduced", is_reduced);
   }
 };
+
+// Bytes, as <cell>_freeze makes them.
+using FrozenArguments = PreparedArguments<Tensor>;
+// int8. Of each direction weight_ih, weight_hh, scale_ih, scale_hh, sum_ih, sum_hh, then bias_ih and bias_hh, or
+// neither, then weight_hr, scale_hr and sum_hr, or none: one list, since each one costs a call as much as a short step.
+using QuantizedArguments = PreparedArguments<Tensors>;
 
 // Positions in `needs` of the backward operators, which are those of the members of LayerGradients.
 enum Need { kInput, kInitial, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kResetState, kNeeds };
@@ -193,17 +177,18 @@ struct StepArguments {
   }
 };
 
-// The same with frozen weights of a layer in one direction; `states` may be empty, for zeros.
-struct FrozenStepArguments {
+// The same with weights of a layer in one direction, in a form of their own; `states` may be empty, for zeros.
+template <class Weights>
+struct PreparedStepArguments {
   Tensor input;
   Tensors states;
-  Tensor frozen;
+  Weights weights;
 
   template <class Visitor>
   void visit(Visitor v) {
     v("input", input);
     v("states", states);
-    v("frozen", frozen);
+    v("weights", weights);
   }
 };
 

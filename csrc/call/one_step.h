@@ -67,13 +67,13 @@ StepInferenceResults one_step_inference(StepArguments& step) {
   return {as_rows(kInference(layer).last)};
 }
 
-template <InferenceResults (*kFrozen)(FrozenArguments&)>
-StepInferenceResults one_step_frozen(FrozenStepArguments& step) {
-  FrozenArguments layer;
+template <class Weights, InferenceResults (*kLayer)(PreparedArguments<Weights>&)>
+StepInferenceResults one_step_prepared(PreparedStepArguments<Weights>& step) {
+  PreparedArguments<Weights> layer;
   layer.input = as_steps(step.input, "input");
   for (const Tensor& state : step.states) layer.initial.push_back(as_steps(state, "states"));
-  layer.frozen = step.frozen;
-  return {as_rows(kFrozen(layer).last)};
+  layer.weights = std::move(step.weights);
+  return {as_rows(kLayer(layer).last)};
 }
 
 template <LayerGradients (*kBackward)(BackwardArguments&)>

@@ -66,7 +66,8 @@ struct ForwardArgs : LayerArgs {
 };
 
 // int8 weights of one direction, in panels (kernel/quantized_product.h), contiguous; of each row of a weight its scale,
-// a real weight by its integer, and the sum of its integers.
+// a real weight by its integer, and the sum of its integers; behind the sums lies the largest of all integers, without
+// its sign.
 struct QuantizedWeights {
   const int8_t *ih, *hh, *hr;                   // [blocks, G, ceil(k / 4), units of a panel, 4]; hr: null or G = 1
   const float *scale_ih, *scale_hh, *scale_hr;  // [GH], [GH], [P]

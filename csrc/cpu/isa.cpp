@@ -228,12 +228,15 @@ int threads_of_steps(int64_t elements) {
 std::string describe() {
   const char* reason = forced_kernels.load() ? "forced by name" : automatic().reason;
   const char* plan = forced_plan.load()->name;
+  const bool reduces_range =
+      &active_quantized_kernels(CellKind::kLstm, true) != &active_quantized_kernels(CellKind::kLstm, false);
   std::string available;
   for (const Candidate& c : candidates())
     if (c.runs_here) available += std::string(available.empty() ? "\"" : ", \"") + c.kernels->isa + "\"";
   return std::string("{\"isa\": \"") + active_isa() + "\", \"reason\": \"" + reason + "\", \"available\": [" +
-         available + "], \"plan\": \"" + (*plan ? plan : "automatic") +
-         "\", \"threads\": " + std::to_string(std::min(pool_threads(), usable_cpus())) + "}";
+         available + "], \"reduces_range\": " + (reduces_range ? "true" : "false") + ", \"plan\": \"" +
+         (*plan ? plan : "automatic") + "\", \"threads\": " + std::to_string(std::min(pool_threads(), usable_cpus())) +
+         "}";
 }
 
 }  // namespace fusedlstm::cpu

@@ -50,7 +50,8 @@ EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t
 // How many threads divide the rows of second order, of so many elements in all.
 int threads_of_steps(int64_t elements);
 
-// JSON: {"isa": ..., "reason": ..., "available": [...], "plan": ..., "threads": ...}.
+// JSON: {"isa": ..., "reason": ..., "available": [...], "reduces_range": whether int8 layers are faster with weights of
+// reduced range, "plan": ..., "threads": ...}.
 std::string describe();
 
 }  // namespace fusedlstm::cpu

@@ -194,7 +194,7 @@ FreezeResults freeze_layer(FreezeArguments& weights) {
 
 template <int kCell>
 InferenceResults layer_frozen(FrozenArguments& given) {
-  const FrozenWeights weights = FrozenWeights::of(given.frozen, kCell);
+  const FrozenWeights weights = FrozenWeights::of(given.weights, kCell);
   const LayerInputs in(kCells[kCell], CheckedLayer(without_weights(given), kCells[kCell].sizes, weights.sizes));
   LayerResults r = forward(in, weights.kernels, weights.panels, false);
   return {std::move(r.output), std::move(r.last)};
@@ -211,7 +211,7 @@ InferenceResults layer_quantized(QuantizedArguments& given) {
   static_cast<ForwardArgs&>(layers[0]) = in.arguments<ForwardArgs>(0);
   set_results(layers[0], in, r, 0);
   std::copy(std::begin(weights.weights), std::end(weights.weights), layers[0].quantized);
-  const QuantizedLayerKernels& kernels = active_quantized_kernels(cell.kind, given.is_reduced);
+  const QuantizedLayerKernels& kernels = active_quantized_kernels(cell.kind, weights.is_reduced);
   run_members(layers, Pass::kQuantized, kernels.forward_bytes, kernels.forward);
   return {std::move(r.output), std::move(r.last)};
 }
@@ -288,9 +288,11 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
     const std::string cell = kCells[kCell].name;
     m.impl((cell + "_freeze").c_str(), boxed<FreezeResults, FreezeArguments, freeze_layer<kCell>>);
     m.impl((cell + "_layer_frozen").c_str(), boxed<InferenceResults, FrozenArguments, layer_frozen<kCell>>);
-    m.impl((cell + "_layer_quantized").c_str(), boxed<InferenceResults, QuantizedArguments, layer_quantized<kCell>>);
     m.impl((cell + "_cell_frozen").c_str(),
-           boxed<StepInferenceResults, FrozenStepArguments, one_step_frozen<layer_frozen<kCell>>>);
+           boxed<StepInferenceResults, PreparedStepArguments<Tensor>, one_step_prepared<Tensor, layer_frozen<kCell>>>);
+    m.impl((cell + "_layer_quantized").c_str(), boxed<InferenceResults, QuantizedArguments, layer_quantized<kCell>>);
+    m.impl((cell + "_cell_quantized").c_str(), boxed<StepInferenceResults, PreparedStepArguments<Tensors>,
+                                                     one_step_prepared<Tensors, layer_quantized<kCell>>>);
     implement_from<kCell + 1>(m);
   }
 }

@@ -4,6 +4,7 @@ namespace fusedlstm::cpu {
 namespace {
 
 constexpr int64_t kUnits = 16, kDepth = 4;  // of a panel, and of a group of k (kernel/quantized_product.h)
+constexpr int32_t kMostReduced = 64;        // (kernel/quantized_product.h)
 constexpr int64_t kMostElements = 1 << 16;  // of a row: its sum of products of bytes stays below 2^31
 
 constexpr int64_t parts(int64_t n, int64_t of) {
@@ -30,7 +31,8 @@ struct Reader {
     return take<int8_t>(ScalarType::Char, {parts(units, kUnits), gates, parts(depth, kDepth), kUnits, kDepth}, name);
   }
   const float* numbers(int64_t n, const char* name) { return take<float>(ScalarType::Float, {n}, name); }
-  const int32_t* integers(int64_t n, const char* name) { return take<int32_t>(ScalarType::Int, {n}, name); }
+  // Sums of `n` rows.
+  const int32_t* sums(int64_t n, const char* name) { return take<int32_t>(ScalarType::Int, {n + 1}, name); }
 };
 
 constexpr size_t kProducts = 6, kBiases = 2, kProjection = 3;  // tensors of one direction
@@ -68,8 +70,8 @@ CheckedQuantized::CheckedQuantized(const Tensors& given, const NamedCell& cell, 
     w.hh = reader.panels(sizes.hidden, recurrent, gates, "weight_hh");
     w.scale_ih = reader.numbers(rows, "scale_ih");
     w.scale_hh = reader.numbers(rows, "scale_hh");
-    w.sum_ih = reader.integers(rows, "sum_ih");
-    w.sum_hh = reader.integers(rows, "sum_hh");
+    w.sum_ih = reader.sums(rows, "sum_ih");
+    w.sum_hh = reader.sums(rows, "sum_hh");
     if (has_bias) {
       w.bias_ih = reader.numbers(rows, "bias_ih");
       w.bias_hh = reader.numbers(rows, "bias_hh");
@@ -77,8 +79,10 @@ CheckedQuantized::CheckedQuantized(const Tensors& given, const NamedCell& cell, 
     if (projects) {
       w.hr = reader.panels(sizes.proj, sizes.hidden, 1, "weight_hr");
       w.scale_hr = reader.numbers(sizes.proj, "scale_hr");
-      w.sum_hr = reader.integers(sizes.proj, "sum_hr");
+      w.sum_hr = reader.sums(sizes.proj, "sum_hr");
     }
+    is_reduced = is_reduced && w.sum_ih[rows] <= kMostReduced && w.sum_hh[rows] <= kMostReduced &&
+                 (!projects || w.sum_hr[sizes.proj] <= kMostReduced);
   }
 }
 

@@ -24,10 +24,9 @@ struct QuantizedMath : VectorMath<Isa, float> {
     const V shifted = x + E::kRound;
     scale = bits<V>(bits<Integer>(shifted) << E::kMantissaBits);
     const V r = x - (shifted - E::kRound);
-    V q = V{} + kPolynomial[4];
-#pragma GCC unroll 4
-    for (int k = 3; k >= 0; --k) q = q * r + kPolynomial[k];
-    fraction = q * r;
+    // In parts, for the shortest chain of operations.
+    const V r2 = r * r, low = r * kPolynomial[1] + kPolynomial[0], high = r * kPolynomial[3] + kPolynomial[2];
+    fraction = ((r2 * kPolynomial[4] + high) * r2 + low) * r;
   }
   static FUSEDLSTM_INLINE V sigmoid(V x) {
     V scale, fraction;
