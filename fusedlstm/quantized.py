@@ -125,14 +125,16 @@ class QuantizedCell(Quantized):
 
 def _run_layers(module: QuantizedLayer, input, hx, *rows):
     """The layers of a module, on the arguments of its forward: lengths, reset and reset_state last."""
-    sizes, weights, packing = module.sizes(), module._weights(), None
-    if sizes.num_layers == 1:
-        states = states_of_usual(module, input, hx, rows, len(CELLS[sizes.cell].states) == 1)
-        if states is not None and _fit(input, weights, sizes):
-            results = run_usual(QUANTIZED_LAYERS[sizes.cell], weights, input, states, module.batch_first)
+    weights, packing = module._weights(), None
+    if module.num_layers == 1:
+        cell = CELLS[module.mode.lower()]
+        states = states_of_usual(module, input, hx, rows, len(cell.states) == 1)
+        if states is not None and _fit(module, cell, input, weights):
+            results = run_usual(_usual_operator(cell.name), weights, input, states, module.batch_first)
             if results is not None:
                 return results
     module._check_mode()
+    sizes = module.sizes()
     if isinstance(input, PackedSequence):
         # Tracers look into a call's arguments, and fail to rebuild this class from what they find.
         input, *packing = input
@@ -144,23 +146,35 @@ def _run_layers(module: QuantizedLayer, input, hx, *rows):
 
 def _run_step(module: QuantizedCell, input, hx):
     """The step of a module."""
-    sizes, weights = module.sizes(), module._weights()
-    has_one_state = len(CELLS[sizes.cell].states) == 1
+    weights, cell = module._weights(), CELLS[module._cell]
+    has_one_state = len(cell.states) == 1
     states = states_of_usual(module, input, hx, (), has_one_state, dim=2)
-    if states is not None and _fit(input, weights, sizes):
+    if states is not None and _fit(module, cell, input, weights):
         try:
-            last = OPERATORS[sizes.cell].cell_quantized(input, states, weights)
+            last = OPERATORS[cell.name].cell_quantized(input, states, weights)
         except (RuntimeError, TypeError):
             pass  # the long way says what is wrong
         else:
             return last[0] if has_one_state else tuple(last)
     module._check_mode()
-    return run_quantized_cell(input, hx, weights, sizes)
+    return run_quantized_cell(input, hx, weights, module.sizes())
 
 
-def _fit(input, weights, sizes) -> bool:
-    """Whether the operator serves them; it cannot tell sizes of the input that go into as many groups of columns."""
-    return input.is_cpu and input.size(-1) == sizes.input_size and _int8.fit(weights, sizes)
+def _fit(module, cell, input, weights) -> bool:
+    """Whether they have the module's sizes. The operator takes any that fit together, and cannot tell inputs that go
+    into as many groups of columns."""
+    scale = weights[2]
+    return (
+        input.is_cpu
+        and input.size(-1) == module.input_size
+        and scale is not None
+        and scale.size(0) == cell.gates * module.hidden_size
+    )
+
+
+def _usual_operator(name):
+    """In inference mode there is nothing to be kept from the keys of Autograd."""
+    return OPERATORS[name].quantized if torch.is_inference_mode_enabled() else QUANTIZED_LAYERS[name]
 
 
 class QuantizedLSTM(QuantizedLayer):
