@@ -29,7 +29,7 @@ class Frozen:
     sizes: _checks.Sizes | None = None
     weights: list[Tensor | None]
     layers: list[Tensor] | None
-    _only: tuple | None = None  # where there is one layer, of parameters: the cell, the bytes, whether it has one state
+    _short: tuple | None = None  # where weights are parameters: the cell, and whether it has one state
 
     # A copy has other tensors, and a pickle may be read on another machine.
     def __reduce__(self):
@@ -59,19 +59,19 @@ class Frozen:
             is_usual = not any(weight is None or weight.is_inference() for weight in map(own.get, names))
             named = [(name, own[name]) for name in names] if is_usual else []
             self._usual = [(name, weight, weight._version, weight.data_ptr()) for name, weight in named]
-            if is_usual and len(self.layers) == 1:
-                self._only = sizes.cell, self.layers[0], len(CELLS[sizes.cell].states) == 1
+            if is_usual:
+                self._short = sizes.cell, len(CELLS[sizes.cell].states) == 1
         self.sizes = sizes
 
     def run_usual(self, module: nn.Module, input, hx, others):
-        """What the module returns where it has one layer and the call is usual, see `states_of_usual`; else None."""
-        if self._only is None:
+        """What the module returns where the call is usual, see `states_of_usual`; else None."""
+        if self._short is None:
             return None
-        cell, layer, has_one_state = self._only
+        cell, has_one_state = self._short
         states = states_of_usual(module, input, hx, others, has_one_state)
         if states is None or not _are_unchanged(self._usual, module._parameters):
             return None
-        return run_usual(OPERATORS[cell].frozen, layer, input, states, module.batch_first)
+        return run_usual(OPERATORS[cell].frozen, self.layers, input, states, module.batch_first)
 
     def of_call(self, module: nn.Module, names, sizes: _checks.Sizes, input, *others):
         """The weights for a call on these arguments; and `layers`, or None where they do not serve it. The call is then

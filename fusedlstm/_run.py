@@ -147,17 +147,26 @@ def states_of_usual(module, input, hx, others, has_one_state, dim=3) -> list[Ten
     return states
 
 
-def run_usual(operator, weights, input, states, batch_first):
-    """What a module of one layer returns for such a call, by an operator for inference; None where that refuses.
+def run_usual(operator, layers, input, states, batch_first):
+    """What a module returns for such a call, by an operator for inference; None where that refuses.
 
-    options: what the operator takes last.
+    layers: of each layer its weights as the operator takes them.
     """
+    rows = None, None, None, []
     try:
         x = input.transpose(0, 1) if batch_first else input
-        output, last = operator(x, states, weights, None, None, None, [])
-    except (RuntimeError, TypeError):
+        if len(layers) == 1:
+            x, last = operator(x, states, layers[0], *rows)
+        else:
+            parts = [state.chunk(len(layers)) for state in states]
+            all_last = []
+            for layer, initial in zip(layers, zip(*parts, strict=True) if parts else [()] * len(layers), strict=True):
+                x, last = operator(x, initial, layer, *rows)
+                all_last.append(last)
+            last = list(map(torch.cat, zip(*all_last)))
+    except (RuntimeError, TypeError, ValueError):
         return None
-    return output.transpose(0, 1) if batch_first else output, as_passed(last)
+    return x.transpose(0, 1) if batch_first else x, as_passed(last)
 
 
 def _fits(name, x, states, weights, sizes) -> bool:

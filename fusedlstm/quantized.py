@@ -126,13 +126,14 @@ class QuantizedCell(Quantized):
 def _run_layers(module: QuantizedLayer, input, hx, *rows):
     """The layers of a module, on the arguments of its forward: lengths, reset and reset_state last."""
     weights, packing = module._weights(), None
-    if module.num_layers == 1:
-        cell = CELLS[module.mode.lower()]
-        states = states_of_usual(module, input, hx, rows, len(cell.states) == 1)
-        if states is not None and _fit(module, cell, input, weights):
-            results = run_usual(_usual_operator(cell.name), weights, input, states, module.batch_first)
-            if results is not None:
-                return results
+    cell = CELLS[module.mode.lower()]
+    states = states_of_usual(module, input, hx, rows, len(cell.states) == 1)
+    if states is not None and _fit(module, cell, input, weights):
+        each = len(weights) // module.num_layers
+        layers = [weights[first : first + each] for first in range(0, len(weights), each)]
+        results = run_usual(_usual_operator(cell.name), layers, input, states, module.batch_first)
+        if results is not None:
+            return results
     module._check_mode()
     sizes = module.sizes()
     if isinstance(input, PackedSequence):

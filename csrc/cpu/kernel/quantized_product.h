@@ -105,7 +105,7 @@ FUSEDLSTM_NOINLINE void multiply_byte_tile(const ByteFactors& f) {
   constexpr int kParts = kAtOnce >= Isa::kSumsInFlight ? 1 : Isa::kSumsInFlight / kAtOnce;  // of k, summed apart
   constexpr int kUnroll = kRows <= 2 && kParts < 4 ? 4 : kParts;
   constexpr int64_t kPitch = kQuantizedUnits * kByteDepth;
-  constexpr int64_t kAhead = 2048;  // bytes on their way from memory: the next panel's, near the end of one
+  constexpr int64_t kAhead = 8192;  // bytes on their way from memory, of the next panels near the end of one
   const int8_t* rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = f.rows[r];
   Sums sums[kParts][kRows][kVectors];
