@@ -269,6 +269,11 @@ def _contenders(cell: Cell) -> dict[str, Contender]:
         Contender("haste", _build_haste, _no_haste),
         Contender("FlashRNN", _build_flashrnn, _no_flashrnn),
         Contender(FUSED_INT8, partial(_build_fused, prepare=quantize), int8_peers.why_no_int8),
+        Contender(
+            FUSED_INT8_FULL,
+            partial(_build_fused, prepare=partial(quantize, reduce_range=False)),
+            int8_peers.why_no_int8,
+        ),
         Contender(TORCH_INT8, partial(build_torch, prepare=int8_peers.torch_int8), int8_peers.why_no_torch_int8),
         Contender(ONNXRUNTIME_INT8, int8_peers.build_onnxruntime_int8, int8_peers.why_no_onnxruntime_int8),
     )
@@ -279,6 +284,7 @@ FROZEN = "frozen"  # ours against itself: below 1 by what freezing saves
 RUNTIMES = ("ONNX Runtime", "OpenVINO")  # what models are deployed in, on a CPU
 
 FUSED_INT8, TORCH_INT8, ONNXRUNTIME_INT8 = "fused_int8", "torch_int8", "onnxruntime_int8"
+FUSED_INT8_FULL = "fused_int8 of full range"  # for its error
 INT8_PEERS = (FROZEN, TORCH_INT8, ONNXRUNTIME_INT8)  # our float32 at its fastest, and the int8 of others
 
 # By the cell's name and the contender's.
@@ -289,5 +295,5 @@ def peers_of(cell: Cell, precision: str = "float32") -> tuple[str, ...]:
     """All contenders of a precision but ours; the one that it replaces first, where it replaces one."""
     if precision == INT8:
         return INT8_PEERS
-    others = {fused_name(cell), FUSED_INT8, TORCH_INT8, ONNXRUNTIME_INT8}
+    others = {fused_name(cell), FUSED_INT8, FUSED_INT8_FULL, TORCH_INT8, ONNXRUNTIME_INT8}
     return tuple(name for name in CONTENDERS[cell.name] if name not in others)

@@ -18,7 +18,7 @@ from fusedlstm.cells import CELLS, LSTM
 from tests.cases import Case
 
 from .accuracy import Reference
-from .contenders import CONTENDERS, FUSED_INT8, ONNXRUNTIME_INT8, TORCH_INT8
+from .contenders import CONTENDERS, FUSED_INT8, FUSED_INT8_FULL, ONNXRUNTIME_INT8, TORCH_INT8
 from .options import cell_name, counts
 from .report import markdown_line, markdown_table
 from .workload import INT8, Workload
@@ -30,7 +30,7 @@ _SHAPES = [
     Case("", 0, 1, 256, 256, num_layers=2),
     Case("", 0, 1, 256, 256, bidirectional=True),
 ]
-_NAMES = (FUSED_INT8, TORCH_INT8, ONNXRUNTIME_INT8)
+_NAMES = (FUSED_INT8_FULL, FUSED_INT8, TORCH_INT8, ONNXRUNTIME_INT8)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -296,7 +296,7 @@ def test_the_floor_of_int8_is_that_of_its_bytes():
 
 def test_the_table_of_errors(capsys):
     lines = list(int8_accuracy.table("gru", [replace(SMALL, input_size=32, hidden_size=32)], (2, 5), seeds=2))
-    assert lines[0].splitlines()[0] == "| B, I, H | T | fused_int8, % | torch_int8, % |"
+    assert lines[0].splitlines()[0] == "| B, I, H | T | fused_int8 of full range, % | fused_int8, % | torch_int8, % |"
     assert [line.split("| ")[2].strip() for line in lines[1:3]] == ["2", "5"]
     for line in lines[1:3]:
         mean, largest = line.split("| ")[3].rstrip(" )").split(" (")
