@@ -23,18 +23,43 @@ constexpr int64_t bytes_of_row(int64_t elements) {
   return round_up(elements, kQuantizedUnits);
 }
 
-// The sum of all lanes, or what `f` makes of two vectors in place of adding them.
-template <class K, class F>
+// What `f` makes of all lanes, two vectors at a time; the steps are constants, as indices of shuffles must be.
+template <class K, int kStep = K::kLanes / 2, class F>
 FUSEDLSTM_INLINE float across_lanes(typename K::V v, F f) {
-  using Index = Vector<typename K::Isa, int32_t>;
-#pragma GCC unroll 4
-  for (int step = K::kLanes / 2; step > 0; step /= 2) {
-    Index other{};
+  if constexpr (kStep == 0) {
+    return v[0];
+  } else {
+    Vector<typename K::Isa, int32_t> other{};
 #pragma GCC unroll 16
-    for (int l = 0; l < K::kLanes; ++l) other[l] = l ^ step;
-    v = f(v, __builtin_shuffle(v, other));
+    for (int l = 0; l < K::kLanes; ++l) other[l] = l ^ kStep;
+    return across_lanes<K, kStep / 2>(f(v, __builtin_shuffle(v, other)), f);
   }
-  return v[0];
+}
+
+// The lowest byte of each of 16 integers, all of which fit into one. Compilers make it lane by lane.
+template <class K, class Integers, int kVectors>
+FUSEDLSTM_INLINE void store_bytes(int8_t* to, const Integers (&v)[kVectors]) {
+  static_assert(kVectors * K::kLanes == kQuantizedUnits);
+#if defined(__x86_64__)
+  const auto bytes_of = [](__m128i low, __m128i high) {
+    return K::Isa::kIsUnsigned ? _mm_packus_epi16(low, high) : _mm_packs_epi16(low, high);
+  };
+#endif
+#if defined(__AVX512F__)
+  if constexpr (kVectors == 1) return store(to, _mm512_maskz_cvtepi32_epi8(__mmask16(-1), __m512i(v[0])));
+#endif
+#if defined(__AVX2__)
+  if constexpr (kVectors == 2) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(__m256i(v[0]), __m256i(v[1])), 0xd8);
+    return store(to, bytes_of(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+  }
+#endif
+#if defined(__x86_64__)
+  if constexpr (kVectors == 4)
+    return store(
+        to, bytes_of(_mm_packs_epi32(__m128i(v[0]), __m128i(v[1])), _mm_packs_epi32(__m128i(v[2]), __m128i(v[3]))));
+#endif
+  for (int i = 0; i < kQuantizedUnits; ++i) to[i] = int8_t(v[i / K::kLanes][i % K::kLanes]);
 }
 
 // Writes bytes_of_row(n) bytes. The range is that of the row and 0, so that zeros stay zeros; 255 steps of it. A row
@@ -44,7 +69,6 @@ FUSEDLSTM_NOINLINE RowScale quantize_row(int8_t* to, const float* from, int64_t 
   using V = typename K::V;
   using Math = typename K::Math;
   using Integers = Vector<typename K::Isa, int32_t>;
-  using Bytes = typename VectorOf<int8_t, K::kLanes>::type;
   constexpr float kRound = 12582912.0f;     // 1.5 * 2^23: added, and taken off, it rounds to nearest even
   constexpr float kLeastRange = 0x1p-100f;  // 255 divided by it is finite
   V low{}, high{}, lost{};
@@ -61,10 +85,16 @@ FUSEDLSTM_NOINLINE RowScale quantize_row(int8_t* to, const float* from, int64_t 
   const int32_t offset = int32_t(zero) - (K::Isa::kIsUnsigned ? 0 : 128);
   const int32_t bias = offset - __builtin_bit_cast(int32_t, kRound);
   const Integers largest = Integers{} + (255 + offset - int32_t(zero));
-  for (int64_t k = 0; k < bytes_of_row(n); k += K::kLanes) {
-    const V v = k < n ? K::load(from + k, n - k) : V{};
-    const Integers byte = bits<Integers>(v * inverse + kRound) + bias;
-    store(to + k, __builtin_convertvector(byte < largest ? byte : largest, Bytes));
+  for (int64_t k = 0; k < bytes_of_row(n); k += kQuantizedUnits) {
+    Integers bytes[kQuantizedUnits / K::kLanes];
+#pragma GCC unroll 4
+    for (int q = 0; q < kQuantizedUnits / K::kLanes; ++q) {
+      const int64_t at = k + q * K::kLanes;
+      const V v = at < n ? K::load(from + at, n - at) : V{};
+      const Integers byte = bits<Integers>(v * inverse + kRound) + bias;
+      bytes[q] = byte < largest ? byte : largest;
+    }
+    store_bytes<K>(to + k, bytes);
   }
   const float scale = is_wide ? range / 255.0f : 0.0f;
   return {scale + across_lanes<K>(lost, [](V a, V b) { return a + b; }), offset};
