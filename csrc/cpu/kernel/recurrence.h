@@ -87,8 +87,10 @@ class Recurrence {
     const int64_t bytes = rows * blocks_per_share() * Panel::kWidth * int64_t(sizeof(acc));
     int64_t n = kChunkBytes / (bytes > 0 ? bytes : 1);
     if (n * rows < kChunkRows) n = (kChunkRows + rows - 1) / rows;
-    n = n < shape.steps ? n : shape.steps;
-    return n < 1 ? 1 : n < kMaxChunkSteps ? n : kMaxChunkSteps;
+    n = n < 1 ? 1 : n < kMaxChunkSteps ? n : kMaxChunkSteps;
+    // Chunks of about the same size: each reads all of W_ih, also a last one of few rows.
+    const int64_t steps = shape.steps > 0 ? shape.steps : 1, chunks = (steps + n - 1) / n;
+    return (steps + chunks - 1) / chunks;
   }
 
   void steps(const Task& task) {
