@@ -135,7 +135,7 @@ def test_every_dtype_and_instruction_set_is_a_file_of_its_own():
     sets = ("baseline", "avx2", "avx512")
     dtypes = ("float32", "float64", "bfloat16", "float16")
     both = {f"{name}_{isa}" for name in ("products", *dtypes) for isa in sets}
-    int8 = {f"quantized_{isa}" for isa in ("baseline", "avx2", "avx_vnni", "avx512_vnni")}
+    int8 = {f"quantized_{isa}" for isa in ("baseline", "avx2", "avx_vnni", "avx512_vnni", "avx512_amx")}
     assert files == both | {"products_avx512_bf16", "bfloat16_avx512_bf16"} | int8
 
 

@@ -14,7 +14,8 @@ from fusedlstm.cells import CELLS, GRU, LSTM, RNN_TANH
 
 ISAS = json.loads(torch.ops.fusedlstm._cpu_info())["available"]
 
-# Below, on and above the borders of panels (16 units), of groups of columns (4), of vectors and of tiles of rows.
+# Below, on and above the borders of panels (16 units), of groups of columns (4; in tile registers 64), of vectors and
+# of tiles of rows.
 SHAPES = [
     Case("units-1", 2, 1, 1, 1),
     Case("units-16", 3, 4, 4, 16),
@@ -22,11 +23,13 @@ SHAPES = [
     Case("rows-33", 2, 33, 17, 31, bias=False),
     Case("columns-130", 2, 3, 130, 50),
     Case("one-row", 9, 1, 40, 64),
+    Case("columns-600", 2, 20, 600, 24),
 ]
 PROJECTIONS = [
     Case("units-2", 3, 5, 6, 2, proj_size=1),
     Case("two-directions", 3, 5, 6, 20, proj_size=3, bidirectional=True),
     Case("no-bias", 3, 2, 6, 40, proj_size=18, bias=False, bidirectional=True),
+    Case("columns-330", 2, 18, 5, 330, proj_size=17),
 ]
 OPTIONS = {
     "packed": ({"variable": "packed", "bidirectional": True}, {}),

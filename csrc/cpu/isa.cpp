@@ -10,6 +10,14 @@
 #include "team.h"
 #include "usable_cpus.h"
 
+#if !defined(FUSEDLSTM_NO_X86)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace fusedlstm::cpu {
 namespace {
 
@@ -33,6 +41,20 @@ constexpr Kernels kAvx512{
 constexpr Kernels kAvxVnni{"avx_vnni", {}, &kQuantizedAvxVnni, nullptr};
 constexpr Kernels kAvx512Vnni{"avx512_vnni", {}, &kQuantizedAvx512Vnni, nullptr};
 constexpr Kernels kAvx512Bf16{"avx512_bf16", {nullptr, nullptr, &kBFloat16Avx512Bf16, nullptr}, nullptr, nullptr};
+constexpr Kernels kAvx512Amx{"avx512_amx", {}, &kQuantizedAvx512Amx, nullptr};
+
+// Whether this process may use the tile registers of AMX, which it has to ask for: signal frames grow by 8 KiB.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  unsigned eax, ebx, ecx, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kTile) == 0 || (edx & kInt8) == 0) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h has the first since Linux 5.16
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 struct Candidate {
@@ -52,8 +74,10 @@ const std::vector<Candidate>& candidates() {
     found.push_back({&kAvx2, avx2});
     found.push_back({&kAvxVnni, avx2 && __builtin_cpu_supports("avxvnni")});
     found.push_back({&kAvx512, avx512});
-    found.push_back({&kAvx512Vnni, avx512 && __builtin_cpu_supports("avx512vnni")});
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    found.push_back({&kAvx512Vnni, vnni});
     found.push_back({&kAvx512Bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
+    found.push_back({&kAvx512Amx, vnni && may_use_tiles()});
 #endif
     return found;
   }();

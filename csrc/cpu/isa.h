@@ -26,9 +26,9 @@ inline const LayerKernels& active_kernels(CellKind cell, Dtype dtype) {
 // Those of int8 layers, of the set in use. is_reduced: all weights are from -64 to 64.
 const QuantizedLayerKernels& active_quantized_kernels(CellKind cell, bool is_reduced);
 
-// isa: "baseline", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16"; plan: "direct" or "packed", then
-// optionally ":rows" or ":units", then optionally ":N": a team dissolves at its Nth meeting, as one does that had to
-// wait too long. Empty strings return to automatic. Throws std::runtime_error on any other name.
+// isa: "baseline", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx"; plan: "direct" or
+// "packed", then optionally ":rows" or ":units", then optionally ":N": a team dissolves at its Nth meeting, as one does
+// that had to wait too long. Empty strings return to automatic. Throws std::runtime_error on any other name.
 void force(const std::string& isa, const std::string& plan);
 
 // What is to be run of a layer; kFrozen: forward, with weights that are in panels already; kQuantized: those of int8.

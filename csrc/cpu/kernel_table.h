@@ -40,6 +40,6 @@ extern const DtypeKernels kFloat32Avx2, kFloat64Avx2, kBFloat16Avx2, kFloat16Avx
 extern const DtypeKernels kFloat32Avx512, kFloat64Avx512, kBFloat16Avx512, kFloat16Avx512;
 extern const DtypeKernels kBFloat16Avx512Bf16;
 extern const QuantizedKernels kQuantizedBaseline, kQuantizedAvx2, kQuantizedAvx2Reduced;
-extern const QuantizedKernels kQuantizedAvxVnni, kQuantizedAvx512Vnni;
+extern const QuantizedKernels kQuantizedAvxVnni, kQuantizedAvx512Vnni, kQuantizedAvx512Amx;
 
 }  // namespace fusedlstm::cpu

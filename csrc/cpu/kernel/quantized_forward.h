@@ -5,6 +5,7 @@
 #pragma once
 
 #include "quantized_rows.h"
+#include "quantized_tiles.h"
 #include "recurrence.h"
 
 namespace fusedlstm::cpu {
@@ -49,6 +50,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
   using V = typename K::V;
   using Isa = typename K::Isa;
   using Integers = typename Isa::Sums;
+  using Products = ByteProducts<Isa>;
   static constexpr CellSizes kSizes = Cell::kSizes;
   static constexpr int kRowsAtOnce = 40;  // of a gate's panel, which then stays in the innermost cache
 
@@ -60,7 +62,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
 
     void lay_out(Arena& arena, int64_t rows, int64_t elements, int64_t share, int64_t shares) {
       width = bytes_of_row(elements);
-      bytes = arena.take<int8_t>(shares * rows * width) + share * rows * width;
+      bytes = arena.take<int8_t>((shares * rows + Products::kRowsRead - 1) * width) + share * rows * width;
       scales = arena.take<RowScale>(shares * rows) + share * rows;
     }
     void quantize(int64_t row, const float* from, int64_t elements) {
@@ -77,6 +79,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
   };
 
   const QuantizedWeights* quantized;  // of each direction
+  Products products;
   // Of this share: [D][chunk rows], [D][rows of a group] of the present step.
   Rows input, hidden, cell_output;
 
@@ -104,6 +107,35 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     return {w.hr, w.scale_hr, w.sum_hr, shape.proj, groups_of(shape.hidden)};
   }
 
+  // What makes numbers of the sums of one gate of a block.
+  struct Terms {
+    static constexpr int kVectors = kQuantizedUnits / K::kLanes;
+    Integers sum[kVectors];
+    V scale[kVectors], bias[kVectors];
+
+    // biases: of joined gates both, of others the first are added; null, or of pointers that may be.
+    FUSEDLSTM_INLINE Terms(const Weight& weight, int gate, int64_t block, const float* const* biases) {
+      const bool is_whole = (block + 1) * kQuantizedUnits <= weight.units;
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t u = block * kQuantizedUnits + v * K::kLanes, at = gate * weight.units + u;
+        sum[v] = is_whole ? load<Integers>(weight.sum + at) : of_units<Integers>(weight.sum, weight.units, gate, u);
+        scale[v] = is_whole ? load<V>(weight.scale + at) : of_units<V>(weight.scale, weight.units, gate, u);
+        bias[v] = V{};
+        for (int part = 0; biases && part < (gate < kSizes.joined ? 2 : 1); ++part)
+          bias[v] += of_units<V>(biases[part], weight.units, gate, u);
+      }
+    }
+
+    template <bool kHasBias>
+    FUSEDLSTM_INLINE void write(float* to, const int32_t* sums, RowScale row) const {
+      for (int v = 0; v < kVectors; ++v) {
+        const auto exact = load<Integers>(sums + v * K::kLanes) - sum[v] * row.zero;
+        const V product = __builtin_convertvector(exact, V) * (scale[v] * row.scale);
+        store(to + v * K::kLanes, kHasBias ? product + bias[v] : product);
+      }
+    }
+  };
+
   // Elements unit .. of one gate, of an array of `units` for each; zeros beyond, and where there is no array.
   template <class Lanes, class T>
   static FUSEDLSTM_INLINE Lanes of_units(const T* array, int64_t units, int gate, int64_t unit) {
@@ -111,37 +143,25 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
   }
 
   // to[r][gate][unit] of one block, for `count` rows from `first` on: its products as numbers. kHasBias: plus those of
-  // `biases`, of joined gates both, of others the first; they may be null.
+  // `biases`, as Terms has them.
   template <int kGates, bool kHasBias = false>
-  FUSEDLSTM_NOINLINE static void multiply(float* to, const Rows& rows, int64_t first, int64_t count,
-                                          const Weight& weight, int64_t block, const float* const* biases = nullptr) {
-    constexpr int kVectors = kQuantizedUnits / K::kLanes, kWidth = kGates * kQuantizedUnits;
-    const int64_t unit = block * kQuantizedUnits;
-    const bool is_whole = unit + kQuantizedUnits <= weight.units;
-    for (int gate = 0; gate < kGates; ++gate) {
-      Integers sum[kVectors];
-      V scale[kVectors], bias[kVectors] = {};
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t u = unit + v * K::kLanes, at = gate * weight.units + u;
-        sum[v] = is_whole ? load<Integers>(weight.sum + at) : of_units<Integers>(weight.sum, weight.units, gate, u);
-        scale[v] = is_whole ? load<V>(weight.scale + at) : of_units<V>(weight.scale, weight.units, gate, u);
-        for (int part = 0; kHasBias && part < (gate < kSizes.joined ? 2 : 1); ++part)
-          bias[v] += of_units<V>(biases[part], weight.units, gate, u);
-      }
-      const int8_t* panel = weight.panels + (block * kGates + gate) * weight.groups * kQuantizedUnits * kByteDepth;
-      for_each_tile<Isa::kMaxRows>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {
-        alignas(64) int32_t sums[Isa::kMaxRows][kQuantizedUnits];
-        const int8_t* x[Isa::kMaxRows];
-        for (int r = 0; r < tile_rows; ++r) x[r] = rows.bytes + (first + r0 + r) * rows.width;
-        multiply_bytes<Isa>({sums, x, panel, weight.groups}, tile_rows);
-        for (int r = 0; r < tile_rows; ++r) {
-          const RowScale row = rows.scales[first + r0 + r];
-          float* at = to + (r0 + r) * kWidth + gate * kQuantizedUnits;
-          for (int v = 0; v < kVectors; ++v) {
-            const auto exact = load<Integers>(sums[r] + v * K::kLanes) - sum[v] * row.zero;
-            const V product = __builtin_convertvector(exact, V) * (scale[v] * row.scale);
-            store(at + v * K::kLanes, kHasBias ? product + bias[v] : product);
-          }
+  FUSEDLSTM_NOINLINE void multiply(float* to, const Rows& rows, int64_t first, int64_t count, const Weight& weight,
+                                   int64_t block, const float* const* biases = nullptr) {
+    constexpr int kPanels = kGates < Products::kMaxPanels ? kGates : Products::kMaxPanels;
+    constexpr int kWidth = kGates * kQuantizedUnits;
+    static_assert(kGates % kPanels == 0);
+    for (int gate = 0; gate < kGates; gate += kPanels) {
+      const int8_t* panels = weight.panels + (block * kGates + gate) * weight.groups * kQuantizedUnits * kByteDepth;
+      for_each_tile<Products::kMaxRows>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {
+        alignas(64) int32_t sums[Products::kMaxPanels][Products::kMaxRows][kQuantizedUnits];
+        const int64_t row = first + r0;
+        products.template multiply<kPanels>(
+            {sums[0], Products::kMaxRows, rows.bytes + row * rows.width, rows.width, panels, weight.groups}, tile_rows);
+        for (int p = 0; p < kPanels; ++p) {
+          const Terms terms(weight, gate + p, block, kHasBias ? biases : nullptr);
+          for (int r = 0; r < tile_rows; ++r)
+            terms.template write<kHasBias>(to + (r0 + r) * kWidth + (gate + p) * kQuantizedUnits, sums[p][r],
+                                           rows.scales[row + r]);
         }
       });
     }

@@ -15,13 +15,13 @@ namespace fusedlstm::cpu {
 inline constexpr int kQuantizedUnits = 16;  // of a panel
 inline constexpr int kByteDepth = 4;        // elements of k in a lane
 
-// Instruction sets as they multiply bytes. kMaxRows: of a tile, whose sums fit into registers; kSumsInFlight: that hide
-// the latency of `dot`, which adds four products to each int32.
+// Instruction sets as they multiply bytes. A tile is of up to kMaxRows rows and kMaxPanels panels, whose sums fit into
+// registers; kSumsInFlight: that hide the latency of `dot`, which adds four products to each int32.
 //
 // Four products each of signed bytes, by two multiplications of 16 bits; on other processors lane by lane.
 struct QuantizedBaseline : Baseline {
   static constexpr bool kIsUnsigned = false;
-  static constexpr int kMaxRows = 2, kSumsInFlight = 1;
+  static constexpr int kMaxRows = 2, kMaxPanels = 1, kSumsInFlight = 1;
   using Sums = Vector<Baseline, int32_t>;
 
   static FUSEDLSTM_INLINE Sums dot(Sums sum, Sums x, Sums w) {
@@ -42,7 +42,7 @@ struct QuantizedBaseline : Baseline {
 // w with the sign of x, at most 127, that is 32512, which fits.
 struct QuantizedAvx2 : Avx2 {
   static constexpr bool kIsUnsigned = false;
-  static constexpr int kMaxRows = 5, kSumsInFlight = 1;
+  static constexpr int kMaxRows = 5, kMaxPanels = 1, kSumsInFlight = 1;
   using Sums = Vector<Avx2, int32_t>;
 
   static FUSEDLSTM_INLINE Sums dot(Sums sum, Sums x, Sums w) {
@@ -55,7 +55,7 @@ struct QuantizedAvx2 : Avx2 {
 // may stay where they are.
 struct QuantizedAvx2Reduced : Avx2 {
   static constexpr bool kIsUnsigned = true;
-  static constexpr int kMaxRows = 5, kSumsInFlight = 1;
+  static constexpr int kMaxRows = 5, kMaxPanels = 1, kSumsInFlight = 1;
   using Sums = Vector<Avx2, int32_t>;
 
   static FUSEDLSTM_INLINE Sums dot(Sums sum, Sums x, Sums w) {
@@ -68,7 +68,7 @@ struct QuantizedAvx2Reduced : Avx2 {
 #if defined(__AVXVNNI__)
 struct QuantizedAvxVnni : Avx2 {
   static constexpr bool kIsUnsigned = true;
-  static constexpr int kMaxRows = 6, kSumsInFlight = 8;
+  static constexpr int kMaxRows = 6, kMaxPanels = 1, kSumsInFlight = 8;
   using Sums = Vector<Avx2, int32_t>;
 
   static FUSEDLSTM_INLINE Sums dot(Sums sum, Sums x, Sums w) {
@@ -80,7 +80,7 @@ struct QuantizedAvxVnni : Avx2 {
 #if defined(__AVX512VNNI__)
 struct QuantizedAvx512Vnni : Avx512 {
   static constexpr bool kIsUnsigned = true;
-  static constexpr int kMaxRows = 8, kSumsInFlight = 8;
+  static constexpr int kMaxRows = 6, kMaxPanels = 4, kSumsInFlight = 8;
   using Sums = Vector<Avx512, int32_t>;
 
   static FUSEDLSTM_INLINE Sums dot(Sums sum, Sums x, Sums w) {
@@ -89,63 +89,93 @@ struct QuantizedAvx512Vnni : Avx512 {
 };
 #endif
 
-// to[r][unit] = sum over k of rows[r][k] * panel[k][unit], int32. `groups` of four k.
+// to[panel][r][unit] = sum over k of rows[r][k] * panels[panel][k][unit], int32.
 struct ByteFactors {
   int32_t (*to)[kQuantizedUnits];
-  const int8_t* const* rows;
-  const int8_t* panel;
-  int64_t groups;
+  int64_t to_rows;  // from one panel to the next
+  const int8_t* rows;
+  int64_t width;         // from one row to the next
+  const int8_t* panels;  // one after another
+  int64_t groups;        // of four k
+
+  constexpr const int8_t* panel(int64_t index) const { return panels + index * groups * kQuantizedUnits * kByteDepth; }
 };
 
-template <class Isa, int kRows>
+// On their way from memory where one row reads one panel: of the next panels near the end of one.
+inline constexpr int64_t kBytesAhead = 8192;
+
+template <class Isa, int kRows, int kPanels>
 FUSEDLSTM_NOINLINE void multiply_byte_tile(const ByteFactors& f) {
   using Sums = typename Isa::Sums;
   constexpr int kLanesOfSums = Isa::kVectorBytes / int(sizeof(int32_t)), kVectors = kQuantizedUnits / kLanesOfSums;
-  constexpr int kAtOnce = kRows * kVectors;
+  constexpr int kAtOnce = kRows * kPanels * kVectors;
   constexpr int kParts = kAtOnce >= Isa::kSumsInFlight ? 1 : Isa::kSumsInFlight / kAtOnce;  // of k, summed apart
   constexpr int kUnroll = kRows <= 2 && kParts < 4 ? 4 : kParts;
   constexpr int64_t kPitch = kQuantizedUnits * kByteDepth;
-  constexpr int64_t kAhead = 8192;  // bytes on their way from memory, of the next panels near the end of one
-  const int8_t* rows[kRows];
-  for (int r = 0; r < kRows; ++r) rows[r] = f.rows[r];
-  Sums sums[kParts][kRows][kVectors];
-  for (auto& part : sums)
-    for (auto& row : part)
-      for (auto& sum : row) sum = Sums{};
-  const auto add = [&](int64_t k, Sums(&to)[kRows][kVectors]) FUSEDLSTM_LAMBDA {
-    Sums w[kVectors];
-    if constexpr (kRows == 1) __builtin_prefetch(f.panel + k * kPitch + kAhead);
+  const int8_t *rows[kRows], *panels[kPanels];
+  for (int r = 0; r < kRows; ++r) rows[r] = f.rows + r * f.width;
+  for (int p = 0; p < kPanels; ++p) panels[p] = f.panel(p);
+  struct Tile {
+    Sums sum[kRows][kPanels][kVectors];
+  } tiles[kParts];
+  for (Tile& tile : tiles)
+    for (auto& row : tile.sum)
+      for (auto& panel : row)
+        for (auto& sum : panel) sum = Sums{};
+  const auto add = [&](int64_t k, Tile& tile) FUSEDLSTM_LAMBDA {
+    Sums w[kPanels][kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) w[v] = load<Sums>(f.panel + k * kPitch + v * Isa::kVectorBytes);
+    for (int p = 0; p < kPanels; ++p) {
+      if constexpr (kRows == 1 && kPanels == 1) __builtin_prefetch(panels[p] + k * kPitch + kBytesAhead);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) w[p][v] = load<Sums>(panels[p] + k * kPitch + v * Isa::kVectorBytes);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       int32_t four;
       __builtin_memcpy(&four, rows[r] + k * kByteDepth, sizeof four);
       const Sums x = Sums{} + four;
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) to[r][v] = Isa::dot(to[r][v], x, w[v]);
+      for (int p = 0; p < kPanels; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) tile.sum[r][p][v] = Isa::dot(tile.sum[r][p][v], x, w[p][v]);
     }
   };
   int64_t k = 0;
   for (; k + kUnroll <= f.groups; k += kUnroll)
 #pragma GCC unroll 8
-    for (int u = 0; u < kUnroll; ++u) add(k + u, sums[u % kParts]);
-  for (; k < f.groups; ++k) add(k, sums[0]);
+    for (int u = 0; u < kUnroll; ++u) add(k + u, tiles[u % kParts]);
+  for (; k < f.groups; ++k) add(k, tiles[0]);
 #pragma GCC unroll 8
   for (int part = 1; part < kParts; ++part)
     for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) sums[0][r][v] += sums[part][r][v];
+      for (int p = 0; p < kPanels; ++p)
+        for (int v = 0; v < kVectors; ++v) tiles[0].sum[r][p][v] += tiles[part].sum[r][p][v];
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) store(f.to[r] + v * kLanesOfSums, sums[0][r][v]);
+    for (int p = 0; p < kPanels; ++p)
+      for (int v = 0; v < kVectors; ++v) store(f.to[p * f.to_rows + r] + v * kLanesOfSums, tiles[0].sum[r][p][v]);
 }
 
 // For 1 .. kMaxRows `rows`.
-template <class Isa, int kRows = Isa::kMaxRows>
-void multiply_bytes(const ByteFactors& f, int rows) {
+template <class Isa, int kPanels, int kRows = Isa::kMaxRows>
+void multiply_byte_rows(const ByteFactors& f, int rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return multiply_bytes<Isa, kRows - 1>(f, rows);
+    if (rows < kRows) return multiply_byte_rows<Isa, kPanels, kRows - 1>(f, rows);
   }
-  multiply_byte_tile<Isa, kRows>(f);
+  multiply_byte_tile<Isa, kRows, kPanels>(f);
 }
+
+// What a thread multiplies with.
+template <class Isa>
+struct ByteProducts {
+  static constexpr int kMaxRows = Isa::kMaxRows, kMaxPanels = Isa::kMaxPanels;
+  static constexpr int kRowsRead = 1;  // of every tile, also where it has fewer
+
+  // For 1 .. kMaxRows `rows`.
+  template <int kPanels>
+  void multiply(const ByteFactors& f, int rows) {
+    multiply_byte_rows<Isa, kPanels>(f, rows);
+  }
+};
 
 }  // namespace fusedlstm::cpu
