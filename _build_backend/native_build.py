@@ -38,7 +38,7 @@ ISA_FLAGS = {
     "avx512": _AVX512,
     "avx512_vnni": f"{_AVX512} -mavx512vnni",
     "avx512_bf16": f"{_AVX512} -mavx512bf16",
-    "avx512_amx": f"{_AVX512} -mavx512vnni -mamx-tile -mamx-int8",
+    "avx512_amx": f"{_AVX512} -mavx512vnni -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16",
 }
 
 # For files csrc/cpu/instances/quantized_*.cpp: results of int8 layers are the same on every instruction set.

@@ -116,7 +116,7 @@ def product(values, weight, scale, total):
     return acc.astype(np.float32) * (scale_of_row[:, None] * scale)
 
 
-# csrc/cpu/kernel/quantized_math.h
+# csrc/cpu/kernel/short_math.h
 
 LOG2_E = np.float32(1.44269504088896340736)
 ROUND = np.float32(12582912.0 + 127.0)

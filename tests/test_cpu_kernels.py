@@ -24,13 +24,14 @@ PLANS = ["direct:rows", "direct:units", "packed:rows", "packed:units"]
 KERNELS = [(isa, plan) for isa in ISAS for plan in PLANS if isa == ISAS[-1] or plan in PLANS[::3]]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
-# Below, on and above the borders of tiles (4 or 6 rows), vectors (2 to 16 units), panels (8 to 64 columns) and, in the
-# last one, of the stretches (32, 128), of the blocks of depth (1024 gate rows) and of rows (256).
+# Below, on and above the borders of tiles (4 or 6 rows; 16 and 32), vectors (2 to 16 units), panels (8 to 64 columns)
+# and, in the last one, of the stretches (32, 128), of the blocks of depth (1024 gate rows) and of rows (256).
 SHAPES = [
     Case("units-1", 2, 1, 1, 1),
     Case("rows-7", 3, 7, 9, 33, bidirectional=True),
     Case("rows-13", 4, 13, 5, 20, proj_size=3),
     Case("columns-65", 5, 6, 65, 16, bias=False),
+    Case("rows-40", 3, 40, 64, 32),
     Case("deep", 9, 33, 3, 258),
 ]
 

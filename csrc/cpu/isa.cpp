@@ -41,14 +41,15 @@ constexpr Kernels kAvx512{
 constexpr Kernels kAvxVnni{"avx_vnni", {}, &kQuantizedAvxVnni, nullptr};
 constexpr Kernels kAvx512Vnni{"avx512_vnni", {}, &kQuantizedAvx512Vnni, nullptr};
 constexpr Kernels kAvx512Bf16{"avx512_bf16", {nullptr, nullptr, &kBFloat16Avx512Bf16, nullptr}, nullptr, nullptr};
-constexpr Kernels kAvx512Amx{"avx512_amx", {}, &kQuantizedAvx512Amx, nullptr};
+constexpr Kernels kAvx512Amx{
+    "avx512_amx", {nullptr, nullptr, &kBFloat16Avx512Amx, nullptr}, &kQuantizedAvx512Amx, nullptr};
 
 // Whether this process may use the tile registers of AMX, which it has to ask for: signal frames grow by 8 KiB.
 bool may_use_tiles() {
 #if defined(__linux__)
-  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr unsigned kWanted = 1u << 22 | 1u << 24 | 1u << 25;  // bfloat16, tiles, int8
   unsigned eax, ebx, ecx, edx = 0;
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kTile) == 0 || (edx & kInt8) == 0) return false;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kWanted) != kWanted) return false;
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h has the first since Linux 5.16
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
@@ -76,8 +77,9 @@ const std::vector<Candidate>& candidates() {
     found.push_back({&kAvx512, avx512});
     const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
     found.push_back({&kAvx512Vnni, vnni});
-    found.push_back({&kAvx512Bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
-    found.push_back({&kAvx512Amx, vnni && may_use_tiles()});
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    found.push_back({&kAvx512Bf16, bf16});
+    found.push_back({&kAvx512Amx, vnni && bf16 && may_use_tiles()});
 #endif
     return found;
   }();

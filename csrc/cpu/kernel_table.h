@@ -38,7 +38,7 @@ struct DtypeKernels {
 extern const DtypeKernels kFloat32Baseline, kFloat64Baseline, kBFloat16Baseline, kFloat16Baseline;
 extern const DtypeKernels kFloat32Avx2, kFloat64Avx2, kBFloat16Avx2, kFloat16Avx2;
 extern const DtypeKernels kFloat32Avx512, kFloat64Avx512, kBFloat16Avx512, kFloat16Avx512;
-extern const DtypeKernels kBFloat16Avx512Bf16;
+extern const DtypeKernels kBFloat16Avx512Bf16, kBFloat16Avx512Amx;
 extern const QuantizedKernels kQuantizedBaseline, kQuantizedAvx2, kQuantizedAvx2Reduced;
 extern const QuantizedKernels kQuantizedAvxVnni, kQuantizedAvx512Vnni, kQuantizedAvx512Amx;
 

@@ -39,12 +39,14 @@ constexpr LayerKernels layer_kernels() {
         return Forward<K, Cell>(args, make_cell<Cell>(args.is_relu), plan).workspace_bytes();
       },
       [](const ForwardArgs& args, const Plan& plan, Share& share, char* workspace) {
+        [[maybe_unused]] const Multiplying<typename K::Isa> scope;
         Forward<K, Cell>(args, make_cell<Cell>(args.is_relu), plan).run(share, workspace);
       },
       [](const BackwardArgs& args, const Plan& plan) {
         return Backward<K, Cell>(args, make_cell<Cell>(args.is_relu), plan).workspace_bytes();
       },
       [](const BackwardArgs& args, const Plan& plan, Share& share, char* workspace) {
+        [[maybe_unused]] const Multiplying<typename K::Isa> scope;
         Backward<K, Cell>(args, make_cell<Cell>(args.is_relu), plan).run(share, workspace);
       },
       second_order_kernel<K, Cell>(),

@@ -49,7 +49,7 @@ class Outer {
         columns(columns),
         directions(directions),
         groups(groups),
-        depth(round_up(rows < kOuterDepth ? rows : kOuterDepth, K::kDepth)) {
+        depth(round_up(rows < kOuterDepth ? rows : kOuterDepth, kDepthUnit)) {
     for (int d = 0; d < 2; ++d) this->results[d] = results[d];
     for (int i = 0; i < kRights; ++i) {
       this->widths[i] = widths[i];
@@ -115,6 +115,9 @@ class Outer {
 
  private:
   static constexpr bool kInPlace = std::is_same_v<storage, acc>;  // the first group of a direction has its sums there
+
+  static constexpr bool kIsInterleaved = !kHasTiles<typename K::Isa>;  // how a tile of left columns lies
+  static constexpr int64_t kDepthUnit = kIsInterleaved ? K::kDepth : K::kLanes * K::kDepth;  // of that are whole
 
   const int64_t columns, directions, groups;
   const int64_t depth;  // rows of a block that there is room for
@@ -191,7 +194,10 @@ class Outer {
     const int64_t count = range.end - range.begin, padded = round_up(block.depth, K::kDepth);
     acc* bias = results[0].d_bias ? to.of[kRights] : nullptr;
     for_each_tile<K::kTileRows>(count, [&](int64_t n, int rows) FUSEDLSTM_LAMBDA {
-      pack_tile(tiles + n * depth, rows, block.left, block.depth, range.begin + n, bias, first);
+      if constexpr (kIsInterleaved)
+        pack_tile(tiles + n * depth, rows, block.left, block.depth, range.begin + n, bias, first);
+      else
+        pack_tile_rows(tiles + n * depth, rows, block.left, block.depth, range.begin + n, bias, first);
     });
     // As many panels at a time as one block of full depth has in one: they stay in the innermost cache, and the rows of
     // a sum of few terms are written along.
@@ -216,15 +222,15 @@ class Outer {
                                  int64_t padded, bool first) const {
     const int vectors = vectors_of<K>(width - m);
     const operand* x[K::kTileRows];
-    for (int r = 0; r < rows; ++r) x[r] = tile + r * K::kDepth;
+    for (int r = 0; r < rows; ++r) x[r] = tile + r * (kIsInterleaved ? K::kDepth : depth);
     // Blocks are summed from zero and then added up: fewer roundings at the size of the whole sum. Sums of large
     // weights come from memory; they are on their way while the block is summed.
     if (!first)
       for (int r = 0; r < rows; ++r)
         for (int q = 0; q < vectors; ++q) __builtin_prefetch(to + r * width + m + q * K::kLanes, 1);
     alignas(64) acc sums[K::kTileRows * K::kPanel];
-    multiply<typename K::Isa, typename K::Product, true>({sums, K::kPanel, x, panel, padded, kOuterStretch}, rows,
-                                                         vectors);
+    multiply<typename K::Isa, typename K::Product, kIsInterleaved>({sums, K::kPanel, x, panel, padded, kOuterStretch},
+                                                                   rows, vectors);
     for (int r = 0; r < rows; ++r)
       for (int64_t i = 0; i < K::kPanel && m + i < width; i += K::kLanes) {
         const V sum = load<V>(sums + r * K::kPanel + i);
@@ -242,23 +248,51 @@ class Outer {
     for (int64_t begin = 0; begin < depth; begin += kBiasStretch) {
       const int64_t end = begin + kBiasStretch < depth ? begin + kBiasStretch : depth;
       V sums[kVectors] = {};
-      for (int64_t k = begin; k < end; k += K::kDepth) {
-        const bool pair = K::kDepth == 2 && k + 1 < depth;
+      for (int64_t k = begin; k < end; k += K::kDepth)
         for (int q = 0; q < kVectors && q * K::kLanes < rows; ++q) {
-          const int64_t at = n + q * K::kLanes;
-          const V v = column_vector<K, typename K::OperandStorage>(left[k] + at, pair ? left[k + 1] + at : nullptr,
-                                                                   columns - at);
+          const V v = columns_at(left, depth, k, n + q * K::kLanes);
           cpu::store(tile + k * rows + q * K::kLanes * K::kDepth, v);
           sums[q] += sum_of_depth<K>(v);
         }
-      }
       for (int q = 0; q < kVectors; ++q) totals[q] += sums[q];
     }
-    for (int q = 0; q < kVectors && q * K::kLanes < rows && bias; ++q) {
-      acc* to = bias + n + q * K::kLanes;
-      const int64_t lanes = rows - q * K::kLanes;
-      store_some(to, first ? totals[q] : totals[q] + load_some<V>(to, lanes), lanes);
+    for (int q = 0; q < kVectors && q * K::kLanes < rows && bias; ++q)
+      add_bias(bias + n + q * K::kLanes, totals[q], rows - q * K::kLanes, first);
+  }
+
+  // The same with a row for each column n, as tile registers read them: tile[r][k] = left[k][n + r], and zeros up to
+  // whole vectors.
+  FUSEDLSTM_INLINE void pack_tile_rows(operand* tile, int rows, const operand* const* left, int64_t depth, int64_t n,
+                                       acc* bias, bool first) const {
+    for (int r = 0; r < rows; r += K::kLanes)
+      pack_lanes(tile + r * this->depth, rows - r, left, depth, n + r, bias, first);
+  }
+  FUSEDLSTM_INLINE void pack_lanes(operand* tile, int rows, const operand* const* left, int64_t depth, int64_t n,
+                                   acc* bias, bool first) const {
+    if (rows > K::kLanes) rows = K::kLanes;
+    V total{};
+    for (int64_t begin = 0; begin < depth; begin += kDepthUnit) {
+      V v[K::kLanes], sums[kDepthUnit / kBiasStretch] = {};
+      for (int i = 0; i < K::kLanes; ++i) {
+        const int64_t k = begin + i * K::kDepth;
+        v[i] = k < depth ? columns_at(left, depth, k, n) : V{};
+        sums[i * K::kDepth / kBiasStretch] += sum_of_depth<K>(v[i]);
+      }
+      for (const V& sum : sums) total += sum;
+      transpose<K>(v);
+      for (int r = 0; r < rows; ++r) cpu::store(tile + r * this->depth + begin, v[r]);
     }
+    if (bias) add_bias(bias + n, total, rows, first);
+  }
+
+  // Columns n .. of row k of the left matrix, of pairs with those of row k + 1.
+  FUSEDLSTM_INLINE V columns_at(const operand* const* left, int64_t depth, int64_t k, int64_t n) const {
+    const bool pair = K::kDepth == 2 && k + 1 < depth;
+    return column_vector<K, typename K::OperandStorage>(left[k] + n, pair ? left[k + 1] + n : nullptr, columns - n);
+  }
+
+  static FUSEDLSTM_INLINE void add_bias(acc* to, V sum, int64_t count, bool first) {
+    store_some(to, first ? sum : sum + load_some<V>(to, count), count);
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include "cpu/division.h"
 #include "product.h"
+#include "short_math.h"
 #include "storage.h"
 
 namespace fusedlstm::cpu {
@@ -17,7 +18,7 @@ struct Kit {
   using operand = typename Product::operand;
   using acc = typename Product::acc;
   using V = Vector<Isa, acc>;
-  using Math = VectorMath<Isa, acc>;
+  using Math = std::conditional_t<sizeof(storage) == 2, ShortMath<Isa>, VectorMath<Isa, acc>>;
   static constexpr int kLanes = cpu::kLanes<Isa, Product>;
   static constexpr int kDepth = Product::kDepth;
   static constexpr int kPanel = kPanelVectors * kLanes;  // columns of a panel; operands of a panel per element of k

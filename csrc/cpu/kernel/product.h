@@ -15,6 +15,7 @@
 #pragma once
 
 #include "simd.h"
+#include "tile_registers.h"
 
 namespace fusedlstm::cpu {
 
@@ -129,8 +130,11 @@ struct Factors {
 };
 
 // For 1 .. tile_rows(vectors) `rows`. kInterleaved: element k of all rows lies side by side, as many as there are rows.
-// Defined in tile.h: linked, not compiled with every caller.
+// Defined in tile.h and bfloat16_tiles.h: linked, not compiled with every caller. With tile registers a Multiplying has
+// to exist.
 template <class Isa, class Product, bool kInterleaved = false>
 void multiply(const Factors<Product>& f, int rows, int vectors);
+template <>
+void multiply<Avx512Amx, Dot2Product, false>(const Factors<Dot2Product>& f, int rows, int vectors);
 
 }  // namespace fusedlstm::cpu

@@ -62,7 +62,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
 
     void lay_out(Arena& arena, int64_t rows, int64_t elements, int64_t share, int64_t shares) {
       width = bytes_of_row(elements);
-      bytes = arena.take<int8_t>((shares * rows + Products::kRowsRead - 1) * width) + share * rows * width;
+      bytes = arena.take<int8_t>(shares * rows * width) + share * rows * width;
       scales = arena.take<RowScale>(shares * rows) + share * rows;
     }
     void quantize(int64_t row, const float* from, int64_t elements) {

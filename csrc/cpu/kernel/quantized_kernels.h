@@ -1,5 +1,5 @@
 // The kernels of int8 layers on one instruction set: included by cpu/instances/quantized_<isa>.cpp only, which are
-// compiled without fused multiply-adds (quantized_math.h).
+// compiled without fused multiply-adds (short_math.h).
 #pragma once
 
 #include "cells/all.h"

@@ -169,7 +169,6 @@ void multiply_byte_rows(const ByteFactors& f, int rows) {
 template <class Isa>
 struct ByteProducts {
   static constexpr int kMaxRows = Isa::kMaxRows, kMaxPanels = Isa::kMaxPanels;
-  static constexpr int kRowsRead = 1;  // of every tile, also where it has fewer
 
   // For 1 .. kMaxRows `rows`.
   template <int kPanels>

@@ -1,8 +1,8 @@
 // Rows of float32 as bytes: each by itself, when it enters a product.
 #pragma once
 
-#include "quantized_math.h"
 #include "quantized_product.h"
+#include "short_math.h"
 
 namespace fusedlstm::cpu {
 
@@ -15,7 +15,7 @@ struct RowScale {
 // Float32 around the products.
 template <class Isa>
 struct QuantizedKit : Kit<Isa, Full<float>, FullProduct<float>> {
-  using Math = QuantizedMath<Isa>;
+  using Math = ShortMath<Isa>;
 };
 
 // Bytes of a row of so many elements: whole vectors of any set, and whole groups.

@@ -1,15 +1,16 @@
-// sigmoid and tanh of int8 layers: every operation rounded by itself, so that results are the same on every instruction
-// set, and a third fewer of them than simd.h has. Errors, absolute: below 1.2e-7, beside which a byte's are large;
-// tanh of a small number keeps its relative precision.
+// sigmoid and tanh with a third fewer operations than simd.h has, for layers whose products are of 8 or 16 bits.
+// Errors, absolute: below 1.2e-7, beside which that of such a number is large; tanh of a small number keeps its
+// relative precision.
 #pragma once
 
 #include "simd.h"
 
 namespace fusedlstm::cpu {
 
-// The `Math` of cell.h. NaN in, NaN out; +-infinity saturates.
+// The `Math` of cell.h. NaN in, NaN out; +-infinity saturates. Int8 layers are compiled without fused multiply-adds:
+// every operation is then rounded by itself, and results are the same on every instruction set.
 template <class Isa>
-struct QuantizedMath : VectorMath<Isa, float> {
+struct ShortMath : VectorMath<Isa, float> {
   using Base = VectorMath<Isa, float>;
   using E = Exponential<float>;
   using V = Vector<Isa, float>;
