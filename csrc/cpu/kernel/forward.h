@@ -138,8 +138,8 @@ class Forward : Recurrence<Forward<K, Cell>, K, Cell, GatePanel<K, Cell::kSizes>
       alignas(64) acc tile[Panel::kTileRows * Panel::kWidth];
       const operand* x[Panel::kTileRows];
       for (int r = 0; r < tile_rows; ++r) x[r] = h_now + (r0 + r) * states.h_width;
-      multiply<typename K::Isa, typename K::Product>({tile, Panel::kWidth, x, panel, panels.depth_h, kForwardStretch},
-                                                     tile_rows, vectors);
+      multiply<typename K::Isa, typename K::Product>(
+          {tile, Panel::kWidth, x, panel, panels.depth_h, hidden_stretch(Panel::kGates)}, tile_rows, vectors);
       states.finish_rows(tile, pre_block + r0 * Panel::kWidth, panels.bias_hidden_of(i), tile_rows, step,
                          rows.begin + r0, panels.unit_of(i));
     });

@@ -112,6 +112,10 @@ constexpr int64_t panel_at(int vectors, int64_t depth, int64_t k, int q) {
 // nn.LSTM's on every machine seen, since stretches cost loads and stores. Sums over rows: outer.h.
 inline constexpr int64_t kForwardStretch = 128;
 inline constexpr int64_t kBackwardStretch = 128;
+// A cell of one gate has the whole error of its sum in its state, and libraries sum a handful of rows more exactly.
+constexpr int64_t hidden_stretch(int gates) {
+  return gates == 1 ? 32 : kForwardStretch;
+}
 // The input's part is the largest of a pre-activation, and so are its errors: what would be one sum is cut in two.
 constexpr int64_t input_stretch(int64_t depth) {
   return depth < 16 || depth >= 2 * kForwardStretch ? kForwardStretch : round_up((depth + 1) / 2, 2);
