@@ -168,6 +168,15 @@ def _functionalized_layer(cell: Cell, mode, operator, types, arguments, options)
         return *onnx.layer(cell, LayerArguments(*arguments)), *results[2:]
 
 
+def _functionalized_quantized(mode, operator, types, arguments, options):
+    """The same of `<cell>_layer_quantized`, which ONNX has nothing for."""
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        from fusedlstm import onnx
+
+        onnx.refuse({"int8 weights": True})
+    return mode.__torch_dispatch__(operator, types, arguments, options)
+
+
 for _cell in CELLS.values():
     _fakes = (
         functools.partial(_fake_layer, _cell), _fake_inference, _fake_backward,
@@ -181,6 +190,9 @@ for _cell in CELLS.values():
     for _operator, _fake in _served:
         torch.library.register_fake(_operator.name(), _fake)
         torch.library.register_torch_dispatch(_operator.name(), FakeTensorMode, run_with_real_tensors)
-    torch.library.register_torch_dispatch(
-        OPERATORS[_cell.name].layer.name(), FunctionalTensorMode, functools.partial(_functionalized_layer, _cell)
+    _functionalized = (
+        (OPERATORS[_cell.name].layer, functools.partial(_functionalized_layer, _cell)),
+        (OPERATORS[_cell.name].quantized, _functionalized_quantized),
     )
+    for _operator, _rule in _functionalized:
+        torch.library.register_torch_dispatch(_operator.name(), FunctionalTensorMode, _rule)

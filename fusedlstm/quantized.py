@@ -9,7 +9,6 @@ from torch.nn.utils.rnn import PackedSequence
 from fusedlstm import _int8
 from fusedlstm._autograd import QUANTIZED_LAYERS
 from fusedlstm._checks import Sizes
-from fusedlstm._private_torch import FunctionalTensorMode
 from fusedlstm._run import run, run_usual, states_of_usual
 from fusedlstm._run_cell import run_quantized_cell
 from fusedlstm.cells import CELLS
@@ -306,16 +305,3 @@ def _refuse_kept(module, **asked) -> None:
                 f"{type(module).__name__} keeps nothing of its steps beside the output: expected no {argument}, got "
                 f"{argument}={is_asked}; call the model as it was before fusedlstm.quantize"
             )
-
-
-def _functionalized(mode, operator, types, arguments, options):
-    """The operator in what traces programs after torch.export; torch.onnx.export has nothing for it."""
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-        from fusedlstm import onnx
-
-        onnx.refuse({"int8 weights": True})
-    return mode.__torch_dispatch__(operator, types, arguments, options)
-
-
-for _operators in OPERATORS.values():
-    torch.library.register_torch_dispatch(_operators.quantized.name(), FunctionalTensorMode, _functionalized)

@@ -54,3 +54,12 @@ EVERY = [LSTM, *FAMILY]
 # For tests of what FusedLSTM is tested for in other places, and for those of every class.
 family = pytest.mark.parametrize("member", FAMILY, ids=str)
 every = pytest.mark.parametrize("member", EVERY, ids=str)
+
+# Options of a layer of any member, and models of them all: member and options by name.
+OPTIONS = {
+    "plain": {},
+    "no-bias": {"bias": False},
+    "deep": {"num_layers": 2, "bidirectional": True},
+    "batch-first": {"batch_first": True, "num_layers": 2, "dropout": 0.5},
+}
+MODELS = {f"{member}-{name}": (member, options) for member in EVERY for name, options in OPTIONS.items()}

@@ -3,9 +3,10 @@
 import copy
 import json
 
+import family
 import pytest
 import torch
-from family import EVERY, LSTM, every, tensors_of
+from family import LSTM, every, tensors_of
 from frozen_layers import assert_same, pair
 from torch.nn.utils.rnn import pack_sequence
 
@@ -13,13 +14,7 @@ from fusedlstm import freeze
 
 ISAS = json.loads(torch.ops.fusedlstm._cpu_info())["available"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-OPTIONS = {
-    "plain": {},
-    "no-bias": {"bias": False},
-    "deep": {"num_layers": 2, "bidirectional": True},
-    "batch-first": {"batch_first": True, "num_layers": 2, "dropout": 0.5},
-}
-MODELS = {f"{member}-{name}": (member, options) for member in EVERY for name, options in OPTIONS.items()}
+MODELS = dict(family.MODELS)
 MODELS["lstm-projection"] = LSTM, {"proj_size": 3, "bidirectional": True}
 models = pytest.mark.parametrize("member, options", MODELS.values(), ids=MODELS)
 

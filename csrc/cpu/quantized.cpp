@@ -40,21 +40,15 @@ constexpr size_t kProducts = 6, kBiases = 2, kProjection = 3;  // tensors of one
 }  // namespace
 
 CheckedQuantized::CheckedQuantized(const Tensors& given, const NamedCell& cell, int64_t features) {
-  bool has_bias = false, projects = false;
-  size_t of_direction = 0;
-  for (const size_t directions : {1, 2})
-    for (const bool bias : {false, true})
-      for (const bool projection : {false, true}) {
-        const size_t count = kProducts + bias * kBiases + projection * kProjection;
-        if (given.size() != directions * count) continue;  // no two of these are equal
-        sizes.directions = int64_t(directions);
-        of_direction = count;
-        has_bias = bias;
-        projects = projection;
-      }
-  STD_TORCH_CHECK(of_direction > 0 && (!projects || cell.sizes.projects),
+  // 6 to 11 tensors a direction: from 12 on there are two.
+  const size_t directions = given.size() < 2 * kProducts ? 1 : 2, of_direction = given.size() / directions;
+  const bool projects = of_direction == kProducts + kProjection || of_direction == kProducts + kBiases + kProjection;
+  const bool has_bias = of_direction == kProducts + kBiases + projects * kProjection;
+  STD_TORCH_CHECK(given.size() == directions * (kProducts + has_bias * kBiases + projects * kProjection) &&
+                      (!projects || cell.sizes.projects),
                   "fusedlstm: expected the quantized weights of a layer of ", cell.name, ", got ", given.size(),
                   " tensors");
+  sizes.directions = int64_t(directions);
   const int64_t gates = cell.sizes.gates, rows = given[2].numel();
   STD_TORCH_CHECK(rows > 0 && rows % gates == 0, "fusedlstm: expected scale_ih of size [", gates,
                   " * hidden_size], got ", sizes_of(given[2]));

@@ -42,13 +42,14 @@ class Outer {
   const int64_t tile_count;  // tiles of the left matrix's columns, which a team divides
 
   // `columns` of the left matrix, `widths` of the right ones; `rows` are the most that any group has in all. Each
-  // direction has sums of `groups` groups of rows.
+  // direction has sums of `groups` groups of rows. is_one_add: all rows of a group come at once.
   FUSEDLSTM_NOINLINE Outer(int64_t columns, const int64_t (&widths)[kRights], const Result (&results)[2],
-                           int64_t directions, int64_t groups, int64_t rows)
+                           int64_t directions, int64_t groups, int64_t rows, bool is_one_add)
       : tile_count(tiles_of<K::kTileRows>(columns)),
         columns(columns),
         directions(directions),
         groups(groups),
+        is_once(!kInPlace && is_one_add && groups == 1 && rows <= kOuterDepth),
         depth(round_up(rows < kOuterDepth ? rows : kOuterDepth, kDepthUnit)) {
     for (int d = 0; d < 2; ++d) this->results[d] = results[d];
     for (int i = 0; i < kRights; ++i) {
@@ -65,20 +66,18 @@ class Outer {
                   own_panels = panels * depth * K::kPanel;
     tiles = arena.take<operand>(shares * own_tiles) + share * own_tiles;
     packed_right = arena.take<operand>(shares * own_panels) + share * own_panels;
-    sums = arena.take<acc>(directions * (groups - kInPlace) * all);
+    sums = arena.take<acc>(is_once ? 0 : directions * (groups - kInPlace) * all);
   }
 
   // Adds a block to the sums of a group, for the tiles of `range`. The `first` block of a group starts them, and may be
   // empty.
   FUSEDLSTM_NOINLINE void accumulate(int64_t d, int64_t group, Range range, const Block& block, bool first) const {
     if (all == 0) return;
-    if constexpr (K::kDepth == 1) {
-      if (block.depth > 0 && block.depth <= kFewRows) {
-        for_few_rows(int(block.depth), [&](auto rows) FUSEDLSTM_LAMBDA {
-          accumulate_few<rows>(sums_of(d, group), columns_of(range), block, first);
-        });
-        return;
-      }
+    const Target to{d, sums_of(d, group), first};
+    if (block.depth > 0 && block.depth <= kFewRows) {
+      for_few_rows(int(block.depth),
+                   [&](auto rows) FUSEDLSTM_LAMBDA { accumulate_few<rows>(to, columns_of(range), block); });
+      return;
     }
     operand* panel = packed_right;
     for (int i = 0; i < kRights; ++i) {
@@ -92,13 +91,13 @@ class Outer {
     }
     const Range own = columns_of(range);
     for_each_tile<kOuterColumns>(own.end - own.begin, [&](int64_t n, int64_t count) {
-      accumulate_columns(sums_of(d, group), {own.begin + n, own.begin + n + count}, block, first);
+      accumulate_columns(to, {own.begin + n, own.begin + n + count}, block);
     });
   }
 
   // Adds up the groups of a direction and writes the tiles of `range` of all results.
   FUSEDLSTM_NOINLINE void write(int64_t d, Range range) const {
-    if (all == 0 || (kInPlace && groups == 1)) return;
+    if (all == 0 || is_once || (kInPlace && groups == 1)) return;
     const auto [begin, end] = columns_of(range);
     for (int i = 0; i <= kRights; ++i) {
       storage* to = i < kRights ? results[d].d_weight[i] : results[d].d_bias;
@@ -120,6 +119,7 @@ class Outer {
   static constexpr int64_t kDepthUnit = kIsInterleaved ? K::kDepth : K::kLanes * K::kDepth;  // of that are whole
 
   const int64_t columns, directions, groups;
+  const bool is_once;   // one block is all: its sums are the results, and rounded at once
   const int64_t depth;  // rows of a block that there is room for
   int64_t widths[kRights];
   Result results[2];
@@ -132,6 +132,20 @@ class Outer {
   struct Sums {
     acc* of[kRights + 1];
   };
+
+  // Where a block goes: it starts the sums of a group, or is added to them.
+  struct Target {
+    int64_t d;
+    Sums sums;
+    bool first;
+  };
+
+  // Of the sum i of a group the first `count` lanes from `at` on.
+  FUSEDLSTM_INLINE void add_sum(const Target& to, int i, int64_t at, V sum, int64_t count) const {
+    if (is_once) return K::store((i < kRights ? results[to.d].d_weight[i] : results[to.d].d_bias) + at, sum, count);
+    acc* own = to.sums.of[i] + at;
+    store_some(own, to.first ? sum : load_some<V>(own, count) + sum, count);
+  }
 
   Range columns_of(Range tiles) const { return tile_count > 0 ? parts_of(columns, tiles, tile_count) : Range{0, 0}; }
   int64_t panels_of(int i) const { return round_up(widths[i], K::kPanel) / K::kPanel; }
@@ -165,39 +179,45 @@ class Outer {
 
   // A block of kRows rows, without tiles and panels: little more than writing the sums.
   template <int kRows>
-  void accumulate_few(const Sums& to, Range range, const Block& block, bool first) const {
+  void accumulate_few(const Target& to, Range range, const Block& block) const {
     for (int i = 0; i < kRights; ++i) {
       if (!results[0].d_weight[i]) continue;
       const int64_t width = widths[i];
       for (int64_t n = range.begin; n < range.end; ++n) {
         V x[kRows];
-        for (int k = 0; k < kRows; ++k) x[k] = K::Product::template broadcast<V>(block.left[k] + n);
+        for (int k = 0; k < kRows; ++k) x[k] = number_of(block.left[k] + n);
         for (int64_t m = 0; m < width; m += K::kLanes) {
           V sum{};
           for (int k = 0; k < kRows; ++k)
-            sum = K::Product::multiply_add(x[k], K::load(block.right[i][k] + m, width - m), sum);
-          acc* at = to.of[i] + n * width + m;
-          store_some(at, first ? sum : load_some<V>(at, width - m) + sum, width - m);
+            sum = FullProduct<acc>::multiply_add(x[k], K::load(block.right[i][k] + m, width - m), sum);
+          add_sum(to, i, n * width + m, sum, width - m);
         }
       }
     }
     if (!results[0].d_bias) return;
     for (int64_t n = range.begin; n < range.end; n += K::kLanes) {
       V sum{};
-      for (int k = 0; k < kRows; ++k) sum += load_some<V>(block.left[k] + n, range.end - n);
-      acc* at = to.of[kRights] + n;
-      store_some(at, first ? sum : load_some<V>(at, range.end - n) + sum, range.end - n);
+      for (int k = 0; k < kRows; ++k) sum += K::load_operand(block.left[k] + n, range.end - n);
+      add_sum(to, kRights, n, sum, range.end - n);
     }
   }
 
-  void accumulate_columns(const Sums& to, Range range, const Block& block, bool first) const {
+  // One operand as a number, in all lanes.
+  static FUSEDLSTM_INLINE V number_of(const operand* x) {
+    if constexpr (K::kDepth == 1) {
+      return FullProduct<acc>::template broadcast<V>(x);
+    } else {
+      return bits<V>(Vector<typename K::Isa, uint32_t>{} + (uint32_t(*x) << 16));
+    }
+  }
+
+  void accumulate_columns(const Target& to, Range range, const Block& block) const {
     const int64_t count = range.end - range.begin, padded = round_up(block.depth, K::kDepth);
-    acc* bias = results[0].d_bias ? to.of[kRights] : nullptr;
     for_each_tile<K::kTileRows>(count, [&](int64_t n, int rows) FUSEDLSTM_LAMBDA {
       if constexpr (kIsInterleaved)
-        pack_tile(tiles + n * depth, rows, block.left, block.depth, range.begin + n, bias, first);
+        pack_tile(tiles + n * depth, rows, block, range.begin + n, to);
       else
-        pack_tile_rows(tiles + n * depth, rows, block.left, block.depth, range.begin + n, bias, first);
+        pack_tile_rows(tiles + n * depth, rows, block, range.begin + n, to);
     });
     // As many panels at a time as one block of full depth has in one: they stay in the innermost cache, and the rows of
     // a sum of few terms are written along.
@@ -209,90 +229,84 @@ class Outer {
         const Range some{p, p + at_once < panels_of(i) ? p + at_once : panels_of(i)};
         for_each_tile<K::kTileRows>(count, [&](int64_t n, int rows) FUSEDLSTM_LAMBDA {
           for (int64_t q = some.begin; q < some.end; ++q)
-            add_tile(to.of[i] + (range.begin + n) * widths[i], rows, widths[i], q * K::kPanel, tiles + n * depth,
-                     panel + q * depth * K::kPanel, padded, first);
+            add_tile(to, i, range.begin + n, rows, q * K::kPanel, tiles + n * depth, panel + q * depth * K::kPanel,
+                     padded);
         });
       }
       panel += panels_of(i) * depth * K::kPanel;
     }
   }
 
-  // to[r][m ..] += sum over k of tile[k][r] * panel[k].
-  FUSEDLSTM_INLINE void add_tile(acc* to, int rows, int64_t width, int64_t m, const operand* tile, const operand* panel,
-                                 int64_t padded, bool first) const {
+  // Of right matrix i: sums[first_row + r][m ..] += sum over k of tile[k][r] * panel[k].
+  FUSEDLSTM_INLINE void add_tile(const Target& to, int i, int64_t first_row, int rows, int64_t m, const operand* tile,
+                                 const operand* panel, int64_t padded) const {
+    const int64_t width = widths[i], first_sum = first_row * width + m;
     const int vectors = vectors_of<K>(width - m);
     const operand* x[K::kTileRows];
     for (int r = 0; r < rows; ++r) x[r] = tile + r * (kIsInterleaved ? K::kDepth : depth);
     // Blocks are summed from zero and then added up: fewer roundings at the size of the whole sum. Sums of large
     // weights come from memory; they are on their way while the block is summed.
-    if (!first)
+    if (!to.first)
       for (int r = 0; r < rows; ++r)
-        for (int q = 0; q < vectors; ++q) __builtin_prefetch(to + r * width + m + q * K::kLanes, 1);
+        for (int q = 0; q < vectors; ++q) __builtin_prefetch(to.sums.of[i] + first_sum + r * width + q * K::kLanes, 1);
     alignas(64) acc sums[K::kTileRows * K::kPanel];
     multiply<typename K::Isa, typename K::Product, kIsInterleaved>({sums, K::kPanel, x, panel, padded, kOuterStretch},
                                                                    rows, vectors);
     for (int r = 0; r < rows; ++r)
-      for (int64_t i = 0; i < K::kPanel && m + i < width; i += K::kLanes) {
-        const V sum = load<V>(sums + r * K::kPanel + i);
-        acc* at = to + r * width + m + i;
-        store_some(at, first ? sum : load_some<V>(at, width - m - i) + sum, width - m - i);
-      }
+      for (int64_t q = 0; q < K::kPanel && m + q < width; q += K::kLanes)
+        add_sum(to, i, first_sum + r * width + q, load<V>(sums + r * K::kPanel + q), width - m - q);
   }
 
-  // tile[k][r] (pairs: [k / 2][r][2]) = left[k][n + r], and the sums over k are added to bias[n + r]. Each store is a
-  // whole vector whose surplus lanes the next one overwrites; the last surplus lies in the slack after the tiles.
-  FUSEDLSTM_INLINE void pack_tile(operand* tile, int rows, const operand* const* left, int64_t depth, int64_t n,
-                                  acc* bias, bool first) const {
+  // tile[k][r] (pairs: [k / 2][r][2]) = left[k][n + r], and the sums over k are added to the bias gradient. Each store
+  // is a whole vector whose surplus lanes the next one overwrites; the last surplus lies in the slack after the tiles.
+  FUSEDLSTM_INLINE void pack_tile(operand* tile, int rows, const Block& block, int64_t n, const Target& to) const {
     constexpr int kVectors = (K::kTileRows + K::kLanes - 1) / K::kLanes;
     V totals[kVectors] = {};
-    for (int64_t begin = 0; begin < depth; begin += kBiasStretch) {
-      const int64_t end = begin + kBiasStretch < depth ? begin + kBiasStretch : depth;
+    for (int64_t begin = 0; begin < block.depth; begin += kBiasStretch) {
+      const int64_t end = begin + kBiasStretch < block.depth ? begin + kBiasStretch : block.depth;
       V sums[kVectors] = {};
       for (int64_t k = begin; k < end; k += K::kDepth)
         for (int q = 0; q < kVectors && q * K::kLanes < rows; ++q) {
-          const V v = columns_at(left, depth, k, n + q * K::kLanes);
+          const V v = columns_at(block, k, n + q * K::kLanes);
           cpu::store(tile + k * rows + q * K::kLanes * K::kDepth, v);
           sums[q] += sum_of_depth<K>(v);
         }
       for (int q = 0; q < kVectors; ++q) totals[q] += sums[q];
     }
-    for (int q = 0; q < kVectors && q * K::kLanes < rows && bias; ++q)
-      add_bias(bias + n + q * K::kLanes, totals[q], rows - q * K::kLanes, first);
+    for (int q = 0; q < kVectors && q * K::kLanes < rows; ++q)
+      add_bias(to, n + q * K::kLanes, totals[q], rows - q * K::kLanes);
   }
 
   // The same with a row for each column n, as tile registers read them: tile[r][k] = left[k][n + r], and zeros up to
   // whole vectors.
-  FUSEDLSTM_INLINE void pack_tile_rows(operand* tile, int rows, const operand* const* left, int64_t depth, int64_t n,
-                                       acc* bias, bool first) const {
-    for (int r = 0; r < rows; r += K::kLanes)
-      pack_lanes(tile + r * this->depth, rows - r, left, depth, n + r, bias, first);
-  }
-  FUSEDLSTM_INLINE void pack_lanes(operand* tile, int rows, const operand* const* left, int64_t depth, int64_t n,
-                                   acc* bias, bool first) const {
-    if (rows > K::kLanes) rows = K::kLanes;
-    V total{};
-    for (int64_t begin = 0; begin < depth; begin += kDepthUnit) {
-      V v[K::kLanes], sums[kDepthUnit / kBiasStretch] = {};
-      for (int i = 0; i < K::kLanes; ++i) {
-        const int64_t k = begin + i * K::kDepth;
-        v[i] = k < depth ? columns_at(left, depth, k, n) : V{};
-        sums[i * K::kDepth / kBiasStretch] += sum_of_depth<K>(v[i]);
+  FUSEDLSTM_INLINE void pack_tile_rows(operand* tile, int rows, const Block& block, int64_t n, const Target& to) const {
+    for (int first = 0; first < rows; first += K::kLanes) {
+      const int count = rows - first < K::kLanes ? rows - first : K::kLanes;
+      V total{};
+      for (int64_t begin = 0; begin < block.depth; begin += kDepthUnit) {
+        V v[K::kLanes], sums[kDepthUnit / kBiasStretch] = {};
+        for (int i = 0; i < K::kLanes; ++i) {
+          const int64_t k = begin + i * K::kDepth;
+          v[i] = k < block.depth ? columns_at(block, k, n + first) : V{};
+          sums[i * K::kDepth / kBiasStretch] += sum_of_depth<K>(v[i]);
+        }
+        for (const V& sum : sums) total += sum;
+        transpose<K>(v);
+        for (int r = 0; r < count; ++r) cpu::store(tile + (first + r) * depth + begin, v[r]);
       }
-      for (const V& sum : sums) total += sum;
-      transpose<K>(v);
-      for (int r = 0; r < rows; ++r) cpu::store(tile + r * this->depth + begin, v[r]);
+      add_bias(to, n + first, total, count);
     }
-    if (bias) add_bias(bias + n, total, rows, first);
   }
 
   // Columns n .. of row k of the left matrix, of pairs with those of row k + 1.
-  FUSEDLSTM_INLINE V columns_at(const operand* const* left, int64_t depth, int64_t k, int64_t n) const {
-    const bool pair = K::kDepth == 2 && k + 1 < depth;
-    return column_vector<K, typename K::OperandStorage>(left[k] + n, pair ? left[k + 1] + n : nullptr, columns - n);
+  FUSEDLSTM_INLINE V columns_at(const Block& block, int64_t k, int64_t n) const {
+    const bool pair = K::kDepth == 2 && k + 1 < block.depth;
+    return column_vector<K, typename K::OperandStorage>(block.left[k] + n, pair ? block.left[k + 1] + n : nullptr,
+                                                        columns - n);
   }
 
-  static FUSEDLSTM_INLINE void add_bias(acc* to, V sum, int64_t count, bool first) {
-    store_some(to, first ? sum : sum + load_some<V>(to, count), count);
+  FUSEDLSTM_INLINE void add_bias(const Target& to, int64_t n, V sum, int64_t count) const {
+    if (results[0].d_bias) add_sum(to, kRights, n, sum, count);
   }
 };
 
