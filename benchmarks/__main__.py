@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"other work meanwhile: {results.machine['other work meanwhile']}", highlight=False)
     results.measures["measured limits"] = _ceilings(device, results.rows)
     _show(console, results)
-    path = report.write(results, folder / profile)
+    path = report.write(results, folder / _file_name(profile, arguments.dtype))
     console.print(f"CSV, JSON, figures and report: {path.with_suffix('')}*", highlight=False, markup=False)
     broken = any(row.status in (WRONG, FAILED) for row in results.rows)
     return 0 if good and not broken else 1
@@ -117,6 +117,11 @@ def main(argv: list[str] | None = None) -> int:
 def _folder_name(device: torch.device, cell: str) -> str:
     """Of the machine's results; cells beside the LSTM have folders of their own."""
     return machine.folder_name(device) + f"-{cell}" * (cell != LSTM.name)
+
+
+def _file_name(profile: str, dtypes) -> str:
+    """Of a run's results: those of chosen dtypes do not take the place of the profile's own."""
+    return "-".join([profile, *(dtypes or ())])
 
 
 def _make_writable(folder: Path) -> None:

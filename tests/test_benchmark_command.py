@@ -225,6 +225,13 @@ def test_a_run_stopped_before_it_measured_leaves_the_last_one(tmp_path, monkeypa
     assert after == before
 
 
+def test_a_run_of_chosen_dtypes_has_files_of_its_own(tmp_path, monkeypatch):
+    _, before = _small_run(monkeypatch, tmp_path)
+    assert _small_run(monkeypatch, tmp_path, "--dtype", "bfloat16,float16")[0] == 0
+    assert {path.name for path in tmp_path.glob("*.json")} == {"main.json", "main-bfloat16-float16.json"}
+    assert Results.read(tmp_path / "main.json") == before
+
+
 @pytest.mark.parametrize("stage", ["digit_rows", "start_up_seconds", "memory_growth_mib"])
 def test_a_failing_stage_leaves_the_others(tmp_path, monkeypatch, capsys, stage):
     status, results = _small_run(monkeypatch, tmp_path, **{stage: _raising(RuntimeError("cannot open [/opt/x] file"))})
