@@ -74,7 +74,7 @@ class Backward {
   // The code is left out of cells that never do.
   bool projects() const { return kSizes.projects && shape.proj > 0; }
 
-  // Enough rows for one block of the products over rows.
+  // Enough rows for one block of the products over rows: where there are no more in all, one chunk has them (outer.h).
   int64_t chunk_steps() const {
     const int64_t rows = rows_of_group(plan, shape);
     const int64_t n = rows > 0 ? (kOuterDepth + rows - 1) / rows : 1;

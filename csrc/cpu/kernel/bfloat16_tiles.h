@@ -1,11 +1,13 @@
 // Products of bfloat16 by the tile registers of AMX: included by cpu/instances/products_avx512_amx.cpp only.
 #pragma once
 
+#include "multiplying.h"
 #include "pack.h"
 #include "tile.h"
 
 namespace fusedlstm::cpu {
 
+// For 1 .. 16 rows.
 inline void multiply_one_tile(TileRegisters& registers, const TileFactors& f, int rows, int vectors) {
   switch (vectors) {
     case 1:

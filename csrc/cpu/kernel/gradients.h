@@ -76,13 +76,11 @@ class Gradients {
         rows(shape.steps * rows_of_group(plan, shape)),
         weight_ih(shape.directions, gates, shape.input, rows < kInputRows ? rows : kInputRows,
                   Transposed<K>::reading_of(plan, groups == 1 && rows <= kInputRows)),
-        weights(gates, {shape.input, recurrent}, {of_input(0), of_input(1)}, shape.directions, groups, rows,
-                shape.steps == 1),
-        weights_apart(gates, {recurrent, 0}, {of_hidden(0), of_hidden(1)}, shape.directions, groups, rows,
-                      shape.steps == 1),
+        weights(gates, {shape.input, recurrent}, {of_input(0), of_input(1)}, shape.directions, groups, rows),
+        weights_apart(gates, {recurrent, 0}, {of_hidden(0), of_hidden(1)}, shape.directions, groups, rows),
         projection(shape.proj, {shape.hidden, 0},
                    {{{pointer(a.d_weight_hr[0])}, nullptr}, {{pointer(a.d_weight_hr[1])}, nullptr}}, shape.directions,
-                   groups, rows, shape.steps == 1) {}
+                   groups, rows) {}
 
   FUSEDLSTM_NOINLINE void lay_out(Arena& arena, int64_t share) {
     if (a.d_input) weight_ih.lay_out(arena, plan.threads, share);

@@ -5,6 +5,7 @@
 #include "cells/all.h"
 #include "cpu/kernel_table.h"
 #include "forward.h"
+#include "multiplying.h"
 #include "second_order.h"
 
 namespace fusedlstm::cpu {

@@ -42,14 +42,14 @@ class Outer {
   const int64_t tile_count;  // tiles of the left matrix's columns, which a team divides
 
   // `columns` of the left matrix, `widths` of the right ones; `rows` are the most that any group has in all. Each
-  // direction has sums of `groups` groups of rows. is_one_add: all rows of a group come at once.
+  // direction has sums of `groups` groups of rows. Rows that fit into one block come in one.
   FUSEDLSTM_NOINLINE Outer(int64_t columns, const int64_t (&widths)[kRights], const Result (&results)[2],
-                           int64_t directions, int64_t groups, int64_t rows, bool is_one_add)
+                           int64_t directions, int64_t groups, int64_t rows)
       : tile_count(tiles_of<K::kTileRows>(columns)),
         columns(columns),
         directions(directions),
         groups(groups),
-        is_once(!kInPlace && is_one_add && groups == 1 && rows <= kOuterDepth),
+        is_once(!kInPlace && groups == 1 && rows <= kOuterDepth),
         depth(round_up(rows < kOuterDepth ? rows : kOuterDepth, kDepthUnit)) {
     for (int d = 0; d < 2; ++d) this->results[d] = results[d];
     for (int i = 0; i < kRights; ++i) {
@@ -116,7 +116,8 @@ class Outer {
   static constexpr bool kInPlace = std::is_same_v<storage, acc>;  // the first group of a direction has its sums there
 
   static constexpr bool kIsInterleaved = !kHasTiles<typename K::Isa>;  // how a tile of left columns lies
-  static constexpr int64_t kDepthUnit = kIsInterleaved ? K::kDepth : K::kLanes * K::kDepth;  // of that are whole
+  static constexpr int64_t kDepthUnit =
+      kIsInterleaved ? K::kDepth : K::kLanes * K::kDepth;  // of rows: a tile has whole ones
 
   const int64_t columns, directions, groups;
   const bool is_once;   // one block is all: its sums are the results, and rounded at once

@@ -15,7 +15,6 @@
 #pragma once
 
 #include "simd.h"
-#include "tile_registers.h"
 
 namespace fusedlstm::cpu {
 
@@ -134,8 +133,7 @@ struct Factors {
 };
 
 // For 1 .. tile_rows(vectors) `rows`. kInterleaved: element k of all rows lies side by side, as many as there are rows.
-// Defined in tile.h and bfloat16_tiles.h: linked, not compiled with every caller. With tile registers a Multiplying has
-// to exist.
+// Defined in tile.h and bfloat16_tiles.h: linked, not compiled with every caller, which holds a Multiplying.
 template <class Isa, class Product, bool kInterleaved = false>
 void multiply(const Factors<Product>& f, int rows, int vectors);
 template <>

@@ -52,7 +52,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
   using Integers = typename Isa::Sums;
   using Products = ByteProducts<Isa>;
   static constexpr CellSizes kSizes = Cell::kSizes;
-  static constexpr int kRowsAtOnce = 40;  // of a gate's panel, which then stays in the innermost cache
+  static constexpr int kRowsAtOnce = 40;  // multiplied before their cells: sums and panels stay in the inner caches
 
   // Rows as bytes, and what these mean.
   struct Rows {

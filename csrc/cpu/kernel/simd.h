@@ -57,6 +57,14 @@ struct Avx512 {
 };
 // Avx512 with bfloat16 dot products.
 struct Avx512Bf16 : Avx512 {};
+// The same with the tile registers of AMX (tile_registers.h), by which 32 rows are multiplied at once.
+struct Avx512Amx : Avx512Bf16 {
+  static constexpr int kTileRows = 32, kTileRowsOfThree = 32;
+};
+template <class Isa>
+inline constexpr bool kHasTiles = false;
+template <>
+inline constexpr bool kHasTiles<Avx512Amx> = true;
 
 template <class V, class T>
 FUSEDLSTM_INLINE V load(const T* p) {

@@ -12,7 +12,7 @@
 namespace fusedlstm::cpu {
 
 // Everywhere: direction d, scan position s, batch row b, first hidden unit (or projected feature) `unit`.
-// Panel: how the gates of a block lie in its sums (gate_panel.h, quantized_panel.h).
+// Panel: how the gates of a block lie in its sums (gate_panel.h, quantized_forward.h).
 template <class K, class Cell, class Panel>
 class States {
  public:

@@ -4,23 +4,8 @@
 
 #include "simd.h"
 
-namespace fusedlstm::cpu {
-
-// bfloat16 in tile registers; products of a handful of rows as with Avx512Bf16.
-struct Avx512Amx : Avx512Bf16 {
-  static constexpr int kTileRows = 32, kTileRowsOfThree = 32;
-};
-
-template <class Isa>
-inline constexpr bool kHasTiles = false;
-template <>
-inline constexpr bool kHasTiles<Avx512Amx> = true;
-
-// What a thread holds while its kernel runs.
-template <class Isa>
-struct Multiplying {};
-
 #if defined(__AMX_TILE__)
+namespace fusedlstm::cpu {
 
 // The shapes that this thread has given its registers, while it uses them. 0 .. 3 are sums, as many as hide the latency
 // of an instruction. Up to 16 rows: 4 and 5 are rows and weights, 6 and 7 those of a last, incomplete product. Up to 32
@@ -213,17 +198,5 @@ FUSEDLSTM_NOINLINE void multiply_two_tiles(TileRegisters& registers, const TileF
   if (v < vectors) multiply_vectors_of_two<Dot, 1>(f, v);
 }
 
-// The registers of the thread that runs a kernel, which gives them back at its end.
-template <>
-struct Multiplying<Avx512Amx> {
-  static constinit thread_local TileRegisters registers;  // cpu/instances/products_avx512_amx.cpp
-
-  Multiplying() = default;
-  Multiplying(const Multiplying&) = delete;
-  Multiplying& operator=(const Multiplying&) = delete;
-  ~Multiplying() { registers.release(); }
-};
-
-#endif
-
 }  // namespace fusedlstm::cpu
+#endif
