@@ -2,6 +2,7 @@
 
 python -m fusedlstm           versions, devices, libraries, instruction set, GPU architectures
 python -m fusedlstm plan ...  how the CUDA kernels would be launched for a problem; needs no GPU
+python -m fusedlstm tune ...  measures them and cuDNN on this machine's GPU, and keeps what is fastest
 python -m fusedlstm verify    compares each layer with torch.nn's on this machine's devices
 """
 
@@ -13,7 +14,7 @@ import sys
 
 import torch
 
-from fusedlstm import __version__, _library
+from fusedlstm import __version__, _library, _tune
 from fusedlstm.cells import CELLS
 
 
@@ -26,10 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("report", help="the default: versions, devices, libraries, and why something is not in use")
     plan_parser = commands.add_parser("plan", help="how the CUDA kernels would be launched; needs no GPU")
     _add_plan_arguments(plan_parser)
+    tune_parser = commands.add_parser("tune", help="measure kernels and cuDNN on this GPU, and keep what is fastest")
+    _tune.add_arguments(tune_parser)
     commands.add_parser("verify", help="parity with torch.nn, one line a check")
     options = parser.parse_args(arguments)
     if options.command == "plan":
         return _print_plans(options, plan_parser)
+    if options.command == "tune":
+        return _tune.main(options, tune_parser)
     if options.command == "verify":
         from fusedlstm import verify
 
@@ -82,6 +87,8 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--proj-size", type=_size, default=0)
     parser.add_argument("--bidirectional", action="store_true")
     parser.add_argument("--no-tf32", action="store_true", help="compute float32 strictly")
+    parser.add_argument("--input-size", type=_size, default=0, help="default: H; cuDNN's choice depends on it")
+    parser.add_argument("--layers", type=_size, default=1, help="which cuDNN runs at once (default: %(default)s)")
     parser.add_argument("--device", default="H100", help="part of a GPU's name (default: %(default)s)")
     parser.add_argument("--force", default="", metavar="TRANSPORT", help="stream, local, cluster or grid")
 
@@ -107,26 +114,25 @@ def _print_plans(options: argparse.Namespace, parser: argparse.ArgumentParser) -
     if device is None:
         parser.error(f"--device: expected one of {', '.join(d.name for d in known)}, got {options.device!r}")
     print(f"{device.name}: {options.cell} T={options.T} B={options.B} H={options.H} {options.dtype}")
+    problem = {
+        "device": device, "cell": options.cell, "T": options.T, "B": options.B, "H": options.H, "dtype": options.dtype,
+        "proj_size": options.proj_size, "directions": 2 if options.bidirectional else 1,
+        "allow_tf32": not options.no_tf32,
+    }  # fmt: skip
+    of_call = {"I": options.input_size or options.H, "layers": options.layers}
     for direction in ("forward", "backward"):
+        is_backward = direction == "backward"
         try:
-            plan = core.plan(
-                device=device,
-                cell=options.cell,
-                T=options.T,
-                B=options.B,
-                H=options.H,
-                dtype=options.dtype,
-                proj_size=options.proj_size,
-                directions=2 if options.bidirectional else 1,
-                allow_tf32=not options.no_tf32,
-                backward=direction == "backward",
-                request=options.force,
-            )
+            plan = core.plan(**problem, backward=is_backward, request=options.force)
         except ValueError as error:
             parser.error(str(error).replace("FUSEDLSTM_PLAN", "--force"))
         print(f"{direction:<8} {plan}")
         for reason in plan.rejected:
             print(f"{'':<8} not taken: {reason}")
+        contenders = json.loads(core.contenders(**problem, **of_call, backward=is_backward))
+        for other in contenders["plans"]:
+            print(f"{'':<8} {other['microseconds']:>8.0f} to {other['doubted']:.0f} us: {other['request']}")
+        print(f"{'':<8} {contenders['cudnn']:>8.0f} us: cuDNN")
     return 0
 
 

@@ -118,14 +118,22 @@ def is_plain(tensors) -> bool:
     A layer is then run as `choose_plain` says, and a step by the operators of steps.
     """
     input = tensors[0]
+    return (
+        is_eager(tensors)
+        and not is_any_autocast_enabled()
+        and (input.is_cpu or input.is_meta or not lacks_kernels(input.device))
+    )
+
+
+def is_eager(tensors) -> bool:
+    """Whether the call is run at once and as it is: nothing compiles, records, transforms or overrides it."""
     return not (
         torch.compiler.is_compiling()
         or are_transforms_active()
-        or is_any_autocast_enabled()
         or is_forward_mode_active()
         or torch.jit.is_tracing()
         or torch.overrides.has_torch_function(tensors)
-    ) and (input.is_cpu or input.is_meta or not lacks_kernels(input.device))
+    )
 
 
 @constant_for_dynamo

@@ -11,8 +11,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
 from fusedlstm._choice import is_plain
+from fusedlstm._layers import by_kind
 from fusedlstm._private_torch import count_of_dispatch_modes
-from fusedlstm._run import by_kind, run_usual, states_of_usual
+from fusedlstm._run import run_usual, states_of_usual
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 

@@ -133,6 +133,12 @@ FakeTensorMode = torch._subclasses.FakeTensorMode
 FunctionalTensorMode = functional_tensor.FunctionalTensorMode
 
 
+# cuDNN's layers below autograd, and their gradients. Public: torch.lstm and its kin, which cannot be differentiated
+# twice on a GPU, and warn at every call with weights that do not lie in one buffer.
+cudnn_rnn = torch.ops.aten._cudnn_rnn.default
+cudnn_rnn_backward = torch.ops.aten._cudnn_rnn_backward.default
+
+
 def argument_names(operator: OpOverload) -> tuple[str, ...]:
     """The names that its schema gives them. Nothing public has the schema."""
     return tuple(argument.name for argument in operator._schema.arguments)

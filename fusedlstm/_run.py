@@ -10,10 +10,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks, _int8
-from fusedlstm._choice import KERNELS, choose, choose_plain, choose_quantized, is_plain, is_tf32_on
+from fusedlstm import _contest as contest
+from fusedlstm._choice import KERNELS, choose, choose_plain, choose_quantized, is_eager, is_plain, is_tf32_on
+from fusedlstm._layers import as_passed, by_kind, run_stack, states_of_layers, weights_of_layers
 from fusedlstm._private_torch import count_of_dispatch_modes, is_any_autocast_enabled
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
+
+
+def is_on_gpu(x) -> bool:
+    """Whether fusedlstm's kernels have a contender there: see _contest.py."""
+    return x.is_cuda
 
 
 def run(
@@ -73,15 +80,15 @@ def run(
         wants_kept, is_compiling = return_carried or return_saved, torch.compiler.is_compiling()
         if frozen and (wants_kept or type(x) is not Tensor or not is_plain((x, *(hx or ()), *(reset_state or ())))):
             frozen = None
-        each = len(weights) // L
         if frozen:
             operator, layers, options = OPERATORS[cell.name].frozen, [[layer] for layer in frozen], ()
         elif is_int8:
             operator, options = choose_quantized(cell.name, [x, *(hx or ())], differentiable), ()
+            each = len(weights) // L
             layers = [[weights[i * each : (i + 1) * each]] for i in range(L)]
         else:
             operator = choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
-            layers = [by_kind(weights[i * each : (i + 1) * each], D, bias, P) for i in range(L)]
+            layers = weights_of_layers(weights, sizes)
             options = (x.is_cuda and x.dtype is torch.float32 and is_tf32_on(is_cell),)
         # Kernels check all that they are given, and that it fits together; but they do not know `sizes`.
         fits = shape[-1] == input_size and (
@@ -95,11 +102,21 @@ def run(
         if sorted_indices is not None and hx is not None:
             _checks.check_states(hx, sizes, B, x, "hidden")
             hx = [state.index_select(1, sorted_indices) for state in hx]
-        states = _states_of_layers(cell, x, hx, reset_state, sizes, B)
+        states = states_of_layers(cell, x, hx, reset_state, sizes, B)
         rows = batch_sizes, lengths, reset
         asked = (3, return_carried), (2, return_saved)
         wanted = [place for place, is_asked in asked if is_asked] if wants_kept else ()
-        output, last, *kept = _stack(operator, x, states, layers, rows, options, dropout if training else 0, wanted)
+        dropout = dropout if training and L > 1 else 0
+        results = None
+        if is_on_gpu(x) and not is_compiling:
+            is_open = not (frozen or wants_kept or is_cell or dropout) and lengths is None and reset is None
+            if is_open and is_eager((x, *(hx or ()), *weights)):
+                results = contest.run(cell.name, x, hx, weights, sizes, batch_sizes, options[0], differentiable)
+            else:
+                contest.last = None
+        if results is None:
+            results = run_stack(operator, x, states, layers, rows, options, dropout, wanted)
+        output, last, *kept = results
         if type(output) is not Tensor or output.is_meta:  # a fake kernel may have run, which checks little
             _checks.check_tensors(x, hx, weights, sizes, B, is_int8)
     except Exception:
@@ -194,67 +211,21 @@ def _run_plain(name, x, states, weights, sizes, batch_first):
     if not states:
         zeros = x.new_zeros(D, B, H)
         states = (x.new_zeros(D, B, P) if P else zeros, *[zeros] * (len(CELLS[name].states) - 1))
-    operator = choose_plain(name, (*weights, x, *states) if torch.is_grad_enabled() else ())
+    differentiable = (*weights, x, *states) if torch.is_grad_enabled() else ()
+    operator = choose_plain(name, differentiable)
     kinds = by_kind(weights, D, bias, P)
     allow_tf32 = x.is_cuda and x.dtype is torch.float32 and is_tf32_on(False)
     try:
-        output, last, *_ = operator(x, list(states), *kinds, None, None, None, [], allow_tf32)
+        results = None
+        if is_on_gpu(x):
+            results = contest.run(name, x, states, weights, sizes, None, allow_tf32, differentiable)
+        if results is None:
+            results = operator(x, list(states), *kinds, None, None, None, [], allow_tf32)
     except Exception:
         _checks.refuse(x, states, weights, sizes, B)
         raise
+    output, last, *_ = results
     return output.transpose(0, 1) if batch_first else output, as_passed(last)
-
-
-def as_passed(states):
-    """States as users pass them: one as a tensor, several as a tuple."""
-    return tuple(states) if len(states) > 1 else states[0]
-
-
-def _states_of_layers(cell, x, hx, reset_state, sizes, B):
-    """The initial states and the reset states of each layer; the first are zeros where there is no hx."""
-    _, _, H, P, L, D, _ = sizes
-
-    def of_layers(states):
-        return [states] if L == 1 else list(map(list, zip(*(state.chunk(L) for state in states))))
-
-    if hx is None:
-        zeros = x.new_zeros(D, B, H)
-        initial = [[x.new_zeros(D, B, P) if P else zeros, *[zeros] * (len(cell.states) - 1)]] * L
-    else:
-        initial = of_layers(hx)
-    return initial, [[]] * L if reset_state is None else of_layers(reset_state)
-
-
-def _stack(operator, x, states, layers, rows, options, dropout, wanted):
-    """All layers: output of the last; of all, layer by layer, the last states and the results at places `wanted`.
-
-    layers: of each its weights as the operator takes them.
-    options: what that takes last.
-    """
-    initial, reset_state = states
-    L, last, kept = len(layers), [], []
-    for layer in range(L):
-        result = operator(x, initial[layer], *layers[layer], *rows, reset_state[layer], *options)
-        x = result[0]
-        last.append(result[1])
-        if wanted:
-            kept.append([result[place] for place in wanted])
-        if dropout != 0 and layer < L - 1:
-            x = torch.dropout(x, dropout, True)
-    if L == 1:
-        return x, last[0], *(kept[0] if kept else ())
-    return x, list(map(torch.cat, zip(*last))), *map(torch.cat, zip(*kept))
-
-
-def by_kind(weights, D, bias, P):
-    """One layer's weights as the operator takes them: of each kind those of all directions, none of absent kinds."""
-    kinds = len(weights) // D
-    lists = [[tensor] for tensor in weights] if D == 1 else list(map(list, zip(weights[:kinds], weights[kinds:])))
-    if not bias:
-        lists[2:2] = [], []
-    if not P:
-        lists.append([])
-    return lists
 
 
 # Arrangement

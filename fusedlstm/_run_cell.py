@@ -8,7 +8,8 @@ from torch import Tensor
 from fusedlstm import _checks
 from fusedlstm._autograd import run_step
 from fusedlstm._choice import is_plain, is_tf32_on
-from fusedlstm._run import as_passed, run
+from fusedlstm._layers import as_passed
+from fusedlstm._run import run
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 

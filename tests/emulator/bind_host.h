@@ -12,11 +12,11 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/binding/plan_bindings.h"
 #include "cuda/host/fallback.h"
 #include "cuda/host/gemm.h"
 #include "cuda/host/layer.h"
 #include "cuda/host/lost_context.h"
+#include "cuda/host/named_problem.h"
 #include "cuda/host/second_order.h"
 #include "host.h"
 
@@ -81,16 +81,7 @@ inline void bind_host(py::module_& m) {
   py::class_<Problem>(m, "Problem", py::module_local())
       .def(py::init([](const std::string& cell, int64_t T, int64_t B, int64_t H, int64_t proj_size, int directions,
                        int members, const std::string& dtype, bool allow_tf32, bool backward) {
-             return Problem{cell_from_name(cell).kind,
-                            T,
-                            B,
-                            H,
-                            proj_size,
-                            directions,
-                            members,
-                            dtype_from_name(dtype),
-                            allow_tf32,
-                            backward ? Pass::kBackward : Pass::kForward};
+             return named_problem(T, B, H, cell, dtype, proj_size, directions, members, allow_tf32, backward);
            }),
            py::kw_only(), py::arg("cell") = "lstm", py::arg("T"), py::arg("B"), py::arg("H"), py::arg("proj_size") = 0,
            py::arg("directions") = 1, py::arg("members") = 1, py::arg("dtype"), py::arg("allow_tf32") = true,
@@ -102,6 +93,7 @@ inline void bind_host(py::module_& m) {
       .def(py::init([](const std::string& device) { return std::make_unique<PlanMemo>(known_device(device)); }))
       .def_property_readonly_static("most", [](const py::object&) { return PlanMemo::kMost; })
       .def("plan", &PlanMemo::plan, py::return_value_policy::copy)
+      .def("prefer", &PlanMemo::prefer)
       .def("__len__", &PlanMemo::size);
   py::class_<Choice>(m, "Choice", py::module_local()).def_readonly("plan", &Choice::plan);
   py::class_<Fallback>(m, "Fallback", py::module_local())
@@ -117,7 +109,10 @@ inline void bind_host(py::module_& m) {
             return choices;
           },
           py::call_guard<py::gil_scoped_release>())
+      .def("prefer", &Fallback::prefer)
       .def_property_readonly("last_launched", &Fallback::last_launched)
+      .def("last_plan", [](Fallback& fallback,
+                           bool backward) { return fallback.last_plan(backward ? Pass::kBackward : Pass::kForward); })
       .def("replace", [](Fallback& fallback, const Choice& refused, const Problem& problem, int error) {
         const auto replacement = fallback.replace(refused, problem, static_cast<cudaError_t>(error));
         return std::pair(replacement.choice, replacement.warning);

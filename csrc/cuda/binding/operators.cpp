@@ -1,9 +1,5 @@
 // The layer operators on CUDA: arguments checked, results allocated, and what torch is told of them.
-#include <torch/csrc/stable/accelerator.h>
-
-#include <cstdio>
-#include <exception>
-#include <stdexcept>
+#include <iterator>
 
 #include "call/checked_steps.h"
 #include "call/one_step.h"
@@ -11,26 +7,11 @@
 #include "cells/all.h"
 #include "cuda/host/layer.h"
 #include "cuda/host/second_order.h"
-#include "device_query.h"
+#include "on_device.h"
 #include "torch_host.h"
 
 namespace fusedlstm::cuda {
 namespace {
-
-// Runs the body of an operator on a device. What it throws says so where the CUDA context is lost.
-template <class Body>
-auto on_device(int ordinal, Body body) {
-  const torch::stable::accelerator::DeviceGuard guard(ordinal);
-  try {
-    return body();
-  } catch (const std::exception& error) {
-    const std::string text = lost_context(error.what(), ordinal);
-    STD_TORCH_CHECK(text.empty(), text);
-    // What Python would take for a ValueError.
-    STD_TORCH_CHECK(!dynamic_cast<const std::invalid_argument*>(&error), error.what());
-    throw;
-  }
-}
 
 // What follows is views of tensors, as the host code takes them: they must not outlive the tensors.
 
@@ -164,29 +145,7 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
   }
 }
 
-// Why no kernel of this library can run on a device, or "".
-std::string cuda_obstacle(int64_t ordinal) {
-  return on_device(static_cast<int>(ordinal), [&] {
-    Device device{};
-    const cudaError_t error = query_device(static_cast<int>(ordinal), device);
-    return error == cudaSuccess ? std::string() : failure_text("device " + std::to_string(ordinal), error);
-  });
-}
-
 }  // namespace
-
-// Here and not with the other schemas, since it exists only where this library is loaded. For the `catch` see there.
-STABLE_TORCH_LIBRARY_FRAGMENT(fusedlstm, m) {
-  try {
-    m.def("_cuda_obstacle(int ordinal) -> str");
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "fusedlstm: its CUDA operators could not be defined (%s)\n", error.what());
-  }
-}
-
-STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CompositeExplicitAutograd, m) {
-  m.impl("_cuda_obstacle", TORCH_BOX(&cuda_obstacle));
-}
 
 STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CUDA, m) {
   implement_from(m);

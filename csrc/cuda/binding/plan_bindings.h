@@ -1,31 +1,15 @@
-// The planner for Python: `_core.plan(...)` and `_core.known_devices()`.
+// The planner for Python: `_core.plan(...)`, `_core.contenders(...)` and `_core.known_devices()`.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <stdexcept>
 #include <string>
 
 #include "cuda/host/kernel_shapes.h"
-#include "cuda/host/plan.h"
+#include "cuda/host/named_problem.h"
+#include "cuda/host/plan_contenders.h"
 
 namespace fusedlstm::cuda {
-
-inline Dtype dtype_from_name(const std::string& name) {
-  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kBFloat16, Dtype::kFloat16})
-    if (name == dtype_name(dtype)) return dtype;
-  throw std::invalid_argument("dtype: expected float32, float64, bfloat16 or float16, got '" + name + "'");
-}
-
-// Of what kind a cell is, by the name that its operators have.
-inline const NamedCell& cell_from_name(const std::string& name) {
-  std::string known;
-  for (const NamedCell& cell : kCells) {
-    if (name == cell.name) return cell;
-    known += std::string(known.empty() ? "" : ", ") + cell.name;
-  }
-  throw std::invalid_argument("cell: expected one of " + known + ", got '" + name + "'");
-}
 
 inline void bind_plan(pybind11::module_& m) {
   namespace py = pybind11;
@@ -63,22 +47,8 @@ inline void bind_plan(pybind11::module_& m) {
       "plan",
       [](const Device& device, int64_t T, int64_t B, int64_t H, const std::string& cell, const std::string& dtype,
          int64_t proj_size, int directions, int members, bool allow_tf32, bool backward, const std::string& request) {
-        if (T < 1 || B < 1 || H < 1 || members < 1 || directions < 1 || directions > 2 || proj_size < 0)
-          throw std::invalid_argument(
-              "plan: expected T, B, H, members >= 1, proj_size >= 0 and 1 or 2 directions, got T=" + std::to_string(T) +
-              " B=" + std::to_string(B) + " H=" + std::to_string(H) + " proj_size=" + std::to_string(proj_size) +
-              " directions=" + std::to_string(directions) + " members=" + std::to_string(members));
-        const Problem problem{cell_from_name(cell).kind,
-                              T,
-                              B,
-                              H,
-                              proj_size,
-                              directions,
-                              members,
-                              dtype_from_name(dtype),
-                              allow_tf32,
-                              backward ? Pass::kBackward : Pass::kForward};
-        return make_plan(problem, device, request);
+        return make_plan(named_problem(T, B, H, cell, dtype, proj_size, directions, members, allow_tf32, backward),
+                         device, request);
       },
       py::kw_only(), py::arg("device"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("cell") = "lstm",
       py::arg("dtype") = "float32", py::arg("proj_size") = 0, py::arg("directions") = 1, py::arg("members") = 1,
@@ -86,18 +56,21 @@ inline void bind_plan(pybind11::module_& m) {
       "The plan of one layer's recurrence; ValueError with the reason if `request` does not fit.");
 
   m.def(
+      "contenders",
+      [](const Device& device, int64_t T, int64_t B, int64_t I, int64_t H, int layers, const std::string& cell,
+         const std::string& dtype, int64_t proj_size, int directions, bool allow_tf32, bool packed, bool backward) {
+        return contenders_json(named_problem(T, B, H, cell, dtype, proj_size, directions, 1, allow_tf32, backward),
+                               device, {I, layers, packed});
+      },
+      py::kw_only(), py::arg("device"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("layers") = 1,
+      py::arg("cell") = "lstm", py::arg("dtype") = "float32", py::arg("proj_size") = 0, py::arg("directions") = 1,
+      py::arg("allow_tf32") = true, py::arg("packed") = false, py::arg("backward") = false,
+      "What may run a pass of a stack of layers, as JSON: see csrc/cuda/host/plan_contenders.h.");
+
+  m.def(
       "kernel_shapes",
       [](const std::string& cell, const std::string& dtype, bool allow_tf32, bool backward) {
-        const Problem problem{cell_from_name(cell).kind,
-                              1,
-                              1,
-                              1,
-                              0,
-                              1,
-                              1,
-                              dtype_from_name(dtype),
-                              allow_tf32,
-                              backward ? Pass::kBackward : Pass::kForward};
+        const Problem problem = named_problem(1, 1, 1, cell, dtype, 0, 1, 1, allow_tf32, backward);
         py::list shapes;
         for (const KernelShape& shape : kKernelShapes)
           if (shape.cell == problem.cell && shape.pass == problem.pass && is_compiled(shape, arithmetic_of(problem)))

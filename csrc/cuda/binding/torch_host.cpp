@@ -18,15 +18,6 @@ namespace {
 std::mutex fallbacks_mutex;
 std::map<int, Fallback> fallbacks;  // of the devices that have been used
 
-Fallback& fallback_of(int ordinal) {
-  const std::lock_guard lock(fallbacks_mutex);
-  const auto found = fallbacks.find(ordinal);
-  if (found != fallbacks.end()) return found->second;
-  Device device{};
-  check(query_device(ordinal, device), "device properties");
-  return fallbacks.try_emplace(ordinal, device, ordinal).first->second;
-}
-
 cudaStream_t current_stream(int ordinal) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(ordinal, &stream));
@@ -58,6 +49,15 @@ Tensor tensor_of(const View& view) {
 }
 
 }  // namespace
+
+Fallback& fallback_of(int ordinal) {
+  const std::lock_guard lock(fallbacks_mutex);
+  const auto found = fallbacks.find(ordinal);
+  if (found != fallbacks.end()) return found->second;
+  Device device{};
+  check(query_device(ordinal, device), "device properties");
+  return fallbacks.try_emplace(ordinal, device, ordinal).first->second;
+}
 
 View view_of(const Tensor& tensor, Dtype dtype) {
   View view;

@@ -8,6 +8,9 @@ namespace fusedlstm::cuda {
 // A tensor of this dtype, for as long as it lives; null where it is undefined.
 View view_of(const Tensor& tensor, Dtype dtype);
 
+// What is known of a device, from its first use on. It must be the current one.
+Fallback& fallback_of(int ordinal);
+
 class TorchHost final : public Host {
  public:
   // Device `ordinal` must be the current one.

@@ -31,6 +31,21 @@ struct Costs {
   double rate_tf32;
   double rate_float32;
   double rate_float64;
+  // How many times as long as the model says the kernels of a transport may take, as far as is known.
+  double doubt_stream;  // which the host binds
+  double doubt_local;
+  double doubt_cluster;
+  double doubt_grid;
+  // cuDNN's recurrence, microseconds of a step, by its algorithm: forward, and how many times that backward is.
+  double cudnn_standard_us;          // products and pointwise kernels, where those take no longer
+  double cudnn_small_us;             // kernels for small hidden sizes, and for each element of the batch's states
+  double cudnn_small_element_us;     //
+  double cudnn_resident_us;          // kernels that keep weights of 16 bits, for each hidden unit, and as above
+  double cudnn_resident_unit_us;     //
+  double cudnn_resident_element_us;  //
+  double cudnn_standard_backward;
+  double cudnn_resident_backward;
+  double cudnn_weight_us;  // to copy a weight to where cuDNN reads it, beside its bytes
 };
 
 // Estimated from published measurements, until tools/gpu_check has measured them.
@@ -58,6 +73,19 @@ inline constexpr Costs kSm90{
     .rate_tf32 = 600,
     .rate_float32 = 90,
     .rate_float64 = 40,
+    .doubt_stream = 1.5,
+    .doubt_local = 1.5,
+    .doubt_cluster = 1.7,
+    .doubt_grid = 2.5,
+    .cudnn_standard_us = 5,
+    .cudnn_small_us = 1.4,
+    .cudnn_small_element_us = 1.1e-5,
+    .cudnn_resident_us = 1.4,
+    .cudnn_resident_unit_us = 3.5e-4,
+    .cudnn_resident_element_us = 3e-5,
+    .cudnn_standard_backward = 1.4,
+    .cudnn_resident_backward = 1.7,
+    .cudnn_weight_us = 3,
 };
 // Nothing is known of these yet that is not the device's.
 inline constexpr Costs kSm75 = kSm90;

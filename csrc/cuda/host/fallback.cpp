@@ -69,15 +69,32 @@ Fallback::Replacement Fallback::replace(const Choice& refused, const Problem& pr
   return replacement;
 }
 
+void Fallback::prefer(const Problem& problem, const std::string& request) {
+  const std::lock_guard lock(mutex_);
+  plans_.prefer(problem, request);
+}
+
+std::string Fallback::contenders(const Problem& problem, const CudnnCall& call) {
+  const std::lock_guard lock(mutex_);
+  return contenders_json(problem, plans_.device(), call);
+}
+
 void Fallback::launched(const Plan& plan) {
   const std::lock_guard lock(mutex_);
-  last_launched_ = plan;
+  last_plans_[static_cast<int>(plan.shape.pass)] = plan;
+  if (plan.shape.transport != Transport::kStream) last_resident_ = plan;
 }
 
 std::string Fallback::last_launched() {
   const std::lock_guard lock(mutex_);
-  if (last_launched_.shape.transport == Transport::kStream) return "";
-  return kernel_name(last_launched_.arithmetic, last_launched_.shape) + " (" + to_string(last_launched_) + ")";
+  if (last_resident_.shape.transport == Transport::kStream) return "";
+  return kernel_name(last_resident_.arithmetic, last_resident_.shape) + " (" + to_string(last_resident_) + ")";
+}
+
+std::string Fallback::last_plan(Pass pass) {
+  const std::lock_guard lock(mutex_);
+  const std::optional<Plan>& plan = last_plans_[static_cast<int>(pass)];
+  return plan ? to_string(*plan) : "";
 }
 
 }  // namespace fusedlstm::cuda

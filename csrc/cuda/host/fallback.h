@@ -50,15 +50,23 @@ class Fallback {
   // other kernel must or can replace it.
   Replacement replace(const Choice& refused, const Problem& problem, cudaError_t error);
 
-  // To be told of every launch of a resident kernel.
+  // As PlanMemo::prefer.
+  void prefer(const Problem& problem, const std::string& request);
+  // As contenders_json of the device.
+  std::string contenders(const Problem& problem, const CudnnCall& call);
+
+  // To be told of every pass that is launched.
   void launched(const Plan& plan);
-  // The kernel and the plan of the last one; "" before the first.
+  // The resident kernel that was launched last, and its plan; "" before the first.
   std::string last_launched();
+  // How the last pass of this kind ran; "" before the first.
+  std::string last_plan(Pass pass);
 
  private:
   std::mutex mutex_;
   PlanMemo plans_;
-  Plan last_launched_{};
+  Plan last_resident_{};
+  std::optional<Plan> last_plans_[2];  // of each pass
   const int ordinal_;
 };
 

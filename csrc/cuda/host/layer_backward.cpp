@@ -43,7 +43,7 @@ void stream_backward(const PreparedLayer& p, const BackwardArgs& a, int d, const
 // kernel runs all members at once.
 std::optional<BackwardRecurrence> recur(PreparedLayer& p, const Incoming& in, const Gradients& grads) {
   const Layer& layer = p.layer;
-  const Choice choice = p.host.choose(layer.problem(Pass::kBackward));
+  Choice choice = p.host.choose(layer.problem(Pass::kBackward));
   if (layer.is_ensemble && !layer.is_resident(choice.plan)) return std::nullopt;
   const CellSizes& cell = layer.cell.sizes;
   const int64_t D = layer.directions, R = layer.recurrent();
@@ -81,6 +81,7 @@ std::optional<BackwardRecurrence> recur(PreparedLayer& p, const Incoming& in, co
   if (layer.is_ensemble) return std::nullopt;
   if (layer.proj > 0) r.d_projected = p.rows_workspace("d_projected", layer.dtype, {D, layer.rows, R});
   for (int d = 0; d < D; ++d) stream_backward(p, a, d, r.d_from_hidden[d], layer.proj > 0 ? r.d_projected[d] : View());
+  p.host.launched(choice);
   return r;
 }
 

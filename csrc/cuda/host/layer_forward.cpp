@@ -55,7 +55,7 @@ void stream_forward(const PreparedLayer& p, const ForwardArgs& a, int d) {
 
 // Of one layer, or of all members in one launch. False: no kernel runs all members at once, and nothing was run.
 bool forward(Host& host, const Layer& given, const ForwardResults& r) {
-  const Choice choice = host.choose(given.problem(Pass::kForward));
+  Choice choice = host.choose(given.problem(Pass::kForward));
   if (given.is_ensemble && !given.is_resident(choice.plan)) return false;
   const PreparedLayer p(host, given);
   const Layer& layer = p.layer;
@@ -74,6 +74,7 @@ bool forward(Host& host, const Layer& given, const ForwardResults& r) {
   if (p.launch_resident(choice, a, launch_forward)) return true;
   if (layer.is_ensemble) return false;
   for (int d = 0; d < layer.directions; ++d) stream_forward(p, a, d);
+  host.launched(choice);
   return true;
 }
 

@@ -78,9 +78,7 @@ Misfit misfit(const KernelShape& shape, const Problem& p, const Device& d) {
   if (k > capacity) return {Reason::kK, {capacity, k, p.H}};
   if (bytes > d.smem_bytes) return {Reason::kSharedMemory, {d.smem_bytes, bytes}};
   for (const RefusedKernel& refused : d.refused)
-    if (refused.arithmetic == arithmetic && refused.shape == shape &&
-        (refused.cluster_size == 0 || refused.cluster_size == ctas))
-      return {Reason::kRefused};
+    if (refused.is_of(arithmetic, shape, ctas)) return {Reason::kRefused};
   switch (shape.transport) {
     case Transport::kLocal:
       if (ctas > 1) return {Reason::kUnits, {units, p.H}};
@@ -228,15 +226,16 @@ Plan resident_plan(int shape_index, const Problem& p, const Device& d) {
           .microseconds = resident_microseconds(shape, p, d)};
 }
 
-// The best plan of one resident transport; else why there is none.
-std::optional<Plan> best_of(Transport transport, const Request& request, const Problem& p, const Device& d,
-                            Misfit& why_not) {
-  std::optional<Plan> best;
+// Calls `take` with the plan of each kernel of one resident transport that fits and that the request allows; else
+// returns why there is none.
+template <class Take>
+Misfit plans_of(Transport transport, const Request& request, const Problem& p, const Device& d, Take take) {
   const Arithmetic arithmetic = arithmetic_of(p);
-  why_not = obstacle(transport, p, d);
-  if (why_not.reason != Reason::kNone) return best;
+  Misfit why_not = obstacle(transport, p, d);
+  if (why_not.reason != Reason::kNone) return why_not;
   why_not = {request.k > 0 ? Reason::kNotCompiledForK : Reason::kNotCompiled,
              {request.units, request.batch_rows, request.k}};
+  bool fits = false;
   for (int i = 0; i < static_cast<int>(kKernelShapes.size()); ++i) {
     const KernelShape& shape = kKernelShapes[static_cast<size_t>(i)];
     if (shape.cell != p.cell || shape.transport != transport || shape.pass != p.pass || !is_compiled(shape, arithmetic))
@@ -246,14 +245,23 @@ std::optional<Plan> best_of(Transport transport, const Request& request, const P
       continue;
     if (request.k > 0 && k_capacity(shape, arithmetic) != request.k) continue;
     const Misfit found = misfit(shape, p, d);
-    if (found.reason != Reason::kNone) {
+    if (found.reason == Reason::kNone) {
+      fits = true;
+      take(resident_plan(i, p, d));
+    } else {
       why_not = found;  // shapes are listed from small to large: the last reason is that of the largest
-      continue;
     }
-    const Plan plan = resident_plan(i, p, d);
-    if (!best || plan.microseconds < best->microseconds) best = plan;
   }
-  if (best) why_not = {};
+  return fits ? Misfit{} : why_not;
+}
+
+// The best plan of one resident transport; else why there is none.
+std::optional<Plan> best_of(Transport transport, const Request& request, const Problem& p, const Device& d,
+                            Misfit& why_not) {
+  std::optional<Plan> best;
+  why_not = plans_of(transport, request, p, d, [&](const Plan& plan) {
+    if (!best || plan.microseconds < best->microseconds) best = plan;
+  });
   return best;
 }
 
@@ -294,6 +302,18 @@ Plan make_plan(const Problem& problem, const Device& device, const std::string& 
   }
   best.misfits = misfits;
   return best;
+}
+
+std::vector<Plan> plans_that_fit(const Problem& problem, const Device& device, int most) {
+  std::vector<Plan> plans;
+  for (const Transport transport : kResident)
+    (void)plans_of(transport, {}, problem, device, [&](const Plan& plan) { plans.push_back(plan); });
+  const auto is_cheaper = [](const Plan& a, const Plan& b) { return a.microseconds < b.microseconds; };
+  std::stable_sort(plans.begin(), plans.end(), is_cheaper);
+  if (plans.size() > static_cast<size_t>(most)) plans.resize(static_cast<size_t>(most));
+  const Plan stream = stream_plan(problem, device);
+  plans.insert(std::upper_bound(plans.begin(), plans.end(), stream, is_cheaper), stream);
+  return plans;
 }
 
 const char* transport_name(Transport transport) {
@@ -359,11 +379,15 @@ std::vector<std::string> rejected(const Plan& plan) {
 }
 
 std::string kernel_name(Arithmetic arithmetic, const KernelShape& shape) {
-  std::string name = text("%s %s %s kernel %s", arithmetic_name(arithmetic), cell_name(shape.cell),
-                          shape.pass == Pass::kForward ? "forward" : "backward", transport_name(shape.transport));
-  if (shape.transport != Transport::kStream)
-    name += text(":%dx%dx%d", units_per_cta(shape, arithmetic), shape.batch_rows(), k_capacity(shape, arithmetic));
-  return name;
+  return text("%s %s %s kernel %s", arithmetic_name(arithmetic), cell_name(shape.cell),
+              shape.pass == Pass::kForward ? "forward" : "backward", request_of(arithmetic, shape).c_str());
+}
+
+std::string request_of(Arithmetic arithmetic, const KernelShape& shape) {
+  const char* transport = transport_name(shape.transport);
+  if (shape.transport == Transport::kStream) return transport;
+  return text("%s:%dx%dx%d", transport, units_per_cta(shape, arithmetic), shape.batch_rows(),
+              k_capacity(shape, arithmetic));
 }
 
 const std::vector<Device>& known_devices() {

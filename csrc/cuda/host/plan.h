@@ -72,6 +72,10 @@ struct RefusedKernel {
   KernelShape shape;
   int cluster_size;  // that is refused; 0: any
   bool operator==(const RefusedKernel&) const = default;
+  // ctas: those that hold W_hh once.
+  bool is_of(Arithmetic of, const KernelShape& kernel, int64_t ctas) const {
+    return arithmetic == of && shape == kernel && (cluster_size == 0 || cluster_size == ctas);
+  }
 };
 
 // What limits a launch. From cudaGetDeviceProperties and occupancy queries, or from known_devices().
@@ -105,14 +109,20 @@ struct Plan {
 // what is requested does not fit or does not exist.
 Plan make_plan(const Problem& problem, const Device& device, const std::string& request = "");
 
+// The plans that fit, each of another kernel, the cheapest by the model first: STREAM, and at most `most` others.
+std::vector<Plan> plans_that_fit(const Problem& problem, const Device& device, int most);
+
 // One line: "lstm grid bfloat16, 64 CTAs x 16 units, 2 tiles of 8 rows, 38 KiB shared memory, estimated 612 us".
 std::string to_string(const Plan& plan);
 
 // Why the transports that do not fit were not taken, one sentence each: "cluster: expected sm_90 or later, got sm_80".
 std::vector<std::string> rejected(const Plan& plan);
 
-// What runs the steps in one line: "bfloat16 lstm forward kernel grid:16x8x1024"; the last word can be a request.
+// What runs the steps in one line: "bfloat16 lstm forward kernel grid:16x8x1024"; the last word is request_of it.
 std::string kernel_name(Arithmetic arithmetic, const KernelShape& shape);
+
+// What make_plan has to be asked for to choose this kernel: "grid:16x8x1024", "stream".
+std::string request_of(Arithmetic arithmetic, const KernelShape& shape);
 
 Arithmetic arithmetic_of(const Problem& problem);
 const char* transport_name(Transport transport);

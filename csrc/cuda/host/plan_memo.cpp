@@ -24,16 +24,27 @@ size_t PlanMemo::Hash::operator()(const Key& key) const {
 
 const Plan& PlanMemo::plan(const Problem& problem, const std::string& request) {
   Key key{problem, request};
+  if (request.empty())
+    if (const auto found = preferred_.find(key); found != preferred_.end()) return found->second;
   if (const auto found = plans_.find(key); found != plans_.end()) return found->second;
   const Plan plan = make_plan(problem, device_, request);
   if (plans_.size() == kMost) plans_.clear();
   return plans_.emplace(std::move(key), plan).first->second;
 }
 
+void PlanMemo::prefer(const Problem& problem, const std::string& request) {
+  const Plan plan = make_plan(problem, device_, request);
+  if (preferred_.size() == kMost) preferred_.clear();
+  preferred_.insert_or_assign({problem, ""}, plan);
+}
+
 bool PlanMemo::refuse(const RefusedKernel& kernel) {
   if (std::find(device_.refused.begin(), device_.refused.end(), kernel) != device_.refused.end()) return false;
   device_.refused.push_back(kernel);
   plans_.clear();
+  std::erase_if(preferred_, [&](const auto& each) {
+    return kernel.is_of(each.second.arithmetic, each.second.shape, each.second.ctas_per_tile);
+  });
   return true;
 }
 

@@ -12,13 +12,18 @@ namespace fusedlstm::cuda {
 // For one thread at a time. The device belongs to it, so that no plan outlives the facts that it was made from.
 class PlanMemo {
  public:
-  // Plans that are kept; all are forgotten when there is one more.
+  // Plans that are kept, and likewise those that are preferred; all are forgotten when there is one more.
   static constexpr size_t kMost = 1024;
 
   explicit PlanMemo(const Device& device) : device_(device) {}
 
-  // As make_plan of the device. The plan lives until the next call.
+  // As make_plan of the device; without a request the one that is preferred, if there is one. The plan lives until the
+  // next call.
   const Plan& plan(const Problem& problem, const std::string& request);
+  // From now on the problem has the plan of this request, which was found to be the best. Throws std::invalid_argument
+  // like make_plan.
+  void prefer(const Problem& problem, const std::string& request);
+  const Device& device() const { return device_; }
   // From now on no plan has a kernel that the device has refused. False: that was known.
   bool refuse(const RefusedKernel& kernel);
   size_t size() const { return plans_.size(); }
@@ -34,7 +39,9 @@ class PlanMemo {
   };
 
   Device device_;
-  std::unordered_map<Key, Plan, Hash> plans_;
+  using Plans = std::unordered_map<Key, Plan, Hash>;
+  Plans plans_;
+  Plans preferred_;  // without requests
 };
 
 }  // namespace fusedlstm::cuda

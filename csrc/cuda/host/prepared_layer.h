@@ -43,10 +43,11 @@ class PreparedLayer {
   // The view itself if it is contiguous, else a copy.
   View contiguous(const char* name, const View& view);
 
-  // Launches the chosen resident kernel, or the best that the device does not refuse instead, and fills in what it
-  // needs beside the tensors of the layer. False: there is none for all members at once, and nothing was run.
+  // Launches the chosen resident kernel, or the best that the device does not refuse instead, which `choice` is then,
+  // and fills in what it needs beside the tensors of the layer. False: there is none for all members at once, and
+  // nothing was run.
   template <class Args>
-  bool launch_resident(Choice choice, Args& a, cudaError_t (*launch)(const Plan&, const Args&, cudaStream_t)) const {
+  bool launch_resident(Choice& choice, Args& a, cudaError_t (*launch)(const Plan&, const Args&, cudaStream_t)) const {
     const Pass pass = choice.plan.shape.pass;
     Buffer weights[kMaxDirections];
     while (layer.is_resident(choice.plan)) {
