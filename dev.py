@@ -7,6 +7,7 @@
     python3 dev.py wheel
     python3 dev.py check-wheel [options of tools/check_wheel.py]
     python3 dev.py gpu-kit [options of tools/make_gpu_kit.py]
+    python3 dev.py kernels-package [options of tools/make_kernels_package.py]
 
 If this Python has torch, it is used as it is, offline too. Otherwise `.venv` is created and torch is installed into it
 (TORCH_SPEC says which, for example `torch==2.13.0`; FUSEDLSTM_VENV says where).
@@ -40,6 +41,7 @@ NEEDED = {
     "wheel": {"setuptools", "build", "auditwheel"},
     "check-wheel": {"twine"},
     "gpu-kit": {"setuptools"},
+    "kernels-package": set(),
 }
 
 
@@ -58,6 +60,7 @@ def main(arguments: list[str]) -> int:
     install_missing(command)
     commands = {
         "build": build, "test": test, "bench": bench, "wheel": wheel, "check-wheel": check_wheel, "gpu-kit": gpu_kit,
+        "kernels-package": kernels_package,
     }  # fmt: skip
     return commands[command](options)
 
@@ -94,6 +97,10 @@ def check_wheel(options: list[str]) -> int:
 
 def gpu_kit(options: list[str]) -> int:
     return run("tools/make_gpu_kit.py", *options)
+
+
+def kernels_package(options: list[str]) -> int:
+    return run("tools/make_kernels_package.py", *options)
 
 
 def run(*arguments: str) -> int:

@@ -9,6 +9,8 @@ Three files come out, and none of them needs the others to load:
 The two libraries use the LibTorch stable ABI, so that one build serves every torch from 2.10 on.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import importlib.util
@@ -20,6 +22,7 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 from cuda_toolkit import Toolkit, arch_list, compression_flags, find_toolkit, gencode_flags, parse_archs
 from find_torch import find_torch, torch_version
@@ -28,7 +31,11 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD_DIR = ROOT / "build/native"
 
 # Oldest torch whose stable ABI the libraries may use; the wheel's `torch>=2.10` says the same.
-TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000ULL"
+OLDEST_TORCH = (2, 10)
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000ULL".format(*OLDEST_TORCH)
+
+# Of the operators. A package for Hugging Face's `kernels` has one of its own.
+NAMESPACE = "fusedlstm"
 
 # A file csrc/cpu/instances/*_<name>.cpp is compiled with these flags, and only it: the rest must run on any x86-64.
 _AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
@@ -71,20 +78,29 @@ rule link
 
 
 class NinjaFile:
-    """The text of a build.ninja under construction."""
+    """The text of a build.ninja under construction.
 
-    def __init__(self, **variables: str):
+    namespace: of the operators. What has it compiled in goes below `folder`, "" or with a slash at its end; the other
+    objects serve every namespace.
+    """
+
+    def __init__(self, namespace: str = NAMESPACE, folder: str = "", **variables: str):
+        self.namespace, self.folder = namespace, folder
         self.lines = [f"{name} = {_escape(value)}" for name, value in variables.items()] + [RULES]
-        self.outputs: list[str] = []
+        self.outputs: dict[str, str] = {}  # by their place in the package
 
     def object(self, source: Path, flags: list[str], rule: str = "cxx", folder: str = "objects") -> str:
+        if b"FUSEDLSTM_NAMESPACE" in source.read_bytes():
+            flags, folder = [*flags, f"-DFUSEDLSTM_NAMESPACE={self.namespace}"], f"{self.folder}{folder}"
         output = f"{folder}/{source.relative_to(ROOT)}.o"
         self._build(output, rule, [str(source)], flags)
         return output
 
-    def library(self, name: str, inputs: list[str], flags: list[str]) -> None:
-        self._build(name, "link", inputs, flags)
-        self.outputs.append(name)
+    def library(self, name: str, inputs: list[str], flags: list[str]) -> str:
+        output = f"{self.folder}{name}"
+        self._build(output, "link", inputs, flags)
+        self.outputs[name] = output
+        return output
 
     def _build(self, output: str, rule: str, inputs: list[str], flags: list[str]) -> None:
         words = " ".join(_escape(word, separators=True) for word in inputs)
@@ -94,24 +110,55 @@ class NinjaFile:
         ]
 
     def text(self) -> str:
-        return "\n".join([*self.lines, "default " + " ".join(_escape(o, separators=True) for o in self.outputs), ""])
-
-
-def build(version: str) -> dict[str, Path]:
-    """Compiles what is out of date; returns the built files by their place in the package."""
-    torch_dir = find_torch()
-    if torch_dir is None:
-        raise SystemExit(
-            "fusedlstm: expected torch >= 2.10 to build for, found none (pip install torch, or set FUSEDLSTM_TORCH_DIR)"
+        return "\n".join(
+            [*self.lines, "default " + " ".join(_escape(o, separators=True) for o in self.outputs.values()), ""]
         )
-    torch, toolkit = torch_version(torch_dir), _toolkit_to_use(torch_version(torch_dir)["cuda"])
-    archs = parse_archs(arch_list()) if toolkit else []
-    cxx = _compiler()
+
+
+class Tools(NamedTuple):
+    """What the environment says that is to be built with."""
+
+    torch_dir: Path
+    cxx: str
+    toolkit: Toolkit | None  # None where the CUDA library is not to be built
+    archs: list[str]
+
+    @classmethod
+    def find(cls) -> Tools:
+        torch_dir = find_torch()
+        if torch_dir is None:
+            raise SystemExit(
+                "fusedlstm: expected torch >= 2.10 to build for, found none "
+                "(pip install torch, or set FUSEDLSTM_TORCH_DIR)"
+            )
+        toolkit = _toolkit_to_use(torch_version(torch_dir)["cuda"])
+        return cls(torch_dir, _compiler(), toolkit, parse_archs(arch_list()) if toolkit else [])
+
+    def facts(self, version: str) -> dict:
+        """What build.json says of a build of this version."""
+        compiler = subprocess.run([*shlex.split(self.cxx), "--version"], capture_output=True, text=True).stdout
+        return {
+            "version": version,
+            "torch_headers": torch_version(self.torch_dir)["version"],
+            "compiler": compiler.splitlines()[0],
+            "cuda_toolkit": self.toolkit.version if self.toolkit else None,
+            "cuda_archs": self.archs,
+        }
+
+
+def build(version: str, namespace: str = NAMESPACE, folder: str = "") -> dict[str, Path]:
+    """Compiles what is out of date; returns the built files by their place in the package.
+
+    namespace, folder: see `NinjaFile`. Two builds that would undo each other's work have different folders.
+    """
+    tools = Tools.find()
+    torch_dir, cxx, toolkit, archs = tools
     host_flags = [*COMMON_FLAGS, *HOST_FLAGS, *_words_of("CXXFLAGS")]
 
     nvcc = shlex.quote(str(toolkit.nvcc)) if toolkit else "nvcc"
     # Relative to where ninja runs: the linker's option could not hold every character of a path.
-    ninja = NinjaFile(cxx=cxx, nvcc=nvcc, exports=os.path.relpath(ROOT / "csrc/exports.map", BUILD_DIR))
+    exports = os.path.relpath(ROOT / "csrc/exports.map", BUILD_DIR)
+    ninja = NinjaFile(namespace, folder, cxx=cxx, nvcc=nvcc, exports=exports)
     torch_flags = [*host_flags, *_torch_flags(torch_dir)]
     _cpu_library(ninja, torch_flags, torch_dir, cxx)
     if toolkit:
@@ -119,21 +166,17 @@ def build(version: str) -> dict[str, Path]:
     if not is_set("FUSEDLSTM_NO_PYBIND"):
         _core_module(ninja, [*host_flags, f'-DFUSEDLSTM_VERSION="{version}"'])
 
-    compiler = subprocess.run([*shlex.split(cxx), "--version"], capture_output=True, text=True).stdout
-    facts = {
-        "version": version,
-        "torch_headers": torch["version"],
-        "compiler": compiler.splitlines()[0],
-        "cuda_toolkit": toolkit.version if toolkit else None,
-        "cuda_archs": archs,
-    }
     with _one_build_at_a_time():
-        (BUILD_DIR / "build.ninja").write_text(ninja.text(), encoding="utf-8")
-        if subprocess.run([ninja_program(), "-C", str(BUILD_DIR), f"-j{_jobs()}"]).returncode != 0:
+        manifest, facts = BUILD_DIR / f"{folder}build.ninja", BUILD_DIR / f"{folder}lib/build.json"
+        facts.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_text(ninja.text(), encoding="utf-8")
+        # The folder is BUILD_DIR for all, so that one log knows every object.
+        command = [ninja_program(), "-C", str(BUILD_DIR), "-f", str(manifest), f"-j{_jobs()}"]
+        if subprocess.run(command).returncode != 0:
             raise SystemExit("fusedlstm: the native build failed; the compiler's message is above")
-        (BUILD_DIR / "lib/build.json").write_text(json.dumps(facts, indent=2) + "\n")
-    shipped = [name for name in ninja.outputs if not name.startswith("stand_in/")]
-    return {name: BUILD_DIR / name for name in [*shipped, "lib/build.json"]}
+        facts.write_text(json.dumps(tools.facts(version), indent=2) + "\n")
+    shipped = {name: BUILD_DIR / output for name, output in ninja.outputs.items() if not name.startswith("stand_in/")}
+    return {**shipped, "lib/build.json": facts}
 
 
 def _cpu_library(ninja: NinjaFile, flags: list[str], torch_dir: Path, cxx: str) -> None:
@@ -164,10 +207,10 @@ def _cuda_library(
     objects = [ninja.object(source, host_flags) for source in sorted(folder.glob("*/*.cpp"))]
     objects += [ninja.object(source, device_flags, rule="nvcc") for source in sorted(folder.glob("*/*.cu"))]
     # Needs libtorch_cuda.so by name only: an empty stand-in serves, also where torch itself is a CPU build.
-    ninja.library("stand_in/libtorch_cuda.so", [], ["-x", "c++", "/dev/null", "-Wl,-soname,libtorch_cuda.so"])
+    stand_in = ["-x", "c++", "/dev/null", "-Wl,-soname,libtorch_cuda.so"]
     ninja.library(
         "lib/libfusedlstm_cuda.so",
-        [*objects, "stand_in/libtorch_cuda.so"],
+        [*objects, ninja.library("stand_in/libtorch_cuda.so", [], stand_in)],
         # The static runtime: a shared one would have to be the very version that torch brings.
         [
             f"-L{torch_dir / 'lib'}",
@@ -272,7 +315,7 @@ def _jobs() -> int:
 
 @contextlib.contextmanager
 def _one_build_at_a_time():
-    BUILD_DIR.joinpath("lib").mkdir(parents=True, exist_ok=True)
+    BUILD_DIR.mkdir(parents=True, exist_ok=True)
     with open(BUILD_DIR / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -6,6 +6,9 @@
 // fusedlstm/reference.py. Kernels are registered by cpu/operators.cpp and
 // cuda/binding/operators.cpp, fake kernels and autograd by fusedlstm/ops.py and _autograd.py.
 //
+// FUSEDLSTM_NAMESPACE is a word that the build defines (native_build.py), since torch's macros take no value:
+// `fusedlstm`, or what a package for Hugging Face's `kernels` has in its place.
+//
 // A second copy of the library in one process (the Python package refuses it) must not end the process: hence a
 // fragment, and hence the `catch`, since an exception that leaves a static constructor would.
 #include <cstdio>
@@ -14,7 +17,7 @@
 #include "call/boxed.h"
 #include "cells/all.h"
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fusedlstm, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {
   using namespace fusedlstm;
   try {
     for (const NamedCell& named : kCells) {

@@ -27,6 +27,7 @@ from fusedlstm._arguments import (
     list_sizes,
     one_step,
 )
+from fusedlstm._namespace import NAMESPACE
 from fusedlstm._private_torch import are_transforms_active, below_autograd, plain_apply, will_run
 from fusedlstm._second_order import needs_graph, second_order, second_order_of_cell
 from fusedlstm.cells import CELLS
@@ -365,7 +366,7 @@ def refuse_gradients_of_quantized():
     )
 
 
-_library_rules = torch.library.Library("fusedlstm", "IMPL")
+_library_rules = torch.library.Library(NAMESPACE, "IMPL")
 for _name, _operators in OPERATORS.items():
     _library_rules.impl(_operators.layer, functools.partial(_layer_at_autograd_keys, _name), "Autograd")
     _library_rules.impl(_operators.backward, functools.partial(_gradients_at_autograd_keys, _name), "Autograd")

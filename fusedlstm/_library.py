@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 
+from fusedlstm._namespace import NAMESPACE, REGISTERED
+
 OLDEST_TORCH = (2, 10)  # the stable ABI that the libraries were built for
 
 _LIB_DIR = Path(__file__).resolve().parent / "lib"
-CPU_LIBRARY = _LIB_DIR / "libfusedlstm_cpu.so"
-CUDA_LIBRARY = _LIB_DIR / "libfusedlstm_cuda.so"
+CPU_LIBRARY = _LIB_DIR / f"lib{NAMESPACE}_cpu.so"
+CUDA_LIBRARY = _LIB_DIR / f"lib{NAMESPACE}_cuda.so"
 
 
 def load() -> None:
@@ -65,8 +67,8 @@ def build_facts() -> dict:
 @functools.cache
 def core() -> types.ModuleType | None:
     """The module `fusedlstm._core`, or None in a build without it (FUSEDLSTM_NO_PYBIND=1)."""
-    spec = importlib.util.find_spec("fusedlstm._core")
-    return importlib.import_module("fusedlstm._core") if spec else None
+    spec = importlib.util.find_spec(f"{__package__}._core")
+    return importlib.import_module(f"{__package__}._core") if spec else None
 
 
 @functools.cache
@@ -114,7 +116,7 @@ def why_no_kernels(device: torch.device) -> Reason | None:
 def _cuda_obstacle(device: torch.device) -> str:
     """Why the driver cannot run the CUDA library's kernels on `device`, by asking it; "" where it can."""
     ordinal = torch.cuda.current_device() if device.index is None else device.index
-    return torch.ops.fusedlstm._cuda_obstacle(ordinal).removeprefix("fusedlstm: ")
+    return REGISTERED._cuda_obstacle(ordinal).removeprefix("fusedlstm: ")
 
 
 def driver_version() -> tuple[int, int] | None:
@@ -144,7 +146,7 @@ def _operators_are_registered() -> bool:
     Raises:
         ImportError: they come from another copy of the package; loading a second one would replace its kernels.
     """
-    if not hasattr(torch.ops.fusedlstm, "lstm_layer"):
+    if not hasattr(REGISTERED, "lstm_layer"):
         return False
     others = {Path(path) for path in torch.ops.loaded_libraries if Path(path).name == CPU_LIBRARY.name} - {CPU_LIBRARY}
     if others:

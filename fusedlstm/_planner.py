@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from fusedlstm import _library, _measure
+from fusedlstm._namespace import REGISTERED
 from fusedlstm._plan_tables import Tables
 from fusedlstm._version import __version__
 
@@ -81,7 +82,7 @@ class Planner:
         p = problem
         sizes = p.T, p.B, p.I, p.H, p.P, p.D, p.L
         rest = _name_of(p.dtype), p.allow_tf32, p.is_packed, is_backward
-        return json.loads(torch.ops.fusedlstm._cuda_contenders(self.ordinal, p.cell, *sizes, *rest))
+        return json.loads(REGISTERED._cuda_contenders(self.ordinal, p.cell, *sizes, *rest))
 
     def expects_cudnn(self, problem: Problem) -> bool:
         """Whether by the model our best kernels may be slower than cuDNN, input products apart."""
@@ -93,7 +94,7 @@ class Planner:
         """The kernels of the problem's pass are those of this request from now on; "" for the planner's choice."""
         p = problem
         try:
-            torch.ops.fusedlstm._cuda_prefer(
+            REGISTERED._cuda_prefer(
                 self.ordinal, p.cell, p.T, p.B, p.H, p.P, p.D, _name_of(p.dtype), p.allow_tf32, is_backward, request
             )
         except RuntimeError as error:  # a table's problem of this name was nearly this one
@@ -101,7 +102,7 @@ class Planner:
 
     def last_plan(self) -> str:
         """Of kernels; "" before the first."""
-        plans = [torch.ops.fusedlstm._cuda_last_plan(self.ordinal, backward) for backward in (False, True)]
+        plans = [REGISTERED._cuda_last_plan(self.ordinal, backward) for backward in (False, True)]
         return "\n".join(f"{name}: {plan}" for name, plan in zip(("forward", "backward"), plans) if plan)
 
     def may_measure(self) -> bool:

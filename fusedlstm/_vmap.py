@@ -13,6 +13,7 @@ import torch
 
 from fusedlstm import _private_torch, _transforms, reference
 from fusedlstm._arguments import BackwardArguments, LayerArguments
+from fusedlstm._namespace import NAMESPACE
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 from fusedlstm.reference import as_list
@@ -198,7 +199,7 @@ def _batched_backward(name, *arguments):
     return _wrapped(results, lambda tensor: _private_torch.with_older_members(tensor, 0, level))
 
 
-_library_rules = torch.library.Library("fusedlstm", "IMPL")
+_library_rules = torch.library.Library(NAMESPACE, "IMPL")
 for _name, _operators in OPERATORS.items():
     _register(_operators.layer, _forward)
     _register(_operators.inference, _forward)

@@ -32,6 +32,7 @@ import torch
 
 from fusedlstm import _library
 from fusedlstm._arguments import BackwardArguments, LayerArguments, differentiable, one_step
+from fusedlstm._namespace import REGISTERED
 from fusedlstm._private_torch import (
     FakeTensorMode,
     FunctionalTensorMode,
@@ -67,7 +68,7 @@ def _operators(cell: Cell) -> Operators:
         f"{cell.name}_{of}"
         for of in ("steps_second_order", "freeze", "layer_frozen", "cell_frozen", "layer_quantized", "cell_quantized")
     ]
-    operators = Operators(*(getattr(torch.ops.fusedlstm, name).default for name in names))
+    operators = Operators(*(getattr(REGISTERED, name).default for name in names))
     names = argument_names(operators.layer)
     if names != LayerArguments._fields:
         raise ImportError(

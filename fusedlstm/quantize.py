@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from fusedlstm import _checks, _int8
 from fusedlstm._module import FusedCell, FusedLayer
+from fusedlstm._namespace import REGISTERED
 from fusedlstm.convert import swap, type_of, why_compiled, why_instance
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from fusedlstm.quantized import (
@@ -82,7 +83,7 @@ def quantize(
     if dtype is not torch.int8:
         raise ValueError(f"Expected dtype torch.int8, got {dtype}")
     if reduce_range is None:
-        reduce_range = json.loads(torch.ops.fusedlstm._cpu_info())["reduces_range"]
+        reduce_range = json.loads(REGISTERED._cpu_info())["reduces_range"]
     is_any = False
 
     def replacement(module, path):

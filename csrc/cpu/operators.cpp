@@ -299,11 +299,11 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(FUSEDLSTM_NAMESPACE, CPU, m) {
   implement_from(m);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(FUSEDLSTM_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("_cpu_info", TORCH_BOX(&describe));
   m.impl("_cpu_force", TORCH_BOX(&force));
 }

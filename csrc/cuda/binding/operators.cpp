@@ -147,7 +147,7 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(FUSEDLSTM_NAMESPACE, CUDA, m) {
   implement_from(m);
 }
 

@@ -46,7 +46,7 @@ std::string last_plan(int64_t ordinal, bool backward) {
 }  // namespace
 
 // For the `catch` see csrc/library.cpp.
-STABLE_TORCH_LIBRARY_FRAGMENT(fusedlstm, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {
   try {
     m.def("_cuda_obstacle(int ordinal) -> str");
     m.def(
@@ -61,7 +61,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedlstm, m) {
   }
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(FUSEDLSTM_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("_cuda_obstacle", TORCH_BOX(&obstacle));
   m.impl("_cuda_contenders", TORCH_BOX(&contenders));
   m.impl("_cuda_prefer", TORCH_BOX(&prefer));

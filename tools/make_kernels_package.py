@@ -1,0 +1,147 @@
+"""Writes a folder that Hugging Face's `kernels` loads, from the local disk or the hub, into build/kernels-package.
+
+    python3 dev.py kernels-package [--cpu-only] [--folder FOLDER]
+
+It has a variant for CPU builds of torch and, without --cpu-only, one for CUDA builds, which needs nvcc
+(TORCH_CUDA_ARCH_LIST names other architectures than those of a release), no GPU. Each serves every torch from 2.10 on:
+
+    build/torch-stable-abi210-cpu-x86_64-linux/
+        metadata.json             what `kernels` asks for
+        __init__.py, ...          the package; its imports are relative, since `kernels` gives it a name of its own
+        layers.py                 tools/kernels_layers.py
+        lib/lib<namespace>_cpu.so
+
+A variant's namespace of operators, which is the name of its module too, holds a digest of all that it is made of.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import platform
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "_build_backend"))
+import cuda_toolkit  # noqa: E402
+import native_build  # noqa: E402
+
+PACKAGE = ROOT / "fusedlstm"
+# Programs of their own, which import the package by its name.
+LEFT_OUT = ("__main__.py", "_tune.py", "verify.py")
+# Of the layers' interface: what users of the hub ask for by `version=`.
+KERNEL_VERSION = 1
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "dev.py kernels-package", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cpu-only", action="store_true", help="leave the variant for CUDA out")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build/kernels-package", help="its variants are replaced")
+    options = parser.parse_args(arguments)
+    os.environ |= {"FORCE_CUDA": "1", "FUSEDLSTM_NO_PYBIND": "1"}
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_toolkit.RELEASE_ARCHS)
+    for old in (options.folder / "build").glob("torch-stable-abi*"):
+        shutil.rmtree(old)
+    for backend in ("cpu",) if options.cpu_only else ("cpu", "cuda"):
+        os.environ["FUSEDLSTM_SKIP_CUDA_BUILD"] = "1" if backend == "cpu" else "0"
+        variant = write_variant(options.folder, backend)
+        size = sum(file.stat().st_size for file in variant.rglob("*") if file.is_file())
+        print(f"{variant}: {size / 1e6:.1f} MB")
+
+
+def write_variant(folder: Path, backend: str) -> Path:
+    """The package for torch builds of this backend, "cpu" or "cuda"; returns its folder."""
+    version = runpy.run_path(str(PACKAGE / "_version.py"))["__version__"]
+    facts, sources = native_build.Tools.find().facts(version), python_sources()
+    namespace = f"{native_build.NAMESPACE}_{backend}_{digest(facts, sources)}"
+    built = native_build.build(version, namespace, f"kernels_{backend}/")
+
+    variant = folder / "build" / variant_name(facts)
+    sources["_namespace.py"] = in_namespace(sources["_namespace.py"], namespace)
+    for name, source in sources.items():
+        write(variant / name, with_relative_imports(source, name))
+    write(variant / "metadata.json", json.dumps(metadata(namespace, facts), indent=2) + "\n")
+    for name, file in built.items():
+        target = variant / name.replace(f"lib{native_build.NAMESPACE}", f"lib{namespace}")
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy2(file, target)
+    shutil.copy2(ROOT / "LICENSE", variant)
+    return variant
+
+
+def python_sources() -> dict[str, str]:
+    """The package as it is in the source tree, with the layers, by the files' places."""
+    files = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.rglob("*.py"))}
+    sources = {name: file.read_text() for name, file in files.items() if name not in LEFT_OUT}
+    sources["layers.py"] = (ROOT / "tools/kernels_layers.py").read_text()
+    sources["__init__.py"] += "\nfrom fusedlstm import layers as layers\n"
+    return sources
+
+
+def digest(facts: dict, sources: dict[str, str]) -> str:
+    """Of all that a variant is made of: 10 hexadecimal digits."""
+    others = [*(ROOT / "csrc").rglob("*.*"), *(ROOT / "_build_backend").glob("*.py"), Path(__file__)]
+    texts = {file.relative_to(ROOT).as_posix(): file.read_text() for file in sorted(others)}
+    made_of = [facts, sources, texts, os.environ.get("CXXFLAGS")]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:10]
+
+
+def with_relative_imports(source: str, name: str) -> str:
+    """A source file of the package, `name` in its folder, that imports the package whatever this is called.
+
+    Raises:
+        ValueError: it has `import fusedlstm`, which has no relative form.
+    """
+    lines = source.splitlines(keepends=True)
+    dots = "." * (1 + name.count("/"))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import) and any(re.match(r"fusedlstm\b", alias.name) for alias in node.names):
+            raise ValueError(f"{name}:{node.lineno}: expected `from fusedlstm import ...`, got {ast.unparse(node)!r}")
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and re.match(r"fusedlstm\b", node.module):
+            line = lines[node.lineno - 1]
+            own = re.sub(r"from fusedlstm\b\.?", f"from {dots}", line[node.col_offset :], count=1)
+            lines[node.lineno - 1] = line[: node.col_offset] + own
+    return "".join(lines)
+
+
+def in_namespace(source: str, namespace: str) -> str:
+    """_namespace.py with another namespace."""
+    line = f'\nNAMESPACE = "{native_build.NAMESPACE}"\n'
+    if source.count(line) != 1:
+        raise ValueError(f"_namespace.py: expected one line {line.strip()!r}, got {source.count(line)}")
+    return source.replace(line, f'\nNAMESPACE = "{namespace}"\n')
+
+
+def variant_name(facts: dict) -> str:
+    """The name by which `kernels` knows which machines and torch builds a variant is for."""
+    torch = "torch-stable-abi{}{}".format(*native_build.OLDEST_TORCH)
+    backend = f"cu{facts['cuda_toolkit'].replace('.', '')}" if facts["cuda_toolkit"] else "cpu"
+    return f"{torch}-{backend}-{platform.machine()}-linux"
+
+
+def metadata(namespace: str, facts: dict) -> dict:
+    """What metadata.json holds. `kernels` imports the module under the name `id`."""
+    return {
+        "id": namespace,
+        "name": "fusedlstm",
+        "version": KERNEL_VERSION,
+        "license": "Apache-2.0",
+        "python-depends": [],
+        "backend": {"type": "cuda", "archs": facts["cuda_archs"]} if facts["cuda_toolkit"] else {"type": "cpu"},
+    }
+
+
+def write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
