@@ -55,8 +55,8 @@ def of_gpu():
         shares={
             "first": {"load": 40, "layer": 15, "kernels": 80, "constants": 15, "speed": 110, "numerics": 25},
             "second": {
-                "load": 15, "tests": 80, "streams": 20, "graphs": 15, "robustness": 25, "primitives": 15,
-                "benchmark": 40, "sanitizer": 25,
+                "load": 15, "tests": 70, "streams": 20, "graphs": 15, "robustness": 20, "primitives": 15,
+                "tune": 30, "benchmark": 40, "sanitizer": 25,
             },
         },
         experiments={
@@ -73,6 +73,7 @@ def of_gpu():
             "constants": Commands(lambda kit: [[kit.constants]], seconds=25),
             "tests": Commands(lambda kit: [pytest(TESTS, "-k", "cuda", *IN_ORDER)], seconds=120),
             "primitives": Commands(lambda kit: [pytest(PRIMITIVES, "-k", "cuda", *IN_ORDER)], seconds=40),
+            "tune": Commands(lambda kit: [tune("float16", "bfloat16", "float32")], seconds=45),
             "benchmark": Commands(lambda kit: [python("quick_benchmark", "--quick", "--device", "cuda")], seconds=60),
             "sanitizer": Commands(lambda kit: [sanitizer(tool) for tool in SANITIZERS], seconds=60),
         },
@@ -88,6 +89,12 @@ TESTS = [f"tests/test_{name}.py" for name in (
 IN_ORDER = ["-n", "8", "--maxschedchunk", "1"]
 PRIMITIVES = ["tests/test_primitives.py"]
 SANITIZERS = ("memcheck", "racecheck")
+
+
+def tune(*dtypes):
+    """The planner's choice, its next ones and cuDNN, as users measure them; the table of it is printed."""
+    shapes = [f"512,{B},{H},{H}" for H, B in HEADLINES] + ["32,8,64,64,4"]
+    return [sys.executable, "-m", "fusedlstm", "tune", "--shapes", *shapes, "--dtype", *dtypes]
 
 
 def python(module, *options):

@@ -1,6 +1,8 @@
 // What Python asks and tells the planner of a CUDA device: operators without tensors.
 //
 // Defined here and not with the other schemas, since they exist only where this library is loaded.
+#include <torch/csrc/stable/library.h>
+
 #include <cstdio>
 #include <exception>
 

@@ -5,8 +5,10 @@
 #include <cuda_runtime_api.h>
 
 #include <mutex>
+#include <optional>
 #include <string>
 
+#include "plan_contenders.h"
 #include "plan_memo.h"
 
 namespace fusedlstm::cuda {
