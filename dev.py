@@ -39,7 +39,7 @@ NEEDED = {
     "test": {"setuptools", "pytest"},
     "bench": {"setuptools", "rich", "matplotlib", "scikit-learn"},
     "wheel": {"setuptools", "build", "auditwheel"},
-    "check-wheel": {"twine"},
+    "check-wheel": {"twine", "auditwheel"},
     "gpu-kit": {"setuptools"},
     "kernels-package": set(),
 }

@@ -98,7 +98,7 @@ class NinjaFile:
 
     def library(self, name: str, inputs: list[str], flags: list[str]) -> str:
         output = f"{self.folder}{name}"
-        self._build(output, "link", inputs, flags)
+        self._build(output, "link", inputs, [*_words_of("LDFLAGS"), *flags])
         self.outputs[name] = output
         return output
 
@@ -132,7 +132,7 @@ class Tools(NamedTuple):
                 "(pip install torch, or set FUSEDLSTM_TORCH_DIR)"
             )
         toolkit = _toolkit_to_use(torch_version(torch_dir)["cuda"])
-        return cls(torch_dir, _compiler(), toolkit, parse_archs(arch_list()) if toolkit else [])
+        return cls(torch_dir, compiler(), toolkit, parse_archs(arch_list()) if toolkit else [])
 
     def facts(self, version: str) -> dict:
         """What build.json says of a build of this version."""
@@ -271,7 +271,7 @@ def _toolkit_to_use(torch_cuda: str | None) -> Toolkit | None:
     return toolkit
 
 
-def _compiler() -> str:
+def compiler() -> str:
     words = _words_of("CXX") or ["g++"]
     if shutil.which(words[0]) is None:
         raise SystemExit(f"fusedlstm: expected a C++20 compiler, found no {words[0]!r} (install g++ >= 11, or set CXX)")
@@ -286,7 +286,7 @@ def _words_of(variable: str) -> list[str]:
         raise SystemExit(f"fusedlstm: expected words in {variable}, got {os.environ[variable]!r}: {error}") from None
 
 
-def _compiler_takes(cxx: str, flag_sets) -> bool:
+def compiler_takes(cxx: str, flag_sets) -> bool:
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     probe = [*shlex.split(cxx), "-fsyntax-only", "-x", "c++", "/dev/null"]

@@ -83,7 +83,7 @@ def test_library_takes_only_stable_c_functions_from_torch(library):
 
 @library
 def test_library_exports_nothing(library):
-    assert output_of("nm", "-D", "--defined-only", library) == ""
+    assert output_of("nm", "-D", "--defined-only", "--extern-only", library) == ""
 
 
 @library
@@ -208,7 +208,7 @@ def test_a_cpu_build_of_torch_is_named_as_the_reason_to_leave_cuda_out(monkeypat
     [
         ("MAX_JOBS", "abc", "_jobs", "expected a number of compilers in MAX_JOBS, got 'abc'"),
         ("MAX_JOBS", "-1", "_jobs", "got '-1'"),
-        ("CXX", "g++ '", "_compiler", "expected words in CXX"),
+        ("CXX", "g++ '", "compiler", "expected words in CXX"),
     ],
 )
 def test_a_variable_that_cannot_be_read_is_named(monkeypatch, variable, value, read, sentence):
@@ -218,9 +218,17 @@ def test_a_variable_that_cannot_be_read_is_named(monkeypatch, variable, value, r
 
 
 @in_source_tree
+def test_chosen_options_of_the_linker_come_before_the_libraries(monkeypatch):
+    monkeypatch.setenv("LDFLAGS", "-L'a folder' -lfirst")
+    ninja = native_build.NinjaFile()
+    ninja.library("lib.so", ["object.o"], ["-lsecond"])
+    assert ninja.lines[-1] == "  flags = '-La folder' -lfirst -lsecond"
+
+
+@in_source_tree
 def test_an_empty_variable_is_as_good_as_none(monkeypatch):
     monkeypatch.setenv("CXX", "")
-    assert native_build._compiler() == "g++"
+    assert native_build.compiler() == "g++"
 
 
 @in_source_tree
@@ -250,7 +258,7 @@ def test_ctrl_c_waits_for_what_dev_py_runs(tmp_path):
 def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(SystemExit, match=r"expected a C\+\+20 compiler, found no 'no-such-compiler'"):
-        native_build._compiler()
+        native_build.compiler()
 
 
 # The version is in one place, and the changelog keeps up with it.

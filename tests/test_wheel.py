@@ -1,7 +1,12 @@
 """The tools that make and check a release; `dev.py check-wheel` itself needs wheels and minutes."""
 
+import ctypes
+import os
 import re
+import shlex
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,9 +14,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / "tools/check_wheel.py").is_file():
     pytest.skip("tests the tools of the source tree", allow_module_level=True)
+elfutils = pytest.importorskip("auditwheel.elfutils", reason="the tools read versions of symbols by it")
 sys.path.append(str(ROOT / "tools"))
 import check_wheel  # noqa: E402
 import dev  # noqa: E402
+import make_wheel  # noqa: E402
+import native_build  # noqa: E402
+import old_libraries  # noqa: E402
+import symbol_versions  # noqa: E402
+from symbol_versions import Symbol  # noqa: E402
+
+COMPILER = shlex.split(native_build.compiler())
 
 
 def test_promised_architectures_are_those_of_the_compiler_flags():
@@ -26,6 +39,115 @@ def test_architectures_are_read_from_cuobjdumps_lists(monkeypatch):
     monkeypatch.setattr(check_wheel, "find_cuobjdump", lambda: "cuobjdump")
     monkeypatch.setattr(check_wheel, "output_of", lambda program, option, library: lists[option])
     assert check_wheel.archs_in(Path("libx.so")) == {"sm_75", "sm_90a", "compute_120"}
+
+
+def linked(library, source, *options):
+    """A shared library of C++ source text."""
+    text = library.with_suffix(".cpp")
+    text.write_text(source)
+    subprocess.run([*COMPILER, "-std=c++20", "-O2", "-shared", "-fPIC", text, *options, "-o", library], check=True)
+    return library
+
+
+def wheel_with(library):
+    """A wheel of the release's tag that holds just this library."""
+    wheel = library.with_name(f"fusedlstm-0.1.0-py3-none-{make_wheel.TAG}.whl")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(library, f"fusedlstm/lib/{library.name}")
+        archive.writestr("fusedlstm-0.1.0.dist-info/WHEEL", f"Wheel-Version: 1.0\nTag: py3-none-{make_wheel.TAG}\n")
+    return wheel
+
+
+def asks_for(name, version, folder):
+    """A library that asks for a function of another, libc.so.6 by name, which has it under this version."""
+    folder.mkdir()
+    other = old_libraries.stand_in(folder / "libc.so.6", [Symbol(name, version)], COMPILER)
+    return linked(folder / "libplanted.so", f'extern "C" void {name}(); void use() {{ {name}(); }}', "-nostdlib", other)
+
+
+def test_a_library_that_asks_for_a_newer_symbol_than_the_tag_is_refused_with_its_name(tmp_path, capsys):
+    wheel = wheel_with(asks_for("planted", "GLIBC_2.34", tmp_path / "one"))
+    with pytest.raises(
+        SystemExit, match=r"manylinux_2_28_\w+ allows, got .*lib/libplanted.so asks for planted@GLIBC_2.34"
+    ):
+        check_wheel.check_symbols(wheel, make_wheel.TAG)
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[2:] == ["GLIBC", "GLIBCXX", "CXXABI", "GCC"]
+    assert table[1].split() == [make_wheel.TAG, "allows", "2.28", "3.4.24", "1.3.11", table[1].split()[-1]]
+    assert table[2].split() == ["fusedlstm/lib/libplanted.so", "2.34", "-", "-", "-"]
+
+
+def test_a_function_without_a_version_may_come_from_torch_and_python_only(tmp_path):
+    """What a library lacks when it is linked, such as a function that older systems do not have, has no version."""
+    source = 'extern "C" void {0}(); void use() {{ {0}(); }}'
+    known = wheel_with(linked(tmp_path / "libknown.so", source.format("torch_call_dispatcher"), "-nostdlib"))
+    check_wheel.check_symbols(known, make_wheel.TAG)
+    forgotten = wheel_with(linked(tmp_path / "libforgotten.so", source.format("arc4random"), "-nostdlib"))
+    with pytest.raises(SystemExit, match=r"lib/libforgotten.so asks for arc4random$"):
+        check_wheel.check_symbols(forgotten, make_wheel.TAG)
+
+
+# What newer systems have otherwise: functions under a newer version (dlsym, exp, threads), templates and functions of
+# the C++ library (a stream's constructor, a bad length, exception_ptr), what headers ask for themselves (a count of
+# references, numbers read from text). And a variable of each thread.
+NEWER_SYMBOLS = """
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <dlfcn.h>
+#include <exception>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+thread_local int here = 1;
+extern "C" int sum(int size, const char* text) {
+    std::vector<int> many(size, 1);
+    std::exception_ptr thrown;
+    try {
+        if (dlsym(nullptr, "no such function") == nullptr) throw std::make_shared<int>(std::strtol(text, nullptr, 10));
+    } catch (const std::shared_ptr<int>&) {
+        thrown = std::current_exception();
+    }
+    int read = 0;
+    std::sscanf(text, "%d", &read);
+    std::thread([&] { here += 1; read += here; }).join();
+    std::ostringstream stream;
+    stream << std::exp(read - 12.0) << many.at(size - 1);
+    try {
+        std::rethrow_exception(thrown);
+    } catch (const std::shared_ptr<int>& kept) {
+        return *kept + std::stoi(stream.str());
+    }
+}
+"""
+
+
+def test_what_is_linked_with_the_old_libraries_asks_for_what_the_tag_allows(tmp_path):
+    options = old_libraries.make(tmp_path / "a folder", make_wheel.TAG, COMPILER)
+    ends = ["-Wl,--no-as-needed", "-ldl", "-lpthread", "-lrt", "-Wl,-z,defs", "-Wl,--exclude-libs,ALL"]
+    library = linked(tmp_path / "libold.so", NEWER_SYMBOLS, *options, *ends)
+    check_wheel.check_symbols(wheel_with(library), make_wheel.TAG)
+    assert {"libdl.so.2", "libpthread.so.0", "librt.so.1"} <= set(elfutils.elf_read_dt_needed(library))
+    assert ctypes.CDLL(str(library), os.RTLD_NOW).sum(3, b"10") == 10 + 11  # and does what it did
+
+
+def test_a_function_that_an_older_system_lacks_does_not_link(tmp_path, capfd):
+    symbols = [Symbol("planted", "GLIBC_2.34"), Symbol("known", "GLIBC_2.17")]
+    newer = old_libraries.stand_in(tmp_path / "libnewer.so", symbols, COMPILER)
+    kept = old_libraries.without_newer(
+        tmp_path / "libold.so", newer, symbol_versions.allowed_by(make_wheel.TAG), COMPILER
+    )
+    assert [str(symbol) for symbol in symbol_versions.offered_by(kept)] == ["known@GLIBC_2.17"]
+    with pytest.raises(subprocess.CalledProcessError):
+        linked(tmp_path / "libx.so", 'extern "C" void planted(); void use() { planted(); }', kept, "-Wl,-z,defs")
+    assert "undefined reference to `planted'" in capfd.readouterr().err
+
+
+def test_the_newest_version_is_found_by_number():
+    versions = {"GLIBC_2.9", "GLIBC_2.14", "GLIBC_PRIVATE", "CXXABI_FLOAT128", "CXXABI_1.3", "GLIBCXX_3.4"}
+    assert symbol_versions.newest(versions) == {"GLIBC": "2.14", "GLIBCXX": "3.4", "CXXABI": "1.3", "GCC": "-"}
 
 
 def test_requirements_of_an_extra_include_those_of_its_own_extras():

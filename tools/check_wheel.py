@@ -2,14 +2,15 @@
 
     python3 dev.py check-wheel [--torch torch==2.13.0 torch==2.11.0] [--python python3.11] [--environment FOLDER ...]
 
-First the files themselves: metadata, size, contents, platform tags, GPU architectures against the promise. Then, for
-every torch, a new virtual environment with a wheel: import time, the report, parity with nn.LSTM, and the tests. Last,
-the sdist builds from itself. `--environment` uses existing environments that hold torch and the test requirements, for
-machines without a network.
+First the files themselves: metadata, size, contents, versions of symbols against the platform tag, GPU architectures
+against the promise. Then, for every torch, a new virtual environment with a wheel: import time, the report, parity with
+nn.LSTM, and the tests. Last, the sdist builds from itself. `--environment` uses existing environments that hold torch
+and the test requirements, for machines without a network.
 """
 
 import argparse
 import functools
+import json
 import os
 import re
 import shutil
@@ -21,14 +22,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "_build_backend")]
+from packaging.utils import parse_wheel_filename  # noqa: E402
+
 import cuda_toolkit  # noqa: E402
 import dev  # noqa: E402
+import symbol_versions  # noqa: E402
 
 DIST = ROOT / "dist"
 ENVIRONMENTS = ROOT / "build/check-wheel"
 MAX_MEGABYTES = 15
 MAX_IMPORT_SECONDS = 0.3
 CONTENTS = (r"fusedlstm/lib/libfusedlstm_cpu\.so", r"fusedlstm/py\.typed", r".*/licenses/LICENSE", r".*/METADATA")
+# What a library may ask for without a version: it comes from torch and Python, which have none.
+WITHOUT_VERSION = ("aoti_torch_", "torch_", "Py", "_Py")
 # What the tests read. The sources of the package stay behind, so that only the installed one can be imported.
 TEST_FILES = ("tests", "benchmarks", "examples", "pyproject.toml")
 # Of the source tree and not of the wheel: the emulator compiles csrc/, and the pages of the manual stay behind.
@@ -82,7 +88,9 @@ def check_file(wheel: Path) -> None:
     print(f"\n== {wheel.name}, {megabytes:.2f} MB", flush=True)
     demand(megabytes < MAX_MEGABYTES, f"expected less than {MAX_MEGABYTES} MB, got {megabytes:.2f} MB")
     demand("manylinux_" in wheel.name, "expected a manylinux tag, got none: it did not pass auditwheel")
-    run(sys.executable, "-m", "auditwheel", "show", wheel)
+    for tag in sorted({tag.platform for tag in parse_wheel_filename(wheel.name)[3]}):
+        check_symbols(wheel, tag)
+        check_with_auditwheel(wheel, tag)
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         for pattern in CONTENTS:
@@ -100,6 +108,35 @@ def check_file(wheel: Path) -> None:
             promised = promised_archs(os.environ.get("TORCH_CUDA_ARCH_LIST", cuda_toolkit.RELEASE_ARCHS))
             print(f"GPU code: {' '.join(sorted(found))}")
             demand(found == promised, f"expected GPU code for {sorted(promised)}, got {sorted(found)}")
+
+
+def check_symbols(wheel: Path, tag: str) -> None:
+    """Prints the newest versions of symbols that each library asks for, beside those that the tag allows."""
+    allowed, too_new = symbol_versions.allowed_by(tag), []
+    rows = [(f"{tag} allows", symbol_versions.newest(allowed))]
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
+        for name in sorted(name for name in archive.namelist() if name.endswith(".so")):
+            symbols = symbol_versions.asked_by(Path(archive.extract(name, folder)))
+            rows.append((name, symbol_versions.newest({symbol.version for symbol in symbols if symbol.version})))
+            refused = [symbol for symbol in symbols if not is_allowed(symbol, allowed)]
+            too_new += [f"{name} asks for {', '.join(map(str, refused))}"] if refused else []
+    width = max(len(row[0]) for row in rows)
+    for label, versions in [("newest symbols", {family: family for family in symbol_versions.FAMILIES}), *rows]:
+        print(label.ljust(width), *(version.rjust(8) for version in versions.values()), flush=True)
+    demand(not too_new, f"expected symbols that {tag} allows, got others: {'; '.join(too_new)}")
+
+
+def check_with_auditwheel(wheel: Path, tag: str) -> None:
+    """Its word on the symbols alone: on the whole, a wheel that needs libtorch is none of manylinux to it."""
+    by_symbols = json.loads(output_of(sys.executable, "-m", "auditwheel", "show", "--json", wheel))["sym_tag"]
+    print(f"auditwheel: by its symbols {by_symbols}")
+    is_manylinux = by_symbols.startswith("manylinux_")
+    agrees = is_manylinux and symbol_versions.allowed_by(by_symbols) <= symbol_versions.allowed_by(tag)
+    demand(agrees, f"expected auditwheel to find symbols of {tag} or an older one, got {by_symbols}")
+
+
+def is_allowed(symbol: symbol_versions.Symbol, allowed: set[str]) -> bool:
+    return symbol.version in allowed if symbol.version else symbol.name.startswith(WITHOUT_VERSION)
 
 
 def check_installed(wheel: Path, python: Path) -> None:
