@@ -20,9 +20,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+SECONDS: dict[str, float] = {}  # that each part of the command took
 # Without a GPU the kernels are still compiled for the oldest, a middle and a recent one: every path of them is seen,
 # and the middle one has the tightest registers.
 COMPILE_CHECK_ARCHS = "7.5;8.0;9.0a"
@@ -55,18 +57,22 @@ def main(arguments: list[str]) -> int:
     if sys.version_info < (3, 10):  # noqa: UP036  (runs before any installer could refuse)
         sys.exit(f"dev.py: expected Python >= 3.10, got {sys.version.split()[0]}")
     os.chdir(ROOT)
+    started = float(os.environ.pop("FUSEDLSTM_STARTED", time.time()))
     if importlib.util.find_spec("torch") is None:
-        continue_in_venv(arguments)
+        continue_in_venv(arguments, started)
     install_missing(command)
+    SECONDS["environment"] = time.time() - started
     commands = {
         "build": build, "test": test, "bench": bench, "wheel": wheel, "check-wheel": check_wheel, "gpu-kit": gpu_kit,
         "kernels-package": kernels_package,
     }  # fmt: skip
-    return commands[command](options)
+    status = commands[command](options)
+    print(f"dev.py: {', '.join(f'{part} {seconds:.0f} s' for part, seconds in SECONDS.items())}", flush=True)
+    return status
 
 
 def build(options: list[str]) -> int:
-    return run("setup.py", "-q", "build_ext", "--inplace", *options)
+    return part("build", "setup.py", "-q", "build_ext", "--inplace", *options)
 
 
 def test(options: list[str]) -> int:
@@ -78,29 +84,38 @@ def test(options: list[str]) -> int:
     if build([]):
         return 1
     # Ahead of the whole suite: it takes minutes, and the test that comes to it first has a time limit.
-    if not options and run("tests/emulator/build.py"):
+    if not options and part("emulator", "tests/emulator/build.py"):
         return 1
-    return run("-m", "pytest", *parallel, *options)
+    return part("tests", "-m", "pytest", *parallel, *options)
 
 
 def bench(options: list[str]) -> int:
-    return build([]) or run("-m", "benchmarks", *options)
+    return build([]) or part("benchmark", "-m", "benchmarks", *options)
 
 
 def wheel(options: list[str]) -> int:
-    return run("tools/make_wheel.py", *options)
+    return part("wheels", "tools/make_wheel.py", *options)
 
 
 def check_wheel(options: list[str]) -> int:
-    return run("tools/check_wheel.py", *options)
+    return part("checks", "tools/check_wheel.py", *options)
 
 
 def gpu_kit(options: list[str]) -> int:
-    return run("tools/make_gpu_kit.py", *options)
+    return part("kit", "tools/make_gpu_kit.py", *options)
+
+
+def part(name: str, *program: str) -> int:
+    """Runs a part of a command, named before it and in the summary at the end."""
+    print(f"dev.py: {name}", flush=True)
+    start = time.time()
+    status = run(*program)
+    SECONDS[name] = time.time() - start
+    return status
 
 
 def kernels_package(options: list[str]) -> int:
-    return run("tools/make_kernels_package.py", *options)
+    return part("package", "tools/make_kernels_package.py", *options)
 
 
 def run(*arguments: str) -> int:
@@ -126,8 +141,8 @@ def compile_cuda_where_possible() -> None:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", COMPILE_CHECK_ARCHS)
 
 
-def continue_in_venv(arguments: list[str]) -> None:
-    """Creates the virtual environment where there is none, installs torch, and starts over inside it."""
+def continue_in_venv(arguments: list[str], started: float) -> None:
+    """Creates the virtual environment where there is no complete one, installs torch, and starts over inside it."""
     venv = Path(os.environ.get("FUSEDLSTM_VENV", ROOT / ".venv"))
     python = venv / "bin/python"
     if Path(sys.prefix).resolve() == venv.resolve():
@@ -135,10 +150,12 @@ def continue_in_venv(arguments: list[str]) -> None:
             sys.exit(
                 f"dev.py: could not install {torch_to_install()}; TORCH_SPEC names another version or a wheel file"
             )
-    elif not python.exists():
+    elif not (venv / "bin/pip").exists():  # which comes last
         print(f"dev.py: this Python has no torch; creating {venv}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    os.execv(python, [str(python), str(ROOT / "dev.py"), *arguments])
+    # The start is kept: the time so far is that of the environment.
+    environment = {**os.environ, "FUSEDLSTM_STARTED": str(started)}
+    os.execve(python, [str(python), str(ROOT / "dev.py"), *arguments], environment)
 
 
 def torch_to_install() -> str:
@@ -161,7 +178,8 @@ def install_missing(command: str) -> None:
 
 def install(packages: list[str]) -> bool:
     print(f"dev.py: installing {' '.join(packages)} into {sys.prefix}", flush=True)
-    return run("-m", "pip", "install", "-q", *packages) == 0
+    # A person sees how far it is; a log would only become longer.
+    return run("-m", "pip", "install", *([] if sys.stdout.isatty() else ["-q"]), *packages) == 0
 
 
 def requirements(*groups: str) -> list[str]:

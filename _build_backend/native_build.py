@@ -136,11 +136,11 @@ class Tools(NamedTuple):
 
     def facts(self, version: str) -> dict:
         """What build.json says of a build of this version."""
-        compiler = subprocess.run([*shlex.split(self.cxx), "--version"], capture_output=True, text=True).stdout
+        says = subprocess.run([*shlex.split(self.cxx), "--version"], capture_output=True, text=True).stdout
         return {
             "version": version,
             "torch_headers": torch_version(self.torch_dir)["version"],
-            "compiler": compiler.splitlines()[0],
+            "compiler": says.splitlines()[0],
             "cuda_toolkit": self.toolkit.version if self.toolkit else None,
             "cuda_archs": self.archs,
         }
@@ -286,7 +286,7 @@ def _words_of(variable: str) -> list[str]:
         raise SystemExit(f"fusedlstm: expected words in {variable}, got {os.environ[variable]!r}: {error}") from None
 
 
-def compiler_takes(cxx: str, flag_sets) -> bool:
+def _compiler_takes(cxx: str, flag_sets) -> bool:
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     probe = [*shlex.split(cxx), "-fsyntax-only", "-x", "c++", "/dev/null"]

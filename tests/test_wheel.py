@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -168,6 +169,29 @@ def test_a_command_that_lacks_its_requirements_offline_says_which(monkeypatch, c
         dev.install_missing("test")
     dev.install_missing("build")  # does not need it
     assert "could not install pytest" in capsys.readouterr().out
+
+
+def test_a_command_ends_with_the_seconds_of_its_parts(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(dev, "SECONDS", {})
+    monkeypatch.setattr(dev, "install_missing", lambda command: None)
+    monkeypatch.setattr(dev, "run", lambda *program: 0 if program[0] == "setup.py" else 7)
+    monkeypatch.setenv("FUSEDLSTM_STARTED", str(time.time() - 41))  # by the Python that made the environment
+    assert dev.main(["bench", "--quick"]) == 7
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["dev.py: build", "dev.py: benchmark", "dev.py: environment 41 s, build 0 s, benchmark 0 s"]
+
+
+def test_an_environment_whose_making_was_interrupted_is_completed(monkeypatch, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
+    monkeypatch.setenv("FUSEDLSTM_VENV", str(tmp_path))
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *program: started.append(program))
+    dev.continue_in_venv(["build"], 0.0)
+    assert (tmp_path / "bin/pip").exists()
+    python, arguments, environment = started[0]
+    assert (python, arguments[1:]) == (tmp_path / "bin/python", [str(ROOT / "dev.py"), "build"])
+    assert environment["FUSEDLSTM_STARTED"] == "0.0"
 
 
 def test_a_peer_that_cannot_be_installed_leaves_the_benchmark(monkeypatch, capsys):
