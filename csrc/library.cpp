@@ -1,8 +1,8 @@
 // The schemas of the operators: the narrow waist between Python and the kernels of every device.
 //
 // One call is one layer with all its directions and time steps, so that compiled and exported graphs hold one node
-// per layer; and one step as a cell has it, which is called from Python, step by step. Arguments and results are the
-// structs of call/arguments.h, for every cell the same; their meanings are written at `layer` in
+// per layer; or, called from Python alone, a stack of layers, or one step as a cell has it. Arguments and results are
+// the structs of call/arguments.h, for every cell the same; their meanings are written at `layer` in
 // fusedlstm/reference.py. Kernels are registered by cpu/operators.cpp and
 // cuda/binding/operators.cpp, fake kernels and autograd by fusedlstm/ops.py and _autograd.py.
 //
@@ -30,6 +30,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {
              listed<StepInferenceResults>())
                 .c_str());
       m.def((cell + "_layer_backward" + listed<BackwardArguments>() + " -> " + listed<LayerGradients>()).c_str());
+      const std::string stack = listed<StackArguments>();
+      m.def((cell + "_stack" + stack + " -> " + listed<StackResults>()).c_str());
+      m.def((cell + "_stack_inference" + stack + " -> " + listed<InferenceResults>()).c_str());
+      m.def((cell + "_stack_backward" + listed<StackBackwardArguments>() + " -> " + listed<StackGradients>()).c_str());
+      for (const char* kind : {"_stack_frozen", "_stack_quantized"})
+        m.def((cell + kind + listed<PreparedStackArguments>() + " -> " + listed<InferenceResults>()).c_str());
       const std::string step = listed<StepArguments>();
       m.def((cell + "_cell" + step + " -> " + listed<StepResults>()).c_str());
       m.def((cell + "_cell_inference" + step + " -> " + listed<StepInferenceResults>()).c_str());

@@ -61,11 +61,11 @@ class _Layer(torch.autograd.Function):
         saved = ctx.saved_tensors  # to be asked for once: checkpoints count
         *kept, batch_sizes, lengths, reset = saved[:6]
         tensors = saved[6:]
-        asked = _asked(ctx, tensors)
+        asked = asked_of(ctx, tensors)
         layer = layer_arguments(by_kind(tensors, ctx.list_sizes), batch_sizes, lengths, reset, ctx.allow_tf32)
         incoming = Incoming(d_output, d_last, d_carried)
         needs = list(map(_any, by_kind(asked, ctx.list_sizes)))
-        found = flat(_gradients(ctx.name, BackwardArguments(incoming, layer, *kept, needs)))
+        found = flat(gradients_of_layer(ctx.name, BackwardArguments(incoming, layer, *kept, needs)))
         return (None, None, *[gradient if ask else None for gradient, ask in zip(found, asked)])
 
 
@@ -85,7 +85,7 @@ class _Cell(torch.autograd.Function):
     def backward(ctx, *d_states):
         saved = ctx.saved_tensors
         kept, tensors = saved[:3], saved[3:]
-        step = _Step(ctx.name, kept, _asked(ctx, tensors), ctx.allow_tf32)
+        step = _Step(ctx.name, kept, asked_of(ctx, tensors), ctx.allow_tf32)
         is_plain = torch.is_grad_enabled() and not _transforms.are_active()
         run = _apply_cell_gradients if is_plain else _cell_gradients
         return (None, None, *run(step, *d_states, *tensors))
@@ -116,7 +116,7 @@ class _CellGradients(torch.autograd.Function):
         states = len(CELLS[name].states)
         saved = ctx.saved_tensors
         results, d_states, tensors = saved[:3], saved[3 : 3 + states], saved[3 + states :]
-        asked = _asked(ctx, saved[3:])
+        asked = asked_of(ctx, saved[3:])
         if not needs_graph(d_states):
             return (None, *second_order_of_cell(CELLS[name], d_states, tensors, results, cotangents, asked))
         layer = one_step(*_of_step(name, tensors), allow_tf32)
@@ -142,7 +142,7 @@ def _cell_gradients(step, *tensors) -> tuple:
         layer = one_step(*parts, step.allow_tf32)
         needs = list(map(_any, by_kind(step.asked, list_sizes(layer))))
         incoming = Incoming(None, list(map(_as_steps, d_states)), None)
-        found = flat(_gradients(step.name, BackwardArguments(incoming, layer, *step.kept, needs)))
+        found = flat(gradients_of_layer(step.name, BackwardArguments(incoming, layer, *step.kept, needs)))
         found = *(d.squeeze(0) for d in found[: 1 + states]), *found[1 + states :]
     else:
         with below_autograd():
@@ -183,7 +183,7 @@ class _Gradients(torch.autograd.Function):
         saved = ctx.saved_tensors
         *results, batch_sizes, lengths, reset = saved[:6]
         incoming, tensors = _incoming_and_others(saved[6:], ctx.states)
-        asked_incoming, asked_tensors = _incoming_and_others(_asked(ctx, saved[6:]), ctx.states)
+        asked_incoming, asked_tensors = _incoming_and_others(asked_of(ctx, saved[6:]), ctx.states)
         layer = layer_arguments(by_kind(tensors, ctx.list_sizes), batch_sizes, lengths, reset, ctx.allow_tf32)
         cotangents = by_kind(flat_cotangents, ctx.list_sizes)
         cotangents = cotangents._make(u if need else _nothing(u) for u, need in zip(cotangents, ctx.needs))
@@ -255,7 +255,7 @@ def run_step(name, input, states, weights, allow_tf32):
     return OPERATORS[name].cell_inference(input, states, weights, allow_tf32)
 
 
-def _gradients(name, arguments: BackwardArguments):
+def gradients_of_layer(name, arguments: BackwardArguments):
     """What `<cell>_layer_backward` returns, in the backward of an autograd function."""
     if _transforms.need_reference():
         return reference.layer_backward(CELLS[name], *arguments.in_a_row())
@@ -286,7 +286,7 @@ def _as_steps(rows):
     return None if rows is None else rows.unsqueeze(0)
 
 
-def _asked(ctx, tensors) -> list[bool]:
+def asked_of(ctx, tensors) -> list[bool]:
     """Of the last arguments of an autograd function, tensors or None, those whose gradients this pass asks for.
 
     Without a look at the pass, torch.autograd.grad for the input alone would compute the gradients of all weights.

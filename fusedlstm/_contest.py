@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from fusedlstm import _checks, _cudnn, _library, _measure, _planner
-from fusedlstm._layers import run_kernels
+from fusedlstm._layers import zero_states
 from fusedlstm._planner import Planner, Problem, log
-from fusedlstm._private_torch import count_of_dispatch_modes
+from fusedlstm._stack import run_stack
 from fusedlstm.cells import CELLS
 
 
@@ -47,20 +47,20 @@ _decisions: dict[tuple, Decision] = {}
 _one_decides = threading.Lock()
 
 
-def run(name, x, hx, weights, sizes, batch_sizes, allow_tf32, differentiable):
+def run(x, hx, weights, sizes, batch_sizes, allow_tf32):
     """Output and last states of a call by cuDNN; None where fusedlstm's kernels are to run it.
 
     Args:
-        hx: for each of the cell's states that of all layers, or None for zeros.
-        differentiable: the tensors that may require gradients; empty where gradients are off.
+        hx: for each of the cell's states that of all layers, or [] for zeros.
     """
     global last
     last = None
-    if x.numel() == 0 or type(x) is not Tensor or count_of_dispatch_modes() > 0:
+    if x.numel() == 0 or type(x) is not Tensor:
         return None
-    is_training = not torch.is_inference_mode_enabled() and any(t.requires_grad for t in differentiable)
+    is_recorded = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    is_training = is_recorded and any(tensor.requires_grad for tensor in (x, *hx, *weights))
     T, B = x.shape[:2] if batch_sizes is None else (len(batch_sizes), int(batch_sizes[0]))
-    _, I, H, P, L, D, _ = sizes
+    name, I, H, P, L, D, _ = sizes
     problem = Problem(
         name, T, B, I, H, P, L, D, x.dtype, allow_tf32, batch_sizes is not None, is_training
     )  # fmt: skip
@@ -71,9 +71,9 @@ def run(name, x, hx, weights, sizes, batch_sizes, allow_tf32, differentiable):
     decision = _decisions.get((problem, modes))
     if decision is None or decision.by_cudnn:
         # Kernels check what they are given; cuDNN, and who measures, may read beyond it.
-        _checks.check_tensors(x, hx, weights, sizes, B)
-        hx = _zeros(x, B, sizes, len(CELLS[name].states)) if hx is None else hx
-    call = name, x, hx, weights, sizes, batch_sizes, allow_tf32
+        _checks.check_tensors(x, hx or None, weights, sizes, B)
+        hx = hx or zero_states(CELLS[name], x, sizes, B)
+    call = x, hx, weights, sizes, batch_sizes, allow_tf32
     if decision is None:
         decision = _decide(problem, modes, call)
     if decision.by_cudnn and _is_forced():
@@ -145,16 +145,16 @@ def _entry(own: Planner, name: str, measure) -> tuple[dict | None, str]:
 
 def _contender(call, is_training: bool):
     """run(by_cudnn=False): results of a call, and gradients if it is training, by one of the contenders."""
-    name, x, hx, weights, sizes, batch_sizes, allow_tf32 = call
+    x, hx, weights, sizes, batch_sizes, allow_tf32 = call
 
     def run(by_cudnn=False):
         tensors = [x, *hx, *weights]
         if is_training:
             tensors = [tensor.detach().requires_grad_() for tensor in tensors]
         states, others = tensors[1 : 1 + len(hx)], tensors[1 + len(hx) :]
-        arguments = name, tensors[0], states, others, sizes, batch_sizes, allow_tf32
+        arguments = tensors[0], states, others, sizes, batch_sizes, allow_tf32
         with torch.set_grad_enabled(is_training):
-            output, last = _cudnn.run(*arguments, is_training) if by_cudnn else run_kernels(*arguments)
+            output, last = _cudnn.run(*arguments, is_training) if by_cudnn else run_stack(*arguments)
             if not is_training:
                 return [output, *last]
             d_results = [torch.full_like(result, 2**-6) for result in (output, *last)]  # sums of many stay finite
@@ -162,8 +162,3 @@ def _contender(call, is_training: bool):
         return [output.detach(), *[state.detach() for state in last], *found]
 
     return run
-
-
-def _zeros(x, B, sizes, states):
-    _, _, H, P, L, D, _ = sizes
-    return [x.new_zeros(L * D, B, P if P and place == 0 else H) for place in range(states)]

@@ -72,7 +72,7 @@ class Frozen:
         states = states_of_usual(module, input, hx, others, has_one_state)
         if states is None or not _are_unchanged(self._usual, module._parameters):
             return None
-        return run_usual(OPERATORS[cell].frozen, self.layers, input, states, module.batch_first)
+        return run_usual(OPERATORS[cell].stack_frozen, self.layers, len(self.layers), input, states, module.batch_first)
 
     def of_call(self, module: nn.Module, names, sizes: _checks.Sizes, input, *others):
         """The weights for a call on these arguments; and `layers`, or None where they do not serve it. The call is then

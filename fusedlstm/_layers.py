@@ -1,14 +1,11 @@
-"""A stack of layers: their weights and states of each, and the loop over them."""
+"""A stack of layers, one after the other: the weights and states of each, and the loop over them."""
 
 from __future__ import annotations
 
 import torch
 
-from fusedlstm._choice import choose_plain
-from fusedlstm.cells import CELLS
 
-
-def run_stack(operator, x, states, layers, rows, options, dropout, wanted):
+def run_each(operator, x, states, layers, rows, options, dropout, wanted):
     """All layers: output of the last; of all, layer by layer, the last states and the results at places `wanted`.
 
     layers: of each its weights as the operator takes them.
@@ -27,6 +24,12 @@ def run_stack(operator, x, states, layers, rows, options, dropout, wanted):
     if L == 1:
         return x, last[0], *(kept[0] if kept else ())
     return x, list(map(torch.cat, zip(*last))), *map(torch.cat, zip(*kept))
+
+
+def zero_states(cell, x, sizes, B):
+    """The initial states of all layers together, as users pass them."""
+    _, _, H, P, L, D, _ = sizes
+    return [x.new_zeros(L * D, B, P if P and place == 0 else H) for place in range(len(cell.states))]
 
 
 def states_of_layers(cell, x, hx, reset_state, sizes, B):
@@ -65,15 +68,3 @@ def by_kind(weights, D, bias, P):
 def as_passed(states):
     """States as users pass them: one as a tensor, several as a tuple."""
     return tuple(states) if len(states) > 1 else states[0]
-
-
-def run_kernels(name, x, hx, weights, sizes, batch_sizes, allow_tf32):
-    """Output and last states of a usual call, see `is_plain`, of the cell of this name, without dropout.
-
-    hx: for each of the cell's states that of all layers.
-    """
-    operator = choose_plain(name, (*weights, x, *hx) if torch.is_grad_enabled() else ())
-    states = states_of_layers(CELLS[name], x, hx, None, sizes, hx[0].size(1))
-    layers = weights_of_layers(weights, sizes)
-    output, last = run_stack(operator, x, states, layers, (batch_sizes, None, None), (allow_tf32,), 0.0, ())
-    return output, last

@@ -11,9 +11,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks, _int8
 from fusedlstm import _contest as contest
-from fusedlstm._choice import KERNELS, choose, choose_plain, choose_quantized, is_eager, is_plain, is_tf32_on
-from fusedlstm._layers import as_passed, by_kind, run_stack, states_of_layers, weights_of_layers
+from fusedlstm._choice import KERNELS, choose, choose_quantized, is_eager, is_plain, is_tf32_on
+from fusedlstm._layers import as_passed, run_each, states_of_layers, weights_of_layers, zero_states
 from fusedlstm._private_torch import count_of_dispatch_modes, is_any_autocast_enabled
+from fusedlstm._stack import run_stack
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
@@ -38,15 +39,18 @@ def run(
         frozen: of each layer `weights` as its operator froze them, for calls that these serve; or None.
         is_int8: whether `weights` are int8 ones, as `_int8.tensors_of` has them; for inference on the CPU.
     """
-    is_usual = (
-        frozen is None and not is_int8 and packing is None and lengths is None and reset is None and reset_state is None
-    )
-    if is_usual and not (return_carried or return_saved or is_cell or sizes.num_layers > 1) and type(input) is Tensor:
-        states = () if hx is None else (hx,) if type(hx) is Tensor else hx
-        if type(states) is tuple and is_plain((input, *states, *weights)):
+    if not (
+        frozen is not None or is_int8 or packing is not None or lengths is not None or reset is not None
+        or reset_state is not None or return_carried or return_saved or is_cell
+        or (dropout != 0 and training and sizes.num_layers > 1)
+    ) and type(input) is Tensor:  # fmt: skip
+        count = len(CELLS[cell].states)
+        states = [] if hx is None else [hx] if count == 1 else hx
+        is_known = hx is None or ((count == 1 or type(hx) is tuple) and len(states) == count)
+        if is_known and is_plain((input, *states, *weights)) and count_of_dispatch_modes() == 0:
             x = input.transpose(0, 1) if batch_first and input.dim() == 3 else input
             if _fits(cell, x, states, weights, sizes):
-                return _run_plain(cell, x, states, weights, sizes, batch_first)
+                return _run_plain(x, states, weights, sizes, batch_first)
     cell = CELLS[cell]
     batch_sizes = sorted_indices = unsorted_indices = None
     if isinstance(input, PackedSequence):
@@ -102,20 +106,21 @@ def run(
         if sorted_indices is not None and hx is not None:
             _checks.check_states(hx, sizes, B, x, "hidden")
             hx = [state.index_select(1, sorted_indices) for state in hx]
-        states = states_of_layers(cell, x, hx, reset_state, sizes, B)
-        rows = batch_sizes, lengths, reset
         asked = (3, return_carried), (2, return_saved)
         wanted = [place for place, is_asked in asked if is_asked] if wants_kept else ()
         dropout = dropout if training and L > 1 else 0
-        results = None
-        if is_on_gpu(x) and not is_compiling:
-            is_open = not (frozen or wants_kept or is_cell or dropout) and lengths is None and reset is None
-            if is_open and is_eager((x, *(hx or ()), *weights)):
-                results = contest.run(cell.name, x, hx, weights, sizes, batch_sizes, options[0], differentiable)
-            else:
+        is_usual = not (frozen or is_int8 or wants_kept or is_cell or dropout or is_compiling or x.is_meta) and (
+            lengths is None and reset is None and operator in KERNELS[cell.name]
+        )
+        if is_usual and count_of_dispatch_modes() == 0 and is_eager((x, *(hx or ()), *weights)):
+            given = hx or ([] if batch_sizes is None else zero_states(cell, x, sizes, B))
+            results = _run_usual(x, given, weights, sizes, batch_sizes, *options)
+        else:
+            if is_on_gpu(x) and not is_compiling:
                 contest.last = None
-        if results is None:
-            results = run_stack(operator, x, states, layers, rows, options, dropout, wanted)
+            states = states_of_layers(cell, x, hx, reset_state, sizes, B)
+            rows = batch_sizes, lengths, reset
+            results = run_each(operator, x, states, layers, rows, options, dropout, wanted)
         output, last, *kept = results
         if type(output) is not Tensor or output.is_meta:  # a fake kernel may have run, which checks little
             _checks.check_tensors(x, hx, weights, sizes, B, is_int8)
@@ -164,31 +169,21 @@ def states_of_usual(module, input, hx, others, has_one_state, dim=3) -> list[Ten
     return states
 
 
-def run_usual(operator, layers, input, states, batch_first):
-    """What a module returns for such a call, by an operator for inference; None where that refuses.
+def run_usual(operator, weights, layers, input, states, batch_first):
+    """What a module returns for such a call, by an operator for all its layers; None where that refuses.
 
-    layers: of each layer its weights as the operator takes them.
+    weights: of all layers, as the operator takes them.
     """
-    rows = None, None, None, []
     try:
-        x = input.transpose(0, 1) if batch_first else input
-        if len(layers) == 1:
-            x, last = operator(x, states, layers[0], *rows)
-        else:
-            parts = [state.chunk(len(layers)) for state in states]
-            all_last = []
-            for layer, initial in zip(layers, zip(*parts, strict=True) if parts else [()] * len(layers), strict=True):
-                x, last = operator(x, initial, layer, *rows)
-                all_last.append(last)
-            last = list(map(torch.cat, zip(*all_last)))
+        output, last = operator(input.transpose(0, 1) if batch_first else input, states, weights, layers)
     except (RuntimeError, TypeError, ValueError):
         return None
-    return x.transpose(0, 1) if batch_first else x, as_passed(last)
+    return output.transpose(0, 1) if batch_first else output, as_passed(last)
 
 
 def _fits(name, x, states, weights, sizes) -> bool:
-    """Whether these are tensors as the operator of one layer takes them; it does not know `sizes`."""
-    _, input_size, H, P, _, D, bias = sizes
+    """Whether these are tensors as the operator of a stack takes them; it does not know `sizes`."""
+    _, input_size, H, P, L, D, bias = sizes
     for state in states:
         if type(state) is not Tensor or state.dim() != 3:
             return False
@@ -197,35 +192,28 @@ def _fits(name, x, states, weights, sizes) -> bool:
         and x.size(2) == input_size
         and x.layout is torch.strided
         and not x.is_meta
-        and len(states) in (0, len(CELLS[name].states))
-        and len(weights) == D * ((4 if bias else 2) + (1 if P else 0))
+        and len(weights) == L * D * ((4 if bias else 2) + (1 if P else 0))
+        and weights[1] is not None
         and weights[1].shape == (CELLS[name].gates * H, P or H)
         and H > 0
     )
 
 
-def _run_plain(name, x, states, weights, sizes, batch_first):
-    """One layer on tensors that fit, and nothing else asked. states: () for zeros."""
-    _, _, H, P, _, D, bias = sizes
-    B = x.size(1)
-    if not states:
-        zeros = x.new_zeros(D, B, H)
-        states = (x.new_zeros(D, B, P) if P else zeros, *[zeros] * (len(CELLS[name].states) - 1))
-    differentiable = (*weights, x, *states) if torch.is_grad_enabled() else ()
-    operator = choose_plain(name, differentiable)
-    kinds = by_kind(weights, D, bias, P)
+def _run_plain(x, states, weights, sizes, batch_first):
+    """Layers on tensors that fit, and nothing else asked. states: [] for zeros."""
     allow_tf32 = x.is_cuda and x.dtype is torch.float32 and is_tf32_on(False)
     try:
-        results = None
-        if is_on_gpu(x):
-            results = contest.run(name, x, states, weights, sizes, None, allow_tf32, differentiable)
-        if results is None:
-            results = operator(x, list(states), *kinds, None, None, None, [], allow_tf32)
+        output, last = _run_usual(x, states, weights, sizes, None, allow_tf32)
     except Exception:
-        _checks.refuse(x, states, weights, sizes, B)
+        _checks.refuse(x, states or None, weights, sizes, x.size(1))
         raise
-    output, last, *_ = results
     return output.transpose(0, 1) if batch_first else output, as_passed(last)
+
+
+def _run_usual(x, states, weights, sizes, batch_sizes, allow_tf32):
+    """Output and last states by cuDNN, where that is faster, or by one call of fusedlstm's operator for all layers."""
+    call = x, states, weights, sizes, batch_sizes, allow_tf32
+    return (is_on_gpu(x) and contest.run(*call)) or run_stack(*call)
 
 
 # Arrangement

@@ -8,11 +8,15 @@
 * `<cell>_cell`, `<cell>_cell_inference`, `<cell>_cell_backward`: the same of one step in one direction, between tensors
   of a cell's shapes: input [B, I], states [B, H], and weight_ih, weight_hh and both biases or none in one list. `kept`
   are output, saved and carried of the layer. Called by _autograd.py; they have no derivative of their own.
+* `<cell>_stack`, `<cell>_stack_inference`, `<cell>_stack_backward`: the same of all layers of a usual call, with all
+  weights in one list, see csrc/call/arguments.h. Called by _stack.py, outside of everything that traces or transforms;
+  they have no derivative of their own.
 * `<cell>_freeze`, on the CPU alone: a layer's weights as its kernels read them, in a tensor of bytes that fits this
   process; `<cell>_layer_frozen` and `<cell>_cell_frozen` are inference with that tensor, and with no states for zeros.
   They are called as they are, outside of everything that traces or transforms.
 * `<cell>_layer_quantized`, on the CPU alone: inference with int8 weights; see fusedlstm/_int8.py.
   `<cell>_cell_quantized` is a step of it, called as it is, as those of frozen cells are.
+* `<cell>_stack_frozen`, `<cell>_stack_quantized`: all layers of either, in calls as short as those.
 * `<cell>_steps_second_order`: what is between the products of second order, see _second_order_step.py.
 
 Operators of layers take ensembles: with the members as one more dimension in front of every tensor but batch_sizes, one
@@ -60,14 +64,23 @@ class Operators(NamedTuple):
     cell_frozen: OpOverload
     quantized: OpOverload
     cell_quantized: OpOverload
+    stack: OpOverload
+    stack_inference: OpOverload
+    stack_backward: OpOverload
+    stack_frozen: OpOverload
+    stack_quantized: OpOverload
+
+
+_KINDS = "", "_inference", "_backward"
 
 
 def _operators(cell: Cell) -> Operators:
-    names = [f"{cell.name}_{of}{kind}" for of in ("layer", "cell") for kind in ("", "_inference", "_backward")]
+    names = [f"{cell.name}_{of}{kind}" for of in ("layer", "cell") for kind in _KINDS]
     names += [
         f"{cell.name}_{of}"
         for of in ("steps_second_order", "freeze", "layer_frozen", "cell_frozen", "layer_quantized", "cell_quantized")
     ]
+    names += [f"{cell.name}_stack{kind}" for kind in (*_KINDS, "_frozen", "_quantized")]
     operators = Operators(*(getattr(REGISTERED, name).default for name in names))
     names = argument_names(operators.layer)
     if names != LayerArguments._fields:
@@ -179,21 +192,23 @@ def _functionalized_quantized(mode, operator, types, arguments, options):
 
 
 for _cell in CELLS.values():
-    _fakes = (
-        functools.partial(_fake_layer, _cell), _fake_inference, _fake_backward,
-        functools.partial(_fake_cell, _cell), _fake_cell_inference, _fake_cell_backward,
-        functools.partial(_fake_steps_second_order, _cell),
-    )  # fmt: skip
+    _own = OPERATORS[_cell.name]
     _served = (
-        *zip(OPERATORS[_cell.name], _fakes),
-        (OPERATORS[_cell.name].quantized, functools.partial(_fake_quantized, _cell)),
+        (_own.layer, functools.partial(_fake_layer, _cell)),
+        (_own.inference, _fake_inference),
+        (_own.backward, _fake_backward),
+        (_own.cell, functools.partial(_fake_cell, _cell)),
+        (_own.cell_inference, _fake_cell_inference),
+        (_own.cell_backward, _fake_cell_backward),
+        (_own.steps_second_order, functools.partial(_fake_steps_second_order, _cell)),
+        (_own.quantized, functools.partial(_fake_quantized, _cell)),
     )
     for _operator, _fake in _served:
         torch.library.register_fake(_operator.name(), _fake)
         torch.library.register_torch_dispatch(_operator.name(), FakeTensorMode, run_with_real_tensors)
     _functionalized = (
-        (OPERATORS[_cell.name].layer, functools.partial(_functionalized_layer, _cell)),
-        (OPERATORS[_cell.name].quantized, _functionalized_quantized),
+        (_own.layer, functools.partial(_functionalized_layer, _cell)),
+        (_own.quantized, _functionalized_quantized),
     )
     for _operator, _rule in _functionalized:
         torch.library.register_torch_dispatch(_operator.name(), FunctionalTensorMode, _rule)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _int8
-from fusedlstm._autograd import QUANTIZED_LAYERS
 from fusedlstm._checks import Sizes
 from fusedlstm._run import run, run_usual, states_of_usual
 from fusedlstm._run_cell import run_quantized_cell
@@ -128,9 +127,8 @@ def _run_layers(module: QuantizedLayer, input, hx, *rows):
     cell = CELLS[module.mode.lower()]
     states = states_of_usual(module, input, hx, rows, len(cell.states) == 1)
     if states is not None and _fit(module, cell, input, weights):
-        each = len(weights) // module.num_layers
-        layers = [weights[first : first + each] for first in range(0, len(weights), each)]
-        results = run_usual(_usual_operator(cell.name), layers, input, states, module.batch_first)
+        operator = OPERATORS[cell.name].stack_quantized
+        results = run_usual(operator, weights, module.num_layers, input, states, module.batch_first)
         if results is not None:
             return results
     module._check_mode()
@@ -170,11 +168,6 @@ def _fit(module, cell, input, weights) -> bool:
         and scale is not None
         and scale.size(0) == cell.gates * module.hidden_size
     )
-
-
-def _usual_operator(name):
-    """In inference mode there is nothing to be kept from the keys of Autograd."""
-    return OPERATORS[name].quantized if torch.is_inference_mode_enabled() else QUANTIZED_LAYERS[name]
 
 
 class QuantizedLSTM(QuantizedLayer):

@@ -102,19 +102,20 @@ def forced():
 
 @pytest.fixture
 def served(monkeypatch):
-    """The operators with frozen weights that were called, by their names."""
+    """What ran with frozen weights: names of operators of layers and cells, of a stack one for each layer."""
     from fusedlstm.ops import OPERATORS
 
     names = []
 
     def watched(operator):
         def call(*arguments):
-            names.append(operator._opname)
+            layers = arguments[3] if "stack" in operator._opname else 1
+            names.extend([operator._opname.replace("stack", "layer")] * layers)
             return operator(*arguments)
 
         return call
 
     for cell, of in OPERATORS.items():
-        own = of._replace(frozen=watched(of.frozen), cell_frozen=watched(of.cell_frozen))
-        monkeypatch.setitem(OPERATORS, cell, own)
+        kinds = ("frozen", "cell_frozen", "stack_frozen")
+        monkeypatch.setitem(OPERATORS, cell, of._replace(**{kind: watched(getattr(of, kind)) for kind in kinds}))
     return names

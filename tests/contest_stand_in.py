@@ -137,7 +137,7 @@ def contest(monkeypatch, tmp_path):
     monkeypatch.setattr(_run, "is_on_gpu", lambda x: True)
     monkeypatch.setattr(_planner, "of_device", lambda ordinal: planner)
     monkeypatch.setattr(_contest, "_decisions", {})
-    monkeypatch.setattr(_contest, "run_kernels", watched("kernels", _contest.run_kernels))
+    monkeypatch.setattr(_contest, "run_stack", watched("kernels", _contest.run_stack))
     monkeypatch.setattr(_cudnn, "cudnn_rnn", watched("cudnn", cudnn_rnn))
     monkeypatch.setattr(_cudnn, "cudnn_rnn_backward", cudnn_rnn_backward)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: planner.ordinal)

@@ -73,7 +73,7 @@ class ReferenceLSTM(fusedlstm.FusedLSTM):
     layer = staticmethod(partial(reference.layer, LSTM))
 
     def forward(self, *args, **kwargs):
-        with mock.patch.multiple(_run, choose=lambda *_: self.layer, choose_plain=lambda *_: self.layer):
+        with mock.patch.multiple(_run, choose=lambda *_: self.layer, is_plain=lambda *_: False):
             return super().forward(*args, **kwargs)
 
 

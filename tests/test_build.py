@@ -18,9 +18,9 @@ from fusedlstm.cells import CELLS
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = ROOT / "build/native/objects"
 LIBRARIES = [path for path in (_library.CPU_LIBRARY, _library.CUDA_LIBRARY) if path.is_file()]
-KINDS = [f"{of}{kind}" for of in ("layer", "cell") for kind in ("", "_inference", "_backward")]
+KINDS = [f"{of}{kind}" for of in ("layer", "stack", "cell") for kind in ("", "_inference", "_backward")]
 OPERATORS = [f"{cell}_{kind}" for cell in CELLS for kind in (*KINDS, "steps_second_order")]
-PREPARED = [f"{of}_{kind}" for of in ("layer", "cell") for kind in ("frozen", "quantized")]
+PREPARED = [f"{of}_{kind}" for of in ("layer", "stack", "cell") for kind in ("frozen", "quantized")]
 CPU_ONLY = [f"{cell}_{kind}" for cell in CELLS for kind in ("freeze", *PREPARED)]
 
 if (ROOT / "_build_backend").is_dir():
@@ -56,7 +56,11 @@ def test_every_operator_has_its_cuda_kernel_where_the_cuda_library_is_in_use(ope
 
 def test_no_operator_is_registered_by_mistake():
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fusedlstm::")}
-    cuda = () if _library.cuda_inactive_reason() else ("_cuda_obstacle",)
+    cuda = (
+        ()
+        if _library.cuda_inactive_reason()
+        else ("_cuda_obstacle", "_cuda_contenders", "_cuda_prefer", "_cuda_last_plan")
+    )
     assert names == {f"fusedlstm::{name}" for name in (*OPERATORS, *CPU_ONLY, "_cpu_info", "_cpu_force", *cuda)}
 
 

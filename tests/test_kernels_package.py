@@ -174,7 +174,7 @@ def test_the_manuals_example(package, tmp_path):
     result = run_python(code, tmp_path, LOCAL_KERNELS=f"fusedlstm/fusedlstm={package}")
     assert result.returncode == 0, result.stderr
     module, gradient = result.stdout.split()
-    assert re.fullmatch(r"fusedlstm_cpu_[0-9a-f]{10}\.layers", module) and gradient == "_LayerBackward"
+    assert re.fullmatch(r"fusedlstm_cpu_[0-9a-f]{10}\.layers", module) and gradient == "_StackBackward"
 
 
 def test_is_beside_fusedlstm(package):
@@ -191,7 +191,7 @@ def test_is_beside_fusedlstm(package):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             output = module(x)[0]
             output.sum().backward()
-        called = {event.key.split("::")[0] for event in profile.key_averages() if "lstm_layer" in event.key}
+        called = {event.key.split("::")[0] for event in profile.key_averages() if "lstm_stack" in event.key}
         assert called == {name}
         assert torch.equal(output, ours(x)[0])
 

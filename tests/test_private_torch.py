@@ -265,6 +265,18 @@ def test_argument_names():
     assert names == ("self", "mat1", "mat2", "beta", "alpha")
 
 
+def test_cudnn_operators():
+    """Their arguments, in the order in which fusedlstm/_cudnn.py passes them."""
+    call = "input weight weight_stride0 weight_buf hx cx".split()
+    options = "mode hidden_size proj_size num_layers batch_first dropout train bidirectional batch_sizes dropout_state"
+    forward, backward = map(
+        _private_torch.argument_names, (_private_torch.cudnn_rnn, _private_torch.cudnn_rnn_backward)
+    )
+    assert forward == (*call, *options.split())
+    given = "output grad_output grad_hy grad_cy".split()
+    assert backward == (*call, *given, *options.split(), "reserve", "output_mask")
+
+
 def test_operators_are_of_the_type():
     assert all(isinstance(operator, _private_torch.OpOverload) for operator in OPERATORS["lstm"])
 

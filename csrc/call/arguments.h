@@ -7,6 +7,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -25,6 +26,7 @@ struct LayerArguments {
   OptionalTensor batch_sizes, lengths, reset;
   Tensors reset_state;
   bool allow_tf32 = false;
+  Tensors last;  // no argument: where a stack has a layer's last states; empty for tensors of their own
 
   template <class Visitor>
   void visit(Visitor v) {
@@ -100,6 +102,7 @@ struct PreparedArguments {
   Weights weights;
   OptionalTensor batch_sizes, lengths, reset;
   Tensors reset_state;
+  Tensors last;  // as of LayerArguments
 
   template <class Visitor>
   void visit(Visitor v) {
@@ -157,6 +160,87 @@ struct LayerGradients {
     v("d_bias_hh", bias_hh);
     v("d_weight_hr", weight_hr);
     v("d_reset_state", reset_state);
+  }
+};
+
+// All layers of a call, without dropout between them; stack.h makes layers of them. Weights are in a row, layer by
+// layer and direction by direction, each as torch.nn has them: weight_ih, weight_hh, both biases or none, weight_hr or
+// none.
+struct StackArguments {
+  Tensor input;
+  Tensors states;  // initial ones, [layers * directions, batch, features] each; empty for zeros, if input is not packed
+  Tensors weights;
+  OptionalTensor batch_sizes;
+  int64_t layers = 1, directions = 1;
+  bool allow_tf32 = false;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("input", input);
+    v("states", states);
+    v("weights", weights);
+    v("batch_sizes", batch_sizes);
+    v("layers", layers);
+    v("directions", directions);
+    v("allow_tf32", allow_tf32);
+  }
+};
+
+// For inference, with weights in a form of their own: of each layer as many as PreparedArguments has of it; `states`
+// may be empty, for zeros.
+struct PreparedStackArguments {
+  Tensor input;
+  Tensors states;
+  Tensors weights;
+  int64_t layers = 1;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("input", input);
+    v("states", states);
+    v("weights", weights);
+    v("layers", layers);
+  }
+};
+
+struct StackResults {
+  Tensor output;
+  Tensors last;
+  Tensors kept;  // saved and carried of each layer, then the outputs of all but the last one
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("output", output);
+    v("last", last);
+    v("kept", kept);
+  }
+};
+
+struct StackBackwardArguments {
+  OptionalTensor d_output;
+  OptionalTensors d_last;
+  StackArguments stack;
+  Tensor output;
+  Tensors kept;
+  std::vector<bool> needs;  // for each of input, states and weights
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("d_output", d_output);
+    v("d_last", d_last);
+    stack.visit(v);
+    v("output", output);
+    v("kept", kept);
+    v("needs", needs);
+  }
+};
+
+struct StackGradients {
+  Tensors all;  // of input, states and weights; of size [0] where not needed
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("gradients", all);
   }
 };
 

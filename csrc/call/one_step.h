@@ -1,6 +1,5 @@
 // The operators of one step, from those of a layer: the same kernels between tensors of a cell's shapes.
 //
-// Views are made here, below PyTorch's dispatcher: as operators of Python, to and fro, they took as long as the step.
 #pragma once
 
 #include <algorithm>
@@ -8,18 +7,10 @@
 #include <iterator>
 #include <utility>
 
-#include "boxed.h"
-#include "tensors.h"
+#include "arguments.h"
+#include "views.h"
 
 namespace fusedlstm {
-
-// The same memory in other dimensions.
-inline Tensor viewed(const Tensor& t, const Sizes& sizes, const Sizes& strides) {
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch__reinterpret_tensor(t.get(), sizes.size(), sizes.begin(), strides.begin(), 0, &handle));
-  return Tensor(handle);
-}
 
 // [B, features] as [1, B, features].
 inline Tensor as_steps(const Tensor& rows, const char* name) {
@@ -104,20 +95,6 @@ StepGradients one_step_backward(StepBackwardArguments& given) {
   for (Tensors* of_kind : {&g.weight_ih, &g.weight_hh, &g.bias_ih, &g.bias_hh})
     std::move(of_kind->begin(), of_kind->end(), std::back_inserter(found));
   return {std::move(found)};
-}
-
-// Registers a device's kernels for the operators of the cell of this name: of layers and of steps.
-template <LayerResults (*kLayer)(LayerArguments&), InferenceResults (*kInference)(LayerArguments&),
-          LayerGradients (*kBackward)(BackwardArguments&), StepsResults (*kSecondOrder)(StepsArguments&)>
-void implement(torch::stable::detail::StableLibrary& m, const std::string& cell) {
-  m.impl((cell + "_layer").c_str(), boxed<LayerResults, LayerArguments, kLayer>);
-  m.impl((cell + "_layer_inference").c_str(), boxed<InferenceResults, LayerArguments, kInference>);
-  m.impl((cell + "_layer_backward").c_str(), boxed<LayerGradients, BackwardArguments, kBackward>);
-  m.impl((cell + "_cell").c_str(), boxed<StepResults, StepArguments, one_step<kLayer>>);
-  m.impl((cell + "_cell_inference").c_str(),
-         boxed<StepInferenceResults, StepArguments, one_step_inference<kInference>>);
-  m.impl((cell + "_cell_backward").c_str(), boxed<StepGradients, StepBackwardArguments, one_step_backward<kBackward>>);
-  m.impl((cell + "_steps_second_order").c_str(), boxed<StepsResults, StepsArguments, kSecondOrder>);
 }
 
 }  // namespace fusedlstm

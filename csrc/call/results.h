@@ -19,7 +19,8 @@ inline LayerResults new_results(const CheckedLayer& t, bool is_training, bool cl
   };
   LayerResults r;
   r.output = new_rows(t.row_sizes(t.directions * t.recurrent()), t.dtype);
-  for (size_t i = 0; i < size_t(t.cell.states); ++i)
+  r.last = t.last;
+  for (size_t i = 0; i < size_t(t.cell.states) && t.last.empty(); ++i)
     r.last.push_back(new_tensor(t.input, t.each(t.state_sizes(i)), t.dtype));
   if (is_training) {
     r.saved = new_rows(t.kept_sizes(t.cell.saved), t.dtype);

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "call/checked_steps.h"
-#include "call/one_step.h"
+#include "call/implement.h"
 #include "call/results.h"
 #include "cells/all.h"
 #include "frozen.h"
@@ -153,6 +153,7 @@ LayerArguments without_weights(Arguments& given) {
   layer.lengths = std::move(given.lengths);
   layer.reset = std::move(given.reset);
   layer.reset_state = std::move(given.reset_state);
+  layer.last = std::move(given.last);
   return layer;
 }
 
@@ -283,8 +284,7 @@ StepsResults steps_second_order(StepsArguments& arguments) {
 template <int kCell = 0>
 void implement_from(torch::stable::detail::StableLibrary& m) {
   if constexpr (kCell < int(std::size(kCells))) {
-    implement<layer<kCell>, layer_inference<kCell>, layer_backward<kCell>, steps_second_order<kCell>>(
-        m, kCells[kCell].name);
+    implement<kCell, layer<kCell>, layer_inference<kCell>, layer_backward<kCell>, steps_second_order<kCell>>(m);
     const std::string cell = kCells[kCell].name;
     m.impl((cell + "_freeze").c_str(), boxed<FreezeResults, FreezeArguments, freeze_layer<kCell>>);
     m.impl((cell + "_layer_frozen").c_str(), boxed<InferenceResults, FrozenArguments, layer_frozen<kCell>>);
@@ -293,6 +293,10 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
     m.impl((cell + "_layer_quantized").c_str(), boxed<InferenceResults, QuantizedArguments, layer_quantized<kCell>>);
     m.impl((cell + "_cell_quantized").c_str(), boxed<StepInferenceResults, PreparedStepArguments<Tensors>,
                                                      one_step_prepared<Tensors, layer_quantized<kCell>>>);
+    m.impl((cell + "_stack_frozen").c_str(),
+           boxed<InferenceResults, PreparedStackArguments, run_stack_prepared<Tensor, layer_frozen<kCell>>>);
+    m.impl((cell + "_stack_quantized").c_str(),
+           boxed<InferenceResults, PreparedStackArguments, run_stack_prepared<Tensors, layer_quantized<kCell>>>);
     implement_from<kCell + 1>(m);
   }
 }

@@ -2,7 +2,7 @@
 #include <iterator>
 
 #include "call/checked_steps.h"
-#include "call/one_step.h"
+#include "call/implement.h"
 #include "call/results.h"
 #include "cells/all.h"
 #include "cuda/host/layer.h"
@@ -139,8 +139,7 @@ StepsResults steps_second_order(StepsArguments& arguments) {
 template <int kCell = 0>
 void implement_from(torch::stable::detail::StableLibrary& m) {
   if constexpr (kCell < static_cast<int>(std::size(kCells))) {
-    implement<layer<kCell>, layer_inference<kCell>, layer_backward<kCell>, steps_second_order<kCell>>(
-        m, kCells[kCell].name);
+    implement<kCell, layer<kCell>, layer_inference<kCell>, layer_backward<kCell>, steps_second_order<kCell>>(m);
     implement_from<kCell + 1>(m);
   }
 }

@@ -1,0 +1,237 @@
+// The operators of a stack of layers, from those of a layer: one call runs all of them, without dropout in between.
+//
+// From Python, layer by layer, the calls and the lists of their arguments took longer than small layers themselves.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "cells/all.h"
+#include "results.h"
+#include "views.h"
+
+namespace fusedlstm {
+
+// What there is of a layer in a tensor of the states of all `layers`, [layers * directions, batch, features].
+inline Tensor of_layer(const Tensor& states, int64_t l, int64_t layers) {
+  if (layers == 1) return states;
+  const int64_t directions = states.size(0) / layers;
+  return viewed(states, {directions, states.size(1), states.size(2)},
+                {states.stride(0), states.stride(1), states.stride(2)}, l * directions * states.stride(0));
+}
+
+// A call's arguments, layer by layer, and where the last states of all layers go.
+class Stack {
+ public:
+  Tensors last;  // [layers * directions, batch, features] of each state; empty where there is one layer
+
+  Stack(StackArguments& given, CellSizes cell) : given_(given), layers_(given.layers), directions_(given.directions) {
+    STD_TORCH_CHECK(layers_ >= 1 && (directions_ == 1 || directions_ == 2),
+                    "fusedlstm: expected layers >= 1 and 1 or 2 directions, got ", layers_, " and ", directions_);
+    const size_t places = static_cast<size_t>(layers_ * directions_);
+    const size_t each = given.weights.size() / places;
+    STD_TORCH_CHECK(each * places == given.weights.size() && each >= 2 && each <= 5,
+                    "fusedlstm: expected 2 to 5 weights for each of ", layers_, " layers and ", directions_,
+                    " directions, got ", given.weights.size());
+    kinds_ = {kWeightIh, kWeightHh};
+    if (each >= 4) kinds_.insert(kinds_.end(), {kBiasIh, kBiasHh});
+    if (each % 2 == 1) kinds_.push_back(kWeightHr);
+    for (const Tensor& state : given.states)
+      STD_TORCH_CHECK(state.dim() == 3 && state.size(0) == layers_ * directions_,
+                      "fusedlstm: expected states of size [", layers_ * directions_, ", batch, features], got ",
+                      sizes_of(state));
+    if (given.states.empty()) make_zeros(cell);
+    if (layers_ == 1) return;
+    const Tensors& likes = given.states.empty() ? zeros_ : given.states;
+    for (const Tensor& state : likes)
+      last.push_back(
+          new_tensor(given.input, {layers_ * directions_, state.size(1), state.size(2)}, given.input.scalar_type()));
+  }
+
+  int64_t layers() const { return layers_; }
+
+  // The arguments of a layer with this input.
+  LayerArguments layer(int64_t l, const Tensor& input) const {
+    LayerArguments a;
+    a.input = input;
+    for (const Tensor& state : given_.states) a.initial.push_back(of_layer(state, l));
+    if (given_.states.empty()) a.initial = zeros_;
+    for (const Tensor& state : last) a.last.push_back(of_layer(state, l));
+    Tensors* const lists[] = {nullptr, nullptr, &a.weight_ih, &a.weight_hh, &a.bias_ih, &a.bias_hh, &a.weight_hr};
+    for (int64_t d = 0; d < directions_; ++d) {
+      auto weight = given_.weights.begin() + first_weight(l, d);
+      for (const int kind : kinds_) lists[kind]->push_back(*weight++);
+    }
+    a.batch_sizes = given_.batch_sizes;
+    a.allow_tf32 = given_.allow_tf32;
+    return a;
+  }
+
+  Tensor of_layer(const Tensor& states, int64_t l) const { return fusedlstm::of_layer(states, l, layers_); }
+
+  // Of the weights of a direction, in their order, which they are.
+  const std::vector<int>& kinds() const { return kinds_; }
+  // Where those of a layer and a direction begin.
+  int64_t first_weight(int64_t l, int64_t d = 0) const {
+    return (l * directions_ + d) * static_cast<int64_t>(kinds_.size());
+  }
+
+ private:
+  const StackArguments& given_;
+  const int64_t layers_, directions_;
+  std::vector<int> kinds_;
+  Tensors zeros_;  // the initial states of every layer, where none are given
+
+  void make_zeros(CellSizes cell) {
+    const Tensor &input = given_.input, &weight_hh = given_.weights[1];
+    STD_TORCH_CHECK(!given_.batch_sizes && input.dim() == 3 && weight_hh.dim() == 2,
+                    "fusedlstm: expected states with such an input, got none");
+    const int64_t batch = input.size(1), hidden = weight_hh.size(0) / cell.gates;
+    for (int i = 0; i < cell.states; ++i) {
+      const int64_t features = i == 0 ? weight_hh.size(1) : hidden;
+      const bool is_same = i > 0 && zeros_[0].size(2) == features;
+      zeros_.push_back(is_same ? zeros_[0] : new_zeros(input, {directions_, batch, features}, input.scalar_type()));
+    }
+  }
+};
+
+template <int kCell, LayerResults (*kLayer)(LayerArguments&)>
+StackResults run_stack(StackArguments& given) {
+  const Stack stack(given, kCells[kCell].sizes);
+  StackResults r{given.input, stack.last, {}};
+  Tensors outputs;
+  for (int64_t l = 0; l < stack.layers(); ++l) {
+    if (l > 0) outputs.push_back(r.output);
+    LayerArguments a = stack.layer(l, r.output);
+    LayerResults one = kLayer(a);
+    r.output = std::move(one.output);
+    r.kept.push_back(std::move(one.saved));
+    r.kept.push_back(std::move(one.carried));
+    if (stack.layers() == 1) r.last = std::move(one.last);
+  }
+  r.kept.insert(r.kept.end(), outputs.begin(), outputs.end());
+  return r;
+}
+
+template <int kCell, InferenceResults (*kInference)(LayerArguments&)>
+InferenceResults run_stack_inference(StackArguments& given) {
+  const Stack stack(given, kCells[kCell].sizes);
+  InferenceResults r{given.input, stack.last};
+  for (int64_t l = 0; l < stack.layers(); ++l) {
+    LayerArguments a = stack.layer(l, r.output);
+    InferenceResults one = kInference(a);
+    r.output = std::move(one.output);
+    if (stack.layers() == 1) r.last = std::move(one.last);
+  }
+  return r;
+}
+
+template <class Weights>
+Weights weights_between(const Tensors& all, size_t begin, size_t end) {
+  if constexpr (std::is_same_v<Weights, Tensor>)
+    return all[begin];
+  else
+    return {all.begin() + static_cast<std::ptrdiff_t>(begin), all.begin() + static_cast<std::ptrdiff_t>(end)};
+}
+
+template <class Weights, InferenceResults (*kLayer)(PreparedArguments<Weights>&)>
+InferenceResults run_stack_prepared(PreparedStackArguments& given) {
+  const int64_t L = given.layers;
+  const size_t each = L < 1 ? 0 : given.weights.size() / static_cast<size_t>(L);
+  STD_TORCH_CHECK(each > 0 && each * static_cast<size_t>(L) == given.weights.size(), "fusedlstm: expected weights for ",
+                  L, " layers, got ", given.weights.size());
+  for (const Tensor& state : given.states)
+    STD_TORCH_CHECK(state.dim() == 3 && state.size(0) % L == 0, "fusedlstm: expected states of ", L,
+                    " layers, got size ", sizes_of(state));
+  InferenceResults r{given.input, {}};
+  for (int64_t l = 0; l < L; ++l) {
+    PreparedArguments<Weights> a;
+    a.input = r.output;
+    for (const Tensor& state : given.states) a.initial.push_back(of_layer(state, l, L));
+    const size_t first = each * static_cast<size_t>(l);
+    a.weights = weights_between<Weights>(given.weights, first, first + each);
+    for (const Tensor& states : r.last) a.last.push_back(of_layer(states, l, L));
+    InferenceResults one = kLayer(a);
+    r.output = std::move(one.output);
+    if (L == 1) r.last = std::move(one.last);
+    if (l > 0 || L == 1) continue;
+    for (const Tensor& state : one.last) {  // which tells the sizes of all
+      r.last.push_back(new_tensor(state, {L * state.size(0), state.size(1), state.size(2)}, state.scalar_type()));
+      Tensor place = of_layer(r.last.back(), 0, L);
+      torch::stable::copy_(place, state);
+    }
+  }
+  return r;
+}
+
+template <int kCell, LayerGradients (*kBackward)(BackwardArguments&)>
+StackGradients run_stack_backward(StackBackwardArguments& given) {
+  const Stack stack(given.stack, kCells[kCell].sizes);
+  const int64_t L = stack.layers();
+  const size_t states = given.stack.states.size(), weights = given.stack.weights.size();
+  STD_TORCH_CHECK(given.kept.size() == static_cast<size_t>(3 * L - 1), "fusedlstm: expected ", 3 * L - 1,
+                  " tensors that a stack kept, got ", given.kept.size());
+  STD_TORCH_CHECK(given.needs.size() == 1 + states + weights, "fusedlstm: expected ", 1 + states + weights,
+                  " needs, got ", given.needs.size());
+  const auto needs = [&](size_t i) { return given.needs[i]; };
+  const auto weight = [&](int64_t l) { return 1 + states + static_cast<size_t>(stack.first_weight(l)); };
+  const auto any = [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i)
+      if (needs(i)) return true;
+    return false;
+  };
+  const bool any_state = any(1, 1 + states);
+
+  const Tensor& input = given.stack.input;
+  StackGradients r;
+  r.all.assign(1 + states + weights, new_tensor(input, {0}, input.scalar_type()));
+  for (size_t i = 0; i < states && any_state && L > 1; ++i) {
+    const Tensor& state = given.stack.states[i];
+    r.all[1 + i] = new_tensor(input, {state.size(0), state.size(1), state.size(2)}, input.scalar_type());
+  }
+
+  OptionalTensor d_output = std::move(given.d_output);
+  for (int64_t l = L; l-- > 0;) {
+    BackwardArguments b;
+    b.d_output = std::move(d_output);
+    for (const OptionalTensor& d : given.d_last)
+      b.d_last.push_back(d ? OptionalTensor(stack.of_layer(*d, l)) : std::nullopt);
+    b.layer = stack.layer(l, l > 0 ? given.kept[static_cast<size_t>(2 * L + l - 1)] : input);
+    b.output = l < L - 1 ? given.kept[static_cast<size_t>(2 * L + l)] : given.output;
+    b.saved = given.kept[static_cast<size_t>(2 * l)];
+    b.carried = given.kept[static_cast<size_t>(2 * l + 1)];
+    const bool is_below = any_state || needs(0) || any(1 + states, weight(l));
+    b.needs.assign(kNeeds, false);
+    b.needs[kInput] = l > 0 ? is_below : needs(0);
+    b.needs[kInitial] = any_state;
+    // A kind's gradients are asked for where one of its directions' is.
+    const auto each_weight = [&](auto visit) {
+      size_t place = weight(l);
+      for (size_t d = 0; d < static_cast<size_t>(given.stack.directions); ++d)
+        for (const int kind : stack.kinds()) visit(kind, d, place++);
+    };
+    each_weight([&](int kind, size_t, size_t place) {
+      if (needs(place)) b.needs[static_cast<size_t>(kind)] = true;
+    });
+    LayerGradients g = kBackward(b);
+    if (l > 0 && is_below) d_output = g.input;
+    if (l == 0) r.all[0] = g.input;
+    for (size_t i = 0; i < states && any_state; ++i) {
+      if (L == 1) {
+        r.all[1 + i] = g.initial[i];
+        continue;
+      }
+      Tensor place = stack.of_layer(r.all[1 + i], l);
+      torch::stable::copy_(place, g.initial[i]);
+    }
+    Tensors* const found[] = {nullptr, nullptr, &g.weight_ih, &g.weight_hh, &g.bias_ih, &g.bias_hh, &g.weight_hr};
+    each_weight([&](int kind, size_t d, size_t place) { r.all[place] = std::move((*found[kind])[d]); });
+    if (!is_below) break;
+  }
+  return r;
+}
+
+}  // namespace fusedlstm
