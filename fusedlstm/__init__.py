@@ -2,7 +2,7 @@
 
 from fusedlstm import _flops as _flops  # gives the operators their FLOPs
 from fusedlstm import _vmap as _vmap  # gives the operators their rules
-from fusedlstm import functional
+from fusedlstm import functional, init
 from fusedlstm._contest import last_plan
 from fusedlstm._version import __version__
 from fusedlstm.convert import convert, revert
@@ -22,6 +22,7 @@ __all__ = [
     "dequantize",
     "freeze",
     "functional",
+    "init",
     "last_plan",
     "quantize",
     "revert",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def run_each(operator, x, states, layers, rows, options, dropout, wanted):
@@ -63,6 +64,18 @@ def by_kind(weights, D, bias, P):
     if not P:
         lists.append([])
     return lists
+
+
+def with_weight_dropout(weights, sizes, probability):
+    """All weights in a row, each weight_hh with a mask of its own: DropConnect (Wan et al. 2013; Merity et al. 2018).
+
+    An element is zero with this probability, and else divided by one minus it.
+    """
+    each = len(weights) // (sizes.num_layers * sizes.directions)
+    return [
+        torch.dropout(weight, probability, True) if i % each == 1 and isinstance(weight, Tensor) else weight
+        for i, weight in enumerate(weights)
+    ]
 
 
 def as_passed(states):

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
 from fusedlstm._frozen import Frozen
+from fusedlstm._layers import with_weight_dropout
 from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
 from fusedlstm._run import run
 from fusedlstm._run_cell import run_cell
@@ -50,7 +51,21 @@ class _Freezable(nn.Module):
 
 
 class FusedLayer(_Freezable, nn.RNNBase):
-    """A stack of layers of one cell: PyTorch's constructor and parameters, other kernels below."""
+    """A stack of layers of one cell: PyTorch's constructor and parameters, other kernels below.
+
+    Args:
+        weight_dropout: of DropConnect on every weight_hh, see `FusedLSTM`; the others are nn.RNNBase's.
+    """
+
+    weight_dropout: float = 0.0  # an instance has its own only where it is not that
+
+    def __init__(self, *args, weight_dropout: float = 0.0, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if _checks.checked_probability("weight_dropout", weight_dropout):
+            self.weight_dropout = weight_dropout
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + f", weight_dropout={self.weight_dropout}" * (self.weight_dropout != 0)
 
     def flatten_parameters(self) -> None:
         """Does nothing: parameters are separate tensors, and are used as they are."""
@@ -142,6 +157,8 @@ def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and
         weights = _parameters(module, names)
     else:
         weights, layers = frozen.of_call(module, names, sizes, input, hx, *rows_and_returns)
+    if module.weight_dropout and module.training:
+        weights = with_weight_dropout(weights, sizes, module.weight_dropout)
     if isinstance(input, PackedSequence):
         # Tracers look into a call's arguments, and fail to rebuild this class from what they find.
         input, *packing = input

@@ -129,6 +129,8 @@ def plain_type(module) -> type | str | None:
         return None
     if reason := why_instance(module):
         return reason
+    if getattr(module, "weight_dropout", 0):
+        return f"its weight_dropout is {module.weight_dropout}, which PyTorch's layers have none of; set it to 0 first"
     if isinstance(cls, _InPlaceOfPlain):
         return cls.__bases__[0]
     if cls in _PLAIN:

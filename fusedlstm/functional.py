@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
+from fusedlstm._layers import with_weight_dropout
 from fusedlstm._run import run
 from fusedlstm._run_cell import run_cell
 from fusedlstm.cells import CELLS, GRU, LSTM
@@ -25,6 +26,7 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     dropout: float = 0.0,
+    weight_dropout: float = 0.0,
     training: bool = False,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
@@ -48,6 +50,7 @@ def lstm(
         bidirectional: each layer has two directions, side by side in its output.
         batch_first: for `input`, `output`, `reset` and the states of all steps.
         dropout: probability, applied between layers when `training`.
+        weight_dropout: probability of DropConnect on every weight_hh when `training`, see `FusedLSTM`.
         lengths: integer [B] on any device, 0..T in any order. Steps past the end are not run:
             output is 0 there, h_n and c_n are those of the last step, and the reverse direction
             starts at each sequence's own end. Values are checked on the CPU only (no waiting for
@@ -70,9 +73,9 @@ def lstm(
         m = nn.LSTM(...)  # with these weights
         m(input, hx)
     """
-    sizes = _checks.sizes_of(LSTM, weights, bidirectional)
+    weights, sizes = _checked(LSTM, weights, bidirectional, weight_dropout, training)
     return run(
-        "lstm", input, hx, list(chain.from_iterable(weights)), sizes, batch_first, dropout, training,
+        "lstm", input, hx, weights, sizes, batch_first, dropout, training,
         lengths, reset, reset_state, return_cell_states, return_gates,
     )  # fmt: skip
 
@@ -85,6 +88,7 @@ def gru(
     bidirectional: bool = False,
     batch_first: bool = False,
     dropout: float = 0.0,
+    weight_dropout: float = 0.0,
     training: bool = False,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
@@ -103,9 +107,9 @@ def gru(
     Returns:
         output, h_n, and what the last argument asks for. The states of all steps are the output.
     """
-    sizes = _checks.sizes_of(GRU, weights, bidirectional)
+    weights, sizes = _checked(GRU, weights, bidirectional, weight_dropout, training)
     return run(
-        "gru", input, hx, list(chain.from_iterable(weights)), sizes, batch_first, dropout, training,
+        "gru", input, hx, weights, sizes, batch_first, dropout, training,
         lengths, reset, reset_state, False, return_gates,
     )  # fmt: skip
 
@@ -119,6 +123,7 @@ def rnn(
     bidirectional: bool = False,
     batch_first: bool = False,
     dropout: float = 0.0,
+    weight_dropout: float = 0.0,
     training: bool = False,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
@@ -137,11 +142,20 @@ def rnn(
         output, h_n. The states of all steps are the output.
     """
     cell = _rnn_cell(nonlinearity)
-    sizes = _checks.sizes_of(cell, weights, bidirectional)
+    weights, sizes = _checked(cell, weights, bidirectional, weight_dropout, training)
     return run(
-        cell.name, input, hx, list(chain.from_iterable(weights)), sizes, batch_first, dropout, training,
+        cell.name, input, hx, weights, sizes, batch_first, dropout, training,
         lengths, reset, reset_state,
     )  # fmt: skip
+
+
+def _checked(cell, weights, bidirectional, weight_dropout, training):
+    """All weights in a row as a call runs with them, and the sizes that they imply."""
+    sizes = _checks.sizes_of(cell, weights, bidirectional)
+    in_a_row = list(chain.from_iterable(weights))
+    if _checks.checked_probability("weight_dropout", weight_dropout) and training:
+        in_a_row = with_weight_dropout(in_a_row, sizes, weight_dropout)
+    return in_a_row, sizes
 
 
 def lstm_cell(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -9,12 +10,19 @@ from fusedlstm._module import FusedCell, FusedLayer, run_layers, run_step
 
 
 class FusedLSTM(FusedLayer):
-    """A stack of LSTM layers: drop-in for `torch.nn.LSTM`, and four things more.
+    """A stack of LSTM layers: drop-in for `torch.nn.LSTM`, and some things more.
 
     Constructor, parameters, state_dict, initial values, inputs and results are those of
     `torch.nn.LSTM`; see there. `forward` adds `lengths`, `reset`, `return_cell_states` and
     `return_gates`. It derives from nn.RNNBase and not from nn.LSTM, since torch.compile refuses
     every instance of nn.LSTM in a full graph.
+
+    Args:
+        weight_dropout: probability p of DropConnect on the recurrent weights (Merity et al. 2018, AWD-LSTM): in
+            training, each call runs with m * weight_hh / (1 - p) in the place of every weight_hh, m of zeros with
+            probability p and of ones, one mask for the whole sequence and batch. The parameters stay as they are.
+        forget_bias: added to the forget gate's part of every bias_ih when parameters are initialised (Gers et al. 2000;
+            1 is usual: Jozefowicz et al. 2015). 0: nn.LSTM's initial values.
 
     Equivalent to:
         nn.LSTM(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
@@ -33,11 +41,30 @@ class FusedLSTM(FusedLayer):
         proj_size: int = 0,
         device=None,
         dtype=None,
+        *,
+        weight_dropout: float = 0.0,
+        forget_bias: float = 0.0,
     ) -> None:
+        if forget_bias and not bias:
+            raise ValueError(f"forget_bias: Expected 0 with bias=False, got {forget_bias}")
+        if forget_bias:
+            self.forget_bias = forget_bias  # parameters are initialised by the next call
         super().__init__(
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            proj_size, device, dtype,
+            proj_size, device, dtype, weight_dropout=weight_dropout,
         )  # fmt: skip
+
+    forget_bias: float = 0.0
+
+    def reset_parameters(self) -> None:
+        """As nn.LSTM's, and `forget_bias` added."""
+        super().reset_parameters()
+        if self.forget_bias:
+            H = self.hidden_size
+            for name in self._flat_weights_names:
+                if name.startswith("bias_ih"):
+                    with torch.no_grad():
+                        getattr(self, name)[H : 2 * H] += self.forget_bias
 
     def forward(
         self,
@@ -62,8 +89,8 @@ class FusedLSTM(FusedLayer):
 class FusedGRU(FusedLayer):
     """A stack of GRU layers: drop-in for `torch.nn.GRU`.
 
-    As FusedLSTM is to nn.LSTM: `forward` adds `lengths`, `reset` and `return_gates`. The states of all steps are the
-    output.
+    As FusedLSTM is to nn.LSTM: `forward` adds `lengths`, `reset` and `return_gates`, the constructor `weight_dropout`.
+    The states of all steps are the output.
 
     Equivalent to:
         nn.GRU(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device,
@@ -90,7 +117,8 @@ class FusedGRU(FusedLayer):
 class FusedRNN(FusedLayer):
     """A stack of simple recurrent layers: drop-in for `torch.nn.RNN`.
 
-    As FusedLSTM is to nn.LSTM: `forward` adds `lengths` and `reset`. The states of all steps are the output.
+    As FusedLSTM is to nn.LSTM: `forward` adds `lengths` and `reset`, the constructor `weight_dropout`. The states of
+    all steps are the output.
 
     Equivalent to:
         nn.RNN(input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional,

@@ -30,7 +30,12 @@ def test_signatures_are_those_of_torch():
         return [(p.name, p.default) for p in inspect.signature(function).parameters.values()]
 
     of_torch = [p for p in arguments(nn.RNNBase.__init__) if p[0] != "mode"]
-    assert arguments(FusedLSTM.__init__) == of_torch
+    ours = arguments(FusedLSTM.__init__)
+    assert ours[: len(of_torch)] == of_torch
+    # What there is beside them has names alone, and does nothing unless it is asked for.
+    assert all(default == 0 for _, default in ours[len(of_torch) :])
+    kinds = [p.kind for p in inspect.signature(FusedLSTM.__init__).parameters.values()]
+    assert set(kinds[len(of_torch) :]) == {inspect.Parameter.KEYWORD_ONLY}
     assert arguments(FusedLSTMCell.__init__) == arguments(nn.LSTMCell.__init__)
 
 
