@@ -1,6 +1,7 @@
 """Builds the native libraries (see _build_backend/native_build.py); everything else is in pyproject.toml."""
 
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -49,10 +50,11 @@ class Build(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """Without the pybind11 module nothing in the wheel depends on the version of Python."""
+    """Without the pybind11 module nothing in the wheel depends on the version of Python. CXX says which processor."""
 
     def get_tag(self):
         python, abi, plat = super().get_tag()
+        plat = plat.replace(platform.machine(), native_build.machine_of(native_build.compiler()))
         return ("py3", "none", plat) if native_build.is_set("FUSEDLSTM_NO_PYBIND") else (python, abi, plat)
 
 

@@ -37,15 +37,20 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000ULL".format(*OL
 # Of the operators. A package for Hugging Face's `kernels` has one of its own.
 NAMESPACE = "fusedlstm"
 
-# A file csrc/cpu/instances/*_<name>.cpp is compiled with these flags, and only it: the rest must run on any x86-64.
+# The instruction sets of each processor. A file csrc/cpu/instances/*_<name>.cpp is compiled for that processor alone,
+# with these flags, and only it: the rest must run on any of its kind.
 _AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512"
 ISA_FLAGS = {
-    "avx2": "-mavx2 -mfma -mf16c",
-    "avx_vnni": "-mavx2 -mfma -mf16c -mavxvnni",
-    "avx512": _AVX512,
-    "avx512_vnni": f"{_AVX512} -mavx512vnni",
-    "avx512_bf16": f"{_AVX512} -mavx512bf16",
-    "avx512_amx": f"{_AVX512} -mavx512vnni -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16",
+    "x86_64": {
+        "avx2": "-mavx2 -mfma -mf16c",
+        "avx_vnni": "-mavx2 -mfma -mf16c -mavxvnni",
+        "avx512": _AVX512,
+        "avx512_vnni": f"{_AVX512} -mavx512vnni",
+        "avx512_bf16": f"{_AVX512} -mavx512bf16",
+        "avx512_amx": f"{_AVX512} -mavx512vnni -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16",
+    },
+    # Which each of them has. Scheduled before registers are given out, a tile's loads push its sums onto the stack.
+    "aarch64": {"neon": "-fno-schedule-insns"},
 }
 
 # For files csrc/cpu/instances/quantized_*.cpp: results of int8 layers are the same on every instruction set.
@@ -157,40 +162,51 @@ def build(version: str, namespace: str = NAMESPACE, folder: str = "") -> dict[st
 
     nvcc = shlex.quote(str(toolkit.nvcc)) if toolkit else "nvcc"
     # Relative to where ninja runs: the linker's option could not hold every character of a path.
-    exports = os.path.relpath(ROOT / "csrc/exports.map", BUILD_DIR)
+    build_dir = build_dir_of(machine_of(cxx))
+    exports = os.path.relpath(ROOT / "csrc/exports.map", build_dir)
     ninja = NinjaFile(namespace, folder, cxx=cxx, nvcc=nvcc, exports=exports)
     torch_flags = [*host_flags, *_torch_flags(torch_dir)]
     _cpu_library(ninja, torch_flags, torch_dir, cxx)
     if toolkit:
         _cuda_library(ninja, torch_flags, torch_dir, toolkit, archs, cxx)
     if not is_set("FUSEDLSTM_NO_PYBIND"):
+        _demand_compiler_of_this_machine(cxx)
         _core_module(ninja, [*host_flags, f'-DFUSEDLSTM_VERSION="{version}"'])
 
-    with _one_build_at_a_time():
-        manifest, facts = BUILD_DIR / f"{folder}build.ninja", BUILD_DIR / f"{folder}lib/build.json"
+    with _one_build_at_a_time(build_dir):
+        manifest, facts = build_dir / f"{folder}build.ninja", build_dir / f"{folder}lib/build.json"
         facts.parent.mkdir(parents=True, exist_ok=True)
         manifest.write_text(ninja.text(), encoding="utf-8")
-        # The folder is BUILD_DIR for all, so that one log knows every object.
-        command = [ninja_program(), "-C", str(BUILD_DIR), "-f", str(manifest), f"-j{_jobs()}"]
+        # The folder is build_dir for all, so that one log knows every object.
+        command = [ninja_program(), "-C", str(build_dir), "-f", str(manifest), f"-j{_jobs()}"]
         if subprocess.run(command).returncode != 0:
             raise SystemExit("fusedlstm: the native build failed; the compiler's message is above")
         facts.write_text(json.dumps(tools.facts(version), indent=2) + "\n")
-    shipped = {name: BUILD_DIR / output for name, output in ninja.outputs.items() if not name.startswith("stand_in/")}
+    shipped = {name: build_dir / output for name, output in ninja.outputs.items() if not name.startswith("stand_in/")}
     return {**shipped, "lib/build.json": facts}
 
 
 def _cpu_library(ninja: NinjaFile, flags: list[str], torch_dir: Path, cxx: str) -> None:
-    isa_flags = ISA_FLAGS if _compiler_takes(cxx, ISA_FLAGS.values()) else {}
+    isa_flags = _isa_flags_of(cxx)
     if not isa_flags:
-        flags = [*flags, "-DFUSEDLSTM_NO_X86"]  # tells the chooser of kernels that only the portable ones exist
+        flags = [*flags, "-DFUSEDLSTM_PORTABLE"]  # tells the chooser of kernels that no others exist
     objects = [ninja.object(ROOT / "csrc/library.cpp", flags)]
-    for source in sorted((ROOT / "csrc/cpu").rglob("*.cpp")):
-        isa = next((name for name in ISA_FLAGS if source.stem.endswith(f"_{name}")), None)
-        if isa is None or isa in isa_flags:
-            own = QUANTIZED_FLAGS if source.stem.startswith("quantized_") else []
-            objects.append(ninja.object(source, [*flags, *own, *isa_flags.get(isa, "").split()]))
+    for source, own in cpu_sources(isa_flags):
+        objects.append(ninja.object(source, [*flags, *own]))
     # -z defs: a forgotten source file fails here and not when a user imports the package.
     ninja.library("lib/libfusedlstm_cpu.so", objects, [f"-L{torch_dir / 'lib'}", "-ltorch_cpu", "-Wl,-z,defs"])
+
+
+def cpu_sources(isa_flags: dict[str, str]) -> list[tuple[Path, list[str]]]:
+    """What the CPU library of these instruction sets is compiled from, each file with its own flags."""
+    every_set = {isa for sets in ISA_FLAGS.values() for isa in sets}
+    sources = []
+    for source in sorted((ROOT / "csrc/cpu").rglob("*.cpp")):
+        isa = next((name for name in every_set if source.stem.endswith(f"_{name}")), None)
+        if isa is None or isa in isa_flags:
+            own = QUANTIZED_FLAGS if source.stem.startswith("quantized_") else []
+            sources.append((source, [*own, *isa_flags.get(isa, "").split()]))
+    return sources
 
 
 def _cuda_library(
@@ -200,7 +216,9 @@ def _cuda_library(
     # No torch headers for device code: a kernel knows pointers and sizes only.
     device_flags = [
         *COMMON_FLAGS, "--expt-relaxed-constexpr", *compression_flags(toolkit), *gencode_flags(archs),
-        "-ccbin", shlex.split(cxx)[-1], "--threads", os.environ.get("NVCC_THREADS", "1"),
+        # The headers: with a compiler for another processor nvcc looks for them where this toolkit has none.
+        "-ccbin", shlex.split(cxx)[-1], "-isystem", str(toolkit.include_dir),
+        "--threads", os.environ.get("NVCC_THREADS", "1"),
         *(word for flag in HOST_FLAGS for word in ("-Xcompiler", flag)),
     ]  # fmt: skip
     folder = ROOT / "csrc/cuda"
@@ -286,11 +304,33 @@ def _words_of(variable: str) -> list[str]:
         raise SystemExit(f"fusedlstm: expected words in {variable}, got {os.environ[variable]!r}: {error}") from None
 
 
-def _compiler_takes(cxx: str, flag_sets) -> bool:
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
+def machine_of(cxx: str) -> str:
+    """The processor that a compiler makes code for, "x86_64" or "aarch64"; any other is that of this machine."""
+    target = subprocess.run([*shlex.split(cxx), "-dumpmachine"], capture_output=True, text=True).stdout
+    name = target.partition("-")[0]
+    return name if name in ISA_FLAGS else platform.machine()
+
+
+def build_dir_of(machine: str) -> Path:
+    """Where the objects for a processor are: those for another one than this machine's lie apart."""
+    return BUILD_DIR if machine == platform.machine() else BUILD_DIR.with_name(f"{BUILD_DIR.name}-{machine}")
+
+
+def _isa_flags_of(cxx: str) -> dict[str, str]:
+    """The instruction sets to compile for and their flags: all that the processor has, or none."""
+    isa_flags = ISA_FLAGS.get(machine_of(cxx), {})
     probe = [*shlex.split(cxx), "-fsyntax-only", "-x", "c++", "/dev/null"]
-    return all(subprocess.run([*probe, *flags.split()], capture_output=True).returncode == 0 for flags in flag_sets)
+    probes = [subprocess.run([*probe, *flags.split()], capture_output=True) for flags in isa_flags.values()]
+    return isa_flags if all(done.returncode == 0 for done in probes) else {}
+
+
+def _demand_compiler_of_this_machine(cxx: str) -> None:
+    """The Python module is made for the Python that runs the build."""
+    if machine_of(cxx) != platform.machine():
+        raise SystemExit(
+            f"fusedlstm: expected a compiler for {platform.machine()}, as this Python is, got {cxx!r} for "
+            f"{machine_of(cxx)} (FUSEDLSTM_NO_PYBIND=1 builds what needs no Python)"
+        )
 
 
 def ninja_program() -> str:
@@ -314,9 +354,9 @@ def _jobs() -> int:
 
 
 @contextlib.contextmanager
-def _one_build_at_a_time():
-    BUILD_DIR.mkdir(parents=True, exist_ok=True)
-    with open(BUILD_DIR / "lock", "w") as lock:
+def _one_build_at_a_time(folder: Path):
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -136,7 +137,7 @@ def instruction_set(obj):
 def test_every_dtype_and_instruction_set_is_a_file_of_its_own():
     """Cores share the work of a build by files."""
     files = {file.stem for file in (ROOT / "csrc/cpu/instances").glob("*.cpp")}
-    sets = ("baseline", "avx2", "avx512")
+    sets = ("baseline", "avx2", "avx512", "neon")
     dtypes = ("float32", "float64", "bfloat16", "float16")
     both = {f"{name}_{isa}" for name in ("products", *dtypes) for isa in sets}
     bfloat16 = {f"{name}_{isa}" for name in ("products", "bfloat16") for isa in ("avx512_bf16", "avx512_amx")}
@@ -145,6 +146,51 @@ def test_every_dtype_and_instruction_set_is_a_file_of_its_own():
 
 
 # The build tools.
+
+
+@in_source_tree
+class TestProcessors:
+    @pytest.fixture
+    def compiler_for(self, tmp_path):
+        def make(target):
+            """A compiler that says what it makes code for, and takes every flag."""
+            program = tmp_path / f"{target}-g++"
+            program.write_text(f"#!/bin/sh\necho {target}\n")
+            program.chmod(0o755)
+            return str(program)
+
+        return make
+
+    @pytest.mark.parametrize("machine, target", [("x86_64", "x86_64-linux-gnu"), ("aarch64", "aarch64-none-linux-gnu")])
+    def test_the_compiler_says_which_files_are_compiled(self, machine, target, compiler_for):
+        cxx = compiler_for(target)
+        assert native_build.machine_of(cxx) == machine
+        files = {source.name for source, _ in native_build.cpu_sources(native_build._isa_flags_of(cxx))}
+        assert {"isa.cpp", "float32_baseline.cpp", "quantized_baseline.cpp"} <= files
+        assert ("float32_neon.cpp" in files) == (machine == "aarch64")
+        assert ("float32_avx2.cpp" in files) == ("bfloat16_avx512_amx.cpp" in files) == (machine == "x86_64")
+
+    def test_a_compiler_without_one_of_the_instruction_sets_gets_none_of_them(self, compiler_for):
+        cxx = compiler_for("x86_64-linux-gnu")
+        Path(cxx).write_text('#!/bin/sh\ncase "$*" in *amx*) exit 1;; esac\necho x86_64-linux-gnu\n')
+        assert native_build._isa_flags_of(cxx) == {}
+
+    def test_another_processor_has_the_portable_files_alone(self, compiler_for, monkeypatch):
+        monkeypatch.setattr(native_build.platform, "machine", lambda: "riscv64")
+        cxx = compiler_for("riscv64-linux-gnu")
+        assert native_build.machine_of(cxx) == "riscv64"
+        names = {source.stem for source, _ in native_build.cpu_sources(native_build._isa_flags_of(cxx))}
+        assert {name for name in names if name.startswith("float32_")} == {"float32_baseline"}
+
+    def test_objects_for_another_processor_lie_apart(self):
+        other = next(machine for machine in native_build.ISA_FLAGS if machine != platform.machine())
+        assert native_build.build_dir_of(platform.machine()) == native_build.BUILD_DIR
+        assert native_build.build_dir_of(other).name == f"native-{other}"
+
+    def test_the_python_module_is_not_made_for_another_processor(self, compiler_for):
+        other = next(machine for machine in native_build.ISA_FLAGS if machine != platform.machine())
+        with pytest.raises(SystemExit, match=rf"expected a compiler for {platform.machine()}, .* for {other} \("):
+            native_build._demand_compiler_of_this_machine(compiler_for(f"{other}-linux-gnu"))
 
 
 @in_source_tree

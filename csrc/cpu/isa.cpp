@@ -10,7 +10,7 @@
 #include "team.h"
 #include "usable_cpus.h"
 
-#if !defined(FUSEDLSTM_NO_X86)
+#if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
@@ -32,7 +32,10 @@ constexpr Kernels kBaseline{"baseline",
                             {&kFloat32Baseline, &kFloat64Baseline, &kBFloat16Baseline, &kFloat16Baseline},
                             &kQuantizedBaseline,
                             nullptr};
-#if !defined(FUSEDLSTM_NO_X86)
+#if !defined(FUSEDLSTM_PORTABLE) && defined(__aarch64__)
+constexpr Kernels kNeon{"neon", {&kFloat32Neon, &kFloat64Neon, &kBFloat16Neon, &kFloat16Neon}, nullptr, nullptr};
+#endif
+#if !defined(FUSEDLSTM_PORTABLE) && defined(__x86_64__)
 constexpr Kernels kAvx2{
     "avx2", {&kFloat32Avx2, &kFloat64Avx2, &kBFloat16Avx2, &kFloat16Avx2}, &kQuantizedAvx2, &kQuantizedAvx2Reduced};
 constexpr Kernels kAvx512{
@@ -67,7 +70,10 @@ struct Candidate {
 const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all = [] {
     std::vector<Candidate> found{{&kBaseline, true}};
-#if !defined(FUSEDLSTM_NO_X86)
+#if !defined(FUSEDLSTM_PORTABLE) && defined(__aarch64__)
+    found.push_back({&kNeon, true});
+#endif
+#if !defined(FUSEDLSTM_PORTABLE) && defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

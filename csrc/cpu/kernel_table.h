@@ -36,6 +36,7 @@ struct DtypeKernels {
 
 // Each defined in cpu/instances/<dtype>_<isa>.cpp; the chooser (isa.h) puts them together.
 extern const DtypeKernels kFloat32Baseline, kFloat64Baseline, kBFloat16Baseline, kFloat16Baseline;
+extern const DtypeKernels kFloat32Neon, kFloat64Neon, kBFloat16Neon, kFloat16Neon;
 extern const DtypeKernels kFloat32Avx2, kFloat64Avx2, kBFloat16Avx2, kFloat16Avx2;
 extern const DtypeKernels kFloat32Avx512, kFloat64Avx512, kBFloat16Avx512, kFloat16Avx512;
 extern const DtypeKernels kBFloat16Avx512Bf16, kBFloat16Avx512Amx;

@@ -10,6 +10,8 @@
 #include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace fusedlstm::cpu {
@@ -40,6 +42,13 @@ struct Baseline {
   static constexpr int kStripVectors = 2, kTileRows = 6;  // 12 sums + 2 weights + 1 broadcast + 1 product
   static constexpr int kTileRowsOfThree = 4;
   static constexpr int kDirectSums = 8;  // vectors that direct.h adds up at once: half of the registers
+};
+// Any aarch64 machine: 32 registers, and a fused multiply-add that takes one lane of a vector for all.
+struct Neon {
+  static constexpr int kVectorBytes = 16;
+  static constexpr int kStripVectors = 4, kTileRows = 6;  // 24 sums + 4 weights + 1 element, of 32 registers
+  static constexpr int kTileRowsOfThree = 6;
+  static constexpr int kDirectSums = 16;
 };
 // AVX2, FMA and F16C (x86-64-v3).
 struct Avx2 {
@@ -145,7 +154,7 @@ struct VectorMath {
     keep_in_register(product);
     return product;
   }
-  // Of two numbers that do not compare, the second. From comparisons written out GCC makes two instructions for each.
+  // NaN where the second is. From comparisons written out GCC makes two instructions for each.
   static FUSEDLSTM_INLINE V least(V a, V b) {
 #if defined(__AVX512F__)
     // All lanes; the unmasked forms draw warnings from the header of GCC 12.
@@ -155,6 +164,10 @@ struct VectorMath {
 #if defined(__AVX__)
     if constexpr (Isa::kVectorBytes == 32 && sizeof(T) == 4) return V(_mm256_min_ps(__m256(a), __m256(b)));
     if constexpr (Isa::kVectorBytes == 32 && sizeof(T) == 8) return V(_mm256_min_pd(__m256d(a), __m256d(b)));
+#endif
+#if defined(__aarch64__)
+    if constexpr (Isa::kVectorBytes == 16 && sizeof(T) == 4) return V(vminq_f32(float32x4_t(a), float32x4_t(b)));
+    if constexpr (Isa::kVectorBytes == 16 && sizeof(T) == 8) return V(vminq_f64(float64x2_t(a), float64x2_t(b)));
 #endif
     return a < b ? a : b;
   }
@@ -166,6 +179,10 @@ struct VectorMath {
 #if defined(__AVX__)
     if constexpr (Isa::kVectorBytes == 32 && sizeof(T) == 4) return V(_mm256_max_ps(__m256(a), __m256(b)));
     if constexpr (Isa::kVectorBytes == 32 && sizeof(T) == 8) return V(_mm256_max_pd(__m256d(a), __m256d(b)));
+#endif
+#if defined(__aarch64__)
+    if constexpr (Isa::kVectorBytes == 16 && sizeof(T) == 4) return V(vmaxq_f32(float32x4_t(a), float32x4_t(b)));
+    if constexpr (Isa::kVectorBytes == 16 && sizeof(T) == 8) return V(vmaxq_f64(float64x2_t(a), float64x2_t(b)));
 #endif
     return a > b ? a : b;
   }
