@@ -4,7 +4,7 @@
     python3 dev.py bench [options of `python -m benchmarks`]
     python3 dev.py test [options of pytest]
     python3 dev.py build
-    python3 dev.py wheel
+    python3 dev.py wheel [options of tools/make_wheel.py]
     python3 dev.py check-wheel [options of tools/check_wheel.py]
     python3 dev.py gpu-kit [options of tools/make_gpu_kit.py]
     python3 dev.py kernels-package [options of tools/make_kernels_package.py]

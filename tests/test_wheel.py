@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ elfutils = pytest.importorskip("auditwheel.elfutils", reason="the tools read ver
 sys.path.append(str(ROOT / "tools"))
 import check_wheel  # noqa: E402
 import dev  # noqa: E402
+import foreign_libraries  # noqa: E402
 import make_wheel  # noqa: E402
 import native_build  # noqa: E402
 import old_libraries  # noqa: E402
@@ -26,6 +29,7 @@ import symbol_versions  # noqa: E402
 from symbol_versions import Symbol  # noqa: E402
 
 COMPILER = shlex.split(native_build.compiler())
+TAG = make_wheel.tag_of(platform.machine())
 
 
 def test_promised_architectures_are_those_of_the_compiler_flags():
@@ -42,20 +46,20 @@ def test_architectures_are_read_from_cuobjdumps_lists(monkeypatch):
     assert check_wheel.archs_in(Path("libx.so")) == {"sm_75", "sm_90a", "compute_120"}
 
 
-def linked(library, source, *options):
+def linked(library, source, *options, compiler=COMPILER):
     """A shared library of C++ source text."""
     text = library.with_suffix(".cpp")
     text.write_text(source)
-    subprocess.run([*COMPILER, "-std=c++20", "-O2", "-shared", "-fPIC", text, *options, "-o", library], check=True)
+    subprocess.run([*compiler, "-std=c++20", "-O2", "-shared", "-fPIC", text, *options, "-o", library], check=True)
     return library
 
 
-def wheel_with(library):
+def wheel_with(library, tag=TAG):
     """A wheel of the release's tag that holds just this library."""
-    wheel = library.with_name(f"fusedlstm-0.1.0-py3-none-{make_wheel.TAG}.whl")
+    wheel = library.with_name(f"fusedlstm-0.1.0-py3-none-{tag}.whl")
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(library, f"fusedlstm/lib/{library.name}")
-        archive.writestr("fusedlstm-0.1.0.dist-info/WHEEL", f"Wheel-Version: 1.0\nTag: py3-none-{make_wheel.TAG}\n")
+        archive.writestr("fusedlstm-0.1.0.dist-info/WHEEL", f"Wheel-Version: 1.0\nTag: py3-none-{tag}\n")
     return wheel
 
 
@@ -71,10 +75,10 @@ def test_a_library_that_asks_for_a_newer_symbol_than_the_tag_is_refused_with_its
     with pytest.raises(
         SystemExit, match=r"manylinux_2_28_\w+ allows, got .*lib/libplanted.so asks for planted@GLIBC_2.34"
     ):
-        check_wheel.check_symbols(wheel, make_wheel.TAG)
+        check_wheel.check_symbols(wheel, TAG)
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[2:] == ["GLIBC", "GLIBCXX", "CXXABI", "GCC"]
-    assert table[1].split() == [make_wheel.TAG, "allows", "2.28", "3.4.24", "1.3.11", table[1].split()[-1]]
+    assert table[1].split() == [TAG, "allows", "2.28", "3.4.24", "1.3.11", table[1].split()[-1]]
     assert table[2].split() == ["fusedlstm/lib/libplanted.so", "2.34", "-", "-", "-"]
 
 
@@ -82,10 +86,10 @@ def test_a_function_without_a_version_may_come_from_torch_and_python_only(tmp_pa
     """What a library lacks when it is linked, such as a function that older systems do not have, has no version."""
     source = 'extern "C" void {0}(); void use() {{ {0}(); }}'
     known = wheel_with(linked(tmp_path / "libknown.so", source.format("torch_call_dispatcher"), "-nostdlib"))
-    check_wheel.check_symbols(known, make_wheel.TAG)
+    check_wheel.check_symbols(known, TAG)
     forgotten = wheel_with(linked(tmp_path / "libforgotten.so", source.format("arc4random"), "-nostdlib"))
     with pytest.raises(SystemExit, match=r"lib/libforgotten.so asks for arc4random$"):
-        check_wheel.check_symbols(forgotten, make_wheel.TAG)
+        check_wheel.check_symbols(forgotten, TAG)
 
 
 # What newer systems have otherwise: functions under a newer version (dlsym, exp, threads), templates and functions of
@@ -126,10 +130,10 @@ extern "C" int sum(int size, const char* text) {
 
 
 def test_what_is_linked_with_the_old_libraries_asks_for_what_the_tag_allows(tmp_path):
-    options = old_libraries.make(tmp_path / "a folder", make_wheel.TAG, COMPILER)
+    options = old_libraries.make(tmp_path / "a folder", TAG, COMPILER)
     ends = ["-Wl,--no-as-needed", "-ldl", "-lpthread", "-lrt", "-Wl,-z,defs", "-Wl,--exclude-libs,ALL"]
     library = linked(tmp_path / "libold.so", NEWER_SYMBOLS, *options, *ends)
-    check_wheel.check_symbols(wheel_with(library), make_wheel.TAG)
+    check_wheel.check_symbols(wheel_with(library), TAG)
     assert {"libdl.so.2", "libpthread.so.0", "librt.so.1"} <= set(elfutils.elf_read_dt_needed(library))
     assert ctypes.CDLL(str(library), os.RTLD_NOW).sum(3, b"10") == 10 + 11  # and does what it did
 
@@ -137,13 +141,66 @@ def test_what_is_linked_with_the_old_libraries_asks_for_what_the_tag_allows(tmp_
 def test_a_function_that_an_older_system_lacks_does_not_link(tmp_path, capfd):
     symbols = [Symbol("planted", "GLIBC_2.34"), Symbol("known", "GLIBC_2.17")]
     newer = old_libraries.stand_in(tmp_path / "libnewer.so", symbols, COMPILER)
-    kept = old_libraries.without_newer(
-        tmp_path / "libold.so", newer, symbol_versions.allowed_by(make_wheel.TAG), COMPILER
-    )
+    kept = old_libraries.without_newer(tmp_path / "libold.so", newer, symbol_versions.allowed_by(TAG), COMPILER)
     assert [str(symbol) for symbol in symbol_versions.offered_by(kept)] == ["known@GLIBC_2.17"]
     with pytest.raises(subprocess.CalledProcessError):
         linked(tmp_path / "libx.so", 'extern "C" void planted(); void use() { planted(); }', kept, "-Wl,-z,defs")
     assert "undefined reference to `planted'" in capfd.readouterr().err
+
+
+# Wheels for another processor than this machine's.
+
+OTHER = next(machine for machine in native_build.ISA_FLAGS if machine != platform.machine())
+CROSS_COMPILER = f"{OTHER}-linux-gnu-g++"
+
+
+def test_a_tag_allows_the_versions_that_its_processor_has():
+    assert {"GLIBC_2.2.5", "GLIBC_2.28"} <= symbol_versions.allowed_by("manylinux_2_28_x86_64")
+    of_aarch64 = symbol_versions.allowed_by("manylinux_2_28_aarch64")
+    assert {"GLIBC_2.17", "GLIBC_2.28"} <= of_aarch64 and not {"GLIBC_2.2.5", "GLIBC_2.29"} & of_aarch64
+    with pytest.raises(ValueError, match=r"expected a tag such as .*, got 'linux_aarch64'"):
+        symbol_versions.allowed_by("linux_aarch64")
+
+
+def test_a_library_for_another_processor_than_the_tags_is_refused(tmp_path):
+    wheel = wheel_with(linked(tmp_path / "libplanted.so", "", "-nostdlib"), tag := make_wheel.tag_of(OTHER))
+    with pytest.raises(
+        SystemExit, match=rf"libplanted.so for {OTHER}, as {tag} says, got one for {platform.machine()}"
+    ):
+        check_wheel.check_symbols(wheel, tag)
+
+
+def test_a_wheel_is_installed_where_its_processor_is(monkeypatch):
+    monkeypatch.setattr(check_wheel, "output_of", lambda *command: "cp311 aarch64\n")
+    names = ("cp311-cp311-{}_aarch64", "py3-none-{}_aarch64", "cp312-cp312-{}_aarch64", "py3-none-{}_x86_64")
+    wheels = [Path(f"fusedlstm-0.1.0-{name.format('manylinux_2_28')}.whl") for name in names]
+    assert [check_wheel.fits(wheel, Path("python")) for wheel in wheels] == [True, True, False, False]
+
+
+def test_a_compiler_for_another_processor_than_the_wheels_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", shlex.join(COMPILER))
+    with pytest.raises(SystemExit, match=f"expected a compiler for {OTHER} in CXX, got .* for {platform.machine()}"):
+        make_wheel.compiler_for(OTHER)
+
+
+def test_the_stand_in_of_torch_has_its_stable_functions_alone(tmp_path):
+    functions = "void torch_call() {} void aoti_torch_new() {} void inner() {}"
+    (tmp_path / "torch/lib").mkdir(parents=True)
+    linked(tmp_path / "torch/lib/libtorch_cpu.so", f'extern "C" {{ {functions} }}')
+    stand_in = foreign_libraries.add_torch(tmp_path, tmp_path / "torch", COMPILER)
+    assert {str(symbol) for symbol in symbol_versions.offered_by(stand_in)} == {"aoti_torch_new", "torch_call"}
+    use = 'extern "C" void torch_call(); void use() { torch_call(); }'
+    library = linked(tmp_path / "libuse.so", use, "-nostdlib", "-Wl,-z,defs", stand_in)
+    assert elfutils.elf_read_dt_needed(library) == ["libtorch_cpu.so"]
+
+
+@pytest.mark.skipif(shutil.which(CROSS_COMPILER) is None, reason=f"needs {CROSS_COMPILER}")
+def test_a_cross_compiler_links_with_old_libraries_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", CROSS_COMPILER)
+    tag, compiler = make_wheel.tag_of(OTHER), shlex.split(make_wheel.compiler_for(OTHER))
+    options = [*old_libraries.make(tmp_path / "old", tag, compiler), "-Wl,-z,defs", "-Wl,--exclude-libs,ALL"]
+    library = linked(tmp_path / "libold.so", NEWER_SYMBOLS, *options, "-ldl", "-lpthread", compiler=compiler)
+    check_wheel.check_symbols(wheel_with(library, tag), tag)
 
 
 def test_the_newest_version_is_found_by_number():

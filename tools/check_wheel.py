@@ -74,8 +74,11 @@ def main(arguments: list[str]) -> None:
         demand(python.exists(), f"expected a virtual environment, got no {python}")
     demand(pythons or options.torch, "expected a torch or an environment to check with, got none")
     pythons += [new_environment(options.python, torch) for torch in options.torch]
-    for python in pythons:
-        for wheel in (wheel for wheel in wheels if fits(wheel, python)):
+    for wheel in wheels:
+        fitting = [python for python in pythons if fits(wheel, python)]
+        if not fitting:
+            print(f"\n== {wheel.name}: installed nowhere, as it is for none of these Pythons", flush=True)
+        for python in fitting:
             print(f"\n== {wheel.name} in {python.parent.parent}", flush=True)
             check_installed(wheel, python)
     check_sdist(sdists[0], pythons[0])
@@ -111,12 +114,18 @@ def check_file(wheel: Path) -> None:
 
 
 def check_symbols(wheel: Path, tag: str) -> None:
-    """Prints the newest versions of symbols that each library asks for, beside those that the tag allows."""
-    allowed, too_new = symbol_versions.allowed_by(tag), []
+    """Prints the newest versions of symbols that each library asks for, beside those that the tag allows.
+
+    A library for another processor than the tag's is refused too.
+    """
+    allowed, too_new, processor = symbol_versions.allowed_by(tag), [], symbol_versions.processor_of(tag)
     rows = [(f"{tag} allows", symbol_versions.newest(allowed))]
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
         for name in sorted(name for name in archive.namelist() if name.endswith(".so")):
-            symbols = symbol_versions.asked_by(Path(archive.extract(name, folder)))
+            library = Path(archive.extract(name, folder))
+            made_for = symbol_versions.processor_in(library)
+            demand(made_for == processor, f"expected {name} for {processor}, as {tag} says, got one for {made_for}")
+            symbols = symbol_versions.asked_by(library)
             rows.append((name, symbol_versions.newest({symbol.version for symbol in symbols if symbol.version})))
             refused = [symbol for symbol in symbols if not is_allowed(symbol, allowed)]
             too_new += [f"{name} asks for {', '.join(map(str, refused))}"] if refused else []
@@ -182,8 +191,9 @@ def new_environment(python: str, torch: str) -> Path:
 
 
 def fits(wheel: Path, python: Path) -> bool:
-    tag = output_of(python, "-c", "import sys; print('cp%d%d' % sys.version_info[:2])").strip()
-    return f"-{tag}-" in wheel.name or "-py3-none-" in wheel.name
+    says = "import platform, sys; print('cp%d%d' % sys.version_info[:2], platform.machine())"
+    tag, machine = output_of(python, "-c", says).split()
+    return wheel.stem.endswith(f"_{machine}") and (f"-{tag}-" in wheel.name or "-py3-none-" in wheel.name)
 
 
 def archs_in(library: Path) -> set[str]:

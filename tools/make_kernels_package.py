@@ -19,7 +19,6 @@ import ast
 import hashlib
 import json
 import os
-import platform
 import re
 import runpy
 import shutil
@@ -123,7 +122,7 @@ def variant_name(facts: dict) -> str:
     """The name by which `kernels` knows which machines and torch builds a variant is for."""
     torch = "torch-stable-abi{}{}".format(*native_build.OLDEST_TORCH)
     backend = f"cu{facts['cuda_toolkit'].replace('.', '')}" if facts["cuda_toolkit"] else "cpu"
-    return f"{torch}-{backend}-{platform.machine()}-linux"
+    return f"{torch}-{backend}-{native_build.machine_of(native_build.compiler())}-linux"
 
 
 def metadata(namespace: str, facts: dict) -> dict:

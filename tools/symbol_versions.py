@@ -4,7 +4,6 @@
 says how old a system may be.
 """
 
-import platform
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from elftools.elf.elffile import ELFFile
 
 # Versions are compared within one of these families: "GLIBC_2.28", "GLIBCXX_3.4.24".
 FAMILIES = ("GLIBC", "GLIBCXX", "CXXABI", "GCC")
+PROCESSORS = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}
 HIDDEN = 0x8000  # the bit of a version that is not the one by default
 
 
@@ -40,9 +40,23 @@ def asked_by(library: Path) -> list[Symbol]:
 
 def allowed_by(tag: str) -> set[str]:
     """{"GLIBC_2.28", "GLIBCXX_3.4.24", ...} of "manylinux_2_28_x86_64", as auditwheel has them."""
-    policies = WheelPolicies(libc=Libc.GLIBC, arch=Architecture(platform.machine()))
+    policies = WheelPolicies(libc=Libc.GLIBC, arch=Architecture(processor_of(tag)))
     versions = policies.get_policy_by_name(tag).symbol_versions
     return {f"{family}_{number}" for family, numbers in versions.items() for number in numbers}
+
+
+def processor_of(tag: str) -> str:
+    """ "x86_64" of "manylinux_2_28_x86_64"."""
+    if not (found := re.fullmatch(r"manylinux_\d+_\d+_(\w+)", tag)):
+        raise ValueError(f"expected a tag such as manylinux_2_28_x86_64, got {tag!r}")
+    return found[1]
+
+
+def processor_in(library: Path) -> str:
+    """The processor that a library is for."""
+    with open(library, "rb") as file:
+        machine = ELFFile(file)["e_machine"]
+    return PROCESSORS.get(machine, machine)
 
 
 def family_of(version: str) -> str:
