@@ -10,15 +10,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-# What a release carries. 9.0a: Hopper with its architecture-specific instructions. 10.0 (not 10.0a) also runs on 10.3,
-# 12.0 also on 12.1; PTX of both lets newer GPUs compile the kernels at load time.
-RELEASE_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0+PTX;12.0+PTX"
+# What a release carries. 8.6 also runs on 8.9, of which the compiler makes the same code; 10.0 (not 10.0a) on 10.3;
+# 12.0 on 12.1. 9.0a: Hopper with its architecture-specific instructions. PTX lets newer GPUs compile the kernels at
+# load time; that of 12.0 would be the same.
+RELEASE_ARCHS = "7.5;8.0;8.6;9.0a;10.0+PTX;12.0"
 
 
 @dataclass(frozen=True)
 class Toolkit:
     nvcc: Path
-    version: str  # "13.0"
+    version: str  # "13.0"; of the runtime, which decides what drivers serve
     include_dir: Path
     library_dir: Path  # holds libcudart_static.a
 
@@ -29,7 +30,7 @@ def find_toolkit() -> Toolkit | None:
         nvcc, include_dir = root / "bin/nvcc", root / "include"
         library_dir = next((d for d in (root / "lib64", root / "lib") if (d / "libcudart_static.a").is_file()), None)
         if nvcc.is_file() and (include_dir / "cuda_runtime.h").is_file() and library_dir:
-            return Toolkit(nvcc, _release(nvcc), include_dir, library_dir)
+            return Toolkit(nvcc, _runtime_version(include_dir), include_dir, library_dir)
     return None
 
 
@@ -99,6 +100,7 @@ def _root_behind(nvcc: str):
         yield Path(os.path.realpath(top[1].strip()))
 
 
-def _release(nvcc: Path) -> str:
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    return re.search(r"release (\d+\.\d+)", text)[1]
+def _runtime_version(include_dir: Path) -> str:
+    text = (include_dir / "cuda_runtime_api.h").read_text(errors="replace")
+    number = int(re.search(r"^#define CUDART_VERSION\s+(\d+)", text, re.MULTILINE)[1])
+    return f"{number // 1000}.{number % 1000 // 10}"

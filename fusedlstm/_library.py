@@ -82,10 +82,11 @@ def cuda_inactive_reason() -> Reason | None:
             "or build it where nvcc is found",
             is_a_fault=driver_version() is not None,
         )
-    built_for, driver = build_facts()["cuda_toolkit"], driver_version()
-    if driver is not None and driver[0] < int(built_for.split(".")[0]):
+    # Every driver of a major version serves all toolkits of it.
+    oldest, driver = int(build_facts()["cuda_toolkit"].split(".")[0]), driver_version()
+    if driver is not None and driver[0] < oldest:
         return Reason(
-            f"expected a driver for CUDA {built_for}, got one for CUDA {driver[0]}.{driver[1]}; "
+            f"expected a driver for CUDA {oldest} or newer, got one for CUDA {driver[0]}.{driver[1]}; "
             "update the NVIDIA driver, or build fusedlstm with this machine's older toolkit",
             is_a_fault=True,
         )

@@ -130,8 +130,14 @@ class TestCudaReasons:
     def test_too_old_a_driver(self, monkeypatch):
         monkeypatch.setattr(_library, "driver_version", lambda: (12, 8))
         reason = _library.cuda_inactive_reason()
-        assert "expected a driver for CUDA 13.0, got one for CUDA 12.8; update the NVIDIA driver" in reason
+        assert "expected a driver for CUDA 13 or newer, got one for CUDA 12.8; update the NVIDIA driver" in reason
         assert reason.is_a_fault
+
+    @pytest.mark.parametrize("driver", [(12, 0), (12, 2), (12, 8), (13, 0)])
+    def test_a_library_of_cuda_12_is_served_by_every_driver_since(self, monkeypatch, driver):
+        monkeypatch.setitem(_library.build_facts(), "cuda_toolkit", "12.9")
+        monkeypatch.setattr(_library, "driver_version", lambda: driver)
+        assert _library.cuda_inactive_reason() is None
 
     def test_no_driver_is_no_obstacle(self, monkeypatch):
         monkeypatch.setattr(_library, "driver_version", lambda: None)

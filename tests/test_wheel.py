@@ -6,6 +6,7 @@ import platform
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -20,6 +21,9 @@ if not (ROOT / "tools/check_wheel.py").is_file():
 elfutils = pytest.importorskip("auditwheel.elfutils", reason="the tools read versions of symbols by it")
 sys.path.append(str(ROOT / "tools"))
 import check_wheel  # noqa: E402
+import code_objects  # noqa: E402
+import cuda12_toolkit  # noqa: E402
+import cuda_toolkit  # noqa: E402
 import dev  # noqa: E402
 import foreign_libraries  # noqa: E402
 import make_wheel  # noqa: E402
@@ -44,6 +48,89 @@ def test_architectures_are_read_from_cuobjdumps_lists(monkeypatch):
     monkeypatch.setattr(check_wheel, "find_cuobjdump", lambda: "cuobjdump")
     monkeypatch.setattr(check_wheel, "output_of", lambda program, option, library: lists[option])
     assert check_wheel.archs_in(Path("libx.so")) == {"sm_75", "sm_90a", "compute_120"}
+
+
+def code_object(kind, arch, version, flags, content):
+    header = struct.pack("<HHIQQHHIQQ16x", kind, 0x101, 64, len(content), 0, *reversed(version), arch, 0, flags)
+    return header + content
+
+
+def test_code_for_drivers_of_cuda_12_is_told_from_newer_code(tmp_path):
+    objects = [
+        code_object(2, 90, (1, 7), 0x2011, b"LZ4"), code_object(2, 120, (1, 8), 0x2011, b"Blackwell"),
+        code_object(1, 100, (8, 8), 0x2041, b"PTX"),
+        code_object(2, 80, (1, 8), 0x2011, b"of CUDA 13"), code_object(2, 80, (1, 7), 0x8011, b"zstd"),
+    ]  # fmt: skip
+    containers = [
+        code_objects.START + struct.pack("<Q", len(content)) + content
+        for content in (b"".join(objects[:4]), objects[4])
+    ]
+    library = tmp_path / "library"
+    library.write_bytes(b"\x7fELF" + b"\0\0\0\0".join(containers))
+    found = code_objects.in_library(library)
+    assert [(code.is_ptx, code.arch, code.size) for code in found] == [
+        (False, 90, 3), (False, 120, 9), (True, 100, 3), (False, 80, 10), (False, 80, 4),
+    ]  # fmt: skip
+    assert [code.is_for_cuda12 for code in found] == [True, True, True, False, False]
+    with pytest.raises(SystemExit, match=r"expected GPU code that drivers of CUDA 12 load, got .*is_zstd=True"):
+        check_wheel.check_code_objects(library)
+
+
+def toolkit_in(folder, runtime_version):
+    """What looks like a toolkit; its cicc is a script that writes PTX of CUDA 13."""
+    files = {
+        "bin/nvcc": "",
+        "bin/fatbinary": "#!/bin/sh\necho $@",
+        "nvvm/bin/cicc": '#!/bin/sh\nprintf "//\\n.version 9.1\\n.target sm_80\\n" >"$2"',
+        "include/crt/host_config.h": "",
+        "include/fatbinary_section.h": "",
+        "include/cuda_runtime.h": "",
+        "include/cuda_runtime_api.h": f"#define CUDART_VERSION  {runtime_version}\n",
+        "lib/libcudart_static.a": "",
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def found_in(folder, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(folder))
+    return cuda_toolkit.find_toolkit()
+
+
+def test_a_toolkit_of_cuda_12_is_used_as_it_is(monkeypatch, tmp_path):
+    found = found_in(toolkit_in(tmp_path / "installed", 12040), monkeypatch)
+    assert found.version == "12.4"
+    assert cuda12_toolkit.make(tmp_path / "made", found) == tmp_path / "installed"
+
+
+def test_a_toolkit_of_cuda_13_gets_assembler_and_runtime_of_cuda_12(monkeypatch, tmp_path):
+    found = found_in(toolkit_in(tmp_path / "installed", 13000), monkeypatch)
+    packages = toolkit_in(tmp_path / "nvidia/cuda_runtime", 12090).parent
+    for name in ("cuda_nvcc/bin/ptxas", "cuda_cccl/include/nv/target"):
+        (packages / name).parent.mkdir(parents=True)
+        (packages / name).write_text("")
+    for name in ("crt/host_config.h", "crt", "fatbinary_section.h"):  # of the compiler, and so not in that package
+        path = packages / "cuda_runtime/include" / name
+        path.rmdir() if path.is_dir() else path.unlink()
+    monkeypatch.setattr(cuda12_toolkit, "_folder_of", lambda package: packages / package)
+
+    made = cuda12_toolkit.make(tmp_path / "made", found)
+    assert found_in(made, monkeypatch).version == "12.9"
+    subprocess.run([made / "nvvm/bin/cicc", "-o", tmp_path / "x.ptx"], check=True)
+    assert (tmp_path / "x.ptx").read_text() == "//\n.version 8.8\n.target sm_80\n"
+    said = subprocess.run([made / "bin/fatbinary", "-64"], capture_output=True, text=True, check=True)
+    assert said.stdout == "--compress-mode=speed -64\n"
+
+
+def test_what_lacks_for_drivers_of_cuda_12_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda12_toolkit.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(cuda12_toolkit.site, "getsitepackages", list)
+    found = found_in(toolkit_in(tmp_path / "installed", 13000), monkeypatch)
+    with pytest.raises(SystemExit, match=r"expected nvidia-cuda-nvcc-cu12 beside .*, found none"):
+        cuda12_toolkit.make(tmp_path / "made", found)
 
 
 def linked(library, source, *options, compiler=COMPILER):

@@ -3,9 +3,9 @@
     python3 dev.py check-wheel [--torch torch==2.13.0 torch==2.11.0] [--python python3.11] [--environment FOLDER ...]
 
 First the files themselves: metadata, size, contents, versions of symbols against the platform tag, GPU architectures
-against the promise. Then, for every torch, a new virtual environment with a wheel: import time, the report, parity with
-nn.LSTM, and the tests. Last, the sdist builds from itself. `--environment` uses existing environments that hold torch
-and the test requirements, for machines without a network.
+against the promise, GPU code against the oldest drivers. Then, for every torch, a new virtual environment with a wheel:
+import time, the report, parity with nn.LSTM, and the tests. Last, the sdist builds from itself. `--environment` uses
+existing environments that hold torch and the test requirements, for machines without a network.
 """
 
 import argparse
@@ -18,12 +18,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "_build_backend")]
 from packaging.utils import parse_wheel_filename  # noqa: E402
 
+import code_objects  # noqa: E402
 import cuda_toolkit  # noqa: E402
 import dev  # noqa: E402
 import symbol_versions  # noqa: E402
@@ -107,7 +109,9 @@ def check_file(wheel: Path) -> None:
                     f"expected no path of this machine in {name}, got {path}",
                 )
         if "fusedlstm/lib/libfusedlstm_cuda.so" in names:
-            found = archs_in(Path(archive.extract("fusedlstm/lib/libfusedlstm_cuda.so", folder)))
+            library = Path(archive.extract("fusedlstm/lib/libfusedlstm_cuda.so", folder))
+            check_code_objects(library)
+            found = archs_in(library)
             promised = promised_archs(os.environ.get("TORCH_CUDA_ARCH_LIST", cuda_toolkit.RELEASE_ARCHS))
             print(f"GPU code: {' '.join(sorted(found))}")
             demand(found == promised, f"expected GPU code for {sorted(promised)}, got {sorted(found)}")
@@ -142,6 +146,16 @@ def check_with_auditwheel(wheel: Path, tag: str) -> None:
     is_manylinux = by_symbols.startswith("manylinux_")
     agrees = is_manylinux and symbol_versions.allowed_by(by_symbols) <= symbol_versions.allowed_by(tag)
     demand(agrees, f"expected auditwheel to find symbols of {tag} or an older one, got {by_symbols}")
+
+
+def check_code_objects(library: Path) -> None:
+    """Prints what the code for each GPU takes, and refuses what a driver of CUDA 12 cannot load."""
+    objects, bytes_of = code_objects.in_library(library), Counter()
+    for code in objects:
+        bytes_of[f"{'compute' if code.is_ptx else 'sm'}_{code.arch}"] += code.size
+    print("size of GPU code:", ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in bytes_of.items()))
+    refused = {code._replace(size=0) for code in objects if not code.is_for_cuda12}
+    demand(objects and not refused, f"expected GPU code that drivers of CUDA 12 load, got {refused or 'none'}")
 
 
 def is_allowed(symbol: symbol_versions.Symbol, allowed: set[str]) -> bool:

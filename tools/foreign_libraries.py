@@ -24,8 +24,9 @@ def add_torch(folder: Path, torch_dir: Path, compiler: list[str]) -> Path:
 
 
 def add_cuda_runtime(folder: Path, machine: str, version: str) -> Path:
-    """Into `folder`, libcudart_static.a for `machine` of CUDA `version` ("13.0")."""
-    package, unpacked = f"nvidia-cuda-runtime=={version}.*", folder / "cuda_runtime"
+    """Into `folder`, libcudart_static.a for `machine` of CUDA `version` ("12.9")."""
+    suffix = "-cu12" if version.startswith("12.") else ""  # later ones have the version alone
+    package, unpacked = f"nvidia-cuda-runtime{suffix}=={version}.*", folder / "cuda_runtime"
     wanted = ["--platform", f"manylinux2014_{machine}", "--only-binary=:all:", "--no-deps", "--target", unpacked]
     if subprocess.run([sys.executable, "-m", "pip", "install", "-q", *wanted, package]).returncode != 0:
         raise SystemExit(f"dev.py wheel: expected pip to get {package} for {machine}; --cpu-only does without it")

