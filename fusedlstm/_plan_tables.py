@@ -68,9 +68,9 @@ class Tables:
 
     def _read(self, path: Path, is_expected: bool = False) -> dict[str, dict]:
         """The problems of a file; none where there is no file. A warning says what is wrong with it."""
-        if not (is_expected or path.is_file()):
-            return {}
         try:
+            if not (is_expected or path.is_file()):
+                return {}
             table = json.loads(path.read_text())
             problems = table["problems"]
             if table["format"] != FORMAT or not isinstance(problems, dict):
@@ -96,7 +96,11 @@ def table_of(gpu: str, problems: dict[str, dict]) -> dict:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusedlstm" / "plans"
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as containers have them
+        root = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return root / "fusedlstm" / "plans"
 
 
 def _words(text: str) -> str:

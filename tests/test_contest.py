@@ -430,6 +430,31 @@ def test_table_that_cannot_be_written(contest):  # noqa: F811
     assert contest.ran[-1] == "cudnn"
 
 
+def test_user_without_a_home(contest, monkeypatch):  # noqa: F811
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("tempfile.tempdir", str(contest.tmp_path))
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", no_home)
+    contest.planner.reload()
+    contest.planner.tables.add("a", {"plan": "stream"})
+    assert contest.planner.tables.path.is_relative_to(contest.tmp_path) and contest.planner.tables.path.is_file()
+
+
+def test_folder_that_cannot_be_read(contest, monkeypatch):  # noqa: F811
+    """As of another user: a warning, and no error of the call."""
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.is_file", denied)
+    with pytest.warns(RuntimeWarning, match="chooses kernels without .*PermissionError"):
+        contest.planner.reload()
+    monkeypatch.undo()
+
+
 PROCESS = """
 import sys
 from fusedlstm._plan_tables import Tables
