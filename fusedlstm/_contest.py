@@ -55,7 +55,7 @@ def run(x, hx, weights, sizes, batch_sizes, allow_tf32):
     """
     global last
     last = None
-    if x.numel() == 0 or type(x) is not Tensor:
+    if x.numel() == 0 or type(x) is not Tensor or CELLS[sizes.cell].cudnn is None:
         return None
     is_recorded = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     is_training = is_recorded and any(tensor.requires_grad for tensor in (x, *hx, *weights))
@@ -94,7 +94,7 @@ def last_plan(device=None) -> str:
     device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cuda")
     if (reason := _library.why_no_kernels(device)) is not None:
         return f"PyTorch's own layers: {reason}"
-    ordinal = torch.cuda.current_device() if device.index is None else device.index
+    ordinal = _library.ordinal_of(device)
     if last is not None:
         used, _, decision = last
         if used == ordinal and decision.by_cudnn:

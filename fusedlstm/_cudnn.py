@@ -17,8 +17,7 @@ from fusedlstm._private_torch import (
     plain_apply,
 )
 from fusedlstm._stack import Call, gradients_by_layers
-
-_MODES = {"rnn_relu": 0, "rnn_tanh": 1, "lstm": 2, "gru": 3}  # cudnnRNNMode_t
+from fusedlstm.cells import CELLS
 
 
 def run(x, hx, weights, sizes, batch_sizes, allow_tf32, is_differentiable):
@@ -57,6 +56,8 @@ class _Layers(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *d_results):
         output, reserve, buffer, *tensors = ctx.saved_tensors
+        if all(d is None for d in d_results):  # as what comes after may say
+            return (None,) * (1 + len(tensors))
         asked = asked_of(ctx, tensors)
         # cuDNN has no gradients of its gradients; PyTorch's operator for them has no rules of transforms.
         if torch.is_grad_enabled() or _transforms.are_active():
@@ -103,4 +104,4 @@ def _options(call, is_training):
     """The arguments of both operators from `mode` to `dropout_state`."""
     _, _, H, P, L, D, _ = call.sizes
     batch_sizes = [] if call.batch_sizes is None else call.batch_sizes.tolist()
-    return _MODES[call.sizes.cell], H, P, L, False, 0.0, is_training, D == 2, batch_sizes, None
+    return CELLS[call.sizes.cell].cudnn, H, P, L, False, 0.0, is_training, D == 2, batch_sizes, None

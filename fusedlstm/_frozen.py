@@ -13,7 +13,7 @@ from fusedlstm import _checks
 from fusedlstm._choice import is_plain
 from fusedlstm._layers import by_kind
 from fusedlstm._private_torch import count_of_dispatch_modes
-from fusedlstm._run import run_usual, states_of_usual
+from fusedlstm._run import run_prepared, states_of_usual
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
@@ -72,7 +72,9 @@ class Frozen:
         states = states_of_usual(module, input, hx, others, has_one_state)
         if states is None or not _are_unchanged(self._usual, module._parameters):
             return None
-        return run_usual(OPERATORS[cell].stack_frozen, self.layers, len(self.layers), input, states, module.batch_first)
+        return run_prepared(
+            OPERATORS[cell].stack_frozen, self.layers, len(self.layers), input, states, module.batch_first
+        )
 
     def of_call(self, module: nn.Module, names, sizes: _checks.Sizes, input, *others):
         """The weights for a call on these arguments; and `layers`, or None where they do not serve it. The call is then

@@ -71,7 +71,7 @@ def with_weight_dropout(weights, sizes, probability):
 
     An element is zero with this probability, and else divided by one minus it.
     """
-    each = len(weights) // (sizes.num_layers * sizes.directions)
+    each = max(1, len(weights) // (sizes.num_layers * sizes.directions))  # fewer are refused later
     return [
         torch.dropout(weight, probability, True) if i % each == 1 and isinstance(weight, Tensor) else weight
         for i, weight in enumerate(weights)

@@ -116,8 +116,12 @@ def why_no_kernels(device: torch.device) -> Reason | None:
 
 def _cuda_obstacle(device: torch.device) -> str:
     """Why the driver cannot run the CUDA library's kernels on `device`, by asking it; "" where it can."""
-    ordinal = torch.cuda.current_device() if device.index is None else device.index
-    return REGISTERED._cuda_obstacle(ordinal).removeprefix("fusedlstm: ")
+    return REGISTERED._cuda_obstacle(ordinal_of(device)).removeprefix("fusedlstm: ")
+
+
+def ordinal_of(device: torch.device) -> int:
+    """The number of a CUDA device, the current one unless it says which."""
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def driver_version() -> tuple[int, int] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections.abc import Callable
 
@@ -11,7 +10,7 @@ import torch
 # (run, how often) -> microseconds of one of so many runs in a row
 Clock = Callable[[Callable[[], object], int], float]
 
-ROUNDS = 5  # each contender is timed so often, in turns
+ROUNDS = 5  # each contender is timed so often, in turns; odd, for a median
 ROUND_MICROSECONDS = 2000
 MOST_RUNS = 50  # of one round
 LEAD = 0.98  # a contender beats those before it only with less than this part of their time: ties are stable
@@ -21,12 +20,11 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torc
 TF32_TOLERANCE = 3e-2
 
 
-def measure_kernels(problem, is_backward: bool, planner, run, say=None) -> dict:
+def measure_kernels(problem, is_backward: bool, planner, run) -> dict:
     """The entry of one pass in a table: {"plan": as the planner is asked for it, "microseconds": of each by name}.
 
     Args:
         run: run() returns the results of a call by kernels, and its gradients if it is of the backward pass.
-        say: say(name, microseconds), told of each contender's time.
     """
     plans = [plan["request"] for plan in planner.contenders(problem, is_backward)["plans"]]
     plans.sort(key=lambda plan: plan != "stream")  # first, since the others are compared with it
@@ -34,19 +32,19 @@ def measure_kernels(problem, is_backward: bool, planner, run, say=None) -> dict:
     def contender(plan):
         return lambda: planner.prefer(problem, is_backward, plan), run
 
-    name = f"{problem.name_of_pass(is_backward)}"
-    times = _times(name, {plan: contender(plan) for plan in plans}, _tolerance(problem), planner.clock(), say)
+    contenders = {plan: contender(plan) for plan in plans}
+    times = _times(problem.name_of_pass(is_backward), contenders, _tolerance(problem), planner.clock())
     return {"plan": _fastest(times), "microseconds": times}
 
 
-def measure_call(problem, planner, run, say=None) -> dict:
+def measure_call(problem, planner, run) -> dict:
     """The entry of a whole call: {"cudnn": whether that is faster than our kernels, "microseconds": of both}.
 
     Args:
         run: run(by_cudnn) returns the results of the call, and its gradients if it is training.
     """
     contenders = {name: (lambda: None, lambda by=name == "cudnn": run(by)) for name in ("fusedlstm", "cudnn")}
-    times = _times(problem.name, contenders, _tolerance(problem), planner.clock(), say)
+    times = _times(problem.name, contenders, _tolerance(problem), planner.clock())
     return {"cudnn": _fastest(times) == "cudnn", "microseconds": times}
 
 
@@ -63,7 +61,7 @@ def _tolerance(problem) -> float:
     return TF32_TOLERANCE if problem.dtype is torch.float32 and problem.allow_tf32 else TOLERANCE[problem.dtype]
 
 
-def _times(problem: str, contenders, tolerance: float, clock: Clock, say) -> dict[str, float]:
+def _times(problem: str, contenders, tolerance: float, clock: Clock) -> dict[str, float]:
     """Microseconds of each contender, the median of several rounds in turns.
 
     One that fails, or whose results are not the first one's, is left out with a warning.
@@ -105,10 +103,7 @@ def _times(problem: str, contenders, tolerance: float, clock: Clock, say) -> dic
             rounds[name].append(attempt(name, lambda run, runs=runs: clock(run, runs)))
     if not contenders:
         raise errors[0]
-    times = {name: round(statistics.median(rounds[name]), 2) for name in contenders}
-    for name, time in times.items() if say else ():
-        say(name, time)
-    return times
+    return {name: round(sorted(rounds[name])[ROUNDS // 2], 2) for name in contenders}
 
 
 def _distance(result, expected) -> float:

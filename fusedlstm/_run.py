@@ -1,6 +1,7 @@
 """The bookkeeping around layers of any cell: dropout, packing, batch_first, lengths, resets, autocast.
 
-The work is in the operators, one call a layer; which of them serves a call is decided in _choice.py.
+The work is in the operators: one call for a usual call of layers (_stack.py), one a layer for all others; which of them
+serves a layer is decided in _choice.py.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def run(
             layers = [[weights[i * each : (i + 1) * each]] for i in range(L)]
         else:
             operator = choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
-            layers = weights_of_layers(weights, sizes)
+            layers = None  # of `weights`, made where a layer is a call of its own
             options = (x.is_cuda and x.dtype is torch.float32 and is_tf32_on(is_cell),)
         # Kernels check all that they are given, and that it fits together; but they do not know `sizes`.
         fits = shape[-1] == input_size and (
@@ -120,6 +121,7 @@ def run(
                 contest.last = None
             states = states_of_layers(cell, x, hx, reset_state, sizes, B)
             rows = batch_sizes, lengths, reset
+            layers = layers or weights_of_layers(weights, sizes)
             results = run_each(operator, x, states, layers, rows, options, dropout, wanted)
         output, last, *kept = results
         if type(output) is not Tensor or output.is_meta:  # a fake kernel may have run, which checks little
@@ -169,8 +171,8 @@ def states_of_usual(module, input, hx, others, has_one_state, dim=3) -> list[Ten
     return states
 
 
-def run_usual(operator, weights, layers, input, states, batch_first):
-    """What a module returns for such a call, by an operator for all its layers; None where that refuses.
+def run_prepared(operator, weights, layers, input, states, batch_first):
+    """What a module returns for such a call, by the operator of a stack of prepared weights; None where that refuses.
 
     weights: of all layers, as the operator takes them.
     """

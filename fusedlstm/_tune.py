@@ -83,7 +83,7 @@ def main(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             f"{times[who]:{_WIDTH}.1f}" if who in times else f"{'-':>{_WIDTH}}" for who in ("fusedlstm", "cudnn")
         ]
         print(f"{name:<64} {' '.join(columns)}  {decision}", flush=True)
-    own = _planner.of_device(_ordinal(options.device)).tables
+    own = _planner.of_device(_library.ordinal_of(options.device)).tables
     print(f"kept in {own.path}")
     if options.out:
         options.out.write_text(json.dumps(table_of(own.gpu, found), indent=1))
@@ -113,11 +113,14 @@ def _measured(device, T, B, stack, dtype, mode):
     dtype = getattr(torch, dtype)
     module = stack.module(device, dtype)
     x = torch.randn(T, B, stack.I, device=device, dtype=dtype)
-    torch.backends.cudnn.benchmark = True
-    with torch.set_grad_enabled(mode == "training"):
-        module(x)
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        with torch.set_grad_enabled(mode == "training"):
+            module(x)
+    finally:
+        torch.backends.cudnn.benchmark = before
     _, problem, decision = _contest.last
-    tables = _planner.of_device(_ordinal(device)).tables
+    tables = _planner.of_device(_library.ordinal_of(device)).tables
     names = [problem.name, *map(problem.name_of_pass, problem.passes)]
     return problem.name, decision, {name: entry for name in names if (entry := tables.find(name)) is not None}
 
@@ -135,7 +138,3 @@ def _why_not(device: torch.device) -> str | None:
     if not torch.cuda.is_available():
         return "torch.cuda.is_available() is False"
     return _library.why_no_kernels(device)
-
-
-def _ordinal(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _int8
 from fusedlstm._checks import Sizes
-from fusedlstm._run import run, run_usual, states_of_usual
+from fusedlstm._run import run, run_prepared, states_of_usual
 from fusedlstm._run_cell import run_quantized_cell
 from fusedlstm.cells import CELLS
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
@@ -128,7 +128,7 @@ def _run_layers(module: QuantizedLayer, input, hx, *rows):
     states = states_of_usual(module, input, hx, rows, len(cell.states) == 1)
     if states is not None and _fit(module, cell, input, weights):
         operator = OPERATORS[cell.name].stack_quantized
-        results = run_usual(operator, weights, module.num_layers, input, states, module.batch_first)
+        results = run_prepared(operator, weights, module.num_layers, input, states, module.batch_first)
         if results is not None:
             return results
     module._check_mode()

@@ -1,11 +1,6 @@
 """What runs a call of layers on a GPU: fusedlstm's kernels or cuDNN, here by stand-ins on the CPU."""
 
-import json
 import logging
-import os
-import re
-import subprocess
-import sys
 import threading
 import warnings
 
@@ -16,8 +11,7 @@ from family import EVERY, LSTM, every, tensors_of
 from torch.nn.utils.rnn import pack_sequence
 
 import fusedlstm
-from fusedlstm import FusedLSTM, _contest, _tune
-from fusedlstm import __main__ as command
+from fusedlstm import FusedLSTM, _contest
 from fusedlstm._planner import Problem
 
 pytestmark = pytest.mark.usefixtures("contest")
@@ -51,12 +45,17 @@ def cudnn_is_faster(contest):  # noqa: F811
         yield contest
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@every
+CASES = {
+    f"{member}-{name}": (member, options)
+    for member in EVERY
+    for name, options in OPTIONS.items()
+    if member is LSTM or "proj_size" not in options
+}
+
+
+@pytest.mark.parametrize("member, options", CASES.values(), ids=CASES)
 def test_cudnn_serves_every_option(member, options, cudnn_is_faster):
     """Values and all gradients of a call that cuDNN runs are the plain layer's."""
-    if "proj_size" in options and member is not LSTM:
-        pytest.skip("only the LSTM has projections")
     fused, plain = member.pair(4, 5, **options)
     x = torch.randn(6, 3, 4, requires_grad=True)
     results = fused(x)
@@ -362,194 +361,32 @@ def test_names_of_problems():
     assert [problem(B=B).name.split()[3] for B in (1, 8, 64, 65, 129)] == ["B=8", "B=8", "B=64", "B=128", "B=192"]
 
 
-# The tables
-
-
-def test_shipped_file(contest, monkeypatch):  # noqa: F811
-    """FUSEDLSTM_PLANS comes before what this machine measured."""
-    module, x = FusedLSTM(4, 20), torch.randn(6, 3, 4)
-    with torch.no_grad():
-        module(x)
-    name = _contest.last[1].name
-    contest.planner.tables.add(name, {"cudnn": False, "microseconds": {}})
-    file = contest.tmp_path / "plans.json"
-    file.write_text(json.dumps({"format": 1, "gpu": "NVIDIA H200", "problems": {name: {"cudnn": True}}}))
-    monkeypatch.setenv("FUSEDLSTM_PLANS", str(file))
-    contest.planner.reload()
-    _contest._decisions.clear()
-    with torch.no_grad():
-        module(x)
-    assert contest.ran == ["cudnn"]
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("{", "JSONDecodeError"),
-        ("[]", "TypeError"),
-        ('{"format": 2, "gpu": "NVIDIA H200", "problems": {}}', "expected a table of format 1, got 2"),
-        ('{"format": 1, "gpu": "Tesla T4", "problems": {}}', "expected a table of NVIDIA H200, got one of Tesla T4"),
-        ('{"format": 1, "gpu": "NVIDIA H200", "problems": {"a": {"plan": 3}}}', "expected a plan"),
-        ('{"format": 1, "gpu": "NVIDIA H200", "problems": {"a": 3}}', "AttributeError"),
-        (None, "FileNotFoundError"),
-    ],
-)
-def test_damaged_file(text, reason, contest, monkeypatch):  # noqa: F811
-    """A warning, and calls go on without it."""
-    file = contest.tmp_path / "plans.json"
-    if text is not None:
-        file.write_text(text)
-    monkeypatch.setenv("FUSEDLSTM_PLANS", str(file))
-    with pytest.warns(RuntimeWarning, match="chooses kernels without .*plans.json") as caught:
-        contest.planner.reload()
-    assert len(caught) == 1 and reason in str(caught[0].message)
+def test_cell_that_cudnn_does_not_know(cudnn_is_faster, monkeypatch):
+    """Its kernels have no contender, and are not measured."""
+    monkeypatch.setitem(_contest.CELLS, "lstm", _contest.CELLS["lstm"]._replace(cudnn=None))
     FusedLSTM(4, 20)(torch.randn(6, 3, 4))
+    assert cudnn_is_faster.ran == [] and cudnn_is_faster.planner.timed == []
 
 
-def test_damaged_own_table_is_replaced(contest):  # noqa: F811
-    path = contest.planner.tables.path
-    path.parent.mkdir(parents=True)
-    path.write_text("half a ta")
-    with pytest.warns(RuntimeWarning, match="chooses kernels without"):
-        contest.planner.reload()
-    with pytest.warns(RuntimeWarning, match="chooses kernels without"):
-        contest.planner.tables.add("a", {"plan": "stream"})
-    contest.planner.reload()
-    assert contest.planner.tables.find("a") == {"plan": "stream"}
+@pytest.mark.parametrize("by_cudnn", [False, True])
+def test_backward_that_nothing_arrives_at(by_cudnn, contest):  # noqa: F811
+    """As a function that gives no gradient says."""
 
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
 
-def test_table_that_cannot_be_written(contest):  # noqa: F811
-    """What was measured serves this process all the same."""
-    (contest.tmp_path / "fusedlstm").write_text("a file where a folder is to be")
-    contest.planner.times["cudnn"] = 1
-    module, x = FusedLSTM(4, 20), torch.randn(6, 3, 4)
-    with benchmark(), torch.no_grad():
-        with pytest.warns(RuntimeWarning, match="could not keep it in .*fusedlstm"):
-            module(x)
-        module(x)
-    assert contest.ran[-1] == "cudnn"
+        @staticmethod
+        def backward(ctx, d):
+            return None
 
-
-def test_user_without_a_home(contest, monkeypatch):  # noqa: F811
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("tempfile.tempdir", str(contest.tmp_path))
-
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr("pathlib.Path.home", no_home)
-    contest.planner.reload()
-    contest.planner.tables.add("a", {"plan": "stream"})
-    assert contest.planner.tables.path.is_relative_to(contest.tmp_path) and contest.planner.tables.path.is_file()
-
-
-def test_folder_that_cannot_be_read(contest, monkeypatch):  # noqa: F811
-    """As of another user: a warning, and no error of the call."""
-
-    def denied(path):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr("pathlib.Path.is_file", denied)
-    with pytest.warns(RuntimeWarning, match="chooses kernels without .*PermissionError"):
-        contest.planner.reload()
-    monkeypatch.undo()
-
-
-PROCESS = """
-import sys
-from fusedlstm._plan_tables import Tables
-tables = Tables("NVIDIA H200", {"cuda": "13.0"})
-for i in range(20):
-    tables.add(f"{sys.argv[1]} {i}", {"plan": "stream"})
-"""
-
-
-def test_processes_share_a_table(contest):  # noqa: F811
-    """Several that write at once lose nothing."""
-    environment = os.environ | {"XDG_CACHE_HOME": str(contest.tmp_path)}
-    processes = [subprocess.Popen([sys.executable, "-c", PROCESS, str(i)], env=environment) for i in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
-    (file,) = (contest.tmp_path / "fusedlstm/plans").glob("*.json")
-    assert file.name == "nvidia-h200-cuda13.0.json"
-    assert len(json.loads(file.read_text())["problems"]) == 60
-    assert [path.suffix for path in file.parent.iterdir() if path.suffix == ".tmp"] == []
-
-
-# python -m fusedlstm tune
-
-
-@pytest.fixture
-def on_cpu(contest, monkeypatch):  # noqa: F811
-    """`--device cpu` is the stand-in's GPU."""
-    monkeypatch.setattr(_tune, "_why_not", lambda device: None)
-
-
-def test_tune(contest, on_cpu, capsys):  # noqa: F811
-    """Measures ahead what later calls then find; a second run measures nothing."""
-    contest.planner.times["cudnn"] = 12.5
-    out = contest.tmp_path / "shipped.json"
-    arguments = ["tune", "--shapes", "6,3,4,20", "5,2,3,7,2", "--dtype", "float32", "bfloat16", "--out", str(out)]
-    arguments += ["--device", "cpu"]
-    for _ in range(2):
-        assert command.main(arguments) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert lines[0].split() == "problem fusedlstm cuDNN us of a call, and what runs it".split()
-        assert len(lines) == 1 + 2 * 2 * 2 + 2 and str(contest.planner.tables.path) in lines[-2]
-        assert all(re.search(r" (inference|training) +500(\.0)? +12.5  cuDNN \(", line) for line in lines[1:-2])
-        assert max(map(len, lines[:-2])) < 120
-        timed, contest.planner.timed = len(contest.planner.timed), []
-    assert timed == 0
-    table = json.loads(out.read_text())
-    assert table["gpu"] == "NVIDIA H200" and len(table["problems"]) == 8 + 8  # calls; passes, which share the forward
-
-
-def test_tune_a_model(contest, on_cpu, capsys):  # noqa: F811
-    model = torch.nn.ModuleDict(
-        {
-            "encoder": torch.nn.LSTM(4, 6, 2, bidirectional=True),
-            "twin": torch.nn.LSTM(4, 6, 2, bidirectional=True),
-            "projected": torch.nn.LSTM(4, 6, proj_size=3),
-            "head": torch.nn.Linear(6, 4),
-            "decoder": torch.nn.GRU(5, 7),
-        }
-    )
-    file = contest.tmp_path / "model.pt"
-    torch.save(model.state_dict(), file)
-    arguments = ["--model", str(file), "--steps", "3", "5", "--batch", "2", "--mode", "inference"]
-    arguments += ["--device", "cpu"]
-    assert command.main(["tune", *arguments]) == 0
-    names = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[1:-1]]
-    assert names == [
-        f"{cell} float32 T={T} B=8 {sizes} inference"
-        for cell, sizes in (
-            ("lstm", "H=6 P=0 D=2 I=4 L=2"), ("lstm", "H=6 P=3 D=1 I=4 L=1"), ("gru", "H=7 P=0 D=1 I=8 L=1")
+    contest.planner.times["cudnn"] = 10 if by_cudnn else 10_000
+    module, x = FusedLSTM(4, 20, 2), torch.randn(6, 3, 4, requires_grad=True)
+    for create_graph in (False, True):
+        with benchmark():
+            output = Nothing.apply(module(x)[0])
+        found = torch.autograd.grad(
+            output.sum(), [x, *module.parameters()], create_graph=create_graph, allow_unused=True
         )
-        for T in (4, 8)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (["--shapes", "3,4,5"], "expected T,B,I,H or T,B,I,H,L of 1 and more, got 3,4,5"),
-        (["--shapes", "3,4,0,5"], "of 1 and more, got 3,4,0,5"),
-        ([], "one of the arguments --shapes --model is required"),
-        (["--shapes", "3,4,5,6", "--device", "cpu"], "expected a GPU that fusedlstm has kernels for: got cpu"),
-        (["--model", "nothing.pt"], "expected a state_dict with weight_ih_l0 in it, got none in nothing.pt"),
-    ],
-    ids=str,
-)
-def test_tune_refuses(arguments, reason, contest, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.chdir(contest.tmp_path)
-    torch.save({"head.weight": torch.ones(2)}, "nothing.pt")
-    with pytest.raises(SystemExit):
-        command.main(["tune", *arguments])
-    assert reason in capsys.readouterr().err
-
-
-def test_tune_without_a_gpu(capsys):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has one")
-    with pytest.raises(SystemExit):
-        command.main(["tune", "--shapes", "3,4,5,6"])
-    assert "is_available() is False" in capsys.readouterr().err
+        assert all(d is None or d.eq(0).all() for d in found)

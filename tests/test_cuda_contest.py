@@ -5,7 +5,7 @@ The choice itself is tested by stand-ins in test_contest.py.
 
 import pytest
 import torch
-from family import LSTM, every, tensors_of
+from family import EVERY, LSTM, tensors_of
 from torch.nn.utils.rnn import pack_sequence
 
 import fusedlstm
@@ -40,15 +40,18 @@ def values_and_gradients(module, x, packed=False):
     return [*results, *torch.autograd.grad(results, inputs, [result.cos() for result in results])]
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+CASES = {
+    f"{member}-{name}{'-packed' * packed}": (member, options, packed)
+    for member in EVERY
+    for name, options in OPTIONS.items()
+    for packed in (False, True)
+    if (member is LSTM or "proj_size" not in options) and not (packed and "batch_first" in options)
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@every
-def test_values_and_gradients(member, options, dtype, packed, by_cudnn):
-    if "proj_size" in options and member is not LSTM:
-        pytest.skip("only the LSTM has projections")
-    if packed and "batch_first" in options:
-        pytest.skip("packed input has no order of dimensions")
+@pytest.mark.parametrize("member, options, packed", CASES.values(), ids=CASES)
+def test_values_and_gradients(member, options, packed, dtype, by_cudnn):
     module = member.layer(40, 64, **options, dtype=dtype).cuda()
     x = torch.randn(12, 8, 40, dtype=dtype, device="cuda", requires_grad=True)
     found = values_and_gradients(module, x, packed)

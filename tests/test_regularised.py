@@ -145,6 +145,17 @@ def test_bad_probability(member, value, error):
         functional.lstm(torch.randn(1, 1, 4), None, FusedLSTM(4, 6).all_weights, weight_dropout=value)
 
 
+def test_malformed_weights_are_refused_as_without():
+    """By what they lack, whatever they are divided by first."""
+    module, x = FusedLSTM(4, 6, weight_dropout=0.5), torch.randn(7, 3, 4)
+    module.num_layers = 9
+    with pytest.raises(RuntimeError, match="4 weights for each of 9 layers x 1 directions, got 4"):
+        module(x)
+    module.num_layers, module.weight_hh_l0 = 1, None
+    with pytest.raises(TypeError, match="weight_hh_l0 to be a Tensor, got NoneType"):
+        module(x)
+
+
 # Initial values
 
 

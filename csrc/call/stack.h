@@ -72,7 +72,7 @@ class Stack {
 
   Tensor of_layer(const Tensor& states, int64_t l) const { return fusedlstm::of_layer(states, l, layers_); }
 
-  // Of the weights of a direction, in their order, which they are.
+  // What the weights of a direction are, in their order.
   const std::vector<int>& kinds() const { return kinds_; }
   // Where those of a layer and a direction begin.
   int64_t first_weight(int64_t l, int64_t d = 0) const {

@@ -30,6 +30,7 @@ class Cell(NamedTuple):
             return the dtype of their state there, rather than autocast's.
         onnx: the ONNX operator, where the gates of its weights are among PyTorch's, and attributes; of those that are
             lists ONNX has one item for each direction.
+        cudnn: cuDNN's number of it, cudnnRNNMode_t; None where cuDNN has no such cell.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Cell(NamedTuple):
     run_layer: Callable
     promotes: tuple[bool, bool]
     onnx: tuple[str, tuple[int, ...], dict]
+    cudnn: int | None = None
 
     @property
     def has_projection(self) -> bool:

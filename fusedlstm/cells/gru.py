@@ -30,4 +30,5 @@ GRU = Cell(
     run_layer=torch.gru,
     promotes=(True, True),
     onnx=("GRU", (1, 0, 2), {"linear_before_reset": 1}),
+    cudnn=3,
 )

@@ -35,4 +35,5 @@ LSTM = Cell(
     run_layer=torch.lstm,
     promotes=(False, True),
     onnx=("LSTM", (0, 3, 1, 2), {}),
+    cudnn=2,
 )

@@ -15,7 +15,7 @@ def _step(activation):
     return step
 
 
-def _rnn(name, activation, onnx_activation, run_layer) -> Cell:
+def _rnn(name, activation, onnx_activation, run_layer, cudnn) -> Cell:
     return Cell(
         name=name,
         gates=1,
@@ -31,8 +31,9 @@ def _rnn(name, activation, onnx_activation, run_layer) -> Cell:
         run_layer=run_layer,
         promotes=(False, False),
         onnx=("RNN", (0,), {"activations": [onnx_activation]}),
+        cudnn=cudnn,
     )
 
 
-RNN_TANH = _rnn("rnn_tanh", Tensor.tanh, "Tanh", torch.rnn_tanh)
-RNN_RELU = _rnn("rnn_relu", Tensor.relu, "Relu", torch.rnn_relu)
+RNN_TANH = _rnn("rnn_tanh", Tensor.tanh, "Tanh", torch.rnn_tanh, 1)
+RNN_RELU = _rnn("rnn_relu", Tensor.relu, "Relu", torch.rnn_relu, 0)

@@ -36,13 +36,15 @@ struct Costs {
   double doubt_local;
   double doubt_cluster;
   double doubt_grid;
-  // cuDNN's recurrence, microseconds of a step, by its algorithm: forward, and how many times that backward is.
-  double cudnn_standard_us;          // products and pointwise kernels, where those take no longer
-  double cudnn_small_us;             // kernels for small hidden sizes, and for each element of the batch's states
-  double cudnn_small_element_us;     //
-  double cudnn_resident_us;          // kernels that keep weights of 16 bits, for each hidden unit, and as above
-  double cudnn_resident_unit_us;     //
-  double cudnn_resident_element_us;  //
+  // cuDNN's recurrence, microseconds of a step forward, by its algorithm: products and pointwise kernels, where those
+  // take no longer; kernels for small hidden sizes; kernels that keep weights of 16 bits. What comes to it for each
+  // hidden unit, and for each element of the batch's states. Backward is so many times as long.
+  double cudnn_standard_us;
+  double cudnn_small_us;
+  double cudnn_small_element_us;
+  double cudnn_resident_us;
+  double cudnn_resident_unit_us;
+  double cudnn_resident_element_us;
   double cudnn_standard_backward;
   double cudnn_resident_backward;
   double cudnn_weight_us;  // to copy a weight to where cuDNN reads it, beside its bytes

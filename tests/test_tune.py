@@ -1,0 +1,88 @@
+"""`python -m fusedlstm tune`, on the stand-in of a GPU."""
+
+import json
+import re
+
+import pytest
+import torch
+from contest_stand_in import contest  # noqa: F401  (a fixture)
+
+from fusedlstm import __main__ as command
+from fusedlstm import _tune
+
+
+@pytest.fixture
+def on_cpu(contest, monkeypatch):  # noqa: F811
+    """`--device cpu` is the stand-in's GPU."""
+    monkeypatch.setattr(_tune, "_why_not", lambda device: None)
+
+
+def test_tune(contest, on_cpu, capsys):  # noqa: F811
+    """Measures ahead what later calls then find; a second run measures nothing."""
+    contest.planner.times["cudnn"] = 12.5
+    out = contest.tmp_path / "shipped.json"
+    arguments = ["tune", "--shapes", "6,3,4,20", "5,2,3,7,2", "--dtype", "float32", "bfloat16", "--out", str(out)]
+    arguments += ["--device", "cpu"]
+    for _ in range(2):
+        assert command.main(arguments) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split() == "problem fusedlstm cuDNN us of a call, and what runs it".split()
+        assert len(lines) == 1 + 2 * 2 * 2 + 2 and str(contest.planner.tables.path) in lines[-2]
+        assert all(re.search(r" (inference|training) +500(\.0)? +12.5  cuDNN \(", line) for line in lines[1:-2])
+        assert max(map(len, lines[:-2])) < 120
+        timed, contest.planner.timed = len(contest.planner.timed), []
+    assert timed == 0
+    table = json.loads(out.read_text())
+    assert table["gpu"] == "NVIDIA H200" and len(table["problems"]) == 8 + 8  # calls; passes, which share the forward
+
+
+def test_tune_a_model(contest, on_cpu, capsys):  # noqa: F811
+    model = torch.nn.ModuleDict(
+        {
+            "encoder": torch.nn.LSTM(4, 6, 2, bidirectional=True),
+            "twin": torch.nn.LSTM(4, 6, 2, bidirectional=True),
+            "projected": torch.nn.LSTM(4, 6, proj_size=3),
+            "head": torch.nn.Linear(6, 4),
+            "decoder": torch.nn.GRU(5, 7),
+        }
+    )
+    file = contest.tmp_path / "model.pt"
+    torch.save(model.state_dict(), file)
+    arguments = ["--model", str(file), "--steps", "3", "5", "--batch", "2", "--mode", "inference"]
+    arguments += ["--device", "cpu"]
+    assert command.main(["tune", *arguments]) == 0
+    names = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert names == [
+        f"{cell} float32 T={T} B=8 {sizes} inference"
+        for cell, sizes in (
+            ("lstm", "H=6 P=0 D=2 I=4 L=2"), ("lstm", "H=6 P=3 D=1 I=4 L=1"), ("gru", "H=7 P=0 D=1 I=8 L=1")
+        )
+        for T in (4, 8)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--shapes", "3,4,5"], "expected T,B,I,H or T,B,I,H,L of 1 and more, got 3,4,5"),
+        (["--shapes", "3,4,0,5"], "of 1 and more, got 3,4,0,5"),
+        ([], "one of the arguments --shapes --model is required"),
+        (["--shapes", "3,4,5,6", "--device", "cpu"], "expected a GPU that fusedlstm has kernels for: got cpu"),
+        (["--model", "nothing.pt"], "expected a state_dict with weight_ih_l0 in it, got none in nothing.pt"),
+    ],
+    ids=str,
+)
+def test_tune_refuses(arguments, reason, contest, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(contest.tmp_path)
+    torch.save({"head.weight": torch.ones(2)}, "nothing.pt")
+    with pytest.raises(SystemExit):
+        command.main(["tune", *arguments])
+    assert reason in capsys.readouterr().err
+
+
+def test_tune_without_a_gpu(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(SystemExit):
+        command.main(["tune", "--shapes", "3,4,5,6"])
+    assert "is_available() is False" in capsys.readouterr().err
