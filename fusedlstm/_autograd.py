@@ -250,7 +250,7 @@ def run_step(name, input, states, weights, allow_tf32):
     """
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         tensors = (input, *states, *weights)
-        if any(tensor.requires_grad for tensor in tensors):
+        if weights[0].requires_grad or any(tensor.requires_grad for tensor in tensors):
             return _apply_cell(name, allow_tf32, *tensors)
     return OPERATORS[name].cell_inference(input, states, weights, allow_tf32)
 
@@ -294,12 +294,11 @@ def asked_of(ctx, tensors) -> list[bool]:
     asked = list(ctx.needs_input_grad[-len(tensors) :])
     if torch.compiler.is_compiling() or _transforms.are_active():
         return asked
-    nodes = iter(ctx.next_functions)  # of the arguments that are tensors
-    for place, tensor in enumerate(tensors):
-        if tensor is not None:
-            node, _ = next(nodes)
-            asked[place] = asked[place] and will_run(node)
-    return asked
+    nodes = ctx.next_functions  # of the arguments that are tensors
+    if len(nodes) < len(tensors):
+        nodes = iter(nodes)
+        nodes = [(None, 0) if tensor is None else next(nodes) for tensor in tensors]
+    return [ask and will_run(node) for ask, (node, _) in zip(asked, nodes)]
 
 
 def _any(needs) -> bool:

@@ -13,6 +13,7 @@ from fusedlstm._private_torch import (
     constant_for_dynamo,
     is_any_autocast_enabled,
     is_forward_mode_active,
+    is_tracing,
 )
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
@@ -131,7 +132,7 @@ def is_eager(tensors) -> bool:
         torch.compiler.is_compiling()
         or are_transforms_active()
         or is_forward_mode_active()
-        or torch.jit.is_tracing()
+        or is_tracing()
         or torch.overrides.has_torch_function(tensors)
     )
 

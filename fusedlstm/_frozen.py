@@ -30,7 +30,10 @@ class Frozen:
     sizes: _checks.Sizes | None = None
     weights: list[Tensor | None]
     layers: list[Tensor] | None
-    _short: tuple | None = None  # where weights are parameters: the cell, and whether it has one state
+    # Where all weights are the module's parameters, the usual case, which every call asks for: their names, themselves,
+    # and what changes when they are written to; the cell, and whether it has one state.
+    _usual: tuple | None = None
+    _short: tuple | None = None
 
     # A copy has other tensors, and a pickle may be read on another machine.
     def __reduce__(self):
@@ -55,12 +58,9 @@ class Frozen:
             self.layers = [freeze(*by_kind(layer, sizes.directions, sizes.bias, sizes.proj_size)) for layer in layers]
             self._sources = _sources(module, names)
             self._marks = _marks_of(self._sources)
-            own = module._parameters
-            # The same of the usual module, whose weights are its parameters: it is asked in every call.
-            is_usual = not any(weight is None or weight.is_inference() for weight in map(own.get, names))
-            named = [(name, own[name]) for name in names] if is_usual else []
-            self._usual = [(name, weight, weight._version, weight.data_ptr()) for name, weight in named]
-            if is_usual:
+            parameters = [*map(module._parameters.get, names)]
+            if not any(weight is None or weight.is_inference() for weight in parameters):
+                self._usual = names, parameters, *_usual_marks_of(parameters)
                 self._short = sizes.cell, len(CELLS[sizes.cell].states) == 1
         self.sizes = sizes
 
@@ -70,7 +70,7 @@ class Frozen:
             return None
         cell, has_one_state = self._short
         states = states_of_usual(module, input, hx, others, has_one_state)
-        if states is None or not _are_unchanged(self._usual, module._parameters):
+        if states is None or not _are_unchanged(module._parameters, *self._usual):
             return None
         return run_prepared(
             OPERATORS[cell].stack_frozen, self.layers, len(self.layers), input, states, module.batch_first
@@ -113,7 +113,7 @@ class Frozen:
 
     def _check(self, module, names) -> None:
         """A weight that is no longer what it was would otherwise have no effect."""
-        if self._usual and _are_unchanged(self._usual, module._parameters):
+        if self._usual is not None and _are_unchanged(module._parameters, *self._usual):
             return
         sources = _sources(module, names)
         if len(sources) != len(self._sources) or not all(map(operator.is_, sources, self._sources)):
@@ -132,12 +132,20 @@ def _sources(module, names) -> list:
     return found
 
 
-def _are_unchanged(usual, own) -> bool:
-    """A loop, which every call runs: an expression takes longer."""
-    for name, weight, version, address in usual:
-        if own.get(name) is not weight or weight._version != version or weight.data_ptr() != address:
-            return False
-    return True
+def _are_unchanged(own, names, parameters, versions, addresses) -> bool:
+    """Without a loop in Python, since every call runs it."""
+    return all(map(operator.is_, map(own.get, names), parameters)) and _usual_marks_of(parameters) == (
+        versions,
+        addresses,
+    )
+
+
+def _usual_marks_of(parameters) -> tuple[list[int], list[int]]:
+    """PyTorch's counts of writes, and the addresses."""
+    return [*map(_version_of, parameters)], [*map(Tensor.data_ptr, parameters)]
+
+
+_version_of = operator.attrgetter("_version")
 
 
 def _marks_of(sources) -> list:

@@ -210,10 +210,12 @@ def _parameters(module: nn.Module, names) -> list[Tensor]:
     """The module's tensors of these names, read at each call.
 
     A list kept across calls would miss parametrizations, functional_call and deleted parameters.
-    Most are where nn.Module keeps parameters, which its __getattr__ looks up slowly.
+    Usually all are where nn.Module keeps parameters, which its __getattr__ looks up slowly.
     """
-    own = module._parameters
-    return [own[name] if name in own else getattr(module, name) for name in names]
+    try:
+        return [*map(module._parameters.__getitem__, names)]
+    except KeyError:
+        return [getattr(module, name) for name in names]
 
 
 def _scriptable(module: nn.Module) -> nn.Module:

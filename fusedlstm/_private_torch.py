@@ -26,6 +26,9 @@ are_transforms_active = torch._C._are_functorch_transforms_active
 # asked with the name of each device, and takes five times as long.
 is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
+# () -> bool, whether torch.jit.trace is under way. Public: torch.jit.is_tracing, three functions of Python.
+is_tracing = torch._C._is_tracing
+
 # () -> int, how many of torch's dispatch modes are on: what watches, records or replaces operators, fake tensors among
 # them. Nothing public tells.
 count_of_dispatch_modes = torch._C._len_torch_dispatch_stack

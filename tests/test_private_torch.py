@@ -58,7 +58,7 @@ def test_others_are_not_taken_for_private(line):
 
 def test_what_every_call_asks_is_of_c():
     """And no function of Python around it."""
-    functions = "are_transforms_active", "is_any_autocast_enabled", "count_of_dispatch_modes"
+    functions = "are_transforms_active", "is_any_autocast_enabled", "count_of_dispatch_modes", "is_tracing"
     for function in (getattr(_private_torch, name) for name in functions):
         assert type(function) is type(len), f"expected a function of C, got {function}"
 
@@ -77,6 +77,12 @@ def test_is_any_autocast_enabled():
             continue
         with torch.autocast(device, dtype):
             assert _private_torch.is_any_autocast_enabled() is True, f"expected true under autocast for {device}"
+
+
+def test_is_tracing():
+    seen = [_private_torch.is_tracing()]
+    torch.jit.trace(lambda x: seen.append(_private_torch.is_tracing()) or x + 1, torch.zeros(2), check_trace=False)
+    assert seen == [False, True]
 
 
 def test_count_of_dispatch_modes():
