@@ -2,7 +2,7 @@
 
 kit.json        commit, modified, torch, arch, cuda_toolkit
 fusedlstm/      the package, with both libraries in lib/; put before the source tree on PYTHONPATH
-gpu_constants   tools/gpu_constants.cu as a program
+gpu_constants   tools/gpu_constants/ as a program
 primitives.so   tests/emulator/primitive_kernels.cu as a library
 """
 
