@@ -14,6 +14,7 @@ from pathlib import Path
 # 12.0 on 12.1. 9.0a: Hopper with its architecture-specific instructions. PTX lets newer GPUs compile the kernels at
 # load time; that of 12.0 would be the same.
 RELEASE_ARCHS = "7.5;8.0;8.6;9.0a;10.0+PTX;12.0"
+OLDEST_ARCH = 7.5  # that the kernels can be compiled for
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,17 @@ def find_toolkit() -> Toolkit | None:
         if nvcc.is_file() and (include_dir / "cuda_runtime.h").is_file() and library_dir:
             return Toolkit(nvcc, _runtime_version(include_dir), include_dir, library_dir)
     return None
+
+
+def wanted_archs() -> list[str]:
+    """What to compile for: none where all GPUs of this machine, or of TORCH_CUDA_ARCH_LIST, are too old."""
+    archs = parse_archs(arch_list())
+    if too_old := [entry for entry in archs if _number(entry) < OLDEST_ARCH]:
+        print(
+            f"fusedlstm: the CUDA kernels need compute capability {OLDEST_ARCH} or newer, so they are not built for "
+            f"{' '.join(too_old)}; PyTorch's own run there"
+        )
+    return [entry for entry in archs if entry not in too_old]
 
 
 def arch_list() -> str:

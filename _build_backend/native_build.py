@@ -24,7 +24,7 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-from cuda_toolkit import Toolkit, arch_list, compression_flags, find_toolkit, gencode_flags, parse_archs
+from cuda_toolkit import Toolkit, compression_flags, find_toolkit, gencode_flags, wanted_archs
 from find_torch import find_torch, torch_version
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,7 +137,8 @@ class Tools(NamedTuple):
                 "(pip install torch, or set FUSEDLSTM_TORCH_DIR)"
             )
         toolkit = _toolkit_to_use(torch_version(torch_dir)["cuda"])
-        return cls(torch_dir, compiler(), toolkit, parse_archs(arch_list()) if toolkit else [])
+        archs = wanted_archs() if toolkit else []
+        return cls(torch_dir, compiler(), toolkit if archs else None, archs)
 
     def facts(self, version: str) -> dict:
         """What build.json says of a build of this version."""
@@ -146,6 +147,7 @@ class Tools(NamedTuple):
             "version": version,
             "torch_headers": torch_version(self.torch_dir)["version"],
             "compiler": says.splitlines()[0],
+            "processor": machine_of(self.cxx),
             "cuda_toolkit": self.toolkit.version if self.toolkit else None,
             "cuda_archs": self.archs,
         }

@@ -1,5 +1,7 @@
 """Drop-in replacements for torch.nn.LSTM, GRU, RNN and their cells with fused CUDA and CPU kernels."""
 
+from fusedlstm import _torch_version as _torch_version  # isort: split
+
 from fusedlstm import _flops as _flops  # gives the operators their FLOPs
 from fusedlstm import _vmap as _vmap  # gives the operators their rules
 from fusedlstm import functional, init

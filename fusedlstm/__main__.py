@@ -60,6 +60,8 @@ def report() -> dict[str, str]:
     lines["CUDA kernels"] = f"not in use: {reason}" if reason else f"for {' '.join(facts['cuda_archs'])}"
     driver = _library.driver_version()
     lines["NVIDIA driver"] = f"serves CUDA {driver[0]}.{driver[1]}" if driver else "none found"
+    if torch.version.cuda and not driver:
+        lines["NVIDIA driver"] += "; a container has that of its host where it is started with --gpus all"
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         properties = torch.cuda.get_device_properties(device)

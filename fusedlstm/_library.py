@@ -4,6 +4,7 @@ import ctypes
 import functools
 import importlib.util
 import json
+import platform
 import re
 import types
 import warnings
@@ -13,7 +14,7 @@ import torch
 
 from fusedlstm._namespace import NAMESPACE, REGISTERED
 
-OLDEST_TORCH = (2, 10)  # the stable ABI that the libraries were built for
+OLDEST_CAPABILITY = (7, 5)  # of a GPU that the CUDA kernels can be compiled for
 
 _LIB_DIR = Path(__file__).resolve().parent / "lib"
 CPU_LIBRARY = _LIB_DIR / f"lib{NAMESPACE}_cpu.so"
@@ -24,13 +25,8 @@ def load() -> None:
     """Loads the CPU library, and the CUDA library where this PyTorch can use it.
 
     Raises:
-        ImportError: torch is too old, the package was not built, or another copy of it is already loaded.
+        ImportError: the package was not built, or not for this machine, or another copy of it is already loaded.
     """
-    if torch.__version__ < OLDEST_TORCH:
-        raise ImportError(
-            f"fusedlstm expected torch >= {'.'.join(map(str, OLDEST_TORCH))}, got {torch.__version__}; "
-            "upgrade torch to use it"
-        )
     if _operators_are_registered():
         return
     if not CPU_LIBRARY.is_file():
@@ -38,12 +34,11 @@ def load() -> None:
             f"fusedlstm expected its compiled library {CPU_LIBRARY}, found none: in a source tree run "
             "`python3 dev.py build`, otherwise reinstall the package"
         )
-    torch.ops.load_library(CPU_LIBRARY)
-    if cuda_inactive_reason() is None:
-        torch.ops.load_library(CUDA_LIBRARY)
-    elif cuda_inactive_reason().is_a_fault:
-        message = f"fusedlstm uses PyTorch's own layers on GPUs: {cuda_inactive_reason()}"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    if failure := _failure_to_load(CPU_LIBRARY):
+        raise ImportError(f"fusedlstm {failure}")
+    reason = cuda_inactive_reason()
+    if reason is not None and reason.is_a_fault:
+        warnings.warn(f"fusedlstm uses PyTorch's own layers on GPUs: {reason}", RuntimeWarning, stacklevel=3)
 
 
 class Reason(str):
@@ -59,7 +54,7 @@ class Reason(str):
 
 @functools.cache
 def build_facts() -> dict:
-    """What the build wrote: version, torch_headers, compiler, cuda_toolkit, cuda_archs; {} where it did not run."""
+    """What the build wrote, see `facts` in _build_backend/native_build.py; {} where it did not run."""
     file = _LIB_DIR / "build.json"
     return json.loads(file.read_text()) if file.is_file() else {}
 
@@ -73,9 +68,22 @@ def core() -> types.ModuleType | None:
 
 @functools.cache
 def cuda_inactive_reason() -> Reason | None:
-    """Why the CUDA library is not loaded, or None where it is. Starts no CUDA context."""
+    """Why the CUDA library is not in use, or None where it is. Loads it when first asked; starts no CUDA context."""
+    if (reason := _why_not_to_load_cuda()) is not None:
+        return reason
+    is_loaded = hasattr(REGISTERED, "_cuda_obstacle")  # by an embedding program
+    failure = None if is_loaded else _failure_to_load(CUDA_LIBRARY)
+    return Reason(failure, is_a_fault=True) if failure else None
+
+
+def _why_not_to_load_cuda() -> Reason | None:
+    """What torch, this build and the driver have against the CUDA library."""
+    if torch.version.hip is not None:
+        return Reason(f"its kernels are for CPUs and NVIDIA GPUs, and this PyTorch ({torch.__version__}) is for ROCm")
     if torch.version.cuda is None:
-        return Reason(f"this PyTorch ({torch.__version__}) is not a CUDA build")
+        # It may be what the user wants, with a GPU too.
+        advice = "" if driver_version() is None else "; install one for this machine's GPUs"
+        return Reason(f"this PyTorch ({torch.__version__}) is not a CUDA build{advice}")
     if not CUDA_LIBRARY.is_file():
         return Reason(
             "this fusedlstm was built without CUDA kernels; install a wheel that has them, "
@@ -85,11 +93,25 @@ def cuda_inactive_reason() -> Reason | None:
     # Every driver of a major version serves all toolkits of it.
     oldest, driver = int(build_facts()["cuda_toolkit"].split(".")[0]), driver_version()
     if driver is not None and driver[0] < oldest:
+        # What can be built with CUDA 12 would serve a driver of CUDA 12; older toolkits do not know C++20.
+        other_build = ", or build fusedlstm with a toolkit of CUDA 12" if driver[0] >= 12 else ""
         return Reason(
             f"expected a driver for CUDA {oldest} or newer, got one for CUDA {driver[0]}.{driver[1]}; "
-            "update the NVIDIA driver, or build fusedlstm with this machine's older toolkit",
+            f"update the NVIDIA driver{other_build}",
             is_a_fault=True,
         )
+    return None
+
+
+def _failure_to_load(library: Path) -> str | None:
+    """Loads a library; where it cannot be, says why."""
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        made_for, here = build_facts()["processor"], platform.machine()
+        if made_for != here:  # which the linker says in words that mislead
+            return f"expected libraries for {here}, got those for {made_for}; install the wheel for {here}"
+        return f"expected to load {library.name}, got {error.__cause__ or error}; reinstall fusedlstm"
     return None
 
 
@@ -107,6 +129,9 @@ def why_no_kernels(device: torch.device) -> Reason | None:
         obstacle = _cuda_obstacle(device)
         return Reason(obstacle, is_a_fault=True) if obstacle else None
     wanted = f"{capability[0]}.{capability[1]}"
+    if capability < OLDEST_CAPABILITY:
+        oldest = f"{OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
+        return Reason(f"expected a GPU of compute capability {oldest} or newer, got {wanted}; use a newer GPU", True)
     return Reason(
         f"expected kernels for compute capability {wanted}, got only {' '.join(build_facts()['cuda_archs'])}; "
         f"rebuild with TORCH_CUDA_ARCH_LIST={wanted}",

@@ -211,7 +211,21 @@ class TestArchitectures:
 
     def test_the_variable_comes_first(self, monkeypatch):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
-        assert cuda_toolkit.arch_list() == "8.6"
+        assert cuda_toolkit.wanted_archs() == ["8.6"]
+
+    def test_what_is_too_old_for_the_kernels_is_left_out_and_named(self, monkeypatch, capsys):
+        """Such as by a V100, alone in its machine or beside others; and lists that are for PyTorch too."""
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0;8.6;6.0+PTX")
+        assert cuda_toolkit.wanted_archs() == ["8.6"]
+        assert "need compute capability 7.5 or newer, so they are not built for 7.0 6.0+PTX" in capsys.readouterr().out
+        monkeypatch.setattr(native_build, "_toolkit_to_use", lambda torch_cuda: "a toolkit")
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0")
+        assert native_build.Tools.find()[2:] == (None, [])
+
+    def test_a_release_and_the_messages_begin_where_the_kernels_do(self):
+        oldest, *_ = cuda_toolkit.parse_archs(cuda_toolkit.RELEASE_ARCHS)
+        assert float(oldest) == cuda_toolkit.OLDEST_ARCH
+        assert tuple(map(int, oldest.split("."))) == _library.OLDEST_CAPABILITY
 
 
 @in_source_tree

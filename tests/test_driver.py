@@ -48,7 +48,7 @@ def symbols(kind, library) -> set[str]:
     return {line.split()[-1].split("@")[0] for line in done.stdout.splitlines()}
 
 
-@pytest.mark.parametrize("driver", [(11, 8), (12, 0), (12, 2), (12, 8), (13, 0)], ids="{0[0]}.{0[1]}".format)
+@pytest.mark.parametrize("driver", [(11, 8), (12, 0), (12, 2), (12, 8), (13, 0), (14, 1)], ids="{0[0]}.{0[1]}".format)
 def test_the_runtime_refuses_the_drivers_that_python_names(driver, libraries, monkeypatch):
     major, minor = driver
     settings = {
@@ -65,5 +65,5 @@ def test_the_runtime_refuses_the_drivers_that_python_names(driver, libraries, mo
 
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(_library, "driver_version", lambda: driver)
-    reason = _library.cuda_inactive_reason.__wrapped__()
+    reason = _library._why_not_to_load_cuda()
     assert is_refused == (reason is not None and f"got one for CUDA {major}.{minor}" in reason)

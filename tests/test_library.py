@@ -89,16 +89,6 @@ def test_importing_again_loads_nothing_twice():
     assert result.stdout == "0\n", result.stderr
 
 
-def test_too_old_a_torch_is_named_together_with_the_oldest_that_will_do():
-    result = run_python(
-        "import torch\n"
-        "torch.__version__ = torch.torch_version.TorchVersion('2.9.1+cu128')\n"
-        "try: import fusedlstm\n"
-        "except ImportError as error: print(error)"
-    )
-    assert "expected torch >= 2.10, got 2.9.1+cu128; upgrade torch" in result.stdout, result.stderr
-
-
 def test_a_package_that_was_not_built_says_how_to_build_it(second_copy):
     (second_copy / "fusedlstm/lib/libfusedlstm_cpu.so").unlink()
     code = "sys.path.insert(0, sys.argv[1])\ntry: import fusedlstm\nexcept ImportError as error: print(error)"
@@ -118,14 +108,23 @@ class TestCudaReasons:
         monkeypatch.setattr(_library, "build_facts", lambda: facts)
         monkeypatch.setattr(_library, "driver_version", lambda: (13, 1))
         monkeypatch.setattr(_library, "_cuda_obstacle", lambda device: "")
+        monkeypatch.setattr(_library, "_failure_to_load", lambda library: None)
 
     def test_all_is_well(self):
         assert _library.cuda_inactive_reason() is None
 
-    def test_torch_without_cuda_is_no_fault(self, monkeypatch):
+    @pytest.mark.parametrize("driver, advice", [(None, ""), ((13, 0), "; install one for this machine's GPUs")])
+    def test_torch_without_cuda_is_no_fault(self, monkeypatch, driver, advice):
         monkeypatch.setattr(torch.version, "cuda", None)
+        monkeypatch.setattr(_library, "driver_version", lambda: driver)
         reason = _library.cuda_inactive_reason()
-        assert "is not a CUDA build" in reason and not reason.is_a_fault
+        assert reason == f"this PyTorch ({torch.__version__}) is not a CUDA build{advice}" and not reason.is_a_fault
+
+    def test_torch_for_rocm_calls_its_gpus_cuda_too(self, monkeypatch):
+        monkeypatch.setattr(torch.version, "cuda", None)
+        monkeypatch.setattr(torch.version, "hip", "7.1")
+        reason = _library.why_no_kernels(torch.device("cuda", 0))
+        assert f"for CPUs and NVIDIA GPUs, and this PyTorch ({torch.__version__}) is for ROCm" in reason
 
     def test_too_old_a_driver(self, monkeypatch):
         monkeypatch.setattr(_library, "driver_version", lambda: (12, 8))
@@ -133,7 +132,15 @@ class TestCudaReasons:
         assert "expected a driver for CUDA 13 or newer, got one for CUDA 12.8; update the NVIDIA driver" in reason
         assert reason.is_a_fault
 
-    @pytest.mark.parametrize("driver", [(12, 0), (12, 2), (12, 8), (13, 0)])
+    @pytest.mark.parametrize("driver", [(11, 4), (11, 8)])  # 470, 520
+    def test_a_driver_before_cuda_12_can_only_be_updated(self, monkeypatch, driver):
+        monkeypatch.setitem(_library.build_facts(), "cuda_toolkit", "12.9")
+        monkeypatch.setattr(_library, "driver_version", lambda: driver)
+        reason = _library.cuda_inactive_reason()
+        found = f"got one for CUDA {driver[0]}.{driver[1]}"
+        assert reason == f"expected a driver for CUDA 12 or newer, {found}; update the NVIDIA driver"
+
+    @pytest.mark.parametrize("driver", [(12, 0), (12, 2), (12, 8), (13, 0), (14, 1)])
     def test_a_library_of_cuda_12_is_served_by_every_driver_since(self, monkeypatch, driver):
         monkeypatch.setitem(_library.build_facts(), "cuda_toolkit", "12.9")
         monkeypatch.setattr(_library, "driver_version", lambda: driver)
@@ -150,7 +157,9 @@ class TestCudaReasons:
         reason = _library.cuda_inactive_reason()
         assert "built without CUDA kernels" in reason and reason.is_a_fault is is_a_fault
 
-    @pytest.mark.parametrize("capability, found", [((8, 6), True), ((9, 0), True), ((10, 0), False), ((12, 1), True)])
+    @pytest.mark.parametrize(
+        "capability, found", [((8, 6), True), ((9, 0), True), ((10, 0), False), ((12, 1), True), ((13, 0), True)]
+    )
     def test_a_missing_architecture(self, monkeypatch, capability, found):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         reason = _library.why_no_kernels(torch.device("cuda", 0))
@@ -161,6 +170,11 @@ class TestCudaReasons:
                 "expected kernels for compute capability 10.0, got only 8.0 9.0a 12.0+PTX; "
                 "rebuild with TORCH_CUDA_ARCH_LIST=10.0"
             )
+
+    def test_a_gpu_that_nothing_can_be_compiled_for(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+        reason = _library.why_no_kernels(torch.device("cuda", 0))
+        assert reason == "expected a GPU of compute capability 7.5 or newer, got 7.0; use a newer GPU"
 
     def test_what_the_driver_says_against_it(self, monkeypatch):
         refused = "device 0: no kernel image is available (no kernels for this device)"
@@ -190,7 +204,7 @@ def test_where_an_architecture_runs(arch, runs_on, not_on):
 
 def test_one_warning_names_the_fault(monkeypatch, uncached):
     monkeypatch.setattr(_library, "_operators_are_registered", lambda: False)
-    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(_library, "_failure_to_load", lambda library: None)
     monkeypatch.setattr(_library, "cuda_inactive_reason", lambda: _library.Reason("the cause", is_a_fault=True))
     with pytest.warns(RuntimeWarning, match="PyTorch's own layers on GPUs: the cause") as caught:
         _library.load()
@@ -210,6 +224,14 @@ def test_report_names_versions_and_what_is_in_use(capsys):
     assert json.loads(torch.ops.fusedlstm._cpu_info())["isa"] in printed
     reason = _library.cuda_inactive_reason()
     assert (f"not in use: {reason}" if reason else " ".join(facts["cuda_archs"])) in printed
+
+
+@pytest.mark.parametrize("cuda, has_advice", [("13.0", True), (None, False)])
+def test_the_report_says_how_a_container_gets_a_driver(monkeypatch, cuda, has_advice):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(_library, "driver_version", lambda: None)
+    said = __main__.report()["NVIDIA driver"]
+    assert said.startswith("none found") and ("--gpus all" in said) == has_advice
 
 
 @pytest.mark.skipif(_library.core() is None, reason="the planner is not in a build with FUSEDLSTM_NO_PYBIND=1")

@@ -42,7 +42,7 @@ TEST_FILES = ("tests", "benchmarks", "examples", "pyproject.toml")
 # Of the source tree and not of the wheel: the emulator compiles csrc/, and the pages of the manual stay behind.
 SOURCE_TESTS = ("test_emulator.py", "test_primitives.py", "test_cuda_*.py", "test_docs.py")
 # The libraries in the wheel for every Python are those of the other wheel; what differs is how they are loaded.
-LOADING_TESTS = ("test_build.py", "test_library.py", "test_module.py", "test_verify.py")
+LOADING_TESTS = ("test_bad_boxes.py", "test_build.py", "test_library.py", "test_module.py", "test_verify.py")
 
 IMPORT_SECONDS = """
 import time, torch

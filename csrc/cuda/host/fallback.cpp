@@ -21,11 +21,11 @@ LaunchFailure failure_of(cudaError_t error) {
       return {kRefusal, "this build has no such kernel, or the device no such launch"};
     case cudaErrorNoKernelImageForDevice:
     case cudaErrorInvalidDeviceFunction:
-    case cudaErrorUnsupportedPtxVersion:
     case cudaErrorJitCompilerNotFound:
     case cudaErrorJitCompilationDisabled:
       return {kNoKernels, "no kernels for this device: build with TORCH_CUDA_ARCH_LIST set to its compute capability"};
     case cudaErrorInsufficientDriver:
+    case cudaErrorUnsupportedPtxVersion:
     case cudaErrorSystemDriverMismatch:
     case cudaErrorCompatNotSupportedOnDevice:
       return {kNoKernels, "update the NVIDIA driver, or build with an older CUDA toolkit"};
