@@ -34,6 +34,7 @@ EXTRAS = {
     "test": ["test", "peers"],
     "wheel": ["wheel"],
     "check-wheel": ["wheel"],
+    "kernels-package": ["wheel"],
 }
 # What each command cannot do without, where the rest of its requirements cannot be installed.
 NEEDED = {
@@ -43,7 +44,7 @@ NEEDED = {
     "wheel": {"setuptools", "build", "auditwheel"},
     "check-wheel": {"twine", "auditwheel"},
     "gpu-kit": {"setuptools"},
-    "kernels-package": set(),
+    "kernels-package": {"setuptools", "auditwheel"},
 }
 
 

@@ -172,10 +172,9 @@ def build(version: str, namespace: str = NAMESPACE, folder: str = "") -> dict[st
     if toolkit:
         _cuda_library(ninja, torch_flags, torch_dir, toolkit, archs, cxx)
     if not is_set("FUSEDLSTM_NO_PYBIND"):
-        _demand_compiler_of_this_machine(cxx)
-        _core_module(ninja, [*host_flags, f'-DFUSEDLSTM_VERSION="{version}"'])
+        _core_module(ninja, [*host_flags, f'-DFUSEDLSTM_VERSION="{version}"'], cxx)
 
-    with _one_build_at_a_time(build_dir):
+    with one_build_at_a_time(build_dir):
         manifest, facts = build_dir / f"{folder}build.ninja", build_dir / f"{folder}lib/build.json"
         facts.parent.mkdir(parents=True, exist_ok=True)
         manifest.write_text(ninja.text(), encoding="utf-8")
@@ -244,12 +243,12 @@ def _cuda_library(
     )
 
 
-def _core_module(ninja: NinjaFile, flags: list[str]) -> None:
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+def _core_module(ninja: NinjaFile, flags: list[str], cxx: str) -> None:
+    suffix = extension_suffix(machine_of(cxx))
     if importlib.util.find_spec("pybind11") is None:
         raise SystemExit(
             "fusedlstm: expected pybind11 in the build environment, found none "
-            "(pip install pybind11, or set FUSEDLSTM_NO_PYBIND=1)"
+            "(pip install pybind11 ninja, or set FUSEDLSTM_NO_PYBIND=1)"
         )
     import pybind11
 
@@ -313,6 +312,11 @@ def machine_of(cxx: str) -> str:
     return name if name in ISA_FLAGS else platform.machine()
 
 
+def extension_suffix(machine: str) -> str:
+    """What the name of a module for this version of Python on `machine` ends with; its headers are this machine's."""
+    return sysconfig.get_config_var("EXT_SUFFIX").replace(platform.machine(), machine)
+
+
 def build_dir_of(machine: str) -> Path:
     """Where the objects for a processor are: those for another one than this machine's lie apart."""
     return BUILD_DIR if machine == platform.machine() else BUILD_DIR.with_name(f"{BUILD_DIR.name}-{machine}")
@@ -324,15 +328,6 @@ def _isa_flags_of(cxx: str) -> dict[str, str]:
     probe = [*shlex.split(cxx), "-fsyntax-only", "-x", "c++", "/dev/null"]
     probes = [subprocess.run([*probe, *flags.split()], capture_output=True) for flags in isa_flags.values()]
     return isa_flags if all(done.returncode == 0 for done in probes) else {}
-
-
-def _demand_compiler_of_this_machine(cxx: str) -> None:
-    """The Python module is made for the Python that runs the build."""
-    if machine_of(cxx) != platform.machine():
-        raise SystemExit(
-            f"fusedlstm: expected a compiler for {platform.machine()}, as this Python is, got {cxx!r} for "
-            f"{machine_of(cxx)} (FUSEDLSTM_NO_PYBIND=1 builds what needs no Python)"
-        )
 
 
 def ninja_program() -> str:
@@ -356,7 +351,7 @@ def _jobs() -> int:
 
 
 @contextlib.contextmanager
-def _one_build_at_a_time(folder: Path):
+def one_build_at_a_time(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

