@@ -25,3 +25,9 @@ def test_the_table_of_the_readme_is_the_report():
     table = markdown_table(peer_table(Results.read(FOLDER / "amd-epyc-2-cores-avx2" / "main.json")))
     assert len(table.splitlines()) > len(ACCEPTANCE)
     assert f"\n\n{table}\n\n" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tests_that_a_page_names_are_there(page):
+    names = re.findall(r"\btest_\w+\.py\b", page.read_text())
+    assert {name for name in names if not (ROOT / "tests" / name).is_file()} == set()
