@@ -23,6 +23,14 @@ def find_torch() -> Path | None:
     return None
 
 
+def unfit_torch() -> str:
+    """What there is where `find_torch` finds nothing: "2.9.1 in /path/torch", or "none"."""
+    for folder in _candidates():
+        if (folder / "version.py").is_file():
+            return f"{torch_version(folder)['version']} in {folder}"
+    return "none"
+
+
 def torch_version(torch_dir: Path) -> dict[str, str | None]:
     """`{"version": "2.13.0+cpu", "cuda": None}`: read from the text of torch/version.py."""
     values: dict[str, str | None] = {}

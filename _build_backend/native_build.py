@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cuda_toolkit import Toolkit, compression_flags, find_toolkit, gencode_flags, wanted_archs
-from find_torch import find_torch, torch_version
+from find_torch import find_torch, torch_version, unfit_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD_DIR = ROOT / "build/native"
@@ -33,6 +34,8 @@ BUILD_DIR = ROOT / "build/native"
 # Oldest torch whose stable ABI the libraries may use; the wheel's `torch>=2.10` says the same.
 OLDEST_TORCH = (2, 10)
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000ULL".format(*OLDEST_TORCH)
+
+OLDEST_GCC = 11  # whose C++20 has all that the sources use
 
 # Of the operators. A package for Hugging Face's `kernels` has one of its own.
 NAMESPACE = "fusedlstm"
@@ -133,8 +136,8 @@ class Tools(NamedTuple):
         torch_dir = find_torch()
         if torch_dir is None:
             raise SystemExit(
-                "fusedlstm: expected torch >= 2.10 to build for, found none "
-                "(pip install torch, or set FUSEDLSTM_TORCH_DIR)"
+                f"fusedlstm: expected torch >= 2.10 to build for, found {unfit_torch()} "
+                "(pip install --upgrade torch, or set FUSEDLSTM_TORCH_DIR)"
             )
         toolkit = _toolkit_to_use(torch_version(torch_dir)["cuda"])
         archs = wanted_archs() if toolkit else []
@@ -160,6 +163,7 @@ def build(version: str, namespace: str = NAMESPACE, folder: str = "") -> dict[st
     """
     tools = Tools.find()
     torch_dir, cxx, toolkit, archs = tools
+    _demand_new_compiler(cxx)
     host_flags = [*COMMON_FLAGS, *HOST_FLAGS, *_words_of("CXXFLAGS")]
 
     nvcc = shlex.quote(str(toolkit.nvcc)) if toolkit else "nvcc"
@@ -295,6 +299,18 @@ def compiler() -> str:
     if shutil.which(words[0]) is None:
         raise SystemExit(f"fusedlstm: expected a C++20 compiler, found no {words[0]!r} (install g++ >= 11, or set CXX)")
     return shlex.join(words)
+
+
+def _demand_new_compiler(cxx: str) -> None:
+    """Distributions as old as the wheels serve have g++ 8 to 10 by default, whose errors would not name the cause."""
+    command = [*shlex.split(cxx), "-dM", "-E", "-x", "c++", "/dev/null"]
+    macros = subprocess.run(command, capture_output=True, text=True).stdout
+    version = dict(re.findall(r"^#define (__GNUC__|__clang__) (\d+)$", macros, re.MULTILINE))
+    if "__clang__" not in version and int(version.get("__GNUC__", OLDEST_GCC)) < OLDEST_GCC:
+        raise SystemExit(
+            f"fusedlstm: expected g++ >= {OLDEST_GCC} for C++20, got {cxx!r} of version {version['__GNUC__']} "
+            "(install a newer one, such as of RHEL's gcc-toolset or conda's gxx, and set CXX)"
+        )
 
 
 def _words_of(variable: str) -> list[str]:

@@ -241,6 +241,14 @@ class TestFindingTorch:
         monkeypatch.setenv("FUSEDLSTM_TORCH_DIR", str(tmp_path))
         assert find_torch.find_torch() is None
 
+    def test_a_torch_that_is_too_old_is_named(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("FUSEDLSTM_TORCH_DIR", str(tmp_path))
+        with pytest.raises(SystemExit, match=r"expected torch >= 2\.10 to build for, found none \("):
+            native_build.Tools.find()
+        (tmp_path / "version.py").write_text("__version__ = '2.9.1+cpu'\n")
+        with pytest.raises(SystemExit, match=rf"found 2\.9\.1\+cpu in {tmp_path} \(pip install --upgrade torch"):
+            native_build.Tools.find()
+
     def test_backend_asks_for_torch_only_where_there_is_none(self, monkeypatch, tmp_path):
         import backend
 
@@ -325,6 +333,23 @@ def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(SystemExit, match=r"expected a C\+\+20 compiler, found no 'no-such-compiler'"):
         native_build.compiler()
+
+
+@in_source_tree
+@pytest.mark.parametrize(
+    "macros, is_refused",
+    [({"__GNUC__": 10}, True), ({"__GNUC__": 11}, False), ({"__GNUC__": 4, "__clang__": 1}, False)],
+)
+def test_a_compiler_that_is_too_old_is_named(tmp_path, macros, is_refused):
+    """Such as g++ 10 of Debian 11; clang says that it is some g++ too."""
+    cxx = tmp_path / "g++"
+    cxx.write_text("#!/bin/sh\n" + "".join(f"echo '#define {name} {value}'\n" for name, value in macros.items()))
+    cxx.chmod(0o755)
+    if not is_refused:
+        native_build._demand_new_compiler(str(cxx))
+        return
+    with pytest.raises(SystemExit, match=r"expected g\+\+ >= 11 for C\+\+20, got '.*' of version 10 \("):
+        native_build._demand_new_compiler(str(cxx))
 
 
 # The version is in one place, and the changelog keeps up with it.
