@@ -15,6 +15,7 @@
 #include <exception>
 
 #include "call/boxed.h"
+#include "call/recurrence.h"
 #include "cells/all.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {
@@ -44,6 +45,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {
       m.def((cell + "_freeze" + listed<FreezeArguments>() + " -> " + listed<FreezeResults>()).c_str());
       m.def((cell + "_cell_backward" + listed<StepBackwardArguments>() + " -> " + listed<StepGradients>()).c_str());
       m.def((cell + "_steps_second_order" + listed<StepsArguments>() + " -> " + listed<StepsResults>()).c_str());
+      m.def((cell + "_recurrence" + listed<RecurrenceArguments>() + " -> " + listed<RecurrenceResults>()).c_str());
+      m.def((cell + "_recurrence_backward" + listed<RecurrenceBackwardArguments>() + " -> " +
+             listed<RecurrenceGradients>())
+                .c_str());
     }
     // What the CPU kernels are and why (JSON), and the choice of instruction set and plan by name ("" is automatic).
     m.def("_cpu_info() -> str");

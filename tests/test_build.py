@@ -23,7 +23,7 @@ LIBRARIES = [path for path in (_library.CPU_LIBRARY, _library.CUDA_LIBRARY) if p
 KINDS = [f"{of}{kind}" for of in ("layer", "stack", "cell") for kind in ("", "_inference", "_backward")]
 OPERATORS = [f"{cell}_{kind}" for cell in CELLS for kind in (*KINDS, "steps_second_order")]
 PREPARED = [f"{of}_{kind}" for of in ("layer", "stack", "cell") for kind in ("frozen", "quantized")]
-CPU_ONLY = [f"{cell}_{kind}" for cell in CELLS for kind in ("freeze", *PREPARED)]
+CPU_ONLY = [f"{cell}_{kind}" for cell in CELLS for kind in ("freeze", *PREPARED, "recurrence", "recurrence_backward")]
 
 if (ROOT / "_build_backend").is_dir():
     sys.path.append(str(ROOT / "_build_backend"))
@@ -140,7 +140,7 @@ def test_every_dtype_and_instruction_set_is_a_file_of_its_own():
     files = {file.stem for file in (ROOT / "csrc/cpu/instances").glob("*.cpp")}
     sets = ("baseline", "avx2", "avx512", "neon")
     dtypes = ("float32", "float64", "bfloat16", "float16")
-    both = {f"{name}_{isa}" for name in ("products", *dtypes) for isa in sets}
+    both = {f"{name}_{isa}" for name in ("products", "varied32", "varied64", *dtypes) for isa in sets}
     bfloat16 = {f"{name}_{isa}" for name in ("products", "bfloat16") for isa in ("avx512_bf16", "avx512_amx")}
     int8 = {f"quantized_{isa}" for isa in ("baseline", "avx2", "avx_vnni", "avx512_vnni", "avx512_amx")}
     assert files == both | bfloat16 | int8

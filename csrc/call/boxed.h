@@ -28,6 +28,9 @@ inline const char* type_name(const std::vector<bool>&) {
 inline const char* type_name(bool) {
   return "bool";
 }
+inline const char* type_name(double) {
+  return "float";
+}
 inline const char* type_name(int64_t) {
   return "int";
 }

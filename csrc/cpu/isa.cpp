@@ -25,27 +25,39 @@ struct Kernels {
   const char* isa;
   // Null: those of the next narrower set.
   const DtypeKernels* dtype[kDtypes];           // by Dtype
+  const VariedKernels* varied[2];               // in float32, in float64
   const QuantizedKernels *quantized, *reduced;  // reduced: for weights of reduced range, where they are faster
 };
 
 constexpr Kernels kBaseline{"baseline",
                             {&kFloat32Baseline, &kFloat64Baseline, &kBFloat16Baseline, &kFloat16Baseline},
+                            {&kVariedFloat32Baseline, &kVariedFloat64Baseline},
                             &kQuantizedBaseline,
                             nullptr};
 #if !defined(FUSEDLSTM_PORTABLE) && defined(__aarch64__)
-constexpr Kernels kNeon{"neon", {&kFloat32Neon, &kFloat64Neon, &kBFloat16Neon, &kFloat16Neon}, nullptr, nullptr};
+constexpr Kernels kNeon{"neon",
+                        {&kFloat32Neon, &kFloat64Neon, &kBFloat16Neon, &kFloat16Neon},
+                        {&kVariedFloat32Neon, &kVariedFloat64Neon},
+                        nullptr,
+                        nullptr};
 #endif
 #if !defined(FUSEDLSTM_PORTABLE) && defined(__x86_64__)
-constexpr Kernels kAvx2{
-    "avx2", {&kFloat32Avx2, &kFloat64Avx2, &kBFloat16Avx2, &kFloat16Avx2}, &kQuantizedAvx2, &kQuantizedAvx2Reduced};
-constexpr Kernels kAvx512{
-    "avx512", {&kFloat32Avx512, &kFloat64Avx512, &kBFloat16Avx512, &kFloat16Avx512}, nullptr, nullptr};
+constexpr Kernels kAvx2{"avx2",
+                        {&kFloat32Avx2, &kFloat64Avx2, &kBFloat16Avx2, &kFloat16Avx2},
+                        {&kVariedFloat32Avx2, &kVariedFloat64Avx2},
+                        &kQuantizedAvx2,
+                        &kQuantizedAvx2Reduced};
+constexpr Kernels kAvx512{"avx512",
+                          {&kFloat32Avx512, &kFloat64Avx512, &kBFloat16Avx512, &kFloat16Avx512},
+                          {&kVariedFloat32Avx512, &kVariedFloat64Avx512},
+                          nullptr,
+                          nullptr};
 // Their instructions multiply bytes, or bfloat16, and nothing else.
-constexpr Kernels kAvxVnni{"avx_vnni", {}, &kQuantizedAvxVnni, nullptr};
-constexpr Kernels kAvx512Vnni{"avx512_vnni", {}, &kQuantizedAvx512Vnni, nullptr};
-constexpr Kernels kAvx512Bf16{"avx512_bf16", {nullptr, nullptr, &kBFloat16Avx512Bf16, nullptr}, nullptr, nullptr};
+constexpr Kernels kAvxVnni{"avx_vnni", {}, {}, &kQuantizedAvxVnni, nullptr};
+constexpr Kernels kAvx512Vnni{"avx512_vnni", {}, {}, &kQuantizedAvx512Vnni, nullptr};
+constexpr Kernels kAvx512Bf16{"avx512_bf16", {nullptr, nullptr, &kBFloat16Avx512Bf16, nullptr}, {}, nullptr, nullptr};
 constexpr Kernels kAvx512Amx{
-    "avx512_amx", {nullptr, nullptr, &kBFloat16Avx512Amx, nullptr}, &kQuantizedAvx512Amx, nullptr};
+    "avx512_amx", {nullptr, nullptr, &kBFloat16Avx512Amx, nullptr}, {}, &kQuantizedAvx512Amx, nullptr};
 
 // Whether this process may use the tile registers of AMX, which it has to ask for: signal frames grow by 8 KiB.
 bool may_use_tiles() {
@@ -199,6 +211,11 @@ const LayerKernels& kernels_of(std::string_view isa, CellKind cell, Dtype dtype)
 const QuantizedLayerKernels& active_quantized_kernels(CellKind cell, bool is_reduced) {
   const auto of = [&](const Kernels& set) { return is_reduced && set.reduced ? set.reduced : set.quantized; };
   return widest_of(active(), of).cell[int(cell)];
+}
+
+const RecurrenceKernels& active_recurrence_kernels(VariedKind kind, Dtype acc) {
+  const auto of = [&](const Kernels& set) { return set.varied[acc == Dtype::kFloat64]; };
+  return widest_of(active(), of).cell[int(kind)];
 }
 
 void force(const std::string& isa, const std::string& plan) {

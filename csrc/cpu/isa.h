@@ -26,6 +26,9 @@ inline const LayerKernels& active_kernels(CellKind cell, Dtype dtype) {
 // Those of int8 layers, of the set in use. is_reduced: all weights are from -64 to 64.
 const QuantizedLayerKernels& active_quantized_kernels(CellKind cell, bool is_reduced);
 
+// Those of a recurrence with variants, of the set in use; acc: float32 or float64.
+const RecurrenceKernels& active_recurrence_kernels(VariedKind kind, Dtype acc);
+
 // isa: "baseline", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx"; plan: "direct" or
 // "packed", then optionally ":rows" or ":units", then optionally ":N": a team dissolves at its Nth meeting, as one does
 // that had to wait too long. Empty strings return to automatic. Throws std::runtime_error on any other name.

@@ -1,0 +1,181 @@
+// What the operators of a recurrence with variants take and return: one direction of one layer, after its input
+// product. Names as fusedlstm/reference_varied.py has them, which says what they mean; checked.
+#pragma once
+
+#include "arguments.h"
+#include "cells/varied.h"
+#include "tensors.h"
+
+namespace fusedlstm {
+
+struct RecurrenceArguments {
+  Tensor from_input;
+  Tensors initial;
+  Tensor weight_hh;
+  OptionalTensor bias, mask;
+  Tensors zoneout;
+  OptionalTensor weight_ch, gain, gain_c, bias_c;
+  double eps = 0;
+  OptionalTensor lengths, reset;
+  Tensors reset_state;
+  bool reverse = false, keeps = false;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("from_input", from_input);
+    v("initial", initial);
+    v("weight_hh", weight_hh);
+    v("bias", bias);
+    v("mask", mask);
+    v("zoneout", zoneout);
+    v("weight_ch", weight_ch);
+    v("gain", gain);
+    v("gain_c", gain_c);
+    v("bias_c", bias_c);
+    v("eps", eps);
+    v("lengths", lengths);
+    v("reset", reset);
+    v("reset_state", reset_state);
+    v("reverse", reverse);
+    v("keeps", keeps);
+  }
+};
+
+struct RecurrenceResults {
+  Tensor output;
+  Tensors last;
+  Tensors kept;  // h before each step, what a step saves, norms and scales, then the other states before
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("output", output);
+    v("last", last);
+    v("kept", kept);
+  }
+};
+
+struct RecurrenceBackwardArguments {
+  OptionalTensor d_output;
+  OptionalTensors d_last;
+  RecurrenceArguments recurrence;
+  Tensors kept;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("d_output", d_output);
+    v("d_last", d_last);
+    recurrence.visit(v);
+    v("kept", kept);
+  }
+};
+
+// Of size [0]: what there is none of; from_hidden where it equals from_input.
+struct RecurrenceGradients {
+  Tensor from_input, from_hidden;
+  Tensors initial, reset_state;
+  Tensors parameters;  // bias, weight_ch, gain, gain_c, bias_c
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("d_from_input", from_input);
+    v("d_from_hidden", from_hidden);
+    v("d_initial", initial);
+    v("d_reset_state", reset_state);
+    v("d_parameters", parameters);
+  }
+};
+
+// Places in `kept`.
+enum Kept { kHBefore, kSavedOfStep, kNormed, kScales, kCBefore };
+
+class CheckedRecurrence : public RecurrenceArguments {
+ public:
+  CellSizes cell;
+  VariedKind kind;
+  int64_t steps = 0, batch = 0, hidden = 0, gates = 0;
+  ScalarType dtype{};
+
+  // Derives the sizes, checks everything, and makes it dense, or of unit stride.
+  CheckedRecurrence(RecurrenceArguments arguments, CellKind cell_kind)
+      : RecurrenceArguments(std::move(arguments)), cell(sizes_of(cell_kind)) {
+    kind = varied_kind(cell_kind, gain.has_value());
+    facts_ = Facts::of(from_input);
+    dtype = from_input.scalar_type();
+    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                    "fusedlstm: expected from_input of dtype float32 or float64");
+    STD_TORCH_CHECK(from_input.dim() == 3 && from_input.size(2) % cell.gates == 0,
+                    "fusedlstm: expected from_input of size [T, B, ", cell.gates, " * hidden_size], got ",
+                    fusedlstm::sizes_of(from_input));
+    steps = from_input.size(0);
+    batch = from_input.size(1);
+    gates = from_input.size(2);
+    hidden = gates / cell.gates;
+    check(from_input, {steps, batch, gates}, "from_input");
+    check(weight_hh, {gates, hidden}, "weight_hh");
+    check_states(initial, "initial");
+    if (!reset_state.empty()) check_states(reset_state, "reset_state");
+    const bool is_lstm = kind == VariedKind::kLstm;
+    STD_TORCH_CHECK(!gain || is_lstm || kind == VariedKind::kNormedGru, "fusedlstm: expected no gain for this cell");
+    STD_TORCH_CHECK(is_lstm || !(weight_ch || gain_c || bias_c),
+                    "fusedlstm: expected weight_ch, gain_c and bias_c of an LSTM alone");
+    STD_TORCH_CHECK(gain_c || !bias_c, "fusedlstm: expected gain_c with bias_c");
+    check(bias, {gates}, "bias");
+    check(weight_ch, {kPeepholes * hidden}, "weight_ch");
+    check(gain, {gates}, "gain");
+    check(gain_c, {hidden}, "gain_c");
+    check(bias_c, {hidden}, "bias_c");
+    if (mask) check_factors(*mask, "mask");
+    STD_TORCH_CHECK(zoneout.empty() || zoneout.size() == size_t(cell.states), "fusedlstm: expected 0 or ", cell.states,
+                    " zoneout, got ", zoneout.size());
+    for (Tensor& factors : zoneout) check_factors(factors, "zoneout");
+    check_rows();
+  }
+
+  void check(Tensor& t, const Sizes& sizes, const char* name) const {
+    check_sizes(t, sizes, name);
+    STD_TORCH_CHECK(Facts::of(t).dtype == facts_.dtype, "fusedlstm: expected ", name, " of from_input's dtype");
+    check_place(t, name);
+    t = dense(t);
+  }
+  void check(OptionalTensor& t, const Sizes& sizes, const char* name) const {
+    if (t) check(*t, sizes, name);
+  }
+  void check_states(Tensors& states, const char* name) const {
+    STD_TORCH_CHECK(states.size() == size_t(cell.states), "fusedlstm: expected ", cell.states, " ", name, ", got ",
+                    states.size());
+    for (Tensor& state : states) check(state, {batch, hidden}, name);
+  }
+  Tensor rows(int64_t values) const { return new_tensor(from_input, {steps, batch, values}, dtype); }
+  Tensor none() const { return new_tensor(from_input, {0}, dtype); }
+
+ private:
+  Facts facts_;
+
+  void check_place(const Tensor& t, const char* name) const {
+    const Facts facts = Facts::of(t);
+    STD_TORCH_CHECK(facts.device_type == facts_.device_type && facts.device_index == facts_.device_index,
+                    "fusedlstm: expected ", name, " on from_input's device");
+    check_memory(t, name);
+  }
+  void check_factors(Tensor& t, const char* name) const {
+    STD_TORCH_CHECK(t.dim() == 3 && (t.size(0) == steps || t.size(0) == 1) && (t.size(1) == batch || t.size(1) == 1),
+                    "fusedlstm: expected ", name, " of size [", steps, " or 1, ", batch, " or 1, ", hidden, "], got ",
+                    fusedlstm::sizes_of(t));
+    check(t, {t.size(0), t.size(1), hidden}, name);
+  }
+  void check_rows() {
+    if (lengths) {
+      check_sizes(*lengths, {batch}, "lengths");
+      STD_TORCH_CHECK(lengths->scalar_type() == ScalarType::Long, "fusedlstm: expected lengths of dtype int64");
+      check_place(*lengths, "lengths");
+      lengths = dense(*lengths);
+    }
+    if (reset) {
+      check_sizes(*reset, {steps, batch}, "reset");
+      STD_TORCH_CHECK(reset->scalar_type() == ScalarType::Bool, "fusedlstm: expected reset of dtype bool");
+      check_place(*reset, "reset");
+    }
+  }
+};
+
+}  // namespace fusedlstm

@@ -1,0 +1,201 @@
+"""The recurrence of a layer with variants: its operators seen from Python, their derivative, and what runs where.
+
+`torch.ops.fusedlstm` has `<cell>_recurrence`, see `fusedlstm.reference_varied.recurrence`, and
+`<cell>_recurrence_backward`, with kernels for the CPU. Gradients of weight_hh are a product of what the second returns.
+Transforms of torch.func, second derivatives and other devices run the reference.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusedlstm import _transforms
+from fusedlstm._namespace import NAMESPACE
+from fusedlstm._private_torch import (
+    FakeTensorMode,
+    OpOverload,
+    are_transforms_active,
+    below_autograd,
+    constant_for_dynamo,
+    is_forward_mode_active,
+    plain_apply,
+    run_with_real_tensors,
+)
+from fusedlstm.cells import CELLS, Cell
+from fusedlstm.ops import REGISTERED
+from fusedlstm.reference import gradients
+from fusedlstm.reference_varied import RecurrenceArguments, recurrence
+
+
+class _Operators(NamedTuple):
+    recurrence: OpOverload
+    backward: OpOverload
+
+
+_OPERATORS = {
+    name: _Operators(*(getattr(REGISTERED, f"{name}_recurrence{kind}").default for kind in ("", "_backward")))
+    for name in CELLS
+}
+# Of the arguments those that are tensors, or lists of tensors.
+_TENSORS = [name for name in RecurrenceArguments._fields if name not in ("eps", "reverse", "keeps")]
+# Those of them with a gradient among `d_parameters`, in their order.
+_PARAMETERS = "bias", "weight_ch", "gain", "gain_c", "bias_c"
+
+
+def run_recurrence(cell: Cell, arguments: RecurrenceArguments) -> tuple[Tensor, list[Tensor]]:
+    """The output and the last states of one direction."""
+    x = arguments.from_input
+    is_transformed = are_transforms_active() or is_forward_mode_active()
+    if is_transformed or arguments.weight_hh.size(1) == 0 or not (x.is_cpu or x.is_meta):
+        if not (x.is_cpu or x.is_meta):
+            _warn_of_loop(x.device)
+        return recurrence(cell, *arguments)
+    output, last, _ = _OPERATORS[cell.name].recurrence(*arguments)
+    return output, last
+
+
+@constant_for_dynamo
+@functools.cache
+def _warn_of_loop(device) -> None:
+    warnings.warn(
+        "fusedlstm runs layers with recurrent dropout, zoneout, layer norm or peepholes as a loop over steps in plain "
+        f"PyTorch on {device}: its kernels of them are for the CPU",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+class _Recurrence(torch.autograd.Function):
+    """`<cell>_recurrence` with its derivative."""
+
+    @staticmethod
+    def forward(ctx, name, arguments, *tensors):
+        with below_autograd():
+            output, last, kept = _OPERATORS[name].recurrence(*arguments)
+        ctx.name, ctx.options = name, (arguments.eps, arguments.reverse)
+        ctx.list_sizes = [len(of) if isinstance(of := getattr(arguments, n), (list, tuple)) else -1 for n in _TENSORS]
+        ctx.count_of_kept = len(kept)
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*kept, *tensors)
+        return output, *last, *kept
+
+    @staticmethod
+    def backward(ctx, d_output, *d_others):
+        cell = CELLS[ctx.name]
+        saved = ctx.saved_tensors
+        kept, tensors = saved[: ctx.count_of_kept], saved[ctx.count_of_kept :]
+        arguments, d_last = _rebuilt(tensors, ctx.list_sizes, *ctx.options), d_others[: len(cell.states)]
+        asked = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled() or _transforms.are_active():
+            found = _by_reference(cell, arguments, tensors, asked, ctx.list_sizes, (d_output, *d_last))
+        else:
+            with below_autograd(), torch.autocast(kept[0].device.type, enabled=False):
+                found = _by_kernels(ctx.name, arguments, d_output, d_last, kept)
+        return None, None, *[d if ask else None for d, ask in zip(found, asked)]
+
+
+def _by_kernels(name, a: RecurrenceArguments, d_output, d_last, kept) -> list[Tensor | None]:
+    """The gradient of each of the tensors in a row; masks have none."""
+    from_input, from_hidden, d_initial, d_reset_state, d_parameters = _OPERATORS[name].backward(
+        d_output, list(d_last), *a, list(kept)
+    )
+    from_hidden = from_hidden if from_hidden.dim() > 1 else from_input
+    h_before = kept[0] if a.mask is None else kept[0] * a.mask
+    found = dict(zip(_PARAMETERS, d_parameters))
+    found |= {"from_input": from_input, "initial": d_initial, "reset_state": d_reset_state}
+    found["weight_hh"] = from_hidden.flatten(0, 1).T @ h_before.flatten(0, 1)
+    return _in_a_row([found.get(name, _nothing(getattr(a, name))) for name in _TENSORS])
+
+
+def _by_reference(cell, a: RecurrenceArguments, tensors, asked, list_sizes, incoming):
+    """The same, differentiable."""
+    places = [place for place, ask in enumerate(asked) if ask]
+
+    def results(*wanted):
+        replaced = list(tensors)
+        for place, tensor in zip(places, wanted):
+            replaced[place] = tensor
+        output, last = recurrence(cell, *_rebuilt(replaced, list_sizes, a.eps, a.reverse))
+        return [result for result, d in zip((output, *last), incoming) if d is not None]
+
+    found = gradients(results, [tensors[place] for place in places], [d for d in incoming if d is not None])
+    by_place = dict(zip(places, found))
+    return [by_place.get(place) for place in range(len(tensors))]
+
+
+def _nothing(argument):
+    return [None] * len(argument) if isinstance(argument, (list, tuple)) else None
+
+
+def _in_a_row(arguments) -> list:
+    return [one for argument in arguments for one in (argument if isinstance(argument, (list, tuple)) else [argument])]
+
+
+def _rebuilt(tensors, list_sizes, eps, reverse) -> RecurrenceArguments:
+    """The arguments, of their tensors in a row; list_sizes: -1 for one that is no list."""
+    following = iter(tensors)
+    named = {
+        name: next(following) if size < 0 else [next(following) for _ in range(size)]
+        for name, size in zip(_TENSORS, list_sizes)
+    }
+    return RecurrenceArguments(**named, eps=eps, reverse=reverse, keeps=True)
+
+
+def _at_autograd_keys(name, *arguments):
+    """`<cell>_recurrence` at the Autograd keys: here it is known whether anything asks for gradients."""
+    arguments = RecurrenceArguments(*arguments)
+    # AOTInductor's executor passes None for an empty list of tensors.
+    arguments = arguments._replace(zoneout=arguments.zoneout or [], reset_state=arguments.reset_state or [])
+    tensors = _in_a_row([getattr(arguments, field) for field in _TENSORS])
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+        with below_autograd():
+            return _OPERATORS[name].recurrence(*arguments)
+    states = len(arguments.initial)
+    output, *others = plain_apply(_Recurrence)(name, arguments._replace(keeps=True), *tensors)
+    return output, others[:states], others[states:]
+
+
+def _fake(cell: Cell, *arguments):
+    a = RecurrenceArguments(*arguments)
+    T, B, GH = a.from_input.shape
+    H = GH // cell.gates
+
+    def rows(width, exists=True):
+        return a.from_input.new_empty((T, B, width) if exists else (0,))
+
+    kept = []
+    if a.keeps:
+        is_normed, scales = a.gain is not None, a.gain is not None or a.gain_c is not None
+        kept = [rows(H), rows(max(cell.saved, 1) * H), rows(GH, is_normed), rows(3, scales)]
+        kept += [rows(H) for _ in a.initial[1:]]
+    return rows(H), [torch.empty_like(state) for state in a.initial], kept
+
+
+def _fake_backward(cell: Cell, d_output, d_last, *arguments):
+    *arguments, _ = arguments
+    a = RecurrenceArguments(*arguments)
+    none = a.from_input.new_empty(0)
+    is_hidden_apart = a.gain is not None if cell.name == "lstm" else cell.is_apart and a.gain is None
+    parameters = [getattr(a, name) for name in _PARAMETERS]
+    return (
+        torch.empty_like(a.from_input),
+        torch.empty_like(a.from_input) if is_hidden_apart else none,
+        list(map(torch.empty_like, a.initial)),
+        list(map(torch.empty_like, a.reset_state)),
+        [none.clone() if parameter is None else torch.empty_like(parameter) for parameter in parameters],
+    )
+
+
+_rules = torch.library.Library(NAMESPACE, "IMPL")
+for _cell in CELLS.values():
+    _own = _OPERATORS[_cell.name]
+    _rules.impl(_own.recurrence, functools.partial(_at_autograd_keys, _cell.name), "Autograd")
+    for _operator, _fake_kernel in ((_own.recurrence, _fake), (_own.backward, _fake_backward)):
+        torch.library.register_fake(_operator.name(), functools.partial(_fake_kernel, _cell))
+        torch.library.register_torch_dispatch(_operator.name(), FakeTensorMode, run_with_real_tensors)
