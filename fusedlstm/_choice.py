@@ -42,7 +42,7 @@ def choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
     # <cell>_layer can be called by AOTInductor, see _autograd.py. vmap hides what requires gradients.
     is_traced = torch.jit.is_tracing()
     is_exported = is_compiling and torch.compiler.is_exporting()
-    if (is_traced or (is_exported and wants_kept)) and _is_in_onnx_export():
+    if (is_traced or (is_exported and wants_kept)) and is_in_onnx_export():
         return _onnx_layer(cell, wants_kept, lengths, reset)
     if is_traced:
         _warn_of_converters()
@@ -72,7 +72,7 @@ def choose_quantized(name, tensors, differentiable):
     if any(tensor.requires_grad for tensor in differentiable):
         _autograd.refuse_gradients_of_quantized()
     is_traced = torch.jit.is_tracing()
-    if (is_traced or torch.compiler.is_exporting()) and _is_in_onnx_export():
+    if (is_traced or torch.compiler.is_exporting()) and is_in_onnx_export():
         from fusedlstm import onnx
 
         onnx.refuse({"int8 weights": True})
@@ -148,7 +148,8 @@ def lacks_kernels(device: torch.device) -> bool:
 
 
 @constant_for_dynamo  # which takes PyTorch's for false
-def _is_in_onnx_export() -> bool:
+def is_in_onnx_export() -> bool:
+    """torch.onnx.is_in_onnx_export()."""
     return torch.onnx.is_in_onnx_export()
 
 

@@ -14,6 +14,7 @@ from fusedlstm._layers import with_weight_dropout
 from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
 from fusedlstm._run import run
 from fusedlstm._run_cell import run_cell
+from fusedlstm._variants import Variants, Varied, check_variants, parameters_of
 
 # torch.fx.symbolic_trace records calls of these as one node each, as it does for PyTorch's layers.
 torch.fx.wrap("run")
@@ -54,18 +55,49 @@ class FusedLayer(_Freezable, nn.RNNBase):
     """A stack of layers of one cell: PyTorch's constructor and parameters, other kernels below.
 
     Args:
-        weight_dropout: of DropConnect on every weight_hh, see `FusedLSTM`; the others are nn.RNNBase's.
+        weight_dropout: of DropConnect on every weight_hh, see `FusedLSTM`.
+        **options: variants of the recurrence, by the names that `Variants` has for them, see `FusedLSTM`; the others
+            are nn.RNNBase's.
     """
 
-    weight_dropout: float = 0.0  # an instance has its own only where it is not that
+    # An instance has its own only where they are not these.
+    weight_dropout: float = 0.0
+    recurrent_dropout, recurrent_dropout_per_step, zoneout, layer_norm, layer_norm_eps, peephole = Variants()
 
-    def __init__(self, *args, weight_dropout: float = 0.0, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, mode: str, *args, weight_dropout: float = 0.0, **options) -> None:
+        variants = Variants(**{name: options.pop(name) for name in Variants._fields if name in options})
+        super().__init__(mode, *args, **options)
         if _checks.checked_probability("weight_dropout", weight_dropout):
             self.weight_dropout = weight_dropout
+        for name, value in check_variants(variants, mode.lower(), self.proj_size)._asdict().items():
+            if value != getattr(self, name):
+                setattr(self, name, value)
+        kinds = parameters_of(variants, _sizes_of(self))
+        for names in self._all_weights:
+            suffix = names[0].removeprefix("weight_ih")
+            for kind, length in kinds.items():
+                setattr(self, kind + suffix, nn.Parameter(self.weight_hh_l0.new_empty(length)))
+                names.append(kind + suffix)
+                _initialize(kind, getattr(self, kind + suffix), self.hidden_size)
+
+    @property
+    def variants(self) -> Variants:
+        """The variants of the recurrence."""
+        return Variants.of(self)
+
+    def reset_parameters(self) -> None:
+        """As torch.nn's; gains become one, and the bias of a norm of c zero, as those of nn.LayerNorm."""
+        super().reset_parameters()
+        for name, tensor in self.named_parameters(recurse=False):
+            if name.startswith(("gain", "bias_c")):
+                _initialize(name, tensor, self.hidden_size)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + f", weight_dropout={self.weight_dropout}" * (self.weight_dropout != 0)
+        defaults = {"weight_dropout": 0.0, **Variants._field_defaults}
+        own = {name: getattr(self, name) for name in defaults}
+        return super().extra_repr() + "".join(
+            f", {name}={own[name]}" for name, default in defaults.items() if own[name] != default
+        )
 
     def flatten_parameters(self) -> None:
         """Does nothing: parameters are separate tensors, and are used as they are."""
@@ -143,6 +175,17 @@ class FusedCell(_Freezable, nn.RNNCellBase):
     ft_compute_sample_grad = Recognized(refuse_gradients_by_hooks)
 
 
+def _initialize(name: str, tensor: Tensor, hidden_size: int) -> None:
+    """Initial values of a parameter that a variant adds."""
+    if name.startswith("gain"):
+        nn.init.ones_(tensor)
+    elif name.startswith("bias_c"):
+        nn.init.zeros_(tensor)
+    else:
+        bound = hidden_size**-0.5 if hidden_size > 0 else 0
+        nn.init.uniform_(tensor, -bound, bound)
+
+
 # Functions and not methods: converted subclasses of PyTorch's layers have methods of any name.
 
 
@@ -159,13 +202,26 @@ def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and
         weights, layers = frozen.of_call(module, names, sizes, input, hx, *rows_and_returns)
     if module.weight_dropout and module.training:
         weights = with_weight_dropout(weights, sizes, module.weight_dropout)
+    varied = None
+    if module.recurrent_dropout or module.zoneout or module.layer_norm or module.peephole:
+        varied = _varied_of(module, sizes)
     if isinstance(input, PackedSequence):
         # Tracers look into a call's arguments, and fail to rebuild this class from what they find.
         input, *packing = input
     return _without_gradients(run, frozen, layers)(
         sizes.cell, input, hx, weights, sizes, module.batch_first, module.dropout, module.training, *rows_and_returns,
-        packing=packing, frozen=layers,
+        packing=packing, frozen=layers, varied=varied,
     )  # fmt: skip
+
+
+def _varied_of(module: FusedLayer, sizes) -> Varied | None:
+    """The variants with which this call of a module runs."""
+    variants = check_variants(module.variants, sizes.cell, sizes.proj_size)
+    if not variants.serve(module.training):
+        return None
+    kinds = parameters_of(variants, sizes)
+    names = [name for names in module._all_weights for name in names if name.rpartition("_l")[0] in kinds]
+    return Varied(variants, _parameters(module, names))
 
 
 def run_step(module: FusedCell, input: Tensor, hx):

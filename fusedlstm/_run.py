@@ -16,6 +16,7 @@ from fusedlstm._choice import KERNELS, choose, choose_quantized, is_eager, is_pl
 from fusedlstm._layers import as_passed, run_each, states_of_layers, weights_of_layers, zero_states
 from fusedlstm._private_torch import count_of_dispatch_modes, is_any_autocast_enabled
 from fusedlstm._stack import run_stack
+from fusedlstm._varied import choose_varied
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
@@ -28,7 +29,7 @@ def is_on_gpu(x) -> bool:
 def run(
     cell, input, hx, weights, sizes, batch_first=False, dropout=0.0, training=False,
     lengths=None, reset=None, reset_state=None, return_carried=False, return_saved=False, is_cell=False,
-    packing=None, frozen=None, is_int8=False,
+    packing=None, frozen=None, is_int8=False, varied=None,
 ):  # fmt: skip
     """A stack of layers, as `functional.lstm` describes it, of the cell of this name.
 
@@ -39,10 +40,11 @@ def run(
         packing: where `input` is the data of a PackedSequence, the other three of its fields.
         frozen: of each layer `weights` as its operator froze them, for calls that these serve; or None.
         is_int8: whether `weights` are int8 ones, as `_int8.tensors_of` has them; for inference on the CPU.
+        varied: variants of the recurrence with their parameters, where the call has any.
     """
     if not (
-        frozen is not None or is_int8 or packing is not None or lengths is not None or reset is not None
-        or reset_state is not None or return_carried or return_saved or is_cell
+        frozen is not None or is_int8 or varied is not None or packing is not None or lengths is not None
+        or reset is not None or reset_state is not None or return_carried or return_saved or is_cell
         or (dropout != 0 and training and sizes.num_layers > 1)
     ) and type(input) is Tensor:  # fmt: skip
         count = len(CELLS[cell].states)
@@ -91,6 +93,10 @@ def run(
             operator, options = choose_quantized(cell.name, [x, *(hx or ())], differentiable), ()
             each = len(weights) // L
             layers = [[weights[i * each : (i + 1) * each]] for i in range(L)]
+        elif varied is not None:
+            _checks.check_tensors(x, hx, weights, sizes, B)
+            operator, layers = choose_varied(cell, varied, weights, x, sizes, training, wants_kept)
+            options = ()
         else:
             operator = choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
             layers = None  # of `weights`, made where a layer is a call of its own
@@ -110,9 +116,9 @@ def run(
         asked = (3, return_carried), (2, return_saved)
         wanted = [place for place, is_asked in asked if is_asked] if wants_kept else ()
         dropout = dropout if training and L > 1 else 0
-        is_usual = not (frozen or is_int8 or wants_kept or is_cell or dropout or is_compiling or x.is_meta) and (
-            lengths is None and reset is None and operator in KERNELS[cell.name]
-        )
+        is_usual = not (
+            frozen or is_int8 or varied or wants_kept or is_cell or dropout or is_compiling or x.is_meta
+        ) and (lengths is None and reset is None and operator in KERNELS[cell.name])
         if is_usual and count_of_dispatch_modes() == 0 and is_eager((x, *(hx or ()), *weights)):
             given = hx or ([] if batch_sizes is None else zero_states(cell, x, sizes, B))
             results = _run_usual(x, given, weights, sizes, batch_sizes, *options)

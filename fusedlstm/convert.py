@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from fusedlstm._module import FusedLayer
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from fusedlstm.quantized import Quantized
 
@@ -131,6 +132,8 @@ def plain_type(module) -> type | str | None:
         return reason
     if getattr(module, "weight_dropout", 0):
         return f"its weight_dropout is {module.weight_dropout}, which PyTorch's layers have none of; set it to 0 first"
+    if reason := why_varied(module):
+        return f"{reason}, which PyTorch's layers have none of"
     if isinstance(cls, _InPlaceOfPlain):
         return cls.__bases__[0]
     if cls in _PLAIN:
@@ -158,6 +161,12 @@ def why_instance(module) -> str:
         if any(name in own and weight is not own[name] for name, weight in zip(module._flat_weights_names, written)):
             return "its _flat_weights hold other tensors than its parameters"
     return ""
+
+
+def why_varied(module) -> str:
+    """The first variant of the recurrence that a layer has, in words; or ""."""
+    names = module.variants.in_use() if isinstance(module, FusedLayer) else []
+    return f"its {names[0]} is {getattr(module, names[0])}" if names else ""
 
 
 # Of PyTorch's own methods, those that mean the same in a subclass of the fused class.

@@ -30,7 +30,8 @@ def freeze(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: `model` is not a module.
-        ValueError: there is no fused layer or cell in it; see `fusedlstm.convert`.
+        ValueError: there is no fused layer or cell in it; see `fusedlstm.convert`. One has zoneout, layer norm or
+            peepholes.
         RuntimeError: one of them is in training mode.
 
     Equivalent to:
@@ -48,6 +49,11 @@ def freeze(model: nn.Module) -> nn.Module:
             raise RuntimeError(
                 f"Expected a model in evaluation mode to freeze, got {type(module).__name__} in training mode; call "
                 "model.eval() first"
+            )
+        if isinstance(module, FusedLayer) and module.variants.serve(training=False):
+            raise ValueError(
+                f"Expected layers with the plain recurrence to freeze, got {type(module).__name__} with "
+                f"{module.variants.in_use()[-1]}"
             )
     for module in modules:
         if module._fused_frozen is None:

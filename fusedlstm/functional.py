@@ -15,6 +15,7 @@ from fusedlstm import _checks
 from fusedlstm._layers import with_weight_dropout
 from fusedlstm._run import run
 from fusedlstm._run_cell import run_cell
+from fusedlstm._variants import Variants, Varied, check_variants, parameters_of
 from fusedlstm.cells import CELLS, GRU, LSTM
 
 
@@ -33,6 +34,12 @@ def lstm(
     reset_state: tuple[Tensor, Tensor] | None = None,
     return_cell_states: bool = False,
     return_gates: bool = False,
+    recurrent_dropout: float = 0.0,
+    recurrent_dropout_per_step: bool = False,
+    zoneout: float | tuple[float, float] = 0.0,
+    layer_norm: bool = False,
+    layer_norm_eps: float = 1e-5,
+    peephole: bool = False,
 ):
     """Run a stack of LSTM layers.
 
@@ -46,7 +53,9 @@ def lstm(
         hx: (h_0, c_0), [D*L, B, R] and [D*L, B, H] (without B for one sequence), or None for zeros.
         weights: for each layer, forward then reverse direction: weight_ih [4H, I], weight_hh
             [4H, R], then bias_ih [4H], bias_hh [4H] or neither, then weight_hr [R, H] where there
-            is a projection. `nn.LSTM.all_weights` is such a list.
+            is a projection. `nn.LSTM.all_weights` is such a list. Then weight_ch [3H] with `peephole`, and gain_ih
+            [4H], gain_hh [4H], gain_c [H], and bias_c [H] where there are biases, with `layer_norm`, as
+            `FusedLSTM.all_weights` has them.
         bidirectional: each layer has two directions, side by side in its output.
         batch_first: for `input`, `output`, `reset` and the states of all steps.
         dropout: probability, applied between layers when `training`.
@@ -61,6 +70,8 @@ def lstm(
             for 16-bit inputs (packed input: [D*L, rows, H]).
         return_gates: also return the activated gates i, f, g, o of all steps, [D*L, T, B, 4H],
             without gradient.
+        recurrent_dropout, recurrent_dropout_per_step, zoneout, layer_norm, layer_norm_eps, peephole: see `FusedLSTM`;
+            the first ones draw when `training`.
 
     Returns:
         output, (h_n, c_n), and what the last two arguments ask for, in this order. output is
@@ -73,10 +84,13 @@ def lstm(
         m = nn.LSTM(...)  # with these weights
         m(input, hx)
     """
-    weights, sizes = _checked(LSTM, weights, bidirectional, weight_dropout, training)
+    variants = Variants(
+        recurrent_dropout, recurrent_dropout_per_step, zoneout, layer_norm, layer_norm_eps, peephole
+    )  # fmt: skip
+    weights, sizes, varied = _checked(LSTM, weights, bidirectional, weight_dropout, training, variants)
     return run(
         "lstm", input, hx, weights, sizes, batch_first, dropout, training,
-        lengths, reset, reset_state, return_cell_states, return_gates,
+        lengths, reset, reset_state, return_cell_states, return_gates, varied=varied,
     )  # fmt: skip
 
 
@@ -94,6 +108,11 @@ def gru(
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     return_gates: bool = False,
+    recurrent_dropout: float = 0.0,
+    recurrent_dropout_per_step: bool = False,
+    zoneout: float = 0.0,
+    layer_norm: bool = False,
+    layer_norm_eps: float = 1e-5,
 ):
     """Run a stack of GRU layers.
 
@@ -102,15 +121,17 @@ def gru(
     Args:
         hx: h_0, [D*L, B, H] (without B for one sequence), or None for zeros; `reset_state` likewise.
         weights: weight_ih [3H, I], weight_hh [3H, H], bias_ih [3H], bias_hh [3H]. `nn.GRU.all_weights` is such a list.
+            Then gain [3H] with `layer_norm`, as `FusedGRU.all_weights` has it.
         return_gates: also return the activated gates r, z, n of all steps, [D*L, T, B, 3H], without gradient.
 
     Returns:
         output, h_n, and what the last argument asks for. The states of all steps are the output.
     """
-    weights, sizes = _checked(GRU, weights, bidirectional, weight_dropout, training)
+    variants = Variants(recurrent_dropout, recurrent_dropout_per_step, zoneout, layer_norm, layer_norm_eps)
+    weights, sizes, varied = _checked(GRU, weights, bidirectional, weight_dropout, training, variants)
     return run(
         "gru", input, hx, weights, sizes, batch_first, dropout, training,
-        lengths, reset, reset_state, False, return_gates,
+        lengths, reset, reset_state, False, return_gates, varied=varied,
     )  # fmt: skip
 
 
@@ -128,6 +149,9 @@ def rnn(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
+    recurrent_dropout: float = 0.0,
+    recurrent_dropout_per_step: bool = False,
+    zoneout: float = 0.0,
 ):
     """Run a stack of simple recurrent layers.
 
@@ -142,20 +166,37 @@ def rnn(
         output, h_n. The states of all steps are the output.
     """
     cell = _rnn_cell(nonlinearity)
-    weights, sizes = _checked(cell, weights, bidirectional, weight_dropout, training)
+    variants = Variants(recurrent_dropout, recurrent_dropout_per_step, zoneout)
+    weights, sizes, varied = _checked(cell, weights, bidirectional, weight_dropout, training, variants)
     return run(
         cell.name, input, hx, weights, sizes, batch_first, dropout, training,
-        lengths, reset, reset_state,
+        lengths, reset, reset_state, varied=varied,
     )  # fmt: skip
 
 
-def _checked(cell, weights, bidirectional, weight_dropout, training):
-    """All weights in a row as a call runs with them, and the sizes that they imply."""
+def _checked(cell, weights, bidirectional, weight_dropout, training, variants):
+    """All weights in a row as a call runs with them, the sizes that they imply, and the variants that there are."""
+    variants, varied = check_variants(variants, cell.name, 0), None
+    if variants.in_use():
+        weights, parameters = _apart(weights, variants, cell)
+        varied = Varied(variants, parameters) if variants.serve(training) else None
     sizes = _checks.sizes_of(cell, weights, bidirectional)
+    check_variants(variants, cell.name, sizes.proj_size)
     in_a_row = list(chain.from_iterable(weights))
     if _checks.checked_probability("weight_dropout", weight_dropout) and training:
         in_a_row = with_weight_dropout(in_a_row, sizes, weight_dropout)
-    return in_a_row, sizes
+    return in_a_row, sizes, varied
+
+
+def _apart(weights, variants, cell):
+    """The weights of plain layers, and those that the variants add, in a row."""
+    count = len(parameters_of(variants, _checks.Sizes(cell.name, 0, 0, 0, 1, 1, False)))
+    # With biases a layer has two weights more, and bias_c.
+    if variants.layer_norm and cell is LSTM and weights and len(weights[0]) > count + 3:
+        count += 1
+    if not count:
+        return weights, []
+    return [layer[:-count] for layer in weights], [tensor for layer in weights for tensor in layer[-count:]]
 
 
 def lstm_cell(

@@ -23,10 +23,35 @@ class FusedLSTM(FusedLayer):
             probability p and of ones, one mask for the whole sequence and batch. The parameters stay as they are.
         forget_bias: added to the forget gate's part of every bias_ih when parameters are initialised (Gers et al. 2000;
             1 is usual: Jozefowicz et al. 2015). 0: nn.LSTM's initial values.
+        recurrent_dropout: probability p of dropout on h where it enters the product with weight_hh, in training (Gal &
+            Ghahramani 2016): W_hh (m * h), m of zeros with probability p and of 1 / (1 - p). One mask a sequence, for
+            all its steps; with `recurrent_dropout_per_step` one for each step (Semeniuta et al. 2016).
+        zoneout: probability with which a unit keeps its old value in a step, of h and c alike, or (p_h, p_c)
+            (Krueger et al. 2017): h = z * h_before + (1 - z) * h_new, z of ones with probability p in training, and p
+            itself in evaluation; the same of c. h_new sees the new c, whether that is kept or not.
+        layer_norm: norms inside the recurrence (Ba et al. 2016), over all gates, with `layer_norm_eps`:
+            LN(W_ih x) * gain_ih + b_ih + LN(W_hh h) * gain_hh + b_hh are the gates' sums, and
+            h = o * tanh(LN(c) * gain_c + bias_c). Adds gain_ih_l* and gain_hh_l* [4H], gain_c_l* and, with bias,
+            bias_c_l* [H].
+        peephole: i and f see c before the step, o sees it after it (Gers & Schmidhuber 2000): w_i * c_before is added
+            to the sum of i, w_f * c_before to that of f, w_o * c to that of o. Adds weight_ch_l* [3H]: w_i, w_f, w_o.
+            The last five options may be combined; none goes with proj_size, nor with return_cell_states and
+            return_gates. Initial values: gains 1, bias_c 0, peepholes as the other weights.
+
+    Raises:
+        TypeError, ValueError: as nn.LSTM does; a probability outside of [0, 1), options that exclude each other.
 
     Equivalent to:
         nn.LSTM(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
                 proj_size, device, dtype)
+        # and with the last options, for each step
+        x, s = LN(W_ih @ x) * gain_ih, LN(W_hh @ (mask * h)) * gain_hh          # layer_norm, recurrent_dropout
+        i, f, g, o = (x + b_ih + s + b_hh).chunk(4)
+        i, f = sigmoid(i + w_i * c), sigmoid(f + w_f * c)                       # peephole
+        c_new = f * c + i * tanh(g)
+        o = sigmoid(o + w_o * c_new)
+        h_new = o * tanh(LN(c_new) * gain_c + bias_c)
+        h, c = z_h * h + (1 - z_h) * h_new, z_c * c + (1 - z_c) * c_new         # zoneout
     """
 
     def __init__(
@@ -44,6 +69,12 @@ class FusedLSTM(FusedLayer):
         *,
         weight_dropout: float = 0.0,
         forget_bias: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_per_step: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
+        layer_norm_eps: float = 1e-5,
+        peephole: bool = False,
     ) -> None:
         if forget_bias and not bias:
             raise ValueError(f"forget_bias: Expected 0 with bias=False, got {forget_bias}")
@@ -51,7 +82,9 @@ class FusedLSTM(FusedLayer):
             self.forget_bias = forget_bias  # parameters are initialised by the next call
         super().__init__(
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            proj_size, device, dtype, weight_dropout=weight_dropout,
+            proj_size, device, dtype, weight_dropout=weight_dropout, recurrent_dropout=recurrent_dropout,
+            recurrent_dropout_per_step=recurrent_dropout_per_step, zoneout=zoneout, layer_norm=layer_norm,
+            layer_norm_eps=layer_norm_eps, peephole=peephole,
         )  # fmt: skip
 
     forget_bias: float = 0.0
@@ -89,12 +122,23 @@ class FusedLSTM(FusedLayer):
 class FusedGRU(FusedLayer):
     """A stack of GRU layers: drop-in for `torch.nn.GRU`.
 
-    As FusedLSTM is to nn.LSTM: `forward` adds `lengths`, `reset` and `return_gates`, the constructor `weight_dropout`.
+    As FusedLSTM is to nn.LSTM: `forward` adds `lengths`, `reset` and `return_gates`, the constructor `weight_dropout`,
+    `recurrent_dropout`, `recurrent_dropout_per_step`, `zoneout`, and
+
+    Args:
+        layer_norm: the GRU of DreamerV3 (Hafner et al. 2023): one norm, over all gates and with `layer_norm_eps`, of
+            the sum of both products, the reset gate before the tanh, and an update gate that opens late. Adds gain_l*
+            [3H]; with bias=False and an eps of 1e-3 it is DreamerV3's but for the norm's offset.
+
     The states of all steps are the output.
 
     Equivalent to:
         nn.GRU(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device,
                dtype=dtype)
+        # and with layer_norm, for each step
+        r, z, n = (LN(W_ih @ x + W_hh @ h) * gain + b_ih + b_hh).chunk(3)
+        z, n = sigmoid(z - 1), tanh(sigmoid(r) * n)
+        h = z * n + (1 - z) * h
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -117,8 +161,8 @@ class FusedGRU(FusedLayer):
 class FusedRNN(FusedLayer):
     """A stack of simple recurrent layers: drop-in for `torch.nn.RNN`.
 
-    As FusedLSTM is to nn.LSTM: `forward` adds `lengths` and `reset`, the constructor `weight_dropout`. The states of
-    all steps are the output.
+    As FusedLSTM is to nn.LSTM: `forward` adds `lengths` and `reset`, the constructor `weight_dropout`,
+    `recurrent_dropout`, `recurrent_dropout_per_step` and `zoneout`. The states of all steps are the output.
 
     Equivalent to:
         nn.RNN(input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional,

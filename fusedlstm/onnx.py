@@ -21,6 +21,10 @@ _INSTEAD = {
     "reset": "export one step, and reset the state from call to call",
     "cell states and gates of all steps": "export one step, with the cell of the layer",
     "an ensemble": "export its members one by one",
+    **dict.fromkeys(
+        ("recurrent_dropout", "zoneout", "layer_norm", "peephole"),
+        "ONNX has no such layer, and only dropout is gone in evaluation; export one with the plain cell",
+    ),
     "int8 weights": "export it as it was before fusedlstm.quantize, and give the file to "
     "onnxruntime.quantization.quantize_dynamic",
 }

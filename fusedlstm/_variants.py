@@ -1,0 +1,146 @@
+"""Variants of a recurrence: dropout and zoneout of its states, layer norm inside of it, peepholes.
+
+What they are called, which cell has which, and the parameters that they add; docs/regularised.md has the formulas.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusedlstm._checks import Sizes, checked_probability
+from fusedlstm.cells import CELLS
+
+
+class Variants(NamedTuple):
+    """Options of a module and of `functional`, by their names there."""
+
+    recurrent_dropout: float = 0.0
+    recurrent_dropout_per_step: bool = False
+    zoneout: float | tuple[float, ...] = 0.0
+    layer_norm: bool = False
+    layer_norm_eps: float = 1e-5
+    peephole: bool = False
+
+    @classmethod
+    def of(cls, owner) -> Variants:
+        """Those of a module, which has them as attributes."""
+        return cls(*[getattr(owner, name) for name in cls._fields])
+
+    def in_use(self) -> list[str]:
+        """The names of those that change what a layer computes, in training at least."""
+        return [name for name in ("recurrent_dropout", "zoneout", "layer_norm", "peephole") if _is_on(self, name)]
+
+    def serve(self, training: bool) -> bool:
+        """Whether a call is any other than a plain layer's: in evaluation nothing is dropped."""
+        used = self.in_use()
+        return bool(used) and (training or used != ["recurrent_dropout"])
+
+    def zoneouts(self, states: int) -> tuple[float, ...]:
+        """The probability of each state."""
+        return self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * states
+
+
+def _is_on(variants, name) -> bool:
+    value = getattr(variants, name)
+    return any(value) if isinstance(value, tuple) else bool(value)
+
+
+def check_variants(variants: Variants, cell_name: str, proj_size: int) -> Variants:
+    """The variants, if they can be those of a layer of this cell.
+
+    Raises:
+        TypeError, ValueError: a value that is none of its option; an option that the cell has not, or that excludes
+            another one.
+    """
+    cell = CELLS[cell_name]
+    checked_probability("recurrent_dropout", variants.recurrent_dropout)
+    if isinstance(variants.zoneout, (tuple, list)):
+        variants = variants._replace(zoneout=tuple(variants.zoneout))
+        if len(variants.zoneout) != len(cell.states):
+            states = ", ".join(cell.states)
+            raise ValueError(
+                f"zoneout: Expected a probability, or one for each of the states {states}, got {len(variants.zoneout)}"
+            )
+    for probability in variants.zoneouts(1):
+        checked_probability("zoneout", probability)
+    for name in ("recurrent_dropout_per_step", "layer_norm", "peephole"):
+        if not isinstance(value := getattr(variants, name), bool):
+            raise TypeError(f"{name}: Expected a bool, got {type(value).__name__}")
+    if not variants.layer_norm_eps > 0:
+        raise ValueError(f"layer_norm_eps: Expected a number above 0, got {variants.layer_norm_eps}")
+    if variants.recurrent_dropout_per_step and not variants.recurrent_dropout:
+        raise ValueError("recurrent_dropout_per_step: Expected recurrent_dropout with it, got recurrent_dropout=0")
+    if variants.peephole and cell_name != "lstm":
+        raise ValueError(f"peephole: Expected an LSTM, whose gates can see its cell, got {cell_name}")
+    if variants.layer_norm and cell_name not in ("lstm", "gru"):
+        raise ValueError(f"layer_norm: Expected an LSTM or a GRU, got {cell_name}")
+    if proj_size and variants.in_use():
+        raise ValueError(f"{variants.in_use()[0]}: Expected no projection with it, got proj_size={proj_size}")
+    return variants
+
+
+def parameters_of(variants: Variants, sizes: Sizes) -> dict[str, int]:
+    """What a direction of a layer has beside a plain one's weights: the kind of each parameter, and its length."""
+    H, rows = sizes.hidden_size, CELLS[sizes.cell].gates * sizes.hidden_size
+    found = {"weight_ch": 3 * H} if variants.peephole else {}
+    if variants.layer_norm and sizes.cell == "lstm":
+        found |= {"gain_ih": rows, "gain_hh": rows, "gain_c": H}
+        found |= {"bias_c": H} if sizes.bias else {}
+    elif variants.layer_norm:
+        found |= {"gain": rows}
+    return found
+
+
+class Varied(NamedTuple):
+    """The variants of a call, and their parameters of all layers and directions in a row."""
+
+    variants: Variants
+    parameters: list[Tensor]
+
+    def check(self, sizes: Sizes, device: torch.device) -> None:
+        """Checks the parameters. They may have another floating dtype than the weights: all compute in float32."""
+        expected = parameters_of(self.variants, sizes)
+        count = sizes.num_layers * sizes.directions * len(expected)
+        if len(self.parameters) != count:
+            raise RuntimeError(
+                f"{sizes.name}: Expected {count} parameters of {', '.join(self.variants.in_use())}, "
+                f"got {len(self.parameters)}"
+            )
+        for place, tensor in enumerate(self.parameters):
+            kind, length = list(expected.items())[place % len(expected)]
+            layer, direction = divmod(place // len(expected), sizes.directions)
+            name = f"{kind}_l{layer}{'_reverse' if direction else ''}"
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{sizes.name}: Expected {name} to be a Tensor, got {type(tensor).__name__}")
+            if tensor.shape != (length,) or not tensor.is_floating_point() or tensor.device != device:
+                raise RuntimeError(
+                    f"{sizes.name}: Expected {name} of shape [{length}], of a floating dtype, on {device}, "
+                    f"got {list(tensor.shape)}, {tensor.dtype}, on {tensor.device}"
+                )
+
+    def of_directions(self, sizes: Sizes) -> list[dict[str, Tensor]]:
+        """Of each direction of all layers its parameters by kind."""
+        kinds = list(parameters_of(self.variants, sizes))
+        own = iter(self.parameters)
+        return [dict(zip(kinds, [next(own) for _ in kinds])) for _ in range(sizes.num_layers * sizes.directions)]
+
+
+def masks_of(variants: Variants, states: int, T: int, B: int, H: int, training: bool, like: Tensor):
+    """Of one direction: what h is multiplied by where it enters the product with weight_hh, [1 or T, B, H] or None; and
+    of each state the part of the old value that a step keeps, [T, B, H] or [1, 1, H], or nothing at all.
+
+    Drawn from PyTorch's generator, in the dtype of `like`.
+    """
+    mask, p = None, variants.recurrent_dropout
+    if p and training:
+        mask = torch.dropout(like.new_ones(T if variants.recurrent_dropout_per_step else 1, B, H), p, True)
+    if not _is_on(variants, "zoneout"):
+        return mask, []
+    if training:
+        # In two thirds of the time that bernoulli_ takes, which is a tenth of a small layer's.
+        draws = (torch.rand(T, B, H, device=like.device) < p for p in variants.zoneouts(states))
+        return mask, [chosen.to(like.dtype) for chosen in draws]
+    return mask, [like.new_full((1, 1, H), p) for p in variants.zoneouts(states)]

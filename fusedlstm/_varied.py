@@ -1,0 +1,114 @@
+"""A layer with variants of the recurrence: its input product, its masks, and the recurrence of each direction.
+
+Computed in float32 (float64 for float64) from the first product to the last state, and rounded to the dtype of the
+tensors at the end. Which recurrence runs, kernels or the reference, is chosen here.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm, linear
+
+from fusedlstm._choice import is_in_onnx_export
+from fusedlstm._recurrence import run_recurrence
+from fusedlstm._variants import Variants, Varied, masks_of
+from fusedlstm.cells import Cell
+from fusedlstm.reference_varied import RecurrenceArguments
+
+
+def choose_varied(cell: Cell, varied: Varied, weights, x, sizes, training, wants_kept):
+    """What runs a varied layer on this input, and of each layer the weights that it takes.
+
+    Raises:
+        ValueError: the caller asks for what a layer keeps of all steps.
+        NotImplementedError: inside of torch.onnx.export.
+    """
+    names = varied.variants.in_use()
+    if wants_kept:
+        raise ValueError(
+            f"{names[0]}: Expected no return_cell_states and return_gates with it, got one; run single steps for them"
+        )
+    if (torch.jit.is_tracing() or torch.compiler.is_exporting()) and is_in_onnx_export():
+        from fusedlstm import onnx
+
+        onnx.refuse({names[0]: True})
+    varied.check(sizes, x.device)
+    each = len(weights) // (sizes.num_layers * sizes.directions)
+    directions = [
+        [*weights[place * each : (place + 1) * each], parameters]
+        for place, parameters in enumerate(varied.of_directions(sizes))
+    ]
+    layers = [[directions[place : place + sizes.directions]] for place in range(0, len(directions), sizes.directions)]
+    return functools.partial(layer, cell, varied.variants, training), layers
+
+
+def layer(
+    cell: Cell, variants: Variants, training: bool,
+    input: Tensor, initial, weights, batch_sizes, lengths, reset, reset_state,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """output and last states of one layer; arguments as of `reference.layer`, but for
+
+    Args:
+        weights: of each direction its weight_ih, weight_hh, both biases or none, and its parameters of `variants` by
+            kind.
+    """
+    dtype, B = input.dtype, initial[0].size(1)
+    if batch_sizes is not None:
+        T = batch_sizes.size(0)
+        rows, lengths = (index.to(input.device) for index in _rows_of_packed(batch_sizes, B, input.size(0)))
+        input = input.new_zeros(T * B, input.size(1)).index_copy(0, rows, input).unflatten(0, (T, B))
+    elif lengths is not None:
+        runs = torch.arange(input.size(0), device=input.device)[:, None] < lengths
+        # What lies in the padding, even NaN, must reach neither results nor gradients.
+        input = input.where(runs.unsqueeze(-1), 0)
+    wide = torch.promote_types(dtype, torch.float32)
+    with torch.autocast(input.device.type, enabled=False):
+        input = input.to(wide)
+        directions = [
+            _direction(
+                cell, variants, training, input, [state[d].to(wide) for state in initial],
+                [weight.to(wide) for weight in own], {kind: tensor.to(wide) for kind, tensor in parameters.items()},
+                lengths, reset, [state[d].to(wide) for state in reset_state], reverse=d == 1,
+            )
+            for d, (*own, parameters) in enumerate(weights)
+        ]  # fmt: skip
+    outputs, last = zip(*directions)
+    output = (torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]).to(dtype)
+    if batch_sizes is not None:
+        output = output.flatten(0, 1)[rows]
+    return output, [torch.stack(states).to(dtype) for states in zip(*last)]
+
+
+def _direction(
+    cell, variants, training, input, initial, weights, parameters, lengths, reset, reset_state, *, reverse
+):  # fmt: skip
+    weight_ih, weight_hh, *biases = weights
+    T, (B, H) = len(input), initial[0].shape
+    # The recurrence adds biases to what it has in its cache; but for those that a norm, or the GRU, has apart.
+    inner_bias = sum(biases) if biases else None
+    if "gain_ih" in parameters:
+        gain = parameters["gain_ih"]
+        from_input = layer_norm(linear(input, weight_ih), gain.shape, gain, inner_bias, variants.layer_norm_eps)
+        inner_bias = None
+    elif cell.is_apart and not variants.layer_norm:
+        bias_ih, inner_bias = biases or (None, None)
+        from_input = linear(input, weight_ih, bias_ih)
+    else:
+        from_input = linear(input, weight_ih)
+    mask, zoneout = masks_of(variants, len(initial), T, B, H, training, from_input)
+    arguments = RecurrenceArguments(
+        from_input, initial, weight_hh, inner_bias, mask, zoneout, parameters.get("weight_ch"),
+        parameters.get("gain_hh", parameters.get("gain")), parameters.get("gain_c"), parameters.get("bias_c"),
+        variants.layer_norm_eps, lengths, reset, reset_state, reverse, keeps=False,
+    )  # fmt: skip
+    return run_recurrence(cell, arguments)
+
+
+def _rows_of_packed(batch_sizes, B, N) -> tuple[Tensor, Tensor]:
+    """As `reference.dense_rows`, of N rows; with sizes that do not follow from values, as compiled graphs need them."""
+    steps = torch.arange(len(batch_sizes)).repeat_interleave(batch_sizes, output_size=N)
+    first = batch_sizes.cumsum(0) - batch_sizes
+    return torch.arange(N) - first[steps] + steps * B, (torch.arange(B) < batch_sizes[:, None]).sum(0)

@@ -1,0 +1,328 @@
+"""Layers with variants of the recurrence, against the papers' formulas and in all that is around a call."""
+
+import copy
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from family import EVERY, tensors_of
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from varied_loops import run_loop
+
+from fusedlstm import FusedGRU, FusedLSTM, FusedRNN, convert, freeze, functional, quantize, revert
+from fusedlstm._variants import Variants, masks_of
+
+STATES = {"recurrent_dropout": 0.4, "zoneout": 0.3}
+OPTIONS = {
+    "recurrent dropout": {"recurrent_dropout": 0.4},
+    "recurrent dropout per step": {"recurrent_dropout": 0.4, "recurrent_dropout_per_step": True},
+    "zoneout": {"zoneout": 0.3},
+    "both": STATES,
+}
+OF_LSTM = {
+    **OPTIONS,
+    "zoneout of c": {"zoneout": (0.0, 0.5)},
+    "peephole": {"peephole": True},
+    "layer norm": {"layer_norm": True, "layer_norm_eps": 1e-3},
+    "all": {**STATES, "zoneout": (0.2, 0.4), "peephole": True, "layer_norm": True},
+}
+OF_GRU = {**OPTIONS, "layer norm": {"layer_norm": True}, "all": {**STATES, "layer_norm": True}}
+OF = {"lstm": OF_LSTM, "gru": OF_GRU, "rnn_tanh": OPTIONS, "rnn_relu": OPTIONS}
+CASES = [(member, name) for member in EVERY for name in OF[member.cell]]
+cases = pytest.mark.parametrize(("member", "name"), CASES, ids=[f"{member}-{name}" for member, name in CASES])
+
+
+def drawn(member, module, x, seed):
+    """The masks of a call of one layer with this seed."""
+    torch.manual_seed(seed)
+    T, B, _ = x.shape
+    states = 2 if member.cell == "lstm" else 1
+    return masks_of(module.variants, states, T, B, module.hidden_size, module.training, x)
+
+
+def by_kind(module):
+    return {name.removesuffix("_l0"): parameter for name, parameter in module.named_parameters()}
+
+
+def moved(module):
+    """With parameters away from their initial values, of which some are ones and zeros."""
+    for parameter in module.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return module
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@cases
+def test_formulas(member, name, training, bias):
+    """Values and every gradient are those of the loop by hand, in training and in evaluation."""
+    module = moved(member.layer(4, 6, bias=bias, dtype=torch.float64, **OF[member.cell][name])).train(training)
+    x = torch.randn(7, 3, 4, dtype=torch.float64, requires_grad=True)
+    mask, zoneout = drawn(member, module, x.detach(), 1)
+    expected = run_loop(member.cell, by_kind(module), x, mask, zoneout, module.layer_norm_eps)
+    torch.manual_seed(1)
+    found = module(x)
+    torch.testing.assert_close(
+        [t.squeeze(0) if t.dim() == 3 and len(t) == 1 else t for t in tensors_of(found)], tensors_of(expected),
+        rtol=1e-11, atol=1e-11,
+    )  # fmt: skip
+    inputs = [x, *module.parameters()]
+    cotangents = [torch.randn_like(t) for t in tensors_of(expected)]
+    of_loop = torch.autograd.grad(tensors_of(expected), inputs, cotangents)
+    cotangents = [u.view_as(t) for u, t in zip(cotangents, tensors_of(found))]
+    torch.testing.assert_close(
+        torch.autograd.grad(tensors_of(found), inputs, cotangents), of_loop, rtol=1e-9, atol=1e-10
+    )
+
+
+def test_zoneout_keeps_old_values():
+    """In training a unit either moves or is exactly what it was; in evaluation it goes a part of the way."""
+    module, x = FusedRNN(4, 50, zoneout=0.5), torch.randn(9, 3, 4)
+    output, _ = module(x)
+    stays = (output[1:] == output[:-1]).double().mean()
+    assert abs(stays - 0.5) < 0.1
+    assert (module.eval()(x)[0].diff(dim=0) != 0).all()
+
+
+def test_state_dict_is_the_plain_layers():
+    """But for the parameters that layer norm and peepholes add."""
+    for member in EVERY:
+        module, plain = member.layer(4, 6, 2, bidirectional=True, **STATES), member.plain(4, 6, 2, bidirectional=True)
+        plain.load_state_dict(module.state_dict())
+        module.load_state_dict(plain.state_dict())
+    added = set(FusedLSTM(4, 6, 2, layer_norm=True, peephole=True).state_dict()) - set(nn.LSTM(4, 6, 2).state_dict())
+    kinds = {"weight_ch": 18, "gain_ih": 24, "gain_hh": 24, "gain_c": 6, "bias_c": 6}
+    assert added == {f"{kind}_l{layer}" for kind in kinds for layer in (0, 1)}
+    module = FusedLSTM(4, 6, bidirectional=True, layer_norm=True, peephole=True)
+    assert all(getattr(module, f"{kind}_l0_reverse").shape == (length,) for kind, length in kinds.items())
+    assert {name for name, _ in FusedGRU(4, 6, layer_norm=True).named_parameters()} - set(
+        nn.GRU(4, 6).state_dict()
+    ) == {"gain_l0"}
+
+
+def test_initial_values():
+    """nn.LSTM's for what it has; gains one, the bias of c zero, peepholes uniform; the same when initialised again."""
+    torch.manual_seed(2)
+    plain = nn.LSTM(4, 6)
+    torch.manual_seed(2)
+    module = FusedLSTM(4, 6, layer_norm=True, peephole=True)
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(getattr(module, name), parameter), name
+    for _ in range(2):
+        assert all(getattr(module, f"gain_{of}_l0").eq(1).all() for of in ("ih", "hh", "c"))
+        assert module.bias_c_l0.eq(0).all()
+        assert 0 < module.weight_ch_l0.abs().max() <= 6**-0.5
+        module.reset_parameters()
+
+
+@pytest.mark.parametrize("member", EVERY, ids=str)
+def test_functional_and_seeds(member):
+    """The function with the module's weights and the same seed gives its results; another seed gives others."""
+    options = OF[member.cell].get("all", STATES)
+    module = moved(member.layer(4, 6, 2, bidirectional=True, dropout=0.2, **options))
+    x = torch.randn(7, 3, 4)
+    function = getattr(functional, member.cell.partition("_")[0])
+    nonlinearity = {"nonlinearity": module.nonlinearity} if hasattr(module, "nonlinearity") else {}
+    for training in (True, False):
+        module.train(training)
+        torch.manual_seed(1)
+        expected = module(x)
+        torch.manual_seed(1)
+        found = function(
+            x, None, module.all_weights, bidirectional=True, dropout=0.2, training=training, **options, **nonlinearity
+        )
+        assert all(map(torch.equal, tensors_of(found), tensors_of(expected)))
+        assert torch.equal(module(x)[0], expected[0]) is not training
+
+
+@pytest.mark.parametrize("member", EVERY, ids=str)
+def test_arrangements(member):
+    """Lengths, packed input, batch_first, unbatched input and resets say the same in their own ways."""
+    options = {name: value for name, value in OF[member.cell].get("all", STATES).items() if name != "recurrent_dropout"}
+    module = moved(member.layer(4, 6, 2, bidirectional=True, dtype=torch.float64, **options)).eval()
+    x, lengths = torch.randn(7, 3, 4, dtype=torch.float64), torch.tensor([7, 4, 1])
+    output, last = module(x, lengths=lengths)
+    packed_output, packed_last = module(nn.utils.rnn.pack_padded_sequence(x, lengths))
+    torch.testing.assert_close(nn.utils.rnn.pad_packed_sequence(packed_output)[0], output)
+    torch.testing.assert_close(packed_last, last)
+    for b, length in enumerate(lengths):
+        alone = module(x[:length, b])
+        torch.testing.assert_close(alone[0], output[:length, b])
+        torch.testing.assert_close(tensors_of(alone[1]), [state[:, b] for state in tensors_of(last)])
+    module.batch_first = True
+    torch.testing.assert_close(module(x.transpose(0, 1), lengths=lengths)[0], output.transpose(0, 1))
+
+    one_way = moved(member.layer(4, 6, dtype=torch.float64, **options)).eval()
+    reset = torch.zeros(7, 3, dtype=torch.bool)
+    reset[4] = True
+    first, second = one_way(x[:4]), one_way(x[4:])
+    torch.testing.assert_close(one_way(x, reset=reset)[0], torch.cat([first[0], second[0]]))
+    torch.testing.assert_close(one_way(x[4:], first[1])[0], one_way(x)[0][4:])
+
+
+def test_padding_reaches_nothing():
+    module, x = FusedLSTM(4, 6, layer_norm=True, zoneout=0.1), torch.randn(7, 3, 4)
+    x[4:, 1] = math.nan
+    x.requires_grad_()
+    output, _ = module(x, lengths=torch.tensor([7, 4, 7]))
+    found = torch.autograd.grad(output.sum(), [x, *module.parameters()])
+    assert output.isfinite().all() and all(gradient.isfinite().all() for gradient in found)
+    assert found[0][4:, 1].eq(0).all() and output[4:, 1].eq(0).all()
+
+
+def test_only_training_drops():
+    """In evaluation a layer with recurrent dropout is the plain one, with all that that has."""
+    plain = FusedLSTM(4, 6).eval()
+    module, x = FusedLSTM(4, 6, recurrent_dropout=0.5).eval(), torch.randn(7, 3, 4)
+    module.load_state_dict(plain.state_dict())
+    assert torch.equal(module(x)[0], plain(x)[0])
+    with torch.no_grad():
+        torch.testing.assert_close(freeze(copy.deepcopy(module))(x)[0], plain(x)[0])
+
+
+@pytest.mark.parametrize("options", [STATES, OF_LSTM["all"]], ids=["states", "all"])
+def test_compiled(options):
+    module, x = FusedLSTM(4, 6, bidirectional=True, **options), torch.randn(3, 2, 4)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for train in (True, False):
+        module.train(train)
+        torch.manual_seed(1)
+        expected = module(x)[0]
+        wanted = torch.autograd.grad(expected.sum(), list(module.parameters()))
+        torch.manual_seed(1)
+        output = compiled(x)[0]
+        torch.testing.assert_close(output, expected)
+        torch.testing.assert_close(torch.autograd.grad(output.sum(), list(module.parameters())), wanted)
+
+
+def test_exported():
+    module, x = FusedGRU(4, 6, layer_norm=True, zoneout=0.1).eval(), torch.randn(7, 3, 4)
+    exported = torch.export.export(module, (x,)).module()
+    torch.testing.assert_close(exported(x)[0], module(x)[0])
+
+
+def test_transforms_and_second_order():
+    """vmap, functional gradients, forward mode and double backward, by the loop."""
+    module = FusedLSTM(3, 4, layer_norm=True, peephole=True, zoneout=0.1, dtype=torch.float64).eval()
+    x = torch.randn(2, 3, 2, 3, dtype=torch.float64)
+
+    def energy(weights, x):
+        return functional_call(module, weights, (x,))[0].square().sum()
+
+    weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    expected = torch.autograd.grad(module(x[0])[0].square().sum(), list(module.parameters()))
+    torch.testing.assert_close(list(grad(energy)(weights, x[0]).values()), list(expected))
+    torch.testing.assert_close(vmap(lambda x: module(x)[0])(x), torch.stack([module(one)[0] for one in x]))
+    _, tangent = torch.func.jvp(lambda x: module(x)[0], (x[0],), (x[1],))
+    eps = 1e-6
+    torch.testing.assert_close(
+        tangent, (module(x[0] + eps * x[1])[0] - module(x[0] - eps * x[1])[0]) / (2 * eps), rtol=1e-6, atol=1e-8
+    )
+    assert torch.autograd.gradgradcheck(lambda x: module(x)[0], (x[0, :2].requires_grad_(),), fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_short_dtypes_and_autocast(dtype):
+    """Computed in float32, rounded at the end: near to float32's of the same rounded values."""
+    module = FusedLSTM(4, 6, layer_norm=True, peephole=True, zoneout=0.1, dtype=dtype).eval()
+    wide, x = copy.deepcopy(module).float(), torch.randn(7, 3, 4).to(dtype)
+    output, (h, c) = module(x)
+    assert output.dtype == h.dtype == c.dtype == dtype
+    torch.testing.assert_close(output, wide(x.float())[0].to(dtype), rtol=0, atol=0)
+    with torch.autocast("cpu", dtype):
+        assert wide(x.float())[0].dtype == dtype
+
+
+def test_is_shown_and_kept():
+    module = FusedLSTM(4, 6, zoneout=(0.1, 0.2), layer_norm=True)
+    assert repr(module) == "FusedLSTM(4, 6, zoneout=(0.1, 0.2), layer_norm=True)"
+    x = torch.randn(7, 3, 4)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(other.eval()(x)[0], module.eval()(x)[0])
+    plain = FusedLSTM(4, 6)
+    assert not set(Variants._fields) & set(vars(plain))
+
+
+def test_options_can_be_set_later():
+    """As schedules do; what adds parameters cannot."""
+    module, x = FusedGRU(4, 6), torch.randn(7, 3, 4)
+    before = module(x)[0]
+    module.zoneout = 0.5
+    assert not torch.equal(module(x)[0], before)
+    module.layer_norm = True
+    with pytest.raises(RuntimeError, match="GRU: Expected 1 parameters of zoneout, layer_norm, got 0"):
+        module(x)
+
+
+# Refusals
+
+
+BAD = {
+    "one": ({"zoneout": 1.0}, ValueError, "zoneout: Expected a probability of at least 0 and below 1, got 1.0"),
+    "negative": ({"recurrent_dropout": -0.1}, ValueError, "recurrent_dropout: Expected a probability"),
+    "text": ({"zoneout": "a"}, TypeError, "zoneout: Expected a number, got str"),
+    "three": ({"zoneout": (0.1, 0.1, 0.1)}, ValueError, "zoneout: Expected a probability, or one for each of"),
+    "nan": ({"zoneout": (0.1, math.nan)}, ValueError, "zoneout: Expected a probability"),
+    "flag": ({"layer_norm": 1}, TypeError, "layer_norm: Expected a bool, got int"),
+    "eps": ({"layer_norm": True, "layer_norm_eps": 0.0}, ValueError, "layer_norm_eps: Expected a number above 0"),
+    "per step": ({"recurrent_dropout_per_step": True}, ValueError, "Expected recurrent_dropout with it, got"),
+    "projection": ({"zoneout": 0.1, "proj_size": 3}, ValueError, "zoneout: Expected no projection with it, got proj"),
+}
+
+
+@pytest.mark.parametrize(("options", "error", "text"), BAD.values(), ids=BAD)
+def test_bad_options(options, error, text):
+    with pytest.raises(error, match=text):
+        FusedLSTM(4, 6, **options)
+    weights = FusedLSTM(4, 6, proj_size=options.pop("proj_size", 0)).all_weights
+    with pytest.raises(error, match=text):
+        functional.lstm(torch.randn(1, 1, 4), None, weights, **options)
+
+
+def test_options_of_other_cells():
+    with pytest.raises(ValueError, match="peephole: Expected an LSTM, whose gates can see its cell, got gru"):
+        FusedGRU(4, 6, peephole=True)
+    with pytest.raises(ValueError, match="layer_norm: Expected an LSTM or a GRU, got rnn_tanh"):
+        FusedRNN(4, 6, layer_norm=True)
+    with pytest.raises(ValueError, match="zoneout: Expected a probability, or one for each of the states h, got 2"):
+        FusedGRU(4, 6, zoneout=(0.1, 0.2))
+
+
+def test_bad_parameters():
+    module, x = FusedLSTM(4, 6, peephole=True), torch.randn(7, 3, 4)
+    module.weight_ch_l0 = nn.Parameter(torch.zeros(6))
+    with pytest.raises(RuntimeError, match=r"LSTM: Expected weight_ch_l0 of shape \[18\], .*, got \[6\]"):
+        module(x)
+    module.weight_ch_l0 = None
+    with pytest.raises(TypeError, match="LSTM: Expected weight_ch_l0 to be a Tensor, got NoneType"):
+        module(x)
+
+
+@pytest.mark.parametrize("asked", ["return_cell_states", "return_gates"])
+def test_what_is_kept_is_refused(asked):
+    with pytest.raises(ValueError, match="zoneout: Expected no return_cell_states and return_gates with it"):
+        FusedLSTM(4, 6, zoneout=0.1)(torch.randn(7, 3, 4), **{asked: True})
+
+
+def test_conversions():
+    """A converted layer is plain; one with variants stays, is not frozen, and is not exported to ONNX."""
+    assert convert(nn.LSTM(4, 6)).variants == Variants()
+    module = nn.Sequential(FusedLSTM(4, 6, zoneout=0.1)).eval()
+    with pytest.warns(UserWarning, match="its zoneout is 0.1, which PyTorch's layers have none of"):
+        assert type(revert(module)[0]) is FusedLSTM
+    text = "its zoneout is 0.1, which layers of int8 weights have none of"
+    with pytest.warns(UserWarning, match=text), pytest.raises(ValueError, match=r"Expected a model with nn\.LSTM"):
+        quantize(module)
+    with pytest.raises(ValueError, match="Expected layers with the plain recurrence to freeze, got FusedLSTM with zon"):
+        freeze(module)
+
+
+def test_onnx_is_refused():
+    module = FusedLSTM(4, 6, zoneout=0.1).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(Exception, match="Expected a model without zoneout, got one that has it"):
+            torch.onnx.export(module, (torch.randn(7, 3, 4),), "/dev/null", dynamo=False)
