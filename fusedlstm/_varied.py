@@ -86,7 +86,7 @@ def _direction(
     cell, variants, training, input, initial, weights, parameters, lengths, reset, reset_state, *, reverse
 ):  # fmt: skip
     weight_ih, weight_hh, *biases = weights
-    T, (B, H) = len(input), initial[0].shape
+    T, (B, H) = input.size(0), initial[0].shape
     # The recurrence adds biases to what it has in its cache; but for those that a norm, or the GRU, has apart.
     inner_bias = sum(biases) if biases else None
     if "gain_ih" in parameters:
@@ -109,6 +109,6 @@ def _direction(
 
 def _rows_of_packed(batch_sizes, B, N) -> tuple[Tensor, Tensor]:
     """As `reference.dense_rows`, of N rows; with sizes that do not follow from values, as compiled graphs need them."""
-    steps = torch.arange(len(batch_sizes)).repeat_interleave(batch_sizes, output_size=N)
+    steps = torch.arange(batch_sizes.size(0)).repeat_interleave(batch_sizes, output_size=N)
     first = batch_sizes.cumsum(0) - batch_sizes
     return torch.arange(N) - first[steps] + steps * B, (torch.arange(B) < batch_sizes[:, None]).sum(0)

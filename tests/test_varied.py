@@ -199,9 +199,12 @@ def test_compiled(options):
 
 
 def test_exported():
+    """With any number of steps."""
     module, x = FusedGRU(4, 6, layer_norm=True, zoneout=0.1).eval(), torch.randn(7, 3, 4)
-    exported = torch.export.export(module, (x,)).module()
-    torch.testing.assert_close(exported(x)[0], module(x)[0])
+    steps = torch.export.Dim("steps", min=2, max=50)
+    exported = torch.export.export(module, (x,), dynamic_shapes=({0: steps},)).module()
+    for T in (7, 4):
+        torch.testing.assert_close(exported(x[:T])[0], module(x[:T])[0])
 
 
 def test_transforms_and_second_order():
@@ -316,6 +319,10 @@ def test_conversions():
     text = "its zoneout is 0.1, which layers of int8 weights have none of"
     with pytest.warns(UserWarning, match=text), pytest.raises(ValueError, match=r"Expected a model with nn\.LSTM"):
         quantize(module)
+    frozen = freeze(FusedLSTM(4, 6).eval())
+    frozen.zoneout = 0.1
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"expected the plain recurrence, got zoneout=0\.1"):
+        frozen(torch.randn(7, 3, 4))
     with pytest.raises(ValueError, match="Expected layers with the plain recurrence to freeze, got FusedLSTM with zon"):
         freeze(module)
 
