@@ -13,7 +13,8 @@
 // and last `store` writes what the step came to, and `store_rest` what only some calls need: others wait for the
 // operand, and nobody waits for these.
 #pragma once
-#include "rows.cuh"
+#include "backward_unit.cuh"
+#include "forward_unit.cuh"
 
 namespace fusedlstm::cuda {
 

@@ -2,7 +2,8 @@
 // shared between threads, so that there is nothing to synchronise.
 #include <algorithm>
 
-#include "rows.cuh"
+#include "backward_unit.cuh"
+#include "forward_unit.cuh"
 
 namespace fusedlstm::cuda {
 namespace {
