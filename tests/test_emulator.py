@@ -11,6 +11,7 @@ RIGHT = [
     "constant_table",
     "sentinel_poll",
     "relaxed_store_then_barrier",
+    "message_passing",
     "exchange",
     "exchange_no_sync_at_end",  # each CTA has waited for all that is ever sent to it
 ]
@@ -35,6 +36,7 @@ WRONG = {
     "all_write_one_word": r"race on out\+0: write by .*; not ordered with write",
     "constant_load_of_written_data": r"load_constant of out\+\d+, which this launch has written",
     "plain_read_of_published_data": r"race on out\+\d+",
+    "prefetch_past_the_end": r"prefetch outside every buffer, 0 bytes past the end of out",
     "exchange_no_sync_at_start": r"race on shared memory|without an initialised mbarrier|has not started",
     "exchange_no_init_fence": r"store_async to an mbarrier without mbarrier_init_fence",
     "exchange_wrong_parity": r"race|before a store_async to it has landed|which nothing has written",
@@ -97,6 +99,15 @@ def test_relaxed_stores_are_seen_late_but_never_after_a_barrier():
     for seed in range(4):
         assert torch.equal(run("relaxed_store_then_barrier", seed)[256:320], lanes ^ 32)
     assert (run("relaxed_store_without_barrier")[256:288] == -1).any()
+
+
+@pytest.mark.parametrize("fence", ["release", "acquire"])
+def test_relaxed_stores_are_ordered_by_a_fence_on_either_side(fence):
+    read = [run("message_passing", seed)[256:288] for seed in range(8)]
+    assert all((r == 2).all() for r in read)
+    stale = [run(f"message_passing_without_{fence}", seed)[256:288] for seed in range(8)]
+    assert (stale[1] == 1).all(), "what overwrites lands last"
+    assert any((r != 2).any() for r in stale[2:])
 
 
 def test_exchange_through_distributed_shared_memory_delivers():

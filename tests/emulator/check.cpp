@@ -249,6 +249,11 @@ void check_async_store(uintptr_t address, size_t bytes, uintptr_t mbarrier, uint
   for (size_t i = 0; i < bytes; i += 4) region->shadow(address + i).in_flight = 1;
 }
 
+void prefetch(uintptr_t address, Site site) {
+  RuntimeScope scope;
+  if (!find_region(address)) fail_outside(address, "prefetch ", site_id(site));
+}
+
 void check_exit(const Cta* cta) {
   if (!cta->shared) return;
   std::vector<Stamp> stamps;

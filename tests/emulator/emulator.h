@@ -72,6 +72,9 @@ enum class Access { kRead, kWrite, kRelaxedRead, kRelaxedWrite, kConstantRead };
 void load(void* value, uintptr_t address, size_t bytes, Access access, Site site);
 void store(uintptr_t address, const void* value, size_t bytes, Access access, Site site);
 
+void prefetch(uintptr_t address, Site site);
+void gpu_fence();
+
 uint32_t timer_high();  // units of 4.3 s
 [[noreturn]] void give_up(const char* text, const char* kernel, Site site);
 

@@ -1,7 +1,9 @@
 // Stores that other threads see late: relaxed stores word by word, store_async as a whole, in an order of their own.
 //
 // A late store lands when nothing else can run (or earlier, at random), except that a thread which is known to come
-// after it sees it at once: that is what the hardware promises, and nothing more.
+// after it sees it at once: that is what the hardware promises, and nothing more. Fences tell: who reads what a relaxed
+// store wrote, and has a fence after it, comes after all that came before the last fence before the store.
+#include <algorithm>
 #include <cstring>
 
 #include "machine.h"
@@ -14,6 +16,8 @@ void land(LateStore& store) {
   if (!store.mbarrier) {
     memcpy(reinterpret_cast<void*>(store.address), store.value, store.bytes);
     find_region(store.address)->shadow(store.address).initialised = 0xF;
+    machine->fences.erase(store.address);
+    if (store.at_fence.known) machine->fences[store.address] = store.at_fence;
     if (--machine->late_words[store.address] == 0) machine->late_words.erase(store.address);
     return;
   }
@@ -46,13 +50,13 @@ bool overtakes(size_t index) {
 bool deliver_some() {
   auto& late = machine->late;
   if (late.empty()) return false;
-  if (options().seed < 2) {
-    deliver_all();
-    return true;
-  }
+  const bool in_order = options().seed < 2;
+  const auto overwrites = [](const LateStore& store) { return store.overwrites; };
+  const bool only_new_words =
+      options().seed % 2 == 1 && (!machine->ready.empty() || !std::all_of(late.begin(), late.end(), overwrites));
   std::vector<LateStore> landing, rest;
   for (size_t i = 0; i < late.size(); ++i) {
-    const bool lands = (random_bits() & 1) && !overtakes(i);
+    const bool lands = !(only_new_words && late[i].overwrites) && (in_order || ((random_bits() & 1) && !overtakes(i)));
     (lands ? landing : rest).push_back(late[i]);
   }
   late.swap(rest);
@@ -81,6 +85,33 @@ void deliver_known_to(const Fiber* reader, uintptr_t address, size_t bytes) {
   for (LateStore& store : landing) land(store);
 }
 
+namespace {
+
+// The current thread reads what has landed there.
+void see(uintptr_t address, size_t bytes) {
+  for (size_t i = 0; i < bytes && !machine->fences.empty(); i += 4) {
+    const auto found = machine->fences.find(address + i);
+    if (found == machine->fences.end()) continue;
+    const Stamp& fence = found->second;
+    const auto same_thread = [&](const Stamp& s) { return s.thread == fence.thread; };
+    const auto seen = std::find_if(current->seen.begin(), current->seen.end(), same_thread);
+    if (seen == current->seen.end())
+      current->seen.push_back(fence);
+    else if (seen->epoch < fence.epoch)
+      *seen = fence;
+  }
+}
+
+}  // namespace
+
+void gpu_fence() {
+  RuntimeScope scope;
+  if (!current->seen.empty()) learn(current, join(current->seen));
+  current->seen.clear();
+  current->at_fence = stamp(current);
+  ++current->epoch;
+}
+
 void load(void* value, uintptr_t address, size_t bytes, Access access, Site site) {
   RuntimeScope scope;
   if (access == Access::kRelaxedRead) {
@@ -98,19 +129,22 @@ void load(void* value, uintptr_t address, size_t bytes, Access access, Site site
   }
   if (!machine->late_words.empty()) deliver_known_to(current, address, bytes);
   check_access(address, bytes, access, site_id(site));
+  if (access == Access::kRelaxedRead) see(address, bytes);
   memcpy(value, reinterpret_cast<const void*>(address), bytes);
 }
 
 void store(uintptr_t address, const void* value, size_t bytes, Access access, Site site) {
   RuntimeScope scope;
   if (!machine->late_words.empty()) deliver_known_to(current, address, bytes);
+  const Region* region = find_region(address);
+  const bool overwrites = region && region->shadow(address).written;
   check_access(address, bytes, access, site_id(site));
   if (access != Access::kRelaxedWrite) {
     memcpy(reinterpret_cast<void*>(address), value, bytes);
     return;
   }
   for (size_t i = 0; i < bytes; i += 4) {
-    LateStore late{address + i, {}, 4, stamp(current)};
+    LateStore late{address + i, {}, 4, stamp(current), 0, current->at_fence, overwrites};
     memcpy(late.value, static_cast<const char*>(value) + i, 4);
     machine->late.push_back(late);
     ++machine->late_words[late.address];

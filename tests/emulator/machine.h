@@ -75,6 +75,8 @@ struct Fiber {
   Site site;
   ClockRef known;
   uint32_t epoch = 1, async_epoch = 0;
+  Stamp at_fence{};                 // its last one; without `known` where it has had none
+  std::vector<Stamp> seen;          // since its last fence: of whose relaxed stores it read, their last fences before
   std::vector<uintptr_t> polled;    // addresses of relaxed loads since it last gave way
   std::vector<uintptr_t> unfenced;  // mbarriers it initialised, without a fence so far
 };
@@ -130,8 +132,10 @@ struct LateStore {
   uintptr_t address;
   unsigned char value[16];
   uint32_t bytes;
-  Stamp sender;            // for store_async: the epoch of its asynchronous writes
-  uintptr_t mbarrier = 0;  // 0: a relaxed store of one word
+  Stamp sender;             // for store_async: the epoch of its asynchronous writes
+  uintptr_t mbarrier = 0;   // 0: a relaxed store of one word
+  Stamp at_fence{};         // the sender's last one before a relaxed store
+  bool overwrites = false;  // what the launch has written there before
 };
 
 struct Machine {
@@ -146,6 +150,7 @@ struct Machine {
   std::vector<Fiber*> spinning;
   std::vector<LateStore> late;                    // in the order of issue
   std::unordered_map<uintptr_t, int> late_words;  // how many relaxed stores to this word are late
+  std::unordered_map<uintptr_t, Stamp> fences;    // of the last relaxed store to this word: the sender's before it
   uint64_t progress = 0, random = 0;
   uint32_t timer = 1;  // units of 4.3 s
   int minutes = 0;     // that have passed

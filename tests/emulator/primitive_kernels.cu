@@ -50,6 +50,7 @@ __global__ void number_kernel(const uint32_t* in, uint32_t* out) {
 
 // Lane l writes in[8l...] to shared memory in every width, reads its neighbour's back, and publishes to global memory.
 __global__ void memory_kernel(const uint32_t* in, uint32_t* out) {
+  prefetch_l2(in + 8 * threadIdx.x);
   const Vec4 a = load_constant128(in + 8 * threadIdx.x), b = load_relaxed128(in + 8 * threadIdx.x + 4);
   const SharedAddress mine = shared_address(shared_memory()) + 32 * threadIdx.x;
   store_shared128(mine, a);
@@ -58,6 +59,7 @@ __global__ void memory_kernel(const uint32_t* in, uint32_t* out) {
   store_shared16(mine + 30, static_cast<uint16_t>(b.w[3] >> 16));
   block_sync();
   const SharedAddress other = shared_address(shared_memory()) + 32 * (threadIdx.x ^ 1);
+  gpu_fence();
   store_relaxed128(out + 8 * threadIdx.x, load_shared128(other));
   for (int i = 0; i < 4; ++i) out[8 * threadIdx.x + 4 + i] = load_shared32(other + 16 + 4 * i);
 }

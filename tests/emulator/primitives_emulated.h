@@ -65,12 +65,22 @@ inline Vec4 load_constant128(const void* p, Site site = Site::current()) {
 inline Vec4 load_relaxed128(const void* p, Site site = Site::current()) {
   return load_as<Vec4>(global_address(p), Access::kRelaxedRead, site);
 }
+inline void load_relaxed128_if(bool is_wanted, const void* p, Vec4& v, Site site = Site::current()) {
+  if (is_wanted) v = load_relaxed128(p, site);
+}
 inline void store_relaxed128(void* p, Vec4 v, Site site = Site::current()) {
   emulator::store(global_address(p), &v, 16, Access::kRelaxedWrite, site);
 }
 
+inline void prefetch_l2(const void* p, Site site = Site::current()) {
+  emulator::prefetch(global_address(p), site);
+}
+
 // ---- synchronisation
 
+inline void gpu_fence() {
+  emulator::gpu_fence();
+}
 inline void block_sync(Site site = Site::current()) {
   emulator::block_sync(site);
 }

@@ -132,6 +132,25 @@ __global__ void relaxed_store_without_barrier(uint32_t* out) {  // not ordered: 
 
 // ---- clusters of two CTAs ----------------------------------------------------------------------------------------
 
+// CTA 1 reads what CTA 0 wrote before what it waits for.
+template <bool kRelease, bool kAcquire>
+__global__ void message_passing(uint32_t* out) {
+  uint32_t *data = out + 4 * threadIdx.x, *flag = data + 128;
+  if (blockIdx.x == 0) {
+    for (uint32_t i = 1; i <= 2; ++i) store_relaxed128(data, Vec4{{i, i, i, i}});
+    if (kRelease) gpu_fence();
+    store_relaxed128(flag, Vec4{});
+  } else {
+    while (load_relaxed128(flag).w[0] != 0);
+    if (kAcquire) gpu_fence();
+    out[256 + threadIdx.x] = load_relaxed128(data).w[0];
+  }
+}
+__global__ void prefetch_past_the_end(uint32_t* out) {
+  prefetch_l2(out + 1023);
+  prefetch_l2(out + 1024);
+}
+
 enum class Fault {
   kNone,
   kNoSyncAtStart,
@@ -224,6 +243,10 @@ static const std::map<std::string, Case> kCases = {
     {"plain_read_of_published_data", {plain_read_of_published_data, kGridOfTwo}},
     {"relaxed_store_then_barrier", {relaxed_store_then_barrier, kTwoWarps}},
     {"relaxed_store_without_barrier", {relaxed_store_without_barrier, kWarp}},
+    {"message_passing", {message_passing<true, true>, kGridOfTwo}},
+    {"message_passing_without_release", {message_passing<false, true>, kGridOfTwo}},
+    {"message_passing_without_acquire", {message_passing<true, false>, kGridOfTwo}},
+    {"prefetch_past_the_end", {prefetch_past_the_end, kWarp}},
     {"exchange", {exchange<Fault::kNone>, kClusterOfTwo}},
     {"exchange_no_sync_at_start", {exchange<Fault::kNoSyncAtStart>, kClusterOfTwo}},
     {"exchange_no_init_fence", {exchange<Fault::kNoInitFence>, kClusterOfTwo}},

@@ -55,6 +55,7 @@ void complete(Barrier& barrier) {
   for (Fiber* fiber : barrier.waiting) {
     fiber->known = known;
     ++fiber->epoch;
+    fiber->polled.clear();
   }
   wake(barrier.waiting);
 }

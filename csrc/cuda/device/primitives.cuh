@@ -13,7 +13,7 @@
 //   * the CTAs of a launch may wait for each other only if it is cooperative (or inside one cluster).
 //
 // Scopes: "warp" functions are called by all 32 lanes at the same place. "relaxed" accesses are atomic per 4-byte
-// word at GPU scope, and order nothing else. Addresses are aligned to the bytes accessed.
+// word at GPU scope, and order nothing else but by gpu_fence. Addresses are aligned to the bytes accessed.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -142,13 +142,22 @@ __device__ __forceinline__ Vec4 load_constant128(const void* p) {
   return v;
 }
 
-// For polling data that other CTAs publish with store_relaxed128: each of the four words is old or new on its own.
+// For polling data that other CTAs publish with store_relaxed128: each of the four words is old or new on its own. v
+// stays as it is where the load is not wanted.
+__device__ __forceinline__ void load_relaxed128_if(bool is_wanted, const void* p, Vec4& v) {
+  asm volatile(
+      "{\n"
+      ".reg .pred wanted;\n"
+      "setp.ne.u32 wanted, %5, 0;\n"
+      "@wanted ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "+r"(v.w[0]), "+r"(v.w[1]), "+r"(v.w[2]), "+r"(v.w[3])
+      : "l"(p), "r"(static_cast<uint32_t>(is_wanted))
+      : "memory");
+}
 __device__ __forceinline__ Vec4 load_relaxed128(const void* p) {
-  Vec4 v;
-  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
-               : "l"(p)
-               : "memory");
+  Vec4 v{};
+  load_relaxed128_if(true, p, v);
   return v;
 }
 
@@ -156,6 +165,17 @@ __device__ __forceinline__ void store_relaxed128(void* p, Vec4 v) {
   asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]),
                "r"(v.w[3])
                : "memory");
+}
+
+// Asks for the line in L2, and waits for nothing. The address is one that could be read.
+__device__ __forceinline__ void prefetch_l2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+// Between threads of the whole GPU: who reads what another wrote with store_relaxed128, and has a fence after it, sees
+// all that the other did before its last fence before the store. Waits for the thread's own stores.
+__device__ __forceinline__ void gpu_fence() {
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
 // ---- synchronisation within the CTA -----------------------------------------------------------------------------
