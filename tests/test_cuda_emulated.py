@@ -233,6 +233,25 @@ def test_schedules_agree_bitwise(transport, cell):
             assert torch.equal(first, other[name]), name
 
 
+@pytest.mark.parametrize("states", ["plain", "both directions", "resets and lengths"])
+@pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_long_sequences_go_round_the_ring(cell, arithmetic, states):
+    """More than twice as many positions as GRID's exchange buffer has room for, under every kind of schedule."""
+    options = dict(ROW_STATES[states])
+    if "lengths" in options:
+        options["lengths"] = [70, 0, 41]
+    layer, module, runs = make(arithmetic, 70, 3, 20, cell, **options), emulator.module(), []
+    for transport, seed in (("stream", 0), ("grid", 0), ("grid", 1), ("grid", 3)):
+        with emulator.options(module, seed=seed):
+            run = Emulated(module, layer, transport)
+            out = run.forward()
+            runs.append(out | run.backward(out))
+    for name, by_stream in runs[0].items():
+        assert_near(runs[1][name], by_stream.double(), 2 * allowed(layer, arithmetic, name), name)
+        assert torch.equal(runs[1][name], runs[2][name]) and torch.equal(runs[1][name], runs[3][name]), name
+
+
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("transport", ("stream", *RESIDENT))
 def test_inference_gives_the_same(transport, cell):

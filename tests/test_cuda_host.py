@@ -45,6 +45,16 @@ def test_what_blas_cannot_read(strides):
     assert emulator.module().gemm_operand(4, 3, *strides) is None
 
 
+@pytest.mark.parametrize(("backward", "operands"), [(False, 1), (True, 3)])
+def test_exchange_buffer_is_bounded(backward, operands):
+    """By 32 positions, however long the sequences are."""
+    module, layer = emulator.module(), Layer(2, 8, 1024, GRU, dtype=torch.bfloat16)
+    plan = Emulated(module, layer, "grid").plan(backward)
+    for T in (2, 31, 32, 33, 4096):
+        assert module.exchange_bytes(plan, T, 8, 1024) == min(T, 32) * operands * 8 * 1024 * 2
+    assert module.exchange_bytes(Emulated(module, layer, "stream").plan(backward), 4096, 8, 1024) == 0
+
+
 # CUDA error -> what the user is told of the cause. The first lot leaves other kernels, which replace the refused one.
 REFUSALS = {
     9: "this build has no such kernel",  # cudaErrorInvalidConfiguration

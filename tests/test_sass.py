@@ -69,6 +69,12 @@ def test_planted_fault(resources, sass, fault):
     assert check_sass.measure(resources, sass)[1] == [f"sm_80 {NAME}: {fault}"]
 
 
+def test_kernels_of_a_grid_may_have_a_fence():
+    grid = next(i for i, name in enumerate(check_sass.shape_names()) if " grid " in name)
+    sass = SASS.replace("MathELi2E", f"MathELi{grid}E").replace("LDS R1, [R2]", "MEMBAR.ALL.GPU")
+    assert check_sass.measure(RESOURCES, sass)[1] == []
+
+
 @pytest.mark.parametrize(("length", "outcome"), [(110, []), (111, ["expected at most 110 .*, got 111"])])
 def test_budget(length, outcome):
     faults = check_sass.over_budget({"sm_80": {NAME: length}, "sm_86": {NAME: 9999}}, {"sm_80": {NAME: 100}})

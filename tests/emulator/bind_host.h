@@ -86,6 +86,9 @@ inline void bind_host(py::module_& m) {
            py::kw_only(), py::arg("cell") = "lstm", py::arg("T"), py::arg("B"), py::arg("H"), py::arg("proj_size") = 0,
            py::arg("directions") = 1, py::arg("members") = 1, py::arg("dtype"), py::arg("allow_tf32") = true,
            py::arg("backward") = false);
+  m.def("exchange_bytes", [](const Plan& plan, int T, int B, int H) {
+    return exchange_bytes(plan, {.T = T, .B = B, .N = T * B, .H = H, .R = H, .D = 1, .M = 1});
+  });
   m.def("make_plan", [](const Problem& problem, const std::string& device, const std::string& request) {
     return make_plan(problem, known_device(device), request);
   });

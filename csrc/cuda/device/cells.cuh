@@ -7,11 +7,11 @@
 // So at position s the step that is run `now` is number s + kLead in the order of running.
 //
 // A position in time: `ready` makes of the values fetched for the step what no product goes into, and `prefetch`
-// fetches those of the next one, before or after the product, to have a whole position to come in. Then `advance`
-// runs the step, without branches: the chains of activations of a thread's cells overlap only within one block of
-// instructions. Where the batch has resets, `enter` applies that before the next step. Then the operand is published,
-// and last `store` writes what the step came to, and `store_rest` what only some calls need: others wait for the
-// operand, and nobody waits for these.
+// fetches those of the next one, before or after the product, to have a whole position to come in; forward, `ask_l2`
+// has those of one later brought into L2. Then `advance` runs the step, without branches: the chains of activations of
+// a thread's cells overlap only within one block of instructions. Where the batch has resets, `enter` applies that
+// before the next step. Then the operand is published, and last `store` writes what the step came to, and `store_rest`
+// what only some calls need: others wait for the operand, and nobody waits for these.
 #pragma once
 #include "backward_unit.cuh"
 #include "forward_unit.cuh"
@@ -53,6 +53,7 @@ struct ForwardCell {
     return {};
   }
   __device__ __forceinline__ void prefetch(const Args& a, const Step& step, const Step&) { unit.prefetch(a, step); }
+  __device__ __forceinline__ void ask_l2(const Args& a, const Step& step) const { unit.ask_l2(a, step); }
   __device__ __forceinline__ void prefetch_reset(const Args& a, const Step& step) {
     reset = reset_flag(a.rows, unit.clock, step.t);
   }

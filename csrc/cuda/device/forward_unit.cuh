@@ -67,10 +67,17 @@ struct ForwardUnit {
   // Loads what nothing of the recurrence goes into, a step early, as it lies in memory: the first instruction that uses
   // a loaded value waits for it, even one that only converts it.
   __device__ __forceinline__ void prefetch(const ForwardArgs& a, const Step& step) {
-    const acc_t* from = pre_gates + strided_row(a.rows, step, a.pre_gates_stride_t, a.pre_gates_stride_b);
+    const acc_t* from = pre_gates_of(a, step);
     if (!clock.runs(step.t)) return;
 #pragma unroll
     for (int q = 0; q < kSizes.gates; ++q) pre[q] = from[q * a.rows.H];
+  }
+  // Has it brought into L2.
+  __device__ __forceinline__ void ask_l2(const ForwardArgs& a, const Step& step) const {
+    const acc_t* from = pre_gates_of(a, step);
+    if (!clock.runs(step.t)) return;
+#pragma unroll
+    for (int q = 0; q < kSizes.gates; ++q) prefetch_l2(from + q * a.rows.H);
   }
 
   // All that enters the gates but W_hh h.
@@ -121,6 +128,11 @@ struct ForwardUnit {
 #pragma unroll
     for (int k = 0; k < kSizes.carried; ++k)
       at<scalar_t>(a.last[1 + k], element(clock.state_row(a.rows), a.rows.H, u)) = from_acc<scalar_t>(carried[k]);
+  }
+
+ private:
+  __device__ __forceinline__ const acc_t* pre_gates_of(const ForwardArgs& a, const Step& step) const {
+    return pre_gates + strided_row(a.rows, step, a.pre_gates_stride_t, a.pre_gates_stride_b);
   }
 };
 

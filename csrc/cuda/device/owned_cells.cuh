@@ -34,6 +34,7 @@ struct MultipliedCells {
   }
   __device__ __forceinline__ int row(int e) const { return threadIdx.x % 4 * 2 + e % 2; }
   __device__ __forceinline__ bool exists(int) const { return true; }
+  static __device__ __forceinline__ bool any_in_warp() { return true; }
 };
 
 // Evenly spaced, as then are all their indices. Neighbouring threads have neighbouring units, so that they reach
@@ -50,11 +51,18 @@ struct SpacedCells {
   static constexpr int rows_on(int e) { return e * kRowsApart; }
 
   __device__ __forceinline__ int unit(int) const { return threadIdx.x / kAdjacentRows % kUnits; }
-  __device__ __forceinline__ int row(int e) const {
-    return threadIdx.x / (kUnits * kAdjacentRows) * kAdjacentRows + threadIdx.x % kAdjacentRows + e * kRowsApart;
-  }
+  __device__ __forceinline__ int row(int e) const { return first_row(threadIdx.x) + e * kRowsApart; }
   // Threads beyond the last cell of a small tile own none.
   __device__ __forceinline__ bool exists(int e) const { return kAllExist || row(e) < kShape.batch_rows(); }
+  // The same for all threads of a warp: whether any of them owns one.
+  static __device__ __forceinline__ bool any_in_warp() {
+    return kAllExist || first_row(threadIdx.x / 32 * 32) < kShape.batch_rows();
+  }
+
+ private:
+  static __device__ __forceinline__ int first_row(int thread) {
+    return thread / (kUnits * kAdjacentRows) * kAdjacentRows + thread % kAdjacentRows;
+  }
 };
 
 }  // namespace fusedlstm::cuda

@@ -97,6 +97,10 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
   const int d = blockIdx.y, m = blockIdx.z, first_unit = transport.tile.first_unit;
   const int batch_rows = transport.tile.batch_rows, steps = transport.tile.steps;
 
+  // All CTAs of GRID wait for the slowest load of any. What is fetched a step ahead comes from L2 if that has been
+  // asked for the lines a step earlier: whatever they were written by before the launch, they may have left it.
+  constexpr bool kAsksL2 = kShape.transport == Transport::kGrid && kPass == Pass::kForward;
+
   const Owned owned;
   const auto make_cell = [&](int e) {
     const int n = owned.row(e), u = first_unit + owned.unit(e);
@@ -141,6 +145,7 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
   publish(0);
   store(before);
 
+  const bool has_cells = Owned::any_in_warp();  // others only multiply
   const typename Carrier::Sums sums(transport.tile);
   for (int s = 0; s < steps; ++s) {
     typename Cell::Ready ready[kCells];
@@ -155,10 +160,15 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
       for (int e = 0; e < kCells; ++e) ready[e] = cells[e].ready(args, now, of_units[Owned::unit_index(e)]);
 #pragma unroll
       for (int e = 0; e < kCells; ++e) cells[e].prefetch(args, next, after);
+#pragma unroll
+      for (int e = 0; e < kCells; ++e)
+        if constexpr (kAsksL2) cells[e].ask_l2(args, after);
       if constexpr (kPass == Pass::kBackward) fetch_resets();
     };
-    if constexpr (kPass == Pass::kForward) fetch_resets();
-    if constexpr (!kFetchesLate) use_and_fetch();
+    if (has_cells) {
+      if constexpr (kPass == Pass::kForward) fetch_resets();
+      if constexpr (!kFetchesLate) use_and_fetch();
+    }
 
     const SharedAddress operand = transport.await(s) + part_of_k;
     sums.add_products(
@@ -166,6 +176,7 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
         [&] {
           if constexpr (kFetchesLate) use_and_fetch();
         });
+    if (!has_cells) continue;
 #pragma unroll
     for (int e = 0; e < kCells; ++e) results[e] = cells[e].advance(args, before.t, now, ready[e]);
     if (rows.reset) {
@@ -215,20 +226,19 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   const int batch_rows = rows.B - first_row < kBatchRows ? rows.B - first_row : kBatchRows;
   const int steps = steps_of_tile(rows, first_row, batch_rows, m);
   Carrier transport;
-  transport.tile = {
-      .operand = smem + Smem::kOperand,
-      .barriers = smem + Smem::kBarriers,
-      .sums = smem + Smem::kSums,
-      .stage = smem + Smem::kStage,
-      .hidden_size = H,
-      .first_unit = first_unit,
-      .batch_rows = batch_rows,
-      .gate_pitch = gate_pitch,
-      .ctas = ctas,
-      .steps = steps,
-      .memory = args.exchange,
-      .memory_row = int64_t{m * rows.D + d} * rows.T * rows.B + first_row,  // T * B may be more than packed rows
-      .memory_rows = rows.B};
+  transport.tile = {.operand = smem + Smem::kOperand,
+                    .barriers = smem + Smem::kBarriers,
+                    .sums = smem + Smem::kSums,
+                    .stage = smem + Smem::kStage,
+                    .hidden_size = H,
+                    .first_unit = first_unit,
+                    .batch_rows = batch_rows,
+                    .gate_pitch = gate_pitch,
+                    .ctas = ctas,
+                    .steps = steps,
+                    .memory = args.exchange,
+                    .memory_row = (m * rows.D + d) * exchanged_positions(rows.T) * rows.B + first_row,
+                    .memory_rows = rows.B};
   if constexpr (Carrier::kClearedBytes > 0) {
     constexpr int kEnd = Smem::kOperand + Carrier::kClearedBytes;
     for (int i = Smem::kOperand + threadIdx.x * kVectorBytes; i < kEnd; i += kThreads * kVectorBytes)

@@ -26,9 +26,9 @@ struct OperandTile {
   int gate_pitch;      // elements of K that belong to one operand of all units; a multiple of 16 bytes
   int ctas;            // that share the tile
   int steps;           // positions 0..steps-1 are published and awaited
-  void* memory;        // GRID, `exchange`: scalar_t [members, directions, positions, batch rows][operands][gate_pitch]
-  int64_t memory_row;  // the tile's first one, at position 0
-  int memory_rows;     // from one position to the next
+  void* memory;        // GRID, `exchange`: scalar_t [members, directions, slots, batch rows][operands][gate_pitch]
+  int64_t memory_row;  // the tile's first one, in slot 0
+  int memory_rows;     // from one slot to the next
 };
 
 // What a transport's add_products can ask for the sums of a cell: any function of this form will do.

@@ -136,8 +136,8 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
     case Transport::kGrid:
       cycles += cost.grid_latency + incoming / cost.grid_bytes + (grid_rounds(shape) - 1) * cost.grid_round;
       resident = tiles;
-      us +=
-          static_cast<double>(p.T * p.B * p.D * abreast * product_k(p, arithmetic)) * bytes / cost.memset_bytes_per_us;
+      us += static_cast<double>(exchanged_positions(p.T) * p.B * p.D * abreast * product_k(p, arithmetic)) * bytes /
+            cost.memset_bytes_per_us;
       break;
     default:
       cycles += cost.barrier;

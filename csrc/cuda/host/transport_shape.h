@@ -94,6 +94,12 @@ constexpr TransportShape grid_shape(const KernelShape& shape, int element_bytes)
   grid.stage_bytes = vector_stage_bytes(shape, grid.units, element_bytes);
   return grid;
 }
+// The positions of which GRID's exchange buffer has room for the operand at once, of T: with 16 bits, 4 MB forward and
+// 16 MB backward for H = 1024 and B = 64. transport_grid.cuh says why that is enough.
+inline constexpr int kRingPositions = 32;
+constexpr int64_t exchanged_positions(int64_t T) {
+  return std::min<int64_t>(T, kRingPositions);
+}
 // In how many rounds a lane of GRID fetches its vectors of the operand, at most 8 of them at once.
 constexpr int grid_rounds(const KernelShape& shape) {
   return (shape.chunks_per_warp * shape.batch_tiles + 7) / 8;
