@@ -1,13 +1,13 @@
-"""The host code of the CUDA library on the emulated GPU: matrices as BLAS is told of them, refused launches, the calls
-around the kernels, and what is said of lost contexts.
+"""The host code of the CUDA library on the emulated GPU: matrices as BLAS is told of them, plans that are kept, and the
+calls around the kernels.
 """
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 
 import emulator
 import pytest
 import torch
+from emulated_host import assert_equal, fallback, kernel, problem, run_all
 from emulated_layer import EVERYTHING, H200, Emulated, Layer
 
 from fusedlstm.cells import GRU, RNN_TANH
@@ -53,100 +53,6 @@ def test_exchange_buffer_is_bounded(backward, operands):
     for T in (2, 31, 32, 33, 4096):
         assert module.exchange_bytes(plan, T, 8, 1024) == min(T, 32) * operands * 8 * 1024 * 2
     assert module.exchange_bytes(Emulated(module, layer, "stream").plan(backward), 4096, 8, 1024) == 0
-
-
-# CUDA error -> what the user is told of the cause. The first lot leaves other kernels, which replace the refused one.
-REFUSALS = {
-    9: "this build has no such kernel",  # cudaErrorInvalidConfiguration
-    701: "registers or shared memory",  # cudaErrorLaunchOutOfResources
-    720: "cannot all run at once: .* MPS, MIG",  # cudaErrorCooperativeLaunchTooLarge
-    801: "not supported here",  # cudaErrorNotSupported
-    912: "no room for its clusters: .* MPS or MIG",  # cudaErrorInvalidClusterSize
-}
-CLUSTER_SIZE = 912
-NO_IMAGE, OLD_DRIVER = "build with TORCH_CUDA_ARCH_LIST", "update the NVIDIA driver"
-FINAL = {98: NO_IMAGE, 209: NO_IMAGE, 221: NO_IMAGE, 222: NO_IMAGE, 223: NO_IMAGE} | {
-    35: OLD_DRIVER, 803: OLD_DRIVER, 804: OLD_DRIVER,
-    1: "a bug of fusedlstm, please report it",  # cudaErrorInvalidValue
-    700: None,  # cudaErrorIllegalAddress
-}  # fmt: skip
-
-
-def problem(**options):
-    return emulator.module().Problem(**{"T": 3, "B": 5, "H": 600, "dtype": "bfloat16"} | options)
-
-
-def fallback(ordinal=0):
-    return emulator.module().Fallback(H200, ordinal)
-
-
-def kernel(choice):
-    """What FUSEDLSTM_PLAN would call it."""
-    return choice.plan.kernel.split()[-1]
-
-
-@pytest.mark.parametrize("error", REFUSALS)
-def test_refusal_leaves_the_next_best_kernel(error):
-    """One warning that names the kernel, the cause, and what runs instead."""
-    planner, wide = fallback(), problem(H=480, T=64)
-    first = planner.choose(wide, "")
-    second, warning = planner.replace(first, wide, error)
-    assert first.plan.transport != "stream" and kernel(second) != kernel(first)
-    size = " in clusters of 15" if error == CLUSTER_SIZE else ""
-    assert re.fullmatch(
-        rf"fusedlstm: device 0 refuses the {first.plan.kernel}{size}: CUDA's own text \(.*{REFUSALS[error]}.*\); "
-        rf"instead of it runs: {re.escape(str(second.plan))}",
-        warning,
-    )
-    assert kernel(planner.choose(wide, "")) == kernel(second)
-    late, warning = planner.replace(first, wide, error)  # another thread's launch was under way
-    assert kernel(late) == kernel(second) and warning == ""
-
-
-def test_refusals_end_with_stream():
-    """Each kernel is asked for once; the last in line, which no device refuses, is STREAM."""
-    planner, seen, layer = fallback(), [], problem(H=100, T=64)
-    choice = planner.choose(layer, "")
-    while choice.plan.transport != "stream":
-        seen.append(kernel(choice))
-        choice, warning = planner.replace(choice, layer, 701)
-        assert warning
-    assert len(seen) == len(set(seen)) and {name.split(":")[0] for name in seen} == {"local", "cluster", "grid"}
-    assert any("it has refused" in reason for reason in choice.plan.rejected)
-
-
-def test_refusal_is_of_one_kernel_on_one_device():
-    planner, large = fallback(), problem()
-    refused = planner.choose(large, "")
-    planner.replace(refused, large, 720)
-    assert kernel(planner.choose(large, "")) != kernel(refused)
-    assert kernel(fallback(1).choose(large, "")) == kernel(refused)
-    backward, small = problem(backward=True), problem(H=40)
-    for other in (backward, small, problem(dtype="float16")):
-        assert str(planner.choose(other, "").plan) == str(fallback().choose(other, "").plan)
-
-
-def test_refused_cluster_size_leaves_the_kernel_to_others():
-    """The same kernel runs on in clusters of other sizes."""
-    planner, request = fallback(), {"T": 64, "B": 8}
-    large, small = problem(H=416, **request), problem(H=352, **request)
-    refused = planner.choose(large, "")
-    assert refused.plan.transport == "cluster" and kernel(refused) == kernel(planner.choose(small, ""))
-    planner.replace(refused, large, CLUSTER_SIZE)
-    assert kernel(planner.choose(large, "")) != kernel(refused)
-    assert kernel(planner.choose(small, "")) == kernel(refused)
-
-
-@pytest.mark.parametrize(("request_", "error"), [("", e) for e in FINAL] + [("grid", 720)], ids=str)
-def test_errors_that_are_no_refusals(request_, error):
-    """No kernel of the library could run, the program or the library is broken, or the plan was forced."""
-    planner = fallback()
-    choice = planner.choose(problem(), request_)
-    cause = (FINAL | REFUSALS).get(error)
-    text = "^fusedlstm: lstm grid bfloat16, .*: CUDA's own text" + (rf" \(.*{cause}" if cause else "$")
-    with pytest.raises(RuntimeError, match=text):
-        planner.replace(choice, problem(), error)
-    assert kernel(planner.choose(problem(), "")) == kernel(choice)
 
 
 # ---- plans that are kept --------------------------------------------------------------------------------------------
@@ -218,90 +124,6 @@ def test_kept_plans_serve_many_threads():
     with ThreadPoolExecutor(threads) as pool:
         for found in pool.map(planner.choose_each, [layers * 10] * threads):
             assert [str(choice.plan) for choice in found] == expected * 10
-
-
-# ---- refusals within a call -----------------------------------------------------------------------------------------
-
-
-def small(**options):
-    return Layer(16, 5, 100, dtype=torch.bfloat16, **options)
-
-
-def run_all(layer, request, launch_errors=()):
-    """All results, and the run."""
-    run = Emulated(emulator.module(), layer, request)
-    with emulator.options(run.emu, launch_errors=list(launch_errors)):
-        out = run.forward()
-    return out | run.backward(out, EVERYTHING), run
-
-
-def assert_equal(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
-
-
-def test_refusal_runs_another_kernel_in_the_same_call():
-    """Bit for bit as if the next kernel had been asked for; not the refused one again in the next call."""
-    layer = small()
-    run = Emulated(emulator.module(), layer, "")
-    first = run.plan(False)
-    with emulator.options(run.emu, launch_errors=[701]):
-        out = run.forward()
-    (warning,) = run.host.warnings
-    second = kernel(run.fallback.choose(run.problem(False), ""))
-    assert second != first.kernel.split()[-1] and second.split(":")[0] != "stream"
-    assert second in run.fallback.last_launched
-    assert_equal(out, Emulated(emulator.module(), layer, second).forward())
-    with emulator.options(run.emu, launch_errors=[0, 701]):  # one launch a call: the second error stays
-        assert_equal(run.forward(), out)
-        assert run.emu.options().launch_errors == [701]
-    assert run.host.warnings == [warning] and run.host.live == 0
-
-
-@pytest.mark.parametrize("members", [0, 2], ids=["layer", "ensemble"])
-def test_refusal_of_every_kernel_leaves_stream(members):
-    """For an ensemble member by member, each of which has no kernel either."""
-    layers = [small(seed=seed) for seed in range(members or 1)]
-    layer, all_of_them = (
-        (layers, problem(T=16, H=100, members=members)) if members else (layers[0], problem(T=16, H=100))
-    )
-    planner, refusals = fallback(), 0
-    choice = planner.choose(all_of_them, "")
-    while choice.plan.transport != "stream":
-        choice, refusals = planner.replace(choice, all_of_them, 701)[0], refusals + 1
-    found, run = run_all(layer, "", [701] * refusals)
-    expected = Emulated(emulator.module(), layer, "stream").forward()
-    assert_equal({name: found[name] for name in expected}, expected)
-    assert len(run.host.warnings) == refusals > 2
-    assert run.host.warnings[-1].endswith("; instead of it runs: " + str(choice.plan))
-
-
-@pytest.mark.parametrize("members", [1, 3])
-def test_refusal_of_an_ensemble(members):
-    """Another kernel of all members at once; where none is left, member by member."""
-    layers = [small(seed=seed) for seed in range(members)]
-    run = Emulated(emulator.module(), layers, "")
-    with emulator.options(run.emu, launch_errors=[701]):
-        out = run.forward()
-    second = kernel(run.fallback.choose(run.problem(False), ""))
-    for m, layer in enumerate(layers):
-        expected = Emulated(emulator.module(), layer, second).forward()
-        assert_equal({name: value[m] for name, value in out.items()}, expected)
-    assert len(run.host.warnings) == 1
-
-
-@pytest.mark.parametrize("request_", ["", "stream"])
-@pytest.mark.parametrize("error", [1, 700, 209])
-def test_errors_that_are_no_refusals_leave_the_call(request_, error):
-    """And leave no workspace behind."""
-    run = Emulated(emulator.module(), small(), request_)
-    with (
-        emulator.options(run.emu, launch_errors=[error]),
-        pytest.raises(RuntimeError, match=r"fusedlstm: .*: CUDA's own"),
-    ):
-        run.forward()
-    assert run.host.live == 0 and run.host.warnings == []
 
 
 # ---- the layer's host code ------------------------------------------------------------------------------------------
@@ -389,34 +211,3 @@ def test_host_without_steps(members):
     for result, origin in (("h_n", "h_0"), ("c_n", "c_0")):
         assert torch.equal(out[result], run.layer.t[origin])
         assert torch.equal(grads[f"d_{origin}"], run.layer.t[f"d_{result}"])
-
-
-# ---- lost contexts --------------------------------------------------------------------------------------------------
-
-STICKY = {214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 719, 810}
-WAITS = {702, 710, 719}  # cudaErrorLaunchTimeout, cudaErrorAssert, cudaErrorLaunchFailure
-
-
-def test_host_knows_errors_that_lose_the_context():
-    assert {error for error in range(1000) if emulator.module().is_context_lost(error)} == STICKY
-
-
-@pytest.mark.parametrize("error", sorted(STICKY))
-def test_host_says_that_the_context_is_lost(error):
-    """With the kernel that was launched last, and what to do."""
-    run = Emulated(emulator.module(), small(), "")
-    assert run.fallback.last_launched == ""
-    run.forward()
-    last = run.fallback.last_launched
-    assert last == f"{run.plan(False).kernel} ({run.plan(False)})"
-    text = emulator.module().lost_context_text("CUDA error: an assert", error, last)
-    assert text.startswith("fusedlstm: the CUDA context of this process is lost (CUDA's own text): no CUDA call")
-    assert "restart the process" in text and last in text and text.endswith("The operator said: CUDA error: an assert")
-    assert ("FUSEDLSTM_PLAN=stream" in text) == (error in WAITS)
-
-
-def test_host_blames_no_kernel_of_a_lost_context_before_the_first():
-    run = Emulated(emulator.module(), small(), "stream")
-    run.forward()
-    text = emulator.module().lost_context_text("error", 719, run.fallback.last_launched)
-    assert "No resident kernel of fusedlstm was launched" in text and "FUSEDLSTM_PLAN" not in text
