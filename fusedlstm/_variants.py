@@ -140,7 +140,9 @@ def masks_of(variants: Variants, states: int, T: int, B: int, H: int, training: 
     if not _is_on(variants, "zoneout"):
         return mask, []
     if training:
-        # In two thirds of the time that bernoulli_ takes, which is a tenth of a small layer's.
-        draws = (torch.rand(T, B, H, device=like.device) < p for p in variants.zoneouts(states))
+        # In two thirds of the time that bernoulli_ takes, which is a tenth of a small layer's. In float32 whatever the
+        # default: bfloat16's numbers are multiples of 1 / 256.
+        sizes, options = (T, B, H), {"dtype": torch.float32, "device": like.device}
+        draws = (torch.rand(sizes, **options) < p for p in variants.zoneouts(states))
         return mask, [chosen.to(like.dtype) for chosen in draws]
     return mask, [like.new_full((1, 1, H), p) for p in variants.zoneouts(states)]

@@ -87,6 +87,20 @@ def test_zoneout_keeps_old_values():
     assert (module.eval()(x)[0].diff(dim=0) != 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_masks_are_the_same_for_every_default_dtype(dtype):
+    """In bfloat16 a small probability would be another one."""
+    module, x = FusedLSTM(4, 6, recurrent_dropout=0.3, zoneout=0.01), torch.randn(7, 3, 4)
+    torch.manual_seed(1)
+    expected = module(x)[0]
+    torch.set_default_dtype(dtype)
+    try:
+        torch.manual_seed(1)
+        assert torch.equal(module(x)[0], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_state_dict_is_the_plain_layers():
     """But for the parameters that layer norm and peepholes add."""
     for member in EVERY:
