@@ -109,6 +109,7 @@ def _direction(
 
 def _rows_of_packed(batch_sizes, B, N) -> tuple[Tensor, Tensor]:
     """As `reference.dense_rows`, of N rows; with sizes that do not follow from values, as compiled graphs need them."""
-    steps = torch.arange(batch_sizes.size(0)).repeat_interleave(batch_sizes, output_size=N)
+    rows, steps, sequences = (torch.arange(n, device=batch_sizes.device) for n in (N, batch_sizes.size(0), B))
+    steps = steps.repeat_interleave(batch_sizes, output_size=N)
     first = batch_sizes.cumsum(0) - batch_sizes
-    return torch.arange(N) - first[steps] + steps * B, (torch.arange(B) < batch_sizes[:, None]).sum(0)
+    return rows - first[steps] + steps * B, (sequences < batch_sizes[:, None]).sum(0)

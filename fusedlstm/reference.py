@@ -222,5 +222,5 @@ def _direction(cell, input, states, w_ih, w_hh, b_ih, b_hh, w_hr, runs, reset, r
 
 def dense_rows(batch_sizes: Tensor, B: int) -> tuple[Tensor, Tensor]:
     """Where the packed rows are among the T * B rows of a dense layout, [N], and the length of each sequence, [B]."""
-    runs = torch.arange(B) < batch_sizes[:, None]
+    runs = torch.arange(B, device=batch_sizes.device) < batch_sizes[:, None]
     return runs.flatten().nonzero().squeeze(1), runs.sum(0)

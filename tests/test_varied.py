@@ -177,6 +177,16 @@ def test_arrangements(member):
     torch.testing.assert_close(one_way(x[4:], first[1])[0], one_way(x)[0][4:])
 
 
+@pytest.mark.parametrize("options", [{}, OF_LSTM["all"]], ids=["plain", "all"])
+def test_packed_input_whatever_the_default_device(options):
+    """Also in forward mode, where a plain layer runs the reference: batch_sizes are on the CPU, and so is all."""
+    module, x = FusedLSTM(4, 6, **options), torch.randn(7, 4)
+    batch_sizes = torch.tensor([3, 2, 2])
+    with torch.device("meta"):
+        found = torch.func.jvp(lambda x: module(nn.utils.rnn.PackedSequence(x, batch_sizes))[0].data, (x,), (x,))
+    assert all(tensor.is_cpu for tensor in found)
+
+
 def test_padding_reaches_nothing():
     module, x = FusedLSTM(4, 6, layer_norm=True, zoneout=0.1), torch.randn(7, 3, 4)
     x[4:, 1] = math.nan
