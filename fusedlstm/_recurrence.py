@@ -59,6 +59,11 @@ def run_recurrence(cell: Cell, arguments: RecurrenceArguments) -> tuple[Tensor, 
     return output, last
 
 
+def without_autocast(tensor: Tensor):
+    """A context in which nothing casts this one; the meta device has no autocast, and no context of its own."""
+    return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)
+
+
 @constant_for_dynamo
 @functools.cache
 def _warn_of_loop(device) -> None:
@@ -95,7 +100,7 @@ class _Recurrence(torch.autograd.Function):
         if torch.is_grad_enabled() or _transforms.are_active():
             found = _by_reference(cell, arguments, tensors, asked, ctx.list_sizes, (d_output, *d_last))
         else:
-            with below_autograd(), torch.autocast(kept[0].device.type, enabled=False):
+            with below_autograd(), without_autocast(kept[0]):
                 found = _by_kernels(ctx.name, arguments, d_output, d_last, kept)
         return None, None, *[d if ask else None for d, ask in zip(found, asked)]
 

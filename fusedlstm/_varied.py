@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 from fusedlstm._choice import is_in_onnx_export
-from fusedlstm._recurrence import run_recurrence
+from fusedlstm._recurrence import run_recurrence, without_autocast
 from fusedlstm._variants import Variants, Varied, masks_of
 from fusedlstm.cells import Cell
 from fusedlstm.reference_varied import RecurrenceArguments
@@ -65,7 +65,7 @@ def layer(
         # What lies in the padding, even NaN, must reach neither results nor gradients.
         input = input.where(runs.unsqueeze(-1), 0)
     wide = torch.promote_types(dtype, torch.float32)
-    with torch.autocast(input.device.type, enabled=False):
+    with without_autocast(input):
         input = input.to(wide)
         directions = [
             _direction(

@@ -263,6 +263,19 @@ def test_short_dtypes_and_autocast(dtype):
         assert wide(x.float())[0].dtype == dtype
 
 
+def test_meta_device():
+    """Shapes and dtypes of results and gradients, without values."""
+    module, x = (
+        FusedLSTM(4, 6, 2, bidirectional=True, device="meta", **OF_LSTM["all"]),
+        torch.empty(7, 3, 4, device="meta"),
+    )
+    for options in ({}, {"lengths": torch.tensor([7, 4, 0])}):
+        output, _ = module(x, **options)
+        assert output.is_meta and output.shape == (7, 3, 12)
+        found = torch.autograd.grad(output.sum(), list(module.parameters()))
+        assert [d.shape for d in found] == [p.shape for p in module.parameters()]
+
+
 def test_is_shown_and_kept():
     module = FusedLSTM(4, 6, zoneout=(0.1, 0.2), layer_norm=True)
     assert repr(module) == "FusedLSTM(4, 6, zoneout=(0.1, 0.2), layer_norm=True)"
