@@ -63,10 +63,14 @@ def sizes_of(cell: Cell, weights, bidirectional) -> Sizes:
     return Sizes(cell.name, I, GH // G, proj_size, len(weights) // D, D, len(first) > 3)
 
 
-def checked_probability(name: str, value) -> float:
-    """`value`, of an argument of this name."""
+def check_number(name: str, value) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name}: Expected a number, got {type(value).__name__}")
+
+
+def checked_probability(name: str, value) -> float:
+    """`value`, of an argument of this name."""
+    check_number(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{name}: Expected a probability of at least 0 and below 1, got {value}")
     return value

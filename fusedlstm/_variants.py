@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusedlstm._checks import Sizes, checked_probability
+from fusedlstm._checks import Sizes, check_number, checked_probability
 from fusedlstm.cells import CELLS
 
 
@@ -69,6 +69,7 @@ def check_variants(variants: Variants, cell_name: str, proj_size: int) -> Varian
     for name in ("recurrent_dropout_per_step", "layer_norm", "peephole"):
         if not isinstance(value := getattr(variants, name), bool):
             raise TypeError(f"{name}: Expected a bool, got {type(value).__name__}")
+    check_number("layer_norm_eps", variants.layer_norm_eps)
     if not variants.layer_norm_eps > 0:
         raise ValueError(f"layer_norm_eps: Expected a number above 0, got {variants.layer_norm_eps}")
     if variants.recurrent_dropout_per_step and not variants.recurrent_dropout:

@@ -308,6 +308,11 @@ BAD = {
     "nan": ({"zoneout": (0.1, math.nan)}, ValueError, "zoneout: Expected a probability"),
     "flag": ({"layer_norm": 1}, TypeError, "layer_norm: Expected a bool, got int"),
     "eps": ({"layer_norm": True, "layer_norm_eps": 0.0}, ValueError, "layer_norm_eps: Expected a number above 0"),
+    "eps of text": (
+        {"layer_norm": True, "layer_norm_eps": "1"},
+        TypeError,
+        "layer_norm_eps: Expected a number, got str",
+    ),
     "per step": ({"recurrent_dropout_per_step": True}, ValueError, "Expected recurrent_dropout with it, got"),
     "projection": ({"zoneout": 0.1, "proj_size": 3}, ValueError, "zoneout: Expected no projection with it, got proj"),
 }
