@@ -190,12 +190,17 @@ def _checked(cell, weights, bidirectional, weight_dropout, training, variants):
 
 def _apart(weights, variants, cell):
     """The weights of plain layers, and those that the variants add, in a row."""
-    count = len(parameters_of(variants, _checks.Sizes(cell.name, 0, 0, 0, 1, 1, False)))
-    # With biases a layer has two weights more, and bias_c.
-    if variants.layer_norm and cell is LSTM and weights and len(weights[0]) > count + 3:
-        count += 1
-    if not count:
+    # With biases a layer has two weights more, and may have more parameters.
+    added = [len(parameters_of(variants, _checks.Sizes(cell.name, 0, 0, 0, 1, 1, bias))) for bias in (False, True)]
+    if not any(added) or len(weights) == 0:
         return weights, []
+    counts = [plain + more for plain, more in zip((2, 4), added)]
+    if len(weights[0]) not in counts:
+        expected, options = " or ".join(map(str, counts)), ", ".join(variants.in_use())
+        raise ValueError(
+            f"{cell.layer.__name__}: Expected {expected} tensors in weights[0] with {options}, got {len(weights[0])}"
+        )
+    count = added[counts.index(len(weights[0]))]
     return [layer[:-count] for layer in weights], [tensor for layer in weights for tensor in layer[-count:]]
 
 

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 import warnings
 
 import pytest
@@ -344,6 +345,22 @@ def test_bad_parameters():
     module.weight_ch_l0 = None
     with pytest.raises(TypeError, match="LSTM: Expected weight_ch_l0 to be a Tensor, got NoneType"):
         module(x)
+
+
+def test_functional_without_parameters():
+    """Says how many tensors there are of a layer, instead of taking weights for them."""
+    for options, bias, text in (
+        ({"peephole": True}, True, "LSTM: Expected 3 or 5 tensors in weights[0] with peephole, got 4"),
+        ({"peephole": True}, False, "LSTM: Expected 3 or 5 tensors in weights[0] with peephole, got 2"),
+        ({"layer_norm": True}, True, "LSTM: Expected 5 or 8 tensors in weights[0] with layer_norm, got 4"),
+        ({"layer_norm": True, "peephole": True}, False, "Expected 6 or 9 tensors in weights[0] with layer_norm, peep"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            functional.lstm(torch.randn(7, 3, 4), None, FusedLSTM(4, 6, bias=bias).all_weights, **options)
+    with pytest.raises(
+        ValueError, match=re.escape("GRU: Expected 3 or 5 tensors in weights[0] with layer_norm, got 4")
+    ):
+        functional.gru(torch.randn(7, 3, 4), None, FusedGRU(4, 6).all_weights, layer_norm=True)
 
 
 @pytest.mark.parametrize("asked", ["return_cell_states", "return_gates"])
