@@ -192,7 +192,7 @@ def _initialize(name: str, tensor: Tensor, hidden_size: int) -> None:
 def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and_returns):
     """The layers of a module, on the arguments of its forward; further ones in the order of `run`."""
     frozen = module._fused_frozen
-    if frozen is not None and module.zoneout:
+    if frozen is not None and module.zoneout and module.variants.serve(training=False):
         raise RuntimeError(
             f"{type(module).__name__} is frozen for inference: expected the plain recurrence, got "
             f"zoneout={module.zoneout}; call fusedlstm.unfreeze(model) first"

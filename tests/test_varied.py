@@ -379,6 +379,9 @@ def test_conversions():
     with pytest.warns(UserWarning, match=text), pytest.raises(ValueError, match=r"Expected a model with nn\.LSTM"):
         quantize(module)
     frozen = freeze(FusedLSTM(4, 6).eval())
+    frozen.zoneout = (0.0, 0.0)
+    with torch.no_grad():
+        frozen(torch.randn(7, 3, 4))
     frozen.zoneout = 0.1
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"expected the plain recurrence, got zoneout=0\.1"):
         frozen(torch.randn(7, 3, 4))
