@@ -21,7 +21,8 @@ from fusedlstm._arguments import (
     one_step,
 )
 from fusedlstm.cells import CELLS
-from fusedlstm.ops import OPERATORS
+from fusedlstm.ops import OPERATORS, REGISTERED
+from fusedlstm.reference_varied import RecurrenceArguments
 
 _COUNTER = "torch.utils.flop_counter"
 
@@ -70,6 +71,17 @@ def _quantized(cell, input, initial, weights, *rows_and_states, out_val=None) ->
     return 2 * rows * D * (GH * (input.size(-1) + (P or H)) + P * H)
 
 
+def _recurrence(*arguments, out_val=None) -> int:
+    """The product of all rows with weight_hh; the other products of layers with variants are PyTorch's operators."""
+    a = RecurrenceArguments(*arguments)
+    return 2 * math.prod(a.from_input.shape[:-1]) * _size(a.weight_hh)
+
+
+def _recurrence_backward(d_output, d_last, *arguments, out_val=None) -> int:
+    """One product, for the gradients that the step before needs."""
+    return _recurrence(*arguments[:-1])
+
+
 def _size(weight) -> int:
     """Of one member's weight."""
     return weight.shape[-2] * weight.shape[-1]
@@ -91,6 +103,8 @@ def _register(counter) -> None:
     }
     for name, operators in OPERATORS.items():
         formulas[operators.quantized] = functools.partial(_quantized, CELLS[name])
+        formulas[getattr(REGISTERED, f"{name}_recurrence").default] = _recurrence
+        formulas[getattr(REGISTERED, f"{name}_recurrence_backward").default] = _recurrence_backward
     for operator, formula in formulas.items():
         if operator.overloadpacket not in counter.flop_registry:  # the package may be imported again
             counter.register_flop_formula(operator.overloadpacket, get_raw=True)(formula)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import fusedlstm
-from fusedlstm import FusedLSTM, _library
+from fusedlstm import FusedGRU, FusedLSTM, FusedRNN, _library
 from fusedlstm.cells import GRU, LSTM, RNN_TANH
 
 # With projections PyTorch says that it takes the products one by one, which is what these tests need.
@@ -43,6 +43,20 @@ def loss(result) -> torch.Tensor:
     output, state = result
     output = output.data if isinstance(output, PackedSequence) else output
     return sum(tensor.sum() for tensor in tensors_of([output, state]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [FusedLSTM, FusedGRU, FusedRNN])
+def test_variants_count_as_the_plain_layer(kind, training):
+    """What they add is no matrix product. All gradients are asked for: that of the initial state comes of itself."""
+    x = torch.randn(5, 3, 4, requires_grad=True)
+    counts = []
+    for zoneout in (0.0, 0.1):
+        module = kind(4, 6, 2, bidirectional=True, zoneout=zoneout)
+        h = torch.zeros(4, 3, 6, requires_grad=True)
+        hx = (h, h) if kind is FusedLSTM else h
+        counts.append(count(lambda: loss(module(x, hx)).backward() if training else module(x, hx)))  # noqa: B023
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("arrangement", ["padded", "packed"])
