@@ -14,7 +14,7 @@ from fusedlstm._layers import with_weight_dropout
 from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
 from fusedlstm._run import run
 from fusedlstm._run_cell import run_cell
-from fusedlstm._variants import Variants, Varied, check_variants, parameters_of
+from fusedlstm._variants import Option, Variants, Varied, check_variants, parameters_of
 
 # torch.fx.symbolic_trace records calls of these as one node each, as it does for PyTorch's layers.
 torch.fx.wrap("run")
@@ -60,18 +60,19 @@ class FusedLayer(_Freezable, nn.RNNBase):
             are nn.RNNBase's.
     """
 
-    # An instance has its own only where they are not these.
-    weight_dropout: float = 0.0
-    recurrent_dropout, recurrent_dropout_per_step, zoneout, layer_norm, layer_norm_eps, peephole = Variants()
+    weight_dropout: float = 0.0  # an instance has its own only where it is not that
+    recurrent_dropout, recurrent_dropout_per_step, zoneout = Option(), Option(), Option()
+    layer_norm, layer_norm_eps, peephole = Option(), Option(), Option()
+    # What these have; see `Option`.
+    _fused_recurrent_dropout, _fused_recurrent_dropout_per_step, _fused_zoneout = Variants()[:3]
+    _fused_layer_norm, _fused_layer_norm_eps, _fused_peephole = Variants()[3:]
 
     def __init__(self, mode: str, *args, weight_dropout: float = 0.0, **options) -> None:
         variants = Variants(**{name: options.pop(name) for name in Variants._fields if name in options})
         super().__init__(mode, *args, **options)
         if _checks.checked_probability("weight_dropout", weight_dropout):
             self.weight_dropout = weight_dropout
-        for name, value in check_variants(variants, mode.lower(), self.proj_size)._asdict().items():
-            if value != getattr(self, name):
-                setattr(self, name, value)
+        check_variants(variants, mode.lower(), self.proj_size).set_in(self)
         kinds = parameters_of(variants, _sizes_of(self))
         for names in self._all_weights:
             suffix = names[0].removeprefix("weight_ih")
@@ -79,11 +80,6 @@ class FusedLayer(_Freezable, nn.RNNBase):
                 setattr(self, kind + suffix, nn.Parameter(self.weight_hh_l0.new_empty(length)))
                 names.append(kind + suffix)
                 _initialize(kind, getattr(self, kind + suffix), self.hidden_size)
-
-    @property
-    def variants(self) -> Variants:
-        """The variants of the recurrence."""
-        return Variants.of(self)
 
     def reset_parameters(self) -> None:
         """As torch.nn's; gains become one, and the bias of a norm of c zero, as those of nn.LayerNorm."""
@@ -94,7 +90,7 @@ class FusedLayer(_Freezable, nn.RNNBase):
 
     def extra_repr(self) -> str:
         defaults = {"weight_dropout": 0.0, **Variants._field_defaults}
-        own = {name: getattr(self, name) for name in defaults}
+        own = {"weight_dropout": self.weight_dropout, **Variants.of(self)._asdict()}
         return super().extra_repr() + "".join(
             f", {name}={own[name]}" for name, default in defaults.items() if own[name] != default
         )
@@ -192,10 +188,10 @@ def _initialize(name: str, tensor: Tensor, hidden_size: int) -> None:
 def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and_returns):
     """The layers of a module, on the arguments of its forward; further ones in the order of `run`."""
     frozen = module._fused_frozen
-    if frozen is not None and module.zoneout and module.variants.serve(training=False):
+    if frozen is not None and module._fused_zoneout and Variants.of(module).serve(training=False):
         raise RuntimeError(
             f"{type(module).__name__} is frozen for inference: expected the plain recurrence, got "
-            f"zoneout={module.zoneout}; call fusedlstm.unfreeze(model) first"
+            f"zoneout={module._fused_zoneout}; call fusedlstm.unfreeze(model) first"
         )
     if frozen is not None and (results := frozen.run_usual(module, input, hx, rows_and_returns)) is not None:
         return results
@@ -208,7 +204,7 @@ def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and
     if module.weight_dropout and module.training:
         weights = with_weight_dropout(weights, sizes, module.weight_dropout)
     varied = None
-    if module.recurrent_dropout or module.zoneout or module.layer_norm or module.peephole:
+    if module._fused_recurrent_dropout or module._fused_zoneout or module._fused_layer_norm or module._fused_peephole:
         varied = _varied_of(module, sizes)
     if isinstance(input, PackedSequence):
         # Tracers look into a call's arguments, and fail to rebuild this class from what they find.
@@ -221,7 +217,7 @@ def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and
 
 def _varied_of(module: FusedLayer, sizes) -> Varied | None:
     """The variants with which this call of a module runs."""
-    variants = check_variants(module.variants, sizes.cell, sizes.proj_size)
+    variants = check_variants(Variants.of(module), sizes.cell, sizes.proj_size)
     if not variants.serve(module.training):
         return None
     kinds = parameters_of(variants, sizes)

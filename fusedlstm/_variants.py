@@ -26,8 +26,14 @@ class Variants(NamedTuple):
 
     @classmethod
     def of(cls, owner) -> Variants:
-        """Those of a module, which has them as attributes."""
-        return cls(*[getattr(owner, name) for name in cls._fields])
+        """Those of a module."""
+        return cls(*[getattr(owner, _OWN + name) for name in cls._fields])
+
+    def set_in(self, owner) -> None:
+        """Makes them those of a module. An instance has attributes for those alone that are not its class's."""
+        for name, value in self._asdict().items():
+            if value != getattr(owner, _OWN + name):
+                setattr(owner, _OWN + name, value)
 
     def in_use(self) -> list[str]:
         """The names of those that change what a layer computes, in training at least."""
@@ -41,6 +47,34 @@ class Variants(NamedTuple):
     def zoneouts(self, states: int) -> tuple[float, ...]:
         """The probability of each state."""
         return self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * states
+
+
+_OWN = "_fused_"
+
+
+class Option:
+    """A variant as an attribute of a module.
+
+    Its value is under a name that is no subclass's own: a subclass, say one that `convert` made, may have anything by
+    the option's name, as in self.layer_norm = nn.LayerNorm(...), and that is then no option.
+    """
+
+    def __set_name__(self, owner, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module, owner=None):
+        if module is None:
+            return self
+        for own in (vars(module), module._parameters, module._buffers, module._modules):
+            if self.name in own:
+                return own[self.name]
+        return getattr(module, _OWN + self.name)
+
+    def __set__(self, module, value) -> None:
+        if self.name in vars(module):
+            vars(module)[self.name] = value
+        else:
+            setattr(module, _OWN + self.name, value)
 
 
 def _is_on(variants, name) -> bool:

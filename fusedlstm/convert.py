@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fusedlstm._module import FusedLayer
+from fusedlstm._variants import Variants
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from fusedlstm.quantized import Quantized
 
@@ -165,8 +166,9 @@ def why_instance(module) -> str:
 
 def why_varied(module) -> str:
     """The first variant of the recurrence that a layer has, in words; or ""."""
-    names = module.variants.in_use() if isinstance(module, FusedLayer) else []
-    return f"its {names[0]} is {getattr(module, names[0])}" if names else ""
+    if not isinstance(module, FusedLayer) or not (names := Variants.of(module).in_use()):
+        return ""
+    return f"its {names[0]} is {getattr(Variants.of(module), names[0])}"
 
 
 # Of PyTorch's own methods, those that mean the same in a subclass of the fused class.

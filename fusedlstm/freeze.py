@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fusedlstm._module import FusedCell, FusedLayer, freeze_one
+from fusedlstm._variants import Variants
 from fusedlstm.quantized import Quantized
 
 
@@ -50,10 +51,10 @@ def freeze(model: nn.Module) -> nn.Module:
                 f"Expected a model in evaluation mode to freeze, got {type(module).__name__} in training mode; call "
                 "model.eval() first"
             )
-        if isinstance(module, FusedLayer) and module.variants.serve(training=False):
+        if isinstance(module, FusedLayer) and Variants.of(module).serve(training=False):
             raise ValueError(
                 f"Expected layers with the plain recurrence to freeze, got {type(module).__name__} with "
-                f"{module.variants.in_use()[-1]}"
+                f"{Variants.of(module).in_use()[-1]}"
             )
     for module in modules:
         if module._fused_frozen is None:

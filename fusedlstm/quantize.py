@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from fusedlstm import _checks, _int8
 from fusedlstm._module import FusedCell, FusedLayer
 from fusedlstm._namespace import REGISTERED
+from fusedlstm._variants import Variants
 from fusedlstm.convert import swap, type_of, why_compiled, why_instance, why_varied
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from fusedlstm.quantized import (
@@ -136,7 +137,7 @@ def _why_left(module) -> str:
         return "a type of its own; fusedlstm.quantize takes torch.nn's and the fused ones, and no subclasses"
     if reason := why_instance(module):
         return reason
-    if isinstance(module, FusedLayer) and module.variants.serve(training=False):
+    if isinstance(module, FusedLayer) and Variants.of(module).serve(training=False):
         return f"{why_varied(module)}, which layers of int8 weights have none of"
     if getattr(module, "nonlinearity", "tanh") not in ("tanh", "relu"):
         return f"Unknown nonlinearity: {module.nonlinearity}"

@@ -41,7 +41,7 @@ def drawn(member, module, x, seed):
     torch.manual_seed(seed)
     T, B, _ = x.shape
     states = 2 if member.cell == "lstm" else 1
-    return masks_of(module.variants, states, T, B, module.hidden_size, module.training, x)
+    return masks_of(Variants.of(module), states, T, B, module.hidden_size, module.training, x)
 
 
 def by_kind(module):
@@ -298,6 +298,35 @@ def test_options_can_be_set_later():
         module(x)
 
 
+def test_names_of_subclasses():
+    """What a subclass has by an option's name is its own, also after convert: layers with a norm often have one."""
+
+    def named(plain):
+        class Own(plain):
+            def __init__(self):
+                super().__init__(4, 6)
+                self.layer_norm = nn.LayerNorm(6)
+                if plain is nn.LSTM:
+                    self.zoneout, self.peephole = 0.3, nn.Parameter(torch.ones(6))
+
+            def forward(self, x):
+                output, _ = super().forward(x)
+                return self.layer_norm(output) + (self.zoneout * self.peephole if plain is nn.LSTM else 0)
+
+        return Own()
+
+    x, module = torch.randn(7, 3, 4), named(nn.LSTM)
+    expected = module(x)
+    converted = convert(module, subclasses=True)
+    for layer in (converted, named(FusedLSTM)):
+        assert isinstance(layer, FusedLSTM) and isinstance(layer.layer_norm, nn.LayerNorm)
+        assert Variants.of(layer) == Variants()
+        assert "zoneout" not in layer.extra_repr()
+        layer(x).sum().backward()
+    torch.testing.assert_close(converted(x), expected)
+    assert type(revert(converted)) is type(module)
+
+
 # Refusals
 
 
@@ -371,7 +400,7 @@ def test_what_is_kept_is_refused(asked):
 
 def test_conversions():
     """A converted layer is plain; one with variants stays, is not frozen, and is not exported to ONNX."""
-    assert convert(nn.LSTM(4, 6)).variants == Variants()
+    assert Variants.of(convert(nn.LSTM(4, 6))) == Variants()
     module = nn.Sequential(FusedLSTM(4, 6, zoneout=0.1)).eval()
     with pytest.warns(UserWarning, match="its zoneout is 0.1, which PyTorch's layers have none of"):
         assert type(revert(module)[0]) is FusedLSTM
