@@ -60,10 +60,11 @@ class FusedLayer(_Freezable, nn.RNNBase):
             are nn.RNNBase's.
     """
 
-    weight_dropout: float = 0.0  # an instance has its own only where it is not that
+    weight_dropout = Option()
     recurrent_dropout, recurrent_dropout_per_step, zoneout = Option(), Option(), Option()
     layer_norm, layer_norm_eps, peephole = Option(), Option(), Option()
-    # What these have; see `Option`.
+    # What these have; see `Option`. An instance has its own only where they are not these.
+    _fused_weight_dropout = 0.0
     _fused_recurrent_dropout, _fused_recurrent_dropout_per_step, _fused_zoneout = Variants()[:3]
     _fused_layer_norm, _fused_layer_norm_eps, _fused_peephole = Variants()[3:]
 
@@ -71,7 +72,7 @@ class FusedLayer(_Freezable, nn.RNNBase):
         variants = Variants(**{name: options.pop(name) for name in Variants._fields if name in options})
         super().__init__(mode, *args, **options)
         if _checks.checked_probability("weight_dropout", weight_dropout):
-            self.weight_dropout = weight_dropout
+            self._fused_weight_dropout = weight_dropout
         check_variants(variants, mode.lower(), self.proj_size).set_in(self)
         kinds = parameters_of(variants, _sizes_of(self))
         for names in self._all_weights:
@@ -90,7 +91,7 @@ class FusedLayer(_Freezable, nn.RNNBase):
 
     def extra_repr(self) -> str:
         defaults = {"weight_dropout": 0.0, **Variants._field_defaults}
-        own = {"weight_dropout": self.weight_dropout, **Variants.of(self)._asdict()}
+        own = {"weight_dropout": self._fused_weight_dropout, **Variants.of(self)._asdict()}
         return super().extra_repr() + "".join(
             f", {name}={own[name]}" for name, default in defaults.items() if own[name] != default
         )
@@ -201,8 +202,8 @@ def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and
         weights = _parameters(module, names)
     else:
         weights, layers = frozen.of_call(module, names, sizes, input, hx, *rows_and_returns)
-    if module.weight_dropout and module.training:
-        weights = with_weight_dropout(weights, sizes, module.weight_dropout)
+    if module._fused_weight_dropout and module.training:
+        weights = with_weight_dropout(weights, sizes, module._fused_weight_dropout)
     varied = None
     if module._fused_recurrent_dropout or module._fused_zoneout or module._fused_layer_norm or module._fused_peephole:
         varied = _varied_of(module, sizes)

@@ -53,7 +53,7 @@ _OWN = "_fused_"
 
 
 class Option:
-    """A variant as an attribute of a module.
+    """An option as an attribute of a module.
 
     Its value is under a name that is no subclass's own: a subclass, say one that `convert` made, may have anything by
     the option's name, as in self.layer_norm = nn.LayerNorm(...), and that is then no option.

@@ -131,8 +131,8 @@ def plain_type(module) -> type | str | None:
         return None
     if reason := why_instance(module):
         return reason
-    if getattr(module, "weight_dropout", 0):
-        return f"its weight_dropout is {module.weight_dropout}, which PyTorch's layers have none of; set it to 0 first"
+    if p := getattr(module, "_fused_weight_dropout", 0):
+        return f"its weight_dropout is {p}, which PyTorch's layers have none of; set it to 0 first"
     if reason := why_varied(module):
         return f"{reason}, which PyTorch's layers have none of"
     if isinstance(cls, _InPlaceOfPlain):

@@ -307,7 +307,8 @@ def test_names_of_subclasses():
                 super().__init__(4, 6)
                 self.layer_norm = nn.LayerNorm(6)
                 if plain is nn.LSTM:
-                    self.zoneout, self.peephole = 0.3, nn.Parameter(torch.ones(6))
+                    self.weight_dropout = self.zoneout = 0.3
+                    self.peephole = nn.Parameter(torch.ones(6))
 
             def forward(self, x):
                 output, _ = super().forward(x)
