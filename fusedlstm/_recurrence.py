@@ -2,7 +2,7 @@
 
 `torch.ops.fusedlstm` has `<cell>_recurrence`, see `fusedlstm.reference_varied.recurrence`, and
 `<cell>_recurrence_backward`, with kernels for the CPU. Gradients of weight_hh are a product of what the second returns.
-Transforms of torch.func, second derivatives and other devices run the reference.
+Transforms of torch.func, second derivatives, single steps and other devices run the reference.
 """
 
 from __future__ import annotations
@@ -50,10 +50,12 @@ _PARAMETERS = "bias", "weight_ch", "gain", "gain_c", "bias_c"
 def run_recurrence(cell: Cell, arguments: RecurrenceArguments) -> tuple[Tensor, list[Tensor]]:
     """The output and the last states of one direction."""
     x = arguments.from_input
+    is_served = x.is_cpu or x.is_meta
+    if not is_served:
+        _warn_of_loop(x.device)
     is_transformed = are_transforms_active() or is_forward_mode_active()
-    if is_transformed or arguments.weight_hh.size(1) == 0 or not (x.is_cpu or x.is_meta):
-        if not (x.is_cpu or x.is_meta):
-            _warn_of_loop(x.device)
+    # For one step the kernels would bring all of weight_hh into their order, which takes longer than the product.
+    if not is_served or is_transformed or x.size(0) == 1 or arguments.weight_hh.size(1) == 0:
         return recurrence(cell, *arguments)
     output, last, _ = _OPERATORS[cell.name].recurrence(*arguments)
     return output, last

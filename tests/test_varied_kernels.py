@@ -42,7 +42,7 @@ CASES = [
     if (cell == "lstm" or name[0] != "*") and (cell in ("lstm", "gru") or "gain" not in FEATURES[name])
 ]
 cases = pytest.mark.parametrize(("cell", "name"), CASES, ids=[f"{cell}-{name}" for cell, name in CASES])
-SIZES = [(7, 3, 5), (5, 9, 70), (1, 2, 1)]
+SIZES = [(7, 3, 5), (5, 9, 70), (2, 2, 1)]
 
 
 def draw(cell, features, T, B, H) -> RecurrenceArguments:
@@ -218,6 +218,13 @@ def test_other_devices_run_the_loop_and_say_so(monkeypatch):
     arguments = draw("lstm", ("mask",), 7, 3, 5)._replace(from_input=of_gpu)
     with pytest.warns(RuntimeWarning, match="as a loop over steps in plain PyTorch on cuda:0: its kernels of them are"):
         assert run_recurrence(CELLS["lstm"], arguments) == "the loop"
+
+
+def test_one_step_runs_the_loop(monkeypatch):
+    """A kernel would transpose weight_hh first, which takes longer than to multiply by it."""
+    monkeypatch.setattr(_recurrence, "recurrence", lambda cell, *arguments: "the loop")
+    assert run_recurrence(CELLS["gru"], draw("gru", ("gain",), 1, 3, 5)) == "the loop"
+    assert run_recurrence(CELLS["gru"], draw("gru", ("gain",), 2, 3, 5)) != "the loop"
 
 
 def test_operators_are_described_to_compilers():
