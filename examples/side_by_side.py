@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ LAYERS = {
     "rnn_relu": {name: partial(make, nonlinearity="relu") for name, make in RNNS.items()},
 }
 
-Result = TypeVar("Result")
+Choice, Result = TypeVar("Choice"), TypeVar("Result")
 
 
 def quick_parser(description: str, takes_cell: bool = False) -> argparse.ArgumentParser:
@@ -66,19 +67,26 @@ def hidden_of(state: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     return state[0] if isinstance(state, tuple) else state
 
 
-def run_each(makers: dict[str, MakeLayer], run: Callable[[MakeLayer], Result], seed: int = 0) -> dict[str, Result]:
-    """Runs the program with each class from the same seed, so that all start from equal weights.
+def run_each(choices: dict[str, Choice], run: Callable[[Choice], Result], seed: int = 0) -> dict[str, Result]:
+    """Runs the program with each class, or other choice, from the same seed, so that all start from equal weights.
 
     Sets `seconds` on the results that have it.
     """
     results = {}
-    for name, make in makers.items():
+    for name, choice in choices.items():
         torch.manual_seed(seed)
         start = time.perf_counter()
-        results[name] = run(make)
+        results[name] = run(choice)
         if isinstance(results[name], Training):
             results[name].seconds = time.perf_counter() - start
+        show_progress()
     return results
+
+
+def show_progress(text: str = "") -> None:
+    """Writes over the terminal's last line; nothing where stderr is a file."""
+    if sys.stderr.isatty():
+        print(f"{text:<79}", end="\r", file=sys.stderr, flush=True)
 
 
 def report(results: dict[str, Training], score_name: str) -> None:

@@ -18,10 +18,11 @@ TRAININGS = [
     "recurrent_a2c",
     "sine_forecast",
     "text_classification",
+    "world_model",
 ]
 WITH_CELL = ["digit_rows", "text_classification"]
 OTHER_CELLS = ["gru", "rnn", "rnn_relu"]
-OTHERS = ["onnx_export", "quantize", "three_layers"]
+OTHERS = ["language_model", "onnx_export", "quantize", "three_layers"]
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +58,39 @@ def test_training_agrees(name, cell, tmp_path, capsys):
     assert figure.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in results)
+
+
+def test_language_model_learns(tmp_path, capsys):
+    """From epoch to epoch, and the slower the more is dropped."""
+    figure = tmp_path / "figure.png"
+    courses = importlib.import_module("examples.language_model").main(["--quick", "--plot", str(figure)])
+    for course in courses.values():
+        assert course.losses == sorted(course.losses, reverse=True)
+        assert course.score == min(course.validation) < course.losses[0]
+    plain, _, every = courses.values()
+    assert all(dropped > whole for dropped, whole in zip(every.losses, plain.losses, strict=True))
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    lines = capsys.readouterr().out.splitlines()
+    assert all(name in lines[0] for name in courses) and max(map(len, lines[:-1])) <= 80
+
+
+@pytest.mark.slow
+def test_dropouts_lower_the_validation_loss():
+    plain, weights, every = importlib.import_module("examples.language_model").main([]).values()
+    assert plain.score > weights.score > every.score
+    assert plain.score > every.score + 0.06
+    assert plain.validation[-1] > plain.score + 0.1, "it does not overfit"
+
+
+@pytest.mark.slow
+def test_imagined_balls_beat_guesses():
+    example = importlib.import_module("examples.world_model")
+    torch.manual_seed(5)
+    test = example.balls(60, 200)
+    imagined = example.train(example.GRUS["FusedGRU"], test, updates=400)
+    guesses = torch.stack([*example.baselines(test).values()])
+    assert imagined.score < 0.3 * guesses.mean(1).min()
+    assert (imagined.errors < guesses).all()
 
 
 def test_three_layers_agree(capsys):
