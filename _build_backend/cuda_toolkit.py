@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # What a release carries. 8.0 also runs on 8.6, 8.7 and 8.9, which have its instructions: code of their own would make
-# wheels larger than 15 MB. 10.0 (not 10.0a) also runs on 10.3, 12.0 on 12.1. 9.0a: Hopper with its architecture-specific
-# instructions. PTX lets newer GPUs compile the kernels at load time; that of 12.0 would be the same.
+# wheels larger than 15 MB. 10.0 (not 10.0a) also runs on 10.3, 12.0 on 12.1. 9.0a: Hopper with the instructions that
+# it alone has. PTX lets newer GPUs compile the kernels at load time; that of 12.0 would be the same.
 RELEASE_ARCHS = "7.5;8.0;9.0a;10.0+PTX;12.0"
 OLDEST_ARCH = 7.5  # that the kernels can be compiled for
 
