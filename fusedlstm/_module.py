@@ -189,11 +189,8 @@ def _initialize(name: str, tensor: Tensor, hidden_size: int) -> None:
 def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and_returns):
     """The layers of a module, on the arguments of its forward; further ones in the order of `run`."""
     frozen = module._fused_frozen
-    if frozen is not None and module._fused_zoneout and Variants.of(module).serve(training=False):
-        raise RuntimeError(
-            f"{type(module).__name__} is frozen for inference: expected the plain recurrence, got "
-            f"zoneout={module._fused_zoneout}; call fusedlstm.unfreeze(model) first"
-        )
+    if frozen is not None and (module._fused_zoneout or module._fused_layer_norm or module._fused_peephole):
+        _refuse_variants_of_frozen(module)
     if frozen is not None and (results := frozen.run_usual(module, input, hx, rows_and_returns)) is not None:
         return results
     names, layers, packing = module._flat_weights_names, None, None
@@ -214,6 +211,16 @@ def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and
         sizes.cell, input, hx, weights, sizes, module.batch_first, module.dropout, module.training, *rows_and_returns,
         packing=packing, frozen=layers, varied=varied,
     )  # fmt: skip
+
+
+def _refuse_variants_of_frozen(module: FusedLayer) -> None:
+    variants = Variants.of(module)
+    if variants.serve(training=False):
+        name = next(name for name in variants.in_use() if name != "recurrent_dropout")
+        raise RuntimeError(
+            f"{type(module).__name__} is frozen for inference: expected the plain recurrence, got "
+            f"{name}={getattr(variants, name)}; call fusedlstm.unfreeze(model) first"
+        )
 
 
 def _varied_of(module: FusedLayer, sizes) -> Varied | None:

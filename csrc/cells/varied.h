@@ -71,9 +71,22 @@ struct VariedLstm {
   }
 };
 
+// Of cells without a cell state: h is there at once, and nothing comes after a norm.
+template <int kSaved>
+struct EndsAtOnce {
+  template <class Math, class V>
+  constexpr V end(V (&)[kSaved], V h, V) const {
+    return h;
+  }
+  template <class Math, class V>
+  constexpr Ended<V> end_backward(const V (&)[kSaved], V, V) const {
+    return {V{}, V{}};
+  }
+};
+
 // A cell with variants of its states alone, as it is.
 template <class Cell>
-struct Unvaried {
+struct Unvaried : EndsAtOnce<Cell::kSizes.saved + Cell::kSizes.reads_h> {
   static constexpr CellSizes kSizes = Cell::kSizes;
   static constexpr int kSaved = kSizes.saved + kSizes.reads_h;
   static constexpr bool kNormsBoth = false;
@@ -92,15 +105,6 @@ struct Unvaried {
     return begun;
   }
   template <class Math, class V>
-  constexpr V end(V (&)[kSaved], V h, V) const {
-    return h;
-  }
-
-  template <class Math, class V>
-  constexpr Ended<V> end_backward(const V (&)[kSaved], V, V) const {
-    return {V{}, V{}};
-  }
-  template <class Math, class V>
   constexpr CellGradients<V, kSizes> begin_backward(const V (&saved)[kSaved], V h_before, const V (&none)[1], V, V d_h,
                                                     V, const V (&)[kPeepholes]) const {
     Known<V, kSizes> known{};
@@ -112,15 +116,13 @@ struct Unvaried {
 };
 
 // saved: r, z, n, and the sum that r multiplies.
-struct NormedGru {
-  static constexpr CellSizes kSizes{.gates = 3,
-                                    .joined = 3,
-                                    .states = 1,
-                                    .saved = 4,
-                                    .carried = 0,
-                                    .takes_h = true,
-                                    .reads_h = false,
-                                    .projects = false};
+struct NormedGru : EndsAtOnce<Gru::kSizes.saved> {
+  // The norm has whole sums.
+  static constexpr CellSizes kSizes = [] {
+    CellSizes sizes = Gru::kSizes;
+    sizes.joined = sizes.gates;
+    return sizes;
+  }();
   static constexpr int kSaved = kSizes.saved;
   static constexpr bool kNormsBoth = true;
 
@@ -130,15 +132,6 @@ struct NormedGru {
     const V r = Math::sigmoid(sums.joined[0]), z = Math::sigmoid(sums.joined[1] - Math::kOne);
     const V n = Math::tanh(r * sums.joined[2]);
     return {{r, z, n, sums.joined[2]}, {}, h_before + z * (n - h_before)};
-  }
-  template <class Math, class V>
-  constexpr V end(V (&)[kSaved], V h, V) const {
-    return h;
-  }
-
-  template <class Math, class V>
-  constexpr Ended<V> end_backward(const V (&)[kSaved], V, V) const {
-    return {V{}, V{}};
   }
   template <class Math, class V>
   constexpr CellGradients<V, kSizes> begin_backward(const V (&saved)[kSaved], V h_before, const V (&)[1], V, V d_h, V,

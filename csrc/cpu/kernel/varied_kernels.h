@@ -11,7 +11,7 @@ namespace fusedlstm::cpu {
 template <class Cell>
 constexpr Cell make_varied_cell(bool is_relu) {
   if constexpr (Cell::kSizes == Rnn::kSizes)
-    return {{is_relu}};
+    return {{}, {is_relu}};
   else
     return {};
 }
