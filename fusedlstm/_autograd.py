@@ -1,4 +1,4 @@
-"""The derivatives of the operators, as autograd functions; and what calls them.
+"""The derivatives of the operators of layers, as autograd functions; and what calls them.
 
 Written out instead of `torch.library.register_autograd`, which flattens lists of tensors by a general tree walk in
 every call: that took longer than a whole small layer. Arguments here are the cell's name and the operator's, as one
@@ -11,7 +11,6 @@ takes longer, since PyTorch inspects their signatures each time.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import torch
 
@@ -25,11 +24,10 @@ from fusedlstm._arguments import (
     flat_tensors,
     layer_arguments,
     list_sizes,
-    one_step,
 )
 from fusedlstm._namespace import NAMESPACE
 from fusedlstm._private_torch import are_transforms_active, below_autograd, plain_apply, will_run
-from fusedlstm._second_order import needs_graph, second_order, second_order_of_cell
+from fusedlstm._second_order import second_order
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
@@ -64,96 +62,9 @@ class _Layer(torch.autograd.Function):
         asked = asked_of(ctx, tensors)
         layer = layer_arguments(by_kind(tensors, ctx.list_sizes), batch_sizes, lengths, reset, ctx.allow_tf32)
         incoming = Incoming(d_output, d_last, d_carried)
-        needs = list(map(_any, by_kind(asked, ctx.list_sizes)))
+        needs = list(map(any_of, by_kind(asked, ctx.list_sizes)))
         found = flat(gradients_of_layer(ctx.name, BackwardArguments(incoming, layer, *kept, needs)))
         return (None, None, *[gradient if ask else None for gradient, ask in zip(found, asked)])
-
-
-class _Cell(torch.autograd.Function):
-    """`<cell>_cell` with its derivative. `tensors` are its input, states and weights in a row."""
-
-    @staticmethod
-    def forward(ctx, name, allow_tf32, *tensors):
-        with below_autograd():
-            last, kept = OPERATORS[name].cell(*_of_step(name, tensors), allow_tf32)
-        ctx.name, ctx.allow_tf32 = name, allow_tf32
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept, *tensors)
-        return tuple(last)
-
-    @staticmethod
-    def backward(ctx, *d_states):
-        saved = ctx.saved_tensors
-        kept, tensors = saved[:3], saved[3:]
-        step = _Step(ctx.name, kept, asked_of(ctx, tensors), ctx.allow_tf32)
-        is_plain = torch.is_grad_enabled() and not _transforms.are_active()
-        run = _apply_cell_gradients if is_plain else _cell_gradients
-        return (None, None, *run(step, *d_states, *tensors))
-
-
-class _Step(NamedTuple):
-    """What the gradients of `_Cell` are computed from, beside tensors that can have gradients."""
-
-    name: str
-    kept: tuple  # output, saved, carried
-    asked: list[bool]  # for each of `_Cell`'s tensors
-    allow_tf32: bool
-
-
-class _CellGradients(torch.autograd.Function):
-    """The gradients of `_Cell` with their derivative: to it what `_Gradients` is to `_Layer`."""
-
-    @staticmethod
-    def forward(ctx, step, *tensors):
-        ctx.step = step._replace(kept=None)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*step.kept, *tensors)
-        return _cell_gradients(step, *tensors)
-
-    @staticmethod
-    def backward(ctx, *cotangents):
-        name, _, _, allow_tf32 = ctx.step
-        states = len(CELLS[name].states)
-        saved = ctx.saved_tensors
-        results, d_states, tensors = saved[:3], saved[3 : 3 + states], saved[3 + states :]
-        asked = asked_of(ctx, saved[3:])
-        if not needs_graph(d_states):
-            return (None, *second_order_of_cell(CELLS[name], d_states, tensors, results, cotangents, asked))
-        layer = one_step(*_of_step(name, tensors), allow_tf32)
-        cotangents = one_step(*_of_step(name, cotangents), None)
-        incoming = Incoming(None, list(map(_as_steps, d_states)), None)
-        sizes = list_sizes(layer)
-        asked_incoming = Incoming(False, any(asked[:states]), False)
-        asked_layer = by_kind(asked[states:], sizes)
-        found_incoming, found = second_order(
-            CELLS[name], layer, incoming, results, by_kind(flat_tensors(cotangents), sizes), asked_incoming,
-            list(map(_any, asked_layer)),
-        )  # fmt: skip
-        d_rows = [*found_incoming.last, found.input, *found.initial]
-        found = [*[None if d is None else d.squeeze(0) for d in d_rows], *flat(found)[1 + states :]]
-        return (None, *[one if ask else None for one, ask in zip(found, asked)])
-
-
-def _cell_gradients(step, *tensors) -> tuple:
-    """Of the gradients of `_Cell` those that are asked for; None for the others."""
-    states = len(CELLS[step.name].states)
-    d_states, parts = tensors[:states], _of_step(step.name, tensors[states:])
-    if _transforms.are_active():
-        layer = one_step(*parts, step.allow_tf32)
-        needs = list(map(_any, by_kind(step.asked, list_sizes(layer))))
-        incoming = Incoming(None, list(map(_as_steps, d_states)), None)
-        found = flat(gradients_of_layer(step.name, BackwardArguments(incoming, layer, *step.kept, needs)))
-        found = *(d.squeeze(0) for d in found[: 1 + states]), *found[1 + states :]
-    else:
-        with below_autograd():
-            found = OPERATORS[step.name].cell_backward(d_states, *parts, step.allow_tf32, step.kept, step.asked)
-    return tuple([gradient if ask else None for gradient, ask in zip(found, step.asked)])
-
-
-def _of_step(name, tensors) -> tuple:
-    """What there is for a step's input, for its states, and for its weights, of all in a row."""
-    end = 1 + len(CELLS[name].states)
-    return tensors[0], tensors[1:end], tensors[end:]
 
 
 class _Gradients(torch.autograd.Function):
@@ -187,9 +98,9 @@ class _Gradients(torch.autograd.Function):
         layer = layer_arguments(by_kind(tensors, ctx.list_sizes), batch_sizes, lengths, reset, ctx.allow_tf32)
         cotangents = by_kind(flat_cotangents, ctx.list_sizes)
         cotangents = cotangents._make(u if need else _nothing(u) for u, need in zip(cotangents, ctx.needs))
-        asked = list(map(_any, by_kind(asked_tensors, ctx.list_sizes)))
+        asked = list(map(any_of, by_kind(asked_tensors, ctx.list_sizes)))
         found_incoming, found = second_order(
-            CELLS[ctx.name], layer, incoming, results, cotangents, Incoming(*map(_any, asked_incoming)), asked
+            CELLS[ctx.name], layer, incoming, results, cotangents, Incoming(*map(any_of, asked_incoming)), asked
         )
         d_output, d_last, d_carried = found_incoming
         found = [d_output, *d_last, d_carried, *flat(found)]
@@ -224,9 +135,7 @@ class _TransformedGradients(torch.autograd.Function):
 
 
 # Under vmap, the rule in _vmap.py comes first, and what arrives here are plain tensors.
-_apply_layer, _apply_gradients, _apply_cell, _apply_cell_gradients = map(
-    plain_apply, (_Layer, _Gradients, _Cell, _CellGradients)
-)
+_apply_layer, _apply_gradients = map(plain_apply, (_Layer, _Gradients))
 
 
 def _layer(apply, name, *arguments):
@@ -241,18 +150,6 @@ def _layer(apply, name, *arguments):
 LAYERS = {name: functools.partial(_layer, _apply_layer, name) for name in CELLS}
 # The same under transforms of torch.func that take gradients.
 TRANSFORMED_LAYERS = {name: functools.partial(_layer, _TransformedLayer.apply, name) for name in CELLS}
-
-
-def run_step(name, input, states, weights, allow_tf32):
-    """States after one step of a cell, [B, H] each, outside of transforms; derivatives are recorded where any is asked.
-
-    Arguments as those of `<cell>_cell`, states and weights as tuples.
-    """
-    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-        tensors = (input, *states, *weights)
-        if weights[0].requires_grad or any(tensor.requires_grad for tensor in tensors):
-            return _apply_cell(name, allow_tf32, *tensors)
-    return OPERATORS[name].cell_inference(input, states, weights, allow_tf32)
 
 
 def gradients_of_layer(name, arguments: BackwardArguments):
@@ -282,10 +179,6 @@ def _incoming_and_others(in_a_row, states) -> tuple[Incoming, tuple]:
     return Incoming(d_output, d_last, d_carried), in_a_row[states + 2 :]
 
 
-def _as_steps(rows):
-    return None if rows is None else rows.unsqueeze(0)
-
-
 def asked_of(ctx, tensors) -> list[bool]:
     """Of the last arguments of an autograd function, tensors or None, those whose gradients this pass asks for.
 
@@ -301,7 +194,7 @@ def asked_of(ctx, tensors) -> list[bool]:
     return [ask and will_run(node) for ask, (node, _) in zip(asked, nodes)]
 
 
-def _any(needs) -> bool:
+def any_of(needs) -> bool:
     return any(needs) if isinstance(needs, (list, tuple)) else needs
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fusedlstm import _checks
-from fusedlstm._autograd import run_step
+from fusedlstm._autograd_steps import run_step
 from fusedlstm._choice import is_plain, is_tf32_on
 from fusedlstm._layers import as_passed
 from fusedlstm._run import run
@@ -42,18 +42,18 @@ def run_quantized_cell(input, hx, weights, sizes):
 
 def _plain(name, input, states, weights, frozen):
     """The states after the step, of tensors that fit; raises any exception of others. states: () for zeros."""
-    allow_tf32 = input.is_cuda and input.dtype is torch.float32 and is_tf32_on(True)
     is_batched = input.dim() == 2
-    rows = input if is_batched else input.unsqueeze(0)
-    if not states and frozen is None:
-        states = (input.new_zeros(rows.size(0), weights[1].size(1)),) * len(CELLS[name].states)
-    elif not is_batched:
-        states = tuple([state.unsqueeze(0) for state in states])
     if frozen is None:
-        last = run_step(name, rows, states, weights, allow_tf32)
-    else:
-        last = OPERATORS[name].cell_frozen(rows, states, frozen)
-    return last if is_batched else [state.squeeze_(0) for state in last]
+        if not states:
+            sizes = (input.size(0), weights[1].size(1)) if is_batched else (weights[1].size(1),)
+            states = (input.new_zeros(sizes),) * len(CELLS[name].states)
+        return run_step(
+            name, input, states, weights, input.is_cuda and input.dtype is torch.float32 and is_tf32_on(True)
+        )
+    if is_batched:
+        return OPERATORS[name].cell_frozen(input, states, frozen)
+    last = OPERATORS[name].cell_frozen(input.unsqueeze(0), tuple([state.unsqueeze(0) for state in states]), frozen)
+    return [state.squeeze_(0) for state in last]
 
 
 def _refuse(*call):

@@ -19,7 +19,9 @@ from fusedlstm.cells import Cell
 from fusedlstm.ops import OPERATORS
 
 
-def second_order(cell: Cell, rows, weights, saved, after, incoming, rows_dot, weights_dot, needs) -> tuple:
+def second_order(
+    cell: Cell, rows, weights, saved, after, incoming, rows_dot, weights_dot, needs, is_at_sums=False
+) -> tuple:
     """Gradients of the sum of <tangent, gradient> for the step's arguments, and for the incoming gradients.
 
     N rows; I, H, R (and P) features of x, states but h, and h. All in float32 or float64.
@@ -33,10 +35,12 @@ def second_order(cell: Cell, rows, weights, saved, after, incoming, rows_dot, we
         rows_dot: tangents of `rows`, None for zeros.
         weights_dot: those of weight_ih, weight_hh, bias_ih, bias_hh, weight_hr.
         needs: whether to return gradients for each of `rows`, and of weight_ih, weight_hh, bias_ih, bias_hh, weight_hr.
+        is_at_sums: whether the gradients for the sums are returned too, and not followed to what the sums are made of.
 
     Returns:
-        The tangents of the states after the step, which are the gradients for `incoming`; then, in the order of
-        `needs`, the gradients, None where not needed.
+        The tangents of the states after the step, which are the gradients for `incoming`; with is_at_sums those for the
+        sums, in a list as of `sums_dot`; then, in the order of `needs`, the gradients, None where not needed or nothing
+        flows.
     """
     (x, *before), (x_dot, *before_dot) = rows, rows_dot
     w_ih, w_hh, w_hr = weights
@@ -50,24 +54,29 @@ def second_order(cell: Cell, rows, weights, saved, after, incoming, rows_dot, we
     if w_hr is not None and d_h is not None:
         d_m, d_m_dot = d_h @ w_hr, None if w_hr_dot is None else d_h @ w_hr_dot
     sums, hidden_sums = sums_dot(cell, of_input, of_hidden)
-    arrive = [d_m, *incoming[1:]] if any(needs) else [None] * len(incoming)
+    is_needed = is_at_sums or any(needs)
+    arrive = [d_m, *incoming[1:]] if is_needed else [None] * len(incoming)
     after_dot, d_sums, _, d_before_dot = OPERATORS[cell.name].steps_second_order(
-        before, after, saved, sums, hidden_sums, before_dot, arrive, d_m_dot if any(needs) else None
+        before, after, saved, sums, hidden_sums, before_dot, arrive, d_m_dot if is_needed else None
     )
     m_dot = after_dot[0]
     if w_hr is not None:
         after_dot[0] = projected_dot(cell, saved, after, m_dot, w_hr, w_hr_dot)
-    if not any(needs):
+    if not is_needed:
         return *after_dot, *[None] * len(needs)
 
     d_x_sums, d_h_sums = d_sums[:2], d_sums[2:] if cell.is_apart else d_sums[:2]
+    at_sums = ()
+    if is_at_sums:
+        at_sums = ([d_x_sums[1], d_h_sums[1]] if cell.is_apart else [d_x_sums[1]],)
+        d_x_sums, d_h_sums = (d_x_sums[0], None), (d_h_sums[0], None)
     to_rows = [None] * len(rows)
     if needs_rows[0]:
         to_rows[0] = _of_row(d_x_sums, w_ih, w_ih_dot)
     if needs_rows[1]:
         to_rows[1] = _of_row(d_h_sums, w_hh, w_hh_dot)
         if cell.takes_h:
-            to_rows[1] += d_before_dot[0]
+            to_rows[1] = d_before_dot[0] if to_rows[1] is None else to_rows[1].add_(d_before_dot[0])
     for place in range(2, len(rows)):
         if needs_rows[place]:
             to_rows[place] = d_before_dot[place - 1]
@@ -77,11 +86,12 @@ def second_order(cell: Cell, rows, weights, saved, after, incoming, rows_dot, we
         to_w_hr = w_hr.new_zeros(w_hr.shape) if d_h is None else d_h.t() @ m_dot
     return (
         *after_dot,
+        *at_sums,
         *to_rows,
         _of_weight(d_x_sums, x, x_dot) if needs_w_ih else None,
         _of_weight(d_h_sums, before[0], before_dot[0]) if needs_w_hh else None,
-        d_x_sums[1].sum(0) if needs_b_ih else None,
-        d_h_sums[1].sum(0) if needs_b_hh else None,
+        d_x_sums[1].sum(0) if needs_b_ih and not is_at_sums else None,
+        d_h_sums[1].sum(0) if needs_b_hh and not is_at_sums else None,
         to_w_hr,
     )
 
@@ -122,11 +132,18 @@ def projected_dot(cell: Cell, saved, after, m_dot, w_hr, w_hr_dot):
 
 def _of_row(d_sums, weight, weight_dot):
     d, d_dot = d_sums
-    found = d_dot @ weight
-    return found if weight_dot is None else found.addmm_(d, weight_dot)
+    return _sum_of_products((d_dot, weight), (d, weight_dot))
 
 
 def _of_weight(d_sums, row, row_dot):
     d, d_dot = d_sums
-    found = d_dot.t() @ row
-    return found if row_dot is None else found.addmm_(d.t(), row_dot)
+    return _sum_of_products((None if d_dot is None else d_dot.t(), row), (d.t(), row_dot))
+
+
+def _sum_of_products(*pairs):
+    """Of pairs of matrices, those where one is None being zeros; None where all are."""
+    total = None
+    for a, b in pairs:
+        if a is not None and b is not None:
+            total = a @ b if total is None else total.addmm_(a, b)
+    return total

@@ -148,7 +148,9 @@ def test_compiles_in_a_full_graph(package, member):
     with kernelized(package, layer, cell, mode=mode), torch._dynamo.config.patch(allow_rnn=True):
         for plain, ours, given in ((layer, fused, x), (cell, fused_cell, x[0])):
             compiled = torch.compile(plain, fullgraph=True, backend="aot_eager")
-            assert all(map(torch.equal, tensors_of(compiled(given)), tensors_of(ours(given))))
+            with torch.no_grad():  # an RNN with gradients runs PyTorch's own step
+                assert all(map(torch.equal, tensors_of(compiled(given)), tensors_of(ours(given))))
+            compiled(given)
 
 
 # The package.

@@ -108,7 +108,9 @@ def test_usual_calls_run_them(cell, mode, with_state, is_batched, monkeypatch):
     monkeypatch.setattr(_run_cell, "_as_layer", None)
     with mode():
         found = module(x, hx)
-    torch.testing.assert_close(found, by_layer, rtol=0, atol=0)
+    # With gradients, a cell may run PyTorch's own step: its sums are in another order.
+    allowed = 4 * torch.finfo(x.dtype).eps if cell.run_step and mode is torch.enable_grad else 0
+    torch.testing.assert_close(found, by_layer, rtol=0, atol=allowed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

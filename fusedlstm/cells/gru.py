@@ -28,6 +28,7 @@ GRU = Cell(
     layer=nn.GRU,
     cell=nn.GRUCell,
     run_layer=torch.gru,
+    run_step=None,
     promotes=(True, True),
     onnx=("GRU", (1, 0, 2), {"linear_before_reset": 1}),
     cudnn=3,

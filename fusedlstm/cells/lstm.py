@@ -33,6 +33,7 @@ LSTM = Cell(
     layer=nn.LSTM,
     cell=nn.LSTMCell,
     run_layer=torch.lstm,
+    run_step=None,
     promotes=(False, True),
     onnx=("LSTM", (0, 3, 1, 2), {}),
     cudnn=2,

@@ -15,7 +15,7 @@ def _step(activation):
     return step
 
 
-def _rnn(name, activation, onnx_activation, run_layer, cudnn) -> Cell:
+def _rnn(name, activation, onnx_activation, run_layer, run_step, cudnn) -> Cell:
     return Cell(
         name=name,
         gates=1,
@@ -29,11 +29,12 @@ def _rnn(name, activation, onnx_activation, run_layer, cudnn) -> Cell:
         layer=nn.RNN,
         cell=nn.RNNCell,
         run_layer=run_layer,
+        run_step=run_step,
         promotes=(False, False),
         onnx=("RNN", (0,), {"activations": [onnx_activation]}),
         cudnn=cudnn,
     )
 
 
-RNN_TANH = _rnn("rnn_tanh", Tensor.tanh, "Tanh", torch.rnn_tanh, 1)
-RNN_RELU = _rnn("rnn_relu", Tensor.relu, "Relu", torch.rnn_relu, 0)
+RNN_TANH = _rnn("rnn_tanh", Tensor.tanh, "Tanh", torch.rnn_tanh, torch.rnn_tanh_cell, 1)
+RNN_RELU = _rnn("rnn_relu", Tensor.relu, "Relu", torch.rnn_relu, torch.rnn_relu_cell, 0)

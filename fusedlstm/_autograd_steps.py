@@ -1,0 +1,165 @@
+"""The derivatives of one step, as autograd functions; and what calls them. See _autograd.py, which has those of layers.
+
+In a double backward, gradients arrive at a step from two sides: those that its own first gradients give to what they
+were computed from, and those that these give to its results. PyTorch's cells, many operators, add them up at the sums
+that enter the gates, and multiply once. A step that is one operator would multiply for each. So it has one result more,
+which nobody sees: `saved` of the operator. The gradients of its gradients leave there what they have for the sums, and
+the step adds it to its own before it multiplies.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from fusedlstm import _transforms
+from fusedlstm._arguments import (
+    BackwardArguments,
+    Incoming,
+    by_kind,
+    flat,
+    flat_tensors,
+    list_sizes,
+    one_step,
+)
+from fusedlstm._autograd import any_of, asked_of, gradients_of_layer
+from fusedlstm._private_torch import below_autograd, plain_apply
+from fusedlstm._second_order import gradients_of_sums, needs_graph, second_order, second_order_of_cell
+from fusedlstm.cells import CELLS, Cell
+from fusedlstm.ops import OPERATORS
+
+# Dtypes in which sums may go from one operator to another as they are.
+UNROUNDED = torch.float32, torch.float64
+
+
+def run_step(name, input, states, weights, allow_tf32):
+    """States after one step of a cell, shaped as those before it, outside of transforms; derivatives are recorded where
+    any is asked.
+
+    Arguments as those of `<cell>_cell`, states and weights as tuples; input and states may be without B.
+    """
+    is_batched, records = input.dim() == 2, False
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        records = weights[0].requires_grad or any(tensor.requires_grad for tensor in (input, *states, *weights))
+        run_own = CELLS[name].run_step
+        if records and run_own is not None and is_batched and input.is_cpu and input.dtype in UNROUNDED:
+            return (run_own(input, *states, *weights),)
+    if not is_batched:
+        input, states = input.unsqueeze(0), tuple([state.unsqueeze(0) for state in states])
+    if records:
+        last = _apply_cell(name, allow_tf32, input, *states, *weights)[: len(states)]
+    else:
+        last = OPERATORS[name].cell_inference(input, states, weights, allow_tf32)
+    return last if is_batched else [state.squeeze_(0) for state in last]
+
+
+class _Cell(torch.autograd.Function):
+    """`<cell>_cell` with its derivative. `tensors` are its input, states and weights in a row."""
+
+    @staticmethod
+    def forward(ctx, name, allow_tf32, *tensors):
+        with below_autograd():
+            last, kept = OPERATORS[name].cell(*_of_step(name, tensors), allow_tf32)
+        ctx.name, ctx.allow_tf32 = name, allow_tf32
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*kept, *tensors)
+        return (*last, kept[1]) if _takes_gradients_of_sums(CELLS[name], kept) else tuple(last)
+
+    @staticmethod
+    def backward(ctx, *d_results):
+        cell, saved = CELLS[ctx.name], ctx.saved_tensors
+        states = len(cell.states)
+        d_states, kept, tensors = d_results[:states], saved[:3], saved[3:]
+        step = _Step(ctx.name, kept, asked_of(ctx, tensors), ctx.allow_tf32)
+        if len(d_results) > states and d_results[states] is not None:
+            return (None, None, *gradients_of_sums(cell, d_states, d_results[states], kept, tensors, step.asked))
+        if all(d is None for d in d_states):  # as what comes after may say
+            return (None, None, *[None] * len(tensors))
+        if not torch.is_grad_enabled() or _transforms.are_active():
+            return (None, None, *_cell_gradients(step, *d_states, *tensors))
+        to_sums = kept[1] if len(d_results) > states else None
+        return (None, None, *_apply_cell_gradients(step, to_sums, *d_states, *tensors))
+
+
+class _Step(NamedTuple):
+    """What the gradients of `_Cell` are computed from, beside tensors that can have gradients."""
+
+    name: str
+    kept: tuple  # output, saved, carried
+    asked: list[bool]  # for each of `_Cell`'s tensors
+    allow_tf32: bool
+
+
+class _CellGradients(torch.autograd.Function):
+    """The gradients of `_Cell` with their derivative: to it what `_Gradients` is to `_Layer`.
+
+    to_sums: the result of `_Cell` that takes the gradients for the sums, or None.
+    """
+
+    @staticmethod
+    def forward(ctx, step, to_sums, *tensors):
+        ctx.step, ctx.has_sums = step._replace(kept=None), to_sums is not None
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*step.kept, *tensors)
+        return _cell_gradients(step, *tensors)
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        cell, allow_tf32 = CELLS[ctx.step.name], ctx.step.allow_tf32
+        states = len(cell.states)
+        saved = ctx.saved_tensors
+        results, d_states, tensors = saved[:3], saved[3 : 3 + states], saved[3 + states :]
+        if all(u is None for u in cotangents):
+            return (None,) * (2 + states + len(tensors))
+        asks_sums, *asked = asked_of(ctx, (saved[0] if ctx.has_sums else None, *saved[3:]))
+        if not needs_graph(d_states):
+            found = second_order_of_cell(cell, d_states, tensors, results, cotangents, asked, asks_sums)
+            return (None, *found)
+        layer = one_step(*_of_step(cell.name, tensors), allow_tf32)
+        cotangents = one_step(*_of_step(cell.name, cotangents), None)
+        incoming = Incoming(None, list(map(_as_steps, d_states)), None)
+        sizes = list_sizes(layer)
+        asked_incoming = Incoming(False, any(asked[:states]), False)
+        asked_layer = by_kind(asked[states:], sizes)
+        found_incoming, found = second_order(
+            cell, layer, incoming, results, by_kind(flat_tensors(cotangents), sizes), asked_incoming,
+            list(map(any_of, asked_layer)),
+        )  # fmt: skip
+        d_rows = [*found_incoming.last, found.input, *found.initial]
+        found = [*[None if d is None else d.squeeze(0) for d in d_rows], *flat(found)[1 + states :]]
+        return (None, None, *[one if ask else None for one, ask in zip(found, asked)])
+
+
+_apply_cell, _apply_cell_gradients = plain_apply(_Cell), plain_apply(_CellGradients)
+
+
+def _takes_gradients_of_sums(cell: Cell, kept) -> bool:
+    """Whether `saved` is of the sums' size and dtype, and so can stand for them."""
+    return cell.saved == cell.sums and kept[1].dtype in UNROUNDED
+
+
+def _cell_gradients(step, *tensors) -> tuple:
+    """Of the gradients of `_Cell` those that are asked for; None for the others."""
+    states = len(CELLS[step.name].states)
+    d_states, parts = tensors[:states], _of_step(step.name, tensors[states:])
+    if _transforms.are_active():
+        layer = one_step(*parts, step.allow_tf32)
+        needs = list(map(any_of, by_kind(step.asked, list_sizes(layer))))
+        incoming = Incoming(None, list(map(_as_steps, d_states)), None)
+        found = flat(gradients_of_layer(step.name, BackwardArguments(incoming, layer, *step.kept, needs)))
+        found = *(d.squeeze(0) for d in found[: 1 + states]), *found[1 + states :]
+    else:
+        with below_autograd():
+            found = OPERATORS[step.name].cell_backward(d_states, *parts, step.allow_tf32, step.kept, step.asked)
+    return tuple([gradient if ask else None for gradient, ask in zip(found, step.asked)])
+
+
+def _of_step(name, tensors) -> tuple:
+    """What there is for a step's input, for its states, and for its weights, of all in a row."""
+    end = 1 + len(CELLS[name].states)
+    return tensors[0], tensors[1:end], tensors[end:]
+
+
+def _as_steps(rows):
+    return None if rows is None else rows.unsqueeze(0)
