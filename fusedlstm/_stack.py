@@ -13,8 +13,10 @@ from torch import Tensor
 from fusedlstm import _transforms
 from fusedlstm._arguments import BackwardArguments, Incoming, LayerArguments
 from fusedlstm._autograd import asked_of, gradients_of_layer
+from fusedlstm._autograd_steps import UNROUNDED
+from fusedlstm._checks import check_tensors
 from fusedlstm._choice import choose
-from fusedlstm._layers import states_of_layers, weights_of_layers
+from fusedlstm._layers import states_of_layers, weights_of_layers, zero_states
 from fusedlstm._private_torch import below_autograd, count_of_dispatch_modes, plain_apply
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
@@ -49,9 +51,27 @@ def run_stack(x, hx, weights, sizes, batch_sizes, allow_tf32):
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         tensors = (x, *hx, *weights)
         if any(tensor.requires_grad for tensor in tensors):
+            if CELLS[sizes.cell].run_step is not None and _is_short(x, batch_sizes):
+                return _by_torch(x, hx, weights, sizes)
             output, *last = _apply_stack(Call(sizes, batch_sizes, allow_tf32, len(hx)), *tensors)
             return output, last
     return operators.stack_inference(x, hx, weights, batch_sizes, sizes.num_layers, sizes.directions, allow_tf32)
+
+
+def _is_short(x, batch_sizes) -> bool:
+    """Whether the calls of Python that our derivatives take are longer than PyTorch's loop over steps."""
+    return 1 <= x.size(0) <= 2 and batch_sizes is None and x.is_cpu and x.dtype in UNROUNDED
+
+
+def _by_torch(x, hx, weights, sizes):
+    """A few steps by PyTorch's own layers, of a cell that gains nothing in them by kernels: see `Cell.run_step`."""
+    cell, B = CELLS[sizes.cell], x.size(1)
+    check_tensors(x, hx or None, weights, sizes, B)
+    states = hx or zero_states(cell, x, sizes, B)
+    # bias, levels, dropout, training, bidirectional, batch_first
+    options = sizes.bias, sizes.num_layers, 0.0, True, sizes.directions == 2, False
+    output, *last = cell.run_layer(x, states[0], weights, *options)
+    return output, last
 
 
 class _Stack(torch.autograd.Function):
