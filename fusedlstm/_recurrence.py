@@ -42,7 +42,7 @@ _OPERATORS = {
     for name in CELLS
 }
 # Of the arguments those that are tensors, or lists of tensors.
-_TENSORS = [name for name in RecurrenceArguments._fields if name not in ("eps", "reverse", "keeps")]
+_TENSORS = [name for name in RecurrenceArguments._fields if name not in ("eps", "reverse", "keeps", "allow_tf32")]
 # Those of them with a gradient among `d_parameters`, in their order.
 _PARAMETERS = "bias", "weight_ch", "gain", "gain_c", "bias_c"
 
@@ -84,7 +84,7 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx, name, arguments, *tensors):
         with below_autograd():
             output, last, kept = _OPERATORS[name].recurrence(*arguments)
-        ctx.name, ctx.options = name, (arguments.eps, arguments.reverse)
+        ctx.name, ctx.options = name, (arguments.eps, arguments.reverse, arguments.allow_tf32)
         ctx.list_sizes = [len(of) if isinstance(of := getattr(arguments, n), (list, tuple)) else -1 for n in _TENSORS]
         ctx.count_of_kept = len(kept)
         ctx.mark_non_differentiable(*kept)
@@ -128,7 +128,7 @@ def _by_reference(cell, a: RecurrenceArguments, tensors, asked, list_sizes, inco
         replaced = list(tensors)
         for place, tensor in zip(places, wanted):
             replaced[place] = tensor
-        output, last = recurrence(cell, *_rebuilt(replaced, list_sizes, a.eps, a.reverse))
+        output, last = recurrence(cell, *_rebuilt(replaced, list_sizes, a.eps, a.reverse, a.allow_tf32))
         return [result for result, d in zip((output, *last), incoming) if d is not None]
 
     found = gradients(results, [tensors[place] for place in places], [d for d in incoming if d is not None])
@@ -144,14 +144,14 @@ def _in_a_row(arguments) -> list:
     return [one for argument in arguments for one in (argument if isinstance(argument, (list, tuple)) else [argument])]
 
 
-def _rebuilt(tensors, list_sizes, eps, reverse) -> RecurrenceArguments:
+def _rebuilt(tensors, list_sizes, eps, reverse, allow_tf32) -> RecurrenceArguments:
     """The arguments, of their tensors in a row; list_sizes: -1 for one that is no list."""
     following = iter(tensors)
     named = {
         name: next(following) if size < 0 else [next(following) for _ in range(size)]
         for name, size in zip(_TENSORS, list_sizes)
     }
-    return RecurrenceArguments(**named, eps=eps, reverse=reverse, keeps=True)
+    return RecurrenceArguments(**named, eps=eps, reverse=reverse, keeps=True, allow_tf32=allow_tf32)
 
 
 def _at_autograd_keys(name, *arguments):

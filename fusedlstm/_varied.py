@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
-from fusedlstm._choice import is_in_onnx_export
+from fusedlstm._choice import is_in_onnx_export, is_tf32_on
 from fusedlstm._recurrence import run_recurrence, without_autocast
 from fusedlstm._variants import Variants, Varied, masks_of
 from fusedlstm.cells import Cell
@@ -103,6 +103,7 @@ def _direction(
         from_input, initial, weight_hh, inner_bias, mask, zoneout, parameters.get("weight_ch"),
         parameters.get("gain_hh", parameters.get("gain")), parameters.get("gain_c"), parameters.get("bias_c"),
         variants.layer_norm_eps, lengths, reset, reset_state, reverse, keeps=False,
+        allow_tf32=input.is_cuda and input.dtype is torch.float32 and is_tf32_on(False),
     )  # fmt: skip
     return run_recurrence(cell, arguments)
 

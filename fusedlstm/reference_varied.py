@@ -36,6 +36,7 @@ class RecurrenceArguments(NamedTuple):
         reverse: from the last step to the first.
         keeps: whether the operator keeps what its derivative needs, which it does by itself where gradients are asked
             for; no effect here.
+        allow_tf32: whether a GPU may multiply float32 by weight_hh in TF32; no effect here.
     """
 
     from_input: Tensor
@@ -54,6 +55,7 @@ class RecurrenceArguments(NamedTuple):
     reset_state: list[Tensor]
     reverse: bool
     keeps: bool
+    allow_tf32: bool
 
 
 def recurrence(cell: Cell, *arguments) -> tuple[Tensor, list[Tensor]]:

@@ -5,6 +5,7 @@
 
 #include "boxed.h"
 #include "one_step.h"
+#include "recurrence.h"
 #include "stack.h"
 
 namespace fusedlstm {
@@ -27,6 +28,15 @@ void implement(torch::stable::detail::StableLibrary& m) {
          boxed<StepInferenceResults, StepArguments, one_step_inference<kInference>>);
   m.impl((cell + "_cell_backward").c_str(), boxed<StepGradients, StepBackwardArguments, one_step_backward<kBackward>>);
   m.impl((cell + "_steps_second_order").c_str(), boxed<StepsResults, StepsArguments, kSecondOrder>);
+}
+
+// The same for those of its recurrence with variants.
+template <int kCell, RecurrenceResults (*kForward)(RecurrenceArguments&),
+          RecurrenceGradients (*kBackward)(RecurrenceBackwardArguments&)>
+void implement_recurrence(torch::stable::detail::StableLibrary& m) {
+  const std::string cell = kCells[kCell].name;
+  m.impl((cell + "_recurrence").c_str(), boxed<RecurrenceResults, RecurrenceArguments, kForward>);
+  m.impl((cell + "_recurrence_backward").c_str(), boxed<RecurrenceGradients, RecurrenceBackwardArguments, kBackward>);
 }
 
 }  // namespace fusedlstm

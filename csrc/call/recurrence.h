@@ -18,7 +18,7 @@ struct RecurrenceArguments {
   double eps = 0;
   OptionalTensor lengths, reset;
   Tensors reset_state;
-  bool reverse = false, keeps = false;
+  bool reverse = false, keeps = false, allow_tf32 = false;
 
   template <class Visitor>
   void visit(Visitor v) {
@@ -38,6 +38,7 @@ struct RecurrenceArguments {
     v("reset_state", reset_state);
     v("reverse", reverse);
     v("keeps", keeps);
+    v("allow_tf32", allow_tf32);
   }
 };
 
@@ -145,8 +146,17 @@ class CheckedRecurrence : public RecurrenceArguments {
                     states.size());
     for (Tensor& state : states) check(state, {batch, hidden}, name);
   }
+  // Whether both parts of a row's sums have gradients of their own.
+  bool has_apart() const { return kind == VariedKind::kGru || (kind == VariedKind::kLstm && gain); }
+  Tensor state() const { return new_tensor(from_input, {batch, hidden}, dtype); }
   Tensor rows(int64_t values) const { return new_tensor(from_input, {steps, batch, values}, dtype); }
   Tensor none() const { return new_tensor(from_input, {0}, dtype); }
+  // The sizes of a row of each of `kept`; 0 for what there is none of.
+  std::vector<int64_t> kept_widths() const {
+    std::vector<int64_t> widths{hidden, saved_of(kind) * hidden, gain ? gates : 0, gain || gain_c ? kVariedScales : 0};
+    widths.resize(size_t(kScales + cell.states), hidden);
+    return widths;
+  }
 
  private:
   Facts facts_;
@@ -177,5 +187,40 @@ class CheckedRecurrence : public RecurrenceArguments {
     }
   }
 };
+
+// Not initialized; `kept` is empty in inference.
+inline RecurrenceResults new_results(const CheckedRecurrence& t) {
+  RecurrenceResults r;
+  r.output = t.rows(t.hidden);
+  for (size_t k = 0; k < t.initial.size(); ++k) r.last.push_back(t.state());
+  if (t.keeps)
+    for (const int64_t width : t.kept_widths()) r.kept.push_back(width > 0 ? t.rows(width) : t.none());
+  return r;
+}
+
+// Not initialized.
+inline RecurrenceGradients new_gradients(const CheckedRecurrence& t) {
+  RecurrenceGradients g;
+  g.from_input = t.rows(t.gates);
+  g.from_hidden = t.has_apart() ? t.rows(t.gates) : t.none();
+  for (size_t k = 0; k < t.initial.size(); ++k) g.initial.push_back(t.state());
+  for (size_t k = 0; k < t.reset_state.size(); ++k) g.reset_state.push_back(t.state());
+  for (const OptionalTensor* parameter : {&t.bias, &t.weight_ch, &t.gain, &t.gain_c, &t.bias_c})
+    g.parameters.push_back(*parameter ? new_tensor(t.from_input, {(*parameter)->size(0)}, t.dtype) : t.none());
+  return g;
+}
+
+// Checks what a backward operator is given beside the recurrence, and makes it dense.
+inline void check_incoming(RecurrenceBackwardArguments& given, const CheckedRecurrence& t) {
+  const std::vector<int64_t> widths = t.kept_widths();
+  STD_TORCH_CHECK(given.kept.size() == widths.size(), "fusedlstm: expected ", widths.size(), " kept, got ",
+                  given.kept.size());
+  for (size_t i = 0; i < widths.size(); ++i)
+    if (widths[i] > 0) t.check(given.kept[i], {t.steps, t.batch, widths[i]}, "kept");
+  STD_TORCH_CHECK(given.d_last.size() == t.initial.size(), "fusedlstm: expected ", t.initial.size(), " d_last, got ",
+                  given.d_last.size());
+  t.check(given.d_output, {t.steps, t.batch, t.hidden}, "d_output");
+  for (OptionalTensor& d : given.d_last) t.check(d, {t.batch, t.hidden}, "d_last");
+}
 
 }  // namespace fusedlstm

@@ -17,7 +17,26 @@
 
 namespace fusedlstm {
 
-inline constexpr int kPeepholes = 3;  // of a unit: those of i, f and o
+inline constexpr int kPeepholes = 3;     // of a unit: those of i, f and o
+inline constexpr int kVariedScales = 3;  // kept of a row: the scale of its norm, then of c the mean and the scale
+
+// A state after zoneout, which keeps the part z of the old one (Krueger et al. 2017).
+template <class Math, class V>
+constexpr V zoned_out(V z, V before, V after) {
+  return z * before + (V{} + Math::kOne - z) * after;
+}
+
+// The way back through (x - mean) * scale of a row, by means over it: of d, the gradient of its normalised values, and
+// of d times these.
+template <class Acc>
+struct NormMeans {
+  Acc d, d_times_normed, scale;
+
+  template <class Math, class V>
+  constexpr V back(V d_of, V normed) const {
+    return (d_of - d - normed * d_times_normed) * scale;
+  }
+};
 
 // What a step comes to before its cell state is normalised. h: of cells that have none.
 template <class V, CellSizes kSizes, int kSaved>
@@ -142,6 +161,15 @@ struct NormedGru : EndsAtOnce<Gru::kSizes.saved> {
     return {{d_r, d_z, d_product * r}, {d_r, d_z, d_product * r}, d_h * (one - z), {}};
   }
 };
+
+// A varied cell of its type, with the values that an operator has it with.
+template <class Cell>
+constexpr Cell make_varied_cell(bool is_relu) {
+  if constexpr (Cell::kSizes == Rnn::kSizes)
+    return {{}, {is_relu}};
+  else
+    return {};
+}
 
 // Which varied cell: the kernels are compiled for each.
 enum class VariedKind : int { kLstm, kGru, kRnn, kNormedGru };

@@ -1,6 +1,5 @@
 // The operators of recurrences with variants on the CPU.
-#include "call/boxed.h"
-#include "call/recurrence.h"
+#include "call/implement.h"
 #include "run_members.h"
 
 namespace fusedlstm::cpu {
@@ -53,23 +52,11 @@ VariedKept kept_of(const Tensors& kept) {
   return k;
 }
 
-// The sizes of a row of each of `kept`; 0 for what there is none of.
-std::vector<int64_t> kept_widths(const CheckedRecurrence& t) {
-  std::vector<int64_t> widths{t.hidden, saved_of(t.kind) * t.hidden, t.gain ? t.gates : 0,
-                              t.gain || t.gain_c ? kVariedScales : 0};
-  widths.resize(size_t(kScales + t.cell.states), t.hidden);
-  return widths;
-}
-
 template <int kCell>
 RecurrenceResults recurrence(RecurrenceArguments& arguments) {
   const NamedCell& named = kCells[kCell];
   const CheckedRecurrence t(std::move(arguments), named.kind);
-  RecurrenceResults r;
-  r.output = t.rows(t.hidden);
-  for (const Tensor& state : t.initial) r.last.push_back(new_tensor(state, {t.batch, t.hidden}, t.dtype));
-  if (t.keeps)
-    for (const int64_t width : kept_widths(t)) r.kept.push_back(width > 0 ? t.rows(width) : t.none());
+  const RecurrenceResults r = new_results(t);
   const Tensor transposed = dense(torch::stable::transpose(t.weight_hh, 0, 1));
   std::vector<VariedForwardArgs> layers(1);
   VariedForwardArgs& a = layers[0];
@@ -87,45 +74,25 @@ template <int kCell>
 RecurrenceGradients recurrence_backward(RecurrenceBackwardArguments& given) {
   const NamedCell& named = kCells[kCell];
   const CheckedRecurrence t(std::move(given.recurrence), named.kind);
-  const std::vector<int64_t> widths = kept_widths(t);
-  STD_TORCH_CHECK(given.kept.size() == widths.size(), "fusedlstm: expected ", widths.size(), " kept, got ",
-                  given.kept.size());
-  for (size_t i = 0; i < widths.size(); ++i)
-    if (widths[i] > 0) t.check(given.kept[i], {t.steps, t.batch, widths[i]}, "kept");
-  STD_TORCH_CHECK(given.d_last.size() == t.initial.size(), "fusedlstm: expected ", t.initial.size(), " d_last, got ",
-                  given.d_last.size());
+  check_incoming(given, t);
+  const RecurrenceGradients g = new_gradients(t);
   std::vector<VariedBackwardArgs> layers(1);
   VariedBackwardArgs& a = layers[0];
   set_arguments(a, t, named.is_relu);
   a.weight_hh = t.weight_hh.data_ptr();
   a.kept = kept_of(given.kept);
-  t.check(given.d_output, {t.steps, t.batch, t.hidden}, "d_output");
   if (given.d_output) a.d_output = {given.d_output->data_ptr(), t.batch * t.hidden, t.hidden};
-
-  RecurrenceGradients g;
-  g.from_input = t.rows(t.gates);
-  const bool is_apart = t.kind == VariedKind::kGru || (t.kind == VariedKind::kLstm && t.gain);
-  g.from_hidden = is_apart ? t.rows(t.gates) : t.none();
   a.d_from_input = g.from_input.data_ptr();
-  a.d_from_hidden = g.from_hidden.dim() > 1 ? g.from_hidden.data_ptr() : nullptr;
+  a.d_from_hidden = t.has_apart() ? g.from_hidden.data_ptr() : nullptr;
   for (size_t k = 0; k < t.initial.size(); ++k) {
-    t.check(given.d_last[k], {t.batch, t.hidden}, "d_last");
     if (given.d_last[k]) a.d_last[k] = state_of(*given.d_last[k]);
-    g.initial.push_back(new_tensor(t.from_input, {t.batch, t.hidden}, t.dtype));
     a.d_initial[k] = g.initial[k].data_ptr();
-    if (t.reset_state.empty()) continue;
-    g.reset_state.push_back(new_tensor(t.from_input, {t.batch, t.hidden}, t.dtype));
-    a.d_reset_state[k] = g.reset_state[k].data_ptr();
+    if (!t.reset_state.empty()) a.d_reset_state[k] = g.reset_state[k].data_ptr();
   }
-  const auto of_parameter = [&](const OptionalTensor& parameter) -> void* {
-    g.parameters.push_back(parameter ? new_tensor(*parameter, {parameter->size(0)}, t.dtype) : t.none());
-    return parameter ? g.parameters.back().data_ptr() : nullptr;
+  const auto of_parameter = [&](size_t k) {
+    return g.parameters[k].size(0) > 0 ? g.parameters[k].data_ptr() : nullptr;
   };
-  a.d_parameters.bias = of_parameter(t.bias);
-  a.d_parameters.weight_ch = of_parameter(t.weight_ch);
-  a.d_parameters.gain = of_parameter(t.gain);
-  a.d_parameters.gain_c = of_parameter(t.gain_c);
-  a.d_parameters.bias_c = of_parameter(t.bias_c);
+  a.d_parameters = {of_parameter(0), of_parameter(1), of_parameter(2), of_parameter(3), of_parameter(4)};
   const RecurrenceKernels& kernels = active_recurrence_kernels(t.kind, dtype_of(t.dtype));
   run_members(layers, Pass::kBackward, kernels.backward_bytes, kernels.backward);
   return g;
@@ -135,10 +102,7 @@ RecurrenceGradients recurrence_backward(RecurrenceBackwardArguments& given) {
 template <int kCell = 0>
 void implement_from(torch::stable::detail::StableLibrary& m) {
   if constexpr (kCell < int(std::size(kCells))) {
-    const std::string cell = kCells[kCell].name;
-    m.impl((cell + "_recurrence").c_str(), boxed<RecurrenceResults, RecurrenceArguments, recurrence<kCell>>);
-    m.impl((cell + "_recurrence_backward").c_str(),
-           boxed<RecurrenceGradients, RecurrenceBackwardArguments, recurrence_backward<kCell>>);
+    implement_recurrence<kCell, recurrence<kCell>, recurrence_backward<kCell>>(m);
     implement_from<kCell + 1>(m);
   }
 }

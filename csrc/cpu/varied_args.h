@@ -33,9 +33,8 @@ struct VariedKept {
   void* saved;               // [T, B, saved * H]
   void* before[kMaxStates];  // [T, B, H], the states before the step
   void* normed;              // [T, B, GH], normalised sums without their gain
-  void* scales;              // [T, B, kVariedScales]: of these the scale, then of c the mean and the scale
+  void* scales;              // [T, B, kVariedScales]
 };
-inline constexpr int kVariedScales = 3;
 
 struct VariedForwardArgs : VariedArgs {
   void* output;            // [T, B, H]

@@ -1,6 +1,7 @@
 // Layer norm of a row, without its gain and bias, and the way back through it.
 #pragma once
 
+#include "cells/varied.h"
 #include "pack.h"
 
 namespace fusedlstm::cpu {
@@ -47,11 +48,7 @@ struct NormGradient {
     d += d_of;
     d_times_normed += d_of * normed;
   }
-  struct Means {
-    acc d, d_times_normed, scale;
-    FUSEDLSTM_INLINE V back(V d_of, V normed) const { return (d_of - d - normed * d_times_normed) * scale; }
-  };
-  FUSEDLSTM_INLINE Means means(int64_t n, acc scale) const {
+  FUSEDLSTM_INLINE NormMeans<acc> means(int64_t n, acc scale) const {
     return {sum_of_lanes<K>(d) / acc(n), sum_of_lanes<K>(d_times_normed) / acc(n), scale};
   }
 };

@@ -206,7 +206,7 @@ class VariedBackward : VariedRows<K, Cell> {
     acc* d = row.d_from_hidden ? row.d_from_hidden : row.d_from_input;
     const auto means = of_sums.means(gates, row.scales[0]);
     Base::for_each_vector(gates, [&](int64_t u, int64_t n) FUSEDLSTM_LAMBDA {
-      store_some(d + u, means.back(some(d + u, n), some(row.normed + u, n)), n);
+      store_some(d + u, means.template back<typename K::Math>(some(d + u, n), some(row.normed + u, n)), n);
     });
   }
 
@@ -217,7 +217,7 @@ class VariedBackward : VariedRows<K, Cell> {
     const auto means = of_c.means(hidden, row.scales[2]);
     Base::for_each_vector(hidden, [&](int64_t u, int64_t n) FUSEDLSTM_LAMBDA {
       const Saved saved = saved_of(row, u, n);
-      const V d_c = means.back(some(row.d_seen + u, n), normed_c(row, u, n, saved));
+      const V d_c = means.template back<typename K::Math>(some(row.d_seen + u, n), normed_c(row, u, n, saved));
       begin(row, u, n, own, saved, V{}, {some(row.d_o + u, n), d_c}, of_sums);
     });
   }

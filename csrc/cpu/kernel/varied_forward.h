@@ -191,9 +191,7 @@ class VariedForward : VariedRows<K, Cell> {
   }
 
   FUSEDLSTM_INLINE V kept(const acc* zoneout, int64_t u, int64_t n, V before, V after) const {
-    if (!zoneout) return after;
-    const V z = some(zoneout + u, n);
-    return z * before + (acc(1) - z) * after;
+    return zoneout ? zoned_out<typename K::Math>(some(zoneout + u, n), before, after) : after;
   }
 
   FUSEDLSTM_INLINE Sums<V, kSizes> sums_of(const Row& row, int64_t u, int64_t n) const {

@@ -8,14 +8,6 @@
 
 namespace fusedlstm::cpu {
 
-template <class Cell>
-constexpr Cell make_varied_cell(bool is_relu) {
-  if constexpr (Cell::kSizes == Rnn::kSizes)
-    return {{}, {is_relu}};
-  else
-    return {};
-}
-
 template <class K, class Cell>
 constexpr RecurrenceKernels recurrence_kernels() {
   return {

@@ -1,0 +1,127 @@
+"""Recurrences with variants: what they have, their arguments drawn, and their results against the reference."""
+
+import pytest
+import torch
+from tolerance import assert_near, tolerance
+
+from fusedlstm.cells import CELLS
+from fusedlstm.reference_varied import RecurrenceArguments, recurrence
+
+# What a recurrence has, by name; those of the LSTM alone begin with an asterisk.
+FEATURES = {
+    "nothing": (),
+    "mask": ("mask",),
+    "mask per step": ("masks",),
+    "zoneout": ("zoneout",),
+    "expectation": ("expectation",),
+    "*peepholes": ("weight_ch",),
+    "*norm of c": ("gain_c", "bias_c"),
+    "norm": ("gain", "bias"),
+    "*norm of c without bias": ("gain", "gain_c"),
+    "bias": ("bias",),
+    "lengths": ("lengths", "zoneout"),
+    "reset": ("reset", "reset_state", "mask", "zoneout"),
+    "reset to zeros": ("reset",),
+    "all": ("masks", "zoneout", "gain", "bias", "lengths", "reverse"),
+    "*all": ("mask", "zoneout", "weight_ch", "gain", "gain_c", "bias_c", "reset", "reset_state"),
+}
+CASES = [
+    (cell, name)
+    for cell in CELLS
+    for name in FEATURES
+    if (cell == "lstm" or name[0] != "*") and (cell in ("lstm", "gru") or "gain" not in FEATURES[name])
+]
+cases = pytest.mark.parametrize(("cell", "name"), CASES, ids=[f"{cell}-{name}" for cell, name in CASES])
+
+
+def draw(cell, features, T, B, H) -> RecurrenceArguments:
+    """Values of the sizes that layers have, in float64."""
+    cell, generator = CELLS[cell], torch.Generator().manual_seed(5)
+
+    def values(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    def chosen(*shape):
+        return (torch.rand(*shape, dtype=torch.float64, generator=generator) < 0.4).double()
+
+    states, GH, has = len(cell.states), cell.gates * H, features.__contains__
+    zoneout = [chosen(T, B, H) for _ in range(states)] if has("zoneout") else []
+    if has("expectation"):
+        zoneout = [torch.full((1, 1, H), 0.3, dtype=torch.float64)] * states
+    reset = chosen(T, B) == 1 if has("reset") else None
+    if reset is not None and reset.numel():
+        reset[0, 0] = False  # the initial state is of consequence
+    return RecurrenceArguments(
+        from_input=values(T, B, GH),
+        initial=[values(B, H) / 2 for _ in range(states)],
+        weight_hh=values(GH, H) / H**0.5,
+        bias=values(GH) / 3 if cell.is_apart or has("bias") else None,
+        mask=chosen(T if has("masks") else 1, B, H) / 0.4 if has("mask") or has("masks") else None,
+        zoneout=zoneout,
+        weight_ch=values(3 * H) / 3 if has("weight_ch") else None,
+        gain=1 + values(GH) / 3 if has("gain") else None,
+        gain_c=1 + values(H) / 3 if has("gain_c") else None,
+        bias_c=values(H) / 3 if has("bias_c") else None,
+        eps=1e-3,
+        lengths=torch.randint(0, T + 1, (B,), generator=generator) if has("lengths") else None,
+        reset=reset,
+        reset_state=[values(B, H) / 2 for _ in range(states)] if has("reset_state") else [],
+        reverse=has("reverse"),
+        keeps=False,
+        allow_tf32=False,
+    )
+
+
+def in_a_row(a, names=RecurrenceArguments._fields):
+    """Its floating tensors by name."""
+    found = {}
+    for name in names:
+        value = getattr(a, name)
+        for place, tensor in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                found[f"{name}[{place}]" if isinstance(value, list) else name] = tensor
+    return found
+
+
+def changed(a, change) -> RecurrenceArguments:
+    """The arguments with change(name, tensor) in place of each floating tensor."""
+
+    def of(name, value):
+        if isinstance(value, list):
+            return [change(f"{name}[{place}]", tensor) for place, tensor in enumerate(value)]
+        return change(name, value) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return RecurrenceArguments(*[of(name, value) for name, value in a._asdict().items()])
+
+
+def results(run, a) -> dict:
+    """Output, last states and the gradients of all that has one, by name."""
+    a = changed(a, lambda name, tensor: tensor.clone().requires_grad_(name.partition("[")[0] not in MASKS))
+    output, last = run(a)
+    generator = torch.Generator().manual_seed(6)
+    cotangents = [
+        torch.randn(t.shape, dtype=torch.float64, generator=generator).to(t.dtype) for t in (output, *last)
+    ]  # fmt: skip
+    pairs = [(result, d) for result, d in zip((output, *last), cotangents) if result.requires_grad]
+    leaves = {name: tensor for name, tensor in in_a_row(a).items() if tensor.requires_grad}
+    found = torch.autograd.grad(
+        [result for result, _ in pairs], list(leaves.values()), [d for _, d in pairs], allow_unused=True
+    )
+    named = {f"d_{name}": torch.zeros_like(t) if d is None else d for (name, t), d in zip(leaves.items(), found)}
+    return {"output": output, **{f"last[{k}]": state for k, state in enumerate(last)}, **named}
+
+
+MASKS = "mask", "zoneout"
+
+
+def check(run, cell, name, T, B, H, dtype):
+    """Results and gradients of run(cell, arguments) against the reference in float64: of each the part of its tolerance
+    that was used is at most one."""
+    rounded = changed(draw(cell, FEATURES[name], T, B, H), lambda _, tensor: tensor.to(dtype))
+    expected = results(lambda a: recurrence(CELLS[cell], *a), changed(rounded, lambda _, tensor: tensor.double()))
+    found = results(lambda a: run(CELLS[cell], a), rounded)
+    # A norm divides by the deviation of what it is given, and passes errors on in the same proportion.
+    layers = 3 if "gain" in FEATURES[name] or "gain_c" in FEATURES[name] else 1
+    for what, value in found.items():
+        allowed = tolerance(dtype, H if what in ("output", "last[0]", "last[1]") else H + T * B, T, layers)
+        assert_near(value, expected[what], allowed, f"{cell}, {name}, {what}")
