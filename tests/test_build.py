@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = ROOT / "build/native/objects"
 LIBRARIES = [path for path in (_library.CPU_LIBRARY, _library.CUDA_LIBRARY) if path.is_file()]
 KINDS = [f"{of}{kind}" for of in ("layer", "stack", "cell") for kind in ("", "_inference", "_backward")]
-OPERATORS = [f"{cell}_{kind}" for cell in CELLS for kind in (*KINDS, "steps_second_order")]
+VARIED = "recurrence", "recurrence_backward"
+OPERATORS = [f"{cell}_{kind}" for cell in CELLS for kind in (*KINDS, "steps_second_order", *VARIED)]
 PREPARED = [f"{of}_{kind}" for of in ("layer", "stack", "cell") for kind in ("frozen", "quantized")]
-CPU_ONLY = [f"{cell}_{kind}" for cell in CELLS for kind in ("freeze", *PREPARED, "recurrence", "recurrence_backward")]
+CPU_ONLY = [f"{cell}_{kind}" for cell in CELLS for kind in ("freeze", *PREPARED)]
 
 if (ROOT / "_build_backend").is_dir():
     sys.path.append(str(ROOT / "_build_backend"))

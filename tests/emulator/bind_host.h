@@ -18,6 +18,7 @@
 #include "cuda/host/lost_context.h"
 #include "cuda/host/named_problem.h"
 #include "cuda/host/second_order.h"
+#include "cuda/host/varied.h"
 #include "host.h"
 
 namespace emulator {
@@ -143,15 +144,39 @@ inline void bind_host(py::module_& m) {
   bind_struct<Gradients>(m, "Gradients", FIELD(Gradients, input), FIELD(Gradients, initial),
                          FIELD(Gradients, weight_ih), FIELD(Gradients, weight_hh), FIELD(Gradients, bias_ih),
                          FIELD(Gradients, bias_hh), FIELD(Gradients, weight_hr), FIELD(Gradients, reset_state));
+  bind_struct<VariedRecurrence>(
+      m, "VariedRecurrence", FIELD(VariedRecurrence, cell), FIELD(VariedRecurrence, dtype),
+      FIELD(VariedRecurrence, allow_tf32), FIELD(VariedRecurrence, is_reverse), FIELD(VariedRecurrence, eps),
+      FIELD(VariedRecurrence, steps), FIELD(VariedRecurrence, batch), FIELD(VariedRecurrence, hidden),
+      FIELD(VariedRecurrence, from_input), FIELD(VariedRecurrence, initial), FIELD(VariedRecurrence, weight_hh),
+      FIELD(VariedRecurrence, bias), FIELD(VariedRecurrence, mask), FIELD(VariedRecurrence, zoneout),
+      FIELD(VariedRecurrence, weight_ch), FIELD(VariedRecurrence, gain), FIELD(VariedRecurrence, gain_c),
+      FIELD(VariedRecurrence, bias_c), FIELD(VariedRecurrence, lengths), FIELD(VariedRecurrence, reset),
+      FIELD(VariedRecurrence, reset_state));
+  bind_struct<VariedResults>(m, "VariedResults", FIELD(VariedResults, output), FIELD(VariedResults, last),
+                             FIELD(VariedResults, saved), FIELD(VariedResults, before), FIELD(VariedResults, normed),
+                             FIELD(VariedResults, scales));
+  bind_struct<VariedIncoming>(m, "VariedIncoming", FIELD(VariedIncoming, d_output), FIELD(VariedIncoming, d_last),
+                              FIELD(VariedIncoming, saved), FIELD(VariedIncoming, before),
+                              FIELD(VariedIncoming, normed), FIELD(VariedIncoming, scales));
+  bind_struct<VariedGradients>(m, "VariedGradients", FIELD(VariedGradients, from_input),
+                               FIELD(VariedGradients, from_hidden), FIELD(VariedGradients, initial),
+                               FIELD(VariedGradients, reset_state), FIELD(VariedGradients, bias),
+                               FIELD(VariedGradients, weight_ch), FIELD(VariedGradients, gain),
+                               FIELD(VariedGradients, gain_c), FIELD(VariedGradients, bias_c));
   py::class_<EmulatedHost>(m, "Host", py::module_local())
       .def(py::init<Fallback&, const std::string&>(), py::keep_alive<1, 2>(), py::arg("fallback"), py::arg("request"))
       .def_readonly("warnings", &EmulatedHost::warnings)
       .def_readonly("live", &EmulatedHost::live)
       .def("run_forward", [](EmulatedHost& host, const Layer& layer,
                              const ForwardResults& results) { run_forward(host, layer, results); })
-      .def("run_backward", [](EmulatedHost& host, const Layer& layer, const Incoming& in, const Gradients& grads) {
-        run_backward(host, layer, in, grads);
-      });
+      .def("run_backward", [](EmulatedHost& host, const Layer& layer, const Incoming& in,
+                              const Gradients& grads) { run_backward(host, layer, in, grads); })
+      .def("run_varied_forward", [](EmulatedHost& host, const VariedRecurrence& recurrence,
+                                    const VariedResults& results) { run_varied_forward(host, recurrence, results); })
+      .def("run_varied_backward",
+           [](EmulatedHost& host, const VariedRecurrence& recurrence, const VariedIncoming& in,
+              const VariedGradients& gradients) { run_varied_backward(host, recurrence, in, gradients); });
 
   m.def("lost_context_text", [](const std::string& error, int state, const std::string& last_launched) {
     return lost_context_text(error, static_cast<cudaError_t>(state), last_launched);

@@ -15,15 +15,6 @@ namespace {
 
 // What follows is views of tensors, as the host code takes them: they must not outlive the tensors.
 
-View view_of(const OptionalTensor& tensor, Dtype dtype) {
-  return tensor ? view_of(*tensor, dtype) : View();
-}
-
-template <class SomeTensors>
-void view_each(const SomeTensors& tensors, Dtype dtype, View* views) {
-  for (const auto& tensor : tensors) *views++ = view_of(tensor, dtype);
-}
-
 Dtype acc_dtype(const CheckedLayer& t) {
   return dtype_of(t.acc_dtype());
 }

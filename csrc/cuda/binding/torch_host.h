@@ -1,5 +1,6 @@
 // The Host of the library: torch's memory and operators, on the current stream of a device.
 #pragma once
+#include "call/arguments.h"
 #include "call/tensors.h"
 #include "cuda/host/host.h"
 
@@ -7,6 +8,14 @@ namespace fusedlstm::cuda {
 
 // A tensor of this dtype, for as long as it lives; null where it is undefined.
 View view_of(const Tensor& tensor, Dtype dtype);
+inline View view_of(const OptionalTensor& tensor, Dtype dtype) {
+  return tensor ? view_of(*tensor, dtype) : View();
+}
+// Each of a list.
+template <class SomeTensors>
+void view_each(const SomeTensors& tensors, Dtype dtype, View* views) {
+  for (const auto& tensor : tensors) *views++ = view_of(tensor, dtype);
+}
 
 // What is known of a device, from its first use on. It must be the current one.
 Fallback& fallback_of(int ordinal);

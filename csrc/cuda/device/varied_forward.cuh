@@ -1,0 +1,140 @@
+// Forward, one batch row of a recurrence with variants.
+#pragma once
+#include "varied_row.cuh"
+
+namespace fusedlstm::cuda {
+
+template <class acc_t, class Cell>
+class VariedForward : VariedRow<acc_t, Cell> {
+  using Base = VariedRow<acc_t, Cell>;
+  using Base::kSizes, Base::clock, Base::cell, Base::H;
+  using typename Base::Math;
+  using Norm = RowNorm<acc_t>;
+
+ public:
+  __device__ __forceinline__ VariedForward(const VariedForwardArgs& args, int b) : Base(args, b), a(args) {}
+
+  __device__ __forceinline__ void start() {
+    Base::for_each_unit([&](int u) {
+      for (int k = 0; k < kSizes.states; ++k)
+        state(k, u) = state_or_zero<acc_t>(a.rows.initial[k], H, a.rows, clock, u);
+    });
+  }
+
+  // The states that the step of time t begins with, and what h enters its product as.
+  __device__ __forceinline__ void enter(int t) {
+    const bool is_new = is_reset(a.rows, clock, t);
+    Base::for_each_unit([&](int u) {
+      for (int k = 0; k < kSizes.states && is_new; ++k)
+        state(k, u) = state_or_zero<acc_t>(a.rows.reset_state[k], H, a.rows, clock, u);
+      if (a.operand) Base::own(a.operand, H, u) = state(0, u) * Base::factor(a.mask, t, u);
+    });
+  }
+
+  __device__ __forceinline__ void step(int t) {
+    if (!clock.runs(t)) return;
+    Norm of_sums{0, 1}, of_c{0, 1};
+    if (a.gain)
+      of_sums = norm(kSizes.gates * H, [&](auto take) {
+        Base::for_each_unit([&](int u) {
+          for (int q = 0; q < kSizes.gates; ++q) take(sum(t, q * H + u));
+        });
+      });
+    if constexpr (kSizes.carried > 0) {
+      // In halves also where c is not normalised: one copy of the code.
+      Base::for_each_unit([&](int u) { put(u, begin(t, u, of_sums)); });
+      if (a.gain_c) of_c = norm(H, [&](auto take) { Base::for_each_unit([&](int u) { take(taken(u).carried[0]); }); });
+      Base::for_each_unit([&](int u) { end(t, u, taken(u), of_c); });
+    } else {
+      Base::for_each_unit([&](int u) { end(t, u, begin(t, u, of_sums), of_c); });
+    }
+    if (a.scales && threadIdx.x == 0) {
+      const acc_t scales[kVariedScales] = {of_sums.scale, of_c.mean, of_c.scale};
+      for (int k = 0; k < kVariedScales; ++k) Base::of_step(a.scales, t, kVariedScales, k) = scales[k];
+    }
+  }
+
+ private:
+  using Begun = fusedlstm::Begun<acc_t, kSizes, Cell::kSaved>;
+  const VariedForwardArgs& a;
+
+  __device__ __forceinline__ acc_t& state(int k, int u) const { return Base::own(a.last[k], H, u); }
+
+  // Of n values in all, those of a thread being what visit(take) calls take with.
+  template <class Visit>
+  __device__ __forceinline__ Norm norm(int n, Visit visit) {
+    acc_t sum = 0, squares = 0;
+    visit([&](acc_t x) { sum += x; });
+    const acc_t mean = Base::sums.of(sum) / static_cast<acc_t>(n);
+    visit([&](acc_t x) { squares += (x - mean) * (x - mean); });
+    return {mean, 1 / std::sqrt(Base::sums.of(squares) / static_cast<acc_t>(n) + static_cast<acc_t>(a.eps))};
+  }
+
+  // What a gate's norm has, element i of the row.
+  __device__ __forceinline__ acc_t sum(int t, int i) const {
+    const acc_t from_hidden = Base::own(a.sums, kSizes.gates * H, i);
+    return Cell::kNormsBoth ? from_hidden + Base::of_step(a.from_input, t, kSizes.gates * H, i) : from_hidden;
+  }
+
+  __device__ __forceinline__ Sums<acc_t, kSizes> sums_of(int t, int u, const Norm& norm) const {
+    Sums<acc_t, kSizes> all{};
+    for (int q = 0; q < kSizes.gates; ++q) {
+      const int i = q * H + u;
+      acc_t from_hidden = sum(t, i);
+      if (a.gain) {
+        from_hidden = norm.of(from_hidden);
+        if (a.normed) Base::of_step(a.normed, t, kSizes.gates * H, i) = from_hidden;
+        from_hidden *= Base::parameter(a.gain, i);
+      }
+      if (a.bias) from_hidden += Base::parameter(a.bias, i);
+      const acc_t from_input = Cell::kNormsBoth ? acc_t(0) : Base::of_step(a.from_input, t, kSizes.gates * H, i);
+      if (q < kSizes.joined) {
+        all.joined[q] = from_input + from_hidden;
+      } else {
+        all.from_input[q - kSizes.joined] = from_input;
+        all.from_hidden[q - kSizes.joined] = from_hidden;
+      }
+    }
+    return all;
+  }
+
+  // One unit up to its new cell state.
+  __device__ __forceinline__ Begun begin(int t, int u, const Norm& norm) const {
+    acc_t w[kPeepholes];
+    Base::peepholes(u, w);
+    const acc_t c_before[1] = {kSizes.carried > 0 ? state(kSizes.states - 1, u) : acc_t(0)};
+    return cell.template begin<Math>(sums_of(t, u, norm), state(0, u), c_before, w);
+  }
+
+  // Of a cell with a cell state a step waits where its sums were, until c is normalised; c is computed anew from what
+  // it is made of.
+  __device__ __forceinline__ void put(int u, const Begun& begun) const {
+    static_assert(Cell::kSaved == kSizes.gates);
+    for (int k = 0; k < Cell::kSaved; ++k) Base::own(a.sums, Cell::kSaved * H, k * H + u) = begun.saved[k];
+  }
+  __device__ __forceinline__ Begun taken(int u) const {
+    Begun begun{};
+    for (int k = 0; k < Cell::kSaved; ++k) begun.saved[k] = Base::own(a.sums, Cell::kSaved * H, k * H + u);
+    const acc_t c_before[1] = {state(1, u)};
+    begun.carried[0] = cell.template carried<Math>(begun.saved, c_before);
+    return begun;
+  }
+
+  // The rest of a unit's step.
+  __device__ __forceinline__ void end(int t, int u, Begun begun, const Norm& of_c) const {
+    const acc_t c = begun.carried[0];
+    const acc_t h = cell.template end<Math>(begun.saved, begun.h, Base::norms_c() ? Base::seen(of_c.of(c), u) : c);
+    if (a.saved) {
+      for (int k = 0; k < Cell::kSaved; ++k) Base::of_step(a.saved, t, Cell::kSaved * H, k * H + u) = begun.saved[k];
+      for (int k = 0; k < kSizes.states; ++k) Base::of_step(a.before[k], t, H, u) = state(k, u);
+    }
+    if constexpr (kSizes.carried > 0) state(1, u) = kept(1, t, u, c);
+    Base::of_step(a.output, t, H, u) = state(0, u) = kept(0, t, u, h);
+  }
+  // A new state after zoneout.
+  __device__ __forceinline__ acc_t kept(int k, int t, int u, acc_t after) const {
+    return a.zoneout[k].data ? zoned_out<Math>(Base::factor(a.zoneout[k], t, u), state(k, u), after) : after;
+  }
+};
+
+}  // namespace fusedlstm::cuda
