@@ -1,8 +1,9 @@
 """The recurrence of a layer with variants: its operators seen from Python, their derivative, and what runs where.
 
 `torch.ops.fusedlstm` has `<cell>_recurrence`, see `fusedlstm.reference_varied.recurrence`, and
-`<cell>_recurrence_backward`, with kernels for the CPU. Gradients of weight_hh are a product of what the second returns.
-Transforms of torch.func, second derivatives, single steps and other devices run the reference.
+`<cell>_recurrence_backward`, with kernels for the CPU and for CUDA. Gradients of weight_hh are a product of what the
+second returns. Transforms of torch.func, second derivatives, single steps on the CPU and other devices run the
+reference.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusedlstm import _transforms
+from fusedlstm import _library, _transforms
 from fusedlstm._namespace import NAMESPACE
 from fusedlstm._private_torch import (
     FakeTensorMode,
@@ -50,12 +51,11 @@ _PARAMETERS = "bias", "weight_ch", "gain", "gain_c", "bias_c"
 def run_recurrence(cell: Cell, arguments: RecurrenceArguments) -> tuple[Tensor, list[Tensor]]:
     """The output and the last states of one direction."""
     x = arguments.from_input
-    is_served = x.is_cpu or x.is_meta
-    if not is_served:
-        _warn_of_loop(x.device)
+    is_on_gpu = not x.is_cpu and not x.is_meta
     is_transformed = are_transforms_active() or is_forward_mode_active()
-    # For one step the kernels would bring all of weight_hh into their order, which takes longer than the product.
-    if not is_served or is_transformed or x.size(0) == 1 or arguments.weight_hh.size(1) == 0:
+    # For one step the CPU's kernels would bring all of weight_hh into their order, which takes longer than the product.
+    is_too_short = x.size(0) == 1 and not is_on_gpu
+    if is_transformed or is_too_short or arguments.weight_hh.size(1) == 0 or (is_on_gpu and _lacks_kernels(x.device)):
         return recurrence(cell, *arguments)
     output, last, _ = _OPERATORS[cell.name].recurrence(*arguments)
     return output, last
@@ -68,13 +68,17 @@ def without_autocast(tensor: Tensor):
 
 @constant_for_dynamo
 @functools.cache
-def _warn_of_loop(device) -> None:
-    warnings.warn(
-        "fusedlstm runs layers with recurrent dropout, zoneout, layer norm or peepholes as a loop over steps in plain "
-        f"PyTorch on {device}: its kernels of them are for the CPU",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+def _lacks_kernels(device) -> bool:
+    """Whether the reference must run on this device; says why, once."""
+    reason = _library.why_no_kernels(device)
+    if reason is not None:
+        warnings.warn(
+            "fusedlstm runs layers with recurrent dropout, zoneout, layer norm or peepholes as a loop over steps in "
+            f"plain PyTorch on {device}: {reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return reason is not None
 
 
 class _Recurrence(torch.autograd.Function):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from recurrences import FEATURES, cases, changed, check, draw, in_a_row, results
 
-from fusedlstm import _recurrence
+from fusedlstm import _library, _recurrence
 from fusedlstm._recurrence import run_recurrence
 from fusedlstm.cells import CELLS
 from fusedlstm.reference_varied import recurrence
@@ -96,12 +96,31 @@ def test_refusals(change, text):
         torch.ops.fusedlstm.gru_recurrence(*draw("gru", ("gain_c",), 7, 3, 5))
 
 
-def test_other_devices_run_the_loop_and_say_so(monkeypatch):
+def on_gpu(T=7, device="cuda:0"):
+    """Arguments as of tensors on a GPU."""
+    x = SimpleNamespace(is_cpu=False, is_meta=False, device=torch.device(device), size=(T, 3, 20).__getitem__)
+    return draw("lstm", ("mask",), T, 3, 5)._replace(from_input=x)
+
+
+def test_devices_without_kernels_run_the_loop_and_say_so(monkeypatch):
+    _recurrence._lacks_kernels.cache_clear()
     monkeypatch.setattr(_recurrence, "recurrence", lambda cell, *arguments: "the loop")
-    of_gpu = SimpleNamespace(is_cpu=False, is_meta=False, device="cuda:0")
-    arguments = draw("lstm", ("mask",), 7, 3, 5)._replace(from_input=of_gpu)
-    with pytest.warns(RuntimeWarning, match="as a loop over steps in plain PyTorch on cuda:0: its kernels of them are"):
-        assert run_recurrence(CELLS["lstm"], arguments) == "the loop"
+    monkeypatch.setattr(_library, "cuda_inactive_reason", lambda: _library.Reason("the stand-in has no driver"))
+    for device, reason in {"cuda:0": "the stand-in has no driver", "xpu:0": "cpu and cuda, not for xpu"}.items():
+        with pytest.warns(RuntimeWarning, match=f"over steps in plain PyTorch on {device}: .*{reason}"):
+            assert run_recurrence(CELLS["lstm"], on_gpu(device=device)) == "the loop"
+    _recurrence._lacks_kernels.cache_clear()
+
+
+def test_gpus_with_kernels_run_them(monkeypatch):
+    """Also of a single step, which is one product and two launches there."""
+    _recurrence._lacks_kernels.cache_clear()
+    monkeypatch.setattr(_library, "why_no_kernels", lambda device: None)
+    operators = SimpleNamespace(recurrence=lambda *arguments: ("the kernels", [], []))
+    monkeypatch.setattr(_recurrence, "_OPERATORS", {"lstm": operators})
+    for T in (7, 1):
+        assert run_recurrence(CELLS["lstm"], on_gpu(T)) == ("the kernels", [])
+    _recurrence._lacks_kernels.cache_clear()
 
 
 def test_one_step_runs_the_loop(monkeypatch):
