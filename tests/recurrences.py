@@ -94,13 +94,24 @@ def changed(a, change) -> RecurrenceArguments:
     return RecurrenceArguments(*[of(name, value) for name, value in a._asdict().items()])
 
 
+def moved(a, device) -> RecurrenceArguments:
+    """The arguments on a device; gradients come back."""
+
+    def to_device(value):
+        if isinstance(value, list):
+            return list(map(to_device, value))
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    return RecurrenceArguments(*map(to_device, a))
+
+
 def results(run, a) -> dict:
     """Output, last states and the gradients of all that has one, by name."""
     a = changed(a, lambda name, tensor: tensor.clone().requires_grad_(name.partition("[")[0] not in MASKS))
     output, last = run(a)
     generator = torch.Generator().manual_seed(6)
     cotangents = [
-        torch.randn(t.shape, dtype=torch.float64, generator=generator).to(t.dtype) for t in (output, *last)
+        torch.randn(t.shape, dtype=torch.float64, generator=generator).to(t) for t in (output, *last)
     ]  # fmt: skip
     pairs = [(result, d) for result, d in zip((output, *last), cotangents) if result.requires_grad]
     leaves = {name: tensor for name, tensor in in_a_row(a).items() if tensor.requires_grad}
@@ -114,7 +125,7 @@ def results(run, a) -> dict:
 MASKS = "mask", "zoneout"
 
 
-def check(run, cell, name, T, B, H, dtype):
+def check(run, cell, name, T, B, H, dtype, device_type="cpu"):
     """Results and gradients of run(cell, arguments) against the reference in float64: of each the part of its tolerance
     that was used is at most one."""
     rounded = changed(draw(cell, FEATURES[name], T, B, H), lambda _, tensor: tensor.to(dtype))
@@ -123,5 +134,5 @@ def check(run, cell, name, T, B, H, dtype):
     # A norm divides by the deviation of what it is given, and passes errors on in the same proportion.
     layers = 3 if "gain" in FEATURES[name] or "gain_c" in FEATURES[name] else 1
     for what, value in found.items():
-        allowed = tolerance(dtype, H if what in ("output", "last[0]", "last[1]") else H + T * B, T, layers)
+        allowed = tolerance(dtype, H if what in ("output", "last[0]", "last[1]") else H + T * B, T, layers, device_type)
         assert_near(value, expected[what], allowed, f"{cell}, {name}, {what}")

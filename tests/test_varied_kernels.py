@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from recurrences import FEATURES, cases, changed, check, draw, in_a_row, results
+from recurrences import FEATURES, cases, changed, check, draw, in_a_row, moved, results
 
 from fusedlstm import _library, _recurrence
 from fusedlstm._recurrence import run_recurrence
@@ -22,9 +22,9 @@ SIZES = [(7, 3, 5), (5, 9, 70), (2, 2, 1)]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @cases
-def test_values_and_gradients(cell, name, dtype):
+def test_values_and_gradients(cell, name, dtype, device):
     for sizes in SIZES:
-        check(run_recurrence, cell, name, *sizes, dtype)
+        check(lambda cell, a: run_recurrence(cell, moved(a, device)), cell, name, *sizes, dtype, device.type)
 
 
 @pytest.mark.parametrize("isa", SETS)

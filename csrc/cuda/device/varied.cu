@@ -54,7 +54,7 @@ template <class acc_t, class Cell>
 LaunchConfig one_block_a_row(const RowStates& rows) {
   LaunchConfig config;
   config.grid = dim3(static_cast<unsigned>(rows.B));
-  config.block = dim3(static_cast<unsigned>(std::min((rows.H + 31) / 32 * 32, kMostThreads)));
+  config.block = dim3(static_cast<unsigned>((std::min(rows.H, kMostThreads) + 31) / 32 * 32));
   config.smem_bytes = BlockSums<acc_t>::bytes(static_cast<int>(config.block.x), VariedRow<acc_t, Cell>::kMostSums);
   return config;
 }

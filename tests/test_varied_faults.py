@@ -1,0 +1,134 @@
+"""Faults planted in the CUDA code of recurrences with variants, each of which the emulated tests must notice.
+
+As test_host_faults.py plants them: a fault is a change to the text of a source.
+"""
+
+import functools
+import re
+import shutil
+from dataclasses import dataclass
+
+import emulated_varied
+import emulator
+import pytest
+import torch
+from emulator import build
+from recurrences import FEATURES, changed, draw, results
+from test_cuda_faults import WRONG
+from test_host_faults import UNWRITTEN
+
+from fusedlstm import _recurrence
+from fusedlstm.cells import CELLS
+from fusedlstm.reference_varied import recurrence
+
+RACE = "race on shared memory"
+# As varied.cu names them where it chooses a kernel.
+DISPATCHED = {"lstm": "VariedLstm", "gru": "Unvaried<Gru>|NormedGru", "rnn_tanh": "Unvaried<Rnn>"}
+OF_DOUBLE = "args.dtype == Dtype::kFloat64 ? with_cell(double{}) : "
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    file: str
+    old: str  # occurs once in the file
+    new: str
+    reported: str  # what the error says, or WRONG
+    feature: str  # of FEATURES
+    cell: str = "lstm"
+
+    def __str__(self):
+        return self.name.replace(" ", "_")
+
+
+FAULTS = [
+    Fault("sum read before all warps have theirs", "block_sums.cuh", "    block_sync();\n", "", rf"{RACE}|{UNWRITTEN}",
+          "norm"),
+    Fault("two sums in the same memory", "block_sums.cuh", "    parts_ += warps;\n", "", RACE, "norm"),
+    Fault("sums of the first warp alone", "block_sums.cuh", "lane < warps ?", "lane < 1 ?", WRONG, "norm"),
+    Fault("units beyond a block forgotten", "varied_row.cuh", "u += static_cast<int>(blockDim.x)", "u += H",
+          rf"{WRONG}|{UNWRITTEN}", "wide"),
+    Fault("mask forgotten on the way back", "varied_backward.cuh", "a.mask.data ? Base::factor(a.mask, t, u)",
+          "false ? acc_t(0)", WRONG, "mask per step"),
+    Fault("gradient passes through a reset", "varied_backward.cuh", "        d_state(k, u) = 0;\n", "", WRONG, "reset"),
+    Fault("reset of another step", "varied_forward.cuh", "clock, t);\n    Base",
+          "clock, a.rows.T - 1 - t);\n    Base", WRONG, "reset"),
+    Fault("row goes on after its end", "varied_forward.cuh", "    if (!clock.runs(t)) return;\n", "", WRONG, "lengths"),
+    Fault("c kept by the zoneout of h", "varied_forward.cuh", "kept(1, t, u, c)", "kept(0, t, u, c)", WRONG, "zoneout"),
+    Fault("state of the step after kept", "varied_forward.cuh", "if constexpr (kSizes.carried > 0) state(1, u) = kept",
+          "Base::of_step(a.before[1], t, H, u) = state(1, u) = kept", WRONG, "*peepholes"),
+    Fault("scale of the other norm", "varied_backward.cuh", "Base::of_step(a.scales, t, kVariedScales, 0)",
+          "Base::of_step(a.scales, t, kVariedScales, 2)", WRONG, "*norm of c without bias"),
+    Fault("gain left out on the way back", "varied_backward.cuh",
+          "from_hidden *= Base::parameter(a.gain, q * H + u);", "", WRONG, "norm", "gru"),
+    Fault("input outside the GRU's norm", "varied_forward.cuh",
+          "Cell::kNormsBoth ? from_hidden + Base::of_step(a.from_input, t, kSizes.gates * H, i) : from_hidden",
+          "from_hidden", WRONG, "norm", "gru"),
+    Fault("h before not given to the cell", "varied_backward.cuh",
+          "kSizes.takes_h ? Base::of_step(a.before[0], t, H, u) : acc_t(0)", "acc_t(0)", WRONG, "zoneout", "gru"),
+    Fault("peephole of o sees the old c", "varied.h", "pre[3] + w[2] * c}", "pre[3] + w[2] * c_before[0]}", WRONG,
+          "*peepholes"),
+    Fault("parameters of one batch row alone", "varied.cpp", "host_.sum_rows(result_, rows_)",
+          "host_.copy(result_, rows_[0])", WRONG, "bias"),
+    Fault("parameters not begun at zero", "varied.cpp", "    host.zero(rows_);\n", "", UNWRITTEN, "bias"),
+    Fault("idle rows not cleared", "varied.cpp", "  if (!r.lengths) return;\n", "  return;\n", rf"{UNWRITTEN}|{WRONG}",
+          "lengths"),
+    Fault("gradients of the other direction's step", "varied.cpp", "r.is_reverse ? r.steps - 1 - step : step", "step",
+          rf"{UNWRITTEN}|{WRONG}", "all"),
+    Fault("product of h without its mask", "varied.cpp", "r.mask.data ? operand : out.last[0]", "out.last[0]", WRONG,
+          "mask"),
+    Fault("product of the input's part", "varied.cpp", "g.from_hidden.data ? g.from_hidden : g.from_input",
+          "g.from_input", WRONG, "bias", "gru"),
+    Fault("mask of one step for all", "varied.cpp", "all.sizes[0] > 1 ? all.strides[0] : 0", "0", WRONG,
+          "mask per step"),
+]  # fmt: skip
+
+
+@functools.cache
+def arguments(cell, feature):
+    """In float32; H is no whole number of warps. "wide": more units than a block has threads."""
+    sizes = (2, 2, 520) if feature == "wide" else (4, 3, 37)
+    return changed(draw(cell, FEATURES.get(feature, ()), *sizes), lambda _, tensor: tensor.float())
+
+
+@functools.cache
+def expected(cell, feature):
+    exact = changed(arguments(cell, feature), lambda _, tensor: tensor.double())
+    return results(lambda a: recurrence(CELLS[cell], *a), exact)
+
+
+def verdict(module, cell, feature, monkeypatch):
+    """What a test would say: None, the error, or WRONG."""
+    monkeypatch.setattr(_recurrence, "_OPERATORS", emulated_varied.operators(module))
+    try:
+        found = results(lambda a: emulated_varied.run(CELLS[cell], a), arguments(cell, feature))
+    except module.EmulationError as error:
+        return str(error)
+    exact = expected(cell, feature)
+    is_right = all(torch.allclose(value.double(), exact[name], rtol=1e-4, atol=1e-4) for name, value in found.items())
+    return None if is_right else WRONG
+
+
+def changed_module(fault, folder):
+    """The emulated module, of float32 and the fault's cell alone, after a change to the text of a source."""
+    csrc = folder / "csrc"
+    shutil.copytree(build.CSRC, csrc)
+    (target,) = [file for file in csrc.rglob(fault.file) if file.parent.name in ("device", "host", "cells")
+                 and fault.old in file.read_text()]  # fmt: skip
+    text = target.read_text()
+    assert text.count(fault.old) == 1, f"{fault.file}: expected once, got {text.count(fault.old)} times:\n{fault.old}"
+    target.write_text(text.replace(fault.old, fault.new))
+    kernels = csrc / "cuda/device/varied.cu"
+    others = "|".join(cell for name, cell in DISPATCHED.items() if name != fault.cell)
+    text, count = re.subn(rf"return f\(acc, ({others})\{{\}}\)", "return cudaErrorInvalidValue", kernels.read_text())
+    assert count and text.count(OF_DOUBLE) == 1
+    kernels.write_text(text.replace(OF_DOUBLE, ""))
+    return build.load(build.build({"varied.cpp" if target.parent.name == "host" else "varied.cu": csrc}))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_fault_is_noticed(fault, tmp_path, monkeypatch):
+    assert verdict(emulator.module(), fault.cell, fault.feature, monkeypatch) is None, "the sources as they are"
+    message = verdict(changed_module(fault, tmp_path), fault.cell, fault.feature, monkeypatch)
+    assert message, f"{fault.name}: the kernels ran as if nothing were wrong"
+    assert re.search(fault.reported, message), f"{fault.name}: expected {fault.reported!r}, got {message!r}"
