@@ -6,7 +6,6 @@ runs; the control of every case is the same without the change.
 
 import functools
 import re
-import shutil
 from dataclasses import dataclass
 
 import emulator
@@ -14,6 +13,7 @@ import pytest
 import torch
 from emulated_layer import Emulated, Layer
 from emulator import build
+from planted import change, copy_of_sources
 
 from fusedlstm.cells import CELLS
 
@@ -220,18 +220,11 @@ def forward_results(*of_layer):
 
 def changed_module(folder, transport, which, file=None, old="", new="", cell="lstm"):
     """The emulated module with one shape of the bfloat16 kernels, after a change to their text."""
-    csrc = folder / "csrc"
-    shutil.copytree(build.CSRC, csrc)
-    shapes = csrc / "cuda/host/kernel_shapes.h"
-    text = shapes.read_text()
-    assert text.count(ANY_SHAPE) == 1
+    csrc = copy_of_sources(folder)
     only = f"KernelShape{{CellKind::{KINDS[cell]}, Transport::{SHAPES[cell, transport, which]}}}"
-    shapes.write_text(text.replace(ANY_SHAPE, f"{ANY_SHAPE}  if (!(shape == {only})) return false;\n"))
+    change(csrc, "kernel_shapes.h", ANY_SHAPE, f"{ANY_SHAPE}  if (!(shape == {only})) return false;\n")
     if file:
-        target = csrc / "cuda/device" / file
-        text = target.read_text()
-        assert text.count(old) == 1, f"{file}: expected the text once, got {text.count(old)} times:\n{old}"
-        target.write_text(text.replace(old, new))
+        change(csrc, file, old, new)
     return build.load(build.build({"recurrence_bfloat16.cu": csrc}))
 
 

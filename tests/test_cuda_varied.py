@@ -1,5 +1,7 @@
 """The CUDA kernels of recurrences with variants, on the emulated GPU: results and gradients against the reference."""
 
+from types import SimpleNamespace
+
 import emulated_varied
 import emulator
 import pytest
@@ -77,6 +79,23 @@ def test_inference_keeps_nothing(cell, name):
     expected = recurrence(CELLS[cell], *a)
     torch.testing.assert_close((output, last), expected, rtol=1e-11, atol=1e-13)
     assert kept == []
+
+
+def test_both_passes_are_told_whether_tf32_may_be_used(monkeypatch):
+    told, own = [], emulated_varied.EmulatedRecurrence(CELLS["gru"])
+
+    def told_at(place, operator):
+        def run(*arguments):
+            told.append(arguments[place])
+            return operator(*arguments)
+
+        return run
+
+    recorded = SimpleNamespace(recurrence=told_at(-1, own.recurrence), backward=told_at(-2, own.backward))
+    monkeypatch.setattr(_recurrence, "_OPERATORS", {"gru": recorded})
+    for allowed in (True, False):
+        results(kernels("gru"), of_float32("gru", "mask", 3, 2, 5)._replace(allow_tf32=allowed))
+    assert told == [True, True, False, False]
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -4,7 +4,6 @@ As test_cuda_faults.py plants them in the kernels: a fault is a change to the te
 """
 
 import re
-import shutil
 from dataclasses import dataclass, field
 
 import emulator
@@ -12,6 +11,7 @@ import pytest
 import torch
 from emulated_layer import EVERYTHING, Emulated, Layer
 from emulator import build
+from planted import change, copy_of_sources
 from test_cuda_faults import WRONG
 
 from fusedlstm.cells import GRU, RNN_RELU
@@ -128,12 +128,8 @@ def verdict(module, fault):
 
 def changed_module(fault, folder):
     """The emulated module after a change to the text of its host code."""
-    csrc = folder / "csrc"
-    shutil.copytree(build.CSRC, csrc)
-    (target,) = csrc.rglob(fault.file)
-    text = target.read_text()
-    assert text.count(fault.old) == 1, f"{fault.file}: expected once, got {text.count(fault.old)} times:\n{fault.old}"
-    target.write_text(text.replace(fault.old, fault.new))
+    csrc = copy_of_sources(folder)
+    target = change(csrc, fault.file, fault.old, fault.new)
     sources = HOST_CODE if target.parent.name == "host" else ["stream.cu"]  # which has all of the device that is run
     return build.load(build.build(dict.fromkeys(sources, csrc)))
 

@@ -5,7 +5,6 @@ As test_host_faults.py plants them: a fault is a change to the text of a source.
 
 import functools
 import re
-import shutil
 from dataclasses import dataclass
 
 import emulated_varied
@@ -13,6 +12,7 @@ import emulator
 import pytest
 import torch
 from emulator import build
+from planted import change, copy_of_sources
 from recurrences import FEATURES, changed, draw, results
 from test_cuda_faults import WRONG
 from test_host_faults import UNWRITTEN
@@ -22,8 +22,8 @@ from fusedlstm.cells import CELLS
 from fusedlstm.reference_varied import recurrence
 
 RACE = "race on shared memory"
-# As varied.cu names them where it chooses a kernel.
-DISPATCHED = {"lstm": "VariedLstm", "gru": "Unvaried<Gru>|NormedGru", "rnn_tanh": "Unvaried<Rnn>"}
+# Text of varied.cu, where it chooses a kernel.
+OTHERS = {"lstm": ("Unvaried<Gru>", "NormedGru", "Unvaried<Rnn>"), "gru": ("VariedLstm", "Unvaried<Rnn>")}
 OF_DOUBLE = "args.dtype == Dtype::kFloat64 ? with_cell(double{}) : "
 
 
@@ -66,20 +66,20 @@ FAULTS = [
           "from_hidden", WRONG, "norm", "gru"),
     Fault("h before not given to the cell", "varied_backward.cuh",
           "kSizes.takes_h ? Base::of_step(a.before[0], t, H, u) : acc_t(0)", "acc_t(0)", WRONG, "zoneout", "gru"),
-    Fault("peephole of o sees the old c", "varied.h", "pre[3] + w[2] * c}", "pre[3] + w[2] * c_before[0]}", WRONG,
+    Fault("peephole of o sees the old c", "cells/varied.h", "pre[3] + w[2] * c}", "pre[3] + w[2] * c_before[0]}", WRONG,
           "*peepholes"),
-    Fault("parameters of one batch row alone", "varied.cpp", "host_.sum_rows(result_, rows_)",
+    Fault("parameters of one batch row alone", "host/varied.cpp", "host_.sum_rows(result_, rows_)",
           "host_.copy(result_, rows_[0])", WRONG, "bias"),
-    Fault("parameters not begun at zero", "varied.cpp", "    host.zero(rows_);\n", "", UNWRITTEN, "bias"),
-    Fault("idle rows not cleared", "varied.cpp", "  if (!r.lengths) return;\n", "  return;\n", rf"{UNWRITTEN}|{WRONG}",
-          "lengths"),
-    Fault("gradients of the other direction's step", "varied.cpp", "r.is_reverse ? r.steps - 1 - step : step", "step",
-          rf"{UNWRITTEN}|{WRONG}", "all"),
-    Fault("product of h without its mask", "varied.cpp", "r.mask.data ? operand : out.last[0]", "out.last[0]", WRONG,
-          "mask"),
-    Fault("product of the input's part", "varied.cpp", "g.from_hidden.data ? g.from_hidden : g.from_input",
+    Fault("parameters not begun at zero", "host/varied.cpp", "    host.zero(rows_);\n", "", UNWRITTEN, "bias"),
+    Fault("idle rows not cleared", "host/varied.cpp", "  if (!r.lengths) return;\n", "  return;\n",
+          rf"{UNWRITTEN}|{WRONG}", "lengths"),
+    Fault("gradients of the other direction's step", "host/varied.cpp", "r.is_reverse ? r.steps - 1 - step : step",
+          "step", rf"{UNWRITTEN}|{WRONG}", "all"),
+    Fault("product of h without its mask", "host/varied.cpp", "r.mask.data ? operand : out.last[0]", "out.last[0]",
+          WRONG, "mask"),
+    Fault("product of the input's part", "host/varied.cpp", "g.from_hidden.data ? g.from_hidden : g.from_input",
           "g.from_input", WRONG, "bias", "gru"),
-    Fault("mask of one step for all", "varied.cpp", "all.sizes[0] > 1 ? all.strides[0] : 0", "0", WRONG,
+    Fault("mask of one step for all", "host/varied.cpp", "all.sizes[0] > 1 ? all.strides[0] : 0", "0", WRONG,
           "mask per step"),
 ]  # fmt: skip
 
@@ -111,18 +111,11 @@ def verdict(module, cell, feature, monkeypatch):
 
 def changed_module(fault, folder):
     """The emulated module, of float32 and the fault's cell alone, after a change to the text of a source."""
-    csrc = folder / "csrc"
-    shutil.copytree(build.CSRC, csrc)
-    (target,) = [file for file in csrc.rglob(fault.file) if file.parent.name in ("device", "host", "cells")
-                 and fault.old in file.read_text()]  # fmt: skip
-    text = target.read_text()
-    assert text.count(fault.old) == 1, f"{fault.file}: expected once, got {text.count(fault.old)} times:\n{fault.old}"
-    target.write_text(text.replace(fault.old, fault.new))
-    kernels = csrc / "cuda/device/varied.cu"
-    others = "|".join(cell for name, cell in DISPATCHED.items() if name != fault.cell)
-    text, count = re.subn(rf"return f\(acc, ({others})\{{\}}\)", "return cudaErrorInvalidValue", kernels.read_text())
-    assert count and text.count(OF_DOUBLE) == 1
-    kernels.write_text(text.replace(OF_DOUBLE, ""))
+    csrc = copy_of_sources(folder)
+    target = change(csrc, fault.file, fault.old, fault.new)
+    change(csrc, "varied.cu", OF_DOUBLE, "")
+    for cell in OTHERS[fault.cell]:
+        change(csrc, "varied.cu", f"return f(acc, {cell}{{}})", "return cudaErrorInvalidValue")
     return build.load(build.build({"varied.cpp" if target.parent.name == "host" else "varied.cu": csrc}))
 
 
