@@ -38,7 +38,7 @@ struct VariedArgs {
 
 struct VariedForwardArgs : VariedArgs {
   const void* from_input;  // [N, GH]
-  const void* sums;        // [B, GH], what the product came to
+  void* sums;              // [B, GH], what the product came to; the kernel has it for its own use then
   void* operand;           // [B, H], masked h, for the next product; null without a mask: then it takes last[0]
   void* output;            // [N, H]
   void* last[kMaxStates];  // [B, H], the states: after every launch those after its step
@@ -51,12 +51,14 @@ struct VariedSums {
 };
 
 struct VariedBackwardArgs : VariedArgs {
-  const void* d_output;             // [N, H]; null for zeros
-  const void* d_last[kMaxStates];   // [B, H]; null for zeros
-  const void* product;              // [B, H]: the gradients of a step's sums times weight_hh
-  void* d_from_input;               // [N, GH]
-  void* d_from_hidden;              // [N, GH]; null where it equals the other
-  void* d_initial[kMaxStates];      // [B, H]: after every launch the gradients of the states before its step
+  const void* d_output;            // [N, H]; null for zeros
+  const void* d_last[kMaxStates];  // [B, H]; null for zeros
+  const void* product;             // [B, H]: the gradients of a step's sums times weight_hh
+  void* d_from_input;              // [N, GH]
+  void* d_from_hidden;             // [N, GH]; null where it equals the other
+  // [B, H]: after every launch the gradients of the states before its step, but for what its product brings; at the end
+  // of the initial ones.
+  void* d_initial[kMaxStates];
   void* d_reset_state[kMaxStates];  // [B, H], zero before the first step; null: not needed
   VariedSums d_parameters;
 };
