@@ -56,10 +56,11 @@ def moved(module):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 @cases
-def test_formulas(member, name, training, bias):
+def test_formulas(member, name, training, bias, device):
     """Values and every gradient are those of the loop by hand, in training and in evaluation."""
-    module = moved(member.layer(4, 6, bias=bias, dtype=torch.float64, **OF[member.cell][name])).train(training)
-    x = torch.randn(7, 3, 4, dtype=torch.float64, requires_grad=True)
+    module = member.layer(4, 6, bias=bias, dtype=torch.float64, **OF[member.cell][name])
+    module = moved(module).to(device).train(training)
+    x = torch.randn(7, 3, 4, dtype=torch.float64, device=device, requires_grad=True)
     mask, zoneout = drawn(member, module, x.detach(), 1)
     expected = run_loop(member.cell, by_kind(module), x, mask, zoneout, module.layer_norm_eps)
     torch.manual_seed(1)
@@ -152,12 +153,12 @@ def test_functional_and_seeds(member):
 
 
 @pytest.mark.parametrize("member", EVERY, ids=str)
-def test_arrangements(member):
+def test_arrangements(member, device):
     """Lengths, packed input, batch_first, unbatched input and resets say the same in their own ways."""
     options = {name: value for name, value in OF[member.cell].get("all", STATES).items() if name != "recurrent_dropout"}
-    module = moved(member.layer(4, 6, 2, bidirectional=True, dtype=torch.float64, **options)).eval()
-    x, lengths = torch.randn(7, 3, 4, dtype=torch.float64), torch.tensor([7, 4, 1])
-    output, last = module(x, lengths=lengths)
+    module = moved(member.layer(4, 6, 2, bidirectional=True, dtype=torch.float64, **options)).to(device).eval()
+    x, lengths = torch.randn(7, 3, 4, dtype=torch.float64, device=device), torch.tensor([7, 4, 1])
+    output, last = module(x, lengths=lengths.to(device))
     packed_output, packed_last = module(nn.utils.rnn.pack_padded_sequence(x, lengths))
     torch.testing.assert_close(nn.utils.rnn.pad_packed_sequence(packed_output)[0], output)
     torch.testing.assert_close(packed_last, last)
@@ -166,10 +167,10 @@ def test_arrangements(member):
         torch.testing.assert_close(alone[0], output[:length, b])
         torch.testing.assert_close(tensors_of(alone[1]), [state[:, b] for state in tensors_of(last)])
     module.batch_first = True
-    torch.testing.assert_close(module(x.transpose(0, 1), lengths=lengths)[0], output.transpose(0, 1))
+    torch.testing.assert_close(module(x.transpose(0, 1), lengths=lengths.to(device))[0], output.transpose(0, 1))
 
-    one_way = moved(member.layer(4, 6, dtype=torch.float64, **options)).eval()
-    reset = torch.zeros(7, 3, dtype=torch.bool)
+    one_way = moved(member.layer(4, 6, dtype=torch.float64, **options)).to(device).eval()
+    reset = torch.zeros(7, 3, dtype=torch.bool, device=device)
     reset[4] = True
     first, second = one_way(x[:4]), one_way(x[4:])
     torch.testing.assert_close(one_way(x, reset=reset)[0], torch.cat([first[0], second[0]]))

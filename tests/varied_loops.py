@@ -28,7 +28,7 @@ def lstm_step(p, x, h_product, c, eps):
 
 def gru_step(p, x, h_product, h, eps):
     from_input, from_hidden = x @ p["weight_ih"].T, h_product @ p["weight_hh"].T
-    b_ih, b_hh = p.get("bias_ih", torch.zeros(1)), p.get("bias_hh", torch.zeros(1))
+    b_ih, b_hh = p.get("bias_ih", 0), p.get("bias_hh", 0)
     if "gain" in p:
         r, z, n = (normalized(from_input + from_hidden, eps) * p["gain"] + b_ih + b_hh).chunk(3, -1)
         update = sigmoid(z - 1)
