@@ -13,7 +13,7 @@ import pytest
 import torch
 from emulated_layer import Emulated, Layer
 from emulator import build
-from planted import change, copy_of_sources
+from planted_faults import change, copy_of_sources
 
 from fusedlstm.cells import CELLS
 

@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass, field
 
 import emulator
+import planted_faults
 import pytest
 import torch
 from emulated_layer import EVERYTHING, Emulated, Layer
 from emulator import build
-from planted import change, copy_of_sources
 from test_cuda_faults import WRONG
 
 from fusedlstm.cells import GRU, RNN_RELU
@@ -26,18 +26,10 @@ OUTSIDE = "outside every buffer"
 
 
 @dataclass(frozen=True)
-class Fault:
-    name: str
-    file: str
-    old: str  # occurs once in the file
-    new: str
-    reported: str  # what the error says, or WRONG
+class Fault(planted_faults.Fault):
     transport: str = "stream"
     layer: dict = field(default_factory=dict)
     members: int = 1
-
-    def __str__(self):
-        return self.name.replace(" ", "_")
 
 
 FAULTS = [
@@ -128,8 +120,8 @@ def verdict(module, fault):
 
 def changed_module(fault, folder):
     """The emulated module after a change to the text of its host code."""
-    csrc = copy_of_sources(folder)
-    target = change(csrc, fault.file, fault.old, fault.new)
+    csrc = planted_faults.copy_of_sources(folder)
+    target = fault.planted(csrc)
     sources = HOST_CODE if target.parent.name == "host" else ["stream.cu"]  # which has all of the device that is run
     return build.load(build.build(dict.fromkeys(sources, csrc)))
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import emulated_varied
 import emulator
+import planted_faults
 import pytest
 import torch
 from emulator import build
-from planted import change, copy_of_sources
 from recurrences import FEATURES, changed, draw, results
 from test_cuda_faults import WRONG
 from test_host_faults import UNWRITTEN
@@ -28,17 +28,9 @@ OF_DOUBLE = "args.dtype == Dtype::kFloat64 ? with_cell(double{}) : "
 
 
 @dataclass(frozen=True)
-class Fault:
-    name: str
-    file: str
-    old: str  # occurs once in the file
-    new: str
-    reported: str  # what the error says, or WRONG
+class Fault(planted_faults.Fault):
     feature: str  # of FEATURES
     cell: str = "lstm"
-
-    def __str__(self):
-        return self.name.replace(" ", "_")
 
 
 FAULTS = [
@@ -111,11 +103,11 @@ def verdict(module, cell, feature, monkeypatch):
 
 def changed_module(fault, folder):
     """The emulated module, of float32 and the fault's cell alone, after a change to the text of a source."""
-    csrc = copy_of_sources(folder)
-    target = change(csrc, fault.file, fault.old, fault.new)
-    change(csrc, "varied.cu", OF_DOUBLE, "")
+    csrc = planted_faults.copy_of_sources(folder)
+    target = fault.planted(csrc)
+    planted_faults.change(csrc, "varied.cu", OF_DOUBLE, "")
     for cell in OTHERS[fault.cell]:
-        change(csrc, "varied.cu", f"return f(acc, {cell}{{}})", "return cudaErrorInvalidValue")
+        planted_faults.change(csrc, "varied.cu", f"return f(acc, {cell}{{}})", "return cudaErrorInvalidValue")
     return build.load(build.build({"varied.cpp" if target.parent.name == "host" else "varied.cu": csrc}))
 
 

@@ -1,8 +1,25 @@
 """Faults planted in the sources: a copy of csrc in which some text is another."""
 
 import shutil
+from dataclasses import dataclass
 
 from emulator import build
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    file: str
+    old: str  # occurs once in the file
+    new: str
+    reported: str  # what the error says, or that numbers are wrong
+
+    def __str__(self):
+        return self.name.replace(" ", "_")
+
+    def planted(self, csrc):
+        """Changes the sources; the path of the changed one."""
+        return change(csrc, self.file, self.old, self.new)
 
 
 def copy_of_sources(folder):
