@@ -6,6 +6,7 @@ expected and what was got. Nothing is converted or moved to make a call fit.
 
 from __future__ import annotations
 
+import numbers
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -63,14 +64,16 @@ def sizes_of(cell: Cell, weights, bidirectional) -> Sizes:
     return Sizes(cell.name, I, GH // G, proj_size, len(weights) // D, D, len(first) > 3)
 
 
-def check_number(name: str, value) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+def checked_number(name: str, value) -> float:
+    """`value`, of an argument of this name, as a number of Python: NumPy's are no constants to compilers."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name}: Expected a number, got {type(value).__name__}")
+    return value if type(value) in (int, float) else float(value)
 
 
 def checked_probability(name: str, value) -> float:
-    """`value`, of an argument of this name."""
-    check_number(name, value)
+    """The same of a probability."""
+    value = checked_number(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{name}: Expected a probability of at least 0 and below 1, got {value}")
     return value

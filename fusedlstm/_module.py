@@ -71,7 +71,7 @@ class FusedLayer(_Freezable, nn.RNNBase):
     def __init__(self, mode: str, *args, weight_dropout: float = 0.0, **options) -> None:
         variants = Variants(**{name: options.pop(name) for name in Variants._fields if name in options})
         super().__init__(mode, *args, **options)
-        if _checks.checked_probability("weight_dropout", weight_dropout):
+        if weight_dropout := _checks.checked_probability("weight_dropout", weight_dropout):
             self._fused_weight_dropout = weight_dropout
         check_variants(variants, mode.lower(), self.proj_size).set_in(self)
         kinds = parameters_of(variants, _sizes_of(self))

@@ -5,12 +5,13 @@ What they are called, which cell has which, and the parameters that they add; do
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusedlstm._checks import Sizes, check_number, checked_probability
+from fusedlstm._checks import Sizes, checked_number, checked_probability
 from fusedlstm.cells import CELLS
 
 
@@ -90,22 +91,26 @@ def check_variants(variants: Variants, cell_name: str, proj_size: int) -> Varian
             another one.
     """
     cell = CELLS[cell_name]
-    checked_probability("recurrent_dropout", variants.recurrent_dropout)
-    if isinstance(variants.zoneout, (tuple, list)):
-        variants = variants._replace(zoneout=tuple(variants.zoneout))
-        if len(variants.zoneout) != len(cell.states):
+    zoneout = variants.zoneout
+    if isinstance(zoneout, (tuple, list)):
+        if len(zoneout) != len(cell.states):
             states = ", ".join(cell.states)
             raise ValueError(
-                f"zoneout: Expected a probability, or one for each of the states {states}, got {len(variants.zoneout)}"
+                f"zoneout: Expected a probability, or one for each of the states {states}, got {len(zoneout)}"
             )
-    for probability in variants.zoneouts(1):
-        checked_probability("zoneout", probability)
+        zoneout = tuple([checked_probability("zoneout", one) for one in zoneout])
+    else:
+        zoneout = checked_probability("zoneout", zoneout)
+    variants = variants._replace(
+        recurrent_dropout=checked_probability("recurrent_dropout", variants.recurrent_dropout),
+        zoneout=zoneout,
+        layer_norm_eps=checked_number("layer_norm_eps", variants.layer_norm_eps),
+    )
     for name in ("recurrent_dropout_per_step", "layer_norm", "peephole"):
         if not isinstance(value := getattr(variants, name), bool):
             raise TypeError(f"{name}: Expected a bool, got {type(value).__name__}")
-    check_number("layer_norm_eps", variants.layer_norm_eps)
-    if not variants.layer_norm_eps > 0:
-        raise ValueError(f"layer_norm_eps: Expected a number above 0, got {variants.layer_norm_eps}")
+    if not 0 < variants.layer_norm_eps < math.inf:
+        raise ValueError(f"layer_norm_eps: Expected a finite number above 0, got {variants.layer_norm_eps}")
     if variants.recurrent_dropout_per_step and not variants.recurrent_dropout:
         raise ValueError("recurrent_dropout_per_step: Expected recurrent_dropout with it, got recurrent_dropout=0")
     if variants.peephole and cell_name != "lstm":

@@ -183,7 +183,8 @@ def _checked(cell, weights, bidirectional, weight_dropout, training, variants):
     sizes = _checks.sizes_of(cell, weights, bidirectional)
     check_variants(variants, cell.name, sizes.proj_size)
     in_a_row = list(chain.from_iterable(weights))
-    if _checks.checked_probability("weight_dropout", weight_dropout) and training:
+    weight_dropout = _checks.checked_probability("weight_dropout", weight_dropout)
+    if weight_dropout and training:
         in_a_row = with_weight_dropout(in_a_row, sizes, weight_dropout)
     return in_a_row, sizes, varied
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fusedlstm._checks import checked_number
 from fusedlstm._module import FusedCell, FusedLayer, run_layers, run_step
+from fusedlstm._variants import Option
 
 
 class FusedLSTM(FusedLayer):
@@ -76,10 +78,10 @@ class FusedLSTM(FusedLayer):
         layer_norm_eps: float = 1e-5,
         peephole: bool = False,
     ) -> None:
-        if forget_bias and not bias:
+        if (forget_bias := checked_number("forget_bias", forget_bias)) and not bias:
             raise ValueError(f"forget_bias: Expected 0 with bias=False, got {forget_bias}")
         if forget_bias:
-            self.forget_bias = forget_bias  # parameters are initialised by the next call
+            self._fused_forget_bias = forget_bias  # parameters are initialised by the next call
         super().__init__(
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             proj_size, device, dtype, weight_dropout=weight_dropout, recurrent_dropout=recurrent_dropout,
@@ -87,17 +89,18 @@ class FusedLSTM(FusedLayer):
             layer_norm_eps=layer_norm_eps, peephole=peephole,
         )  # fmt: skip
 
-    forget_bias: float = 0.0
+    forget_bias = Option()
+    _fused_forget_bias = 0.0
 
     def reset_parameters(self) -> None:
         """As nn.LSTM's, and `forget_bias` added."""
         super().reset_parameters()
-        if self.forget_bias:
+        if self._fused_forget_bias:
             H = self.hidden_size
             for name in self._flat_weights_names:
                 if name.startswith("bias_ih"):
                     with torch.no_grad():
-                        getattr(self, name)[H : 2 * H] += self.forget_bias
+                        getattr(self, name)[H : 2 * H] += self._fused_forget_bias
 
     def forward(
         self,

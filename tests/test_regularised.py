@@ -177,6 +177,21 @@ def test_forget_bias():
         FusedLSTM(4, 6, bias=False, forget_bias=1)
     with pytest.raises(TypeError, match="forget_bias"):
         FusedGRU(4, 6, forget_bias=1)
+    with pytest.raises(TypeError, match="forget_bias: Expected a number, got str"):
+        FusedLSTM(4, 6, forget_bias="1")
+
+
+def test_a_subclass_may_have_the_name_for_something_else():
+    class Own(FusedLSTM):
+        forget_bias = nn.Identity()
+
+    assert isinstance(Own(4, 6, forget_bias=2.0).forget_bias, nn.Identity)
+    module = FusedLSTM(4, 6, forget_bias=2.0)
+    module.forget_bias = 3.0
+    torch.manual_seed(2)
+    module.reset_parameters()
+    torch.manual_seed(2)
+    assert torch.equal(module.bias_ih_l0, FusedLSTM(4, 6, forget_bias=3.0).bias_ih_l0)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +19,12 @@ BAD = {
     "three": ({"zoneout": (0.1, 0.1, 0.1)}, ValueError, "zoneout: Expected a probability, or one for each of"),
     "nan": ({"zoneout": (0.1, math.nan)}, ValueError, "zoneout: Expected a probability"),
     "flag": ({"layer_norm": 1}, TypeError, "layer_norm: Expected a bool, got int"),
-    "eps": ({"layer_norm": True, "layer_norm_eps": 0.0}, ValueError, "layer_norm_eps: Expected a number above 0"),
+    "eps": (
+        {"layer_norm": True, "layer_norm_eps": 0.0},
+        ValueError,
+        "layer_norm_eps: Expected a finite number above 0",
+    ),
+    "endless eps": ({"layer_norm": True, "layer_norm_eps": math.inf}, ValueError, "layer_norm_eps: Expected a finite"),
     "eps of text": (
         {"layer_norm": True, "layer_norm_eps": "1"},
         TypeError,
@@ -36,6 +42,20 @@ def test_bad_options(options, error, text):
     weights = FusedLSTM(4, 6, proj_size=options.pop("proj_size", 0)).all_weights
     with pytest.raises(error, match=text):
         functional.lstm(torch.randn(1, 1, 4), None, weights, **options)
+
+
+def test_numbers_of_numpy():
+    """As nn.LSTM takes them; in a full graph too."""
+    p = np.float32(0.25)
+    options = {"recurrent_dropout": p, "zoneout": (p, p), "layer_norm_eps": np.float64(1e-3), "layer_norm": True}
+    module, x = FusedLSTM(4, 6, **options, weight_dropout=p, forget_bias=np.int64(1)), torch.randn(5, 3, 4)
+    assert module.zoneout == (0.25, 0.25)
+    assert {type(module.recurrent_dropout), type(module.layer_norm_eps)} == {float}
+    found = []
+    for run in (module, torch.compile(module, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(1)
+        found.append(run(x)[0])
+    torch.testing.assert_close(*found)
 
 
 def test_options_of_other_cells():
