@@ -1,7 +1,8 @@
-// The operators that every device has, from its kernels for a layer.
+// The operators that every device has, from its kernels for a layer and for the layers of a stack.
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "boxed.h"
 #include "one_step.h"
@@ -11,18 +12,22 @@
 namespace fusedlstm {
 
 // Registers a device's kernels for the operators of a cell: of layers, of stacks of them, and of steps.
-template <int kCell, LayerResults (*kLayer)(LayerArguments&), InferenceResults (*kInference)(LayerArguments&),
-          LayerGradients (*kBackward)(BackwardArguments&), StepsResults (*kSecondOrder)(StepsArguments&)>
+template <
+    int kCell, LayerResults (*kLayer)(LayerArguments&), InferenceResults (*kInference)(LayerArguments&),
+    LayerGradients (*kBackward)(BackwardArguments&), StepsResults (*kSecondOrder)(StepsArguments&),
+    std::vector<LayerResults> (*kLayers)(std::vector<LayerArguments>&) = one_by_one<kLayer>,
+    InferenceResults (*kLayersInference)(std::vector<LayerArguments>&) = one_by_one_inference<kInference>,
+    std::vector<LayerGradients> (*kLayersBackward)(std::vector<BackwardArguments>&) = one_by_one_backward<kBackward>>
 void implement(torch::stable::detail::StableLibrary& m) {
   const std::string cell = kCells[kCell].name;
   m.impl((cell + "_layer").c_str(), boxed<LayerResults, LayerArguments, kLayer>);
   m.impl((cell + "_layer_inference").c_str(), boxed<InferenceResults, LayerArguments, kInference>);
   m.impl((cell + "_layer_backward").c_str(), boxed<LayerGradients, BackwardArguments, kBackward>);
-  m.impl((cell + "_stack").c_str(), boxed<StackResults, StackArguments, run_stack<kCell, kLayer>>);
+  m.impl((cell + "_stack").c_str(), boxed<StackResults, StackArguments, run_stack<kCell, kLayers>>);
   m.impl((cell + "_stack_inference").c_str(),
-         boxed<InferenceResults, StackArguments, run_stack_inference<kCell, kInference>>);
+         boxed<InferenceResults, StackArguments, run_stack_inference<kCell, kLayersInference>>);
   m.impl((cell + "_stack_backward").c_str(),
-         boxed<StackGradients, StackBackwardArguments, run_stack_backward<kCell, kBackward>>);
+         boxed<StackGradients, StackBackwardArguments, run_stack_backward<kCell, kLayersBackward>>);
   m.impl((cell + "_cell").c_str(), boxed<StepResults, StepArguments, one_step<kLayer>>);
   m.impl((cell + "_cell_inference").c_str(),
          boxed<StepInferenceResults, StepArguments, one_step_inference<kInference>>);

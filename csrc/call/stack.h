@@ -53,10 +53,9 @@ class Stack {
 
   int64_t layers() const { return layers_; }
 
-  // The arguments of a layer with this input.
-  LayerArguments layer(int64_t l, const Tensor& input) const {
+  // The arguments of a layer, but for its input.
+  LayerArguments layer(int64_t l) const {
     LayerArguments a;
-    a.input = input;
     for (const Tensor& state : given_.states) a.initial.push_back(of_layer(state, l));
     if (given_.states.empty()) a.initial = zeros_;
     for (const Tensor& state : last) a.last.push_back(of_layer(state, l));
@@ -98,34 +97,68 @@ class Stack {
   }
 };
 
-template <int kCell, LayerResults (*kLayer)(LayerArguments&)>
-StackResults run_stack(StackArguments& given) {
-  const Stack stack(given, kCells[kCell].sizes);
-  StackResults r{given.input, stack.last, {}};
-  Tensors outputs;
-  for (int64_t l = 0; l < stack.layers(); ++l) {
-    if (l > 0) outputs.push_back(r.output);
-    LayerArguments a = stack.layer(l, r.output);
-    LayerResults one = kLayer(a);
-    r.output = std::move(one.output);
-    r.kept.push_back(std::move(one.saved));
-    r.kept.push_back(std::move(one.carried));
-    if (stack.layers() == 1) r.last = std::move(one.last);
+// How a device runs all layers of a stack that has nothing better than to run each by itself. The input of all but the
+// first, and backward d_output, are those that the one before has made.
+
+template <LayerResults (*kLayer)(LayerArguments&)>
+std::vector<LayerResults> one_by_one(std::vector<LayerArguments>& layers) {
+  std::vector<LayerResults> results;
+  for (LayerArguments& a : layers) {
+    if (!results.empty()) a.input = results.back().output;
+    results.push_back(kLayer(a));
   }
-  r.kept.insert(r.kept.end(), outputs.begin(), outputs.end());
+  return results;
+}
+
+// The results of the last layer.
+template <InferenceResults (*kInference)(LayerArguments&)>
+InferenceResults one_by_one_inference(std::vector<LayerArguments>& layers) {
+  InferenceResults r;
+  for (LayerArguments& a : layers) {
+    if (&a != &layers.front()) a.input = std::move(r.output);
+    r = kInference(a);
+  }
   return r;
 }
 
-template <int kCell, InferenceResults (*kInference)(LayerArguments&)>
+// The uppermost layer first. Gradients of inputs are left of the last one alone.
+template <LayerGradients (*kBackward)(BackwardArguments&)>
+std::vector<LayerGradients> one_by_one_backward(std::vector<BackwardArguments>& layers) {
+  std::vector<LayerGradients> gradients;
+  for (BackwardArguments& b : layers) {
+    if (!gradients.empty()) b.d_output = std::move(gradients.back().input);
+    gradients.push_back(kBackward(b));
+  }
+  return gradients;
+}
+
+inline std::vector<LayerArguments> layers_of(const Stack& stack, const Tensor& input) {
+  std::vector<LayerArguments> layers;
+  for (int64_t l = 0; l < stack.layers(); ++l) layers.push_back(stack.layer(l));
+  layers.front().input = input;
+  return layers;
+}
+
+template <int kCell, std::vector<LayerResults> (*kLayers)(std::vector<LayerArguments>&)>
+StackResults run_stack(StackArguments& given) {
+  const Stack stack(given, kCells[kCell].sizes);
+  std::vector<LayerArguments> layers = layers_of(stack, given.input);
+  std::vector<LayerResults> all = kLayers(layers);
+  StackResults r{all.back().output, stack.layers() == 1 ? std::move(all.back().last) : stack.last, {}};
+  for (LayerResults& one : all) {
+    r.kept.push_back(std::move(one.saved));
+    r.kept.push_back(std::move(one.carried));
+  }
+  for (size_t l = 0; l + 1 < all.size(); ++l) r.kept.push_back(std::move(all[l].output));
+  return r;
+}
+
+template <int kCell, InferenceResults (*kLayers)(std::vector<LayerArguments>&)>
 InferenceResults run_stack_inference(StackArguments& given) {
   const Stack stack(given, kCells[kCell].sizes);
-  InferenceResults r{given.input, stack.last};
-  for (int64_t l = 0; l < stack.layers(); ++l) {
-    LayerArguments a = stack.layer(l, r.output);
-    InferenceResults one = kInference(a);
-    r.output = std::move(one.output);
-    if (stack.layers() == 1) r.last = std::move(one.last);
-  }
+  std::vector<LayerArguments> layers = layers_of(stack, given.input);
+  InferenceResults r = kLayers(layers);
+  if (stack.layers() > 1) r.last = stack.last;
   return r;
 }
 
@@ -167,7 +200,7 @@ InferenceResults run_stack_prepared(PreparedStackArguments& given) {
   return r;
 }
 
-template <int kCell, LayerGradients (*kBackward)(BackwardArguments&)>
+template <int kCell, std::vector<LayerGradients> (*kLayers)(std::vector<BackwardArguments>&)>
 StackGradients run_stack_backward(StackBackwardArguments& given) {
   const Stack stack(given.stack, kCells[kCell].sizes);
   const int64_t L = stack.layers();
@@ -193,31 +226,36 @@ StackGradients run_stack_backward(StackBackwardArguments& given) {
     r.all[1 + i] = new_tensor(input, {state.size(0), state.size(1), state.size(2)}, input.scalar_type());
   }
 
-  OptionalTensor d_output = std::move(given.d_output);
-  for (int64_t l = L; l-- > 0;) {
-    BackwardArguments b;
-    b.d_output = std::move(d_output);
+  // A kind's gradients are asked for where one of its directions' is.
+  const auto each_weight = [&](int64_t l, auto visit) {
+    size_t place = weight(l);
+    for (size_t d = 0; d < static_cast<size_t>(given.stack.directions); ++d)
+      for (const int kind : stack.kinds()) visit(kind, d, place++);
+  };
+  std::vector<BackwardArguments> layers;  // the uppermost first
+  bool is_below = true;                   // whether something below needs the gradient of the input
+  for (int64_t l = L; l-- > 0 && is_below;) {
+    BackwardArguments& b = layers.emplace_back();
+    if (l == L - 1) b.d_output = std::move(given.d_output);
     for (const OptionalTensor& d : given.d_last)
       b.d_last.push_back(d ? OptionalTensor(stack.of_layer(*d, l)) : std::nullopt);
-    b.layer = stack.layer(l, l > 0 ? given.kept[static_cast<size_t>(2 * L + l - 1)] : input);
+    b.layer = stack.layer(l);
+    b.layer.input = l > 0 ? given.kept[static_cast<size_t>(2 * L + l - 1)] : input;
     b.output = l < L - 1 ? given.kept[static_cast<size_t>(2 * L + l)] : given.output;
     b.saved = given.kept[static_cast<size_t>(2 * l)];
     b.carried = given.kept[static_cast<size_t>(2 * l + 1)];
-    const bool is_below = any_state || needs(0) || any(1 + states, weight(l));
+    is_below = any_state || needs(0) || any(1 + states, weight(l));
     b.needs.assign(kNeeds, false);
     b.needs[kInput] = l > 0 ? is_below : needs(0);
     b.needs[kInitial] = any_state;
-    // A kind's gradients are asked for where one of its directions' is.
-    const auto each_weight = [&](auto visit) {
-      size_t place = weight(l);
-      for (size_t d = 0; d < static_cast<size_t>(given.stack.directions); ++d)
-        for (const int kind : stack.kinds()) visit(kind, d, place++);
-    };
-    each_weight([&](int kind, size_t, size_t place) {
+    each_weight(l, [&](int kind, size_t, size_t place) {
       if (needs(place)) b.needs[static_cast<size_t>(kind)] = true;
     });
-    LayerGradients g = kBackward(b);
-    if (l > 0 && is_below) d_output = g.input;
+  }
+  std::vector<LayerGradients> all = kLayers(layers);
+  for (size_t run = 0; run < all.size(); ++run) {
+    LayerGradients& g = all[run];
+    const int64_t l = L - 1 - static_cast<int64_t>(run);
     if (l == 0) r.all[0] = g.input;
     for (size_t i = 0; i < states && any_state; ++i) {
       if (L == 1) {
@@ -228,8 +266,7 @@ StackGradients run_stack_backward(StackBackwardArguments& given) {
       torch::stable::copy_(place, g.initial[i]);
     }
     Tensors* const found[] = {nullptr, nullptr, &g.weight_ih, &g.weight_hh, &g.bias_ih, &g.bias_hh, &g.weight_hr};
-    each_weight([&](int kind, size_t d, size_t place) { r.all[place] = std::move((*found[kind])[d]); });
-    if (!is_below) break;
+    each_weight(l, [&](int kind, size_t d, size_t place) { r.all[place] = std::move((*found[kind])[d]); });
   }
   return r;
 }
