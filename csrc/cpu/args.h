@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "cells/sizes.h"
+#include "progress.h"
 
 namespace fusedlstm::cpu {
 
@@ -55,6 +56,9 @@ struct LayerArgs {
   State initial[kMaxStates], reset_state[kMaxStates];
   Weights weights[2];
   bool is_relu;  // of the RNN: its activation
+  // Of layers that run beside each other, each by one thread. Null: nobody does.
+  const Progress* awaited;  // of the layer that makes the input, backward d_output
+  Progress* reported;       // of this one, for the layer that it makes its output, backward d_input, for
 };
 
 struct ForwardArgs : LayerArgs {

@@ -39,6 +39,8 @@ struct Share {
   void* team;       // null: nobody to meet
   int64_t met = 0;  // when this thread last came to a meeting, in the team's own unit
   void meet();      // team.cpp
+  // Tells the team that this thread waited so many ticks (spin.h) for a late one: the next calls then go without.
+  void lose(int64_t waited) const;
   Range of(int64_t n) const { return parts_of(n, {first, last}, count); }
 };
 

@@ -154,6 +154,7 @@ constexpr ForcedPlan kForcedPlans[] = {
     {"direct:units", true, Split::kUnits},
     {"packed:rows", false, Split::kRows},
     {"packed:units", false, Split::kUnits},
+    {"abreast", {}, {}},
 };
 
 // What was asked for by name; calls under way in other threads see it or what stood there before.
@@ -164,6 +165,8 @@ std::atomic<int> forced_last_meeting{0};
 // A team's meeting costs about as much as this many multiply-adds of one thread; below it a thread works alone.
 constexpr double kTeamWork = 4e5;  // of a whole call
 constexpr double kMeetWork = 5e4;  // of one time step, where the team meets every step
+// Time steps from which on the wait for the layer before is short beside them.
+constexpr int64_t kAbreastSteps = 64;
 // Recurrent weights that stay in a core's own cache while its rows are few.
 constexpr double kCacheBytes = 768 << 10;
 // Readings of the weights where they are that cost less than bringing them into panels: from the cache, and beyond it.
@@ -228,7 +231,8 @@ void force(const std::string& isa, const std::string& plan) {
     forced_last_meeting = digits == std::string::npos ? 0 : std::atoi(plan.c_str() + digits);
     return;
   }
-  throw std::runtime_error("fusedlstm: expected a CPU plan direct or packed, with :rows or :units, got '" + plan + "'");
+  throw std::runtime_error("fusedlstm: expected a CPU plan direct or packed, with :rows or :units, or abreast, got '" +
+                           plan + "'");
 }
 
 Plan choose_plan(const Shape& shape, int64_t row_count, Pass pass, int threads) {
@@ -267,6 +271,16 @@ EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t
   if (of_team.threads == threads)
     return {threads, members / threads * threads, of_thread, of_team, forced_last_meeting};
   return {members < threads ? int(members) : threads, members, of_thread, {}};
+}
+
+size_t layers_abreast(const Shape& shape, int64_t row_count, Pass pass, size_t layers) {
+  if (layers == 1 || shape.directions == 2) return 1;
+  const std::string_view forced = forced_plan.load()->name;
+  const size_t threads = size_t(forced == "abreast" ? pool_threads() : std::min(pool_threads(), usable_cpus()));
+  // Many rows divide better: no thread waits for another one's first chunk.
+  const bool is_better = shape.batch < 4 * int64_t(threads) && shape.steps >= kAbreastSteps &&
+                         double(layers) * layer_work(shape, row_count, pass) >= kTeamWork;
+  return forced == "abreast" || (forced.empty() && is_better) ? std::min(threads, layers) : 1;
 }
 
 int threads_of_steps(int64_t elements) {

@@ -31,7 +31,8 @@ const RecurrenceKernels& active_recurrence_kernels(VariedKind kind, Dtype acc);
 
 // isa: "baseline", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx"; plan: "direct" or
 // "packed", then optionally ":rows" or ":units", then optionally ":N": a team dissolves at its Nth meeting, as one does
-// that had to wait too long. Empty strings return to automatic. Throws std::runtime_error on any other name.
+// that had to wait too long; or "abreast", all layers of a stack for which there are threads. Empty strings return to
+// automatic. Throws std::runtime_error on any other name.
 void force(const std::string& isa, const std::string& plan);
 
 // What is to be run of a layer; kFrozen: forward, with weights that are in panels already; kQuantized: those of int8.
@@ -49,6 +50,9 @@ struct EnsemblePlan {
   int last_meeting = 0;  // where the team dissolves; 0: where it has to
 };
 EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, Pass pass, int threads);
+
+// How many layers of a stack run beside each other, each by one thread; 1: one after the other, by all.
+size_t layers_abreast(const Shape& shape, int64_t row_count, Pass pass, size_t layers);
 
 // How many threads divide the rows of second order, of so many elements in all.
 int threads_of_steps(int64_t elements);

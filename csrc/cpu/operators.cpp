@@ -1,115 +1,25 @@
 // The layer operators on the CPU: tensors to plain argument structs, a plan, and a team that runs the kernels.
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "call/checked_steps.h"
 #include "call/implement.h"
-#include "call/results.h"
-#include "cells/all.h"
 #include "frozen.h"
+#include "layer_call.h"
 #include "quantized.h"
+#include "run_abreast.h"
 #include "run_members.h"
 
 namespace fusedlstm::cpu {
 namespace {
 
-// What forward and backward kernels are told alike; owns the row tables that the structs point to.
-struct LayerInputs {
-  const NamedCell& cell;
-  const CheckedLayer t;
-  std::vector<int64_t> offsets, lengths;
-
-  LayerInputs(const NamedCell& cell, CheckedLayer checked) : cell(cell), t(std::move(checked)) {
-    if (t.batch_sizes) {
-      const auto* sizes = t.batch_sizes->const_data_ptr<int64_t>();
-      offsets.assign(1, 0);
-      lengths.assign(size_t(t.batch), 0);
-      for (int64_t s = 0; s < t.steps; ++s) {
-        offsets.push_back(offsets.back() + sizes[s]);
-        for (int64_t b = 0; b < sizes[s]; ++b) ++lengths[size_t(b)];
-      }
-    } else if (t.lengths) {
-      const auto* given = t.lengths->const_data_ptr<int64_t>();
-      for (int64_t b = 0; b < t.members * t.batch; ++b)
-        STD_TORCH_CHECK(given[b] >= 0 && given[b] <= t.steps, "fusedlstm: expected lengths between 0 and ", t.steps,
-                        ", got ", given[b], " at index ", b);
-    }
-  }
-
-  // Where a member's part of a tensor begins; null if the tensor is empty.
-  void* part(const Tensor& x, int64_t member) const {
-    auto* data = static_cast<char*>(x.data_ptr());
-    return data && t.lead > 0 ? data + member * x.stride(0) * x.element_size() : data;
-  }
-  void* part(const Tensors& list, size_t index, int64_t member) const {
-    return list.empty() ? nullptr : part(list[index], member);
-  }
-
-  State state(const Tensor& s, int64_t member) const {
-    return {part(s, member), s.stride(t.lead), s.stride(t.lead + 1)};
-  }
-  State state(const OptionalTensor& s, int64_t member) const { return s ? state(*s, member) : State{}; }
-
-  RowData rows_of(const Tensor& x, int64_t member) const {
-    if (t.batch_sizes) return {part(x, member), 0, x.stride(t.lead)};
-    return {part(x, member), x.stride(t.lead), x.stride(t.lead + 1)};
-  }
-
-  // What the kernels are told of one member, but for results.
-  template <class Args>
-  Args arguments(int64_t member) const {
-    Args a{};
-    a.shape = {t.steps, t.batch, t.features, t.hidden, t.proj, t.directions, cell.sizes.gates};
-    a.row_count = t.rows;
-    a.rows.offsets = t.batch_sizes ? offsets.data() : nullptr;
-    a.rows.lengths = t.batch_sizes ? lengths.data()
-                     : t.lengths   ? static_cast<const int64_t*>(part(*t.lengths, member))
-                                   : nullptr;
-    a.rows.reset = t.reset ? static_cast<const bool*>(part(*t.reset, member)) : nullptr;
-    a.rows.reset_step = t.reset ? t.reset->stride(t.lead) : 0;
-    a.rows.reset_batch = t.reset ? t.reset->stride(t.lead + 1) : 0;
-    a.input = rows_of(t.input, member);
-    for (size_t i = 0; i < t.initial.size(); ++i) {
-      a.initial[i] = state(t.initial[i], member);
-      if (!t.reset_state.empty()) a.reset_state[i] = state(t.reset_state[i], member);
-    }
-    a.is_relu = cell.is_relu;
-    for (size_t d = 0; d < t.weight_ih.size(); ++d)
-      a.weights[d] = {part(t.weight_ih, d, member), part(t.weight_hh, d, member), part(t.bias_ih, d, member),
-                      part(t.bias_hh, d, member), part(t.weight_hr, d, member)};
-    return a;
-  }
-
-  const LayerKernels& kernels() const { return active_kernels(cell.kind, dtype_of(t.dtype)); }
-};
-
-// Where a member's results go, which inference and training have.
-void set_results(ForwardArgs& a, const LayerInputs& in, const LayerResults& r, int64_t member) {
-  a.output = in.part(r.output, member);
-  for (size_t i = 0; i < r.last.size(); ++i) a.last[i] = in.part(r.last[i], member);
-}
-
-// frozen: the panels of a layer's weights, null where it has weights.
-LayerResults forward(const LayerInputs& in, const LayerKernels& kernels, const char* frozen, bool is_training) {
-  const CheckedLayer& t = in.t;
-  LayerResults r = new_results(t, is_training, false);
+// Runs all members of a layer.
+LayerResults forward(ForwardCall& call, const LayerKernels& kernels, const char* frozen = nullptr) {
   std::vector<ForwardArgs> members;
-  members.reserve(size_t(t.members));
-  for (int64_t m = 0; m < t.members; ++m) {
-    ForwardArgs& a = members.emplace_back(in.arguments<ForwardArgs>(m));
-    a.frozen = frozen;
-    set_results(a, in, r, m);
-    a.saved = is_training ? in.part(r.saved, m) : nullptr;
-    a.carried = is_training ? in.part(r.carried, m) : nullptr;
-  }
+  members.reserve(size_t(call.in.t.members));
+  for (int64_t m = 0; m < call.in.t.members; ++m) members.push_back(call.args(m, frozen));
   run_members(members, frozen ? Pass::kFrozen : Pass::kForward, kernels.forward_bytes, kernels.forward);
-  return r;
-}
-
-template <int kCell>
-LayerInputs inputs_of(LayerArguments& arguments) {
-  return {kCells[kCell], CheckedLayer(std::move(arguments), kCells[kCell].sizes)};
+  return std::move(call.results);
 }
 
 // The arguments of a layer whose weights come in a form of their own.
@@ -128,14 +38,46 @@ LayerArguments without_weights(Arguments& given) {
 
 template <int kCell>
 LayerResults layer(LayerArguments& arguments) {
-  const LayerInputs in = inputs_of<kCell>(arguments);
-  return forward(in, in.kernels(), nullptr, true);
+  ForwardCall call(inputs_of<kCell>(arguments), true);
+  return forward(call, call.in.kernels());
 }
 
 template <int kCell>
 InferenceResults layer_inference(LayerArguments& arguments) {
-  const LayerInputs in = inputs_of<kCell>(arguments);
-  LayerResults r = forward(in, in.kernels(), nullptr, false);
+  ForwardCall call(inputs_of<kCell>(arguments), false);
+  LayerResults r = forward(call, call.in.kernels());
+  return {std::move(r.output), std::move(r.last)};
+}
+
+// The layers of a stack, with as many beside each other as there are threads for, where that is faster.
+template <int kCell>
+std::vector<LayerResults> forward_layers(std::vector<LayerArguments>& layers, bool is_training) {
+  std::vector<LayerResults> all;
+  for (size_t l = 0, end = 0; l < layers.size(); l = end) {
+    std::vector<ForwardCall> calls;  // which stay where they are: the kernels' arguments point into them
+    calls.reserve(layers.size());
+    std::vector<ForwardArgs> args;
+    do {
+      if (end > 0) layers[end].input = calls.empty() ? all.back().output : calls.back().results.output;
+      args.push_back(calls.emplace_back(inputs_of<kCell>(layers[end]), is_training).args(0));
+    } while (++end < layers.size() &&
+             end - l < layers_abreast(args[0].shape, args[0].row_count, Pass::kForward, layers.size()));
+    const LayerKernels& kernels = calls[0].in.kernels();
+    run_abreast(args, Pass::kForward, kernels.forward_bytes, kernels.forward);
+    if (!is_training) all.clear();
+    for (ForwardCall& call : calls) all.push_back(std::move(call.results));
+  }
+  return all;
+}
+
+template <int kCell>
+std::vector<LayerResults> layers(std::vector<LayerArguments>& arguments) {
+  return forward_layers<kCell>(arguments, true);
+}
+
+template <int kCell>
+InferenceResults layers_inference(std::vector<LayerArguments>& arguments) {
+  LayerResults r = std::move(forward_layers<kCell>(arguments, false).back());
   return {std::move(r.output), std::move(r.last)};
 }
 
@@ -165,8 +107,9 @@ FreezeResults freeze_layer(FreezeArguments& weights) {
 template <int kCell>
 InferenceResults layer_frozen(FrozenArguments& given) {
   const FrozenWeights weights = FrozenWeights::of(given.weights, kCell);
-  const LayerInputs in(kCells[kCell], CheckedLayer(without_weights(given), kCells[kCell].sizes, weights.sizes));
-  LayerResults r = forward(in, weights.kernels, weights.panels, false);
+  const NamedCell& cell = kCells[kCell];
+  ForwardCall call({cell, CheckedLayer(without_weights(given), cell.sizes, weights.sizes)}, false);
+  LayerResults r = forward(call, weights.kernels, weights.panels);
   return {std::move(r.output), std::move(r.last)};
 }
 
@@ -188,45 +131,38 @@ InferenceResults layer_quantized(QuantizedArguments& given) {
 
 template <int kCell>
 LayerGradients layer_backward(BackwardArguments& arguments) {
-  const LayerInputs in = inputs_of<kCell>(arguments.layer);
-  const CheckedLayer& t = in.t;
-  const CheckedIncoming incoming(arguments, t);
-  LayerGradients g = new_gradients(t, arguments.needs);
-  // Where no gate is apart, the two biases enter as a sum: their gradients are equal, but must not share memory.
-  const auto& needs = arguments.needs;
-  const bool has_bias_ih = needs[kBiasIh] && !t.bias_ih.empty(), has_bias_hh = needs[kBiasHh] && !t.bias_hh.empty();
-  const bool is_joined = t.cell.apart() == 0;
-  const Tensors& d_bias_ih = has_bias_ih || !is_joined ? g.bias_ih : g.bias_hh;
-
+  BackwardCall call(inputs_of<kCell>(arguments.layer), arguments);
   std::vector<BackwardArgs> members;
-  members.reserve(size_t(t.members));
-  for (int64_t m = 0; m < t.members; ++m) {
-    BackwardArgs& a = members.emplace_back(in.arguments<BackwardArgs>(m));
-    if (incoming.d_output) a.d_output = in.rows_of(*incoming.d_output, m);
-    for (size_t i = 0; i < t.initial.size(); ++i) {
-      a.d_last[i] = in.state(incoming.d_last[i], m);
-      a.d_initial[i] = in.part(g.initial[i], m);
-      a.d_reset_state[i] = in.part(g.reset_state, i, m);
-    }
-    a.output = in.part(incoming.output, m);
-    a.saved = in.part(incoming.saved, m);
-    a.carried = in.part(incoming.carried, m);
-    a.d_carried = incoming.d_carried ? in.part(*incoming.d_carried, m) : nullptr;
-    a.d_input = in.part(g.input, m);
-    for (size_t d = 0; d < size_t(t.directions); ++d) {
-      a.d_weight_ih[d] = in.part(g.weight_ih, d, m);
-      a.d_weight_hh[d] = in.part(g.weight_hh, d, m);
-      a.d_bias_ih[d] = in.part(d_bias_ih, d, m);
-      a.d_bias_hh[d] = is_joined ? nullptr : in.part(g.bias_hh, d, m);
-      a.d_weight_hr[d] = in.part(g.weight_hr, d, m);
+  members.reserve(size_t(call.in.t.members));
+  for (int64_t m = 0; m < call.in.t.members; ++m) members.push_back(call.args(m));
+  const LayerKernels& kernels = call.in.kernels();
+  run_members(members, Pass::kBackward, kernels.backward_bytes, kernels.backward);
+  call.finish();
+  return std::move(call.gradients);
+}
+
+// As forward_layers; the uppermost layer first.
+template <int kCell>
+std::vector<LayerGradients> layers_backward(std::vector<BackwardArguments>& layers) {
+  std::vector<LayerGradients> all;
+  for (size_t l = 0, end = 0; l < layers.size(); l = end) {
+    std::vector<BackwardCall> calls;
+    calls.reserve(layers.size());
+    std::vector<BackwardArgs> args;
+    do {
+      if (end > 0) layers[end].d_output = calls.empty() ? std::move(all.back().input) : calls.back().gradients.input;
+      args.push_back(calls.emplace_back(inputs_of<kCell>(layers[end].layer), layers[end]).args(0));
+    } while (++end < layers.size() &&
+             end - l < layers_abreast(args[0].shape, args[0].row_count, Pass::kBackward, layers.size()));
+    const LayerKernels& kernels = calls[0].in.kernels();
+    run_abreast(args, Pass::kBackward, kernels.backward_bytes, kernels.backward);
+    for (BackwardCall& call : calls) {
+      call.finish();
+      if (&call != &calls.back()) call.gradients.input = Tensor();  // the next layer has read it
+      all.push_back(std::move(call.gradients));
     }
   }
-  run_members(members, Pass::kBackward, in.kernels().backward_bytes, in.kernels().backward);
-  if (is_joined && has_bias_ih && has_bias_hh)
-    for (size_t d = 0; d < size_t(t.directions); ++d)
-      std::memcpy(g.bias_hh[d].data_ptr(), g.bias_ih[d].data_ptr(),
-                  size_t(g.bias_ih[d].numel() * g.bias_ih[d].element_size()));
-  return g;
+  return all;
 }
 
 template <int kCell>
@@ -253,7 +189,8 @@ StepsResults steps_second_order(StepsArguments& arguments) {
 template <int kCell = 0>
 void implement_from(torch::stable::detail::StableLibrary& m) {
   if constexpr (kCell < int(std::size(kCells))) {
-    implement<kCell, layer<kCell>, layer_inference<kCell>, layer_backward<kCell>, steps_second_order<kCell>>(m);
+    implement<kCell, layer<kCell>, layer_inference<kCell>, layer_backward<kCell>, steps_second_order<kCell>,
+              layers<kCell>, layers_inference<kCell>, layers_backward<kCell>>(m);
     const std::string cell = kCells[kCell].name;
     m.impl((cell + "_freeze").c_str(), boxed<FreezeResults, FreezeArguments, freeze_layer<kCell>>);
     m.impl((cell + "_layer_frozen").c_str(), boxed<InferenceResults, FrozenArguments, layer_frozen<kCell>>);

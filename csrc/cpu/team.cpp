@@ -4,35 +4,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
-#include <limits>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include "memory.h"
+#include "spin.h"
 #include "usable_cpus.h"
 
 namespace fusedlstm::cpu {
 namespace {
-
-inline void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#endif
-}
-
-// Time in units of 0.2 to 0.5 ns, for a thousandth of what reading a clock costs a short time step.
-inline int64_t ticks() {
-#if defined(__x86_64__)
-  return int64_t(__rdtsc());
-#else
-  return 2 * std::chrono::steady_clock::now().time_since_epoch().count();
-#endif
-}
-
-constexpr int64_t kSpin = 1 << 18;      // ticks of waiting before a thread sleeps: 50 to 130 us
-constexpr int64_t kPatience = 1 << 19;  // ticks beyond which nobody may be late, unless time steps take that long
 
 // The waiting for late threads that the teams of this process put up with before they dissolve. It grows with the time
 // that teams run: a machine whose host takes a CPU away for a moment now and then uses little of it, another process
@@ -65,10 +43,14 @@ class Team {
   // Whether somebody came too late.
   bool was_slow() const { return is_slow.load(std::memory_order_relaxed); }
 
+  // Somebody waited for so many ticks.
+  void lose(int64_t waited) {
+    if (!tolerance.takes(waited)) is_slow.store(true, std::memory_order_relaxed);
+  }
+
   void meet(Share& own) {
     const int64_t now = ticks();
-    // A thread's first meeting may have to wait until the other one has woken up.
-    const int64_t patience = own.met == 0 ? std::numeric_limits<int64_t>::max() : kPatience + 2 * (now - own.met);
+    const int64_t patience = patience_since(own.met, now);
     own.met = now;
     const int phase = this->phase.load(std::memory_order_relaxed);
     if (arrived.fetch_add(own.last - own.first, std::memory_order_acq_rel) + own.last - own.first == shares) {
@@ -78,10 +60,10 @@ class Team {
       // thread that goes to sleep in between would never be woken.
       this->phase.store(phase + 1, std::memory_order_seq_cst);
       this->phase.notify_all();
-    } else if (!spin(phase, now)) {
+    } else if (!spin(now, [&] { return this->phase.load(std::memory_order_acquire) != phase; })) {
       this->phase.wait(phase, std::memory_order_acquire);
       const int64_t waited = ticks() - now;
-      if (waited > patience && !tolerance.takes(waited)) is_slow.store(true, std::memory_order_relaxed);
+      if (waited > patience) lose(waited);
     }
     if (!dissolved) return;
     if (own.first > 0) own.first = shares;
@@ -95,17 +77,6 @@ class Team {
   std::atomic<bool> is_slow{false};
   alignas(64) std::atomic<int> arrived{0};
   alignas(64) std::atomic<int> phase{0};
-
-  // Whether the phase ended while there was hope that it would soon.
-  bool spin(int phase, int64_t since) const {
-    do {
-      for (int i = 0; i < 32; ++i) {
-        if (this->phase.load(std::memory_order_acquire) != phase) return true;
-        pause();
-      }
-    } while (ticks() - since < kSpin);
-    return false;
-  }
 };
 
 // The calls of this process that are under way. A team whose threads do not all run at once meets at the pace of the
@@ -158,6 +129,10 @@ int pool_threads() {
 
 void Share::meet() {
   if (team) static_cast<Team*>(team)->meet(*this);
+}
+
+void Share::lose(int64_t waited) const {
+  if (team && waited > 0) static_cast<Team*>(team)->lose(waited);
 }
 
 void run_team(int shares, int last_meeting, int64_t workspace_bytes, void (*body)(void*, Share, char*), void* context) {

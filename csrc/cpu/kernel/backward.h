@@ -127,8 +127,10 @@ class Backward {
     int64_t end = shape.steps;
     do {
       const int64_t begin = end > chunk ? end - chunk : 0;
+      if (a.awaited) a.awaited->wait_for(shape.steps - begin);
       for (int64_t s = end - 1; s >= begin; --s) step(task, s);
       gradients.add(task, {begin, end}, end == shape.steps);
+      if (a.reported) a.reported->reach(shape.steps - begin);
       end = begin;
     } while (end > 0);
     // Scan position -1 is the state before the first step: only its gradient, where somebody wants it.

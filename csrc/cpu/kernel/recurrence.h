@@ -14,6 +14,7 @@ namespace fusedlstm::cpu {
 inline constexpr int64_t kChunkBytes = 256 << 10;  // of pre-activations: a quarter of a usual L2 cache
 inline constexpr int64_t kChunkRows = 48;          // at least, for full tiles
 inline constexpr int64_t kMaxChunkSteps = 256;
+inline constexpr int64_t kAwaitedChunks = 16;  // of a layer that waits for the one before it, if they have such rows
 
 // What is multiplied, and how, is Self's, which has these members:
 //
@@ -85,11 +86,14 @@ class Recurrence {
   int64_t chunk_steps() const {
     const int64_t rows = shape.batch > 0 ? rows_of_group(plan, shape) : 1;
     const int64_t bytes = rows * blocks_per_share() * Panel::kWidth * int64_t(sizeof(acc));
+    const int64_t steps = shape.steps > 0 ? shape.steps : 1;
     int64_t n = kChunkBytes / (bytes > 0 ? bytes : 1);
+    // A layer that waits for another one's first chunk is late by as much to the end.
+    if (a.awaited && n > steps / kAwaitedChunks) n = steps / kAwaitedChunks;
     if (n * rows < kChunkRows) n = (kChunkRows + rows - 1) / rows;
     n = n < 1 ? 1 : n < kMaxChunkSteps ? n : kMaxChunkSteps;
     // Chunks of about the same size: each reads all of W_ih, also a last one of few rows.
-    const int64_t steps = shape.steps > 0 ? shape.steps : 1, chunks = (steps + n - 1) / n;
+    const int64_t chunks = (steps + n - 1) / n;
     return (steps + chunks - 1) / chunks;
   }
 
@@ -98,6 +102,7 @@ class Recurrence {
     int64_t first_row[2][kMaxChunkSteps + 1];
     for (int64_t s0 = 0; s0 < shape.steps; s0 += chunk) {
       const int64_t s1 = s0 + chunk < shape.steps ? s0 + chunk : shape.steps;
+      if (a.awaited) a.awaited->wait_for(s1);
       Range range{0, 0};  // of blocks whose pre-activations of the chunk are there
       for (int64_t s = s0; s < s1; ++s) {
         // Always of the whole chunk: what rows are multiplied together decides the last bit.
@@ -115,6 +120,7 @@ class Recurrence {
           for (int64_t i = own.begin; i < own.end; ++i) self().project(i, rows, index.at(i / project_panels, s));
         }
         task.meet();
+        if (a.reported) a.reported->reach(s + 1);
       }
     }
     const Range range = task.of(blocks);
