@@ -90,9 +90,11 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bidirectional", action="store_true")
     parser.add_argument("--no-tf32", action="store_true", help="compute float32 strictly")
     parser.add_argument("--input-size", type=_size, default=0, help="default: H; cuDNN's choice depends on it")
-    parser.add_argument("--layers", type=_size, default=1, help="which cuDNN runs at once (default: %(default)s)")
+    parser.add_argument("--layers", type=_size, default=1, help="of a stack (default: %(default)s)")
     parser.add_argument("--device", default="H100", help="part of a GPU's name (default: %(default)s)")
-    parser.add_argument("--force", default="", metavar="TRANSPORT", help="stream, local, cluster or grid")
+    parser.add_argument(
+        "--force", default="", metavar="PLAN", help="stream, local, cluster or grid, and perhaps /LAYERSxPARTS"
+    )
 
 
 def _size(text: str) -> int:
@@ -134,6 +136,14 @@ def _print_plans(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         contenders = json.loads(core.contenders(**problem, **of_call, backward=is_backward))
         for other in contenders["plans"]:
             print(f"{'':<8} {other['microseconds']:>8.0f} to {other['doubted']:.0f} us: {other['request']}")
+        if options.layers > 1:
+            kernel = options.force.split("/")[0]
+            stack = core.plan(**problem, backward=is_backward, layers=options.layers, request=options.force)
+            loop = core.plan(**problem, backward=is_backward, layers=options.layers, request=f"{kernel}/1x1")
+            print(f"{'':<8} {options.layers} layers: {stack}")
+            print(
+                f"{'':<8} {loop.microseconds:>8.0f} us one after another: {stack.microseconds / loop.microseconds:.2f}"
+            )
         print(f"{'':<8} {contenders['cudnn']:>8.0f} us: cuDNN")
     return 0
 

@@ -22,6 +22,8 @@ inline void bind_plan(pybind11::module_& m) {
       .def_readonly("ctas_per_tile", &Plan::ctas_per_tile)
       .def_readonly("tiles", &Plan::tiles)
       .def_readonly("members", &Plan::members, "Of an ensemble, that one launch runs: all or 1.")
+      .def_readonly("abreast", &Plan::abreast, "Of a stack, layers that run at the same time.")
+      .def_readonly("parts", &Plan::parts, "Of the steps, as a stack runs them.")
       .def_readonly("smem_bytes", &Plan::smem_bytes)
       .def_readonly("microseconds", &Plan::microseconds, "Estimated by the model, to choose by; never a result.")
       .def_property_readonly("rejected", &rejected, "Why transports that do not fit were not taken.")
@@ -46,14 +48,17 @@ inline void bind_plan(pybind11::module_& m) {
   m.def(
       "plan",
       [](const Device& device, int64_t T, int64_t B, int64_t H, const std::string& cell, const std::string& dtype,
-         int64_t proj_size, int directions, int members, bool allow_tf32, bool backward, const std::string& request) {
-        return make_plan(named_problem(T, B, H, cell, dtype, proj_size, directions, members, allow_tf32, backward),
-                         device, request);
+         int64_t proj_size, int directions, int members, bool allow_tf32, bool backward, int layers,
+         const std::string& request) {
+        return make_plan(
+            named_problem(T, B, H, cell, dtype, proj_size, directions, members, allow_tf32, backward, layers), device,
+            request);
       },
       py::kw_only(), py::arg("device"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("cell") = "lstm",
       py::arg("dtype") = "float32", py::arg("proj_size") = 0, py::arg("directions") = 1, py::arg("members") = 1,
-      py::arg("allow_tf32") = true, py::arg("backward") = false, py::arg("request") = "",
-      "The plan of one layer's recurrence; ValueError with the reason if `request` does not fit.");
+      py::arg("allow_tf32") = true, py::arg("backward") = false, py::arg("layers") = 1, py::arg("request") = "",
+      "The plan of one layer's recurrence, or of a stack of layers; ValueError with the reason if `request` does not "
+      "fit.");
 
   m.def(
       "contenders",

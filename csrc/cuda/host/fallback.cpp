@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "plan_request.h"
+
 namespace fusedlstm::cuda {
 
 LaunchFailure failure_of(cudaError_t error) {
@@ -47,7 +49,7 @@ void check(cudaError_t error, const char* what) {
 
 Choice Fallback::choose(const Problem& problem, const std::string& request) {
   const std::lock_guard lock(mutex_);
-  return {plans_.plan(problem, request), !request.empty()};
+  return {plans_.plan(problem, request), parse_request(request).names_kernel()};
 }
 
 Fallback::Replacement Fallback::replace(const Choice& refused, const Problem& problem, cudaError_t error) {

@@ -27,12 +27,14 @@ inline const NamedCell& cell_from_name(const std::string& name) {
 
 // Throws std::invalid_argument for sizes that no layer has.
 inline Problem named_problem(int64_t T, int64_t B, int64_t H, const std::string& cell, const std::string& dtype,
-                             int64_t proj_size, int64_t directions, int64_t members, bool allow_tf32, bool backward) {
-  if (T < 1 || B < 1 || H < 1 || members < 1 || directions < 1 || directions > 2 || proj_size < 0)
+                             int64_t proj_size, int64_t directions, int64_t members, bool allow_tf32, bool backward,
+                             int64_t layers = 1) {
+  if (T < 1 || B < 1 || H < 1 || members < 1 || layers < 1 || directions < 1 || directions > 2 || proj_size < 0)
     throw std::invalid_argument(
-        "plan: expected T, B, H, members >= 1, proj_size >= 0 and 1 or 2 directions, got T=" + std::to_string(T) +
-        " B=" + std::to_string(B) + " H=" + std::to_string(H) + " proj_size=" + std::to_string(proj_size) +
-        " directions=" + std::to_string(directions) + " members=" + std::to_string(members));
+        "plan: expected T, B, H, members >= 1, layers >= 1, proj_size >= 0 and 1 or 2 directions, got T=" +
+        std::to_string(T) + " B=" + std::to_string(B) + " H=" + std::to_string(H) +
+        " proj_size=" + std::to_string(proj_size) + " directions=" + std::to_string(directions) +
+        " members=" + std::to_string(members) + " layers=" + std::to_string(layers));
   return {cell_from_name(cell).kind,
           T,
           B,
@@ -42,7 +44,8 @@ inline Problem named_problem(int64_t T, int64_t B, int64_t H, const std::string&
           static_cast<int>(members),
           dtype_from_name(dtype),
           allow_tf32,
-          backward ? Pass::kBackward : Pass::kForward};
+          backward ? Pass::kBackward : Pass::kForward,
+          static_cast<int>(layers)};
 }
 
 }  // namespace fusedlstm::cuda

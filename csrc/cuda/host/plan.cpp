@@ -2,49 +2,19 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdio>
 #include <optional>
 #include <stdexcept>
 
-#include "cost.h"
 #include "kernel_shapes.h"
+#include "plan_cost.h"
+#include "plan_room.h"
+#include "plan_stack.h"
 
 namespace fusedlstm::cuda {
 namespace {
 
 constexpr std::array kResident{Transport::kLocal, Transport::kCluster, Transport::kGrid};
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-// K of the recurrent product: h forward, the gates' gradients backward, each gate padded to 16 bytes.
-int64_t product_k(const Problem& p, Arithmetic arithmetic) {
-  const int64_t vector = 16 / product_bytes(arithmetic);
-  return ceil_div(p.H, vector) * vector * (p.pass == Pass::kForward ? 1 : sizes_of(p.cell).gates);
-}
-
-int64_t ctas_per_tile(const KernelShape& shape, const Problem& p) {
-  return ceil_div(p.H, units_per_cta(shape, arithmetic_of(p)));
-}
-int64_t batch_tiles(const KernelShape& shape, const Problem& p) {
-  return ceil_div(p.B, shape.batch_rows());
-}
-
-// Members of an ensemble that one launch runs. Those of LOCAL and CLUSTER wait for nobody, so that any number can queue
-// for the SMs; all CTAs of GRID must run at once.
-int members_at_once(const KernelShape& shape, const Problem& p, const Device& d) {
-  const int64_t ctas = ctas_per_tile(shape, p) * batch_tiles(shape, p) * p.D * p.M;
-  return shape.transport == Transport::kGrid && ctas > d.sm_count ? 1 : p.M;
-}
-
-int resident_clusters(const Device& d, int64_t size) {
-  if (size <= 2) return d.max_clusters_of_2;
-  if (size <= 4) return d.max_clusters_of_4;
-  if (size <= 8) return d.max_clusters_of_8;
-  return d.max_clusters_of_16;
-}
 
 std::string text(const char* format, auto... values) {
   std::array<char, 256> buffer;
@@ -97,110 +67,7 @@ Misfit misfit(const KernelShape& shape, const Problem& p, const Device& d) {
   return {};
 }
 
-// ---- what it costs ------------------------------------------------------------------------------------------------
-
-double resident_microseconds(const KernelShape& shape, const Problem& p, const Device& d) {
-  const Costs& cost = costs_of(d.compute_capability);
-  const Arithmetic arithmetic = arithmetic_of(p);
-  const int64_t ctas = ctas_per_tile(shape, p);
-  const bool ffma = arithmetic == Arithmetic::kFloat32, forward = p.pass == Pass::kForward;
-  const double bytes = product_bytes(arithmetic), n = shape.batch_rows(), pairs = units_per_cta(shape, arithmetic) * n;
-  const double k = static_cast<double>(shape.chunks()) * 64 / bytes, rows = shape.rows();
-  const double mma_k = bytes == 2 ? 16 : 8;
-  const double product =
-      ffma ? rows * k * n * cost.ffma : std::max(rows / 16 * k / mma_k * n / 8 * cost.mma / 4, cost.mma_latency * 4);
-  const double pointwise = (arithmetic == Arithmetic::kBFloat16 ? cost.activations_fast : cost.activations) +
-                           pairs * cost.pair_issue * (forward ? 1 : 1.3);
-  // The tensor cores wait for weights from shared memory, and those for each other.
-  const double weights = shape.shared_weight_bytes() / cost.shared_bytes * n / 8;
-  // Sums that the cells take from shared memory, each from so many warps, or CTAs.
-  const int sources = transport_shape(shape, arithmetic).sources;
-  const double partials = sources == 0 ? 0
-                                       : cost.shared_store + cost.barrier + cost.shared_load +
-                                             pairs * sums_of_unit(shape) * 4 * sources * 2 / cost.shared_bytes;
-  double cycles = cost.slack + cost.shared_load + std::max(product, weights) + cost.mma_latency + partials + pointwise +
-                  cost.shared_store;
-
-  const int64_t abreast = members_at_once(shape, p, d);  // the more there are, the less is gained by small tiles
-  const int64_t tiles = batch_tiles(shape, p) * p.D * abreast;
-  const double incoming =
-      std::min<double>(n, p.B) *
-      (sends_sums(shape) ? static_cast<double>(p.H) * 4 : static_cast<double>(product_k(p, arithmetic)) * bytes);
-  int64_t resident = d.sm_count;
-  double us = cost.launch_us;
-  switch (shape.transport) {
-    case Transport::kCluster:
-      cycles += cost.cluster_latency + incoming / cost.cluster_bytes;
-      resident = resident_clusters(d, ctas);
-      break;
-    case Transport::kGrid:
-      cycles += cost.grid_latency + incoming / cost.grid_bytes + (grid_rounds(shape) - 1) * cost.grid_round;
-      resident = tiles;
-      us += static_cast<double>(exchanged_positions(p.T) * p.B * p.D * abreast * product_k(p, arithmetic)) * bytes /
-            cost.memset_bytes_per_us;
-      break;
-    default:
-      cycles += cost.barrier;
-      break;
-  }
-  const double waves = static_cast<double>(ceil_div(tiles, resident));
-  const double compute = waves * static_cast<double>(p.T) * cycles / d.clock_mhz;
-  const CellSizes cell = sizes_of(p.cell);
-  const int read = cell.saved + cell.takes_h + cell.reads_h, written = cell.gates * (cell.apart() > 0 ? 2 : 1);
-  const double traffic = static_cast<double>(p.T * p.D * abreast * p.B * p.H) *
-                         (forward ? 4 * cell.gates : (read + written + 1) * bytes + 8 * cell.carried);
-  return (us + std::max(compute, traffic / (d.memory_gb_per_s * 1e3))) * static_cast<double>(p.M / abreast);
-}
-
-double stream_microseconds(const Problem& p, const Device& d) {
-  const Costs& cost = costs_of(d.compute_capability);
-  const Arithmetic arithmetic = arithmetic_of(p);
-  const double bytes = product_bytes(arithmetic), H = static_cast<double>(p.H), B = static_cast<double>(p.B);
-  const double outer = p.proj_size > 0 ? static_cast<double>(p.proj_size) : H;
-  const double rate = arithmetic == Arithmetic::kFloat64   ? cost.rate_float64
-                      : arithmetic == Arithmetic::kFloat32 ? cost.rate_float32
-                      : arithmetic == Arithmetic::kTf32    ? cost.rate_tf32
-                                                           : cost.rate_16_bit;
-  const CellSizes cell = sizes_of(p.cell);
-  const double weights = cell.gates * H * outer * bytes / (d.memory_gb_per_s * 1e3);
-  const double product = cell.gates * H * outer * B / (rate * d.sm_count * d.clock_mhz);
-  const double pointwise = B * H * (8 * (cell.gates + cell.carried) + bytes) / (d.memory_gb_per_s * 1e3);
-  const double projection = p.proj_size > 0 ? cost.stream_step_us : 0;
-  return static_cast<double>(p.T * p.D * p.M) *
-         (std::max(weights, product) + pointwise + projection + cost.stream_step_us);
-}
-
 // ---- choosing -----------------------------------------------------------------------------------------------------
-
-struct Request {
-  std::optional<Transport> transport;
-  int units = 0, batch_rows = 0, k = 0;  // 0: any
-};
-
-Request parse_request(const std::string& request) {
-  Request parsed;
-  if (request.empty()) return parsed;
-  const size_t colon = request.find(':');
-  const std::string name = request.substr(0, colon);
-  if (name == transport_name(Transport::kStream)) parsed.transport = Transport::kStream;
-  for (const Transport transport : kResident)
-    if (name == transport_name(transport)) parsed.transport = transport;
-  int used = 0;
-  const bool sized = colon != std::string::npos;
-  if (sized) {
-    const char* sizes = request.c_str() + colon;
-    std::sscanf(sizes, ":%dx%d%n", &parsed.units, &parsed.batch_rows, &used);
-    if (std::sscanf(sizes, ":%*dx%*dx%d%n", &parsed.k, &used) == 1 && parsed.k <= 0) used = 0;
-  }
-  const bool size_ok = !sized || (colon + used == request.size() && parsed.units > 0 && parsed.batch_rows > 0 &&
-                                  parsed.transport != Transport::kStream);
-  if (!parsed.transport || !size_ok)
-    throw std::invalid_argument(
-        "FUSEDLSTM_PLAN: expected stream, local, cluster or grid, the last three perhaps with :UNITSxROWS or "
-        ":UNITSxROWSxK, got '" +
-        request + "'");
-  return parsed;
-}
 
 Plan stream_plan(const Problem& p, const Device& d) {
   return {.arithmetic = arithmetic_of(p),
@@ -211,6 +78,11 @@ Plan stream_plan(const Problem& p, const Device& d) {
           .members = 1,
           .smem_bytes = 0,
           .microseconds = stream_microseconds(p, d)};
+}
+
+// Of one layer, or of all layers of a stack.
+Plan of_problem(const Plan& layer, const Problem& p, const Device& d) {
+  return p.L > 1 ? best_stack(layer, p, d) : layer;
 }
 
 Plan resident_plan(int shape_index, const Problem& p, const Device& d) {
@@ -247,7 +119,7 @@ Misfit plans_of(Transport transport, const Request& request, const Problem& p, c
     const Misfit found = misfit(shape, p, d);
     if (found.reason == Reason::kNone) {
       fits = true;
-      take(resident_plan(i, p, d));
+      take(of_problem(resident_plan(i, p, d), p, d));
     } else {
       why_not = found;  // shapes are listed from small to large: the last reason is that of the largest
     }
@@ -287,7 +159,12 @@ Arithmetic arithmetic_of(const Problem& problem) {
 
 Plan make_plan(const Problem& problem, const Device& device, const std::string& request_text) {
   const Request request = parse_request(request_text);
-  Plan best = stream_plan(problem, device);
+  if (problem.L > 1 && request.abreast > 0) {  // of the kernel that a layer has by itself
+    Problem layer = problem;
+    layer.L = 1;
+    return forced_stack(make_plan(layer, device, request_text), problem, device, request);
+  }
+  Plan best = of_problem(stream_plan(problem, device), problem, device);
   if (request.transport == Transport::kStream) return best;
   if (request.transport) {
     Misfit why_not;
@@ -311,7 +188,7 @@ std::vector<Plan> plans_that_fit(const Problem& problem, const Device& device, i
   const auto is_cheaper = [](const Plan& a, const Plan& b) { return a.microseconds < b.microseconds; };
   std::stable_sort(plans.begin(), plans.end(), is_cheaper);
   if (plans.size() > static_cast<size_t>(most)) plans.resize(static_cast<size_t>(most));
-  const Plan stream = stream_plan(problem, device);
+  const Plan stream = of_problem(stream_plan(problem, device), problem, device);
   plans.insert(std::upper_bound(plans.begin(), plans.end(), stream, is_cheaper), stream);
   return plans;
 }
@@ -361,12 +238,14 @@ const char* arithmetic_name(Arithmetic arithmetic) {
 std::string to_string(const Plan& plan) {
   const char *cell = cell_name(plan.shape.cell), *transport = transport_name(plan.shape.transport);
   const char* arithmetic = arithmetic_name(plan.arithmetic);
+  const std::string layers =
+      plan.abreast > 1 ? text(", %d layers abreast in %d parts", plan.abreast, plan.parts) : std::string();
   if (plan.shape.transport == Transport::kStream)
     return text("%s %s %s, one product and one pointwise kernel per step, estimated %.0f us", cell, transport,
                 arithmetic, plan.microseconds);
-  return text("%s %s %s, %d CTAs x %d units, %d tiles of %d rows, %lld bytes of shared memory, estimated %.0f us", cell,
-              transport, arithmetic, plan.ctas_per_tile, units_per_cta(plan.shape, plan.arithmetic), plan.tiles,
-              plan.shape.batch_rows(), static_cast<long long>(plan.smem_bytes), plan.microseconds);
+  return text("%s %s %s, %d CTAs x %d units, %d tiles of %d rows, %lld bytes of shared memory%s, estimated %.0f us",
+              cell, transport, arithmetic, plan.ctas_per_tile, units_per_cta(plan.shape, plan.arithmetic), plan.tiles,
+              plan.shape.batch_rows(), static_cast<long long>(plan.smem_bytes), layers.c_str(), plan.microseconds);
 }
 
 std::vector<std::string> rejected(const Plan& plan) {

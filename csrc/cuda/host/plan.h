@@ -37,6 +37,7 @@ struct Problem {
   Dtype dtype;
   bool allow_tf32;
   Pass pass;
+  int L = 1;  // layers of a stack, each on top of the one before
   bool operator==(const Problem&) const = default;
 };
 
@@ -99,14 +100,19 @@ struct Plan {
   int tiles;            // tiles of the batch, of each direction and member
   int members;          // that one launch runs: all of the ensemble, or 1
   int64_t smem_bytes;   // per CTA
-  double microseconds;  // of the whole pass, by the model: an estimate to choose by, never a result
+  double microseconds;  // of the whole pass, by the model: an estimate to choose by, never a result. Of one layer it is
+                        // the recurrence, of a stack all layers, with the products between them
+  int abreast = 1;      // layers of a stack that run at the same time
+  int parts = 1;        // of the steps, as equal as they can be; a layer is one behind the layer below
   std::array<Misfit, kTransports> misfits{};  // why a transport was not taken: kNone if it fits, or was not asked
 };
 
 // The cheapest plan that fits, by the model; STREAM always fits. `request` forces the choice, as FUSEDLSTM_PLAN does:
 // empty, "stream", "local", "cluster" or "grid", or one of the last three with units and batch rows per CTA,
-// "grid:16x8", and the elements of K that it holds, "grid:16x8x2048". Throws std::invalid_argument with the reason if
-// what is requested does not fit or does not exist.
+// "grid:16x8", and the elements of K that it holds, "grid:16x8x2048". For stacks "/4x8" behind it, or alone, forces 4
+// layers abreast, or as many as there are and fit on the device together, in 8 parts, "/1x1" one after another: by the
+// kernel that a layer has by itself. Throws std::invalid_argument with the reason if what is requested does not fit or
+// does not exist.
 Plan make_plan(const Problem& problem, const Device& device, const std::string& request = "");
 
 // The plans that fit, each of another kernel, the cheapest by the model first: STREAM, and at most `most` others.

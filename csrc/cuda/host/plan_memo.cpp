@@ -17,6 +17,7 @@ size_t PlanMemo::Hash::operator()(const Key& key) const {
   add(p.H);
   add(p.proj_size);
   add(p.M);
+  add(p.L);
   add(p.D << 26 | static_cast<int>(p.cell) << 24 | static_cast<int>(p.dtype) << 16 | static_cast<int>(p.pass) << 8 |
       static_cast<int>(p.allow_tf32));
   return hash;
@@ -26,6 +27,12 @@ const Plan& PlanMemo::plan(const Problem& problem, const std::string& request) {
   Key key{problem, request};
   if (request.empty())
     if (const auto found = preferred_.find(key); found != preferred_.end()) return found->second;
+  if (request.empty() && problem.L > 1) {  // what is preferred for a layer is for those of a stack
+    key.problem.L = 1;
+    if (const auto found = preferred_.find(key); found != preferred_.end())
+      return plan(problem, request_of(found->second.arithmetic, found->second.shape));
+    key.problem.L = problem.L;
+  }
   if (const auto found = plans_.find(key); found != plans_.end()) return found->second;
   const Plan plan = make_plan(problem, device_, request);
   if (plans_.size() == kMost) plans_.clear();

@@ -1,0 +1,46 @@
+#include "plan_room.h"
+
+#include "kernel_shapes.h"
+
+namespace fusedlstm::cuda {
+
+int64_t product_k(const Problem& p, Arithmetic arithmetic) {
+  const int64_t vector = 16 / product_bytes(arithmetic);
+  return ceil_div(p.H, vector) * vector * (p.pass == Pass::kForward ? 1 : sizes_of(p.cell).gates);
+}
+
+int64_t ctas_per_tile(const KernelShape& shape, const Problem& p) {
+  return ceil_div(p.H, units_per_cta(shape, arithmetic_of(p)));
+}
+int64_t batch_tiles(const KernelShape& shape, const Problem& p) {
+  return ceil_div(p.B, shape.batch_rows());
+}
+
+int members_at_once(const KernelShape& shape, const Problem& p, const Device& d) {
+  const int64_t ctas = ctas_per_tile(shape, p) * batch_tiles(shape, p) * p.D * p.M;
+  return shape.transport == Transport::kGrid && ctas > d.sm_count ? 1 : p.M;
+}
+
+int resident_clusters(const Device& d, int64_t size) {
+  if (size <= 2) return d.max_clusters_of_2;
+  if (size <= 4) return d.max_clusters_of_4;
+  if (size <= 8) return d.max_clusters_of_8;
+  return d.max_clusters_of_16;
+}
+
+int layers_at_once(const KernelShape& shape, const Problem& p, const Device& d) {
+  const int64_t ctas = ctas_per_tile(shape, p), tiles = batch_tiles(shape, p);
+  switch (shape.transport) {
+    case Transport::kLocal:
+      return static_cast<int>(d.sm_count / tiles);
+    case Transport::kCluster:
+      return static_cast<int>(resident_clusters(d, ctas) / tiles);
+    case Transport::kGrid:
+      return static_cast<int>(d.sm_count / (ctas * tiles));
+    case Transport::kStream:
+      break;
+  }
+  return 0;
+}
+
+}  // namespace fusedlstm::cuda
