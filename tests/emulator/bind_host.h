@@ -77,18 +77,20 @@ inline void bind_host(py::module_& m) {
   py::class_<Plan>(m, "Plan", py::module_local())
       .def_property_readonly("transport", [](const Plan& plan) { return transport_name(plan.shape.transport); })
       .def_property_readonly("rejected", &rejected)
+      .def_readonly("abreast", &Plan::abreast)
+      .def_readonly("parts", &Plan::parts)
       .def_property_readonly("kernel", [](const Plan& plan) { return kernel_name(plan.arithmetic, plan.shape); })
       .def("__str__", [](const Plan& plan) { return to_string(plan); });
   py::class_<Problem>(m, "Problem", py::module_local())
       .def(py::init([](const std::string& cell, int64_t T, int64_t B, int64_t H, int64_t proj_size, int directions,
-                       int members, const std::string& dtype, bool allow_tf32, bool backward) {
-             return named_problem(T, B, H, cell, dtype, proj_size, directions, members, allow_tf32, backward);
+                       int members, const std::string& dtype, bool allow_tf32, bool backward, int layers) {
+             return named_problem(T, B, H, cell, dtype, proj_size, directions, members, allow_tf32, backward, layers);
            }),
            py::kw_only(), py::arg("cell") = "lstm", py::arg("T"), py::arg("B"), py::arg("H"), py::arg("proj_size") = 0,
            py::arg("directions") = 1, py::arg("members") = 1, py::arg("dtype"), py::arg("allow_tf32") = true,
-           py::arg("backward") = false);
+           py::arg("backward") = false, py::arg("layers") = 1);
   m.def("exchange_bytes", [](const Plan& plan, int T, int B, int H) {
-    return exchange_bytes(plan, {.T = T, .B = B, .N = T * B, .H = H, .R = H, .D = 1, .M = 1});
+    return exchange_bytes(plan, {.T = T, .B = B, .N = T * B, .H = H, .R = H, .D = 1, .M = 1, .begin = 0, .end = T});
   });
   m.def("make_plan", [](const Problem& problem, const std::string& device, const std::string& request) {
     return make_plan(problem, known_device(device), request);

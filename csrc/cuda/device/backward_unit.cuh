@@ -19,7 +19,7 @@ struct BackwardHidden {
   __device__ __forceinline__ BackwardHidden(RowClock clock, int r) : clock(clock), r(r), d_h(0), d_out{} {}
 
   __device__ __forceinline__ void start(const BackwardArgs& a) {
-    d_h = state_or_zero<scalar_t>(a.d_last[0], a.rows.R, a.rows, clock, r);
+    d_h = started_from<scalar_t>(a, has_last_step(a.rows), a.d_last, 0, a.rows.R, clock, r);
   }
 
   __device__ __forceinline__ void prefetch(const BackwardArgs& a, const Step& step) {
@@ -48,7 +48,7 @@ struct BackwardHidden {
   }
 
   __device__ __forceinline__ void finish(const BackwardArgs& a) const {
-    at<scalar_t>(a.d_initial[0], element(clock.state_row(a.rows), a.rows.R, r)) = from_acc<scalar_t>(d_h);
+    leave_state<scalar_t>(a, has_first_step(a.rows), a.d_initial, 0, a.rows.R, clock, r, d_h);
   }
 };
 
@@ -88,7 +88,7 @@ struct BackwardUnit {
   __device__ __forceinline__ void start(const BackwardArgs& a) {
 #pragma unroll
     for (int k = 0; k < kSizes.carried; ++k)
-      d_carried[k] = state_or_zero<scalar_t>(a.d_last[1 + k], a.rows.H, a.rows, clock, u);
+      d_carried[k] = started_from<scalar_t>(a, has_last_step(a.rows), a.d_last, 1 + k, a.rows.H, clock, u);
   }
 
   // previous: the step before `step` in time, which is the next to run backward.
@@ -190,8 +190,7 @@ struct BackwardUnit {
   __device__ __forceinline__ void finish(const BackwardArgs& a) const {
 #pragma unroll
     for (int k = 0; k < kSizes.carried; ++k)
-      at<scalar_t>(a.d_initial[1 + k], element(clock.state_row(a.rows), a.rows.H, u)) =
-          from_acc<scalar_t>(d_carried[k]);
+      leave_state<scalar_t>(a, has_first_step(a.rows), a.d_initial, 1 + k, a.rows.H, clock, u, d_carried[k]);
   }
 
  private:

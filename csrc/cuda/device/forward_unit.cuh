@@ -55,7 +55,7 @@ struct ForwardUnit {
   __device__ __forceinline__ void start(const ForwardArgs& a) {
 #pragma unroll
     for (int k = 0; k < kSizes.carried; ++k)
-      carried[k] = state_or_zero<scalar_t>(a.rows.initial[1 + k], a.rows.H, a.rows, clock, u);
+      carried[k] = started_from<scalar_t>(a, has_first_step(a.rows), a.rows.initial, 1 + k, a.rows.H, clock, u);
   }
 
   __device__ __forceinline__ void reset(const ForwardArgs& a) {
@@ -127,7 +127,7 @@ struct ForwardUnit {
   __device__ __forceinline__ void finish(const ForwardArgs& a) const {
 #pragma unroll
     for (int k = 0; k < kSizes.carried; ++k)
-      at<scalar_t>(a.last[1 + k], element(clock.state_row(a.rows), a.rows.H, u)) = from_acc<scalar_t>(carried[k]);
+      leave_state<scalar_t>(a, has_last_step(a.rows), a.last, 1 + k, a.rows.H, clock, u, carried[k]);
   }
 
  private:
@@ -153,7 +153,7 @@ struct ForwardHidden {
         output(in_register(&at<scalar_t>(a.output, element(clock.b * a.rows.D + clock.d, a.rows.R, r)))) {}
 
   __device__ __forceinline__ void start(const ForwardArgs& a) {
-    h = state_or_zero<scalar_t>(a.rows.initial[0], a.rows.R, a.rows, clock, r);
+    h = started_from<scalar_t>(a, has_first_step(a.rows), a.rows.initial, 0, a.rows.R, clock, r);
   }
 
   __device__ __forceinline__ void reset(const ForwardArgs& a) {
@@ -171,7 +171,7 @@ struct ForwardHidden {
   }
 
   __device__ __forceinline__ void finish(const ForwardArgs& a) const {
-    at<scalar_t>(a.last[0], element(clock.state_row(a.rows), a.rows.R, r)) = from_acc<scalar_t>(h);
+    leave_state<scalar_t>(a, has_last_step(a.rows), a.last, 0, a.rows.R, clock, r, h);
   }
 };
 

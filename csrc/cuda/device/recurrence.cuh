@@ -76,10 +76,10 @@ __device__ __forceinline__ void load_weight(typename Carrier::Product& product, 
 
 // Positions that change anything in the tile: those that some row runs, or all where resets may come after the end.
 __device__ __forceinline__ int steps_of_tile(const RowStates& rows, int first_row, int batch_rows, int m) {
-  if (!rows.lengths || rows.reset) return rows.T;
-  int steps = 0;
-  for (int n = 0; n < batch_rows; ++n) steps = std::max(steps, length_of(rows, first_row + n, m));
-  return steps;
+  if (!rows.lengths || rows.reset) return rows.steps();
+  int longest = 0;
+  for (int n = 0; n < batch_rows; ++n) longest = std::max(longest, length_of(rows, first_row + n, m));
+  return std::max(std::min(longest, rows.end) - rows.begin, 0);
 }
 
 // All steps of the CTA's units. product: with its part of W_hh; transport: open; first_row: of the tile, in the batch;
@@ -107,8 +107,12 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
     const bool exists = n < batch_rows && u < rows.H;
     return Cell(args, d, first_row + n, u, m, exists);
   };
-  // Number p in the order of running.
-  const auto step_at = [&](int p) { return p >= 0 && p < steps ? step_of(rows, Cell::time(d, p, steps)) : Step{}; };
+  // Number p in the order of running. Backward, a step reads what was saved of the one before it in time, also of one
+  // before this part of the steps.
+  const Step outside = kPass == Pass::kBackward ? not_run_before(rows) : Step{};
+  const auto step_at = [&](int p) {
+    return p >= 0 && p < steps ? step_of(rows, rows.begin + Cell::time(d, p, steps)) : outside;
+  };
   typename Cell::OfUnit of_units[Owned::kUnitsOwned];
 #pragma unroll
   for (int e = 0; e < kCells; ++e)
@@ -237,7 +241,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
                     .ctas = ctas,
                     .steps = steps,
                     .memory = args.exchange,
-                    .memory_row = (m * rows.D + d) * exchanged_positions(rows.T) * rows.B + first_row,
+                    .memory_row = (m * rows.D + d) * exchanged_positions(rows.steps()) * rows.B + first_row,
                     .memory_rows = rows.B};
   if constexpr (Carrier::kClearedBytes > 0) {
     constexpr int kEnd = Smem::kOperand + Carrier::kClearedBytes;

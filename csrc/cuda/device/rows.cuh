@@ -73,6 +73,10 @@ struct Step {
 __device__ __forceinline__ Step step_of(const RowStates& rows, int t) {
   return {t, row_of(rows, t, 0)};
 }
+// The one before the launch's part of the steps, as one that no row runs.
+__device__ __forceinline__ Step not_run_before(const RowStates& rows) {
+  return {kNoTime, rows.begin > 0 ? row_of(rows, rows.begin - 1, 0) : 0};
+}
 
 // The first row that direction d of member m has in a tensor [M, D, N, ...], counted as RowClock counts.
 __device__ __forceinline__ int first_saved(const RowStates& rows, int d, int m) {
@@ -136,6 +140,33 @@ template <class scalar_t>
 __device__ __forceinline__ AccOf<scalar_t> state_or_zero(const void* state, int size, const RowStates& rows,
                                                          const RowClock& clock, int u) {
   return state ? to_acc(at<scalar_t>(state, element(clock.state_row(rows), size, u))) : AccOf<scalar_t>(0);
+}
+
+// Element u of state i that a launch starts from: the one given to the layer, or the one at the border. is_first: to
+// run, of the parts of the steps.
+template <class scalar_t>
+__device__ __forceinline__ AccOf<scalar_t> started_from(const LayerArgs& a, bool is_first, const void* const* given,
+                                                        int i, int size, const RowClock& clock, int u) {
+  return is_first ? state_or_zero<scalar_t>(given[i], size, a.rows, clock, u)
+                  : state_or_zero<AccOf<scalar_t>>(a.border[i], size, a.rows, clock, u);
+}
+// Leaves it likewise.
+template <class scalar_t>
+__device__ __forceinline__ void leave_state(const LayerArgs& a, bool is_last, void* const* results, int i, int size,
+                                            const RowClock& clock, int u, AccOf<scalar_t> x) {
+  const int64_t place = element(clock.state_row(a.rows), size, u);
+  if (is_last)
+    at<scalar_t>(results[i], place) = from_acc<scalar_t>(x);
+  else
+    at<AccOf<scalar_t>>(a.border[i], place) = x;
+}
+
+// Whether the launch runs the first steps in time, and the last.
+__device__ __forceinline__ bool has_first_step(const RowStates& rows) {
+  return rows.begin == 0;
+}
+__device__ __forceinline__ bool has_last_step(const RowStates& rows) {
+  return rows.end == rows.T;
 }
 
 }  // namespace fusedlstm::cuda

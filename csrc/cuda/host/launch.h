@@ -23,6 +23,10 @@ inline constexpr int kMaxDirections = 2;
 // Which steps of which batch row are run, and from which state. Packed batches, lengths and resets in one view.
 struct RowStates {
   int T, B, N, H, R, D, M;
+  // A launch of a resident kernel runs the times [begin, end): all of them, or, of one direction, a part. Then those
+  // before and after it are run by other launches, and the states between them are at the `border`.
+  int begin, end;
+  constexpr int steps() const { return end - begin; }
   // [B] on the device, or null: all T steps. Steps t >= lengths[b] are not run: the state of the row stays as it is and
   // nothing is written. Direction 1 goes from the end, so that it starts at every row's own last step.
   const int64_t* lengths;
@@ -41,6 +45,9 @@ struct LayerArgs {
   Dtype dtype;
   CellKind cell;
   bool is_relu;  // of the RNN: its activation
+  // acc_t, each as the state: forward the states and backward their gradients, exactly as they are between two parts of
+  // the steps. The first part to run starts from other arguments, and the last one leaves what it comes to in others.
+  void* border[kMaxStates];
 };
 
 struct ForwardArgs : LayerArgs {

@@ -25,6 +25,8 @@ PreparedLayer::PreparedLayer(Host& host, const Layer& given) : host(host), layer
           .R = static_cast<int>(layer.recurrent()),
           .D = static_cast<int>(layer.directions),
           .M = static_cast<int>(layer.members),
+          .begin = 0,
+          .end = static_cast<int>(layer.steps),
           .lengths = layer.lengths,
           .row_offsets = nullptr,
           .reset = layer.reset,
@@ -59,6 +61,7 @@ void PreparedLayer::tabulate_rows() {
     row += layer.rows_at(step);
     for (int64_t b = 0; b < layer.rows_at(step); ++b) ++lengths[static_cast<size_t>(b)];
   }
+  offsets_.push_back(row);
   // int64, for which there is no Dtype: eight bytes each.
   auto* table = static_cast<int64_t*>(workspace("row table", Dtype::kFloat64, {layer.steps + layer.batch}).data);
   check(launch_store_values(offsets_.data(), layer.steps, table, host.stream), "row offsets");

@@ -6,6 +6,11 @@
 
 namespace fusedlstm::cuda {
 
+// What a resident kernel reads beside the tensors of the layer.
+struct ResidentMemory {
+  Buffer weights[kMaxDirections], exchange;
+};
+
 class PreparedLayer {
  public:
   // Throws std::runtime_error where a size is too large for the kernels.
@@ -38,25 +43,32 @@ class PreparedLayer {
   // Of rows, in which those that are not run read as zeros.
   View rows_workspace(const char* name, Dtype dtype, const Sizes& sizes);
   // What both passes of kernels are told.
-  LayerArgs arguments() const { return {rows, layer.dtype, layer.cell.kind, layer.cell.is_relu}; }
+  LayerArgs arguments() const { return {rows, layer.dtype, layer.cell.kind, layer.cell.is_relu, {}}; }
 
   // The view itself if it is contiguous, else a copy.
   View contiguous(const char* name, const View& view);
 
-  // Launches the chosen resident kernel, or the best that the device does not refuse instead, which `choice` is then,
-  // and fills in what it needs beside the tensors of the layer. False: there is none for all members at once, and
-  // nothing was run.
+  // Fills in what the plan's kernel needs beside the tensors of the layer. weight_hh is the same for all plans of a
+  // pass.
+  template <class Args>
+  void prepare_resident(const Plan& plan, Args& a, ResidentMemory& memory) const {
+    for (int d = 0; d < layer.directions; ++d)
+      if (!a.weight_hh[d])
+        a.weight_hh[d] = resident_weight(d, plan.shape.pass == Pass::kBackward, memory.weights[d]).data;
+    const int64_t bytes = exchange_bytes(plan, rows);
+    // Without a dtype: four bytes each.
+    memory.exchange = bytes > 0 ? Buffer(host, "exchange", Dtype::kFloat32, {bytes / 4}) : Buffer();
+    a.exchange = memory.exchange.data;
+  }
+
+  // Launches the chosen resident kernel, or the best that the device does not refuse instead, which `choice` is then.
+  // False: there is none for all members at once, and nothing was run.
   template <class Args>
   bool launch_resident(Choice& choice, Args& a, cudaError_t (*launch)(const Plan&, const Args&, cudaStream_t)) const {
     const Pass pass = choice.plan.shape.pass;
-    Buffer weights[kMaxDirections];
+    ResidentMemory memory;
     while (layer.is_resident(choice.plan)) {
-      for (int d = 0; d < layer.directions; ++d)
-        if (!a.weight_hh[d]) a.weight_hh[d] = resident_weight(d, pass == Pass::kBackward, weights[d]).data;
-      Buffer exchange;  // without a dtype: four bytes each
-      if (const int64_t bytes = exchange_bytes(choice.plan, rows))
-        exchange = Buffer(host, "exchange", Dtype::kFloat32, {bytes / 4});
-      a.exchange = exchange.data;
+      prepare_resident(choice.plan, a, memory);
       const cudaError_t error = launch(choice.plan, a, host.stream);
       if (error == cudaSuccess) {
         host.launched(choice);
@@ -69,12 +81,28 @@ class PreparedLayer {
 
  private:
   std::vector<Buffer> buffers_;
-  std::vector<int64_t> offsets_;  // packed: the first row of each step
+  std::vector<int64_t> offsets_;  // packed: the first row of each step, and behind the last
 
   void tabulate_rows();
   // W_hh as resident kernels read it: [G, H, pitch], or transposed [H, G, pitch], rows padded with zeros to 16 bytes;
   // of each member. Where it does not lie so already, it is copied to `memory`.
   View resident_weight(int d, bool is_transposed, Buffer& memory) const;
+};
+
+// The states between two parts of the steps of a layer in one direction, for as long as parts are run.
+class Border {
+ public:
+  Border(const PreparedLayer& p, LayerArgs& a) {
+    const Layer& layer = p.layer;
+    for (int i = 0; i < layer.cell.sizes.states; ++i) {
+      states_[i] =
+          Buffer(p.host, "border", layer.acc_dtype(), {layer.batch, i == 0 ? layer.recurrent() : layer.hidden});
+      a.border[i] = states_[i].data;
+    }
+  }
+
+ private:
+  Buffer states_[kMaxStates];
 };
 
 }  // namespace fusedlstm::cuda
