@@ -204,62 +204,76 @@ class Emulated:
             return rows
         return rows.transpose(-3, -2).contiguous().transpose(-3, -2)
 
-    def forward(self, training=True):
+    def new_results(self, training):
+        """Memory for what the forward pass gives: tensors by name, and the struct of their views."""
         layer, D, H = self.layer, self.layer.directions, self.layer.H
         idle = layer.lengths is not None and not layer.packed
+        results, out = self.emu.ForwardResults(), {}
+        out["output"], results.output = self.new("output", *layer.outer, D * layer.R, zero=idle)
+        sizes = [layer.R] + [H] * (len(layer.last) - 1)
+        new = [self.new(name, D, layer.B, size) for name, size in zip(layer.last, sizes)]
+        out |= {name: tensor for name, (tensor, _) in zip(layer.last, new)}
+        results.last = [view for _, view in new]
+        if training:
+            kept = D, layer.rows
+            out["saved"], results.saved = self.new("saved", *kept, layer.cell.saved * H, zero=idle)
+            out["carried"], results.carried = self.new(
+                "carried", *kept, layer.cell.carried * H, zero=idle, dtype=layer.acc
+            )
+        return out, results
+
+    def forward(self, training=True):
         with self.memory:
-            results, out = self.emu.ForwardResults(), {}
-            out["output"], results.output = self.new("output", *layer.outer, D * layer.R, zero=idle)
-            sizes = [layer.R] + [H] * (len(layer.last) - 1)
-            new = [self.new(name, D, layer.B, size) for name, size in zip(layer.last, sizes)]
-            out |= {name: tensor for name, (tensor, _) in zip(layer.last, new)}
-            results.last = [view for _, view in new]
-            if training:
-                kept = D, layer.rows
-                out["saved"], results.saved = self.new("saved", *kept, layer.cell.saved * H, zero=idle)
-                out["carried"], results.carried = self.new(
-                    "carried", *kept, layer.cell.carried * H, zero=idle, dtype=layer.acc
-                )
+            out, results = self.new_results(training)
             self.host.run_forward(self.arguments(), results)
         return out
+
+    def incoming(self, out):
+        """What the backward pass is given beside the layer: results of the forward pass, gradients of all results."""
+        layer, incoming = self.layer, self.emu.Incoming()
+        for name in ("output", "saved", "carried"):
+            setattr(incoming, name, self.view(out[name], name))
+        if layer.t["d_output"] is not None:
+            incoming.d_output = self.view(self.arranged(layer.t["d_output"]), "d_output")
+        incoming.d_last = [self.view(layer.t[f"d_{name}"], f"d_{name}") for name in layer.last]
+        if "d_carried" in layer.t:
+            incoming.d_carried = self.view(layer.t["d_carried"], "d_carried")
+        return incoming
+
+    def new_gradients(self, wanted):
+        """As new_results, of the backward pass."""
+        layer, found, grads, lead = self.layer, self.emu.Gradients(), {}, len(self.members)
+
+        def new(name, argument):
+            return self.new(f"d_{name}", *argument.shape[lead:])
+
+        def states(names):
+            views = []
+            for name in names:
+                view = self.emu.View()
+                if name in wanted and name in layer.t:
+                    grads[f"d_{name}"], view = new(name, layer.t[name])
+                views.append(view)
+            return views
+
+        found.initial, found.reset_state = states(layer.initial), states(layer.reset_state)
+        if "input" in wanted:
+            grads["d_input"], found.input = new("input", layer.t["input"])
+        for name in PARAMETERS:
+            if name in wanted:
+                results = [new(name, parameter) for parameter in layer.t[name]]
+                setattr(found, name, [view for _, view in results])
+                grads |= {f"d_{name}[{d}]": gradient for d, (gradient, _) in enumerate(results)}
+        return grads, found
 
     def backward(self, out, wanted=("input", *STATES)):
         """Gradients from the results of `forward(training=True)`, for the wanted arguments that it has.
 
         By default those that follow from the recurrence; those of parameters are sums over all rows, and less exact.
         """
-        layer = self.layer
         with self.memory:
-            incoming = self.emu.Incoming()
-            for name in ("output", "saved", "carried"):
-                setattr(incoming, name, self.view(out[name], name))
-            incoming.d_output = self.view(self.arranged(layer.t["d_output"]), "d_output")
-            incoming.d_last = [self.view(layer.t[f"d_{name}"], f"d_{name}") for name in layer.last]
-            if "d_carried" in layer.t:
-                incoming.d_carried = self.view(layer.t["d_carried"], "d_carried")
-            found, grads, lead = self.emu.Gradients(), {}, len(self.members)
-
-            def new(name, argument):
-                return self.new(f"d_{name}", *argument.shape[lead:])
-
-            def states(names):
-                views = []
-                for name in names:
-                    view = self.emu.View()
-                    if name in wanted and name in layer.t:
-                        grads[f"d_{name}"], view = new(name, layer.t[name])
-                    views.append(view)
-                return views
-
-            found.initial, found.reset_state = states(layer.initial), states(layer.reset_state)
-            if "input" in wanted:
-                grads["d_input"], found.input = new("input", layer.t["input"])
-            for name in PARAMETERS:
-                if name in wanted:
-                    results = [new(name, parameter) for parameter in layer.t[name]]
-                    setattr(found, name, [view for _, view in results])
-                    grads |= {f"d_{name}[{d}]": gradient for d, (gradient, _) in enumerate(results)}
-            self.host.run_backward(self.arguments(), incoming, found)
+            grads, found = self.new_gradients(wanted)
+            self.host.run_backward(self.arguments(), self.incoming(out), found)
         return grads
 
 

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "machine.h"
+#include "streams.h"
 
 namespace emulator {
 
@@ -335,10 +336,12 @@ void check_host_access(const void* p, size_t bytes, HostAccess access) {
 
 }  // namespace emulator
 
-cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
   if (bytes == 0) return cudaSuccess;
-  emulator::check_host_access(p, bytes, emulator::HostAccess::kWrite);
-  memset(p, value, bytes);
+  emulator::enqueue(stream, {[=] {
+                      emulator::check_host_access(p, bytes, emulator::HostAccess::kWrite);
+                      memset(p, value, bytes);
+                    }});
   return cudaSuccess;
 }
 

@@ -37,6 +37,7 @@ struct Options {
   size_t smem_limit = 232448;  // bytes of dynamic shared memory per CTA
   int max_cluster_size = 16;
   LaunchErrors launch_error;
+  int stream_order = 0;      // of what streams may run at once, see streams.h
   bool time_passes = false;  // where all threads wait, twice before that ends the launch: a minute
   double approximation = 0;  // errors of approximate functions, in those that the hardware is documented to make
 };

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "cuda/device/primitives.cuh"
+#include "streams.h"
 
 namespace emulator {
 
@@ -55,50 +56,8 @@ void store(const View& view, int64_t offset, double value) {
   static_cast<scalar_t*>(view.data)[offset] = fusedlstm::cuda::from_acc<scalar_t>(static_cast<AccOf<scalar_t>>(value));
 }
 
-}  // namespace
-
-View EmulatedHost::allocate(const char* name, Dtype dtype, const Sizes& sizes) {
-  View view(nullptr, nullptr, dtype, sizes);
-  const int64_t bytes = view.bytes(), all = (bytes + 2 * kMargin + 63) / 64 * 64;
-  auto* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(all)));
-  if (!memory) throw std::bad_alloc();
-  std::memset(memory, 0xFF, static_cast<size_t>(all));  // NaN in every dtype
-  view.owner = memory;
-  view.data = bytes > 0 ? memory + kMargin : nullptr;
-  register_buffer(view.data, static_cast<size_t>(bytes), name, false);
-  ++live;
-  return view;
-}
-
-void EmulatedHost::release(const View& allocated) noexcept {
-  unregister_buffer(allocated.data);
-  std::free(allocated.owner);
-  --live;
-}
-
-void EmulatedHost::copy(const View& to, const View& from) {
-  bool fits = to.dimensions == from.dimensions;
-  for (int i = 0; fits && i < to.dimensions; ++i) fits = to.sizes[i] == from.sizes[i];
-  expect(fits, "a copy between equal sizes");
-  check_view(from, HostAccess::kRead);
-  check_view(to, HostAccess::kWrite);
-  with_scalar(to.dtype, [&]<class to_t>(to_t) {
-    with_scalar(from.dtype, [&]<class from_t>(from_t) {
-      for_each_element(to, from, [&](int64_t i, int64_t j) {
-        if constexpr (std::is_same_v<to_t, from_t>)
-          static_cast<to_t*>(to.data)[i] = static_cast<from_t*>(from.data)[j];  // any bits
-        else
-          store<to_t>(to, i, load<from_t>(from, j));
-      });
-    });
-  });
-}
-
-void EmulatedHost::multiply(const View& out, const View& a, const View& b, bool adds, bool) {
+void multiply_now(const View& out, const View& a, const View& b, bool adds) {
   const int64_t m = a.sizes[0], k = a.sizes[1], n = b.sizes[1];
-  expect(is_matrix(a, m, k) && is_matrix(b, k, n) && is_matrix(out, m, n), "matrices that can be multiplied");
-  const bool is_wider = out.dtype == Dtype::kFloat32 && element_bytes(a.dtype) == 2;
-  expect(a.dtype == b.dtype && (out.dtype == a.dtype || (is_wider && !adds)), "a product of the operands' dtype");
   for (const View* operand : {&a, &b}) check_view(*operand, HostAccess::kRead);
   if (adds) check_view(out, HostAccess::kRead);
   check_view(out, HostAccess::kWrite);
@@ -117,9 +76,8 @@ void EmulatedHost::multiply(const View& out, const View& a, const View& b, bool 
   });
 }
 
-void EmulatedHost::sum_rows(const View& out, const View& matrix) {
+void sum_rows_now(const View& out, const View& matrix) {
   const int64_t rows = matrix.sizes[0], columns = matrix.sizes[1];
-  expect(is_matrix(matrix, rows, columns) && out.dimensions == 1 && out.sizes[0] == columns, "the sums of the rows");
   check_view(matrix, HostAccess::kRead);
   check_view(out, HostAccess::kWrite);
   with_scalar(out.dtype, [&]<class scalar_t>(scalar_t) {
@@ -129,6 +87,65 @@ void EmulatedHost::sum_rows(const View& out, const View& matrix) {
       store<scalar_t>(out, j * out.strides[0], sum);
     }
   });
+}
+
+}  // namespace
+
+View EmulatedHost::allocate(const char* name, Dtype dtype, const Sizes& sizes) {
+  View view(nullptr, nullptr, dtype, sizes);
+  const int64_t bytes = view.bytes(), all = (bytes + 2 * kMargin + 63) / 64 * 64;
+  auto* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(all)));
+  if (!memory) throw std::bad_alloc();
+  std::memset(memory, 0xFF, static_cast<size_t>(all));  // NaN in every dtype
+  view.owner = memory;
+  view.data = bytes > 0 ? memory + kMargin : nullptr;
+  register_buffer(view.data, static_cast<size_t>(bytes), name, false);
+  ++live;
+  return view;
+}
+
+void EmulatedHost::release(const View& allocated) noexcept {
+  --live;
+  enqueue(stream, {.run =
+                       [=] {
+                         unregister_buffer(allocated.data);
+                         std::free(allocated.owner);
+                       },
+                   .frees = true});
+}
+
+void EmulatedHost::copy(const View& to, const View& from) {
+  bool fits = to.dimensions == from.dimensions;
+  for (int i = 0; fits && i < to.dimensions; ++i) fits = to.sizes[i] == from.sizes[i];
+  expect(fits, "a copy between equal sizes");
+  enqueue(stream, {[=] {
+            check_view(from, HostAccess::kRead);
+            check_view(to, HostAccess::kWrite);
+            with_scalar(to.dtype, [&]<class to_t>(to_t) {
+              with_scalar(from.dtype, [&]<class from_t>(from_t) {
+                for_each_element(to, from, [&](int64_t i, int64_t j) {
+                  if constexpr (std::is_same_v<to_t, from_t>)
+                    static_cast<to_t*>(to.data)[i] = static_cast<from_t*>(from.data)[j];  // any bits
+                  else
+                    store<to_t>(to, i, load<from_t>(from, j));
+                });
+              });
+            });
+          }});
+}
+
+void EmulatedHost::multiply(const View& out, const View& a, const View& b, bool adds, bool) {
+  const int64_t m = a.sizes[0], k = a.sizes[1], n = b.sizes[1];
+  expect(is_matrix(a, m, k) && is_matrix(b, k, n) && is_matrix(out, m, n), "matrices that can be multiplied");
+  const bool is_wider = out.dtype == Dtype::kFloat32 && element_bytes(a.dtype) == 2;
+  expect(a.dtype == b.dtype && (out.dtype == a.dtype || (is_wider && !adds)), "a product of the operands' dtype");
+  enqueue(stream, {[=] { multiply_now(out, a, b, adds); }});
+}
+
+void EmulatedHost::sum_rows(const View& out, const View& matrix) {
+  const int64_t rows = matrix.sizes[0], columns = matrix.sizes[1];
+  expect(is_matrix(matrix, rows, columns) && out.dimensions == 1 && out.sizes[0] == columns, "the sums of the rows");
+  enqueue(stream, {[=] { sum_rows_now(out, matrix); }});
 }
 
 }  // namespace emulator

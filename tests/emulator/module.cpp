@@ -10,7 +10,8 @@ namespace py = pybind11;
 
 namespace emulator {
 void run_selftest(const std::string& name, uint32_t* out);
-}
+int longest_chain();
+}  // namespace emulator
 extern "C" int fusedlstm_run_primitive(const char* name, const uint32_t* in, uint32_t* out);
 
 PYBIND11_MODULE(_emulated, m) {
@@ -32,6 +33,7 @@ PYBIND11_MODULE(_emulated, m) {
       .def_property(
           "launch_errors", [](const Options& o) { return o.launch_error.next; },
           [](Options& o, const std::deque<int>& errors) { o.launch_error.next = errors; })
+      .def_readwrite("stream_order", &Options::stream_order)
       .def_readwrite("time_passes", &Options::time_passes)
       .def_readwrite("approximation", &Options::approximation);
   m.def("options", &options, py::return_value_policy::reference);
@@ -39,6 +41,7 @@ PYBIND11_MODULE(_emulated, m) {
     register_buffer(reinterpret_cast<void*>(p), bytes, name, initialised);
   });
   m.def("unregister_buffer", [](uintptr_t p) { unregister_buffer(reinterpret_cast<void*>(p)); });
+  m.def("longest_chain", &longest_chain);
   m.def("run_selftest",
         [](const std::string& name, uintptr_t out) { run_selftest(name, reinterpret_cast<uint32_t*>(out)); });
   m.def("run_primitive", [](const std::string& name, uintptr_t in, uintptr_t out) {

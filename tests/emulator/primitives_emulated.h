@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "emulator.h"
+#include "streams.h"
 
 #define threadIdx (::emulator::thread_index())
 #define blockIdx (::emulator::block_index())
@@ -268,12 +269,16 @@ inline double multiply_rounded(double a, double b) {
 // ---- launch: a fault of the kernel throws emulator::Error
 
 template <class... Params, class... Args>
-cudaError_t launch(void (*kernel)(Params...), const LaunchConfig& config, cudaStream_t, Args&&... args) {
+cudaError_t launch(void (*kernel)(Params...), const LaunchConfig& config, cudaStream_t stream, Args&&... args) {
   if (const int error = emulator::options().launch_error) return static_cast<cudaError_t>(error);
   std::tuple<Params...> params(static_cast<Params>(args)...);
-  auto body = [&] { std::apply(kernel, params); };
-  emulator::run_launch(
-      reinterpret_cast<const void*>(kernel), config, [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
+  const auto run = [=] {
+    auto body = [kernel, params] { std::apply(kernel, params); };  // on the host's stack, where kernels may read it
+    emulator::run_launch(
+        reinterpret_cast<const void*>(kernel), config, [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
+  };
+  const unsigned ctas = config.grid.x * config.grid.y * config.grid.z;
+  emulator::enqueue(stream, {run, config.cooperative ? ctas : 0});
   return cudaSuccess;
 }
 
