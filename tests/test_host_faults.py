@@ -41,14 +41,15 @@ FAULTS = [
     Fault("lengths of packed rows a step too long", "prepared_layer.cpp", "b < layer.rows_at(step); ++b)",
           "b < layer.rows_at(step > 0 ? step - 1 : 0); ++b)", rf"{OUTSIDE}|{UNWRITTEN}|race|{WRONG}", layer=PACKED),
     Fault("projection given back before the recurrence", "layer_forward.cpp",
-          "pre_gates[d] = project_input(p, d, a);", "project_input(p, d, a);", OUTSIDE),
+          "project_input(p, d, pre_gates[d], a);",
+          'project_input(p, d, Buffer(host, "early", layer.acc_dtype(), pre_gates[d].shape()), a);', OUTSIDE),
     Fault("weights given back before the launch", "prepared_layer.h",
-          "a.weight_hh[d] = resident_weight(d, pass == Pass::kBackward, weights[d]).data;",
-          "{ Buffer early; a.weight_hh[d] = resident_weight(d, pass == Pass::kBackward, early).data; }",
+          "a.weight_hh[d] = resident_weight(d, plan.shape.pass == Pass::kBackward, memory.weights[d]).data;",
+          "{ Buffer early; a.weight_hh[d] = resident_weight(d, plan.shape.pass == Pass::kBackward, early).data; }",
           OUTSIDE, transport="local"),
     Fault("padding of the weights not cleared", "prepared_layer.cpp", "if (pitch != H) host.zero(memory);", "",
           UNWRITTEN, transport="local"),
-    Fault("weights not transposed", "prepared_layer.h", "pass == Pass::kBackward, weights[d]", "false, weights[d]",
+    Fault("weights not transposed", "prepared_layer.h", "plan.shape.pass == Pass::kBackward, memory", "false, memory",
           WRONG, transport="local"),
     Fault("batch-first projection read as time-first", "layer_forward.cpp", "a.pre_gates_stride_t = width;",
           "a.pre_gates_stride_t = layer.batch * width;", rf"{OUTSIDE}|{WRONG}", layer={"batch_first": True}),
@@ -118,11 +119,11 @@ def verdict(module, fault):
     return None
 
 
-def changed_module(fault, folder):
-    """The emulated module after a change to the text of its host code."""
+def changed_module(fault, folder, host_code=HOST_CODE):
+    """The emulated module after a change to the text of its host code, as these sources of it see it."""
     csrc = planted_faults.copy_of_sources(folder)
     target = fault.planted(csrc)
-    sources = HOST_CODE if target.parent.name == "host" else ["stream.cu"]  # which has all of the device that is run
+    sources = host_code if target.parent.name == "host" else ["stream.cu"]  # which has all of the device that is run
     return build.load(build.build(dict.fromkeys(sources, csrc)))
 
 

@@ -18,8 +18,10 @@
 #include "cuda/host/lost_context.h"
 #include "cuda/host/named_problem.h"
 #include "cuda/host/second_order.h"
+#include "cuda/host/stack.h"
 #include "cuda/host/varied.h"
 #include "host.h"
+#include "streams.h"
 
 namespace emulator {
 
@@ -170,10 +172,36 @@ inline void bind_host(py::module_& m) {
       .def(py::init<Fallback&, const std::string&>(), py::keep_alive<1, 2>(), py::arg("fallback"), py::arg("request"))
       .def_readonly("warnings", &EmulatedHost::warnings)
       .def_readonly("live", &EmulatedHost::live)
-      .def("run_forward", [](EmulatedHost& host, const Layer& layer,
-                             const ForwardResults& results) { run_forward(host, layer, results); })
-      .def("run_backward", [](EmulatedHost& host, const Layer& layer, const Incoming& in,
-                              const Gradients& grads) { run_backward(host, layer, in, grads); })
+      .def("run_forward",
+           [](EmulatedHost& host, const Layer& layer, const ForwardResults& results) {
+             Deferred deferred;
+             run_forward(host, layer, results);
+             deferred.run();
+           })
+      .def("run_backward",
+           [](EmulatedHost& host, const Layer& layer, const Incoming& in, const Gradients& grads) {
+             Deferred deferred;
+             run_backward(host, layer, in, grads);
+             deferred.run();
+           })
+      .def("choose_stack",
+           [](EmulatedHost& host, const Layer& layer, size_t layers, bool backward) {
+             return choose_stack(host, layer, backward ? Pass::kBackward : Pass::kForward, layers);
+           })
+      .def("run_forward_stack",
+           [](EmulatedHost& host, const std::vector<Layer>& layers, const std::vector<ForwardResults>& results,
+              const Choice& choice) {
+             Deferred deferred;
+             run_forward(host, layers, results, choice);
+             deferred.run();
+           })
+      .def("run_backward_stack",
+           [](EmulatedHost& host, const std::vector<Layer>& layers, const std::vector<Incoming>& in,
+              const std::vector<Gradients>& grads, const Choice& choice) {
+             Deferred deferred;
+             run_backward(host, layers, in, grads, choice);
+             deferred.run();
+           })
       .def("run_varied_forward", [](EmulatedHost& host, const VariedRecurrence& recurrence,
                                     const VariedResults& results) { run_varied_forward(host, recurrence, results); })
       .def("run_varied_backward",

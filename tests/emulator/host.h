@@ -1,4 +1,5 @@
-// The Host of csrc/cuda/host/host.h on CPU memory that the emulator checks: what runs the library's host code in the tests.
+// The Host of csrc/cuda/host/host.h on CPU memory that the emulator checks: what runs the library's host code in the
+// tests.
 #pragma once
 #include <string>
 #include <vector>
@@ -22,9 +23,13 @@ class EmulatedHost final : public fusedlstm::cuda::Host {
   void multiply(const View& out, const View& a, const View& b, bool adds, bool allow_tf32) override;
   void sum_rows(const View& out, const View& matrix) override;
   void warn(const std::string& text) override { warnings.push_back(text); }
+  fusedlstm::cuda::StreamPool& streams() override { return streams_; }
 
   std::vector<std::string> warnings;
   int live = 0;  // allocations that were not released
+
+ private:
+  fusedlstm::cuda::StreamPool streams_;
 };
 
 }  // namespace emulator

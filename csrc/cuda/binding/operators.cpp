@@ -1,5 +1,7 @@
 // The layer operators on CUDA: arguments checked, results allocated, and what torch is told of them.
 #include <iterator>
+#include <utility>
+#include <vector>
 
 #include "call/checked_steps.h"
 #include "call/implement.h"
@@ -7,6 +9,7 @@
 #include "cells/all.h"
 #include "cuda/host/layer.h"
 #include "cuda/host/second_order.h"
+#include "cuda/host/stack.h"
 #include "on_device.h"
 #include "torch_host.h"
 
@@ -54,46 +57,127 @@ CheckedLayer checked(const NamedCell& cell, LayerArguments& arguments) {
   return t;
 }
 
-LayerResults forward(const NamedCell& cell, LayerArguments& arguments, bool is_training) {
-  const CheckedLayer t = checked(cell, arguments);
-  LayerResults r = new_results(t, is_training, t.lengths.has_value());
-  TorchHost host(t.input.get_device());
-  const Layer layer = layer_of(cell, t);
+// A call of a layer: its tensors, with new ones for the results, and views of them.
+
+struct ForwardCall {
+  CheckedLayer t;
+  LayerResults r;
+  Layer layer;
   ForwardResults results;
-  results.output = view_of(r.output, layer.dtype);
-  view_each(r.last, layer.dtype, results.last);
-  results.saved = view_of(r.saved, layer.dtype);
-  results.carried = view_of(r.carried, acc_dtype(t));
-  run_forward(host, layer, results);
-  return r;
+
+  ForwardCall(const NamedCell& cell, LayerArguments& arguments, bool is_training)
+      : t(checked(cell, arguments)), r(new_results(t, is_training, t.lengths.has_value())), layer(layer_of(cell, t)) {
+    results.output = view_of(r.output, layer.dtype);
+    view_each(r.last, layer.dtype, results.last);
+    results.saved = view_of(r.saved, layer.dtype);
+    results.carried = view_of(r.carried, acc_dtype(t));
+  }
+};
+
+struct BackwardCall {
+  CheckedLayer t;
+  CheckedIncoming in;
+  LayerGradients g;
+  Layer layer;
+  Incoming incoming;
+  Gradients grads;
+
+  BackwardCall(const NamedCell& cell, BackwardArguments& arguments)
+      : t(checked(cell, arguments.layer)),
+        in(arguments, t),
+        g(new_gradients(t, arguments.needs)),
+        layer(layer_of(cell, t)) {
+    for (OptionalTensor& d : in.d_last)
+      if (d) d = dense_after(t.lead, *d);
+    grads.input = view_of(g.input, layer.dtype);
+    view_each(g.initial, layer.dtype, grads.initial);
+    view_each(g.weight_ih, layer.dtype, grads.weight_ih);
+    view_each(g.weight_hh, layer.dtype, grads.weight_hh);
+    view_each(g.bias_ih, layer.dtype, grads.bias_ih);
+    view_each(g.bias_hh, layer.dtype, grads.bias_hh);
+    view_each(g.weight_hr, layer.dtype, grads.weight_hr);
+    view_each(g.reset_state, layer.dtype, grads.reset_state);
+    incoming.output = view_of(in.output, layer.dtype);
+    incoming.saved = view_of(in.saved, layer.dtype);
+    incoming.carried = view_of(in.carried, acc_dtype(t));
+    incoming.d_output = view_of(in.d_output, layer.dtype);
+    view_each(in.d_last, layer.dtype, incoming.d_last);
+    incoming.d_carried = view_of(in.d_carried, acc_dtype(t));
+  }
+};
+
+LayerResults forward(const NamedCell& cell, LayerArguments& arguments, bool is_training) {
+  ForwardCall call(cell, arguments, is_training);
+  TorchHost host(call.t.input.get_device());
+  run_forward(host, call.layer, call.results);
+  return std::move(call.r);
 }
 
 LayerGradients backward(const NamedCell& cell, BackwardArguments& arguments) {
-  const CheckedLayer t = checked(cell, arguments.layer);
-  CheckedIncoming in(arguments, t);
-  for (OptionalTensor& d : in.d_last)
-    if (d) d = dense_after(t.lead, *d);
-  LayerGradients g = new_gradients(t, arguments.needs);
-  const Layer layer = layer_of(cell, t);
-  Gradients grads;
-  grads.input = view_of(g.input, layer.dtype);
-  view_each(g.initial, layer.dtype, grads.initial);
-  view_each(g.weight_ih, layer.dtype, grads.weight_ih);
-  view_each(g.weight_hh, layer.dtype, grads.weight_hh);
-  view_each(g.bias_ih, layer.dtype, grads.bias_ih);
-  view_each(g.bias_hh, layer.dtype, grads.bias_hh);
-  view_each(g.weight_hr, layer.dtype, grads.weight_hr);
-  view_each(g.reset_state, layer.dtype, grads.reset_state);
-  Incoming incoming;
-  incoming.output = view_of(in.output, layer.dtype);
-  incoming.saved = view_of(in.saved, layer.dtype);
-  incoming.carried = view_of(in.carried, acc_dtype(t));
-  incoming.d_output = view_of(in.d_output, layer.dtype);
-  view_each(in.d_last, layer.dtype, incoming.d_last);
-  incoming.d_carried = view_of(in.d_carried, acc_dtype(t));
-  TorchHost host(t.input.get_device());
-  run_backward(host, layer, incoming, grads);
-  return g;
+  BackwardCall call(cell, arguments);
+  TorchHost host(call.t.input.get_device());
+  run_backward(host, call.layer, call.incoming, call.grads);
+  return std::move(call.g);
+}
+
+// ---- the layers of a stack ------------------------------------------------------------------------------------------
+
+// One member of each call.
+template <class Calls, class Call, class T>
+std::vector<T> of_each(const Calls& calls, T Call::*member) {
+  std::vector<T> all;
+  for (const Call& call : calls) all.push_back(call.*member);
+  return all;
+}
+
+// Layers on top of those of `calls`, until these are so many or there are no more.
+void call_next(const NamedCell& cell, std::vector<LayerArguments>& layers, size_t& next, size_t most, bool is_training,
+               std::vector<ForwardCall>& calls) {
+  for (; next < layers.size() && calls.size() < most; ++next) {
+    if (!calls.empty()) layers[next].input = calls.back().r.output;
+    calls.emplace_back(cell, layers[next], is_training);
+  }
+}
+
+std::vector<LayerResults> forward(const NamedCell& cell, std::vector<LayerArguments>& layers) {
+  std::vector<ForwardCall> calls;
+  size_t next = 0;
+  call_next(cell, layers, next, layers.size(), true, calls);
+  TorchHost host(calls[0].t.input.get_device());
+  const Choice choice = choose_stack(host, calls[0].layer, Pass::kForward, layers.size());
+  run_forward(host, of_each(calls, &ForwardCall::layer), of_each(calls, &ForwardCall::results), choice);
+  return of_each(calls, &ForwardCall::r);
+}
+
+// What the layers put out is kept only as long as layers that run abreast need it.
+InferenceResults forward_inference(const NamedCell& cell, std::vector<LayerArguments>& layers) {
+  std::vector<ForwardCall> calls;
+  size_t next = 0;
+  call_next(cell, layers, next, 1, false, calls);
+  TorchHost host(calls[0].t.input.get_device());
+  const Choice choice = choose_stack(host, calls[0].layer, Pass::kForward, layers.size());
+  for (;;) {
+    call_next(cell, layers, next, static_cast<size_t>(choice.plan.abreast), false, calls);
+    run_forward(host, of_each(calls, &ForwardCall::layer), of_each(calls, &ForwardCall::results), choice);
+    if (next == layers.size()) return {calls.back().r.output, calls.back().r.last};
+    layers[next].input = calls.back().r.output;
+    calls.clear();
+    call_next(cell, layers, next, 1, false, calls);
+  }
+}
+
+// The uppermost first.
+std::vector<LayerGradients> backward(const NamedCell& cell, std::vector<BackwardArguments>& layers) {
+  std::vector<BackwardCall> calls;
+  for (BackwardArguments& arguments : layers) {
+    if (&arguments != &layers.back()) arguments.needs[kInput] = false;  // the host has memory for it
+    calls.emplace_back(cell, arguments);
+  }
+  TorchHost host(calls[0].t.input.get_device());
+  const Choice choice = choose_stack(host, calls[0].layer, Pass::kBackward, calls.size());
+  run_backward(host, of_each(calls, &BackwardCall::layer), of_each(calls, &BackwardCall::incoming),
+               of_each(calls, &BackwardCall::grads), choice);
+  return of_each(calls, &BackwardCall::g);
 }
 
 template <int kCell>
@@ -115,6 +199,21 @@ LayerGradients layer_backward(BackwardArguments& arguments) {
 }
 
 template <int kCell>
+std::vector<LayerResults> layers(std::vector<LayerArguments>& arguments) {
+  return on_device(arguments[0].input.get_device(), [&] { return forward(kCells[kCell], arguments); });
+}
+
+template <int kCell>
+InferenceResults layers_inference(std::vector<LayerArguments>& arguments) {
+  return on_device(arguments[0].input.get_device(), [&] { return forward_inference(kCells[kCell], arguments); });
+}
+
+template <int kCell>
+std::vector<LayerGradients> layers_backward(std::vector<BackwardArguments>& arguments) {
+  return on_device(arguments[0].layer.input.get_device(), [&] { return backward(kCells[kCell], arguments); });
+}
+
+template <int kCell>
 StepsResults steps_second_order(StepsArguments& arguments) {
   return on_device(arguments.saved.get_device(), [&] {
     const NamedCell& cell = kCells[kCell];
@@ -130,7 +229,8 @@ StepsResults steps_second_order(StepsArguments& arguments) {
 template <int kCell = 0>
 void implement_from(torch::stable::detail::StableLibrary& m) {
   if constexpr (kCell < static_cast<int>(std::size(kCells))) {
-    implement<kCell, layer<kCell>, layer_inference<kCell>, layer_backward<kCell>, steps_second_order<kCell>>(m);
+    implement<kCell, layer<kCell>, layer_inference<kCell>, layer_backward<kCell>, steps_second_order<kCell>,
+              layers<kCell>, layers_inference<kCell>, layers_backward<kCell>>(m);
     implement_from<kCell + 1>(m);
   }
 }

@@ -18,6 +18,9 @@ namespace {
 std::mutex fallbacks_mutex;
 std::map<int, Fallback> fallbacks;  // of the devices that have been used
 
+std::mutex pools_mutex;
+std::map<int, StreamPool> pools;  // likewise
+
 cudaStream_t current_stream(int ordinal) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(ordinal, &stream));
@@ -123,6 +126,11 @@ void TorchHost::sum_rows(const View& out, const View& matrix) {
 
 void TorchHost::warn(const std::string& text) {
   aoti_torch_warn(__func__, __FILE__, __LINE__, text.c_str());
+}
+
+StreamPool& TorchHost::streams() {
+  const std::lock_guard lock(pools_mutex);
+  return pools[ordinal_];
 }
 
 std::string lost_context(const char* error, int ordinal) {

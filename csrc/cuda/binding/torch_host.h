@@ -31,6 +31,7 @@ class TorchHost final : public Host {
   void multiply(const View& out, const View& a, const View& b, bool adds, bool allow_tf32) override;
   void sum_rows(const View& out, const View& matrix) override;
   void warn(const std::string& text) override;
+  StreamPool& streams() override;
 
  private:
   const int ordinal_;

@@ -1,12 +1,14 @@
 // What the host code needs beside the kernels: memory, and the few operations between them.
 //
 // No torch. torch implements it in the library, and the tests on CPU memory, so that both run the same host
-// code. Everything is enqueued on one stream and runs in its order; nothing waits for the device.
+// code. Everything is enqueued on the current stream and runs in its order, but for recurrences of layers that run
+// abreast (wavefront.h); nothing waits for the device.
 #pragma once
 #include <string>
 #include <utility>
 
 #include "fallback.h"
+#include "streams.h"
 #include "view.h"
 
 namespace fusedlstm::cuda {
@@ -23,7 +25,8 @@ class Host {
 
   // New memory for a contiguous tensor, of any contents, at a multiple of 16 bytes. `name` is for messages.
   virtual View allocate(const char* name, Dtype dtype, const Sizes& sizes) = 0;
-  // Takes it back. What is enqueued may use it still: only what is enqueued later can get it again.
+  // Takes it back. What is enqueued on the current stream may use it still: only what is enqueued there later can get
+  // it again.
   virtual void release(const View& allocated) noexcept = 0;
   // to = from, of equal sizes and any strides, rounded to the dtype of `to`.
   virtual void copy(const View& to, const View& from) = 0;
@@ -33,6 +36,8 @@ class Host {
   // out [columns] = the sum of the rows of a matrix.
   virtual void sum_rows(const View& out, const View& matrix) = 0;
   virtual void warn(const std::string& text) = 0;
+  // Of the device.
+  virtual StreamPool& streams() = 0;
 
   void zero(const View& contiguous) {
     if (contiguous.data)

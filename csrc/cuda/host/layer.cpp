@@ -22,7 +22,7 @@ bool may_run_at_once(const Layer& layer) {
   return layer.is_ensemble && layer.members <= kMostMembers && is_int(layer.members * layer.directions * layer.rows);
 }
 
-Problem Layer::problem(Pass pass) const {
+Problem Layer::problem(Pass pass, int layers) const {
   return {.cell = cell.kind,
           .T = steps,
           .B = batch,
@@ -32,7 +32,8 @@ Problem Layer::problem(Pass pass) const {
           .M = static_cast<int>(members),
           .dtype = dtype,
           .allow_tf32 = allow_tf32,
-          .pass = pass};
+          .pass = pass,
+          .L = layers};
 }
 
 }  // namespace fusedlstm::cuda

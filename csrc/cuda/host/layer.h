@@ -47,7 +47,8 @@ struct Layer {
   int64_t rows_at(int64_t step) const { return batch_sizes ? batch_sizes[step] : batch; }
   // Dense rows beyond a length are not run: what the kernels do not write there must be zero.
   bool has_idle_rows() const { return lengths != nullptr; }
-  Problem problem(Pass pass) const;
+  // layers: of the stack that it is one of, if these are planned together.
+  Problem problem(Pass pass, int layers = 1) const;
 };
 
 // Whether the members of an ensemble may run in one launch, if there is a kernel for it.

@@ -1,7 +1,7 @@
 // Backward: the recurrence by a resident kernel or step by step, then the products over all steps.
-#include <optional>
+#include "layer_backward.h"
 
-#include "layer_gradients.h"
+#include <optional>
 
 namespace fusedlstm::cuda {
 namespace {
@@ -45,41 +45,12 @@ std::optional<BackwardRecurrence> recur(PreparedLayer& p, const Incoming& in, co
   const Layer& layer = p.layer;
   Choice choice = p.host.choose(layer.problem(Pass::kBackward));
   if (layer.is_ensemble && !layer.is_resident(choice.plan)) return std::nullopt;
-  const CellSizes& cell = layer.cell.sizes;
-  const int64_t D = layer.directions, R = layer.recurrent();
-  const Sizes of_gates = layer.each({D, layer.rows, cell.gates * layer.hidden});
+  const int64_t D = layer.directions;
   BackwardRecurrence r;
-  r.d_from_hidden = p.rows_workspace("d_from_hidden", layer.dtype, of_gates);
-  r.d_from_input = cell.apart() > 0 ? p.rows_workspace("d_from_input", layer.dtype, of_gates) : r.d_from_hidden;
-  BackwardArgs a{};
-  static_cast<LayerArgs&>(a) = p.arguments();
-  a.output = p.contiguous("output", in.output).data;
-  a.saved = p.contiguous("saved", in.saved).data;
-  a.carried = p.contiguous("carried", in.carried).data;
-  if (in.d_output.data) {
-    const int batch = in.d_output.dimensions - 2;  // or packed rows
-    View d_output = in.d_output;
-    if (layer.is_ensemble || !is_int(d_output.strides[batch])) d_output = p.contiguous("d_output", d_output);
-    a.d_output = d_output.data;
-    a.d_output_stride_t = layer.batch_sizes ? 0 : d_output.strides[batch - 1];
-    a.d_output_stride_b = static_cast<int>(d_output.strides[batch]);
-  }
-  a.d_carried = p.contiguous("d_carried", in.d_carried).data;
-  a.d_from_hidden = r.d_from_hidden.data;
-  a.d_from_input = r.d_from_input.data;
-  for (int i = 0; i < cell.states; ++i) {
-    const Sizes sizes = layer.each({D, layer.batch, i == 0 ? R : layer.hidden});
-    a.d_last[i] = p.contiguous("d_last", in.d_last[i]).data;
-    const View& d_initial = grads.initial[i];
-    a.d_initial[i] = d_initial.data ? d_initial.data : p.workspace("d_initial", layer.dtype, sizes).data;
-    if (!layer.reset) continue;
-    r.d_reset_state[i] = p.workspace("d_reset_state", layer.acc_dtype(), sizes);
-    p.host.zero(r.d_reset_state[i]);
-    a.d_reset_state[i] = r.d_reset_state[i].data;
-  }
+  BackwardArgs a = backward_arguments(p, in, grads, r);
   if (p.launch_resident(choice, a, launch_backward)) return r;
   if (layer.is_ensemble) return std::nullopt;
-  if (layer.proj > 0) r.d_projected = p.rows_workspace("d_projected", layer.dtype, {D, layer.rows, R});
+  if (layer.proj > 0) r.d_projected = p.rows_workspace("d_projected", layer.dtype, {D, layer.rows, layer.recurrent()});
   for (int d = 0; d < D; ++d) stream_backward(p, a, d, r.d_from_hidden[d], layer.proj > 0 ? r.d_projected[d] : View());
   p.host.launched(choice);
   return r;
@@ -109,6 +80,42 @@ BackwardRecurrence of_member(const Layer& layer, BackwardRecurrence r, int64_t m
 }
 
 }  // namespace
+
+BackwardArgs backward_arguments(PreparedLayer& p, const Incoming& in, const Gradients& grads, BackwardRecurrence& r) {
+  const Layer& layer = p.layer;
+  const CellSizes& cell = layer.cell.sizes;
+  const int64_t D = layer.directions, R = layer.recurrent();
+  const Sizes of_gates = layer.each({D, layer.rows, cell.gates * layer.hidden});
+  r.d_from_hidden = p.rows_workspace("d_from_hidden", layer.dtype, of_gates);
+  r.d_from_input = cell.apart() > 0 ? p.rows_workspace("d_from_input", layer.dtype, of_gates) : r.d_from_hidden;
+  BackwardArgs a{};
+  static_cast<LayerArgs&>(a) = p.arguments();
+  a.output = p.contiguous("output", in.output).data;
+  a.saved = p.contiguous("saved", in.saved).data;
+  a.carried = p.contiguous("carried", in.carried).data;
+  if (in.d_output.data) {
+    const int batch = in.d_output.dimensions - 2;  // or packed rows
+    View d_output = in.d_output;
+    if (layer.is_ensemble || !is_int(d_output.strides[batch])) d_output = p.contiguous("d_output", d_output);
+    a.d_output = d_output.data;
+    a.d_output_stride_t = layer.batch_sizes ? 0 : d_output.strides[batch - 1];
+    a.d_output_stride_b = static_cast<int>(d_output.strides[batch]);
+  }
+  a.d_carried = p.contiguous("d_carried", in.d_carried).data;
+  a.d_from_hidden = r.d_from_hidden.data;
+  a.d_from_input = r.d_from_input.data;
+  for (int i = 0; i < cell.states; ++i) {
+    const Sizes sizes = layer.each({D, layer.batch, i == 0 ? R : layer.hidden});
+    a.d_last[i] = p.contiguous("d_last", in.d_last[i]).data;
+    const View& d_initial = grads.initial[i];
+    a.d_initial[i] = d_initial.data ? d_initial.data : p.workspace("d_initial", layer.dtype, sizes).data;
+    if (!layer.reset) continue;
+    r.d_reset_state[i] = p.workspace("d_reset_state", layer.acc_dtype(), sizes);
+    p.host.zero(r.d_reset_state[i]);
+    a.d_reset_state[i] = r.d_reset_state[i].data;
+  }
+  return a;
+}
 
 void run_backward(Host& host, const Layer& layer, const Incoming& in, const Gradients& grads) {
   if (layer.rows == 0) {

@@ -1,33 +1,8 @@
 // Forward: the input projection, then the recurrence by a resident kernel or step by step.
-#include "prepared_layer.h"
+#include "layer_forward.h"
 
 namespace fusedlstm::cuda {
 namespace {
-
-// W_ih x of all steps for one direction, and where step t of batch row b stands in it. A transposed input (batch
-// first) is multiplied as it lies; other strides are copied, and so is a transposed input of an ensemble, whose members
-// the kernels expect one after another.
-Buffer project_input(const PreparedLayer& p, int d, ForwardArgs& a) {
-  const Layer& layer = p.layer;
-  const int64_t width = layer.cell.sizes.gates * layer.hidden;
-  Buffer pre_gates(p.host, "pre_gates", layer.acc_dtype(), layer.each({layer.rows, width}));
-  a.pre_gates[d] = pre_gates.data;
-  a.pre_gates_stride_t = layer.batch * width;
-  a.pre_gates_stride_b = static_cast<int>(width);
-  for (int64_t m = 0; m < layer.members; ++m) {
-    View x = layer.of_member(layer.input, m);
-    if (!layer.is_ensemble && !layer.batch_sizes && !x.is_contiguous() && is_int(layer.steps * width) &&
-        x.transposed().is_contiguous()) {
-      x = x.transposed();
-      a.pre_gates_stride_t = width;
-      a.pre_gates_stride_b = static_cast<int>(layer.steps * width);
-    }
-    Buffer copy;
-    x = contiguous(p.host, "input", x, copy).as({layer.rows, layer.features});
-    p.multiply(layer.of_member(pre_gates, m), x, layer.of_member(layer.weight_ih[d], m).transposed());
-  }
-  return pre_gates;
-}
 
 void stream_forward(const PreparedLayer& p, const ForwardArgs& a, int d) {
   const Layer& layer = p.layer;
@@ -59,17 +34,12 @@ bool forward(Host& host, const Layer& given, const ForwardResults& r) {
   if (given.is_ensemble && !given.is_resident(choice.plan)) return false;
   const PreparedLayer p(host, given);
   const Layer& layer = p.layer;
-  ForwardArgs a{};
-  static_cast<LayerArgs&>(a) = p.arguments();
-  a.output = r.output.data;
-  for (int i = 0; i < kMaxStates; ++i) a.last[i] = r.last[i].data;
-  a.saved = r.saved.data;
-  a.carried = r.carried.data;
+  ForwardArgs a = forward_arguments(p, r);
   Buffer pre_gates[kMaxDirections];
   for (int d = 0; d < layer.directions; ++d) {
-    pre_gates[d] = project_input(p, d, a);
-    a.bias_ih[d] = layer.bias_ih[d].data;
-    a.bias_hh[d] = layer.bias_hh[d].data;
+    const Sizes sizes = layer.each({layer.rows, layer.cell.sizes.gates * layer.hidden});
+    pre_gates[d] = Buffer(host, "pre_gates", layer.acc_dtype(), sizes);
+    project_input(p, d, pre_gates[d], a);
   }
   if (p.launch_resident(choice, a, launch_forward)) return true;
   if (layer.is_ensemble) return false;
@@ -79,6 +49,46 @@ bool forward(Host& host, const Layer& given, const ForwardResults& r) {
 }
 
 }  // namespace
+
+ForwardArgs forward_arguments(const PreparedLayer& p, const ForwardResults& r) {
+  ForwardArgs a{};
+  static_cast<LayerArgs&>(a) = p.arguments();
+  a.output = r.output.data;
+  for (int i = 0; i < kMaxStates; ++i) a.last[i] = r.last[i].data;
+  a.saved = r.saved.data;
+  a.carried = r.carried.data;
+  for (int d = 0; d < p.layer.directions; ++d) {
+    a.bias_ih[d] = p.layer.bias_ih[d].data;
+    a.bias_hh[d] = p.layer.bias_hh[d].data;
+  }
+  return a;
+}
+
+// A transposed input (batch first) is multiplied as it lies; other strides are copied, and so is a part of a transposed
+// input and that of an ensemble, whose members the kernels expect one after another.
+void project_input(const PreparedLayer& p, int d, const View& pre_gates, ForwardArgs& a) {
+  const Layer& layer = p.layer;
+  const int64_t width = layer.cell.sizes.gates * layer.hidden, steps = a.rows.steps();
+  const int64_t first = p.first_row(a.rows.begin), rows = p.first_row(a.rows.end) - first;
+  const int64_t before = first * width * static_cast<int64_t>(element_bytes(layer.acc_dtype()));
+  a.pre_gates[d] = static_cast<const char*>(pre_gates.data) - before;
+  a.pre_gates_stride_t = layer.batch * width;
+  a.pre_gates_stride_b = static_cast<int>(width);
+  for (int64_t m = 0; m < layer.members; ++m) {
+    View x = layer.of_member(layer.input, m);
+    x = layer.batch_sizes ? x.narrow(0, first, rows) : x.narrow(0, a.rows.begin, steps);
+    if (!layer.is_ensemble && !layer.batch_sizes && steps == layer.steps && !x.is_contiguous() &&
+        is_int(layer.steps * width) && x.transposed().is_contiguous()) {
+      x = x.transposed();
+      a.pre_gates_stride_t = width;
+      a.pre_gates_stride_b = static_cast<int>(layer.steps * width);
+    }
+    Buffer copy;
+    x = contiguous(p.host, "input", x, copy).as({rows, layer.features});
+    p.multiply(layer.of_member(pre_gates, m).narrow(0, 0, rows), x,
+               layer.of_member(layer.weight_ih[d], m).transposed());
+  }
+}
 
 void run_forward(Host& host, const Layer& layer, const ForwardResults& r) {
   if (layer.rows == 0) {

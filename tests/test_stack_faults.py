@@ -1,0 +1,77 @@
+"""Faults planted in what runs layers abreast, each of which the emulated tests must notice in one of the orders that
+the events allow.
+"""
+
+import re
+
+import emulator
+import pytest
+import torch
+from emulated_stack import EmulatedStack, new_layers, run_one_by_one
+from test_cuda_faults import WRONG
+from test_host_faults import OUTSIDE, UNWRITTEN, Fault, changed_module
+
+STACK_CODE = ("stack_forward.cpp", "stack_backward.cpp", "layer_forward.cpp")
+ORDERS = range(7)
+JOINED = "was not joined to the current one"
+FORKED = "was not forked from the current one"
+
+FAULTS = [
+    Fault("a layer started before its input", "wavefront.h", "if (level > 0) wait(host_.stream, done(level - 1));", "",
+          rf"{UNWRITTEN}|{WRONG}"),
+    Fault("a layer started before the last part of its input", "wavefront.h",
+          "if (level > 0) wait(host_.stream, done(level - 1));",
+          "if (level > 0 && i + 1 < parts) wait(host_.stream, done(level - 1));", rf"{UNWRITTEN}|{WRONG}"),
+    Fault("memory of a part used again too early", "wavefront.h", "if (i > 0) wait(host_.stream, done(level));", "",
+          WRONG),
+    Fault("a recurrence that waits for nothing", "wavefront.h", "wait(side.stream, side.may_begin);", "", FORKED),
+    Fault("a recurrence that waits for the first product alone", "wavefront.h", "wait(side.stream, side.may_begin);",
+          "if (i == 0) wait(side.stream, side.may_begin);", rf"{UNWRITTEN}|{WRONG}"),
+    Fault("streams not joined", "wavefront.h", "for (const SideStream& side : begun_)",
+          "if (const SideStream& side = begun_[0]; true)", rf"{JOINED}|{OUTSIDE}|{UNWRITTEN}"),
+    Fault("one event for all layers", "wavefront.h", "return streams_[static_cast<size_t>(level)].is_done;",
+          "return streams_[0].is_done;", rf"{UNWRITTEN}|{WRONG}|event"),
+    Fault("an event never recorded", "wavefront.h", 'check(cudaEventRecord(side.is_done, side.stream), "an event");',
+          "", "a wait: "),
+    Fault("one border for all states", "prepared_layer.h", "a.border[i] = states_[i].data;",
+          "a.border[i] = states_[0].data;", WRONG),
+    Fault("border given back before the launch", "stack_forward.cpp", "border(p, a) {",
+          "border(p, a) { Border(p, a);", OUTSIDE),
+    Fault("steps at a border run twice", "wavefront.h", "static_cast<int>(T * i / parts), static_cast<int>",
+          "static_cast<int>(T * i / parts - (i > 0)), static_cast<int>", rf"{WRONG}|{UNWRITTEN}|{OUTSIDE}"),
+    Fault("backward from the first step on", "stack_backward.cpp", "plan.parts - 1 - i);", "i);",
+          rf"{WRONG}|{UNWRITTEN}"),
+    Fault("input product looked for at the first step", "layer_forward.cpp",
+          "static_cast<const char*>(pre_gates.data) - before;", "pre_gates.data;", rf"{OUTSIDE}|{UNWRITTEN}|{WRONG}"),
+    Fault("gradient from the layer's own gates", "stack_backward.cpp", "levels[static_cast<size_t>(l - 1)], between",
+          "level, between", rf"{UNWRITTEN}|{WRONG}"),
+]  # fmt: skip
+
+
+def layers():
+    return new_layers(7, 3, 20, 3, features=20)
+
+
+def verdict(module, order):
+    """What a test would say: None, the error, or WRONG."""
+    expected = run_one_by_one(emulator.module(), layers(), "local")
+    try:
+        with emulator.options(module, stream_order=order):
+            found = EmulatedStack(module, layers(), "local/3x3").run()
+    except (module.EmulationError, RuntimeError) as error:
+        return str(error)
+    same = all(torch.equal(own[name], other[name]) for own, other in zip(found, expected) for name in other)
+    return None if same else WRONG
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_stack_fault_is_noticed(fault, tmp_path):
+    module = changed_module(fault, tmp_path, STACK_CODE)
+    messages = list(filter(None, (verdict(module, order) for order in ORDERS)))
+    assert messages, f"{fault.name}: the layers ran as if nothing were wrong"
+    for message in messages:
+        assert re.search(fault.reported, message), f"{fault.name}: expected {fault.reported!r}, got {message!r}"
+
+
+def test_no_fault_is_noticed_without_one():
+    assert [verdict(emulator.module(), order) for order in ORDERS] == [None] * len(ORDERS)
