@@ -75,3 +75,16 @@ def test_stack_fault_is_noticed(fault, tmp_path):
 
 def test_no_fault_is_noticed_without_one():
     assert [verdict(emulator.module(), order) for order in ORDERS] == [None] * len(ORDERS)
+
+
+def test_grids_that_do_not_fit_together_are_noticed(tmp_path):
+    """5 tiles of 7 CTAs on a T4's 40 SMs: those of one layer could wait for ever on SMs that another's need."""
+    fault = Fault("room for any number", "plan_room.cpp", "d.sm_count / (ctas * tiles)", "d.sm_count", "")
+    module = changed_module(fault, tmp_path, ("plan_room.cpp",))
+    stack = EmulatedStack(module, new_layers(2, 40, 100, 2, dtype=torch.float16), "grid:16x8/2x2", "T4")
+    assert stack.choice().plan.abreast == 2
+    with (
+        emulator.options(module, sm_count=40, stream_order=1),
+        pytest.raises(module.EmulationError, match="cooperative grids of 70 CTAs may run at once, on 40 SMs"),
+    ):
+        stack.forward(training=False)

@@ -52,15 +52,24 @@ void append(cudaStream_t stream, Entry entry) {
   queue.entries.push_back(std::move(entry));
 }
 
+bool can_run(const Entry& entry) {
+  return entry.awaits == 0 || record_done[entry.awaits - records_before - 1];
+}
 bool can_run(const Queue& queue) {
-  return !queue.entries.empty() &&
-         (queue.entries.front().awaits == 0 || record_done[queue.entries.front().awaits - records_before - 1]);
+  return !queue.entries.empty() && can_run(queue.entries.front());
 }
 
+// Each stream may be anywhere before its next wait.
 void check_grids_fit() {
   unsigned ctas = 0;
-  for (const Queue& queue : queues)
-    if (can_run(queue)) ctas += queue.entries.front().cooperative_ctas;
+  for (const Queue& queue : queues) {
+    unsigned most = 0;
+    for (const Entry& entry : queue.entries) {
+      if (!can_run(entry)) break;
+      most = std::max(most, entry.cooperative_ctas);
+    }
+    ctas += most;
+  }
   if (ctas > unsigned(options().sm_count))
     throw Error("cooperative grids of " + std::to_string(ctas) + " CTAs may run at once, on " +
                 std::to_string(options().sm_count) + " SMs");
