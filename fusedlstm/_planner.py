@@ -87,7 +87,8 @@ class Planner:
     def expects_cudnn(self, problem: Problem) -> bool:
         """Whether by the model our best kernels may be slower than cuDNN, input products apart."""
         passes = [self.contenders(problem, is_backward) for is_backward in problem.passes]
-        kernels = sum(each["plans"][0]["doubted"] for each in passes) * problem.L
+        # A stack that runs abreast takes less time than its layers, although its time has the products between them.
+        kernels = sum(min(each["plans"][0]["doubted"] * problem.L, each["stack"]) for each in passes)
         return kernels > sum(each["cudnn"] for each in passes)
 
     def prefer(self, problem: Problem, is_backward: bool, request: str) -> None:

@@ -32,6 +32,18 @@ def test_kernels(device, cell, dtype, backward):
             assert str(core.plan(device=DEVICES[device], **problem, request=plan["request"])) == plan["text"]
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_stack_is_the_plan_of_all_layers(backward):
+    """With the same doubt as a layer of that transport has."""
+    sizes = {"H": 256, "layers": 4, "backward": backward}
+    all_of_it = contenders(**sizes)
+    planned = core.plan(device=DEVICES[H200], T=512, B=16, dtype="bfloat16", **sizes)
+    doubt = all_of_it["plans"][0]["doubted"] / all_of_it["plans"][0]["microseconds"]
+    assert planned.abreast > 1
+    assert all_of_it["stack"] == pytest.approx(planned.microseconds * doubt, rel=1e-2)
+    assert all_of_it["stack"] < 4 * all_of_it["plans"][0]["doubted"]
+
+
 def cudnn(H, B=16, T=512, **options):
     """Microseconds of a step."""
     return contenders(T=T, B=B, H=H, **options)["cudnn"] / T

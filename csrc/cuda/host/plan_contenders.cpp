@@ -105,7 +105,10 @@ std::string contenders_json(const Problem& problem, const Device& device, const 
             ", \"text\": " + quoted(to_string(plan)) + ", \"microseconds\": " + number(plan.microseconds) +
             ", \"doubted\": " + number(doubted_microseconds(plan, device)) + "}";
   }
-  return json + "], \"cudnn\": " + number(cudnn_microseconds(problem, device, call)) + "}";
+  Problem all = problem;
+  all.L = call.layers;
+  return json + "], \"stack\": " + number(doubted_microseconds(make_plan(all, device), device)) +
+         ", \"cudnn\": " + number(cudnn_microseconds(problem, device, call)) + "}";
 }
 
 }  // namespace fusedlstm::cuda

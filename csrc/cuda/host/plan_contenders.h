@@ -24,8 +24,9 @@ double cudnn_microseconds(const Problem& problem, const Device& device, const Cu
 // What a plan may take if the model is as wrong as it may be.
 double doubted_microseconds(const Plan& plan, const Device& device);
 
-// As JSON, for Python: {"plans": [{"request", "text", "microseconds", "doubted"}, ...], "cudnn": microseconds}, plans
-// as by plans_that_fit, theirs for one of the layers.
+// As JSON, for Python: {"plans": [{"request", "text", "microseconds", "doubted"}, ...], "stack": doubted microseconds,
+// "cudnn": microseconds}, plans as by plans_that_fit, theirs for one of the layers; stack: the plan of all, with the
+// products between them.
 std::string contenders_json(const Problem& problem, const Device& device, const CudnnCall& call);
 
 }  // namespace fusedlstm::cuda
