@@ -249,6 +249,15 @@ class TestPlanCommand:
         assert f": {cell} T=100" in title
         assert all(line.split()[1:3] == [kind, "cluster"] for line in lines if line[0] != " ")
 
+    def test_shows_how_a_stack_runs(self, capsys):
+        arguments = ["plan", "512", "16", "256", "--dtype", "bfloat16", "--layers", "4"]
+        assert __main__.main(arguments) == 0
+        output = capsys.readouterr().out
+        assert re.search(r"4 layers: lstm cluster .*, 4 layers abreast in \d+ parts, estimated \d+ us", output)
+        assert re.search(r"us one after another: 0\.4\d", output)
+        assert __main__.main([*arguments, "--force", "cluster/1x1"]) == 0
+        assert "one after another: 1.00" in capsys.readouterr().out
+
     def test_a_forced_plan_is_kept(self, capsys):
         assert __main__.main(["plan", "100", "16", "256", "--force", "stream"]) == 0
         assert all(line.split()[2] == "stream" for line in capsys.readouterr().out.splitlines()[1:] if line[0] != " ")

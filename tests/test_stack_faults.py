@@ -43,6 +43,8 @@ FAULTS = [
           rf"{WRONG}|{UNWRITTEN}"),
     Fault("input product looked for at the first step", "layer_forward.cpp",
           "static_cast<const char*>(pre_gates.data) - before;", "pre_gates.data;", rf"{OUTSIDE}|{UNWRITTEN}|{WRONG}"),
+    Fault("states before a part looked for in its first step", "stack_backward.cpp", "first_row(part.begin - 1)",
+          "first_row(part.begin)", WRONG),
     Fault("gradient from the layer's own gates", "stack_backward.cpp", "levels[static_cast<size_t>(l - 1)], between",
           "level, between", rf"{UNWRITTEN}|{WRONG}"),
 ]  # fmt: skip

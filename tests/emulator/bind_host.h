@@ -92,7 +92,8 @@ inline void bind_host(py::module_& m) {
            py::arg("directions") = 1, py::arg("members") = 1, py::arg("dtype"), py::arg("allow_tf32") = true,
            py::arg("backward") = false, py::arg("layers") = 1);
   m.def("exchange_bytes", [](const Plan& plan, int T, int B, int H) {
-    return exchange_bytes(plan, {.T = T, .B = B, .N = T * B, .H = H, .R = H, .D = 1, .M = 1, .begin = 0, .end = T});
+    return exchange_bytes(
+        plan, {.T = T, .B = B, .N = T * B, .H = H, .R = H, .D = 1, .M = 1, .begin = 0, .end = T, .row_before = 0});
   });
   m.def("make_plan", [](const Problem& problem, const std::string& device, const std::string& request) {
     return make_plan(problem, known_device(device), request);

@@ -107,11 +107,11 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
     const bool exists = n < batch_rows && u < rows.H;
     return Cell(args, d, first_row + n, u, m, exists);
   };
-  // Number p in the order of running. Backward, a step reads what was saved of the one before it in time, also of one
-  // before this part of the steps.
-  const Step outside = kPass == Pass::kBackward ? not_run_before(rows) : Step{};
+  // Number p in the order of running. Backward, a step reads what was saved of the one before it in time: also of one
+  // before this part of the steps, which is not run here.
   const auto step_at = [&](int p) {
-    return p >= 0 && p < steps ? step_of(rows, rows.begin + Cell::time(d, p, steps)) : outside;
+    return p >= 0 && p < steps ? step_of(rows, rows.begin + Cell::time(d, p, steps))
+                               : Step{.row = kPass == Pass::kBackward ? rows.row_before : 0};
   };
   typename Cell::OfUnit of_units[Owned::kUnitsOwned];
 #pragma unroll

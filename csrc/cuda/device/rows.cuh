@@ -73,10 +73,6 @@ struct Step {
 __device__ __forceinline__ Step step_of(const RowStates& rows, int t) {
   return {t, row_of(rows, t, 0)};
 }
-// The one before the launch's part of the steps, as one that no row runs.
-__device__ __forceinline__ Step not_run_before(const RowStates& rows) {
-  return {kNoTime, rows.begin > 0 ? row_of(rows, rows.begin - 1, 0) : 0};
-}
 
 // The first row that direction d of member m has in a tensor [M, D, N, ...], counted as RowClock counts.
 __device__ __forceinline__ int first_saved(const RowStates& rows, int d, int m) {

@@ -26,6 +26,7 @@ struct RowStates {
   // A launch of a resident kernel runs the times [begin, end): all of them, or, of one direction, a part. Then those
   // before and after it are run by other launches, and the states between them are at the `border`.
   int begin, end;
+  int row_before;  // of batch row 0 at time begin - 1 in a tensor [N, ...], for the backward pass; 0 if begin is
   constexpr int steps() const { return end - begin; }
   // [B] on the device, or null: all T steps. Steps t >= lengths[b] are not run: the state of the row stays as it is and
   // nothing is written. Direction 1 goes from the end, so that it starts at every row's own last step.

@@ -27,6 +27,7 @@ PreparedLayer::PreparedLayer(Host& host, const Layer& given) : host(host), layer
           .M = static_cast<int>(layer.members),
           .begin = 0,
           .end = static_cast<int>(layer.steps),
+          .row_before = 0,
           .lengths = layer.lengths,
           .row_offsets = nullptr,
           .reset = layer.reset,

@@ -50,6 +50,7 @@ cudaError_t run_abreast(Host& host, const std::vector<Layer>& layers, const std:
     const Part part = part_of(level.p.layer.steps, plan.parts, plan.parts - 1 - i);
     level.a.rows.begin = part.begin;
     level.a.rows.end = part.end;
+    level.a.rows.row_before = part.begin > 0 ? static_cast<int>(level.p.first_row(part.begin - 1)) : 0;
     if (l > 0) multiply_input_gradient(levels[static_cast<size_t>(l - 1)], between[static_cast<size_t>(l - 1)], part);
   };
   const auto launch = [&](int l, int, cudaStream_t stream) {
