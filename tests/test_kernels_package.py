@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -267,11 +268,12 @@ def test_every_build_of_torch_takes_a_variant(cuda, taken, monkeypatch):
     from kernels.variants import parse_variant, resolve_variant
 
     backends = [backend for kind in tool.BACKENDS.values() for backend in kind]
-    variants = [parse_variant(tool.variant_name(backend)) for backend in backends]
-    assert [variant.variant_str for variant in variants] == [tool.variant_name(backend) for backend in backends]
+    names = [tool.variant_name(backend, machine) for machine in tool.native_build.ISA_FLAGS for backend in backends]
+    variants = [parse_variant(name) for name in names]
+    assert [variant.variant_str for variant in variants] == names
     monkeypatch.setattr(torch.version, "cuda", cuda)
     found, _ = resolve_variant(variants)
-    assert found.arch.backend.variant_str == taken
+    assert found.variant_str == tool.variant_name(taken, platform.machine())
 
 
 def test_the_metadata_is_such_as_kernels_reads():

@@ -54,16 +54,19 @@ print(time.perf_counter() - start)
 """
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         "dev.py check-wheel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--torch", nargs="*", default=["torch==2.13.0", "torch==2.11.0"])
-    parser.add_argument("--python", default=sys.executable, help="the Python of the new environments")
-    parser.add_argument("--environment", nargs="*", default=[], type=Path)
-    parser.add_argument("--cpu-only", action="store_true", help="expect no CUDA library")
-    options = parser.parse_args(arguments)
+    made.add_argument("--torch", nargs="*", default=["torch==2.13.0", "torch==2.11.0"])
+    made.add_argument("--python", default=sys.executable, help="the Python of the new environments")
+    made.add_argument("--environment", nargs="*", default=[], type=Path)
+    made.add_argument("--cpu-only", action="store_true", help="expect no CUDA library")
+    return made
 
+
+def main(arguments: list[str]) -> None:
+    options = parser().parse_args(arguments)
     wheels, sdists = sorted(DIST.glob("*.whl")), sorted(DIST.glob("*.tar.gz"))
     if not wheels or len(sdists) != 1:
         sys.exit(

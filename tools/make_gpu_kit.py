@@ -27,15 +27,19 @@ FOLDER = ROOT / "build/gpu-kit"
 MOST_BYTES = 40 * 10**6  # it travels over a network, with the sources
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         "dev.py gpu-kit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arch", default="9.0a", help="compute capability of the GPU (default: 9.0a, H100 and H200)")
-    arch, began = parser.parse_args(arguments).arch, time.monotonic()
+    made.add_argument("--arch", default="9.0a", help="compute capability of the GPU (default: 9.0a, H100 and H200)")
+    return made
+
+
+def main(arguments: list[str]) -> None:
+    arch, began = parser().parse_args(arguments).arch, time.monotonic()
     gencode, toolkit = gencode_flags(parse_archs(arch)), find_toolkit()
     if len(gencode) != 1:
-        parser.error(f"--arch: expected one compute capability, got {arch!r}")
+        parser().error(f"--arch: expected one compute capability, got {arch!r}")
     if toolkit is None:
         sys.exit("dev.py gpu-kit: expected a CUDA toolkit, found none (docs/install.md says where it is looked for)")
     shutil.rmtree(FOLDER, ignore_errors=True)

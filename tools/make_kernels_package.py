@@ -1,10 +1,11 @@
 """Writes a folder that Hugging Face's `kernels` loads, from the local disk or the hub, into build/kernels-package.
 
-    python3 dev.py kernels-package [--cpu-only] [--folder FOLDER]
+    python3 dev.py kernels-package [--cpu-only] [--platform aarch64] [--folder FOLDER]
 
 It has a variant for CPU builds of torch and, without --cpu-only, those for CUDA builds, which need nvcc
 (TORCH_CUDA_ARCH_LIST names other architectures than those of a release), no GPU. Each serves every torch from 2.10 on,
-and the systems and drivers that the wheels do (see portable_build.py):
+and the systems and drivers that the wheels do (see portable_build.py). --platform names another processor than this
+machine's, as of wheels; variants for other processors stay in the folder:
 
     build/torch-stable-abi210-cpu-x86_64-linux/
         metadata.json             what `kernels` asks for
@@ -42,15 +43,27 @@ BACKENDS = {"cpu": ["cpu"], "cuda": ["cu126", "cu130"]}
 KERNEL_VERSION = 1
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         "dev.py kernels-package", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cpu-only", action="store_true", help="leave the variant for CUDA out")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build/kernels-package", help="its variants are replaced")
-    options = parser.parse_args(arguments)
-    os.environ |= {**portable_build.settings(platform.machine(), options.cpu_only), "FUSEDLSTM_NO_PYBIND": "1"}
-    for old in (options.folder / "build").glob("torch-stable-abi*"):
+    made.add_argument("--cpu-only", action="store_true", help="leave the variants for CUDA out")
+    made.add_argument(
+        "--platform", choices=sorted(native_build.ISA_FLAGS), default=platform.machine(), help="processor to build for"
+    )
+    made.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT / "build/kernels-package",
+        help="its variants for the processor are replaced",
+    )
+    return made
+
+
+def main(arguments: list[str]) -> None:
+    options = parser().parse_args(arguments)
+    os.environ |= {**portable_build.settings(options.platform, options.cpu_only), "FUSEDLSTM_NO_PYBIND": "1"}
+    for old in (options.folder / "build").glob(f"torch-stable-abi*-{options.platform}-linux"):
         shutil.rmtree(old)
     for kind in ("cpu",) if options.cpu_only else BACKENDS:
         os.environ["FUSEDLSTM_SKIP_CUDA_BUILD"] = "1" if kind == "cpu" else "0"
@@ -60,13 +73,13 @@ def main(arguments: list[str]) -> None:
 
 
 def write_variants(folder: Path, kind: str) -> list[Path]:
-    """The package for torch builds of this kind, "cpu" or "cuda"; returns its folders."""
+    """The package for torch builds of this kind, "cpu" or "cuda", on CXX's processor; returns its folders."""
     version = runpy.run_path(str(PACKAGE / "_version.py"))["__version__"]
     facts, sources = native_build.Tools.find().facts(version), python_sources()
     namespace = f"{native_build.NAMESPACE}_{kind}_{digest(facts, sources)}"
     built = native_build.build(version, namespace, f"kernels_{kind}/")
     sources["_namespace.py"] = in_namespace(sources["_namespace.py"], namespace)
-    variants = [folder / "build" / variant_name(backend) for backend in BACKENDS[kind]]
+    variants = [folder / "build" / variant_name(backend, facts["processor"]) for backend in BACKENDS[kind]]
     for variant in variants:
         for name, source in sources.items():
             write(variant / name, with_relative_imports(source, name))
@@ -123,10 +136,10 @@ def in_namespace(source: str, namespace: str) -> str:
     return source.replace(line, f'\nNAMESPACE = "{namespace}"\n')
 
 
-def variant_name(backend: str) -> str:
+def variant_name(backend: str, machine: str) -> str:
     """The name by which `kernels` knows which machines and torch builds a variant is for."""
     torch = "torch-stable-abi{}{}".format(*native_build.OLDEST_TORCH)
-    return f"{torch}-{backend}-{platform.machine()}-linux"
+    return f"{torch}-{backend}-{machine}-linux"
 
 
 def metadata(namespace: str, facts: dict) -> dict:

