@@ -17,10 +17,11 @@ except ImportError:
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "_build_backend"))
 import native_build  # noqa: E402
+from build_variables import is_set  # noqa: E402
 
 
 class Build(build_ext):
-    """Runs ninja and puts what comes out into the package: in the source tree, or in the wheel to be."""
+    """Builds and puts what comes out into the package: in the source tree, or in the wheel to be."""
 
     def run(self):
         if not sys.platform.startswith("linux"):
@@ -55,7 +56,7 @@ class Wheel(bdist_wheel):
     def get_tag(self):
         python, abi, plat = super().get_tag()
         plat = plat.replace(platform.machine(), native_build.machine_of(native_build.compiler()))
-        return ("py3", "none", plat) if native_build.is_set("FUSEDLSTM_NO_PYBIND") else (python, abi, plat)
+        return ("py3", "none", plat) if is_set("FUSEDLSTM_NO_PYBIND") else (python, abi, plat)
 
 
 def _replace(source: Path, target: Path) -> None:

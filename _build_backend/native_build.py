@@ -1,4 +1,4 @@
-"""Writes the ninja file of the native libraries and runs it.
+"""Writes the ninja file of the native libraries and runs it, or its commands where there is no ninja.
 
 Three files come out, and none of them needs the others to load:
 
@@ -25,8 +25,11 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
+import without_ninja
+from build_variables import is_set, jobs, words_of
 from cuda_toolkit import Toolkit, compression_flags, find_toolkit, gencode_flags, wanted_archs
 from find_torch import find_torch, torch_version, unfit_torch
+from ninja_file import NAMESPACE, NinjaFile
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD_DIR = ROOT / "build/native"
@@ -36,9 +39,6 @@ OLDEST_TORCH = (2, 10)
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000ULL".format(*OLDEST_TORCH)
 
 OLDEST_GCC = 11  # whose C++20 has all that the sources use
-
-# Of the operators. A package for Hugging Face's `kernels` has one of its own.
-NAMESPACE = "fusedlstm"
 
 # The instruction sets of each processor. A file csrc/cpu/instances/*_<name>.cpp is compiled for that processor alone,
 # with these flags, and only it: the rest must run on any of its kind.
@@ -66,61 +66,6 @@ HOST_FLAGS = [
 ]  # fmt: skip
 # Includes are named from csrc/ on, but for those of the same folder.
 COMMON_FLAGS = ["-std=c++20", "-O3", f"-I{os.path.relpath(ROOT / 'csrc', BUILD_DIR)}"]
-
-RULES = """\
-ninja_required_version = 1.8
-rule cxx
-  command = $cxx $flags -MD -MF $out.d -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-  description = C++  $in
-rule nvcc
-  command = $nvcc $flags -MD -MF $out.d -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-  description = CUDA $in
-rule link
-  command = $cxx -shared -s -Wl,--no-as-needed -Wl,--exclude-libs,ALL -Wl,--version-script=$exports $in $flags -o $out
-  description = LINK $out
-"""
-
-
-class NinjaFile:
-    """The text of a build.ninja under construction.
-
-    namespace: of the operators. What has it compiled in goes below `folder`, "" or with a slash at its end; the other
-    objects serve every namespace.
-    """
-
-    def __init__(self, namespace: str = NAMESPACE, folder: str = "", **variables: str):
-        self.namespace, self.folder = namespace, folder
-        self.lines = [f"{name} = {_escape(value)}" for name, value in variables.items()] + [RULES]
-        self.outputs: dict[str, str] = {}  # by their place in the package
-
-    def object(self, source: Path, flags: list[str], rule: str = "cxx", folder: str = "objects") -> str:
-        if b"FUSEDLSTM_NAMESPACE" in source.read_bytes():
-            flags, folder = [*flags, f"-DFUSEDLSTM_NAMESPACE={self.namespace}"], f"{self.folder}{folder}"
-        output = f"{folder}/{source.relative_to(ROOT)}.o"
-        self._build(output, rule, [str(source)], flags)
-        return output
-
-    def library(self, name: str, inputs: list[str], flags: list[str]) -> str:
-        output = f"{self.folder}{name}"
-        self._build(output, "link", inputs, [*_words_of("LDFLAGS"), *flags])
-        self.outputs[name] = output
-        return output
-
-    def _build(self, output: str, rule: str, inputs: list[str], flags: list[str]) -> None:
-        words = " ".join(_escape(word, separators=True) for word in inputs)
-        self.lines += [
-            f"build {_escape(output, separators=True)}: {rule} {words}",
-            f"  flags = {_escape(shlex.join(flags))}",
-        ]
-
-    def text(self) -> str:
-        return "\n".join(
-            [*self.lines, "default " + " ".join(_escape(o, separators=True) for o in self.outputs.values()), ""]
-        )
 
 
 class Tools(NamedTuple):
@@ -164,7 +109,7 @@ def build(version: str, namespace: str = NAMESPACE, folder: str = "") -> dict[st
     tools = Tools.find()
     torch_dir, cxx, toolkit, archs = tools
     _demand_new_compiler(cxx)
-    host_flags = [*COMMON_FLAGS, *HOST_FLAGS, *_words_of("CXXFLAGS")]
+    host_flags = [*COMMON_FLAGS, *HOST_FLAGS, *words_of("CXXFLAGS")]
 
     nvcc = shlex.quote(str(toolkit.nvcc)) if toolkit else "nvcc"
     # Relative to where ninja runs: the linker's option could not hold every character of a path.
@@ -176,15 +121,20 @@ def build(version: str, namespace: str = NAMESPACE, folder: str = "") -> dict[st
     if toolkit:
         _cuda_library(ninja, torch_flags, torch_dir, toolkit, archs, cxx)
     if not is_set("FUSEDLSTM_NO_PYBIND"):
-        _core_module(ninja, [*host_flags, f'-DFUSEDLSTM_VERSION="{version}"'], cxx)
+        _core_module(ninja, [*torch_flags, f'-DFUSEDLSTM_VERSION="{version}"'], cxx)
 
     with one_build_at_a_time(build_dir):
         manifest, facts = build_dir / f"{folder}build.ninja", build_dir / f"{folder}lib/build.json"
         facts.parent.mkdir(parents=True, exist_ok=True)
         manifest.write_text(ninja.text(), encoding="utf-8")
         # The folder is build_dir for all, so that one log knows every object.
-        command = [ninja_program(), "-C", str(build_dir), "-f", str(manifest), f"-j{_jobs()}"]
-        if subprocess.run(command).returncode != 0:
+        if program := ninja_program():
+            command = [program, "-C", str(build_dir), "-f", str(manifest), f"-j{jobs()}"]
+            succeeded = subprocess.run(command).returncode == 0
+        else:
+            print("fusedlstm: found no ninja, so every file is compiled again (pip install ninja)", flush=True)
+            succeeded = without_ninja.run(ninja.commands(), build_dir, jobs())
+        if not succeeded:
             raise SystemExit("fusedlstm: the native build failed; the compiler's message is above")
         facts.write_text(json.dumps(tools.facts(version), indent=2) + "\n")
     shipped = {name: build_dir / output for name, output in ninja.outputs.items() if not name.startswith("stand_in/")}
@@ -248,16 +198,9 @@ def _cuda_library(
 
 
 def _core_module(ninja: NinjaFile, flags: list[str], cxx: str) -> None:
-    suffix = extension_suffix(machine_of(cxx))
-    if importlib.util.find_spec("pybind11") is None:
-        raise SystemExit(
-            "fusedlstm: expected pybind11 in the build environment, found none "
-            "(pip install pybind11 ninja, or set FUSEDLSTM_NO_PYBIND=1)"
-        )
-    import pybind11
-
-    for folder in (pybind11.get_include(), sysconfig.get_path("include")):
-        flags = [*flags, "-isystem", folder, f"-ffile-prefix-map={folder}=."]
+    suffix, python = extension_suffix(machine_of(cxx)), sysconfig.get_path("include")
+    # pybind11's headers come with torch's; nothing else of torch is used.
+    flags = [*flags, "-isystem", python, f"-ffile-prefix-map={python}=."]
     sources = [ROOT / "csrc/core_module.cpp", *sorted((ROOT / "csrc/cuda/host").glob("plan*.cpp"))]
     objects = [ninja.object(source, flags, folder=f"objects{suffix}") for source in sources]
     ninja.library(f"_core{suffix}", objects, [])
@@ -295,7 +238,7 @@ def _toolkit_to_use(torch_cuda: str | None) -> Toolkit | None:
 
 
 def compiler() -> str:
-    words = _words_of("CXX") or ["g++"]
+    words = words_of("CXX") or ["g++"]
     if shutil.which(words[0]) is None:
         raise SystemExit(f"fusedlstm: expected a C++20 compiler, found no {words[0]!r} (install g++ >= 11, or set CXX)")
     return shlex.join(words)
@@ -311,14 +254,6 @@ def _demand_new_compiler(cxx: str) -> None:
             f"fusedlstm: expected g++ >= {OLDEST_GCC} for C++20, got {cxx!r} of version {version['__GNUC__']} "
             "(install a newer one, such as of RHEL's gcc-toolset or conda's gxx, and set CXX)"
         )
-
-
-def _words_of(variable: str) -> list[str]:
-    """The words of an environment variable, as a shell would split them."""
-    try:
-        return shlex.split(os.environ.get(variable, ""))
-    except ValueError as error:
-        raise SystemExit(f"fusedlstm: expected words in {variable}, got {os.environ[variable]!r}: {error}") from None
 
 
 def machine_of(cxx: str) -> str:
@@ -346,24 +281,12 @@ def _isa_flags_of(cxx: str) -> dict[str, str]:
     return isa_flags if all(done.returncode == 0 for done in probes) else {}
 
 
-def ninja_program() -> str:
+def ninja_program() -> str | None:
     if importlib.util.find_spec("ninja"):
         import ninja
 
         return str(Path(ninja.BIN_DIR) / "ninja")
-    if program := shutil.which("ninja"):
-        return program
-    raise SystemExit("fusedlstm: expected ninja in the build environment, found none (pip install ninja)")
-
-
-def _jobs() -> int:
-    """MAX_JOBS, else one job a core, but no more than one for every 2 GiB of memory: nvcc is hungry."""
-    if chosen := os.environ.get("MAX_JOBS"):
-        if not chosen.isdecimal():
-            raise SystemExit(f"fusedlstm: expected a number of compilers in MAX_JOBS, got {chosen!r}")
-        return int(chosen)
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return max(1, min(len(os.sched_getaffinity(0)), int(memory_gib / 2)))
+    return shutil.which("ninja")
 
 
 @contextlib.contextmanager
@@ -372,12 +295,3 @@ def one_build_at_a_time(folder: Path):
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def is_set(name: str) -> bool:
-    return os.environ.get(name, "0") not in ("", "0")
-
-
-def _escape(text: str, separators: bool = False) -> str:
-    text = text.replace("$", "$$")
-    return text.replace(" ", "$ ").replace(":", "$:") if separators else text

@@ -31,6 +31,7 @@ if (ROOT / "_build_backend").is_dir():
     import cuda_toolkit
     import find_torch
     import native_build
+    from ninja_file import NinjaFile
 
 in_source_tree = pytest.mark.skipif(
     not OBJECTS.is_dir() or _library.CPU_LIBRARY.parent.parent.parent != ROOT,
@@ -281,8 +282,8 @@ def test_a_cpu_build_of_torch_is_named_as_the_reason_to_leave_cuda_out(monkeypat
 @pytest.mark.parametrize(
     "variable, value, read, sentence",
     [
-        ("MAX_JOBS", "abc", "_jobs", "expected a number of compilers in MAX_JOBS, got 'abc'"),
-        ("MAX_JOBS", "-1", "_jobs", "got '-1'"),
+        ("MAX_JOBS", "abc", "jobs", "expected a number of compilers in MAX_JOBS, got 'abc'"),
+        ("MAX_JOBS", "-1", "jobs", "got '-1'"),
         ("CXX", "g++ '", "compiler", "expected words in CXX"),
     ],
 )
@@ -295,9 +296,9 @@ def test_a_variable_that_cannot_be_read_is_named(monkeypatch, variable, value, r
 @in_source_tree
 def test_chosen_options_of_the_linker_come_before_the_libraries(monkeypatch):
     monkeypatch.setenv("LDFLAGS", "-L'a folder' -lfirst")
-    ninja = native_build.NinjaFile()
+    ninja = NinjaFile()
     ninja.library("lib.so", ["object.o"], ["-lsecond"])
-    assert ninja.lines[-1] == "  flags = '-La folder' -lfirst -lsecond"
+    assert "\n  flags = '-La folder' -lfirst -lsecond\n" in ninja.text()
 
 
 @in_source_tree
