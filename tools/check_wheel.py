@@ -5,7 +5,7 @@
 
 First the files themselves: metadata, size, contents, and their libraries (see check_libraries.py); those of the package
 for `kernels` too, where build/kernels-package has one. Then, for every torch, a new virtual environment with a wheel:
-import time, the report, parity with nn.LSTM, and the tests. Last, the sdist builds from itself. `--environment` uses
+import time, the report, parity with nn.LSTM, and the tests. Last, parity of what the sdist builds. `--environment` uses
 existing environments that hold torch and the test requirements, for machines without a network; `--cpu-only` is for
 wheels that were made with it.
 """
@@ -161,9 +161,9 @@ def check_sdist(sdist: Path, python: Path) -> None:
     """The sdist holds all that a build needs (of the CUDA library it is enough that its sources are there)."""
     print(f"\n== {sdist.name}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"FUSEDLSTM_SKIP_CUDA_BUILD": "1"}
-        run(python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", sdist, folder=folder, **settings)
-        demand(list(Path(folder).glob("*.whl")), "expected a wheel built from the sdist, got none")
+        how = ("-q", "--no-deps", "--no-build-isolation", "--target", folder)
+        run(python, "-m", "pip", "install", *how, sdist, FUSEDLSTM_SKIP_CUDA_BUILD="1")
+        run(python, "-m", "fusedlstm", "verify", folder=folder)  # which finds the package there first
     contents = output_of("tar", "-tzf", sdist)
     sources = [f.relative_to(ROOT).as_posix() for f in (ROOT / "csrc").rglob("*.*")]
     missing = [source for source in sources if source not in contents]
