@@ -67,3 +67,9 @@ def test_what_nobody_used_is_removed_unless_another_process_builds(cache):
     assert (cache / "old.o").exists()
     build.forget_unused()
     assert sorted(file.name for file in cache.iterdir()) == ["kept.o", "lock"]
+
+
+def test_beside_an_installed_package_what_asks_for_the_emulator_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "CSRC", tmp_path / "csrc")
+    with pytest.raises(pytest.skip.Exception, match="in the source tree only"):
+        build.build()

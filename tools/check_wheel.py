@@ -41,8 +41,9 @@ MAX_IMPORT_SECONDS = 0.3
 CONTENTS = (r"fusedlstm/lib/libfusedlstm_cpu\.so", r"fusedlstm/py\.typed", r".*/licenses/LICENSE", r".*/METADATA")
 # What the tests read. The sources of the package stay behind, so that only the installed one can be imported.
 TEST_FILES = ("tests", "benchmarks", "examples", "pyproject.toml")
-# Of the source tree and not of the wheel: the emulator compiles csrc/, and the pages of the manual stay behind.
-SOURCE_TESTS = ("test_emulator.py", "test_primitives.py", "test_cuda_*.py", "test_docs.py")
+# Of the source tree and not of the wheel: the emulator compiles csrc/, faults are planted in copies of it, and the
+# pages of the manual stay behind.
+SOURCE_TESTS = ("test_emulator.py", "test_primitives.py", "test_cuda_*.py", "test_*_faults.py", "test_docs.py")
 # The libraries in the wheel for every Python are those of the other wheel; what differs is how they are loaded.
 LOADING_TESTS = ("test_bad_boxes.py", "test_build.py", "test_library.py", "test_module.py", "test_verify.py")
 
