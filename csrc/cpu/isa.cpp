@@ -277,8 +277,11 @@ size_t layers_abreast(const Shape& shape, int64_t row_count, Pass pass, size_t l
   if (layers == 1 || shape.directions == 2) return 1;
   const std::string_view forced = forced_plan.load()->name;
   const size_t threads = size_t(forced == "abreast" ? pool_threads() : std::min(pool_threads(), usable_cpus()));
-  // Many rows divide better: no thread waits for another one's first chunk.
+  // Many rows divide better, since no thread waits for another one's first chunk; and so do weights of which a core's
+  // own cache holds a part alone.
+  const double weight_bytes = 4.0 * double(shape.gates * shape.hidden) * double(shape.recurrent());
   const bool is_better = shape.batch < 4 * int64_t(threads) && shape.steps >= kAbreastSteps &&
+                         weight_bytes <= 2 * kCacheBytes &&
                          double(layers) * layer_work(shape, row_count, pass) >= kTeamWork;
   return forced == "abreast" || (forced.empty() && is_better) ? std::min(threads, layers) : 1;
 }

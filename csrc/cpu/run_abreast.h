@@ -7,6 +7,7 @@
 
 #include "progress.h"
 #include "run_members.h"
+#include "spin.h"
 
 namespace fusedlstm::cpu {
 
@@ -20,7 +21,8 @@ void run_abreast(std::vector<Args>& layers, Pass pass, int64_t (*bytes)(const Ar
     decltype(run) kernel;
     std::vector<Plan> plans;
     std::vector<int64_t> begins;  // of each layer's workspace, and the end of the last one's
-  } call{layers, run, {}, {0}};
+    int64_t start;
+  } call{layers, run, {}, {0}, 0};
   std::vector<Progress> progress(layers.size());
   for (size_t l = 0; l < layers.size(); ++l) {
     Args& a = layers[l];
@@ -29,10 +31,13 @@ void run_abreast(std::vector<Args>& layers, Pass pass, int64_t (*bytes)(const Ar
     call.plans.push_back(choose_plan(a.shape, a.row_count, pass, 1));
     call.begins.push_back(call.begins.back() + bytes(a, call.plans.back()));
   }
+  call.start = ticks();
   run_team(
       int(layers.size()), 0, call.begins.back(),
       [](void* context, Share share, char* workspace) {
         const Call& c = *static_cast<Call*>(context);
+        const int64_t began = ticks() - c.start;
+        if (share.first > 0 && began > kPatience) share.lose(began);  // to wake up takes less
         // A thread with several begins with the one that the others wait for.
         for (size_t l = size_t(share.first); l < size_t(share.last); ++l) {
           Share alone{0, 1, 1, nullptr};
