@@ -82,8 +82,8 @@ def of_gpu():
 
 # The most telling ones first: they are begun in this order.
 TESTS = [f"tests/test_{name}.py" for name in (
-    "cuda", "layer", "varied_kernels", "varied", "cuda_contest", "gradients", "sequences", "module", "transforms",
-    "second_order", "ensembles", "autocast", "dropout", "cell",
+    "cuda", "layer", "cuda_abreast", "varied_kernels", "varied", "cuda_contest", "gradients", "sequences", "module",
+    "transforms", "second_order", "ensembles", "autocast", "dropout", "cell",
 )]  # fmt: skip
 
 IN_ORDER = ["-n", "8", "--maxschedchunk", "1"]
