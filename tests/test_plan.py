@@ -34,6 +34,12 @@ def test_known_devices():
         ({"H": 2048, "B": 8, "dtype": "float16", "backward": True}, "stream"),
         ({"device": "A100", "H": 2048, "B": 8, "dtype": "float16"}, "stream"),
         ({"H": 512, "B": 16, "dtype": "float32", "backward": True}, "cluster"),
+        # Of 32 bits, with all SMs for one tile of batch rows.
+        ({"H": 1024, "B": 16, "dtype": "float32"}, "grid"),
+        ({"H": 1024, "B": 32, "dtype": "float32"}, "grid"),
+        ({"H": 1024, "B": 16, "dtype": "float32", "allow_tf32": False}, "grid"),
+        ({"H": 1024, "B": 33, "dtype": "float32"}, "stream"),
+        ({"device": "A100", "H": 864, "B": 16, "dtype": "float32"}, "grid"),
         ({"device": "A100", "H": 512, "B": 8, "dtype": "bfloat16"}, "grid"),
         ({"device": "RTX 5090", "H": 640, "B": 8, "dtype": "float16"}, "grid"),
         ({"device": "T4", "H": 40, "B": 10, "dtype": "float16"}, "local"),
@@ -134,6 +140,8 @@ def test_more_work_never_takes_less_time():
         ("local", {"proj_size": 3}, "expected no projection, got proj_size 3"),
         ("grid:24x8", {}, "expected a shape of 24 units x 8 rows, got none compiled"),
         ("grid:8x8", {"cell": "gru"}, "expected a shape of 8 units x 8 rows, got none compiled"),
+        ("grid:8x16", {"dtype": "bfloat16"}, "expected a shape of 8 units x 16 rows, got none compiled"),
+        ("grid:8x32", {"allow_tf32": False}, "expected a shape of 8 units x 32 rows, got none compiled"),
         (
             "local",
             {"cell": "gru", "H": 100, "allow_tf32": False},

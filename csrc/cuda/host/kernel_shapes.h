@@ -28,6 +28,8 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 4, 2, 8, 1, 0},      //   8 units, H <= 512
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 4, 4, 8, 1, 0},      //   8 units, H <= 1024
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 4, 8, 8, 1, 0},      //   8 units, H <= 1024, also in 32 bits
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 4, 8, 8, 2, 0},      //   8 units, H <= 1024 (32-bit)
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 4, 8, 8, 4, 0},      //   8 units, H <= 1024 (TF32)
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 2, 8, 2, 0},      //  16 units, H <= 512
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 4, 8, 1, 0},      //  16 units, H <= 1024
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 4, 8, 2, 0},      //  16 units, H <= 1024
@@ -108,12 +110,18 @@ constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   if (shape.transport == Transport::kCluster && !sends_sums(shape) &&
       k_capacity(shape, arithmetic) > kMaxClusterSize * units_per_cta(shape, arithmetic))
     return false;
+  // Nor has a grid more than a device has SMs. Shapes of one tile of batch rows stay even so: they take so little
+  // shared memory that on some devices nothing else holds as much K.
+  constexpr int kMostSms = 192;  // of any device
+  if (shape.transport == Transport::kGrid && shape.batch_tiles > 1 &&
+      k_capacity(shape, arithmetic) > kMostSms * units_per_cta(shape, arithmetic) * shape.operands())
+    return false;
   constexpr int kMostSharedMemory = 232448;  // of a CTA on any device
   if (smem_bytes(shape, arithmetic) > kMostSharedMemory) return false;
   // FFMA keeps 8 sums a row, and spills where those of many rows, in one CTA beside what the cells start from, or the
-  // indices of much K come on top of the weights.
+  // indices of much K come on top of the weights. Of many tiles of batch rows it is no faster than STREAM.
   if (arithmetic == Arithmetic::kFloat32 &&
-      (shape.rows_per_lane > (has_whole_sums(shape) ? 4 : 6) || shape.chunks_per_warp > 24))
+      (shape.rows_per_lane > (has_whole_sums(shape) ? 4 : 6) || shape.chunks_per_warp > 24 || shape.batch_tiles > 2))
     return false;
   return true;
 }
