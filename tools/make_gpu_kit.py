@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> None:
     build_package(arch)
     print("2/3 micro-benchmarks", flush=True)
     flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", *gencode, f"-I{ROOT / 'csrc'}"]
-    run(toolkit.nvcc, *flags, ROOT / "tools/gpu_constants/gpu_constants.cu", "-o", FOLDER / "gpu_constants")
+    sources = [ROOT / "tools/gpu_constants/gpu_constants.cu", ROOT / "csrc/cuda/host/kernel_attributes.cpp"]
+    run(toolkit.nvcc, *flags, *sources, "-o", FOLDER / "gpu_constants")
     print("3/3 primitives", flush=True)
     run(*primitives_command(toolkit.nvcc, f"sm_{arch.replace('.', '')}", FOLDER / "primitives.so"))
     about = {**commit(), "torch": torch_version(find_torch())["version"], "arch": arch, "cuda": toolkit.version}

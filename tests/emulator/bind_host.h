@@ -14,6 +14,7 @@
 
 #include "cuda/host/fallback.h"
 #include "cuda/host/gemm.h"
+#include "cuda/host/kernel_attributes.h"
 #include "cuda/host/layer.h"
 #include "cuda/host/lost_context.h"
 #include "cuda/host/named_problem.h"
@@ -126,6 +127,18 @@ inline void bind_host(py::module_& m) {
         const auto replacement = fallback.replace(refused, problem, static_cast<cudaError_t>(error));
         return std::pair(replacement.choice, replacement.warning);
       });
+
+  py::class_<KernelAttributes>(m, "KernelAttributes", py::module_local())
+      .def(py::init())
+      .def(
+          "allow_each",  // beside other Python threads; the errors
+          [](KernelAttributes& attributes, const std::vector<uintptr_t>& kernels, size_t smem_bytes, unsigned cluster) {
+            std::vector<int> errors;
+            for (const uintptr_t kernel : kernels)
+              errors.push_back(attributes.allow(reinterpret_cast<const void*>(kernel), smem_bytes, cluster));
+            return errors;
+          },
+          py::call_guard<py::gil_scoped_release>());
 
   py::class_<View>(m, "View", py::module_local())
       .def(py::init())  // of nothing

@@ -32,6 +32,7 @@ RUNTIME_HEADERS = [
     *HERE.glob("include/*.h"),
     CSRC / "dtypes.h",
     CSRC / "cuda/device/primitives.cuh",
+    CSRC / "cuda/host/kernel_attributes.h",
 ]
 JOBS = 2  # at a time, of each process
 KEPT_SECONDS = 24 * 60 * 60  # that what nobody used is kept in the cache
@@ -178,7 +179,8 @@ def primitives_command(nvcc, arch, library):
         library: the path to write.
     """
     flags = ["-std=c++20", "-O2", "--expt-relaxed-constexpr", f"-arch={arch}", "-shared", "-Xcompiler", "-fPIC"]
-    return [str(nvcc), *flags, f"-I{CSRC}", str(HERE / "primitive_kernels.cu"), "-o", str(library)]
+    sources = [HERE / "primitive_kernels.cu", CSRC / "cuda/host/kernel_attributes.cpp"]
+    return [str(nvcc), *flags, f"-I{CSRC}", *map(str, sources), "-o", str(library)]
 
 
 def build_primitives_for_gpu():

@@ -18,10 +18,11 @@ namespace emulator {
 
 using Site = std::source_location;  // the place in the kernel source
 
-// The cudaError_t of the launches to come, one after another, 0 for those that run; when none are left, all run.
+// The cudaError_t of the launches to come, or of other calls, one after another, 0 for those that run; when none are
+// left, all run.
 struct LaunchErrors {
   std::deque<int> next;
-  // That of the launch that asks, which is then over.
+  // That of the call that asks, which is then over.
   operator int() {
     if (next.empty()) return 0;
     const int error = next.front();
@@ -36,10 +37,12 @@ struct Options {
   int sm_count = 132;          // co-residency limit of a cooperative launch, one CTA per SM
   size_t smem_limit = 232448;  // bytes of dynamic shared memory per CTA
   int max_cluster_size = 16;
+  int device = 0;  // the current one
   LaunchErrors launch_error;
-  int stream_order = 0;      // of what streams may run at once, see streams.h
-  bool time_passes = false;  // where all threads wait, twice before that ends the launch: a minute
-  double approximation = 0;  // errors of approximate functions, in those that the hardware is documented to make
+  LaunchErrors attribute_error;  // of the calls that set an attribute of a kernel
+  int stream_order = 0;          // of what streams may run at once, see streams.h
+  bool time_passes = false;      // where all threads wait, twice before that ends the launch: a minute
+  double approximation = 0;      // errors of approximate functions, in those that the hardware is documented to make
 };
 Options& options();
 
@@ -57,6 +60,11 @@ void unregister_buffer(const void* p);
 // memory. Throws Error outside every buffer, and for a read of what nothing has written.
 enum class HostAccess { kRead, kWrite };
 void check_host_access(const void* p, size_t bytes, HostAccess access);
+
+// How many attributes of kernels were set so far.
+int attribute_calls();
+// Why a kernel may not be launched so on the current device, as far as its attributes go; "" if it may.
+std::string lacking_attribute(const void* kernel, size_t smem_bytes, unsigned cluster_size);
 
 void run_launch(const void* kernel, const fusedlstm::cuda::LaunchConfig& config, void (*entry)(void*), void* closure);
 

@@ -355,7 +355,7 @@ void run_resident() {
   }
 }
 
-void check_launch(const LaunchConfig& config, const std::string& name) {
+void check_launch(const void* kernel, const LaunchConfig& config, const std::string& name) {
   const auto product = [](dim3 d) { return size_t(d.x) * d.y * d.z; };
   const auto refuse = [&](const std::string& why) { throw Error(name + ": launch refused: " + why); };
   const size_t threads = product(config.block), ctas = product(config.grid), cluster = product(config.cluster);
@@ -371,6 +371,8 @@ void check_launch(const LaunchConfig& config, const std::string& name) {
   if (config.smem_bytes > options().smem_limit)
     refuse(std::to_string(config.smem_bytes) + " bytes of shared memory, limit " +
            std::to_string(options().smem_limit));
+  const std::string lacking = lacking_attribute(kernel, config.smem_bytes, config.cluster_size());
+  if (!lacking.empty()) refuse(lacking);
   if (config.cooperative && ctas > size_t(options().sm_count))
     refuse("a cooperative grid of " + std::to_string(ctas) + " CTAs cannot be co-resident on " +
            std::to_string(options().sm_count) + " SMs");
@@ -380,7 +382,7 @@ void check_launch(const LaunchConfig& config, const std::string& name) {
 
 void run_launch(const void* kernel, const LaunchConfig& config, void (*entry)(void*), void* closure) {
   const std::string name = kernel_name(kernel);
-  check_launch(config, name);
+  check_launch(kernel, config, name);
   Machine m;
   m.config = config;
   m.kernel_name = name;

@@ -34,9 +34,14 @@ PYBIND11_MODULE(_emulated, m) {
           "launch_errors", [](const Options& o) { return o.launch_error.next; },
           [](Options& o, const std::deque<int>& errors) { o.launch_error.next = errors; })
       .def_readwrite("stream_order", &Options::stream_order)
+      .def_readwrite("device", &Options::device)
+      .def_property(
+          "attribute_errors", [](const Options& o) { return o.attribute_error.next; },
+          [](Options& o, const std::deque<int>& errors) { o.attribute_error.next = errors; })
       .def_readwrite("time_passes", &Options::time_passes)
       .def_readwrite("approximation", &Options::approximation);
   m.def("options", &options, py::return_value_policy::reference);
+  m.def("attribute_calls", &attribute_calls);
   m.def("register_buffer", [](uintptr_t p, size_t bytes, const std::string& name, bool initialised) {
     register_buffer(reinterpret_cast<void*>(p), bytes, name, initialised);
   });

@@ -271,11 +271,13 @@ inline double multiply_rounded(double a, double b) {
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), const LaunchConfig& config, cudaStream_t stream, Args&&... args) {
   if (const int error = emulator::options().launch_error) return static_cast<cudaError_t>(error);
+  const auto* address = reinterpret_cast<const void*>(kernel);
+  const cudaError_t error = kernel_attributes().allow(address, config.smem_bytes, config.cluster_size());
+  if (error != cudaSuccess) return error;
   std::tuple<Params...> params(static_cast<Params>(args)...);
   const auto run = [=] {
     auto body = [kernel, params] { std::apply(kernel, params); };  // on the host's stack, where kernels may read it
-    emulator::run_launch(
-        reinterpret_cast<const void*>(kernel), config, [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
+    emulator::run_launch(address, config, [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
   };
   const unsigned ctas = config.grid.x * config.grid.y * config.grid.z;
   emulator::enqueue(stream, {run, config.cooperative ? ctas : 0});

@@ -1,7 +1,7 @@
 // E1: cycles that the hardware takes for what the kernels do in a step. Prints one JSON object per line.
 //
-//   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -arch=sm_90a -Icsrc tools/gpu_constants/gpu_constants.cu -o
-//   gpu_constants
+//   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -arch=sm_90a -Icsrc tools/gpu_constants/gpu_constants.cu
+//   csrc/cuda/host/kernel_attributes.cpp -o gpu_constants
 //
 // The exchanges are those of csrc/cuda/device/transport_{cluster,grid}.cuh without the product between them: the same
 // lanes send the same number of bytes to the same peers, by the same primitives, so that their time is what a step

@@ -21,6 +21,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/host/kernel_attributes.h"
 #include "dtypes.h"
 
 namespace fusedlstm::cuda {
@@ -41,6 +42,8 @@ struct LaunchConfig {
   dim3 cluster{1, 1, 1};
   size_t smem_bytes = 0;
   bool cooperative = false;
+
+  unsigned cluster_size() const { return cluster.x * cluster.y * cluster.z; }
 };
 
 }  // namespace fusedlstm::cuda
@@ -430,15 +433,8 @@ __device__ __forceinline__ double multiply_rounded(double a, double b) {
 // Launches on `stream`; the error is that of this launch, nothing is left behind in cudaGetLastError.
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), const LaunchConfig& config, cudaStream_t stream, Args&&... args) {
-  constexpr size_t kDefaultSmemBytes = 48 * 1024;
-  constexpr unsigned kPortableClusterSize = 8;
-  const unsigned cluster_size = config.cluster.x * config.cluster.y * config.cluster.z;
-  cudaError_t error = cudaSuccess;
-  if (config.smem_bytes > kDefaultSmemBytes)
-    error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(config.smem_bytes));
-  if (error == cudaSuccess && cluster_size > kPortableClusterSize)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  cudaError_t error =
+      kernel_attributes().allow(reinterpret_cast<const void*>(kernel), config.smem_bytes, config.cluster_size());
   if (error == cudaSuccess) {
     cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t c{};
@@ -447,7 +443,7 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchConfig& config, cudaSt
     c.dynamicSmemBytes = config.smem_bytes;
     c.stream = stream;
     c.attrs = attributes;
-    if (cluster_size > 1) {
+    if (config.cluster_size() > 1) {
       attributes[c.numAttrs].id = cudaLaunchAttributeClusterDimension;
       attributes[c.numAttrs].val.clusterDim.x = config.cluster.x;
       attributes[c.numAttrs].val.clusterDim.y = config.cluster.y;
