@@ -19,6 +19,8 @@ class EmulatedRecurrence:
 
     def __init__(self, cell, module=None):
         self.cell, self.emu = cell, module or emulator.module()
+        self.fallback = self.emu.Fallback(H200, 0)
+        self.products_with_tf32 = []  # of each product of all calls
 
     def recurrence(self, *arguments):
         """As `<cell>_recurrence`."""
@@ -61,18 +63,18 @@ class EmulatedRecurrence:
 
     @contextlib.contextmanager
     def _call(self, arguments):
-        call = _Call(self.cell, self.emu, RecurrenceArguments(*arguments))
+        call = _Call(self.cell, self.emu, self.fallback, RecurrenceArguments(*arguments))
         with call.memory:
             yield call
+        self.products_with_tf32 += call.host.products_with_tf32
         assert call.host.live == 0, "a workspace was not given back"
 
 
 class _Call:
-    def __init__(self, cell, emu, arguments):
+    def __init__(self, cell, emu, fallback, arguments):
         self.cell, self.emu, self.arguments = cell, emu, arguments
         self.memory = emulator.Memory(emu)
-        self.fallback = emu.Fallback(H200, 0)
-        self.host = emu.Host(self.fallback, "")
+        self.host = emu.Host(fallback, "")
         self.hidden = arguments.from_input.size(2) // cell.gates
 
     def view(self, tensor, name, initialised=True):

@@ -41,7 +41,8 @@ def allowed(layer, arithmetic, name=""):
     limit = tolerance(layer.dtype, terms, layer.T, device_type="cuda")
     if name.startswith("d_") and layer.cell.name != "lstm" and layer.dtype.itemsize == 2:
         limit += SAFETY * steps * roundoff(layer.dtype)  # slopes such as (1 - z) (1 - n^2) are of rounded z and n
-    return limit + SAFETY * steps * TF32_OPERANDS * (arithmetic == "tf32")
+    products = 1 + steps + name.startswith("d_")  # of the input, of each step, and on the way to a gradient
+    return limit + SAFETY * products * TF32_OPERANDS * (arithmetic == "tf32")
 
 
 def check(layer, arithmetic, request, seed=0):

@@ -199,6 +199,19 @@ def test_host_takes_d_output_of_any_strides(transport):
     assert_equal(run_all(layer, transport)[0], expected)
 
 
+@pytest.mark.parametrize("transport", ["stream", "local"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_host_hands_on_whether_tf32_may_be_used(options, transport):
+    """To every product, and to the kernels, whose results it changes."""
+    if options == "projection" and transport != "stream":
+        return
+    results = {}
+    for allowed in (True, False):
+        results[allowed], run = run_all(tiny(**OPTIONS[options], allow_tf32=allowed), transport)
+        assert set(run.host.products_with_tf32) == {allowed}
+    assert not torch.equal(results[True]["output"], results[False]["output"])
+
+
 @pytest.mark.parametrize("members", [0, 2], ids=["layer", "ensemble"])
 def test_host_without_steps(members):
     """The state passes through, and so does its gradient; no kernel is launched."""

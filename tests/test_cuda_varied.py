@@ -96,6 +96,8 @@ def test_both_passes_are_told_whether_tf32_may_be_used(monkeypatch):
     for allowed in (True, False):
         results(kernels("gru"), of_float32("gru", "mask", 3, 2, 5)._replace(allow_tf32=allowed))
     assert told == [True, True, False, False]
+    products = own.products_with_tf32  # one a step and pass
+    assert products == [True] * 6 + [False] * 6
 
 
 @pytest.mark.parametrize("cell", CELLS)

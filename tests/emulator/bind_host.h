@@ -186,6 +186,7 @@ inline void bind_host(py::module_& m) {
       .def(py::init<Fallback&, const std::string&>(), py::keep_alive<1, 2>(), py::arg("fallback"), py::arg("request"))
       .def_readonly("warnings", &EmulatedHost::warnings)
       .def_readonly("live", &EmulatedHost::live)
+      .def_readonly("products_with_tf32", &EmulatedHost::products_with_tf32)
       .def("run_forward",
            [](EmulatedHost& host, const Layer& layer, const ForwardResults& results) {
              Deferred deferred;

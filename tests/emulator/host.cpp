@@ -51,12 +51,21 @@ AccOf<scalar_t> load(const View& view, int64_t offset) {
   return fusedlstm::cuda::to_acc(static_cast<const scalar_t*>(view.data)[offset]);
 }
 
+// Of a product.
+template <class scalar_t>
+AccOf<scalar_t> operand(const View& view, int64_t offset, bool allow_tf32) {
+  const AccOf<scalar_t> value = load<scalar_t>(view, offset);
+  if constexpr (std::is_same_v<scalar_t, float>)
+    if (allow_tf32) return fusedlstm::cuda::bits_float(fusedlstm::cuda::round_to_tf32(value));
+  return value;
+}
+
 template <class scalar_t>
 void store(const View& view, int64_t offset, double value) {
   static_cast<scalar_t*>(view.data)[offset] = fusedlstm::cuda::from_acc<scalar_t>(static_cast<AccOf<scalar_t>>(value));
 }
 
-void multiply_now(const View& out, const View& a, const View& b, bool adds) {
+void multiply_now(const View& out, const View& a, const View& b, bool adds, bool allow_tf32) {
   const int64_t m = a.sizes[0], k = a.sizes[1], n = b.sizes[1];
   for (const View* operand : {&a, &b}) check_view(*operand, HostAccess::kRead);
   if (adds) check_view(out, HostAccess::kRead);
@@ -67,8 +76,8 @@ void multiply_now(const View& out, const View& a, const View& b, bool adds) {
         for (int64_t j = 0; j < n; ++j) {
           AccOf<in_t> sum = 0;
           for (int64_t l = 0; l < k; ++l)
-            sum +=
-                load<in_t>(a, i * a.strides[0] + l * a.strides[1]) * load<in_t>(b, l * b.strides[0] + j * b.strides[1]);
+            sum += operand<in_t>(a, i * a.strides[0] + l * a.strides[1], allow_tf32) *
+                   operand<in_t>(b, l * b.strides[0] + j * b.strides[1], allow_tf32);
           const int64_t at = i * out.strides[0] + j * out.strides[1];
           store<out_t>(out, at, adds ? load<out_t>(out, at) + static_cast<AccOf<out_t>>(sum) : sum);
         }
@@ -134,12 +143,13 @@ void EmulatedHost::copy(const View& to, const View& from) {
           }});
 }
 
-void EmulatedHost::multiply(const View& out, const View& a, const View& b, bool adds, bool) {
+void EmulatedHost::multiply(const View& out, const View& a, const View& b, bool adds, bool allow_tf32) {
   const int64_t m = a.sizes[0], k = a.sizes[1], n = b.sizes[1];
   expect(is_matrix(a, m, k) && is_matrix(b, k, n) && is_matrix(out, m, n), "matrices that can be multiplied");
   const bool is_wider = out.dtype == Dtype::kFloat32 && element_bytes(a.dtype) == 2;
   expect(a.dtype == b.dtype && (out.dtype == a.dtype || (is_wider && !adds)), "a product of the operands' dtype");
-  enqueue(stream, {[=] { multiply_now(out, a, b, adds); }});
+  products_with_tf32.push_back(allow_tf32);
+  enqueue(stream, {[=] { multiply_now(out, a, b, adds, allow_tf32); }});
 }
 
 void EmulatedHost::sum_rows(const View& out, const View& matrix) {

@@ -20,13 +20,15 @@ class EmulatedHost final : public fusedlstm::cuda::Host {
   View allocate(const char* name, fusedlstm::Dtype dtype, const fusedlstm::Sizes& sizes) override;
   void release(const View& allocated) noexcept override;
   void copy(const View& to, const View& from) override;
+  // Where it may use TF32 it does: operands of float32 are rounded.
   void multiply(const View& out, const View& a, const View& b, bool adds, bool allow_tf32) override;
   void sum_rows(const View& out, const View& matrix) override;
   void warn(const std::string& text) override { warnings.push_back(text); }
   fusedlstm::cuda::StreamPool& streams() override { return streams_; }
 
   std::vector<std::string> warnings;
-  int live = 0;  // allocations that were not released
+  int live = 0;                          // allocations that were not released
+  std::vector<bool> products_with_tf32;  // of each product, whether it may use TF32
 
  private:
   fusedlstm::cuda::StreamPool streams_;
