@@ -2,10 +2,14 @@
 
 import re
 
+import emulated_varied
 import emulator
 import pytest
 from emulated_host import assert_equal, fallback, kernel, problem, run_all, small
 from emulated_layer import Emulated
+from recurrences import draw
+
+from fusedlstm.cells import CELLS
 
 # CUDA error -> what the user is told of the cause. The first lot leaves other kernels, which replace the refused one.
 REFUSALS = {
@@ -102,7 +106,7 @@ def test_refusal_runs_another_kernel_in_the_same_call():
     (warning,) = run.host.warnings
     second = kernel(run.fallback.choose(run.problem(False), ""))
     assert second != first.kernel.split()[-1] and second.split(":")[0] != "stream"
-    assert second in run.fallback.last_launched
+    assert second in run.fallback.last_launched.resident
     assert_equal(out, Emulated(emulator.module(), layer, second).forward())
     with emulator.options(run.emu, launch_errors=[0, 701]):  # one launch a call: the second error stays
         assert_equal(run.forward(), out)
@@ -169,14 +173,39 @@ def test_host_knows_errors_that_lose_the_context():
 def test_host_says_that_the_context_is_lost(error):
     """With the kernel that was launched last, and what to do."""
     run = Emulated(emulator.module(), small(), "")
-    assert run.fallback.last_launched == ""
+    assert run.fallback.last_launched.resident == ""
     run.forward()
     last = run.fallback.last_launched
-    assert last == f"{run.plan(False).kernel} ({run.plan(False)})"
+    assert last.resident == f"{run.plan(False).kernel} ({run.plan(False)})" and last.varied == ""
     text = emulator.module().lost_context_text("CUDA error: an assert", error, last)
     assert text.startswith("fusedlstm: the CUDA context of this process is lost (CUDA's own text): no CUDA call")
-    assert "restart the process" in text and last in text and text.endswith("The operator said: CUDA error: an assert")
+    assert "restart the process" in text and last.resident in text
+    assert text.endswith("The operator said: CUDA error: an assert")
     assert ("FUSEDLSTM_PLAN=stream" in text) == (error in WAITS)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_host_names_a_kernel_with_variants(backward):
+    """Also where one of its launches fails. A resident kernel before it may be to blame still; after it, it is last."""
+    run = Emulated(emulator.module(), small(), "")
+    recurrence = emulated_varied.EmulatedRecurrence(CELLS["gru"])
+    recurrence.fallback = run.fallback
+    given = draw("gru", ("bias",), 3, 2, 5)._replace(keeps=True)
+    output, states, kept = recurrence.recurrence(*given)
+    name = f"float64 gru {'backward' if backward else 'forward'} kernel with variants"
+    for resident in ("", f"{run.plan(False).kernel} ({run.plan(False)})"):
+        with emulator.options(run.emu, launch_errors=[0, 719]), pytest.raises(RuntimeError, match="varied"):
+            if backward:
+                recurrence.backward(output, states, *given, kept)
+            else:
+                recurrence.recurrence(*given)
+        last = run.fallback.last_launched
+        assert (last.varied, last.resident) == (name, resident)
+        text = emulator.module().lost_context_text("error", 719, last)
+        assert f"The kernel of fusedlstm that was launched last on this device: {name}." in text
+        assert ("No resident kernel" in text) == (not resident) and resident in text
+        run.forward()
+        assert run.fallback.last_launched.varied == "" and run.fallback.last_launched.resident
 
 
 def test_host_blames_no_kernel_of_a_lost_context_before_the_first():

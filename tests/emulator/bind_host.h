@@ -105,6 +105,9 @@ inline void bind_host(py::module_& m) {
       .def("plan", &PlanMemo::plan, py::return_value_policy::copy)
       .def("prefer", &PlanMemo::prefer)
       .def("__len__", &PlanMemo::size);
+  py::class_<LastLaunched>(m, "LastLaunched", py::module_local())
+      .def_readonly("resident", &LastLaunched::resident)
+      .def_readonly("varied", &LastLaunched::varied);
   py::class_<Choice>(m, "Choice", py::module_local()).def_readonly("plan", &Choice::plan);
   py::class_<Fallback>(m, "Fallback", py::module_local())
       .def(py::init([](const std::string& device, int ordinal) {
@@ -223,8 +226,8 @@ inline void bind_host(py::module_& m) {
            [](EmulatedHost& host, const VariedRecurrence& recurrence, const VariedIncoming& in,
               const VariedGradients& gradients) { run_varied_backward(host, recurrence, in, gradients); });
 
-  m.def("lost_context_text", [](const std::string& error, int state, const std::string& last_launched) {
-    return lost_context_text(error, static_cast<cudaError_t>(state), last_launched);
+  m.def("lost_context_text", [](const std::string& error, int state, const LastLaunched& last) {
+    return lost_context_text(error, static_cast<cudaError_t>(state), last);
   });
   m.def("is_context_lost", [](int error) { return is_context_lost(static_cast<cudaError_t>(error)); });
 

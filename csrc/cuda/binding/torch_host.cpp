@@ -145,7 +145,7 @@ std::string lost_context(const char* error, int ordinal) {
   if (!is_context_lost(state)) return "";
   const std::lock_guard lock(fallbacks_mutex);
   const auto found = fallbacks.find(ordinal);
-  return lost_context_text(error, state, found == fallbacks.end() ? "" : found->second.last_launched());
+  return lost_context_text(error, state, found == fallbacks.end() ? LastLaunched{} : found->second.last_launched());
 }
 
 }  // namespace fusedlstm::cuda

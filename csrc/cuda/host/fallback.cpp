@@ -84,13 +84,26 @@ std::string Fallback::contenders(const Problem& problem, const CudnnCall& call) 
 void Fallback::launched(const Plan& plan) {
   const std::lock_guard lock(mutex_);
   last_plans_[static_cast<int>(plan.shape.pass)] = plan;
-  if (plan.shape.transport != Transport::kStream) last_resident_ = plan;
+  if (plan.shape.transport == Transport::kStream) return;
+  last_resident_ = plan;
+  last_varied_.reset();
 }
 
-std::string Fallback::last_launched() {
+void Fallback::launches_varied(const VariedKernel& kernel) {
   const std::lock_guard lock(mutex_);
-  if (last_resident_.shape.transport == Transport::kStream) return "";
-  return kernel_name(last_resident_.arithmetic, last_resident_.shape) + " (" + to_string(last_resident_) + ")";
+  last_varied_ = kernel;
+}
+
+LastLaunched Fallback::last_launched() {
+  const std::lock_guard lock(mutex_);
+  LastLaunched last;
+  if (last_resident_.shape.transport != Transport::kStream)
+    last.resident =
+        kernel_name(last_resident_.arithmetic, last_resident_.shape) + " (" + to_string(last_resident_) + ")";
+  if (last_varied_)
+    last.varied = std::string(dtype_name(last_varied_->dtype)) + " " + last_varied_->cell + " " +
+                  pass_name(last_varied_->pass) + " kernel with variants";
+  return last;
 }
 
 std::string Fallback::last_plan(Pass pass) {

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "lost_context.h"
 #include "plan_contenders.h"
 #include "plan_memo.h"
 
@@ -35,6 +36,13 @@ struct Choice {
   bool is_forced;  // by FUSEDLSTM_PLAN: a refused launch is an error then
 };
 
+// A kernel with variants (varied.h), which no plan chooses.
+struct VariedKernel {
+  const char* cell;  // as its operators are called
+  Dtype dtype;
+  Pass pass;
+};
+
 // Chooses the kernels of one device, and remembers which of them it refuses to launch; the best of the others take
 // their place, and STREAM at last, whose launches ask nothing of a device. For any number of threads.
 class Fallback {
@@ -59,8 +67,9 @@ class Fallback {
 
   // To be told of every pass that is launched.
   void launched(const Plan& plan);
-  // The resident kernel that was launched last, and its plan; "" before the first.
-  std::string last_launched();
+  // And of every one with variants, before its first launch: it has many, and a fault of one is an error of the next.
+  void launches_varied(const VariedKernel& kernel);
+  LastLaunched last_launched();
   // How the last pass of this kind ran; "" before the first.
   std::string last_plan(Pass pass);
 
@@ -68,7 +77,8 @@ class Fallback {
   std::mutex mutex_;
   PlanMemo plans_;
   Plan last_resident_{};
-  std::optional<Plan> last_plans_[2];  // of each pass
+  std::optional<VariedKernel> last_varied_;  // since then
+  std::optional<Plan> last_plans_[2];        // of each pass
   const int ordinal_;
 };
 

@@ -53,6 +53,7 @@ class Host {
     return std::move(replacement.choice);
   }
   void launched(const Choice& choice) { fallback_.launched(choice.plan); }
+  void launches_varied(const VariedKernel& kernel) { fallback_.launches_varied(kernel); }
 
  private:
   Fallback& fallback_;

@@ -30,13 +30,15 @@ bool is_context_lost(cudaError_t error) {
   }
 }
 
-std::string lost_context_text(const std::string& error, cudaError_t state, const std::string& last_launched) {
+std::string lost_context_text(const std::string& error, cudaError_t state, const LastLaunched& last) {
   std::string text = "fusedlstm: the CUDA context of this process is lost (" + std::string(cudaGetErrorString(state)) +
                      "): no CUDA call can succeed any more; restart the process.";
-  text += last_launched.empty()
+  if (!last.varied.empty())
+    text += " The kernel of fusedlstm that was launched last on this device: " + last.varied + ".";
+  text += last.resident.empty()
               ? " No resident kernel of fusedlstm was launched on this device."
-              : " The resident kernel of fusedlstm that was launched last on this device: " + last_launched + ".";
-  if (may_be_a_wait(state) && !last_launched.empty())
+              : " The resident kernel of fusedlstm that was launched last on this device: " + last.resident + ".";
+  if (may_be_a_wait(state) && !last.resident.empty())
     text +=
         " If it waited in vain for its other blocks, a line on stderr says so; FUSEDLSTM_PLAN=stream runs layers "
         "without kernels that wait.";

@@ -219,6 +219,10 @@ const char* cell_name(CellKind cell) {
   return "unknown";
 }
 
+const char* pass_name(Pass pass) {
+  return pass == Pass::kForward ? "forward" : "backward";
+}
+
 const char* arithmetic_name(Arithmetic arithmetic) {
   switch (arithmetic) {
     case Arithmetic::kBFloat16:
@@ -258,8 +262,8 @@ std::vector<std::string> rejected(const Plan& plan) {
 }
 
 std::string kernel_name(Arithmetic arithmetic, const KernelShape& shape) {
-  return text("%s %s %s kernel %s", arithmetic_name(arithmetic), cell_name(shape.cell),
-              shape.pass == Pass::kForward ? "forward" : "backward", request_of(arithmetic, shape).c_str());
+  return text("%s %s %s kernel %s", arithmetic_name(arithmetic), cell_name(shape.cell), pass_name(shape.pass),
+              request_of(arithmetic, shape).c_str());
 }
 
 std::string request_of(Arithmetic arithmetic, const KernelShape& shape) {

@@ -132,6 +132,7 @@ std::string request_of(Arithmetic arithmetic, const KernelShape& shape);
 
 Arithmetic arithmetic_of(const Problem& problem);
 const char* transport_name(Transport transport);
+const char* pass_name(Pass pass);
 const char* arithmetic_name(Arithmetic arithmetic);
 const char* cell_name(CellKind cell);
 

@@ -90,6 +90,7 @@ void run_varied_forward(Host& host, const VariedRecurrence& r, const VariedResul
   for (int k = 0; k < kMaxStates; ++k) a.last[k] = out.last[k].data;
   const View& h = r.mask.data ? operand : out.last[0];
   const View weight_hh = r.weight_hh.transposed();
+  host.launches_varied({r.cell.name, r.dtype, Pass::kForward});
   for (int64_t step = -1; step < r.steps; ++step) {
     if (step >= 0) host.multiply(sums, h, weight_hh, false, r.allow_tf32);
     check(launch_varied_forward(a, step, host.stream), "varied forward step");
@@ -119,6 +120,7 @@ void run_varied_backward(Host& host, const VariedRecurrence& r, const VariedInco
     a.d_reset_state[k] = g.reset_state[k].data;
   }
   const View& d_sums = g.from_hidden.data ? g.from_hidden : g.from_input;
+  host.launches_varied({r.cell.name, r.dtype, Pass::kBackward});
   for (int64_t step = r.steps - 1; step >= -1; --step) {
     check(launch_varied_backward(a, step, host.stream), "varied backward step");
     if (step >= 0)
