@@ -59,7 +59,7 @@ def test_every_transport(transport, H, dtype):
     assert f"{transport} " in stack.runs[0].fallback.last_plan(False) and stack.choice().plan.abreast == 2
 
 
-@pytest.mark.parametrize("cell", [LSTM, GRU], ids=str)
+@pytest.mark.parametrize("cell", [LSTM, GRU], ids=lambda cell: cell.name)
 def test_cell_states_are_exact_at_the_border(cell):
     """In 16 bits: they are in float32 within a launch, and stay so between two."""
     emu, options = emulator.module(), {"cell": cell, "dtype": torch.bfloat16}
