@@ -37,7 +37,7 @@ FAULTS = [
           "return position;", rf"{UNWRITTEN}|{WRONG}", layer=PACKED),
     Fault("packed rows looked for where dense ones are", "prepared_layer.h",
           "layer.batch_sizes ? offsets_[static_cast<size_t>(step)] : step * layer.batch", "step * layer.batch",
-          rf"{UNWRITTEN}|{WRONG}", layer=PACKED),
+          rf"{OUTSIDE}|{UNWRITTEN}|{WRONG}", layer=PACKED),
     Fault("lengths of packed rows a step too long", "prepared_layer.cpp", "b < layer.rows_at(step); ++b)",
           "b < layer.rows_at(step > 0 ? step - 1 : 0); ++b)", rf"{OUTSIDE}|{UNWRITTEN}|race|{WRONG}", layer=PACKED),
     Fault("projection given back before the recurrence", "layer_forward.cpp",
