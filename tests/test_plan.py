@@ -155,6 +155,21 @@ def test_forced_plan_that_does_not_fit(request_, problem, reason):
         plan(request=request_, **problem)
 
 
+def test_code_of_an_older_device():
+    """As a driver makes it of PTX: what was compiled to nothing there is not chosen, and the reason names the code."""
+    (device,) = (known for known in core.known_devices() if known.name == "H200")
+    problem = {"device": device, "T": 512, "B": 16, "H": 256}
+    assert core.plan(**problem, dtype="bfloat16").transport == "cluster"
+    device.code_capability = 80
+    assert core.plan(**problem, dtype="bfloat16").transport == "grid"
+    with pytest.raises(ValueError, match="cluster: expected sm_90 or later, got sm_80"):
+        core.plan(**problem, dtype="bfloat16", request="cluster")
+    device.code_capability = 75
+    assert core.plan(**problem, dtype="bfloat16").transport == "stream"
+    with pytest.raises(ValueError, match="expected at most 65536 bytes of shared memory, got"):
+        core.plan(**problem | {"H": 1024}, dtype="float16", request="grid")
+
+
 @pytest.mark.parametrize(
     "request_",
     ["fast", "grid:", "grid:8", "grid:8x8x", "grid:8x8x0", "grid:8x8x64x1", "grid:0x8", "stream:8x8", "local,grid"],

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/device/primitives.cuh"
 #include "cuda/host/kernel_shapes.h"
 #include "device_query.h"
@@ -57,6 +59,8 @@ cudaError_t query_device(int ordinal, Device& device) {
     (void)cudaGetLastError();
     return error;
   }
+  // Less than the device's where the driver compiled PTX of an older one.
+  device.code_capability = std::min(attributes.ptxVersion, device.compute_capability);
   if (device.compute_capability >= 90) {
     const int smem_bytes = static_cast<int>(device.smem_bytes);
     error = cudaFuncSetAttribute(whole_sm_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes);

@@ -33,6 +33,7 @@ inline void bind_plan(pybind11::module_& m) {
       .def(py::init<>())
       .def_readwrite("name", &Device::name)
       .def_readwrite("compute_capability", &Device::compute_capability)
+      .def_readwrite("code_capability", &Device::code_capability)
       .def_readwrite("sm_count", &Device::sm_count)
       .def_readwrite("smem_bytes", &Device::smem_bytes)
       .def_readwrite("cooperative_launch", &Device::cooperative_launch)

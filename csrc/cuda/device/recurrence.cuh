@@ -258,8 +258,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
 template <class Math, int kShapeIndex, class Cell, class Args>
 __global__ void __launch_bounds__(kThreads, 1) recurrence_kernel(const __grid_constant__ Args args, int ctas) {
   constexpr KernelShape kShape = kKernelShapes[kShapeIndex];
-  if constexpr (kArch >= 10 * needed_capability(kShape.transport, Math::kArithmetic))
-    run_recurrence<Math, kShape, Cell>(args, ctas);
+  if constexpr (has_code(kShape, Math::kArithmetic, kArch / 10)) run_recurrence<Math, kShape, Cell>(args, ctas);
 }
 
 }  // namespace fusedlstm::cuda

@@ -99,6 +99,19 @@ constexpr int needed_capability(Transport transport, Arithmetic arithmetic) {
   return arithmetic == Arithmetic::kBFloat16 || arithmetic == Arithmetic::kTf32 ? 80 : 75;
 }
 
+// The most shared memory that a CTA may have where code for this compute capability runs, times ten as well. Kernels
+// that need more are empty in it. Code for 8.0 runs on devices with less, and that for 8.6 on one with more.
+constexpr int most_shared_memory(int capability) {
+  if (capability < 80) return 64 << 10;
+  if (capability == 89 || capability == 120 || capability == 121) return 99 << 10;
+  return 227 << 10;
+}
+
+constexpr bool has_code(const KernelShape& shape, Arithmetic arithmetic, int capability) {
+  return capability >= needed_capability(shape.transport, arithmetic) &&
+         smem_bytes(shape, arithmetic) <= most_shared_memory(capability);
+}
+
 // Whether there is a kernel of this shape for this arithmetic.
 constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   if (arithmetic == Arithmetic::kFloat64) return false;  // no tensor cores to speak of, and twice the registers
@@ -116,7 +129,7 @@ constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   if (shape.transport == Transport::kGrid && shape.batch_tiles > 1 &&
       k_capacity(shape, arithmetic) > kMostSms * units_per_cta(shape, arithmetic) * shape.operands())
     return false;
-  constexpr int kMostSharedMemory = 232448;  // of a CTA on any device
+  constexpr int kMostSharedMemory = 227 << 10;  // of a CTA on any device
   if (smem_bytes(shape, arithmetic) > kMostSharedMemory) return false;
   // FFMA keeps 8 sums a row, and spills where those of many rows, in one CTA beside what the cells start from, or the
   // indices of much K come on top of the weights. Of many tiles of batch rows it is no faster than STREAM.

@@ -31,7 +31,7 @@ Misfit obstacle(Transport transport, const Problem& p, const Device& d) {
   if (arithmetic == Arithmetic::kFloat64) return {Reason::kFloat64};
   if (p.proj_size > 0) return {Reason::kProjection, {p.proj_size}};
   const int needed = needed_capability(transport, arithmetic);
-  if (d.compute_capability < needed) return {Reason::kCapability, {needed, d.compute_capability}};
+  if (d.capability_of_code() < needed) return {Reason::kCapability, {needed, d.capability_of_code()}};
   if (transport == Transport::kGrid) {
     if (!d.cooperative_launch) return {Reason::kNoCooperativeLaunch};
     if (p.T < 2) return {Reason::kOneStep};
@@ -46,7 +46,8 @@ Misfit misfit(const KernelShape& shape, const Problem& p, const Device& d) {
   const int64_t ctas = ctas_per_tile(shape, p), all = ctas * batch_tiles(shape, p) * p.D;
   const int units = units_per_cta(shape, arithmetic), bytes = smem_bytes(shape, arithmetic);
   if (k > capacity) return {Reason::kK, {capacity, k, p.H}};
-  if (bytes > d.smem_bytes) return {Reason::kSharedMemory, {d.smem_bytes, bytes}};
+  const int64_t most = std::min<int64_t>(d.smem_bytes, most_shared_memory(d.capability_of_code()));
+  if (bytes > most) return {Reason::kSharedMemory, {most, bytes}};
   for (const RefusedKernel& refused : d.refused)
     if (refused.is_of(arithmetic, shape, ctas)) return {Reason::kRefused};
   switch (shape.transport) {

@@ -90,6 +90,9 @@ struct Device {
   double clock_mhz;
   double memory_gb_per_s;
   std::vector<RefusedKernel> refused{};  // what it turned out not to launch
+  int code_capability = 0;               // that the code was compiled for which it runs; 0: its own
+
+  int capability_of_code() const { return code_capability > 0 ? code_capability : compute_capability; }
 };
 
 struct Plan {
