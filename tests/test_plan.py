@@ -167,7 +167,7 @@ def test_code_of_an_older_device():
     device.code_capability = 75
     assert core.plan(**problem, dtype="bfloat16").transport == "stream"
     with pytest.raises(ValueError, match="expected at most 65536 bytes of shared memory, got"):
-        core.plan(**problem | {"H": 1024}, dtype="float16", request="grid")
+        core.plan(**problem | {"H": 512}, dtype="float16", request="grid:16x16x512")
 
 
 @pytest.mark.parametrize(
