@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 
 import fusedlstm
 from fusedlstm import functional
-from fusedlstm.cells import CELLS
 
 # The modules, against torch.nn's.
 
@@ -317,38 +316,6 @@ def test_second_order_of_a_cell(member):
         return torch.autograd.grad(first.square().sum(), list(module.parameters()), materialize_grads=True)
 
     torch.testing.assert_close(penalty(fused), penalty(plain))
-
-
-@pytest.mark.parametrize("wanted", ["all", "weights", "input", "initial"])
-@pytest.mark.parametrize("is_linear", [True, False])
-@family
-def test_second_and_third_order_of_a_chain_of_steps(member, is_linear, wanted):
-    """Gradients arrive at a step's sums from its results and from its gradients; of a linear loss from the latter."""
-    fused, plain = member.pair_of_cells(2, 3, dtype=torch.float64)
-    torch.manual_seed(1)
-    x, u = torch.randn(3, 4, 2).double(), torch.randn(3, 4, 3).double()
-    states = [torch.randn(4, 3).double() for _ in CELLS[member.cell].states]
-
-    def orders(module):
-        given = {"input": [x.clone().requires_grad_()], "initial": [s.clone().requires_grad_() for s in states]}
-        given["weights"] = list(module.parameters())
-        leaves = [leaf for kind, of_kind in given.items() if wanted in ("all", kind) for leaf in of_kind]
-        hx = tuple(given["initial"]) if len(states) > 1 else given["initial"][0]
-        outputs = []
-        for t in range(3):
-            hx = module(given["input"][0][t], hx)
-            outputs.append(hx[0] if len(states) > 1 else hx)
-        output = torch.stack(outputs)
-        loss = (output * u).sum() + (0 if is_linear else (output**3).sum())
-        found, results = torch.autograd.grad(loss, leaves, create_graph=True), []
-        for _ in range(2):
-            loss = sum((one**2).sum() for one in found)
-            found = torch.autograd.grad(loss, leaves, create_graph=True)
-            results += found
-        return results
-
-    for actual, expected in zip(orders(fused), orders(plain), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @family

@@ -57,7 +57,7 @@ struct LaunchConfig {
 namespace fusedlstm::cuda {
 
 // The architecture being compiled for, times ten (750, 800, 900 ...); in host code and in the emulation, all of them.
-// Kernels guard their whole body with it: `if constexpr (kArch >= 900)` for clusters.
+// Kernels guard their whole body with it: see has_code in cuda/host/kernel_shapes.h.
 #ifdef __CUDA_ARCH__
 inline constexpr int kArch = __CUDA_ARCH__;
 #else
