@@ -143,7 +143,8 @@ class Outer {
 
   // Of the sum i of a group the first `count` lanes from `at` on.
   FUSEDLSTM_INLINE void add_sum(const Target& to, int i, int64_t at, V sum, int64_t count) const {
-    if (is_once) return K::store((i < kRights ? results[to.d].d_weight[i] : results[to.d].d_bias) + at, sum, count);
+    if (!kInPlace && is_once)
+      return K::store((i < kRights ? results[to.d].d_weight[i] : results[to.d].d_bias) + at, sum, count);
     acc* own = to.sums.of[i] + at;
     store_some(own, to.first ? sum : load_some<V>(own, count) + sum, count);
   }
@@ -180,19 +181,22 @@ class Outer {
 
   // A block of kRows rows, without tiles and panels: little more than writing the sums.
   template <int kRows>
-  void accumulate_few(const Target& to, Range range, const Block& block) const {
+  void accumulate_few(const Target to, Range range, const Block& block) const {
     for (int i = 0; i < kRights; ++i) {
       if (!results[0].d_weight[i]) continue;
       const int64_t width = widths[i];
       for (int64_t n = range.begin; n < range.end; ++n) {
         V x[kRows];
         for (int k = 0; k < kRows; ++k) x[k] = number_of(block.left[k] + n);
-        for (int64_t m = 0; m < width; m += K::kLanes) {
+        const auto add = [&](int64_t m, int64_t count) FUSEDLSTM_LAMBDA {
           V sum{};
           for (int k = 0; k < kRows; ++k)
-            sum = FullProduct<acc>::multiply_add(x[k], K::load(block.right[i][k] + m, width - m), sum);
-          add_sum(to, i, n * width + m, sum, width - m);
-        }
+            sum = FullProduct<acc>::multiply_add(x[k], K::load(block.right[i][k] + m, count), sum);
+          add_sum(to, i, n * width + m, sum, count);
+        };
+        int64_t m = 0;
+        for (; m + K::kLanes <= width; m += K::kLanes) add(m, K::kLanes);  // whole vectors, known to be such
+        if (m < width) add(m, width - m);
       }
     }
     if (!results[0].d_bias) return;
