@@ -90,13 +90,13 @@ class _Stack(torch.autograd.Function):
     def backward(ctx, *d_results):
         call, saved = ctx.call, ctx.saved_tensors  # to be asked for once: checkpoints count
         L = call.sizes.num_layers
-        output, kept, tensors = saved[0], saved[1 : 3 * L], saved[3 * L :]
+        output, kept, tensors = saved[0], saved[1 : 2 + L], saved[2 + L :]
         if all(d is None for d in d_results):  # as what comes after may say
             return (None,) * (1 + len(tensors))
         asked = asked_of(ctx, tensors)
         if torch.is_grad_enabled() or _transforms.are_active() or count_of_dispatch_modes() > 0:
-            outputs = [*kept[2 * L :], output]
-            return (None, *gradients_by_layers(call, tensors, d_results, asked, zip(outputs, kept[::2], kept[1::2])))
+            of_layers = zip([*kept[2:], output], kept[0].chunk(L), kept[1].chunk(L))
+            return (None, *gradients_by_layers(call, tensors, d_results, asked, of_layers))
         d_output, *d_last = d_results
         with below_autograd():
             found = OPERATORS[call.sizes.cell].stack_backward(

@@ -18,6 +18,14 @@ using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
 using OptionalTensors = std::vector<OptionalTensor>;
 
+// Tensors that the layers of a stack share, so that each is made, and handed over, once for all: of [layers *
+// directions, ...], a layer has `directions` rows. Those of results are made with those of the layer that runs first.
+struct StackTensors {
+  int64_t layers = 1;
+  Tensors last, d_initial;
+  Tensor saved, carried;
+};
+
 // Of every layer operator. Lists have one tensor for each direction, those of states one for each state of the cell;
 // they are empty where the layer has none.
 struct LayerArguments {
@@ -26,7 +34,10 @@ struct LayerArguments {
   OptionalTensor batch_sizes, lengths, reset;
   Tensors reset_state;
   bool allow_tf32 = false;
-  Tensors last;  // no argument: where a stack has a layer's last states; empty for tensors of their own
+  // No arguments. Of a layer of a stack: what it shares with the others, and which it is. `initial` then has the states
+  // of all, and so has what backward is given of `d_last`, `saved` and `carried`.
+  StackTensors* stack = nullptr;
+  int64_t place = 0;
 
   template <class Visitor>
   void visit(Visitor v) {
@@ -102,7 +113,8 @@ struct PreparedArguments {
   Weights weights;
   OptionalTensor batch_sizes, lengths, reset;
   Tensors reset_state;
-  Tensors last;  // as of LayerArguments
+  StackTensors* stack = nullptr;  // as of LayerArguments
+  int64_t place = 0;
 
   template <class Visitor>
   void visit(Visitor v) {
@@ -206,7 +218,7 @@ struct PreparedStackArguments {
 struct StackResults {
   Tensor output;
   Tensors last;
-  Tensors kept;  // saved and carried of each layer, then the outputs of all but the last one
+  Tensors kept;  // saved and carried, [layers * directions, ...], then the outputs of all layers but the last one
 
   template <class Visitor>
   void visit(Visitor v) {

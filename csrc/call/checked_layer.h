@@ -56,6 +56,9 @@ class CheckedLayer : public LayerArguments {
   }
 
   int64_t recurrent() const { return proj > 0 ? proj : hidden; }
+  // Where states and what is kept are of all layers of a stack: of how many, and the first row of this one.
+  int64_t layers() const { return stack ? stack->layers : 1; }
+  int64_t first_row() const { return place * directions; }
   ScalarType acc_dtype() const { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
   // The sizes of a tensor of which every member has one.
@@ -64,10 +67,10 @@ class CheckedLayer : public LayerArguments {
   Sizes row_sizes(int64_t features) const {
     return batch_sizes ? Sizes{rows, features} : Sizes{steps, batch, features};
   }
-  // A member's state `index`: the first is h.
-  Sizes state_sizes(size_t index) const { return {directions, batch, index == 0 ? recurrent() : hidden}; }
-  // Of a member, values that are kept for each unit and step.
-  Sizes kept_sizes(int64_t values) const { return {directions, rows, values * hidden}; }
+  // A member's state `index`: the first is h. A stack has those of all layers.
+  Sizes state_sizes(size_t index) const { return {layers() * directions, batch, index == 0 ? recurrent() : hidden}; }
+  // Of a member, or of all layers of a stack, values that are kept for each unit and step.
+  Sizes kept_sizes(int64_t values) const { return {layers() * directions, rows, values * hidden}; }
   Sizes weight_ih_sizes() const { return {cell.gates * hidden, features}; }
   Sizes weight_hh_sizes() const { return {cell.gates * hidden, recurrent()}; }
   Sizes bias_sizes() const { return {cell.gates * hidden}; }
@@ -76,20 +79,21 @@ class CheckedLayer : public LayerArguments {
   // Checks that t has, for each member, these sizes, and the dtype and device of the input.
   void like_input(const Tensor& t, const Sizes& sizes, const char* name) const {
     check_sizes(t, each(sizes), name);
-    STD_TORCH_CHECK(Facts::of(t).dtype == input_facts_.dtype, "fusedlstm: expected ", name, " of the input's dtype");
-    check_place(t, name);
+    const Facts facts = Facts::of(t);
+    STD_TORCH_CHECK(facts.dtype == input_facts_.dtype, "fusedlstm: expected ", name, " of the input's dtype");
+    check_place(t, facts, name);
   }
   // Checks that t is on the input's device, and has memory.
-  void check_place(const Tensor& t, const char* name) const {
-    const Facts facts = Facts::of(t);
-    STD_TORCH_CHECK(facts.device_type == input_facts_.device_type && facts.device_index == input_facts_.device_index,
-                    "fusedlstm: expected ", name, " on the input's device");
-    check_memory(t, name);
-  }
+  void check_place(const Tensor& t, const char* name) const { check_place(t, Facts::of(t), name); }
 
  private:
   Facts input_facts_;
 
+  void check_place(const Tensor& t, const Facts& facts, const char* name) const {
+    STD_TORCH_CHECK(facts.device_type == input_facts_.device_type && facts.device_index == input_facts_.device_index,
+                    "fusedlstm: expected ", name, " on the input's device");
+    check_memory(t, name);
+  }
   void derive_place();
   void derive_sizes_of_weights();
   void derive_sizes_of_input();

@@ -12,12 +12,11 @@
 namespace fusedlstm {
 
 // Registers a device's kernels for the operators of a cell: of layers, of stacks of them, and of steps.
-template <
-    int kCell, LayerResults (*kLayer)(LayerArguments&), InferenceResults (*kInference)(LayerArguments&),
-    LayerGradients (*kBackward)(BackwardArguments&), StepsResults (*kSecondOrder)(StepsArguments&),
-    std::vector<LayerResults> (*kLayers)(std::vector<LayerArguments>&) = one_by_one<kLayer>,
-    InferenceResults (*kLayersInference)(std::vector<LayerArguments>&) = one_by_one_inference<kInference>,
-    std::vector<LayerGradients> (*kLayersBackward)(std::vector<BackwardArguments>&) = one_by_one_backward<kBackward>>
+template <int kCell, LayerResults (*kLayer)(LayerArguments&), InferenceResults (*kInference)(LayerArguments&),
+          LayerGradients (*kBackward)(BackwardArguments&), StepsResults (*kSecondOrder)(StepsArguments&),
+          std::vector<LayerResults> (*kLayers)(std::vector<LayerArguments>&),
+          InferenceResults (*kLayersInference)(std::vector<LayerArguments>&),
+          std::vector<LayerGradients> (*kLayersBackward)(std::vector<BackwardArguments>&)>
 void implement(torch::stable::detail::StableLibrary& m) {
   const std::string cell = kCells[kCell].name;
   m.impl((cell + "_layer").c_str(), boxed<LayerResults, LayerArguments, kLayer>);

@@ -12,24 +12,37 @@ inline Tensor new_zeros(const Tensor& like, const Sizes& sizes, ScalarType dtype
 }
 
 // clears: what rows that do not run leave is zero, for kernels that do not write it. saved and carried are undefined in
-// inference.
+// inference. Of a layer of a stack, all but the output is of all layers.
 inline LayerResults new_results(const CheckedLayer& t, bool is_training, bool clears) {
   const auto new_rows = [&](const Sizes& sizes, ScalarType dtype) {
     return clears ? new_zeros(t.input, t.each(sizes), dtype) : new_tensor(t.input, t.each(sizes), dtype);
   };
   LayerResults r;
   r.output = new_rows(t.row_sizes(t.directions * t.recurrent()), t.dtype);
-  r.last = t.last;
-  for (size_t i = 0; i < size_t(t.cell.states) && t.last.empty(); ++i)
+  if (t.stack && !t.stack->last.empty()) {
+    r.last = t.stack->last;
+    r.saved = t.stack->saved;
+    r.carried = t.stack->carried;
+    for (size_t i = 0; i < r.last.size(); ++i) check_sizes(r.last[i], t.state_sizes(i), "the states of every layer");
+    return r;
+  }
+  r.last.reserve(size_t(t.cell.states));
+  for (size_t i = 0; i < size_t(t.cell.states); ++i)
     r.last.push_back(new_tensor(t.input, t.each(t.state_sizes(i)), t.dtype));
   if (is_training) {
     r.saved = new_rows(t.kept_sizes(t.cell.saved), t.dtype);
     r.carried = new_rows(t.kept_sizes(t.cell.carried), t.acc_dtype());
   }
+  if (t.stack) {
+    t.stack->last = r.last;
+    t.stack->saved = r.saved;
+    t.stack->carried = r.carried;
+  }
   return r;
 }
 
-// Of size 0 where not needed. Zeros where there is nothing to run; otherwise not initialized.
+// Of size 0 where not needed. Zeros where there is nothing to run; otherwise not initialized. Of a layer of a stack,
+// those of the initial states are of all layers.
 inline LayerGradients new_gradients(const CheckedLayer& t, const std::vector<bool>& needs) {
   const auto result = [&](Need need, const Sizes& sizes) {
     if (!needs[need]) return new_tensor(t.input, {0}, t.dtype);
@@ -47,7 +60,8 @@ inline LayerGradients new_gradients(const CheckedLayer& t, const std::vector<boo
   };
   LayerGradients g;
   g.input = result(kInput, t.row_sizes(t.features));
-  g.initial = states(kInitial, t.initial);
+  g.initial = t.stack && !t.stack->d_initial.empty() ? t.stack->d_initial : states(kInitial, t.initial);
+  if (t.stack) t.stack->d_initial = g.initial;
   g.weight_ih = results(kWeightIh, t.weight_ih, t.weight_ih_sizes());
   g.weight_hh = results(kWeightHh, t.weight_hh, t.weight_hh_sizes());
   g.bias_ih = results(kBiasIh, t.bias_ih, t.bias_sizes());

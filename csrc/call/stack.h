@@ -11,22 +11,13 @@
 
 #include "cells/all.h"
 #include "results.h"
-#include "views.h"
 
 namespace fusedlstm {
 
-// What there is of a layer in a tensor of the states of all `layers`, [layers * directions, batch, features].
-inline Tensor of_layer(const Tensor& states, int64_t l, int64_t layers) {
-  if (layers == 1) return states;
-  const int64_t directions = states.size(0) / layers;
-  return viewed(states, {directions, states.size(1), states.size(2)},
-                {states.stride(0), states.stride(1), states.stride(2)}, l * directions * states.stride(0));
-}
-
-// A call's arguments, layer by layer, and where the last states of all layers go.
+// A call's arguments, layer by layer. Must outlive the layers.
 class Stack {
  public:
-  Tensors last;  // [layers * directions, batch, features] of each state; empty where there is one layer
+  StackTensors shared;
 
   Stack(StackArguments& given, CellSizes cell) : given_(given), layers_(given.layers), directions_(given.directions) {
     STD_TORCH_CHECK(layers_ >= 1 && (directions_ == 1 || directions_ == 2),
@@ -39,26 +30,24 @@ class Stack {
     kinds_ = {kWeightIh, kWeightHh};
     if (each >= 4) kinds_.insert(kinds_.end(), {kBiasIh, kBiasHh});
     if (each % 2 == 1) kinds_.push_back(kWeightHr);
-    for (const Tensor& state : given.states)
+    for (const Tensor& state : given.states) {
       STD_TORCH_CHECK(state.dim() == 3 && state.size(0) == layers_ * directions_,
                       "fusedlstm: expected states of size [", layers_ * directions_, ", batch, features], got ",
                       sizes_of(state));
+      states_.push_back(unit_stride(state));
+    }
     if (given.states.empty()) make_zeros(cell);
-    if (layers_ == 1) return;
-    const Tensors& likes = given.states.empty() ? zeros_ : given.states;
-    for (const Tensor& state : likes)
-      last.push_back(
-          new_tensor(given.input, {layers_ * directions_, state.size(1), state.size(2)}, given.input.scalar_type()));
+    shared.layers = layers_;
   }
 
   int64_t layers() const { return layers_; }
 
   // The arguments of a layer, but for its input.
-  LayerArguments layer(int64_t l) const {
+  LayerArguments layer(int64_t l) {
     LayerArguments a;
-    for (const Tensor& state : given_.states) a.initial.push_back(of_layer(state, l));
-    if (given_.states.empty()) a.initial = zeros_;
-    for (const Tensor& state : last) a.last.push_back(of_layer(state, l));
+    a.stack = &shared;
+    a.place = l;
+    a.initial = states_;
     Tensors* const lists[] = {nullptr, nullptr, &a.weight_ih, &a.weight_hh, &a.bias_ih, &a.bias_hh, &a.weight_hr};
     for (int64_t d = 0; d < directions_; ++d) {
       auto weight = given_.weights.begin() + first_weight(l, d);
@@ -68,8 +57,6 @@ class Stack {
     a.allow_tf32 = given_.allow_tf32;
     return a;
   }
-
-  Tensor of_layer(const Tensor& states, int64_t l) const { return fusedlstm::of_layer(states, l, layers_); }
 
   // What the weights of a direction are, in their order.
   const std::vector<int>& kinds() const { return kinds_; }
@@ -82,7 +69,7 @@ class Stack {
   const StackArguments& given_;
   const int64_t layers_, directions_;
   std::vector<int> kinds_;
-  Tensors zeros_;  // the initial states of every layer, where none are given
+  Tensors states_;  // the initial ones of all layers
 
   void make_zeros(CellSizes cell) {
     const Tensor &input = given_.input, &weight_hh = given_.weights[1];
@@ -91,49 +78,16 @@ class Stack {
     const int64_t batch = input.size(1), hidden = weight_hh.size(0) / cell.gates;
     for (int i = 0; i < cell.states; ++i) {
       const int64_t features = i == 0 ? weight_hh.size(1) : hidden;
-      const bool is_same = i > 0 && zeros_[0].size(2) == features;
-      zeros_.push_back(is_same ? zeros_[0] : new_zeros(input, {directions_, batch, features}, input.scalar_type()));
+      const bool is_same = i > 0 && states_[0].size(2) == features;
+      states_.push_back(is_same ? states_[0]
+                                : new_zeros(input, {layers_ * directions_, batch, features}, input.scalar_type()));
     }
   }
 };
 
-// How a device runs all layers of a stack that has nothing better than to run each by itself. The input of all but the
-// first, and backward d_output, are those that the one before has made.
-
-template <LayerResults (*kLayer)(LayerArguments&)>
-std::vector<LayerResults> one_by_one(std::vector<LayerArguments>& layers) {
-  std::vector<LayerResults> results;
-  for (LayerArguments& a : layers) {
-    if (!results.empty()) a.input = results.back().output;
-    results.push_back(kLayer(a));
-  }
-  return results;
-}
-
-// The results of the last layer.
-template <InferenceResults (*kInference)(LayerArguments&)>
-InferenceResults one_by_one_inference(std::vector<LayerArguments>& layers) {
-  InferenceResults r;
-  for (LayerArguments& a : layers) {
-    if (&a != &layers.front()) a.input = std::move(r.output);
-    r = kInference(a);
-  }
-  return r;
-}
-
-// The uppermost layer first. Gradients of inputs are left of the last one alone.
-template <LayerGradients (*kBackward)(BackwardArguments&)>
-std::vector<LayerGradients> one_by_one_backward(std::vector<BackwardArguments>& layers) {
-  std::vector<LayerGradients> gradients;
-  for (BackwardArguments& b : layers) {
-    if (!gradients.empty()) b.d_output = std::move(gradients.back().input);
-    gradients.push_back(kBackward(b));
-  }
-  return gradients;
-}
-
-inline std::vector<LayerArguments> layers_of(const Stack& stack, const Tensor& input) {
+inline std::vector<LayerArguments> layers_of(Stack& stack, const Tensor& input) {
   std::vector<LayerArguments> layers;
+  layers.reserve(static_cast<size_t>(stack.layers()));
   for (int64_t l = 0; l < stack.layers(); ++l) layers.push_back(stack.layer(l));
   layers.front().input = input;
   return layers;
@@ -141,25 +95,23 @@ inline std::vector<LayerArguments> layers_of(const Stack& stack, const Tensor& i
 
 template <int kCell, std::vector<LayerResults> (*kLayers)(std::vector<LayerArguments>&)>
 StackResults run_stack(StackArguments& given) {
-  const Stack stack(given, kCells[kCell].sizes);
+  Stack stack(given, kCells[kCell].sizes);
   std::vector<LayerArguments> layers = layers_of(stack, given.input);
   std::vector<LayerResults> all = kLayers(layers);
-  StackResults r{all.back().output, stack.layers() == 1 ? std::move(all.back().last) : stack.last, {}};
-  for (LayerResults& one : all) {
-    r.kept.push_back(std::move(one.saved));
-    r.kept.push_back(std::move(one.carried));
-  }
+  StackTensors& shared = stack.shared;
+  StackResults r{std::move(all.back().output), std::move(shared.last), {}};
+  r.kept.reserve(all.size() + 1);
+  r.kept.push_back(std::move(shared.saved));
+  r.kept.push_back(std::move(shared.carried));
   for (size_t l = 0; l + 1 < all.size(); ++l) r.kept.push_back(std::move(all[l].output));
   return r;
 }
 
 template <int kCell, InferenceResults (*kLayers)(std::vector<LayerArguments>&)>
 InferenceResults run_stack_inference(StackArguments& given) {
-  const Stack stack(given, kCells[kCell].sizes);
+  Stack stack(given, kCells[kCell].sizes);
   std::vector<LayerArguments> layers = layers_of(stack, given.input);
-  InferenceResults r = kLayers(layers);
-  if (stack.layers() > 1) r.last = stack.last;
-  return r;
+  return kLayers(layers);
 }
 
 template <class Weights>
@@ -176,36 +128,33 @@ InferenceResults run_stack_prepared(PreparedStackArguments& given) {
   const size_t each = L < 1 ? 0 : given.weights.size() / static_cast<size_t>(L);
   STD_TORCH_CHECK(each > 0 && each * static_cast<size_t>(L) == given.weights.size(), "fusedlstm: expected weights for ",
                   L, " layers, got ", given.weights.size());
-  for (const Tensor& state : given.states)
+  for (Tensor& state : given.states) {
     STD_TORCH_CHECK(state.dim() == 3 && state.size(0) % L == 0, "fusedlstm: expected states of ", L,
                     " layers, got size ", sizes_of(state));
-  InferenceResults r{given.input, {}};
+    state = unit_stride(state);
+  }
+  StackTensors shared;
+  shared.layers = L;
+  InferenceResults r{std::move(given.input), {}};
   for (int64_t l = 0; l < L; ++l) {
     PreparedArguments<Weights> a;
-    a.input = r.output;
-    for (const Tensor& state : given.states) a.initial.push_back(of_layer(state, l, L));
+    a.input = std::move(r.output);
+    a.initial = given.states;
+    a.stack = &shared;
+    a.place = l;
     const size_t first = each * static_cast<size_t>(l);
     a.weights = weights_between<Weights>(given.weights, first, first + each);
-    for (const Tensor& states : r.last) a.last.push_back(of_layer(states, l, L));
-    InferenceResults one = kLayer(a);
-    r.output = std::move(one.output);
-    if (L == 1) r.last = std::move(one.last);
-    if (l > 0 || L == 1) continue;
-    for (const Tensor& state : one.last) {  // which tells the sizes of all
-      r.last.push_back(new_tensor(state, {L * state.size(0), state.size(1), state.size(2)}, state.scalar_type()));
-      Tensor place = of_layer(r.last.back(), 0, L);
-      torch::stable::copy_(place, state);
-    }
+    r = kLayer(a);
   }
   return r;
 }
 
 template <int kCell, std::vector<LayerGradients> (*kLayers)(std::vector<BackwardArguments>&)>
 StackGradients run_stack_backward(StackBackwardArguments& given) {
-  const Stack stack(given.stack, kCells[kCell].sizes);
+  Stack stack(given.stack, kCells[kCell].sizes);
   const int64_t L = stack.layers();
   const size_t states = given.stack.states.size(), weights = given.stack.weights.size();
-  STD_TORCH_CHECK(given.kept.size() == static_cast<size_t>(3 * L - 1), "fusedlstm: expected ", 3 * L - 1,
+  STD_TORCH_CHECK(given.kept.size() == static_cast<size_t>(L + 1), "fusedlstm: expected ", L + 1,
                   " tensors that a stack kept, got ", given.kept.size());
   STD_TORCH_CHECK(given.needs.size() == 1 + states + weights, "fusedlstm: expected ", 1 + states + weights,
                   " needs, got ", given.needs.size());
@@ -219,12 +168,8 @@ StackGradients run_stack_backward(StackBackwardArguments& given) {
   const bool any_state = any(1, 1 + states);
 
   const Tensor& input = given.stack.input;
-  StackGradients r;
-  r.all.assign(1 + states + weights, new_tensor(input, {0}, input.scalar_type()));
-  for (size_t i = 0; i < states && any_state && L > 1; ++i) {
-    const Tensor& state = given.stack.states[i];
-    r.all[1 + i] = new_tensor(input, {state.size(0), state.size(1), state.size(2)}, input.scalar_type());
-  }
+  for (OptionalTensor& d : given.d_last)
+    if (d) d = unit_stride(*d);
 
   // A kind's gradients are asked for where one of its directions' is.
   const auto each_weight = [&](int64_t l, auto visit) {
@@ -233,17 +178,17 @@ StackGradients run_stack_backward(StackBackwardArguments& given) {
       for (const int kind : stack.kinds()) visit(kind, d, place++);
   };
   std::vector<BackwardArguments> layers;  // the uppermost first
-  bool is_below = true;                   // whether something below needs the gradient of the input
+  layers.reserve(static_cast<size_t>(L));
+  bool is_below = true;  // whether something below needs the gradient of the input
   for (int64_t l = L; l-- > 0 && is_below;) {
     BackwardArguments& b = layers.emplace_back();
     if (l == L - 1) b.d_output = std::move(given.d_output);
-    for (const OptionalTensor& d : given.d_last)
-      b.d_last.push_back(d ? OptionalTensor(stack.of_layer(*d, l)) : std::nullopt);
+    b.d_last = given.d_last;
     b.layer = stack.layer(l);
-    b.layer.input = l > 0 ? given.kept[static_cast<size_t>(2 * L + l - 1)] : input;
-    b.output = l < L - 1 ? given.kept[static_cast<size_t>(2 * L + l)] : given.output;
-    b.saved = given.kept[static_cast<size_t>(2 * l)];
-    b.carried = given.kept[static_cast<size_t>(2 * l + 1)];
+    b.layer.input = l > 0 ? given.kept[static_cast<size_t>(2 + l - 1)] : input;
+    b.output = l < L - 1 ? given.kept[static_cast<size_t>(2 + l)] : given.output;
+    b.saved = given.kept[0];
+    b.carried = given.kept[1];
     is_below = any_state || needs(0) || any(1 + states, weight(l));
     b.needs.assign(kNeeds, false);
     b.needs[kInput] = l > 0 ? is_below : needs(0);
@@ -253,18 +198,13 @@ StackGradients run_stack_backward(StackBackwardArguments& given) {
     });
   }
   std::vector<LayerGradients> all = kLayers(layers);
+  StackGradients r;
+  r.all.assign(1 + states + weights, new_tensor(input, {0}, input.scalar_type()));
+  for (size_t i = 0; i < states && any_state; ++i) r.all[1 + i] = std::move(stack.shared.d_initial[i]);
   for (size_t run = 0; run < all.size(); ++run) {
     LayerGradients& g = all[run];
     const int64_t l = L - 1 - static_cast<int64_t>(run);
     if (l == 0) r.all[0] = g.input;
-    for (size_t i = 0; i < states && any_state; ++i) {
-      if (L == 1) {
-        r.all[1 + i] = g.initial[i];
-        continue;
-      }
-      Tensor place = stack.of_layer(r.all[1 + i], l);
-      torch::stable::copy_(place, g.initial[i]);
-    }
     Tensors* const found[] = {nullptr, nullptr, &g.weight_ih, &g.weight_hh, &g.bias_ih, &g.bias_hh, &g.weight_hr};
     each_weight(l, [&](int kind, size_t d, size_t place) { r.all[place] = std::move((*found[kind])[d]); });
   }

@@ -43,8 +43,14 @@ struct LayerInputs {
     return list.empty() ? nullptr : part(list[index], member);
   }
 
+  // The same of this layer in a tensor of all layers of its stack.
+  void* own_part(const Tensor& x, int64_t member) const {
+    auto* data = static_cast<char*>(part(x, member));
+    return data && t.place > 0 ? data + t.first_row() * x.stride(t.lead) * x.element_size() : data;
+  }
+
   State state(const Tensor& s, int64_t member) const {
-    return {part(s, member), s.stride(t.lead), s.stride(t.lead + 1)};
+    return {own_part(s, member), s.stride(t.lead), s.stride(t.lead + 1)};
   }
   State state(const OptionalTensor& s, int64_t member) const { return s ? state(*s, member) : State{}; }
 
@@ -89,7 +95,7 @@ LayerInputs inputs_of(LayerArguments& arguments) {
 // Where a member's results go, which inference and training have.
 inline void set_results(ForwardArgs& a, const LayerInputs& in, const LayerResults& r, int64_t member) {
   a.output = in.part(r.output, member);
-  for (size_t i = 0; i < r.last.size(); ++i) a.last[i] = in.part(r.last[i], member);
+  for (size_t i = 0; i < r.last.size(); ++i) a.last[i] = in.own_part(r.last[i], member);
 }
 
 // A layer that is to run forward; must outlive the run.
@@ -105,8 +111,8 @@ struct ForwardCall {
     ForwardArgs a = in.arguments<ForwardArgs>(member);
     a.frozen = frozen;
     set_results(a, in, results, member);
-    a.saved = is_training_ ? in.part(results.saved, member) : nullptr;
-    a.carried = is_training_ ? in.part(results.carried, member) : nullptr;
+    a.saved = is_training_ ? in.own_part(results.saved, member) : nullptr;
+    a.carried = is_training_ ? in.own_part(results.carried, member) : nullptr;
     return a;
   }
 
@@ -137,12 +143,12 @@ class BackwardCall {
     if (incoming_.d_output) a.d_output = in.rows_of(*incoming_.d_output, m);
     for (size_t i = 0; i < t.initial.size(); ++i) {
       a.d_last[i] = in.state(incoming_.d_last[i], m);
-      a.d_initial[i] = in.part(g.initial[i], m);
+      a.d_initial[i] = in.own_part(g.initial[i], m);
       a.d_reset_state[i] = in.part(g.reset_state, i, m);
     }
     a.output = in.part(incoming_.output, m);
-    a.saved = in.part(incoming_.saved, m);
-    a.carried = in.part(incoming_.carried, m);
+    a.saved = in.own_part(incoming_.saved, m);
+    a.carried = in.own_part(incoming_.carried, m);
     a.d_carried = incoming_.d_carried ? in.part(*incoming_.d_carried, m) : nullptr;
     a.d_input = in.part(g.input, m);
     for (size_t d = 0; d < size_t(t.directions); ++d) {

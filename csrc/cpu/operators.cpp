@@ -32,7 +32,8 @@ LayerArguments without_weights(Arguments& given) {
   layer.lengths = std::move(given.lengths);
   layer.reset = std::move(given.reset);
   layer.reset_state = std::move(given.reset_state);
-  layer.last = std::move(given.last);
+  layer.stack = given.stack;
+  layer.place = given.place;
   return layer;
 }
 

@@ -22,6 +22,24 @@ Dtype acc_dtype(const CheckedLayer& t) {
   return dtype_of(t.acc_dtype());
 }
 
+// This layer's part of a tensor of all layers of its stack; what has no elements since nobody needs it as it is.
+View own_view(const CheckedLayer& t, const Tensor& tensor, Dtype dtype) {
+  View view = view_of(tensor, dtype);
+  if (t.layers() == 1 || view.dimensions < 3) return view;
+  view.sizes[0] = t.directions;
+  if (view.data)
+    view.data =
+        static_cast<char*>(view.data) + t.first_row() * view.strides[0] * static_cast<int64_t>(element_bytes(dtype));
+  return view;
+}
+View own_view(const CheckedLayer& t, const OptionalTensor& tensor, Dtype dtype) {
+  return tensor ? own_view(t, *tensor, dtype) : View();
+}
+template <class SomeTensors>
+void own_views(const CheckedLayer& t, const SomeTensors& tensors, Dtype dtype, View* views) {
+  for (const auto& tensor : tensors) *views++ = own_view(t, tensor, dtype);
+}
+
 Layer layer_of(const NamedCell& cell, const CheckedLayer& t) {
   Layer layer{};
   layer.cell = cell;
@@ -38,7 +56,7 @@ Layer layer_of(const NamedCell& cell, const CheckedLayer& t) {
   layer.directions = t.directions;
   layer.batch_sizes = t.batch_sizes ? t.batch_sizes->const_data_ptr<int64_t>() : nullptr;
   layer.input = view_of(t.input, layer.dtype);
-  view_each(t.initial, layer.dtype, layer.initial);
+  own_views(t, t.initial, layer.dtype, layer.initial);
   view_each(t.weight_ih, layer.dtype, layer.weight_ih);
   view_each(t.weight_hh, layer.dtype, layer.weight_hh);
   view_each(t.bias_ih, layer.dtype, layer.bias_ih);
@@ -68,9 +86,9 @@ struct ForwardCall {
   ForwardCall(const NamedCell& cell, LayerArguments& arguments, bool is_training)
       : t(checked(cell, arguments)), r(new_results(t, is_training, t.lengths.has_value())), layer(layer_of(cell, t)) {
     results.output = view_of(r.output, layer.dtype);
-    view_each(r.last, layer.dtype, results.last);
-    results.saved = view_of(r.saved, layer.dtype);
-    results.carried = view_of(r.carried, acc_dtype(t));
+    own_views(t, r.last, layer.dtype, results.last);
+    results.saved = own_view(t, r.saved, layer.dtype);
+    results.carried = own_view(t, r.carried, acc_dtype(t));
   }
 };
 
@@ -90,7 +108,7 @@ struct BackwardCall {
     for (OptionalTensor& d : in.d_last)
       if (d) d = dense_after(t.lead, *d);
     grads.input = view_of(g.input, layer.dtype);
-    view_each(g.initial, layer.dtype, grads.initial);
+    own_views(t, g.initial, layer.dtype, grads.initial);
     view_each(g.weight_ih, layer.dtype, grads.weight_ih);
     view_each(g.weight_hh, layer.dtype, grads.weight_hh);
     view_each(g.bias_ih, layer.dtype, grads.bias_ih);
@@ -98,10 +116,10 @@ struct BackwardCall {
     view_each(g.weight_hr, layer.dtype, grads.weight_hr);
     view_each(g.reset_state, layer.dtype, grads.reset_state);
     incoming.output = view_of(in.output, layer.dtype);
-    incoming.saved = view_of(in.saved, layer.dtype);
-    incoming.carried = view_of(in.carried, acc_dtype(t));
+    incoming.saved = own_view(t, in.saved, layer.dtype);
+    incoming.carried = own_view(t, in.carried, acc_dtype(t));
     incoming.d_output = view_of(in.d_output, layer.dtype);
-    view_each(in.d_last, layer.dtype, incoming.d_last);
+    own_views(t, in.d_last, layer.dtype, incoming.d_last);
     incoming.d_carried = view_of(in.d_carried, acc_dtype(t));
   }
 };
