@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch.nn import Parameter
 
 from fusedlstm import _transforms, reference
 from fusedlstm._arguments import (
@@ -183,6 +184,8 @@ def asked_of(ctx, tensors) -> list[bool]:
     """Of the last arguments of an autograd function, tensors or None, those whose gradients this pass asks for.
 
     Without a look at the pass, torch.autograd.grad for the input alone would compute the gradients of all weights.
+    Where it returns that of a parameter, the parameters after it are taken to be asked for too, as nearly always they
+    are: to be told of each would take longer than to compute it.
     """
     asked = list(ctx.needs_input_grad[-len(tensors) :])
     if torch.compiler.is_compiling() or _transforms.are_active():
@@ -191,7 +194,16 @@ def asked_of(ctx, tensors) -> list[bool]:
     if len(nodes) < len(tensors):
         nodes = iter(nodes)
         nodes = [(None, 0) if tensor is None else next(nodes) for tensor in tensors]
-    return [ask and will_run(node) for ask, (node, _) in zip(asked, nodes)]
+    returns_parameters = False
+    for place, (node, _) in enumerate(nodes):
+        if not asked[place] or (returns_parameters and type(tensors[place]) is Parameter):
+            continue
+        will = will_run(node)
+        if will is None:
+            returns_parameters = returns_parameters or type(tensors[place]) is Parameter
+        else:
+            asked[place] = will
+    return asked
 
 
 def any_of(needs) -> bool:

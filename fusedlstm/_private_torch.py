@@ -52,16 +52,18 @@ def plain_apply(function: type[torch.autograd.Function]):
     return super(torch.autograd.Function, function).apply
 
 
-def will_run(node) -> bool:
-    """Whether the backward pass that is under way comes to this node of the graph: inside of a backward only.
+def will_run(node) -> bool | None:
+    """Whether the backward pass that is under way comes to this node of the graph: inside of a backward only. None of
+    leaves whose gradient torch.autograd.grad returns, of which PyTorch says so by an exception: it takes as long as a
+    small layer.
 
     Nothing public tells: needs_input_grad of autograd functions says what the forward pass was given, also where
     torch.autograd.grad or backward(inputs=...) asks for less.
     """
     try:
         return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # said of leaves whose gradient torch.autograd.grad returns
-        return True
+    except RuntimeError:
+        return None
 
 
 def constant_for_dynamo(function):

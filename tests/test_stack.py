@@ -8,7 +8,7 @@ from family import LSTM, every, tensors_of
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
-from fusedlstm import FusedLSTM, _run, freeze, quantize
+from fusedlstm import FusedLSTM, _autograd, _run, freeze, quantize
 from fusedlstm.ops import OPERATORS
 
 OPTIONS = {
@@ -257,3 +257,34 @@ def test_malformed_backward_calls():
         backward(output, [None, None], x, [], weights, None, 1, 1, False, output, kept[:1], [True] * 3)
     with pytest.raises(RuntimeError, match="expected 3 needs, got 2"):
         backward(output, [None, None], x, [], weights, None, 1, 1, False, output, kept, [True] * 2)
+
+
+def test_what_a_pass_asks_for():
+    """Gradients that torch.autograd.grad returns, of leaves, are asked for without an exception for each parameter."""
+    module, x = FusedLSTM(4, 6, 3), torch.randn(5, 3, 4, requires_grad=True)
+    weights, needs, told = [*module.parameters()], [], []
+
+    def told_of(node):
+        told.append(will_run(node))
+        return told[-1]
+
+    operators, will_run = OPERATORS["lstm"], _autograd.will_run
+    spy = operators._replace(stack_backward=lambda *a: needs.append(a[-1]) or operators.stack_backward(*a))
+    with mock.patch.dict(OPERATORS, lstm=spy), mock.patch.object(_autograd, "will_run", told_of):
+        for asked in ([x], weights, [x, *weights], weights[4:]):
+            torch.autograd.grad(module(x)[0].sum(), asked)
+        module(x)[0].sum().backward(inputs=[weights[1]])
+    of_input, of_others = [True] + [False] * 12, [False] + [True] * 12
+    assert needs[:3] == [of_input, of_others, [True] * 13]
+    assert needs[3] == [False] * 5 + [True] * 8
+    assert needs[4] == [place == 2 for place in range(13)]
+    assert told.count(None) == 5, "expected one exception for the input, and one for all parameters"
+
+
+def test_prepared_layers_of_other_sizes():
+    """Layers share tensors for their states, so that one of another size would write beyond its part."""
+    of = OPERATORS["lstm"]
+    wider = of.freeze([torch.randn(32, 6)], [torch.randn(32, 8)], [], [], [])
+    frozen = [of.freeze(W[:1], W[1:], [], [], []), wider]
+    with pytest.raises(RuntimeError, match=r"the states of every layer of size \[2, 3, 8\], got \[2, 3, 6\]"):
+        of.stack_frozen(X, [], frozen, 2)
