@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fusedlstm
 
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 CASES = {  # of FusedLSTM's options, sizes T and B
     "two layers": ({"num_layers": 2}, 65, 1),
     "more layers than threads": ({"num_layers": 5}, 33, 3),
@@ -57,7 +58,7 @@ def _states(module, B, dtype):
     return tuple(states) if module.mode == "LSTM" else states[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("member", "name"),
     [(m, name) for m in EVERY for name, (options, _, _) in CASES.items() if m is LSTM or "proj_size" not in options],
@@ -76,10 +77,22 @@ def test_are_those_of_one_thread(member, name, dtype, cpu_threads):
             assert torch.equal(actual, wanted)
 
 
+LENGTHS = {  # of the sequences of a packed batch
+    "some": [90, 41, 41, 2],
+    "one goes on alone": [97, *[3] * 39],
+    "a chunk of few": [64, 3, 3, 2, 2, 2, 1],
+    "one row beyond a block of 256": [100, 100, 99],
+    "one": [150],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @every
-def test_packed_sequences(member, cpu_threads):
-    module = member.layer(6, 19, num_layers=3)
-    x, hx = pack_sequence([torch.randn(length, 6) for length in (90, 41, 41, 2)]), _states(module, 4, torch.float32)
+def test_packed_sequences(member, lengths, dtype, cpu_threads):
+    module = member.layer(6, 19, num_layers=3, dtype=dtype)
+    x = pack_sequence([torch.randn(length, 6, dtype=dtype) for length in lengths])
+    hx = _states(module, len(lengths), dtype)
     cpu_threads(1, "")
     expected = _results(module, x, hx)
     cpu_threads(3, "abreast")

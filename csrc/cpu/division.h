@@ -70,6 +70,18 @@ constexpr int64_t rows_of_group(const Plan& plan, const Shape& shape) {
   return (shape.batch + groups - 1) / groups;
 }
 
+// Rows of the time steps that are taken at once, at least, for full tiles.
+inline constexpr int64_t kChunkRows = 48;
+
+// Time steps of so many rows each that a layer takes at once which reads what another one makes beside it: by as many
+// as it is behind it is late to the end. Even parts of them have 4 or more, if not all, and so 4 rows, fewer of which
+// are summed in other ways (tile.h, bfloat16_tiles.h): parts do not decide the last bit.
+constexpr int64_t awaited_steps(int64_t steps, int64_t rows) {
+  constexpr int64_t kParts = 16, kLeast = 8;
+  const int64_t full = rows > 0 ? (kChunkRows + rows - 1) / rows : 1, least = full > kLeast ? full : kLeast;
+  return steps / kParts > least ? steps / kParts : least;
+}
+
 // Runs body(direction, items) for a range of items, of which each direction has `n`.
 template <class Body>
 void for_each_direction(Range range, int64_t n, Body body) {

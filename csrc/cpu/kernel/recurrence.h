@@ -12,9 +12,7 @@
 namespace fusedlstm::cpu {
 
 inline constexpr int64_t kChunkBytes = 256 << 10;  // of pre-activations: a quarter of a usual L2 cache
-inline constexpr int64_t kChunkRows = 48;          // at least, for full tiles
 inline constexpr int64_t kMaxChunkSteps = 256;
-inline constexpr int64_t kAwaitedChunks = 16;  // of a layer that waits for the one before it, if they have such rows
 
 // What is multiplied, and how, is Self's, which has these members:
 //
@@ -38,7 +36,8 @@ class Recurrence {
   const Plan& plan;
   const RowIndex index;
   const int64_t blocks, project_panels;  // in each direction
-  const int64_t chunk, chunk_rows;       // steps and rows of a chunk of pre-activations
+  const int64_t chunks;                  // that the time steps are divided into, as even as can be
+  const int64_t chunk, chunk_rows;       // steps and rows of a chunk of pre-activations, at most
   States<K, Cell, Panel> states;
   acc* pre;  // of this share: [blocks of the range][chunk rows][sums]
 
@@ -51,7 +50,8 @@ class Recurrence {
         index(args.shape, args.rows),
         blocks(blocks),
         project_panels(project_panels),
-        chunk(chunk_steps()),
+        chunks(count_chunks()),
+        chunk((shape.steps + chunks - 1) / chunks),
         chunk_rows(chunk * rows_of_group(plan, shape)),
         states(args, cell, index, units, h_width) {}
 
@@ -83,25 +83,24 @@ class Recurrence {
   int64_t blocks_per_share() const {
     return plan.split == Split::kRows ? blocks : (shape.directions * blocks + plan.threads - 1) / plan.threads;
   }
-  int64_t chunk_steps() const {
+  // Of about the same size: each reads all of W_ih, also a last one of few rows.
+  int64_t count_chunks() const {
     const int64_t rows = shape.batch > 0 ? rows_of_group(plan, shape) : 1;
     const int64_t bytes = rows * blocks_per_share() * Panel::kWidth * int64_t(sizeof(acc));
     const int64_t steps = shape.steps > 0 ? shape.steps : 1;
     int64_t n = kChunkBytes / (bytes > 0 ? bytes : 1);
-    // A layer that waits for another one's first chunk is late by as much to the end.
-    if (a.awaited && n > steps / kAwaitedChunks) n = steps / kAwaitedChunks;
     if (n * rows < kChunkRows) n = (kChunkRows + rows - 1) / rows;
     n = n < 1 ? 1 : n < kMaxChunkSteps ? n : kMaxChunkSteps;
-    // Chunks of about the same size: each reads all of W_ih, also a last one of few rows.
-    const int64_t chunks = (steps + n - 1) / n;
-    return (steps + chunks - 1) / chunks;
+    const int64_t awaited = awaited_steps(steps, rows);
+    if (a.awaited && awaited < n) n = awaited;
+    return (steps + n - 1) / n;
   }
 
   void steps(const Task& task) {
     const Range rows = task.rows;
     int64_t first_row[2][kMaxChunkSteps + 1];
-    for (int64_t s0 = 0; s0 < shape.steps; s0 += chunk) {
-      const int64_t s1 = s0 + chunk < shape.steps ? s0 + chunk : shape.steps;
+    for (int64_t i = 0; i < chunks; ++i) {
+      const auto [s0, s1] = part(shape.steps, i, chunks);
       if (a.awaited) a.awaited->wait_for(s1);
       Range range{0, 0};  // of blocks whose pre-activations of the chunk are there
       for (int64_t s = s0; s < s1; ++s) {
