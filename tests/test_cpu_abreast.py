@@ -1,6 +1,8 @@
 """Layers of a stack beside each other on the CPU: the same bits as one after the other, however threads come and go."""
 
+import copy
 import itertools
+import json
 import subprocess
 import sys
 import threading
@@ -8,10 +10,14 @@ import threading
 import pytest
 import torch
 from family import EVERY, LSTM, every, tensors_of
+from quantized_layers import weights_of
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fusedlstm
+from fusedlstm import freeze, quantize
 
+ISAS = json.loads(torch.ops.fusedlstm._cpu_info())["available"]
+PREPARE = freeze, quantize
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 CASES = {  # of FusedLSTM's options, sizes T and B
     "two layers": ({"num_layers": 2}, 65, 1),
@@ -30,24 +36,27 @@ def cpu_threads(forced):
     """Sets the number of threads, and the plan by name."""
     threads = torch.get_num_threads()
 
-    def set_both(count, plan):
+    def set_both(count, plan, isa=""):
         torch.set_num_threads(count)
-        forced("", plan)
+        forced(isa, plan)
 
     yield set_both
     torch.set_num_threads(threads)
 
 
+def _called(module, x, hx):
+    output, last = module(x, hx)
+    return [output.data if isinstance(output, PackedSequence) else output, *tensors_of(last)]
+
+
+@torch.no_grad()
+def _inferred(module, x, hx):
+    return _called(module, x, hx)
+
+
 def _results(module, x, hx):
     """Of inference, of training, and all gradients."""
-
-    def call():
-        output, last = module(x, hx)
-        return [output.data if isinstance(output, PackedSequence) else output, *tensors_of(last)]
-
-    with torch.no_grad():
-        inferred = call()
-    trained = call()
+    inferred, trained = _inferred(module, x, hx), _called(module, x, hx)
     loss = sum((one.double() * torch.linspace(-1, 1, one.numel()).view(one.shape)).sum() for one in trained)
     return [*inferred, *trained, *torch.autograd.grad(loss, [*tensors_of(hx), *module.parameters()])]
 
@@ -58,12 +67,19 @@ def _states(module, B, dtype):
     return tuple(states) if module.mode == "LSTM" else states[0]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
+def _name(value):
+    return getattr(value, "__name__", str(value))
+
+
+cases = pytest.mark.parametrize(
     ("member", "name"),
     [(m, name) for m in EVERY for name, (options, _, _) in CASES.items() if m is LSTM or "proj_size" not in options],
     ids=str,
 )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@cases
 def test_are_those_of_one_thread(member, name, dtype, cpu_threads):
     options, T, B = CASES[name]
     torch.manual_seed(1)
@@ -77,11 +93,44 @@ def test_are_those_of_one_thread(member, name, dtype, cpu_threads):
             assert torch.equal(actual, wanted)
 
 
+@pytest.mark.parametrize(
+    ("prepare", "dtype"), [*((freeze, dtype) for dtype in DTYPES), (quantize, torch.float32)], ids=_name
+)
+@cases
+def test_prepared_weights(member, name, prepare, dtype, cpu_threads):
+    """With states, and without."""
+    options, T, B = CASES[name]
+    module = prepare(member.layer(6, 19, **options, dtype=dtype).eval())
+    x, hx = torch.randn(T, B, 6, dtype=dtype), _states(module, B, dtype)
+    cpu_threads(1, "")
+    expected = [_inferred(module, x, states) for states in (hx, None)]
+    for threads in (2, 3):
+        cpu_threads(threads, "abreast")
+        for states, wanted in zip((hx, None), expected):
+            assert all(map(torch.equal, _inferred(module, x, states), wanted))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("member", [LSTM, EVERY[1]], ids=str)
+def test_every_instruction_set(member, isa, cpu_threads):
+    for dtype in (torch.float32, torch.bfloat16):
+        module = member.layer(6, 19, num_layers=3, dtype=dtype)
+        x, hx = torch.randn(130, 1, 6, dtype=dtype), _states(module, 1, dtype)
+        cpu_threads(1, "", isa)
+        prepared = [prepare(copy.deepcopy(module).eval()) for prepare in PREPARE[: 1 + (dtype == torch.float32)]]
+
+        def results():
+            return [*_results(module, x, hx), *[y for p in prepared for y in _inferred(p, x, hx)]]  # noqa: B023
+
+        expected = results()
+        cpu_threads(3, "abreast", isa)
+        assert all(map(torch.equal, results(), expected))
+
+
 LENGTHS = {  # of the sequences of a packed batch
     "some": [90, 41, 41, 2],
     "one goes on alone": [97, *[3] * 39],
     "a chunk of few": [64, 3, 3, 2, 2, 2, 1],
-    "one row beyond a block of 256": [100, 100, 99],
     "one": [150],
 }
 
@@ -99,14 +148,58 @@ def test_packed_sequences(member, lengths, dtype, cpu_threads):
     assert all(map(torch.equal, _results(module, x, hx), expected))
 
 
+def _weights_of(kind, layer, **options):
+    """A layer's, as its operator takes them."""
+    if kind == "quantized":
+        return weights_of(quantize(layer.eval(), **options))[0]
+    return [torch.ops.fusedlstm.lstm_freeze(*[[weight] for weight in layer.parameters()], [])]
+
+
+@pytest.mark.parametrize("kind", ["frozen", "quantized"])
+def test_layers_that_other_kernels_run(kind, forced, cpu_threads):
+    """Weights of reduced range with some of full range, frozen ones with those of another instruction set."""
+    x, ways = torch.randn(40, 1, 19), []
+    for is_first in (True, False):
+        forced(ISAS[0] if is_first else "", "")
+        options = {"reduce_range": is_first} if kind == "quantized" else {}
+        ways.append(_weights_of(kind, fusedlstm.FusedLSTM(19, 19), **options))
+    forced("", "")
+    layer, stack = (getattr(torch.ops.fusedlstm, f"lstm_{of}_{kind}") for of in ("layer", "stack"))
+    for both in (ways, ways[::-1]):
+        cpu_threads(1, "")
+        expected, last_of_each = x, []
+        for own in both:
+            weights = own if kind == "quantized" else own[0]
+            expected, last = layer(expected, [], weights, None, None, None, [])
+            last_of_each.append(last)
+        cpu_threads(2, "abreast")
+        output, last = stack(x, [], [*both[0], *both[1]], 2)
+        assert torch.equal(output, expected)
+        assert all(map(torch.equal, last, map(torch.cat, zip(*last_of_each))))
+
+
+@pytest.mark.parametrize("kind", ["frozen", "quantized"])
+def test_prepared_layers_of_other_sizes(kind):
+    """What is written into the states of all layers stays inside of them."""
+    layers = [fusedlstm.FusedLSTM(*sizes) for sizes in ((5, 7), (7, 70))]
+    weights = [weight for layer in layers for weight in _weights_of(kind, layer)]
+    message = r"expected the states of every layer of size \[1, 3, 70\], got \[1, 3, 7\]"
+    with pytest.raises(RuntimeError, match=message):
+        getattr(torch.ops.fusedlstm, f"lstm_stack_{kind}")(torch.randn(4, 3, 5), [], weights, 2)
+
+
 def test_by_themselves(cpu_threads):
     """Where rows are few two threads choose to run layers abreast: no name of a plan is given."""
     module, x = fusedlstm.FusedLSTM(64, 128, 2), torch.randn(200, 1, 64)
-    hx = _states(module, 1, torch.float32)
+    hx, prepared = _states(module, 1, torch.float32), [prepare(copy.deepcopy(module).eval()) for prepare in PREPARE]
+
+    def results():
+        return [*_results(module, x, hx), *[y for own in prepared for y in _inferred(own, x, hx)]]
+
     cpu_threads(1, "")
-    expected = _results(module, x, hx)
+    expected = results()
     cpu_threads(2, "")
-    assert all(map(torch.equal, _results(module, x, hx), expected))
+    assert all(map(torch.equal, results(), expected))
 
 
 def test_calls_of_other_threads(cpu_threads):
@@ -128,16 +221,21 @@ def test_calls_of_other_threads(cpu_threads):
 def test_more_threads_than_cpus():
     """A thread that waits leaves its CPU to the one that it waits for."""
     code = """
-import os, torch, fusedlstm
+import copy, os, torch, fusedlstm
 os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
 module, x = fusedlstm.FusedLSTM(8, 24, 4), torch.randn(300, 1, 8)
-expected = [module(x)[0].detach() for torch_threads in (1,) if not torch.set_num_threads(1)][0]
+prepared = [fusedlstm.freeze(copy.deepcopy(module).eval()), fusedlstm.quantize(copy.deepcopy(module).eval())]
+def results():
+    output = module(x)[0]
+    gradients = torch.autograd.grad(output.sum(), list(module.parameters()))
+    with torch.no_grad():
+        return [output.detach(), *gradients, *[own(x)[0] for own in prepared]]
+torch.set_num_threads(1)
+expected = results()
 torch.set_num_threads(4)
 torch.ops.fusedlstm._cpu_force("", "abreast")
 for _ in range(10):
-    output = module(x)[0]
-    assert torch.equal(output, expected)
-    output.sum().backward()
+    assert all(map(torch.equal, results(), expected))
 print("right")
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -122,7 +122,8 @@ Weights weights_between(const Tensors& all, size_t begin, size_t end) {
     return {all.begin() + static_cast<std::ptrdiff_t>(begin), all.begin() + static_cast<std::ptrdiff_t>(end)};
 }
 
-template <class Weights, InferenceResults (*kLayer)(PreparedArguments<Weights>&)>
+// kLayers: runs the layers, of which the first has its input; gives the last one's output, and all last states.
+template <class Weights, InferenceResults (*kLayers)(std::vector<PreparedArguments<Weights>>&)>
 InferenceResults run_stack_prepared(PreparedStackArguments& given) {
   const int64_t L = given.layers;
   const size_t each = L < 1 ? 0 : given.weights.size() / static_cast<size_t>(L);
@@ -135,18 +136,17 @@ InferenceResults run_stack_prepared(PreparedStackArguments& given) {
   }
   StackTensors shared;
   shared.layers = L;
-  InferenceResults r{std::move(given.input), {}};
+  std::vector<PreparedArguments<Weights>> layers(static_cast<size_t>(L));
+  layers.front().input = std::move(given.input);
   for (int64_t l = 0; l < L; ++l) {
-    PreparedArguments<Weights> a;
-    a.input = std::move(r.output);
+    PreparedArguments<Weights>& a = layers[static_cast<size_t>(l)];
     a.initial = given.states;
     a.stack = &shared;
     a.place = l;
     const size_t first = each * static_cast<size_t>(l);
     a.weights = weights_between<Weights>(given.weights, first, first + each);
-    r = kLayer(a);
   }
-  return r;
+  return kLayers(layers);
 }
 
 template <int kCell, std::vector<LayerGradients> (*kLayers)(std::vector<BackwardArguments>&)>

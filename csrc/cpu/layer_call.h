@@ -34,6 +34,8 @@ struct LayerInputs {
     }
   }
 
+  Shape shape() const { return {t.steps, t.batch, t.features, t.hidden, t.proj, t.directions, cell.sizes.gates}; }
+
   // Where a member's part of a tensor begins; null if the tensor is empty.
   void* part(const Tensor& x, int64_t member) const {
     auto* data = static_cast<char*>(x.data_ptr());
@@ -63,7 +65,7 @@ struct LayerInputs {
   template <class Args>
   Args arguments(int64_t member) const {
     Args a{};
-    a.shape = {t.steps, t.batch, t.features, t.hidden, t.proj, t.directions, cell.sizes.gates};
+    a.shape = shape();
     a.row_count = t.rows;
     a.rows.offsets = t.batch_sizes ? offsets.data() : nullptr;
     a.rows.lengths = t.batch_sizes ? lengths.data()
@@ -98,37 +100,61 @@ inline void set_results(ForwardArgs& a, const LayerInputs& in, const LayerResult
   for (size_t i = 0; i < r.last.size(); ++i) a.last[i] = in.own_part(r.last[i], member);
 }
 
+// What runs a pass of a layer.
+template <class Args>
+struct PassKernel {
+  Pass pass;
+  int64_t (*bytes)(const Args&, const Plan&);
+  void (*run)(const Args&, const Plan&, Share&, char*);
+};
+
 // A layer that is to run forward; must outlive the run.
-struct ForwardCall {
+class ForwardCall {
+ public:
+  using Args = ForwardArgs;
   LayerInputs in;
   LayerResults results;
 
   ForwardCall(LayerInputs inputs, bool is_training)
-      : in(std::move(inputs)), results(new_results(in.t, is_training, false)), is_training_(is_training) {}
+      : in(std::move(inputs)),
+        results(new_results(in.t, is_training, false)),
+        kernels_(in.kernels()),
+        is_training_(is_training) {}
+  // Inference with frozen weights: the panels, and the kernels that they are for.
+  ForwardCall(LayerInputs inputs, const LayerKernels& kernels, const char* panels)
+      : in(std::move(inputs)), results(new_results(in.t, false, false)), kernels_(kernels), frozen_(panels) {}
 
-  // frozen: the panels of the layer's weights, null where it has weights.
-  ForwardArgs args(int64_t member, const char* frozen = nullptr) const {
+  ForwardArgs args(int64_t member) const {
     ForwardArgs a = in.arguments<ForwardArgs>(member);
-    a.frozen = frozen;
+    a.frozen = frozen_;
     set_results(a, in, results, member);
     a.saved = is_training_ ? in.own_part(results.saved, member) : nullptr;
     a.carried = is_training_ ? in.own_part(results.carried, member) : nullptr;
     return a;
   }
+  PassKernel<ForwardArgs> kernel() const {
+    return {frozen_ ? Pass::kFrozen : Pass::kForward, kernels_.forward_bytes, kernels_.forward};
+  }
+  // What the next layer of a stack reads.
+  const Tensor& made() const { return results.output; }
 
  private:
-  bool is_training_;
+  const LayerKernels& kernels_;
+  bool is_training_ = false;
+  const char* frozen_ = nullptr;
 };
 
 // A layer whose gradients are to be computed; must outlive the run, and be finished after it.
 class BackwardCall {
  public:
+  using Args = BackwardArgs;
   LayerInputs in;
   LayerGradients gradients;
 
   BackwardCall(LayerInputs inputs, BackwardArguments& arguments)
       : in(std::move(inputs)),
         gradients(new_gradients(in.t, arguments.needs)),
+        kernels_(in.kernels()),
         incoming_(arguments, in.t),
         has_bias_ih_(arguments.needs[kBiasIh] && !in.t.bias_ih.empty()),
         has_bias_hh_(arguments.needs[kBiasHh] && !in.t.bias_hh.empty()),
@@ -161,6 +187,9 @@ class BackwardCall {
     return a;
   }
 
+  PassKernel<BackwardArgs> kernel() const { return {Pass::kBackward, kernels_.backward_bytes, kernels_.backward}; }
+  const Tensor& made() const { return gradients.input; }
+
   void finish() {
     if (!is_joined_ || !has_bias_ih_ || !has_bias_hh_) return;
     for (size_t d = 0; d < size_t(in.t.directions); ++d) {
@@ -170,6 +199,7 @@ class BackwardCall {
   }
 
  private:
+  const LayerKernels& kernels_;
   CheckedIncoming incoming_;
   bool has_bias_ih_, has_bias_hh_, is_joined_;
 };

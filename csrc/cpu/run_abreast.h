@@ -5,47 +5,51 @@
 
 #include <vector>
 
+#include "layer_call.h"
 #include "progress.h"
-#include "run_members.h"
 #include "spin.h"
+#include "team.h"
 
 namespace fusedlstm::cpu {
 
-// layers: in the order in which each reads what the one before it makes. A single one runs by the team.
-template <class Args>
-void run_abreast(std::vector<Args>& layers, Pass pass, int64_t (*bytes)(const Args&, const Plan&),
-                 void (*run)(const Args&, const Plan&, Share&, char*)) {
-  if (layers.size() == 1) return run_members(layers, pass, bytes, run);
-  struct Call {
-    const std::vector<Args>& layers;
-    decltype(run) kernel;
-    std::vector<Plan> plans;
-    std::vector<int64_t> begins;  // of each layer's workspace, and the end of the last one's
+// calls: of two layers or more, in the order in which each reads what the one before it makes.
+template <class Call>
+void run_abreast(const std::vector<Call>& calls) {
+  struct Layer {
+    typename Call::Args args;
+    PassKernel<typename Call::Args> kernel;
+    Plan plan;
+    int64_t begin;  // of its workspace
+  };
+  struct Run {
+    std::vector<Layer> layers;
     int64_t start;
-  } call{layers, run, {}, {0}, 0};
-  std::vector<Progress> progress(layers.size());
-  for (size_t l = 0; l < layers.size(); ++l) {
-    Args& a = layers[l];
-    a.awaited = l > 0 ? &progress[l - 1] : nullptr;
-    a.reported = l + 1 < layers.size() ? &progress[l] : nullptr;
-    call.plans.push_back(choose_plan(a.shape, a.row_count, pass, 1));
-    call.begins.push_back(call.begins.back() + bytes(a, call.plans.back()));
+  } run{{}, 0};
+  std::vector<Progress> progress(calls.size());
+  int64_t workspace = 0;
+  for (size_t l = 0; l < calls.size(); ++l) {
+    Layer& own = run.layers.emplace_back(Layer{calls[l].args(0), calls[l].kernel(), {}, workspace});
+    own.args.awaited = l > 0 ? &progress[l - 1] : nullptr;
+    own.args.reported = l + 1 < calls.size() ? &progress[l] : nullptr;
+    own.plan = choose_plan(own.args.shape, own.args.row_count, own.kernel.pass, 1);
+    workspace += own.kernel.bytes(own.args, own.plan);
   }
-  call.start = ticks();
+  run.start = ticks();
   run_team(
-      int(layers.size()), 0, call.begins.back(),
-      [](void* context, Share share, char* workspace) {
-        const Call& c = *static_cast<Call*>(context);
-        const int64_t began = ticks() - c.start;
+      int(calls.size()), 0, workspace,
+      [](void* context, Share share, char* memory) {
+        const Run& r = *static_cast<Run*>(context);
+        const int64_t began = ticks() - r.start;
         if (share.first > 0 && began > kPatience) share.lose(began);  // to wake up takes less
         // A thread with several begins with the one that the others wait for.
         for (size_t l = size_t(share.first); l < size_t(share.last); ++l) {
+          const Layer& own = r.layers[l];
           Share alone{0, 1, 1, nullptr};
-          c.kernel(c.layers[l], c.plans[l], alone, workspace + c.begins[l]);
-          if (l > 0) share.lose(c.layers[l].awaited->late());
+          own.kernel.run(own.args, own.plan, alone, memory + own.begin);
+          if (l > 0) share.lose(own.args.awaited->late());
         }
       },
-      &call);
+      &run);
 }
 
 }  // namespace fusedlstm::cpu
