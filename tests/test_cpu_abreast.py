@@ -25,7 +25,10 @@ CASES = {  # of FusedLSTM's options, sizes T and B
     "without bias": ({"num_layers": 3, "bias": False}, 40, 2),
     "a step": ({"num_layers": 2}, 1, 1),
     "two steps": ({"num_layers": 3}, 2, 2),
+    "parts of a chunk backward": ({"num_layers": 2}, 101, 1),
+    "a chunk of one step backward": ({"num_layers": 2}, 257, 1),
     "chunks backward": ({"num_layers": 2}, 700, 1),
+    "blocks in chunks backward": ({"num_layers": 3}, 173, 3),
     "many rows": ({"num_layers": 2}, 20, 40),
     "projection": ({"num_layers": 3, "proj_size": 5}, 50, 2),
 }
@@ -131,6 +134,7 @@ LENGTHS = {  # of the sequences of a packed batch
     "some": [90, 41, 41, 2],
     "one goes on alone": [97, *[3] * 39],
     "a chunk of few": [64, 3, 3, 2, 2, 2, 1],
+    "one row beyond a block of 256": [100, 100, 99],
     "one": [150],
 }
 

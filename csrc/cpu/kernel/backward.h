@@ -81,6 +81,14 @@ class Backward {
     return n < shape.steps ? n : shape.steps;
   }
 
+  // Into how many parts a chunk of so many steps is divided for the layers beside this one. In tile registers it
+  // decides a row's last bit which others lie equally far from it (bfloat16_tiles.h): there a chunk is one part.
+  int64_t parts_of_chunk(int64_t steps) const {
+    if ((!a.awaited && !a.reported) || kHasTiles<typename K::Isa>) return 1;
+    const int64_t n = awaited_steps(shape.steps, shape.batch);
+    return (steps + n - 1) / n;
+  }
+
   // In a single step each weight is met by one product; but groups of rows would each pack it.
   typename Transposed<K>::Reading reading() const {
     return Transposed<K>::reading_of(plan, shape.steps == 1 && row_groups(plan, shape) == 1);
@@ -109,28 +117,29 @@ class Backward {
     gradients.pack(share);
     const Range rows = share.of(shape.directions * shape.batch);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
-      widen_state(carry + i * width, a.d_last[0], i, recurrent, width);
+      widen_state<K>(carry + i * width, a.d_last[0], i / shape.batch, i % shape.batch, recurrent, width);
       if (a.d_reset_state[0]) __builtin_memset(d_reset_h + i * width, 0, size_t(width) * sizeof(acc));
       for (int k = 0; k < kSizes.carried; ++k) {
-        widen_state(d_carried[k] + i * units, a.d_last[1 + k], i, shape.hidden, units);
+        widen_state<K>(d_carried[k] + i * units, a.d_last[1 + k], i / shape.batch, i % shape.batch, shape.hidden,
+                       units);
         if (a.d_reset_state[1 + k]) __builtin_memset(d_reset[k] + i * units, 0, size_t(units) * sizeof(acc));
       }
     }
   }
 
-  FUSEDLSTM_NOINLINE void widen_state(acc* to, const State& from, int64_t i, int64_t n, int64_t padded) const {
-    const storage* row = state_row<storage>(from, i / shape.batch, i % shape.batch);
-    for (int64_t u = 0; u < padded; u += K::kLanes) store(to + u, row && u < n ? K::load(row + u, n - u) : V{});
-  }
-
   void steps(const Task& task) {
     int64_t end = shape.steps;
     do {
-      const int64_t begin = end > chunk ? end - chunk : 0;
-      if (a.awaited) a.awaited->wait_for(shape.steps - begin);
-      for (int64_t s = end - 1; s >= begin; --s) step(task, s);
+      const int64_t begin = end > chunk ? end - chunk : 0, count = parts_of_chunk(end - begin);
+      for (int64_t i = count; i-- > 0;) {
+        const auto [first, last] = part(end - begin, i, count);
+        if (a.awaited) a.awaited->wait_for(shape.steps - begin - first);
+        for (int64_t s = begin + last; s-- > begin + first;) step(task, s);
+        if (!a.reported) continue;
+        gradients.add_input(task, {begin + first, begin + last});
+        a.reported->reach(shape.steps - begin - first);
+      }
       gradients.add(task, {begin, end}, end == shape.steps);
-      if (a.reported) a.reported->reach(shape.steps - begin);
       end = begin;
     } while (end > 0);
     // Scan position -1 is the state before the first step: only its gradient, where somebody wants it.
@@ -383,19 +392,13 @@ class Backward {
   void state_gradients(const Share& share) {
     const Range rows = share.of(shape.directions * shape.batch);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
-      narrow_state(a.d_initial[0], carry + i * width, i, recurrent);
-      narrow_state(a.d_reset_state[0], d_reset_h + i * width, i, recurrent);
+      narrow_state<K>(a.d_initial[0], carry + i * width, i, recurrent);
+      narrow_state<K>(a.d_reset_state[0], d_reset_h + i * width, i, recurrent);
       for (int k = 0; k < kSizes.carried; ++k) {
-        narrow_state(a.d_initial[1 + k], d_carried[k] + i * units, i, shape.hidden);
-        narrow_state(a.d_reset_state[1 + k], d_reset[k] + i * units, i, shape.hidden);
+        narrow_state<K>(a.d_initial[1 + k], d_carried[k] + i * units, i, shape.hidden);
+        narrow_state<K>(a.d_reset_state[1 + k], d_reset[k] + i * units, i, shape.hidden);
       }
     }
-  }
-
-  FUSEDLSTM_NOINLINE void narrow_state(void* to, const acc* from, int64_t i, int64_t n) const {
-    if (!to) return;
-    for (int64_t u = 0; u < n; u += K::kLanes)
-      K::store(static_cast<storage*>(to) + i * n + u, load<V>(from + u), n - u);
   }
 };
 

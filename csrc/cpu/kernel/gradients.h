@@ -97,33 +97,27 @@ class Gradients {
   }
 
   // Adds the rows of the scan positions `steps` of a task; they are still in the ring. The `first` call of a task
-  // starts its sums.
+  // starts its sums. Where another layer waits for the input's gradients, add_input has made them.
   FUSEDLSTM_NOINLINE void add(const Task& task, Range steps, bool first) {
+    if (!a.reported) clear_input_gradients(task, steps);
     for (int64_t d = task.directions.begin; d < task.directions.end; ++d) {
-      Rows block;
       bool starts = first;
-      const auto flush = [&] {
-        if (a.d_input) input_gradient(task, d, block);
+      for_each_block(task, d, steps, starts, [&](Rows& block) {
+        if (!a.reported) input_gradient(task, d, block);
         weights.accumulate(d, task.group, own(task, weights.tile_count), block.weights, starts);
         if (ring.is_apart)
           weights_apart.accumulate(d, task.group, own(task, weights_apart.tile_count), block.weights_apart, starts);
         projection.accumulate(d, task.group, own(task, projection.tile_count), block.projection, starts);
-        block.weights.depth = block.weights_apart.depth = block.projection.depth = 0;
         starts = false;
-      };
-      for (int64_t s = steps.begin; s < steps.end; ++s) {
-        const int64_t t = index.step(s, d), end = task.rows.begin + index.rows_at(t, task.rows);
-        for (int64_t b = task.rows.begin; b < end; ++b) {
-          if (!index.active(t, b)) {
-            if (a.d_input && (!task.team || task.team->first == 0)) no_input_gradient(d, index.row(t, b));
-            continue;
-          }
-          if (block.weights.depth == kOuterDepth) flush();
-          block.push(*this, d, s, t, b);
-        }
-      }
-      if (starts || block.weights.depth > 0) flush();
+      });
     }
+  }
+
+  // The input's gradients alone.
+  FUSEDLSTM_NOINLINE void add_input(const Task& task, Range steps) {
+    clear_input_gradients(task, steps);
+    for (int64_t d = task.directions.begin; d < task.directions.end; ++d)
+      for_each_block(task, d, steps, false, [&](Rows& block) { input_gradient(task, d, block); });
   }
 
   // h before step t.
@@ -182,6 +176,25 @@ class Gradients {
     }
   };
 
+  // Runs body(block) for the rows of some scan positions that run, as many at once as fit; at least once if `always`.
+  template <class Body>
+  FUSEDLSTM_INLINE void for_each_block(const Task& task, int64_t d, Range steps, bool always, Body body) const {
+    Rows block;
+    for (int64_t s = steps.begin; s < steps.end; ++s) {
+      const int64_t t = index.step(s, d), end = task.rows.begin + index.rows_at(t, task.rows);
+      for (int64_t b = task.rows.begin; b < end; ++b) {
+        if (!index.active(t, b)) continue;
+        if (block.weights.depth == kOuterDepth) {
+          body(block);
+          always = false;
+          block.weights.depth = block.weights_apart.depth = block.projection.depth = 0;
+        }
+        block.push(*this, d, s, t, b);
+      }
+    }
+    if (always || block.weights.depth > 0) body(block);
+  }
+
   static storage* pointer(void* p) { return static_cast<storage*>(p); }
   typename Outer<K>::Result of_input(int d) const {
     return {{pointer(a.d_weight_ih[d]), ring.is_apart ? nullptr : pointer(a.d_weight_hh[d])}, pointer(a.d_bias_ih[d])};
@@ -199,9 +212,15 @@ class Gradients {
 
   // d_input = d_from_input W_ih for the rows of a block. A team divides the rows; a few that meet the whole weight only
   // here, the columns.
-  FUSEDLSTM_NOINLINE void input_gradient(const Task& task, int64_t d, const Rows& block) {
+  FUSEDLSTM_NOINLINE void input_gradient(const Task& task, int64_t d, Rows& block) {
+    if (!a.d_input) return;
+    int64_t depth = block.weights.depth;
+    if (depth == 1 && rows > 1) {  // twice: one alone is summed otherwise, and blocks must not decide the last bit
+      block.weights.left[depth] = block.weights.left[0];
+      block.row[depth++] = block.row[0];
+    }
     const bool by_rows = weight_ih.reading == Transposed<K>::Reading::kPanels;
-    const Range all = by_rows ? own_rows(task, block.weights.depth) : Range{0, block.weights.depth};
+    const Range all = by_rows ? own_rows(task, depth) : Range{0, depth};
     const Range panels = by_rows ? Range{0, weight_ih.panels} : own(task, weight_ih.panels);
     for_each_tile<kInputRows>(all.end - all.begin, [&](int64_t first, int64_t count) {
       const int64_t begin = all.begin + first;
@@ -213,8 +232,17 @@ class Gradients {
     });
   }
 
-  void no_input_gradient(int64_t d, int64_t row) {
-    for (int64_t u = 0; u < shape.input; u += K::kLanes) store_input_gradient(d, row, u, V{});
+  // Zeros for the rows that do not run.
+  void clear_input_gradients(const Task& task, Range steps) {
+    if (!a.d_input || !a.rows.lengths || (task.team && task.team->first > 0)) return;
+    for (int64_t d = task.directions.begin; d < task.directions.end; ++d)
+      for (int64_t s = steps.begin; s < steps.end; ++s) {
+        const int64_t t = index.step(s, d), end = task.rows.begin + index.rows_at(t, task.rows);
+        for (int64_t b = task.rows.begin; b < end; ++b) {
+          if (index.active(t, b)) continue;
+          for (int64_t u = 0; u < shape.input; u += K::kLanes) store_input_gradient(d, index.row(t, b), u, V{});
+        }
+      }
   }
 
   FUSEDLSTM_INLINE void store_input_gradient(int64_t d, int64_t row, int64_t u, V v) {

@@ -66,6 +66,23 @@ const T* state_row(const State& s, int64_t d, int64_t b) {
   return s.data ? static_cast<const T*>(s.data) + d * s.direction + b * s.batch : nullptr;
 }
 
+// to[0 .. padded) = a row of a state of n elements, or zeros where there is none, and zeros behind it.
+template <class K>
+FUSEDLSTM_NOINLINE void widen_state(typename K::acc* to, const State& from, int64_t d, int64_t b, int64_t n,
+                                    int64_t padded) {
+  using V = typename K::V;
+  const auto* row = state_row<typename K::storage>(from, d, b);
+  for (int64_t u = 0; u < padded; u += K::kLanes) store(to + u, row && u < n ? K::load(row + u, n - u) : V{});
+}
+
+// Row i of a dense state of n elements a row, if it is asked for.
+template <class K>
+FUSEDLSTM_NOINLINE void narrow_state(void* to, const typename K::acc* from, int64_t i, int64_t n) {
+  if (!to) return;
+  for (int64_t u = 0; u < n; u += K::kLanes)
+    K::store(static_cast<typename K::storage*>(to) + i * n + u, load<typename K::V>(from + u), n - u);
+}
+
 // Hands out 64-byte aligned pieces of one block. With a null base it only counts.
 struct Arena {
   char* base;
