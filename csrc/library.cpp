@@ -50,9 +50,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {
              listed<RecurrenceGradients>())
                 .c_str());
     }
-    // What the CPU kernels are and why (JSON), and the choice of instruction set and plan by name ("" is automatic).
+    // What the CPU kernels are and why (JSON), the choice of instruction set and plan by name ("" is automatic), and
+    // the plan of layers (cpu/isa.h, describe_plan).
     m.def("_cpu_info() -> str");
     m.def("_cpu_force(str isa, str plan) -> ()");
+    m.def("_cpu_plan(str kind, int[] sizes, int layers, int threads) -> str");
   } catch (const std::exception& error) {
     std::fprintf(stderr,
                  "fusedlstm: its operators could not be defined; is another copy of this library loaded? (%s)\n",

@@ -65,7 +65,8 @@ def test_no_operator_is_registered_by_mistake():
         if _library.cuda_inactive_reason()
         else ("_cuda_obstacle", "_cuda_contenders", "_cuda_prefer", "_cuda_last_plan")
     )
-    assert names == {f"fusedlstm::{name}" for name in (*OPERATORS, *CPU_ONLY, "_cpu_info", "_cpu_force", *cuda)}
+    queries = "_cpu_info", "_cpu_force", "_cpu_plan"
+    assert names == {f"fusedlstm::{name}" for name in (*OPERATORS, *CPU_ONLY, *queries, *cuda)}
 
 
 # What the binaries contain.

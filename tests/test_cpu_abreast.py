@@ -193,7 +193,7 @@ def test_prepared_layers_of_other_sizes(kind):
 
 
 def test_by_themselves(cpu_threads):
-    """Where rows are few two threads choose to run layers abreast: no name of a plan is given."""
+    """Where rows are few two threads choose to run layers abreast (test_cpu_plans.py): no name of a plan is given."""
     module, x = fusedlstm.FusedLSTM(64, 128, 2), torch.randn(200, 1, 64)
     hx, prepared = _states(module, 1, torch.float32), [prepare(copy.deepcopy(module).eval()) for prepare in PREPARE]
 

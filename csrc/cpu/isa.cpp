@@ -194,6 +194,11 @@ constexpr double cost_of(Pass pass) {
   return pass == Pass::kQuantized ? 0.5 : 1;
 }
 
+// Of a direction, as if of float32.
+double recurrent_bytes(const Shape& shape, Pass pass) {
+  return double(shape.gates * shape.hidden) * double(shape.recurrent()) * (pass == Pass::kQuantized ? 1 : 4);
+}
+
 // Multiply-adds of a call.
 double layer_work(const Shape& shape, int64_t row_count, Pass pass) {
   const double per_row =
@@ -238,9 +243,8 @@ void force(const std::string& isa, const std::string& plan) {
 Plan choose_plan(const Shape& shape, int64_t row_count, Pass pass, int threads) {
   const double weights = double(shape.gates * shape.hidden) * double(shape.recurrent());
   const double step_work = weights * double(shape.batch * shape.directions) * cost_of(pass);
-  const double weight_bytes = weights * (pass == Pass::kQuantized ? 1 : 4);  // as if of float32
   const double work = layer_work(shape, row_count, pass);
-  const bool cached = weight_bytes <= kCacheBytes;
+  const bool cached = recurrent_bytes(shape, pass) <= kCacheBytes;
   const int64_t passes = shape.steps * ((shape.batch + 3) / 4);
   Plan plan{passes <= (cached ? kDirectPasses : kDirectPassesLarge), Split::kRows, 1};
   const int64_t groups = (threads + shape.directions - 1) / shape.directions;
@@ -251,6 +255,12 @@ Plan choose_plan(const Shape& shape, int64_t row_count, Pass pass, int threads) 
   if (work >= kTeamWork && plan.split == Split::kUnits && step_work < kMeetWork && many_rows && reuses)
     plan.split = Split::kRows;
   if (work >= kTeamWork && (plan.split == Split::kRows || step_work >= kMeetWork)) plan.threads = threads;
+  // Of few rows each direction has a thread, where more of them would lose by meeting what they gain.
+  const bool is_better_apart = step_work / 2 <= step_work / threads + kMeetWork;
+  if (work >= kTeamWork && shape.directions == 2 && plan.split == Split::kUnits && is_better_apart) {
+    plan.split = Split::kRows;
+    plan.threads = 2;
+  }
   const ForcedPlan& forced = *forced_plan;
   if (forced.direct) plan.direct = *forced.direct;
   if (pass == Pass::kFrozen || pass == Pass::kQuantized) plan.direct = false;
@@ -273,22 +283,50 @@ EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t
   return {members < threads ? int(members) : threads, members, of_thread, {}};
 }
 
-size_t layers_abreast(const Shape& shape, int64_t row_count, Pass pass, size_t layers) {
+size_t layers_abreast(const Shape& shape, int64_t row_count, Pass pass, size_t layers, int threads) {
   if (layers == 1 || shape.directions == 2) return 1;
   const std::string_view forced = forced_plan.load()->name;
-  const size_t threads = size_t(forced == "abreast" ? pool_threads() : std::min(pool_threads(), usable_cpus()));
   // Many rows divide better, since no thread waits for another one's first chunk; and so do weights of which a core's
   // own cache holds a part alone.
-  const double weight_bytes = 4.0 * double(shape.gates * shape.hidden) * double(shape.recurrent());
   const bool is_better = shape.batch < 4 * int64_t(threads) && shape.steps >= kAbreastSteps &&
-                         weight_bytes <= 2 * kCacheBytes &&
+                         recurrent_bytes(shape, pass) <= 2 * kCacheBytes &&
                          double(layers) * layer_work(shape, row_count, pass) >= kTeamWork;
-  return forced == "abreast" || (forced.empty() && is_better) ? std::min(threads, layers) : 1;
+  return forced == "abreast" || (forced.empty() && is_better) ? std::min(size_t(threads), layers) : 1;
+}
+
+size_t layers_abreast(const Shape& shape, int64_t row_count, Pass pass, size_t layers) {
+  const int most = pool_threads();
+  const size_t abreast = layers_abreast(shape, row_count, pass, layers, most);
+  // To count the CPUs takes as long as a short step.
+  if (abreast == 1 || *forced_plan.load()->name) return abreast;
+  return layers_abreast(shape, row_count, pass, layers, std::min(most, usable_cpus()));
 }
 
 int threads_of_steps(int64_t elements) {
   constexpr int64_t kElements = 1 << 14;  // of a thread, at least: some fifty microseconds
   return int(std::clamp<int64_t>(elements / kElements, 1, std::min(pool_threads(), usable_cpus())));
+}
+
+std::string describe_plan(const std::string& kind, const std::vector<int64_t>& sizes, int64_t layers, int64_t threads) {
+  constexpr std::pair<std::string_view, Pass> kPasses[] = {{"forward", Pass::kForward},
+                                                           {"frozen", Pass::kFrozen},
+                                                           {"quantized", Pass::kQuantized},
+                                                           {"backward", Pass::kBackward}};
+  const auto* named =
+      std::find_if(std::begin(kPasses), std::end(kPasses), [&](auto& own) { return own.first == kind; });
+  if (named == std::end(kPasses) || sizes.size() != 7 || layers < 1 || threads < 1)
+    throw std::runtime_error(
+        "fusedlstm: expected forward, frozen, quantized or backward, 7 sizes, and layers and threads >= 1, got '" +
+        kind + "', " + std::to_string(sizes.size()) + " sizes, " + std::to_string(layers) + " and " +
+        std::to_string(threads));
+  const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]};
+  const int64_t rows = shape.steps * shape.batch;
+  const size_t abreast = layers_abreast(shape, rows, named->second, size_t(layers), int(threads));
+  const Plan plan = choose_plan(shape, rows, named->second, abreast > 1 ? 1 : int(threads));
+  std::string words = abreast > 1 ? std::to_string(abreast) + " layers abreast, " : "";
+  words += plan.direct ? "direct" : "packed";
+  if (plan.threads == 1) return words;
+  return words + (plan.split == Split::kRows ? ":rows" : ":units") + " by " + std::to_string(plan.threads) + " threads";
 }
 
 std::string describe() {

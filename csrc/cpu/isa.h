@@ -6,6 +6,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kernel_table.h"
 
@@ -51,11 +52,18 @@ struct EnsemblePlan {
 };
 EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, Pass pass, int threads);
 
-// How many layers of a stack run beside each other, each by one thread; 1: one after the other, by all.
+// How many layers of a stack run beside each other, each by one thread; 1: one after the other, by all. Without
+// `threads`: by those that there are now.
 size_t layers_abreast(const Shape& shape, int64_t row_count, Pass pass, size_t layers);
+size_t layers_abreast(const Shape& shape, int64_t row_count, Pass pass, size_t layers, int threads);
 
 // How many threads divide the rows of second order, of so many elements in all.
 int threads_of_steps(int64_t elements);
+
+// The plan of such layers for so many threads, in words: "2 layers abreast, packed", "packed:units by 4 threads". kind:
+// "forward", "frozen", "quantized" or "backward"; sizes: steps, batch, input, hidden, proj, directions, gates. Throws
+// std::runtime_error on anything else.
+std::string describe_plan(const std::string& kind, const std::vector<int64_t>& sizes, int64_t layers, int64_t threads);
 
 // JSON: {"isa": ..., "reason": ..., "available": [...], "reduces_range": whether int8 layers are faster with weights of
 // reduced range, "plan": ..., "threads": ...}.

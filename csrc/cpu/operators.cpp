@@ -175,6 +175,7 @@ STABLE_TORCH_LIBRARY_IMPL(FUSEDLSTM_NAMESPACE, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(FUSEDLSTM_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("_cpu_info", TORCH_BOX(&describe));
   m.impl("_cpu_force", TORCH_BOX(&force));
+  m.impl("_cpu_plan", TORCH_BOX(&describe_plan));
 }
 
 }  // namespace fusedlstm::cpu
