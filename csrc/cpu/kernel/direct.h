@@ -11,26 +11,28 @@ template <class K, int kRows>
 inline constexpr int kDirectUnits = K::kLanes < K::Isa::kDirectSums / kRows ? K::kLanes : K::Isa::kDirectSums / kRows;
 
 // Lane u: the sum of all lanes of v[u], for u < kCount. Vectors are added in pairs that leave every other lane to one
-// of them, until one is left.
-template <class K, int kCount>
+// of them, until one is left. kApart, of the lanes that are added next, is a constant to the compiler, since shuffles
+// by constants are single instructions.
+template <class K, int kApart = 1, int kCount>
 FUSEDLSTM_INLINE typename K::V sum_lanes(typename K::V (&v)[kCount]) {
   using Index = Vector<typename K::Isa, std::conditional_t<sizeof(typename K::acc) == 4, int32_t, int64_t>>;
   constexpr int kLanes = K::kLanes;
-#pragma GCC unroll 8
-  for (int s = 1; s < kLanes; s *= 2) {
+  if constexpr (kApart == kLanes) {
+    return v[0];
+  } else {
     Index low{}, high{};
 #pragma GCC unroll 16
     for (int l = 0; l < kLanes; ++l) {
-      low[l] = l & s ? kLanes + l - s : l;
-      high[l] = l & s ? kLanes + l : l + s;
+      low[l] = l & kApart ? kLanes + l - kApart : l;
+      high[l] = l & kApart ? kLanes + l : l + kApart;
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < kCount; i += 2 * s) {
-      const auto a = v[i], b = v[s < kCount ? i + s : i];
+    for (int i = 0; i < kCount; i += 2 * kApart) {
+      const auto a = v[i], b = v[kApart < kCount ? i + kApart : i];
       v[i] = __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
     }
+    return sum_lanes<K, 2 * kApart>(v);
   }
-  return v[0];
 }
 
 // One operand of the gates: weight [gates * units, depth] in storage, rows of operands padded to whole vectors with

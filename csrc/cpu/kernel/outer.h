@@ -187,11 +187,14 @@ class Outer {
       const int64_t width = widths[i];
       for (int64_t n = range.begin; n < range.end; ++n) {
         V x[kRows];
-        for (int k = 0; k < kRows; ++k) x[k] = number_of(block.left[k] + n);
+        const storage* right[kRows];  // as numbers of this loop: its stores might write to those of the block
+        for (int k = 0; k < kRows; ++k) {
+          x[k] = number_of(block.left[k] + n);
+          right[k] = block.right[i][k];
+        }
         const auto add = [&](int64_t m, int64_t count) FUSEDLSTM_LAMBDA {
           V sum{};
-          for (int k = 0; k < kRows; ++k)
-            sum = FullProduct<acc>::multiply_add(x[k], K::load(block.right[i][k] + m, count), sum);
+          for (int k = 0; k < kRows; ++k) sum = FullProduct<acc>::multiply_add(x[k], K::load(right[k] + m, count), sum);
           add_sum(to, i, n * width + m, sum, count);
         };
         int64_t m = 0;
