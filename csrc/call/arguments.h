@@ -18,18 +18,25 @@ using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
 using OptionalTensors = std::vector<OptionalTensor>;
 
+// What a tensor is that has not been set yet: the same one for all, since each of one's own is two allocations. Never
+// freed: threads may still run while the process exits.
+inline const Tensor& undefined() {
+  static const Tensor& shared = *new Tensor;
+  return shared;
+}
+
 // Tensors that the layers of a stack share, so that each is made, and handed over, once for all: of [layers *
 // directions, ...], a layer has `directions` rows. Those of results are made with those of the layer that runs first.
 struct StackTensors {
   int64_t layers = 1;
   Tensors last, d_initial;
-  Tensor saved, carried;
+  Tensor saved = undefined(), carried = undefined();
 };
 
 // Of every layer operator. Lists have one tensor for each direction, those of states one for each state of the cell;
 // they are empty where the layer has none.
 struct LayerArguments {
-  Tensor input;
+  Tensor input = undefined();
   Tensors initial, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr;
   OptionalTensor batch_sizes, lengths, reset;
   Tensors reset_state;
@@ -57,7 +64,7 @@ struct LayerArguments {
 };
 
 struct InferenceResults {
-  Tensor output;
+  Tensor output = undefined();
   Tensors last;
 
   template <class Visitor>
@@ -68,9 +75,9 @@ struct InferenceResults {
 };
 
 struct LayerResults {
-  Tensor output;
+  Tensor output = undefined();
   Tensors last;
-  Tensor saved, carried;
+  Tensor saved = undefined(), carried = undefined();
 
   template <class Visitor>
   void visit(Visitor v) {
@@ -96,7 +103,7 @@ struct FreezeArguments {
 };
 
 struct FreezeResults {
-  Tensor frozen;  // bytes, for this process alone
+  Tensor frozen = undefined();  // bytes, for this process alone
 
   template <class Visitor>
   void visit(Visitor v) {
@@ -108,7 +115,7 @@ struct FreezeResults {
 // inference.
 template <class Weights>
 struct PreparedArguments {
-  Tensor input;
+  Tensor input = undefined();
   Tensors initial;
   Weights weights;
   OptionalTensor batch_sizes, lengths, reset;
@@ -142,7 +149,7 @@ struct BackwardArguments {
   OptionalTensors d_last;
   OptionalTensor d_carried;
   LayerArguments layer;
-  Tensor output, saved, carried;
+  Tensor output = undefined(), saved = undefined(), carried = undefined();
   std::vector<bool> needs;
 
   template <class Visitor>
@@ -159,7 +166,7 @@ struct BackwardArguments {
 };
 
 struct LayerGradients {
-  Tensor input;
+  Tensor input = undefined();
   Tensors initial, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, reset_state;
 
   template <class Visitor>
@@ -179,7 +186,7 @@ struct LayerGradients {
 // layer and direction by direction, each as torch.nn has them: weight_ih, weight_hh, both biases or none, weight_hr or
 // none.
 struct StackArguments {
-  Tensor input;
+  Tensor input = undefined();
   Tensors states;  // initial ones, [layers * directions, batch, features] each; empty for zeros, if input is not packed
   Tensors weights;
   OptionalTensor batch_sizes;
@@ -201,7 +208,7 @@ struct StackArguments {
 // For inference, with weights in a form of their own: of each layer as many as PreparedArguments has of it; `states`
 // may be empty, for zeros.
 struct PreparedStackArguments {
-  Tensor input;
+  Tensor input = undefined();
   Tensors states;
   Tensors weights;
   int64_t layers = 1;
@@ -216,7 +223,7 @@ struct PreparedStackArguments {
 };
 
 struct StackResults {
-  Tensor output;
+  Tensor output = undefined();
   Tensors last;
   Tensors kept;  // saved and carried, [layers * directions, ...], then the outputs of all layers but the last one
 
@@ -232,7 +239,7 @@ struct StackBackwardArguments {
   OptionalTensor d_output;
   OptionalTensors d_last;
   StackArguments stack;
-  Tensor output;
+  Tensor output = undefined();
   Tensors kept;
   std::vector<bool> needs;  // for each of input, states and weights
 
@@ -259,7 +266,7 @@ struct StackGradients {
 // One step of one direction, as a cell has it: rows [B, features], and results that are tensors of their own. A layer
 // of one step in shorter lists; one_step.h makes the one of the other.
 struct StepArguments {
-  Tensor input;
+  Tensor input = undefined();
   Tensors states;   // before the step
   Tensors weights;  // weight_ih, weight_hh, and both biases or none
   bool allow_tf32 = false;
@@ -276,7 +283,7 @@ struct StepArguments {
 // The same with weights of a layer in one direction, in a form of their own; `states` may be empty, for zeros.
 template <class Weights>
 struct PreparedStepArguments {
-  Tensor input;
+  Tensor input = undefined();
   Tensors states;
   Weights weights;
 
@@ -337,7 +344,7 @@ struct StepGradients {
 // is one for each state.
 struct StepsArguments {
   Tensors before, after;  // states; h of any size where the cell does not use it
-  Tensor saved;
+  Tensor saved = undefined();
   // Tangents, None for zeros. hidden_sums: of W_hh h, if the cell has gates that are apart. Without `sums` nothing
   // moves.
   OptionalTensor sums, hidden_sums;

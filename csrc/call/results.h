@@ -17,15 +17,14 @@ inline LayerResults new_results(const CheckedLayer& t, bool is_training, bool cl
   const auto new_rows = [&](const Sizes& sizes, ScalarType dtype) {
     return clears ? new_zeros(t.input, t.each(sizes), dtype) : new_tensor(t.input, t.each(sizes), dtype);
   };
-  LayerResults r;
-  r.output = new_rows(t.row_sizes(t.directions * t.recurrent()), t.dtype);
+  Tensor output = new_rows(t.row_sizes(t.directions * t.recurrent()), t.dtype);
   if (t.stack && !t.stack->last.empty()) {
-    r.last = t.stack->last;
-    r.saved = t.stack->saved;
-    r.carried = t.stack->carried;
-    for (size_t i = 0; i < r.last.size(); ++i) check_sizes(r.last[i], t.state_sizes(i), "the states of every layer");
-    return r;
+    const Tensors& last = t.stack->last;
+    for (size_t i = 0; i < last.size(); ++i) check_sizes(last[i], t.state_sizes(i), "the states of every layer");
+    return {std::move(output), last, t.stack->saved, t.stack->carried};
   }
+  LayerResults r;
+  r.output = std::move(output);
   r.last.reserve(size_t(t.cell.states));
   for (size_t i = 0; i < size_t(t.cell.states); ++i)
     r.last.push_back(new_tensor(t.input, t.each(t.state_sizes(i)), t.dtype));

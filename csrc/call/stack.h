@@ -42,9 +42,10 @@ class Stack {
 
   int64_t layers() const { return layers_; }
 
-  // The arguments of a layer, but for its input.
+  // The arguments of a layer, as if it were the first one: the input is the stack's.
   LayerArguments layer(int64_t l) {
     LayerArguments a;
+    a.input = given_.input;
     a.stack = &shared;
     a.place = l;
     a.initial = states_;
@@ -85,18 +86,17 @@ class Stack {
   }
 };
 
-inline std::vector<LayerArguments> layers_of(Stack& stack, const Tensor& input) {
+inline std::vector<LayerArguments> layers_of(Stack& stack) {
   std::vector<LayerArguments> layers;
   layers.reserve(static_cast<size_t>(stack.layers()));
   for (int64_t l = 0; l < stack.layers(); ++l) layers.push_back(stack.layer(l));
-  layers.front().input = input;
   return layers;
 }
 
 template <int kCell, std::vector<LayerResults> (*kLayers)(std::vector<LayerArguments>&)>
 StackResults run_stack(StackArguments& given) {
   Stack stack(given, kCells[kCell].sizes);
-  std::vector<LayerArguments> layers = layers_of(stack, given.input);
+  std::vector<LayerArguments> layers = layers_of(stack);
   std::vector<LayerResults> all = kLayers(layers);
   StackTensors& shared = stack.shared;
   StackResults r{std::move(all.back().output), std::move(shared.last), {}};
@@ -110,7 +110,7 @@ StackResults run_stack(StackArguments& given) {
 template <int kCell, InferenceResults (*kLayers)(std::vector<LayerArguments>&)>
 InferenceResults run_stack_inference(StackArguments& given) {
   Stack stack(given, kCells[kCell].sizes);
-  std::vector<LayerArguments> layers = layers_of(stack, given.input);
+  std::vector<LayerArguments> layers = layers_of(stack);
   return kLayers(layers);
 }
 
@@ -185,12 +185,12 @@ StackGradients run_stack_backward(StackBackwardArguments& given) {
     if (l == L - 1) b.d_output = std::move(given.d_output);
     b.d_last = given.d_last;
     b.layer = stack.layer(l);
-    b.layer.input = l > 0 ? given.kept[static_cast<size_t>(2 + l - 1)] : input;
+    if (l > 0) b.layer.input = given.kept[static_cast<size_t>(2 + l - 1)];
     b.output = l < L - 1 ? given.kept[static_cast<size_t>(2 + l)] : given.output;
     b.saved = given.kept[0];
     b.carried = given.kept[1];
-    is_below = any_state || needs(0) || any(1 + states, weight(l));
     b.needs.assign(kNeeds, false);
+    is_below = any_state || needs(0) || any(1 + states, weight(l));
     b.needs[kInput] = l > 0 ? is_below : needs(0);
     b.needs[kInitial] = any_state;
     each_weight(l, [&](int kind, size_t, size_t place) {
