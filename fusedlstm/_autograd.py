@@ -27,7 +27,7 @@ from fusedlstm._arguments import (
     list_sizes,
 )
 from fusedlstm._namespace import NAMESPACE
-from fusedlstm._private_torch import are_transforms_active, below_autograd, plain_apply, will_run
+from fusedlstm._private_torch import are_transforms_active, below_autograd, number_of_pass, plain_apply, will_run
 from fusedlstm._second_order import second_order
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
@@ -184,9 +184,10 @@ def asked_of(ctx, tensors) -> list[bool]:
     """Of the last arguments of an autograd function, tensors or None, those whose gradients this pass asks for.
 
     Without a look at the pass, torch.autograd.grad for the input alone would compute the gradients of all weights.
-    Where it returns that of a parameter, the parameters after it are taken to be asked for too, as nearly always they
-    are: to be told of each would take longer than to compute it.
+    Where it returns that of a parameter, all parameters that the pass comes to from there on are taken to be asked for,
+    as nearly always they are: to be told of each would take longer than to compute it.
     """
+    global _pass_for_parameters
     asked = list(ctx.needs_input_grad[-len(tensors) :])
     if torch.compiler.is_compiling() or _transforms.are_active():
         return asked
@@ -194,16 +195,21 @@ def asked_of(ctx, tensors) -> list[bool]:
     if len(nodes) < len(tensors):
         nodes = iter(nodes)
         nodes = [(None, 0) if tensor is None else next(nodes) for tensor in tensors]
-    returns_parameters = False
+    own_pass = number_of_pass()
     for place, (node, _) in enumerate(nodes):
-        if not asked[place] or (returns_parameters and type(tensors[place]) is Parameter):
+        is_parameter = type(tensors[place]) is Parameter
+        if not asked[place] or (is_parameter and own_pass == _pass_for_parameters):
             continue
         will = will_run(node)
-        if will is None:
-            returns_parameters = returns_parameters or type(tensors[place]) is Parameter
-        else:
+        if will is not None:
             asked[place] = will
+        elif is_parameter:
+            _pass_for_parameters = own_pass
     return asked
+
+
+# The number of the last pass that is known to return gradients of parameters, see `asked_of`.
+_pass_for_parameters = -1
 
 
 def any_of(needs) -> bool:

@@ -66,6 +66,10 @@ def will_run(node) -> bool | None:
         return None
 
 
+# () -> int, a number of the backward pass that is under way in this thread, -1 for none. Nothing public tells.
+number_of_pass = torch._C._current_graph_task_id
+
+
 def constant_for_dynamo(function):
     """Decorator: Dynamo calls the function as it traces, and keeps the result as a constant of the graph.
 

@@ -134,6 +134,19 @@ def test_plain_apply():
     assert not isinstance(apply, type(_Doubled.apply)), "expected no function of Python around the one of C"
 
 
+def test_number_of_pass():
+    """One for all nodes of a pass, another for the next, none outside."""
+    found, number = [], _private_torch.number_of_pass
+    x = torch.ones(3, requires_grad=True)
+    y = x * 2
+    z = y * 2
+    for tensor in (y, z):
+        tensor.register_hook(lambda _: found.append(number()))
+    for _ in range(2):
+        torch.autograd.grad(z.sum(), x, retain_graph=True)
+    assert found[0] == found[1] != found[2] == found[3] and -1 not in found and number() == -1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_leaf", [True, False])
 def test_will_run(is_leaf):

@@ -8,7 +8,7 @@ from family import LSTM, every, tensors_of
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
-from fusedlstm import FusedLSTM, _autograd, _run, freeze, quantize
+from fusedlstm import FusedLSTM, FusedLSTMCell, _autograd, _run, freeze, quantize
 from fusedlstm.ops import OPERATORS
 
 OPTIONS = {
@@ -274,11 +274,16 @@ def test_what_a_pass_asks_for():
         for asked in ([x], weights, [x, *weights], weights[4:]):
             torch.autograd.grad(module(x)[0].sum(), asked)
         module(x)[0].sum().backward(inputs=[weights[1]])
+        assert told.count(None) == 5, "expected one exception for the input, and one for all parameters"
+        cell, state = FusedLSTMCell(4, 6), None
+        for row in x.detach():
+            state = cell(row, state)
+        torch.autograd.grad(state[0].sum(), [*cell.parameters()])
+        assert told.count(None) == 6, "expected one more for all steps"
     of_input, of_others = [True] + [False] * 12, [False] + [True] * 12
     assert needs[:3] == [of_input, of_others, [True] * 13]
     assert needs[3] == [False] * 5 + [True] * 8
     assert needs[4] == [place == 2 for place in range(13)]
-    assert told.count(None) == 5, "expected one exception for the input, and one for all parameters"
 
 
 def test_prepared_layers_of_other_sizes():
