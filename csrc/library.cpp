@@ -45,6 +45,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {
       m.def((cell + "_freeze" + listed<FreezeArguments>() + " -> " + listed<FreezeResults>()).c_str());
       m.def((cell + "_cell_backward" + listed<StepBackwardArguments>() + " -> " + listed<StepGradients>()).c_str());
       m.def((cell + "_steps_second_order" + listed<StepsArguments>() + " -> " + listed<StepsResults>()).c_str());
+      const std::string found = " -> " + listed<FoundGradients>();
+      m.def((cell + "_cell_second_order" + listed<StepSecondOrderArguments>() + found).c_str());
+      m.def((cell + "_cell_sums_backward" + listed<StepSumsBackwardArguments>() + found).c_str());
       m.def((cell + "_recurrence" + listed<RecurrenceArguments>() + " -> " + listed<RecurrenceResults>()).c_str());
       m.def((cell + "_recurrence_backward" + listed<RecurrenceBackwardArguments>() + " -> " +
              listed<RecurrenceGradients>())

@@ -25,12 +25,10 @@ from fusedlstm._arguments import (
 )
 from fusedlstm._autograd import any_of, asked_of, gradients_of_layer
 from fusedlstm._private_torch import below_autograd, plain_apply
-from fusedlstm._second_order import gradients_of_sums, needs_graph, second_order, second_order_of_cell
+from fusedlstm._second_order import needs_graph, second_order
+from fusedlstm._second_order_cell import UNROUNDED, gradients_of_sums, second_order_of_cell
 from fusedlstm.cells import CELLS, Cell
 from fusedlstm.ops import OPERATORS
-
-# Dtypes in which sums may go from one operator to another as they are.
-UNROUNDED = torch.float32, torch.float64
 
 
 def run_step(name, input, states, weights, allow_tf32):

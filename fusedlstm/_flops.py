@@ -61,6 +61,29 @@ def _cell_backward(d_last, *step_and_kept, out_val=None) -> int:
     return _backward(*BackwardArguments(Incoming(None, [], None), layer, None, None, None, needs).in_a_row())
 
 
+def _cell_second_order(
+    d_last, input, states, weights, allow_tf32, kept, cotangents, needs, leaves_sums, out_val=None
+) -> int:
+    """Of each weight a product for what moves, itself or its rows; up to two for each gradient that is asked for."""
+    first = len(states)
+    arrives = any(d is not None for d in d_last)
+    total = 0
+    for part in (0, 1):  # of the input, of h
+        moves, moves_weight = (cotangents[place] is not None for place in (part, 1 + first + part))
+        asks, asks_weight = (arrives * needs[first + place] for place in (part, 1 + first + part))
+        count = (
+            moves + moves_weight + asks * (moves_weight + (not leaves_sums)) + asks_weight * (moves + (not leaves_sums))
+        )
+        total += count * _size(weights[part])
+    return 2 * len(input) * total
+
+
+def _cell_sums_backward(d_last, d_sums, input, states, weights, allow_tf32, kept, needs, out_val=None) -> int:
+    """A product for each gradient that is asked for."""
+    counts = (needs[part] + needs[1 + len(states) + part] for part in (0, 1))
+    return 2 * len(input) * sum(count * _size(weight) for count, weight in zip(counts, weights))
+
+
 def _quantized(cell, input, initial, weights, *rows_and_states, out_val=None) -> int:
     """Those of the float layer: the zeros around packed weights are not counted."""
     D = 1 if len(weights) < 12 else 2
@@ -94,7 +117,9 @@ def _first_rows(h_0, batch_sizes, direction) -> int:
 
 
 # In the order of Operators.
-_FORMULAS = _forward, _forward, _backward, _cell_forward, _cell_forward, _cell_backward
+_FORMULAS = (
+    _forward, _forward, _backward, _cell_forward, _cell_forward, _cell_backward, _cell_second_order, _cell_sums_backward
+)  # fmt: skip
 
 
 def _register(counter) -> None:

@@ -30,7 +30,6 @@ from fusedlstm._arguments import (
 )
 from fusedlstm._second_order_chunks import by_chunks
 from fusedlstm.cells import Cell
-from fusedlstm.ops import OPERATORS
 from fusedlstm.reference import arranged, as_list, gradients, listed, nothing, replaced
 
 
@@ -114,76 +113,6 @@ def _by_members(cell, layer, incoming, results, cotangents, asked_incoming, aske
     return Incoming(*map(stacked, zip(*all_incoming))), Differentiable(*map(stacked, zip(*all_found)))
 
 
-def second_order_of_cell(cell: Cell, d_states, tensors, kept, cotangents, asked, is_at_sums) -> list:
-    """`second_order` of one step as a cell has it: gradients for `d_states` and `tensors`, where nothing needs a graph.
-
-    Args:
-        cell: what ran.
-        d_states: gradients of the states after the step, [B, H] each; None for zeros.
-        tensors: input, states before the step, weight_ih, weight_hh, and both biases or none.
-        kept: output, saved and carried of the operator.
-        cotangents: for each gradient of `tensors`; None for zeros.
-        asked: whether to return gradients for each of `d_states` and `tensors`.
-        is_at_sums: whether what `tensors` get by way of the sums is left to whoever has the gradients for these.
-
-    Returns:
-        The gradients for the sums in the layout of `saved`, None without is_at_sums; then the others, None where not
-        asked.
-    """
-    output, saved, carried = kept
-    states, count = len(cell.states), len(tensors)
-    rows = 1 + states
-    weights_dot = [*cotangents[rows:], *[None] * (rows + 5 - count)]
-    needs = [*asked[states:], *[False] * (rows + 5 - count)]
-    found = of_one_step(
-        cell, tensors[:rows], [*tensors[rows : rows + 2], None], saved[0], _after(cell, output[0], carried[0]),
-        d_states, cotangents[:rows], weights_dot, needs, is_at_sums,
-    )  # fmt: skip
-    at_sums = None
-    if is_at_sums:
-        *d_after, at_sums = found[: states + 1]
-        found = *d_after, *found[states + 1 :]
-        at_sums = (at_sums[0] if len(at_sums) == 1 else _with_sums_apart(cell.gates, *at_sums)).unsqueeze(0)
-    dtype = output.dtype
-    return [at_sums, *[one.to(dtype) if ask and one is not None else None for one, ask in zip(found, asked)]]
-
-
-def gradients_of_sums(cell: Cell, d_states, d_sums, kept, tensors, asked) -> list:
-    """The gradients of a step as a cell has it, of which those for the sums are known in part: for each of `tensors`.
-
-    Args:
-        d_sums: what `second_order_of_cell` left; `d_states` and the others as there.
-    """
-    output, saved, carried = kept
-    x, *before = tensors[: 1 + len(cell.states)]
-    w_ih, w_hh, *_ = tensors[1 + len(before) :]
-    d_x = d_h = d_sums[0]
-    if cell.is_apart:
-        H = before[0].size(1)
-        d_h = torch.cat([d_x[:, : -2 * H], d_x[:, -H:]], -1)
-        d_x = d_x[:, :-H]
-    d_before = [None] * len(before)
-    if any(d is not None for d in d_states):
-        after = _after(cell, output[0], carried[0])
-        _, own, d_before, _ = OPERATORS[cell.name].steps_second_order(
-            before, after, saved[0], None, None, [None] * len(before), d_states, None
-        )
-        d_x = own[0].add_(d_x)
-        d_h = own[2].add_(d_h) if cell.is_apart else d_x
-
-    def of_h():
-        return torch.addmm(d_before[0], d_h, w_hh) if cell.takes_h and d_before[0] is not None else d_h @ w_hh
-
-    found = [lambda: d_x @ w_ih, of_h, *[lambda d=d: d for d in d_before[1:]]]
-    found += [lambda: d_x.t() @ x, lambda: d_h.t() @ before[0], lambda: d_x.sum(0), lambda: d_h.sum(0)]
-    return [find() if ask else None for find, ask in zip(found, asked)]
-
-
-def _with_sums_apart(gates, d_x, d_h):
-    """Gradients for both parts of the sums as `saved` is arranged: one for each gate, two for the last."""
-    return torch.cat([d_x, d_h[:, -(d_x.size(1) // gates) :]], -1)
-
-
 def of_one_step(cell: Cell, rows, weights, saved, after, incoming, rows_dot, weights_dot, needs, is_at_sums=False):
     """What _second_order_step.py finds, as it is asked for there, of tensors in a layer's dtype."""
     dtype = torch.promote_types(saved.dtype, torch.float32)
@@ -194,7 +123,7 @@ def of_one_step(cell: Cell, rows, weights, saved, after, incoming, rows_dot, wei
     return _second_order_step.second_order(cell, rows, weights, saved, *others, needs, is_at_sums)
 
 
-def _after(cell: Cell, h, carried) -> list:
+def states_after(cell: Cell, h, carried) -> list:
     """The states after a step, of what a layer returned of it; `carried` are all but h, side by side."""
     return [h, *carried.chunk(cell.carried, -1)] if cell.carried else [h]
 
@@ -225,7 +154,7 @@ def _by_one_step(cell, layer, incoming, results, cotangents, asked_incoming, ask
         arrive = [_sum(*given) for given in zip(from_steps, map(own, incoming.last))]
         rows, rows_dot = (x, *map(own, layer.initial)), (x_dot, *map(own, cotangents.initial))
         weights, weights_dot = [*map(own, lists)], [*map(own, cotangents[2:7])]
-        after = _after(cell, columns(output), results[2][d])
+        after = states_after(cell, columns(output), results[2][d])
         found.append(of_one_step(cell, rows, weights, results[1][d], after, arrive, rows_dot, weights_dot, needs))
 
     found = [*zip(*found)]

@@ -7,7 +7,9 @@
 * `<cell>_layer_backward`: the gradients that are asked for in `needs`; the others have size [0].
 * `<cell>_cell`, `<cell>_cell_inference`, `<cell>_cell_backward`: the same of one step in one direction, between tensors
   of a cell's shapes: input [B, I], states [B, H], and weight_ih, weight_hh and both biases or none in one list. `kept`
-  are output, saved and carried of the layer. Called by _autograd.py; they have no derivative of their own.
+  are output, saved and carried of the layer. Called by _autograd_steps.py; they have no derivative of their own.
+* `<cell>_cell_second_order`, `<cell>_cell_sums_backward`, on the CPU alone, in float32 or float64: the derivatives of
+  these, see _second_order_cell.py. None where nothing is asked for or nothing flows.
 * `<cell>_stack`, `<cell>_stack_inference`, `<cell>_stack_backward`: the same of all layers of a usual call, with all
   weights in one list, see csrc/call/arguments.h. Called by _stack.py, outside of everything that traces or transforms;
   they have no derivative of their own.
@@ -58,6 +60,8 @@ class Operators(NamedTuple):
     cell: OpOverload
     cell_inference: OpOverload
     cell_backward: OpOverload
+    cell_second_order: OpOverload
+    cell_sums_backward: OpOverload
     steps_second_order: OpOverload
     freeze: OpOverload
     frozen: OpOverload
@@ -76,6 +80,7 @@ _KINDS = "", "_inference", "_backward"
 
 def _operators(cell: Cell) -> Operators:
     names = [f"{cell.name}_{of}{kind}" for of in ("layer", "cell") for kind in _KINDS]
+    names += [f"{cell.name}_cell_{of}" for of in ("second_order", "sums_backward")]
     names += [
         f"{cell.name}_{of}"
         for of in ("steps_second_order", "freeze", "layer_frozen", "cell_frozen", "layer_quantized", "cell_quantized")
@@ -142,6 +147,34 @@ def _fake_cell_backward(d_last, input, states, weights, allow_tf32, kept, needs)
     return [input.new_empty(t.shape if need else (0,)) for t, need in zip((input, *states, *weights), needs)]
 
 
+def _fake_cell_second_order(
+    cell: Cell, d_last, input, states, weights, allow_tf32, kept, cotangents, needs, leaves_sums
+):
+    arrives, by_sums = any(d is not None for d in d_last), not leaves_sums
+    x_dot, h_dot, *others = (u is not None for u in cotangents)
+    w_ih_dot, w_hh_dot = others[len(states) - 1 : len(states) + 1]
+    of_states = [by_sums or w_hh_dot or cell.takes_h, *[True] * (len(states) - 1)]
+    of_weights = [by_sums or x_dot, by_sums or h_dot, *[by_sums] * (len(weights) - 2)]
+    flows = [*[True] * len(states), *[arrives and way for way in (by_sums or w_ih_dot, *of_states, *of_weights)]]
+    found = [
+        input.new_empty(like.shape) if need and way else None
+        for like, need, way in zip((*states, input, *states, *weights), needs, flows)
+    ]
+    return [
+        kept[1].new_empty((1, len(input), cell.sums * states[0].size(1))) if leaves_sums and arrives else None,
+        *found,
+    ]
+
+
+def _fake_cell_sums_backward(cell: Cell, d_last, d_sums, input, states, weights, allow_tf32, kept, needs):
+    arrives = any(d is not None for d in d_last)
+    flows = [True, True, *[arrives] * (len(states) - 1), *[True] * len(weights)]
+    return [
+        input.new_empty(like.shape) if need and way else None
+        for like, need, way in zip((input, *states, *weights), needs, flows)
+    ]
+
+
 def _fake_steps_second_order(cell: Cell, before, after, saved, sums, hidden_sums, before_tangent, d_after, d_h_tangent):
     rows, moves = after[-1], sums is not None
     arrives = d_h_tangent is not None or any(d is not None for d in d_after)
@@ -200,6 +233,8 @@ for _cell in CELLS.values():
         (_own.cell, functools.partial(_fake_cell, _cell)),
         (_own.cell_inference, _fake_cell_inference),
         (_own.cell_backward, _fake_cell_backward),
+        (_own.cell_second_order, functools.partial(_fake_cell_second_order, _cell)),
+        (_own.cell_sums_backward, functools.partial(_fake_cell_sums_backward, _cell)),
         (_own.steps_second_order, functools.partial(_fake_steps_second_order, _cell)),
         (_own.quantized, functools.partial(_fake_quantized, _cell)),
     )

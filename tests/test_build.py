@@ -24,7 +24,8 @@ KINDS = [f"{of}{kind}" for of in ("layer", "stack", "cell") for kind in ("", "_i
 VARIED = "recurrence", "recurrence_backward"
 OPERATORS = [f"{cell}_{kind}" for cell in CELLS for kind in (*KINDS, "steps_second_order", *VARIED)]
 PREPARED = [f"{of}_{kind}" for of in ("layer", "stack", "cell") for kind in ("frozen", "quantized")]
-CPU_ONLY = [f"{cell}_{kind}" for cell in CELLS for kind in ("freeze", *PREPARED)]
+SECOND_ORDER = "cell_second_order", "cell_sums_backward"
+CPU_ONLY = [f"{cell}_{kind}" for cell in CELLS for kind in ("freeze", *PREPARED, *SECOND_ORDER)]
 
 if (ROOT / "_build_backend").is_dir():
     sys.path.append(str(ROOT / "_build_backend"))

@@ -339,6 +339,59 @@ struct StepGradients {
   }
 };
 
+// What a double backward finds of one step: of each tensor in question its gradient; None where it is not needed, or
+// nothing flows.
+struct FoundGradients {
+  OptionalTensors all;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("gradients", all);
+  }
+};
+
+// Second order of one step, of float32 or float64: gradients of the sum of <cotangent, gradient> over the gradients
+// that StepBackwardArguments asks for.
+struct StepSecondOrderArguments {
+  OptionalTensors d_last;  // gradients of the states after the step, None for zeros
+  StepArguments step;
+  Tensors kept;
+  OptionalTensors cotangents;  // for each of input, states and weights, None for zeros
+  std::vector<bool> needs;     // for each of d_last, input, states and weights
+  // Whether what goes by way of the sums that enter the gates is not followed to what they are made of: then the first
+  // gradient is that of the sums, in the layout of `saved`, [1, B, sums * H]; otherwise None.
+  bool leaves_sums = false;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("d_last", d_last);
+    step.visit(v);
+    v("kept", kept);
+    v("cotangents", cotangents);
+    v("needs", needs);
+    v("leaves_sums", leaves_sums);
+  }
+};
+
+// The gradients of one step for input, states and weights, where `d_sums` arrives at the sums that enter the gates
+// beside what arrives there from the states: what StepSecondOrderArguments left.
+struct StepSumsBackwardArguments {
+  OptionalTensors d_last;
+  Tensor d_sums;
+  StepArguments step;
+  Tensors kept;
+  std::vector<bool> needs;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("d_last", d_last);
+    v("d_sums", d_sums);
+    step.visit(v);
+    v("kept", kept);
+    v("needs", needs);
+  }
+};
+
 // Second order of N steps that do not depend on one another: what is between products
 // (fusedlstm/_second_order_step.py). Float32 or float64, [N, H]; [N, GH] of gates' sums, [N, saved * H]. Of lists there
 // is one for each state.

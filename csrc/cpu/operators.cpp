@@ -2,10 +2,10 @@
 #include <algorithm>
 #include <utility>
 
-#include "call/checked_steps.h"
 #include "call/implement.h"
 #include "prepared_call.h"
 #include "run_layers.h"
+#include "step_second_order.h"
 
 namespace fusedlstm::cpu {
 namespace {
@@ -124,22 +124,17 @@ std::vector<LayerGradients> layers_backward(std::vector<BackwardArguments>& laye
 
 template <int kCell>
 StepsResults steps_second_order(StepsArguments& arguments) {
-  const NamedCell& cell = kCells[kCell];
-  const CheckedSteps t(std::move(arguments), cell.sizes);
-  const StepsResults r = new_results(t);
-  const StepsArgs a = args_of(t, r, cell.is_relu);
-  struct Call {
-    const StepsArgs& args;
-    decltype(LayerKernels::second_order) kernel;
-  } call{a, active_kernels(cell.kind, dtype_of(t.dtype)).second_order};
-  run_team(
-      threads_of_steps(t.rows * t.hidden), 0, 0,
-      [](void* context, Share share, char*) {
-        const Call& c = *static_cast<Call*>(context);
-        c.kernel(c.args, share.of(c.args.rows));
-      },
-      &call);
-  return r;
+  return second_order_of_steps(kCells[kCell], arguments);
+}
+
+template <int kCell>
+FoundGradients cell_second_order(StepSecondOrderArguments& arguments) {
+  return second_order_of_cell(kCells[kCell], arguments);
+}
+
+template <int kCell>
+FoundGradients cell_sums_backward(StepSumsBackwardArguments& arguments) {
+  return gradients_with_sums(kCells[kCell], arguments);
 }
 
 // The operators of a cell, and of those after it.
@@ -149,6 +144,10 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
     implement<kCell, layer<kCell>, layer_inference<kCell>, layer_backward<kCell>, steps_second_order<kCell>,
               layers<kCell>, layers_inference<kCell>, layers_backward<kCell>>(m);
     const std::string cell = kCells[kCell].name;
+    m.impl((cell + "_cell_second_order").c_str(),
+           boxed<FoundGradients, StepSecondOrderArguments, cell_second_order<kCell>>);
+    m.impl((cell + "_cell_sums_backward").c_str(),
+           boxed<FoundGradients, StepSumsBackwardArguments, cell_sums_backward<kCell>>);
     m.impl((cell + "_freeze").c_str(), boxed<FreezeResults, FreezeArguments, freeze_layer<kCell>>);
     m.impl((cell + "_layer_frozen").c_str(), boxed<InferenceResults, FrozenArguments, layer_prepared<kCell, Tensor>>);
     m.impl((cell + "_cell_frozen").c_str(), boxed<StepInferenceResults, PreparedStepArguments<Tensor>,
