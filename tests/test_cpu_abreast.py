@@ -194,7 +194,7 @@ def test_prepared_layers_of_other_sizes(kind):
     """What is written into the states of all layers stays inside of them."""
     layers = [fusedlstm.FusedLSTM(*sizes) for sizes in ((5, 7), (7, 70))]
     weights = [weight for layer in layers for weight in _weights_of(kind, layer)]
-    message = r"expected the states of every layer of size \[1, 3, 70\], got \[1, 3, 7\]"
+    message = r"expected the states of every layer of size \[2, 3, 70\], got \[2, 3, 7\]"
     with pytest.raises(RuntimeError, match=message):
         getattr(torch.ops.fusedlstm, f"lstm_stack_{kind}")(torch.randn(4, 3, 5), [], weights, 2)
 

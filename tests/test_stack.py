@@ -284,12 +284,3 @@ def test_what_a_pass_asks_for():
     assert needs[:3] == [of_input, of_others, [True] * 13]
     assert needs[3] == [False] * 5 + [True] * 8
     assert needs[4] == [place == 2 for place in range(13)]
-
-
-def test_prepared_layers_of_other_sizes():
-    """Layers share tensors for their states, so that one of another size would write beyond its part."""
-    of = OPERATORS["lstm"]
-    wider = of.freeze([torch.randn(32, 6)], [torch.randn(32, 8)], [], [], [])
-    frozen = [of.freeze(W[:1], W[1:], [], [], []), wider]
-    with pytest.raises(RuntimeError, match=r"the states of every layer of size \[2, 3, 8\], got \[2, 3, 6\]"):
-        of.stack_frozen(X, [], frozen, 2)
