@@ -233,6 +233,7 @@ void force(const std::string& isa, const std::string& plan) {
     if (name != known.name || (digits != std::string::npos && !known.split)) continue;
     forced_kernels = isa.empty() ? nullptr : &by_name(isa);
     forced_plan = &known;
+    insist_on_threads(name == "abreast");
     forced_last_meeting = digits == std::string::npos ? 0 : std::atoi(plan.c_str() + digits);
     return;
   }

@@ -32,8 +32,8 @@ const RecurrenceKernels& active_recurrence_kernels(VariedKind kind, Dtype acc);
 
 // isa: "baseline", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx"; plan: "direct" or
 // "packed", then optionally ":rows" or ":units", then optionally ":N": a team dissolves at its Nth meeting, as one does
-// that had to wait too long; or "abreast", all layers of a stack for which there are threads. Empty strings return to
-// automatic. Throws std::runtime_error on any other name.
+// that had to wait too long; or "abreast", all layers of a stack for which torch has threads, each by one, even where
+// there are fewer CPUs. Empty strings return to automatic. Throws std::runtime_error on any other name.
 void force(const std::string& isa, const std::string& plan);
 
 // What is to be run of a layer; kFrozen: forward, with weights that are in panels already; kQuantized: those of int8.

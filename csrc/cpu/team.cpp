@@ -95,6 +95,7 @@ class Callers {
     this->threads.fetch_sub(threads, std::memory_order_relaxed);
     calls.fetch_sub(1, std::memory_order_relaxed);
   }
+  void insist(bool is_so) { insists = is_so; }
   void warn(bool was_slow) {
     const int next = was_slow ? std::min(2 * warning.load(std::memory_order_relaxed) + 1, kMostWarned) : 0;
     warning.store(next, std::memory_order_relaxed);
@@ -103,13 +104,15 @@ class Callers {
 
  private:
   static constexpr int kLately = 64, kMostWarned = 63;  // calls
-  std::atomic<int> calls{0}, threads{0};                // now
-  std::atomic<int> most_at_once{1}, since_most{0};      // calls of late, and calls since there were so many
-  std::atomic<int> warning{0}, warned{0};               // calls to be made without a team: in all, and left
+  std::atomic<bool> insists{false};
+  std::atomic<int> calls{0}, threads{0};            // now
+  std::atomic<int> most_at_once{1}, since_most{0};  // calls of late, and calls since there were so many
+  std::atomic<int> warning{0}, warned{0};           // calls to be made without a team: in all, and left
 
-  bool is_warned() { return warned.load(std::memory_order_relaxed) > 0 && warned.fetch_sub(1) > 0; }
+  bool is_warned() { return !insists && warned.load(std::memory_order_relaxed) > 0 && warned.fetch_sub(1) > 0; }
 
   int free_cpus(int now, int wanted) {
+    if (insists) return wanted;
     if (now >= most_at_once.load(std::memory_order_relaxed) || since_most.fetch_add(1) > kLately) {
       most_at_once.store(now, std::memory_order_relaxed);
       since_most.store(0, std::memory_order_relaxed);
@@ -125,6 +128,10 @@ Callers callers;
 
 int pool_threads() {
   return static_cast<int>(torch::stable::get_num_threads());
+}
+
+void insist_on_threads(bool is_so) {
+  callers.insist(is_so);
 }
 
 void Share::meet() {
