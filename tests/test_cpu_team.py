@@ -1,5 +1,6 @@
 """What the CPU kernels share within a process: threads, CPUs and scratch memory."""
 
+import copy
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import pytest
 import torch
 from cases import Case
+from family import every, tensors_of
 from oracle import make_inputs, run
 
 import fusedlstm
@@ -92,6 +94,23 @@ def test_a_team_of_an_ensemble_dissolves(two_threads):
     for last_meeting in (1, 2, 9, 10, 11):
         cpu_force("", f"packed:units:{last_meeting}")
         assert torch.equal(outputs(), together), last_meeting
+
+
+@every
+def test_a_thread_for_each_direction_changes_no_bit(member, two_threads):
+    """Of one sequence, as test_cpu_plans.py says that they are divided."""
+    module, x = member.layer(8, 48, bidirectional=True), torch.randn(200, 1, 8)
+    prepared = [prepare(copy.deepcopy(module).eval()) for prepare in (fusedlstm.freeze, fusedlstm.quantize)]
+
+    def results():
+        output = module(x)[0]
+        with torch.no_grad():
+            inferred = [output for own in prepared for output in tensors_of(own(x))]
+        return [output.detach(), *inferred, *torch.autograd.grad(output.cos().sum(), list(module.parameters()))]
+
+    together = results()
+    torch.set_num_threads(1)
+    assert all(map(torch.equal, results(), together))
 
 
 @pytest.mark.parametrize("training", [False, True])
