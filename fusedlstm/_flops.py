@@ -95,14 +95,16 @@ def _quantized(cell, input, initial, weights, *rows_and_states, out_val=None) ->
 
 
 def _recurrence(*arguments, out_val=None) -> int:
-    """The product of all rows with weight_hh; the other products of layers with variants are PyTorch's operators."""
     a = RecurrenceArguments(*arguments)
-    return 2 * math.prod(a.from_input.shape[:-1]) * _size(a.weight_hh)
+    return 2 * math.prod(a.input.shape[:-1]) * (_size(a.weight_ih) + _size(a.weight_hh))
 
 
 def _recurrence_backward(d_output, d_last, *arguments, out_val=None) -> int:
-    """One product, for the gradients that the step before needs."""
-    return _recurrence(*arguments[:-1])
+    """One product for the gradients that are asked for, and one for those that the step before needs."""
+    *arguments, _, needs = arguments
+    a, (input, weight_ih, weight_hh) = RecurrenceArguments(*arguments), needs
+    products = (input + weight_ih) * _size(a.weight_ih) + (1 + weight_hh) * _size(a.weight_hh)
+    return 2 * math.prod(a.input.shape[:-1]) * products
 
 
 def _size(weight) -> int:

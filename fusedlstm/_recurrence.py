@@ -1,9 +1,8 @@
 """The recurrence of a layer with variants: its operators seen from Python, their derivative, and what runs where.
 
 `torch.ops.fusedlstm` has `<cell>_recurrence`, see `fusedlstm.reference_varied.recurrence`, and
-`<cell>_recurrence_backward`, with kernels for the CPU and for CUDA. Gradients of weight_hh are a product of what the
-second returns. Transforms of torch.func, second derivatives, single steps on the CPU and other devices run the
-reference.
+`<cell>_recurrence_backward`, with kernels for the CPU and for CUDA. Transforms of
+torch.func, second derivatives, single steps on the CPU and other devices run the reference.
 """
 
 from __future__ import annotations
@@ -45,15 +44,17 @@ _OPERATORS = {
 # Of the arguments those that are tensors, or lists of tensors.
 _TENSORS = [name for name in RecurrenceArguments._fields if name not in ("eps", "reverse", "keeps", "allow_tf32")]
 # Those of them with a gradient among `d_parameters`, in their order.
-_PARAMETERS = "bias", "weight_ch", "gain", "gain_c", "bias_c"
+_PARAMETERS = "bias_ih", "bias", "weight_ch", "gain_ih", "gain", "gain_c", "bias_c"
+# Those whose gradients are made where they are needed alone, in the order of `needs`.
+_NEEDED = "input", "weight_ih", "weight_hh"
 
 
 def run_recurrence(cell: Cell, arguments: RecurrenceArguments) -> tuple[Tensor, list[Tensor]]:
     """The output and the last states of one direction."""
-    x = arguments.from_input
+    x = arguments.input
     is_on_gpu = not x.is_cpu and not x.is_meta
     is_transformed = are_transforms_active() or is_forward_mode_active()
-    # For one step the CPU's kernels would bring all of weight_hh into their order, which takes longer than the product.
+    # For one step the CPU's kernels would bring all weights into their order, which takes longer than the products.
     is_too_short = x.size(0) == 1 and not is_on_gpu
     if is_transformed or is_too_short or arguments.weight_hh.size(1) == 0 or (is_on_gpu and _lacks_kernels(x.device)):
         return recurrence(cell, *arguments)
@@ -107,20 +108,18 @@ class _Recurrence(torch.autograd.Function):
             found = _by_reference(cell, arguments, tensors, asked, ctx.list_sizes, (d_output, *d_last))
         else:
             with below_autograd(), without_autocast(kept[0]):
-                found = _by_kernels(ctx.name, arguments, d_output, d_last, kept)
+                found = _by_kernels(ctx.name, arguments, asked, ctx.list_sizes, d_output, d_last, kept)
         return None, None, *[d if ask else None for d, ask in zip(found, asked)]
 
 
-def _by_kernels(name, a: RecurrenceArguments, d_output, d_last, kept) -> list[Tensor | None]:
+def _by_kernels(name, a: RecurrenceArguments, asked, list_sizes, d_output, d_last, kept) -> list[Tensor | None]:
     """The gradient of each of the tensors in a row; masks have none."""
-    from_input, from_hidden, d_initial, d_reset_state, d_parameters = _OPERATORS[name].backward(
-        d_output, list(d_last), *a, list(kept)
+    asked = _by_name(asked, list_sizes)
+    *of_needed, d_initial, d_reset_state, d_parameters = _OPERATORS[name].backward(
+        d_output, list(d_last), *a, list(kept), [asked[name] for name in _NEEDED]
     )
-    from_hidden = from_hidden if from_hidden.dim() > 1 else from_input
-    h_before = kept[0] if a.mask is None else kept[0] * a.mask
-    found = dict(zip(_PARAMETERS, d_parameters))
-    found |= {"from_input": from_input, "initial": d_initial, "reset_state": d_reset_state}
-    found["weight_hh"] = from_hidden.flatten(0, 1).T @ h_before.flatten(0, 1)
+    found = dict(zip(_NEEDED, of_needed)) | dict(zip(_PARAMETERS, d_parameters))
+    found |= {"initial": d_initial, "reset_state": d_reset_state}
     return _in_a_row([found.get(name, _nothing(getattr(a, name))) for name in _TENSORS])
 
 
@@ -149,13 +148,18 @@ def _in_a_row(arguments) -> list:
 
 
 def _rebuilt(tensors, list_sizes, eps, reverse, allow_tf32) -> RecurrenceArguments:
-    """The arguments, of their tensors in a row; list_sizes: -1 for one that is no list."""
-    following = iter(tensors)
-    named = {
+    """The arguments, of their tensors in a row."""
+    named = _by_name(tensors, list_sizes)
+    return RecurrenceArguments(**named, eps=eps, reverse=reverse, keeps=True, allow_tf32=allow_tf32)
+
+
+def _by_name(row, list_sizes) -> dict:
+    """What is in a row, one for each tensor, by the arguments' names; list_sizes: -1 for one that is no list."""
+    following = iter(row)
+    return {
         name: next(following) if size < 0 else [next(following) for _ in range(size)]
         for name, size in zip(_TENSORS, list_sizes)
     }
-    return RecurrenceArguments(**named, eps=eps, reverse=reverse, keeps=True, allow_tf32=allow_tf32)
 
 
 def _at_autograd_keys(name, *arguments):
@@ -174,32 +178,32 @@ def _at_autograd_keys(name, *arguments):
 
 def _fake(cell: Cell, *arguments):
     a = RecurrenceArguments(*arguments)
-    T, B, GH = a.from_input.shape
-    H = GH // cell.gates
+    T, B, _ = a.input.shape
+    GH, H = a.weight_hh.shape
 
     def rows(width, exists=True):
-        return a.from_input.new_empty((T, B, width) if exists else (0,))
+        return a.input.new_empty((T, B, width) if exists else (0,))
 
     kept = []
     if a.keeps:
         is_normed, scales = a.gain is not None, a.gain is not None or a.gain_c is not None
-        kept = [rows(H), rows(max(cell.saved, 1) * H), rows(GH, is_normed), rows(3, scales)]
-        kept += [rows(H) for _ in a.initial[1:]]
+        kept = [rows(H), rows(H, a.mask is not None), rows(max(cell.saved, 1) * H), rows(GH, a.gain_ih is not None)]
+        kept += [rows(GH, is_normed), rows(4, scales), *[rows(H) for _ in a.initial[1:]]]
     return rows(H), [torch.empty_like(state) for state in a.initial], kept
 
 
 def _fake_backward(cell: Cell, d_output, d_last, *arguments):
-    *arguments, _ = arguments
+    *arguments, _, needs = arguments
     a = RecurrenceArguments(*arguments)
-    none = a.from_input.new_empty(0)
-    is_hidden_apart = a.gain is not None if cell.name == "lstm" else cell.is_apart and a.gain is None
-    parameters = [getattr(a, name) for name in _PARAMETERS]
+
+    def dense(tensor, exists=True):
+        return a.input.new_empty(tensor.shape if exists and tensor is not None else (0,))
+
     return (
-        torch.empty_like(a.from_input),
-        torch.empty_like(a.from_input) if is_hidden_apart else none,
-        list(map(torch.empty_like, a.initial)),
-        list(map(torch.empty_like, a.reset_state)),
-        [none.clone() if parameter is None else torch.empty_like(parameter) for parameter in parameters],
+        *[dense(getattr(a, name), need) for name, need in zip(_NEEDED, needs)],
+        list(map(dense, a.initial)),
+        list(map(dense, a.reset_state)),
+        [dense(getattr(a, name)) for name in _PARAMETERS],
     )
 
 

@@ -108,7 +108,7 @@ def run(
             else len(weights) == L * D * ((4 if bias else 2) + (1 if P else 0))
             and weights[1].shape == (cell.gates * H, P or H)
         )
-        if is_compiling or not fits or not (frozen or is_int8 or operator in KERNELS[cell.name]):
+        if is_compiling or not fits or not (frozen or is_int8 or varied or operator in KERNELS[cell.name]):
             _checks.check_tensors(x, hx, weights, sizes, B, is_int8)
         if sorted_indices is not None and hx is not None:
             _checks.check_states(hx, sizes, B, x, "hidden")

@@ -1,4 +1,4 @@
-"""A layer with variants of the recurrence: its input product, its masks, and the recurrence of each direction.
+"""A layer with variants of the recurrence: its masks, and the recurrence of each direction.
 
 Computed in float32 (float64 for float64) from the first product to the last state, and rounded to the dtype of the
 tensors at the end. Which recurrence runs, kernels or the reference, is chosen here.
@@ -10,7 +10,6 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear
 
 from fusedlstm._choice import is_in_onnx_export, is_tf32_on
 from fusedlstm._recurrence import run_recurrence, without_autocast
@@ -87,22 +86,15 @@ def _direction(
 ):  # fmt: skip
     weight_ih, weight_hh, *biases = weights
     T, (B, H) = input.size(0), initial[0].shape
-    # The recurrence adds biases to what it has in its cache; but for those that a norm, or the GRU, has apart.
-    inner_bias = sum(biases) if biases else None
-    if "gain_ih" in parameters:
-        gain = parameters["gain_ih"]
-        from_input = layer_norm(linear(input, weight_ih), gain.shape, gain, inner_bias, variants.layer_norm_eps)
-        inner_bias = None
-    elif cell.is_apart and not variants.layer_norm:
-        bias_ih, inner_bias = biases or (None, None)
-        from_input = linear(input, weight_ih, bias_ih)
-    else:
-        from_input = linear(input, weight_ih)
-    mask, zoneout = masks_of(variants, len(initial), T, B, H, training, from_input)
+    is_apart = cell.is_apart and not variants.layer_norm
+    bias_ih, bias = biases or (None, None)
+    if biases and not is_apart:
+        bias_ih, bias = None, bias_ih + bias
+    mask, zoneout = masks_of(variants, len(initial), T, B, H, training, input)
     arguments = RecurrenceArguments(
-        from_input, initial, weight_hh, inner_bias, mask, zoneout, parameters.get("weight_ch"),
-        parameters.get("gain_hh", parameters.get("gain")), parameters.get("gain_c"), parameters.get("bias_c"),
-        variants.layer_norm_eps, lengths, reset, reset_state, reverse, keeps=False,
+        input, initial, weight_ih, weight_hh, bias_ih, bias, mask, zoneout, parameters.get("weight_ch"),
+        parameters.get("gain_ih"), parameters.get("gain_hh", parameters.get("gain")), parameters.get("gain_c"),
+        parameters.get("bias_c"), variants.layer_norm_eps, lengths, reset, reset_state, reverse, keeps=False,
         allow_tf32=input.is_cuda and input.dtype is torch.float32 and is_tf32_on(False),
     )  # fmt: skip
     return run_recurrence(cell, arguments)

@@ -19,14 +19,16 @@ class RecurrenceArguments(NamedTuple):
     """What `<cell>_recurrence` takes; csrc/call/recurrence.h has the same names. All in float32, or all in float64.
 
     Attributes:
-        from_input: [T, B, GH], W_ih x; normalised before, if the LSTM has layer norm, and with b_ih, if a gate of the
-            cell is apart.
+        input: [T, B, I].
         initial: the states before the first step, [B, H] each.
-        weight_hh: [GH, H].
+        weight_ih, weight_hh: [GH, I] and [GH, H].
+        bias_ih: [GH] of a cell whose gates are apart, added to W_ih x; None for none, and where `bias` has both.
         bias: [GH], added to what W_hh h comes to; to the normalised sums of a GRU with layer norm; None for none.
         mask: [1 or T, B, H], by which h is multiplied where it enters the product; None for none.
-        zoneout: for each state the part of its old value that a step keeps, [1 or T, 1 or B, H]; [] for none.
+        zoneout: for each state the part of its old value that a step keeps, [1 or T, 1 or B, H], also as bools; [] for
+            none.
         weight_ch: [3H] of the LSTM, its peepholes i, f and o; None for none.
+        gain_ih: [GH] of the LSTM, of the norm of W_ih x, where W_hh h has one; None for none.
         gain: [GH], of the norm of W_hh h, or of the GRU's joint one; None for none.
         gain_c, bias_c: [H] of the LSTM, of the norm of c; None for none.
         eps: of the norms.
@@ -36,16 +38,19 @@ class RecurrenceArguments(NamedTuple):
         reverse: from the last step to the first.
         keeps: whether the operator keeps what its derivative needs, which it does by itself where gradients are asked
             for; no effect here.
-        allow_tf32: whether a GPU may multiply float32 by weight_hh in TF32; no effect here.
+        allow_tf32: whether a GPU may multiply float32 in TF32; no effect here.
     """
 
-    from_input: Tensor
+    input: Tensor
     initial: list[Tensor]
+    weight_ih: Tensor
     weight_hh: Tensor
+    bias_ih: Tensor | None
     bias: Tensor | None
     mask: Tensor | None
     zoneout: list[Tensor]
     weight_ch: Tensor | None
+    gain_ih: Tensor | None
     gain: Tensor | None
     gain_c: Tensor | None
     bias_c: Tensor | None
@@ -61,11 +66,14 @@ class RecurrenceArguments(NamedTuple):
 def recurrence(cell: Cell, *arguments) -> tuple[Tensor, list[Tensor]]:
     """The output [T, B, H], and the states after the last step, [B, H] each."""
     a = RecurrenceArguments(*arguments)
-    T, states = len(a.from_input), list(a.initial)
+    T, states = len(a.input), list(a.initial)
     runs = None
     if a.lengths is not None:
         runs = (torch.arange(T, device=a.lengths.device)[:, None] < a.lengths).unsqueeze(-1)
-    from_input = a.from_input.unbind()
+    from_input = linear(a.input, a.weight_ih, a.bias_ih)
+    if a.gain_ih is not None:
+        from_input = layer_norm(from_input, a.gain_ih.shape, a.gain_ih, None, a.eps)
+    from_input = from_input.unbind()
     outputs = [None] * T
     for t in reversed(range(T)) if a.reverse else range(T):
         if a.reset is not None:
@@ -74,14 +82,14 @@ def recurrence(cell: Cell, *arguments) -> tuple[Tensor, list[Tensor]]:
         h = states[0] if a.mask is None else states[0] * _of_step(a.mask, t)
         following = _STEPS.get(cell.name, _plain_step)(cell, a, from_input[t], linear(h, a.weight_hh), states)
         if a.zoneout:
-            kept = [_of_step(part, t) for part in a.zoneout]
+            kept = [_of_step(part, t).to(old.dtype) for part, old in zip(a.zoneout, states)]
             following = [z * old + (1 - z) * new for z, old, new in zip(kept, states, following)]
         if runs is not None:
             following = [new.where(runs[t], old) for new, old in zip(following, states)]
         states = following
         outputs[t] = states[0] if runs is None else states[0].where(runs[t], 0)
     if T == 0:
-        return a.from_input.new_empty(0, *a.initial[0].shape), [state.clone() for state in states]
+        return a.input.new_empty(0, *a.initial[0].shape), [state.clone() for state in states]
     return torch.stack(outputs), states
 
 

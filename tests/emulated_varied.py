@@ -10,8 +10,9 @@ from fusedlstm import _recurrence
 from fusedlstm.cells import CELLS
 from fusedlstm.reference_varied import RecurrenceArguments
 
-PARAMETERS = "bias", "weight_ch", "gain", "gain_c", "bias_c"
-KEPT = "saved", "normed", "scales"  # but for the states before each step
+PARAMETERS = "bias_ih", "bias", "weight_ch", "gain_ih", "gain", "gain_c", "bias_c"
+NEEDED = "input", "weight_ih", "weight_hh"
+KEPT = "entered", "saved", "normed_ih", "normed", "scales"  # but for the states before each step
 
 
 class EmulatedRecurrence:
@@ -26,13 +27,14 @@ class EmulatedRecurrence:
         """As `<cell>_recurrence`."""
         with self._call(arguments) as call:
             a, results = call.arguments, self.emu.VariedResults()
-            T, B, H = *a.from_input.shape[:2], call.hidden
+            T, B, H = *a.input.shape[:2], call.hidden
             output, results.output = call.new("output", T, B, H)
             last, results.last = call.new_each("last", [(B, H)] * len(a.initial))
             kept = []
             if a.keeps:
-                normed, scales = a.gain is not None, a.gain is not None or a.gain_c is not None
-                widths = H, max(self.cell.saved, 1) * H, normed * a.from_input.size(2), scales * 3
+                norms, GH = a.gain is not None or a.gain_c is not None, len(a.weight_hh)
+                widths = H, (a.mask is not None) * H, max(self.cell.saved, 1) * H
+                widths += (a.gain_ih is not None) * GH, (a.gain is not None) * GH, norms * 4
                 widths += (H,) * (len(a.initial) - 1)
                 kept, views = call.new_each("kept", [(T, B, width) if width else (0,) for width in widths])
                 _set_kept(results, views)
@@ -41,15 +43,17 @@ class EmulatedRecurrence:
 
     def backward(self, d_output, d_last, *arguments):
         """As `<cell>_recurrence_backward`."""
-        *arguments, kept = arguments
+        *arguments, kept, needs = arguments
         with self._call(arguments) as call:
             a, incoming, found = call.arguments, self.emu.VariedIncoming(), self.emu.VariedGradients()
             incoming.d_output = call.view(d_output, "d_output")
             incoming.d_last = [call.view(d, "d_last") for d in d_last]
             _set_kept(incoming, [call.view(tensor, "kept") for tensor in kept])
-            is_apart = a.gain is not None if self.cell.name == "lstm" else self.cell.is_apart and a.gain is None
-            from_input, found.from_input = call.new("d_from_input", *a.from_input.shape)
-            from_hidden, found.from_hidden = call.new("d_from_hidden", *(a.from_input.shape if is_apart else (0,)))
+            needed = []
+            for name, need in zip(NEEDED, needs):
+                gradient, view = call.new(f"d_{name}", *(getattr(a, name).shape if need else (0,)))
+                needed.append(gradient)
+                setattr(found, name, view)
             initial, found.initial = call.new_each("d_initial", [state.shape for state in a.initial])
             reset_state, found.reset_state = call.new_each("d_reset_state", [state.shape for state in a.reset_state])
             parameters = []
@@ -59,7 +63,7 @@ class EmulatedRecurrence:
                 parameters.append(gradient)
                 setattr(found, name, view)
             call.host.run_varied_backward(call.described(), incoming, found)
-        return from_input, from_hidden, initial, reset_state, parameters
+        return *needed, initial, reset_state, parameters
 
     @contextlib.contextmanager
     def _call(self, arguments):
@@ -75,18 +79,19 @@ class _Call:
         self.cell, self.emu, self.arguments = cell, emu, arguments
         self.memory = emulator.Memory(emu)
         self.host = emu.Host(fallback, "")
-        self.hidden = arguments.from_input.size(2) // cell.gates
+        self.hidden = arguments.weight_hh.size(1)
 
     def view(self, tensor, name, initialised=True):
-        """Of a tensor; of no tensor, or an empty one, none."""
+        """Of a tensor, all of which have the input's dtype, or are bools; of no tensor, or an empty one, none."""
         if tensor is None or tensor.numel() == 0:
             return self.emu.View()
         pointer = self.memory.pointer(tensor, name, initialised=initialised)
-        return self.emu.View(pointer, str(tensor.dtype).removeprefix("torch."), tensor.shape, tensor.stride())
+        dtype = str(self.arguments.input.dtype).removeprefix("torch.")
+        return self.emu.View(pointer, dtype, tensor.shape, tensor.stride())
 
     def new(self, name, *shape):
         """A result and its view."""
-        result = apart(torch.full(shape, float("nan"), dtype=self.arguments.from_input.dtype))
+        result = apart(torch.full(shape, float("nan"), dtype=self.arguments.input.dtype))
         return result, self.view(result, name, initialised=False)
 
     def new_each(self, name, shapes):
@@ -96,14 +101,17 @@ class _Call:
     def described(self):
         """The recurrence as the library's binding hands it on."""
         given, r = self.arguments, self.emu.VariedRecurrence()
-        r.cell, r.dtype = self.cell.name, str(given.from_input.dtype).removeprefix("torch.")
+        r.cell, r.dtype = self.cell.name, str(given.input.dtype).removeprefix("torch.")
         r.allow_tf32, r.is_reverse, r.eps = given.allow_tf32, given.reverse, given.eps
-        (r.steps, r.batch), r.hidden = given.from_input.shape[:2], self.hidden
-        for name in ("from_input", "weight_hh", "mask", *PARAMETERS):
+        (r.steps, r.batch), r.hidden = given.input.shape[:2], self.hidden
+        for name in (*NEEDED, "mask", *PARAMETERS):
             tensor = getattr(given, name)
             setattr(r, name, self.view(None if tensor is None else apart(tensor), name))
-        for name in ("initial", "reset_state", "zoneout"):
+        for name in ("initial", "reset_state"):
             setattr(r, name, [self.view(apart(tensor), name) for tensor in getattr(given, name)])
+        r.zoneout = [
+            self.emu.Zoneout(self.view(apart(part), "zoneout"), part.dtype is torch.bool) for part in given.zoneout
+        ]
         for name in ("lengths", "reset"):
             tensor = getattr(given, name)
             if tensor is not None and tensor.numel():
@@ -112,7 +120,9 @@ class _Call:
 
 
 def _set_kept(of, views):
-    of.before, (of.saved, of.normed, of.scales) = [views[0], *views[4:]], views[1:4]
+    of.before = [views[0], *views[1 + len(KEPT) :]]
+    for name, view in zip(KEPT, views[1:]):
+        setattr(of, name, view)
 
 
 def operators(module=None):

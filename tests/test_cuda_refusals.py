@@ -196,7 +196,7 @@ def test_host_names_a_kernel_with_variants(backward):
     for resident in ("", f"{run.plan(False).kernel} ({run.plan(False)})"):
         with emulator.options(run.emu, launch_errors=[0, 719]), pytest.raises(RuntimeError, match="varied"):
             if backward:
-                recurrence.backward(output, states, *given, kept)
+                recurrence.backward(output, states, *given, kept, [True] * 3)
             else:
                 recurrence.recurrence(*given)
         last = run.fallback.last_launched

@@ -91,13 +91,13 @@ def test_both_passes_are_told_whether_tf32_may_be_used(monkeypatch):
 
         return run
 
-    recorded = SimpleNamespace(recurrence=told_at(-1, own.recurrence), backward=told_at(-2, own.backward))
+    recorded = SimpleNamespace(recurrence=told_at(-1, own.recurrence), backward=told_at(-3, own.backward))
     monkeypatch.setattr(_recurrence, "_OPERATORS", {"gru": recorded})
     for allowed in (True, False):
         results(kernels("gru"), of_float32("gru", "mask", 3, 2, 5)._replace(allow_tf32=allowed))
     assert told == [True, True, False, False]
-    products = own.products_with_tf32  # one a step and pass
-    assert products == [True] * 6 + [False] * 6
+    products = own.products_with_tf32  # one a step and pass, and those of the input and of gradients
+    assert products == [True] * 10 + [False] * 10
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -119,10 +119,10 @@ def test_lengths_that_nobody_has_checked():
 def test_nan_stays_in_its_row():
     a = of_float32("lstm", "*all", 4, 3, 37)
     clean = results(kernels("lstm"), a)
-    a.from_input[1, 2, 5] = float("nan")
+    a.input[1, 2, 5] = float("nan")
     found = results(kernels("lstm"), a)
     assert found["output"][1, 2].isnan().all()
-    for name in ("output", "d_from_input"):
+    for name in ("output", "d_input"):
         assert torch.equal(found[name][:, :2], clean[name][:, :2])
 
 

@@ -80,9 +80,12 @@ def test_empty(cell):
 
 BAD = {
     "weight_hh": (lambda a: a._replace(weight_hh=a.weight_hh[:-1]), r"weight_hh of size \[20, 5\], got \[19, 5\]"),
+    "weight_ih": (lambda a: a._replace(weight_ih=a.weight_ih[:, 1:]), r"weight_ih of size \[20, 7\], got \[20, 6\]"),
+    "gain_ih": (lambda a: a._replace(gain=torch.ones(20).double()), "expected gain_ih with the gain of an LSTM"),
+    "bias_ih": (lambda a: a._replace(bias_ih=torch.ones(20).double()), "expected bias_ih of a cell whose gates are"),
     "initial": (lambda a: a._replace(initial=a.initial[:1]), "2 initial, got 1"),
     "mask": (lambda a: a._replace(mask=torch.ones(2, 3, 5)), r"mask of size \[7 or 1, 3 or 1, 5\], got \[2, 3, 5\]"),
-    "dtype": (lambda a: a._replace(gain=torch.ones(20, dtype=torch.float32)), "gain of from_input's dtype"),
+    "dtype": (lambda a: a._replace(bias=torch.ones(20, dtype=torch.float32)), "bias of the input's dtype"),
     "lengths": (lambda a: a._replace(lengths=torch.tensor([1, 2, 3], dtype=torch.int32)), "lengths of dtype int64"),
     "zoneout": (lambda a: a._replace(zoneout=[torch.ones(1, 1, 5, dtype=torch.float64)]), "0 or 2 zoneout, got 1"),
 }
@@ -98,8 +101,8 @@ def test_refusals(change, text):
 
 def on_gpu(T=7, device="cuda:0"):
     """Arguments as of tensors on a GPU."""
-    x = SimpleNamespace(is_cpu=False, is_meta=False, device=torch.device(device), size=(T, 3, 20).__getitem__)
-    return draw("lstm", ("mask",), T, 3, 5)._replace(from_input=x)
+    x = SimpleNamespace(is_cpu=False, is_meta=False, device=torch.device(device), size=(T, 3, 7).__getitem__)
+    return draw("lstm", ("mask",), T, 3, 5)._replace(input=x)
 
 
 def test_devices_without_kernels_run_the_loop_and_say_so(monkeypatch):

@@ -63,7 +63,7 @@ def run_loop(cell, p, x, mask, zoneout, eps):
             new = (rnn_step(p, x[t], entering, {"rnn_tanh": tanh, "rnn_relu": torch.relu}[cell]),)
         if zoneout:
             kept = [z[t % len(z)] for z in zoneout]
-            new = [torch.where(z == 1, old, fresh) if z.unique().numel() > 1 else z * old + (1 - z) * fresh
+            new = [torch.where(z, old, fresh) if z.dtype is torch.bool else z * old + (1 - z) * fresh
                    for z, old, fresh in zip(kept, states, new)]  # fmt: skip
         states = list(new)
         outputs.append(states[0])

@@ -17,8 +17,10 @@
 
 namespace fusedlstm {
 
-inline constexpr int kPeepholes = 3;     // of a unit: those of i, f and o
-inline constexpr int kVariedScales = 3;  // kept of a row: the scale of its norm, then of c the mean and the scale
+inline constexpr int kPeepholes = 3;  // of a unit: those of i, f and o
+
+// What is kept of a row's norms: scales of W_hh h, or of the GRU's sums, of c and of W_ih x; and the mean of c.
+enum VariedScale { kScale, kMeanC, kScaleC, kScaleIh, kVariedScales };
 
 // A state after zoneout, which keeps the part z of the old one (Krueger et al. 2017).
 template <class Math, class V>

@@ -90,6 +90,7 @@ struct BackwardArgs : LayerArgs {
   const void* saved;      // [D, N, saved * H]
   const void* carried;    // [D, N, carried * H], acc
   const void* d_carried;  // the same, or null
+  const void* entered;    // of one direction, [N, R]: h as each row's product had it, where that is another; or null
   // Results, each null where it is not needed; storage dtype, contiguous.
   void* d_input;  // [N, I]
   void *d_initial[kMaxStates], *d_reset_state[kMaxStates];

@@ -165,25 +165,32 @@ inline void bind_host(py::module_& m) {
   bind_struct<Gradients>(m, "Gradients", FIELD(Gradients, input), FIELD(Gradients, initial),
                          FIELD(Gradients, weight_ih), FIELD(Gradients, weight_hh), FIELD(Gradients, bias_ih),
                          FIELD(Gradients, bias_hh), FIELD(Gradients, weight_hr), FIELD(Gradients, reset_state));
+  py::class_<Zoneout>(m, "Zoneout", py::module_local()).def(py::init([](const View& part, bool is_chosen) {
+    return Zoneout{part, is_chosen};
+  }));
   bind_struct<VariedRecurrence>(
       m, "VariedRecurrence", FIELD(VariedRecurrence, cell), FIELD(VariedRecurrence, dtype),
       FIELD(VariedRecurrence, allow_tf32), FIELD(VariedRecurrence, is_reverse), FIELD(VariedRecurrence, eps),
       FIELD(VariedRecurrence, steps), FIELD(VariedRecurrence, batch), FIELD(VariedRecurrence, hidden),
-      FIELD(VariedRecurrence, from_input), FIELD(VariedRecurrence, initial), FIELD(VariedRecurrence, weight_hh),
-      FIELD(VariedRecurrence, bias), FIELD(VariedRecurrence, mask), FIELD(VariedRecurrence, zoneout),
-      FIELD(VariedRecurrence, weight_ch), FIELD(VariedRecurrence, gain), FIELD(VariedRecurrence, gain_c),
+      FIELD(VariedRecurrence, input), FIELD(VariedRecurrence, initial), FIELD(VariedRecurrence, weight_ih),
+      FIELD(VariedRecurrence, weight_hh), FIELD(VariedRecurrence, bias_ih), FIELD(VariedRecurrence, bias),
+      FIELD(VariedRecurrence, mask), FIELD(VariedRecurrence, zoneout), FIELD(VariedRecurrence, weight_ch),
+      FIELD(VariedRecurrence, gain_ih), FIELD(VariedRecurrence, gain), FIELD(VariedRecurrence, gain_c),
       FIELD(VariedRecurrence, bias_c), FIELD(VariedRecurrence, lengths), FIELD(VariedRecurrence, reset),
       FIELD(VariedRecurrence, reset_state));
   bind_struct<VariedResults>(m, "VariedResults", FIELD(VariedResults, output), FIELD(VariedResults, last),
-                             FIELD(VariedResults, saved), FIELD(VariedResults, before), FIELD(VariedResults, normed),
+                             FIELD(VariedResults, saved), FIELD(VariedResults, before), FIELD(VariedResults, entered),
+                             FIELD(VariedResults, normed_ih), FIELD(VariedResults, normed),
                              FIELD(VariedResults, scales));
   bind_struct<VariedIncoming>(m, "VariedIncoming", FIELD(VariedIncoming, d_output), FIELD(VariedIncoming, d_last),
                               FIELD(VariedIncoming, saved), FIELD(VariedIncoming, before),
+                              FIELD(VariedIncoming, entered), FIELD(VariedIncoming, normed_ih),
                               FIELD(VariedIncoming, normed), FIELD(VariedIncoming, scales));
-  bind_struct<VariedGradients>(m, "VariedGradients", FIELD(VariedGradients, from_input),
-                               FIELD(VariedGradients, from_hidden), FIELD(VariedGradients, initial),
-                               FIELD(VariedGradients, reset_state), FIELD(VariedGradients, bias),
-                               FIELD(VariedGradients, weight_ch), FIELD(VariedGradients, gain),
+  bind_struct<VariedGradients>(m, "VariedGradients", FIELD(VariedGradients, input), FIELD(VariedGradients, weight_ih),
+                               FIELD(VariedGradients, weight_hh), FIELD(VariedGradients, initial),
+                               FIELD(VariedGradients, reset_state), FIELD(VariedGradients, bias_ih),
+                               FIELD(VariedGradients, bias), FIELD(VariedGradients, weight_ch),
+                               FIELD(VariedGradients, gain_ih), FIELD(VariedGradients, gain),
                                FIELD(VariedGradients, gain_c), FIELD(VariedGradients, bias_c));
   py::class_<EmulatedHost>(m, "Host", py::module_local())
       .def(py::init<Fallback&, const std::string&>(), py::keep_alive<1, 2>(), py::arg("fallback"), py::arg("request"))

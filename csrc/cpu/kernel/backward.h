@@ -35,7 +35,7 @@ class Backward {
         units(round_up(shape.hidden, K::kPanel)),
         weight_hh(shape.directions, kSizes.gates * shape.hidden, recurrent, rows_of_group(plan, shape), reading()),
         weight_hr(shape.directions, shape.proj, shape.hidden, rows_of_group(plan, shape), reading()),
-        chunk(chunk_steps()),
+        chunk(steps_of_gradients(plan, shape)),
         ring(shape, chunk + 1, kSizes.apart() > 0),
         gradients(args, plan, index, ring) {}
 
@@ -73,13 +73,6 @@ class Backward {
 
   // The code is left out of cells that never do.
   bool projects() const { return kSizes.projects && shape.proj > 0; }
-
-  // Enough rows for one block of the products over rows: where there are no more in all, one chunk has them (outer.h).
-  int64_t chunk_steps() const {
-    const int64_t rows = rows_of_group(plan, shape);
-    const int64_t n = rows > 0 ? (kOuterDepth + rows - 1) / rows : 1;
-    return n < shape.steps ? n : shape.steps;
-  }
 
   // Into how many parts a chunk of so many steps is divided for the layers beside this one. In tile registers it
   // decides a row's last bit which others lie equally far from it (bfloat16_tiles.h): there a chunk is one part.

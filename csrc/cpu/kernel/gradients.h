@@ -14,6 +14,14 @@ namespace fusedlstm::cpu {
 
 inline constexpr int kInputRows = 192;  // of one block of the input gradient
 
+// Time steps whose gate gradients become gradients of weights together: enough rows for one block of the products over
+// rows; where there are no more in all, one chunk has them (outer.h).
+constexpr int64_t steps_of_gradients(const Plan& plan, const Shape& shape) {
+  const int64_t rows = rows_of_group(plan, shape);
+  const int64_t n = rows > 0 ? (kOuterDepth + rows - 1) / rows : 1;
+  return n < shape.steps ? n : shape.steps;
+}
+
 // What the backward recurrence leaves of the last `steps` scan positions.
 template <class K>
 struct Ring {
@@ -128,6 +136,11 @@ class Gradients {
     return static_cast<const storage*>(a.output) + (index.row(before, b) * shape.directions + d) * recurrent;
   }
 
+  // The same as it entered the product.
+  const storage* entered(int64_t d, int64_t t, int64_t b) const {
+    return a.entered ? static_cast<const storage*>(a.entered) + index.row(t, b) * recurrent : h_before(d, t, b);
+  }
+
   // Completes and writes all results, after everybody's last `add`.
   FUSEDLSTM_NOINLINE void finish(const Share& share) {
     if (a.d_input && shape.directions == 2) add_directions(share);
@@ -163,7 +176,7 @@ class Gradients {
       row[k] = o.index.row(t, b);
       weights.left[k] = o.ring.d_from_input(d, s, b);
       weights.right[0][k] = o.index.template data_row<storage>(o.a.input, t, b);
-      weights.right[1][k] = o.h_before(d, t, b);
+      weights.right[1][k] = o.entered(d, t, b);
       if (o.ring.is_apart) {
         weights_apart.depth = k + 1;
         weights_apart.left[k] = o.ring.d_from_hidden(d, s, b);

@@ -6,13 +6,11 @@
 // in the cache, by the thread that will use it.
 #pragma once
 
+#include "chunk.h"
 #include "cpu/division.h"
 #include "states.h"
 
 namespace fusedlstm::cpu {
-
-inline constexpr int64_t kChunkBytes = 256 << 10;  // of pre-activations: a quarter of a usual L2 cache
-inline constexpr int64_t kMaxChunkSteps = 256;
 
 // What is multiplied, and how, is Self's, which has these members:
 //
@@ -51,7 +49,7 @@ class Recurrence {
         blocks(blocks),
         project_panels(project_panels),
         chunks(count_chunks()),
-        chunk((shape.steps + chunks - 1) / chunks),
+        chunk(steps_of_chunk(shape.steps, chunks)),
         chunk_rows(chunk * rows_of_group(plan, shape)),
         states(args, cell, index, units, h_width) {}
 
@@ -83,17 +81,10 @@ class Recurrence {
   int64_t blocks_per_share() const {
     return plan.split == Split::kRows ? blocks : (shape.directions * blocks + plan.threads - 1) / plan.threads;
   }
-  // Of about the same size: each reads all of W_ih, also a last one of few rows.
   int64_t count_chunks() const {
-    const int64_t rows = shape.batch > 0 ? rows_of_group(plan, shape) : 1;
-    const int64_t bytes = rows * blocks_per_share() * Panel::kWidth * int64_t(sizeof(acc));
-    const int64_t steps = shape.steps > 0 ? shape.steps : 1;
-    int64_t n = kChunkBytes / (bytes > 0 ? bytes : 1);
-    if (n * rows < kChunkRows) n = (kChunkRows + rows - 1) / rows;
-    n = n < 1 ? 1 : n < kMaxChunkSteps ? n : kMaxChunkSteps;
-    const int64_t awaited = awaited_steps(steps, rows);
-    if (a.awaited && awaited < n) n = awaited;
-    return (steps + n - 1) / n;
+    const int64_t rows = rows_of_group(plan, shape);
+    return chunks_of(shape.steps, rows, blocks_per_share() * Panel::kWidth * int64_t(sizeof(acc)),
+                     a.awaited ? awaited_steps(shape.steps, rows) : kMaxChunkSteps);
   }
 
   void steps(const Task& task) {

@@ -26,10 +26,14 @@ struct Step {
 
 class RowIndex {
  public:
-  RowIndex(const Shape& shape, const Rows& rows) : shape(shape), rows(rows) {}
+  // is_reverse: of one direction, which is the reverse one.
+  RowIndex(const Shape& shape, const Rows& rows, bool is_reverse = false)
+      : shape(shape), rows(rows), forward(is_reverse ? 1 : 0) {}
 
   // Time step of scan position s: the reverse direction runs from the end.
-  FUSEDLSTM_INLINE int64_t step(int64_t s, int64_t direction) const { return direction == 0 ? s : shape.steps - 1 - s; }
+  FUSEDLSTM_INLINE int64_t step(int64_t s, int64_t direction) const {
+    return direction == forward ? s : shape.steps - 1 - s;
+  }
   FUSEDLSTM_INLINE int64_t row(int64_t t, int64_t b) const {
     return (rows.offsets ? rows.offsets[t] : t * shape.batch) + b;
   }
@@ -58,6 +62,7 @@ class RowIndex {
  private:
   const Shape& shape;
   const Rows& rows;
+  const int64_t forward;  // the direction that runs from the beginning
 };
 
 // A row of a state, or null where there is none.

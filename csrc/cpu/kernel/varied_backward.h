@@ -1,7 +1,9 @@
-// The backward recurrence of a layer with variants. It leaves the gradients of the gates' sums of all rows, of which
-// those of weights and input are usual products.
+// The backward recurrence of a layer with variants. The gradients of the gates' sums become those of weights and input
+// chunk by chunk of steps, as a plain layer's do (gradients.h).
 #pragma once
 
+#include "gradients.h"
+#include "transposed.h"
 #include "varied_rows.h"
 
 namespace fusedlstm::cpu {
@@ -10,16 +12,19 @@ template <class K, class Cell>
 class VariedBackward : VariedRows<K, Cell> {
   using Base = VariedRows<K, Cell>;
   using Base::index, Base::plan, Base::cell, Base::steps, Base::batch, Base::hidden, Base::gates, Base::width;
-  using Base::kSizes, Base::some, Base::some_of;
+  using Base::kSizes, Base::shape, Base::some, Base::some_of;
 
  public:
   using V = typename K::V;
   using acc = typename K::acc;
 
   VariedBackward(const VariedBackwardArgs& args, const Cell& cell, const Plan& plan)
-      : Base(args, cell, plan),
+      : Base(args, args, cell, plan),
         a(args),
-        weight(1, gates, hidden, rows_of_group(plan, args.shape), Transposed<K>::reading_of(plan, false)) {}
+        weight_hh(1, gates, hidden, rows_of_group(plan, shape), Transposed<K>::reading_of(plan, false)),
+        chunk(steps_of_gradients(plan, shape)),
+        ring(shape, chunk + 1, kSizes.apart() > 0 || args.parameters.gain_ih),
+        gradients(args, plan, index, ring) {}
 
   int64_t workspace_bytes() {
     Arena arena{nullptr};
@@ -30,21 +35,25 @@ class VariedBackward : VariedRows<K, Cell> {
   void run(Share& share, char* memory) {
     Arena arena{memory};
     lay_out(arena, share.first);
-    Weights weights{};
-    weights.hh = a.weight_hh;
-    weight.prepare(share, &weights, &Weights::hh);
+    weight_hh.prepare(share, a.weights, &Weights::hh);
+    gradients.pack(share);
     start(share);
     share.meet();
-    for_each_task(plan, a.shape, share, [&](const Task& task) { run_steps(task); });
+    for_each_task(plan, shape, share, [&](const Task& task) { run_steps(task); });
     share.meet();
     write_parameters(share);
+    gradients.finish(share);
   }
 
  private:
-  enum Parameter { kBias, kWeightCh, kGain, kGainC, kBiasC, kParameters };  // in the order of VariedParameters
+  // Those that are summed here.
+  enum Parameter { kBias, kWeightCh, kGainIh, kGain, kGainC, kBiasC, kParameters };
 
   const VariedBackwardArgs& a;
-  Transposed<K> weight;
+  Transposed<K> weight_hh;
+  const int64_t chunk;  // steps whose gates' gradients are kept
+  Ring<K> ring;         // has one more, which the next chunk begins with while others are at the last one's sums
+  Gradients<K> gradients;
   // Shared by the team, [B] rows: what comes back through the product; gradients of the states, of those that a reset
   // replaces, and of c as h sees it, where that is normalised.
   acc *d_product, *d_states[kMaxStates], *d_reset[kMaxStates], *d_seen;
@@ -57,11 +66,11 @@ class VariedBackward : VariedRows<K, Cell> {
 
   void* result(int k) const {
     const auto& d = a.d_parameters;
-    void* const results[kParameters] = {d.bias, d.weight_ch, d.gain, d.gain_c, d.bias_c};
+    void* const results[kParameters] = {d.bias, d.weight_ch, d.gain_ih, d.gain, d.gain_c, d.bias_c};
     return results[k];
   }
   int64_t length(int k) const {
-    return k == kBias || k == kGain ? gates : k == kWeightCh ? kPeepholes * hidden : hidden;
+    return k == kBias || k == kGainIh || k == kGain ? gates : k == kWeightCh ? kPeepholes * hidden : hidden;
   }
 
   int64_t sums_length() const {
@@ -81,7 +90,9 @@ class VariedBackward : VariedRows<K, Cell> {
   }
 
   FUSEDLSTM_NOINLINE void lay_out(Arena& arena, int64_t share) {
-    weight.lay_out(arena, plan.threads, share);
+    weight_hh.lay_out(arena, plan.threads, share);
+    ring.lay_out(arena);
+    gradients.lay_out(arena, share);
     d_product = arena.take<acc>(batch * width);
     for (int k = 0; k < kSizes.states; ++k) {
       d_states[k] = arena.take<acc>(batch * width);
@@ -103,18 +114,13 @@ class VariedBackward : VariedRows<K, Cell> {
   }
 
   void run_steps(const Task& task) {
-    for (int64_t s = steps - 1; s >= 0; --s) {
-      Base::for_each_share(task, [&](int64_t share, Range rows) {
-        const Sums own = sums_of(share);
-        for (int64_t b = rows.begin; b < rows.end; ++b) {
-          leave(s + 1, b);
-          row(s, b, own);
-        }
-      });
-      task.meet();
-      multiply(task, s);
-      task.meet();
-    }
+    int64_t end = steps;
+    do {
+      const int64_t begin = end > chunk ? end - chunk : 0;
+      for (int64_t s = end - 1; s >= begin; --s) step(task, s);
+      gradients.add(task, {begin, end}, end == steps);
+      end = begin;
+    } while (end > 0);
     Base::for_each_share(task, [&](int64_t, Range rows) {
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         leave(0, b);
@@ -126,18 +132,28 @@ class VariedBackward : VariedRows<K, Cell> {
     });
   }
 
-  FUSEDLSTM_NOINLINE void multiply(const Task& task, int64_t s) {
-    const Range rows = task.rows;
-    const acc* from = d_from_hidden(Base::step(s) * batch + rows.begin);
-    weight.multiply(0, task.of(weight.panels), rows.end - rows.begin, {from, gates},
-                    [&](int64_t r, const acc* product, int64_t column) {
-                      const int64_t n = hidden - column < K::kPanel ? hidden - column : K::kPanel;
-                      __builtin_memcpy(d_product + (rows.begin + r) * width + column, product, size_t(n) * sizeof(acc));
-                    });
+  void step(const Task& task, int64_t s) {
+    Base::for_each_share(task, [&](int64_t share, Range rows) {
+      const Sums own = sums_of(share);
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        leave(s + 1, b);
+        row(s, b, own);
+      }
+    });
+    task.meet();
+    multiply(task, s);
+    task.meet();
   }
 
-  acc* d_from_hidden(int64_t row) const {
-    return Base::at(a.d_from_hidden ? a.d_from_hidden : a.d_from_input, row, gates);
+  FUSEDLSTM_NOINLINE void multiply(const Task& task, int64_t s) {
+    const Range rows = task.rows;
+    const acc* from = ring.d_from_hidden(0, s, rows.begin);
+    weight_hh.multiply(0, task.of(weight_hh.panels), rows.end - rows.begin, {from, ring.gates_depth},
+                       [&](int64_t r, const acc* product, int64_t column) {
+                         const int64_t n = hidden - column < K::kPanel ? hidden - column : K::kPanel;
+                         acc* to = d_product + (rows.begin + r) * width + column;
+                         __builtin_memcpy(to, product, size_t(n) * sizeof(acc));
+                       });
   }
 
   // The gradients of the states that scan position s began with become those of what the one before left.
@@ -166,7 +182,8 @@ class VariedBackward : VariedRows<K, Cell> {
 
   // Where a row of a step is.
   struct Row {
-    const acc *d_output, *zoneout[kMaxStates], *saved, *before[kMaxStates], *normed, *scales;
+    typename Base::Zone zoneout[kMaxStates];
+    const acc *d_output, *saved, *before[kMaxStates], *normed_ih, *normed, *scales;
     acc *d_from_input, *d_from_hidden, *d_h, *d_c, *d_seen, *d_o;
   };
 
@@ -175,16 +192,17 @@ class VariedBackward : VariedRows<K, Cell> {
     Row row{};
     row.d_output = Base::row_of(a.d_output, t, b);
     row.saved = Base::at(a.kept.saved, i, Cell::kSaved * hidden);
+    row.normed_ih = Base::at(a.kept.normed_ih, i, gates);
     row.normed = Base::at(a.kept.normed, i, gates);
     row.scales = Base::at(a.kept.scales, i, kVariedScales);
-    row.d_from_input = Base::at(a.d_from_input, i, gates);
-    row.d_from_hidden = Base::at(a.d_from_hidden, i, gates);
+    row.d_from_input = ring.d_from_input(0, s, b);
+    row.d_from_hidden = ring.is_apart ? ring.d_from_hidden(0, s, b) : nullptr;
     row.d_h = d_states[0] + b * width;
     row.d_c = kSizes.carried > 0 ? d_states[kSizes.states - 1] + b * width : nullptr;
     row.d_seen = a.parameters.gain_c ? d_seen + b * width : nullptr;
     row.d_o = d_product + b * width;  // what was there, `leave` has used
     for (int k = 0; k < kSizes.states; ++k) {
-      row.zoneout[k] = Base::row_of(a.zoneout[k], t, b);
+      row.zoneout[k] = Base::zone(k, t, b);
       row.before[k] = Base::at(a.kept.before[k], i, hidden);
     }
     if (!index.active(t, b)) {
@@ -192,33 +210,43 @@ class VariedBackward : VariedRows<K, Cell> {
       if (row.d_from_hidden) Base::copy(row.d_from_hidden, nullptr, gates);
       return;
     }
-    NormGradient<K> of_sums;
+    Norms norms;
     if (kSizes.carried > 0 && row.d_seen)
-      cell_normed(row, own, of_sums);
+      cell_normed(row, own, norms);
     else
       Base::for_each_vector(hidden, [&](int64_t u, int64_t n) FUSEDLSTM_LAMBDA {
         const Saved saved = saved_of(row, u, n);
         const V d_h = end(row, u, n);
         begin(row, u, n, own, saved, d_h,
-              cell.template end_backward<typename K::Math>(saved.of, carried(row, u, n, saved), d_h), of_sums);
+              cell.template end_backward<typename K::Math>(saved.of, carried(row, u, n, saved), d_h), norms);
       });
-    if (!a.parameters.gain) return;
-    acc* d = row.d_from_hidden ? row.d_from_hidden : row.d_from_input;
-    const auto means = of_sums.means(gates, row.scales[0]);
+    if (a.parameters.gain)
+      leave_norm(row.d_from_hidden ? row.d_from_hidden : row.d_from_input, row.normed,
+                 norms.of_sums.means(gates, row.scales[kScale]));
+    if (a.parameters.gain_ih)
+      leave_norm(row.d_from_input, row.normed_ih, norms.of_input.means(gates, row.scales[kScaleIh]));
+  }
+
+  // Of the gates' sums.
+  struct Norms {
+    NormGradient<K> of_sums, of_input;
+  };
+
+  void leave_norm(acc* d, const acc* normed, const NormMeans<acc>& means) const {
     Base::for_each_vector(gates, [&](int64_t u, int64_t n) FUSEDLSTM_LAMBDA {
-      store_some(d + u, means.template back<typename K::Math>(some(d + u, n), some(row.normed + u, n)), n);
+      store_some(d + u, means.template back<typename K::Math>(some(d + u, n), some(normed + u, n)), n);
     });
   }
 
   // The row of a cell whose state is normalised: that norm's gradient first, which is of all units together.
-  FUSEDLSTM_NOINLINE void cell_normed(const Row& row, const Sums& own, NormGradient<K>& of_sums) const {
+  FUSEDLSTM_NOINLINE void cell_normed(const Row& row, const Sums& own, Norms& norms) const {
     NormGradient<K> of_c;
     Base::for_each_vector(hidden, [&](int64_t u, int64_t n) FUSEDLSTM_LAMBDA { end_normed(row, u, n, own, of_c); });
-    const auto means = of_c.means(hidden, row.scales[2]);
+    const auto means = of_c.means(hidden, row.scales[kScaleC]);
     Base::for_each_vector(hidden, [&](int64_t u, int64_t n) FUSEDLSTM_LAMBDA {
       const Saved saved = saved_of(row, u, n);
       const V d_c = means.template back<typename K::Math>(some(row.d_seen + u, n), normed_c(row, u, n, saved));
-      begin(row, u, n, own, saved, V{}, {some(row.d_o + u, n), d_c}, of_sums);
+      begin(row, u, n, own, saved, V{}, {some(row.d_o + u, n), d_c}, norms);
     });
   }
 
@@ -239,13 +267,13 @@ class VariedBackward : VariedRows<K, Cell> {
     return V{};
   }
   FUSEDLSTM_INLINE V normed_c(const Row& row, int64_t u, int64_t n, const Saved& saved) const {
-    return (carried(row, u, n, saved) - row.scales[1]) * row.scales[2];
+    return (carried(row, u, n, saved) - row.scales[kMeanC]) * row.scales[kScaleC];
   }
 
   // The gradient of h that the cell made; that of the old one waits for what `begin` adds to it.
   FUSEDLSTM_INLINE V end(const Row& row, int64_t u, int64_t n) const {
     V d_h = some(row.d_h + u, n) + some_of(row.d_output, u, n);
-    const V z = some_of(row.zoneout[0], u, n);
+    const V z = row.zoneout[0](u, n);
     store_some(row.d_h + u, z * d_h, n);
     return d_h - z * d_h;
   }
@@ -264,12 +292,12 @@ class VariedBackward : VariedRows<K, Cell> {
 
   // One vector of units, from the gradients of h and of c as h sees it to those of the sums and the old states.
   FUSEDLSTM_INLINE void begin(const Row& row, int64_t u, int64_t n, const Sums& own, const Saved& saved, V d_h,
-                              Ended<V> ended, NormGradient<K>& of_sums) const {
+                              Ended<V> ended, Norms& norms) const {
     V w[kPeepholes], before[1] = {}, d_c{};
     Base::peepholes(u, n, w);
     if constexpr (kSizes.carried > 0) {
       before[0] = some(row.before[1] + u, n);
-      const V d = some(row.d_c + u, n), z = some_of(row.zoneout[1], u, n);
+      const V d = some(row.d_c + u, n), z = row.zoneout[1](u, n);
       store_some(row.d_c + u, z * d, n);
       d_c = d - z * d + ended.seen;
     }
@@ -286,18 +314,29 @@ class VariedBackward : VariedRows<K, Cell> {
     if constexpr (kSizes.takes_h) add_some(row.d_h + u, d.h_before, n);
     for (int gate = 0; gate < kSizes.gates; ++gate) {
       const int64_t at = gate * hidden + u;
-      V from_hidden = d.from_hidden[gate];
+      V from_input = d.from_input[gate], from_hidden = d.from_hidden[gate];
       if (own.of[kBias]) add_some(own.of[kBias] + at, from_hidden, n);
       if (a.parameters.gain) {
-        const V normed = some(row.normed + at, n);
-        if (own.of[kGain]) add_some(own.of[kGain] + at, from_hidden * normed, n);
-        from_hidden *= some(Base::parameter(a.parameters.gain) + at, n);
-        of_sums.add(from_hidden, normed);
+        from_hidden = enter_norm(norms.of_sums, row.normed, a.parameters.gain, own.of[kGain], from_hidden, at, n);
+        if (Cell::kNormsBoth) from_input = from_hidden;
       }
+      if (a.parameters.gain_ih)
+        from_input =
+            enter_norm(norms.of_input, row.normed_ih, a.parameters.gain_ih, own.of[kGainIh], from_input, at, n);
       // One row has both where they are equal.
-      store_some(row.d_from_input + at, Cell::kNormsBoth ? from_hidden : d.from_input[gate], n);
+      store_some(row.d_from_input + at, from_input, n);
       if (row.d_from_hidden) store_some(row.d_from_hidden + at, from_hidden, n);
     }
+  }
+
+  // The gradient of normalised sums, by that of what their gain makes of them.
+  FUSEDLSTM_INLINE V enter_norm(NormGradient<K>& norm, const acc* normed_row, const void* gain, acc* d_gain, V d,
+                                int64_t at, int64_t n) const {
+    const V normed = some(normed_row + at, n);
+    if (d_gain) add_some(d_gain + at, d * normed, n);
+    d *= some(Base::parameter(gain) + at, n);
+    norm.add(d, normed);
+    return d;
   }
 
   // Adds up what the shares have, in their order.

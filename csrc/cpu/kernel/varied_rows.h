@@ -2,7 +2,8 @@
 //
 // A step is two phases. The product's: the whole product with weight_hh of all rows, which threads divide by its
 // columns (or by rows, where they are alone with some). The rows': whatever a row needs as a whole, norms of its gates
-// first of all, which threads divide by rows. They meet after each.
+// first of all, which threads divide by rows. They meet after each. Products with the input, and those that become
+// gradients of weights, are made for many steps at once, while what they are made of is in the cache.
 #pragma once
 
 #include "cells/varied.h"
@@ -10,7 +11,6 @@
 #include "cpu/varied_args.h"
 #include "row_index.h"
 #include "row_norm.h"
-#include "transposed.h"
 
 namespace fusedlstm::cpu {
 
@@ -20,25 +20,27 @@ struct VariedRows {
   using acc = typename K::acc;
   static constexpr CellSizes kSizes = Cell::kSizes;
 
-  const VariedArgs& a;
+  const VariantArgs& variants;
+  const Shape& shape;
   const Cell cell;
   const Plan& plan;
   const RowIndex index;
   const int64_t steps, batch, hidden, gates;  // gates: values of all of a row
   const int64_t width;                        // elements from one row of a state to the next
 
-  VariedRows(const VariedArgs& args, const Cell& cell, const Plan& plan)
-      : a(args),
+  VariedRows(const LayerArgs& layer, const VariantArgs& variants, const Cell& cell, const Plan& plan)
+      : variants(variants),
+        shape(layer.shape),
         cell(cell),
         plan(plan),
-        index(args.shape, args.rows),
-        steps(args.shape.steps),
-        batch(args.shape.batch),
-        hidden(args.shape.hidden),
+        index(layer.shape, layer.rows, variants.is_reverse),
+        steps(shape.steps),
+        batch(shape.batch),
+        hidden(shape.hidden),
         gates(kSizes.gates * hidden),
         width(round_up(hidden, K::kPanel)) {}
 
-  int64_t step(int64_t s) const { return index.step(s, a.is_reverse); }
+  int64_t step(int64_t s) const { return index.step(s, 0); }
 
   // Row (t, b) of an array [T, B, n]; null of null.
   template <class T>
@@ -55,6 +57,28 @@ struct VariedRows {
   static FUSEDLSTM_INLINE V some(const acc* p, int64_t n) { return load_some<V>(p, n); }
   static FUSEDLSTM_INLINE V some_of(const acc* p, int64_t u, int64_t n) { return p ? load_some<V>(p + u, n) : V{}; }
 
+  // A row of Zoneout.
+  struct Zone {
+    const acc* part;
+    const bool* chosen;
+
+    // Whether anything is kept.
+    FUSEDLSTM_INLINE explicit operator bool() const { return part || chosen; }
+    // Of the first n units from u on: zeros without any.
+    FUSEDLSTM_INLINE V operator()(int64_t u, int64_t n) const {
+      using Bytes = typename VectorOf<uint8_t, K::kLanes>::type;
+      using Integers = Vector<typename K::Isa, std::conditional_t<sizeof(acc) == 4, int32_t, int64_t>>;
+      if (!chosen) return some_of(part, u, n);
+      const auto bytes = load_some<Bytes>(reinterpret_cast<const uint8_t*>(chosen) + u, n);
+      return __builtin_convertvector(__builtin_convertvector(bytes, Integers), V);
+    }
+  };
+  Zone zone(int k, int64_t t, int64_t b) const {
+    const Zoneout& z = variants.zoneout[k];
+    if (!z.is_chosen) return {row_of(z.part, t, b), nullptr};
+    return {nullptr, static_cast<const bool*>(z.part.data) + t * z.part.step + b * z.part.batch};
+  }
+
   // body(u, n) for all vectors of n units from u on: of whole ones n is a constant, and nothing of them is masked.
   template <class Body>
   static FUSEDLSTM_INLINE void for_each_vector(int64_t count, Body body) {
@@ -64,13 +88,14 @@ struct VariedRows {
   }
 
   FUSEDLSTM_INLINE void peepholes(int64_t u, int64_t n, V (&w)[kPeepholes]) const {
-    const acc* from = parameter(a.parameters.weight_ch);
+    const acc* from = parameter(variants.parameters.weight_ch);
     for (int k = 0; k < kPeepholes; ++k) w[k] = kSizes.carried > 0 && from ? some(from + k * hidden + u, n) : V{};
   }
 
   // c as h sees it, from its normalised value.
   FUSEDLSTM_INLINE V seen(V normed, int64_t u, int64_t n) const {
-    return normed * some(parameter(a.parameters.gain_c) + u, n) + some_of(parameter(a.parameters.bias_c), u, n);
+    return normed * some(parameter(variants.parameters.gain_c) + u, n) +
+           some_of(parameter(variants.parameters.bias_c), u, n);
   }
 
   // Rows that are one share's work, of those of a task: body(share, rows). What a share does does not depend on how

@@ -30,13 +30,17 @@ VariedRecurrence recurrence_of(const NamedCell& cell, const CheckedRecurrence& t
   r.steps = t.steps;
   r.batch = t.batch;
   r.hidden = t.hidden;
-  r.from_input = view_of(t.from_input, r.dtype);
+  r.input = view_of(t.input, r.dtype);
   view_each(t.initial, r.dtype, r.initial);
+  r.weight_ih = view_of(t.weight_ih, r.dtype);
   r.weight_hh = view_of(t.weight_hh, r.dtype);
+  r.bias_ih = view_of(t.bias_ih, r.dtype);
   r.bias = view_of(t.bias, r.dtype);
   r.mask = view_of(t.mask, r.dtype);
-  view_each(t.zoneout, r.dtype, r.zoneout);
+  for (size_t k = 0; k < t.zoneout.size(); ++k)
+    r.zoneout[k] = {view_of(t.zoneout[k], r.dtype), t.zoneout[k].scalar_type() == ScalarType::Bool};
   r.weight_ch = view_of(t.weight_ch, r.dtype);
+  r.gain_ih = view_of(t.gain_ih, r.dtype);
   r.gain = view_of(t.gain, r.dtype);
   r.gain_c = view_of(t.gain_c, r.dtype);
   r.bias_c = view_of(t.bias_c, r.dtype);
@@ -49,7 +53,9 @@ VariedRecurrence recurrence_of(const NamedCell& cell, const CheckedRecurrence& t
 void set_kept(VariedKept& views, const Tensors& kept, Dtype dtype) {
   if (kept.empty()) return;
   views.before[0] = view_of(kept[kHBefore], dtype);
+  views.entered = view_of(kept[kEntered], dtype);
   views.saved = view_of(kept[kSavedOfStep], dtype);
+  views.normed_ih = view_of(kept[kNormedIh], dtype);
   views.normed = view_of(kept[kNormed], dtype);
   views.scales = view_of(kept[kScales], dtype);
   for (size_t i = kCBefore; i < kept.size(); ++i) views.before[i - kScales] = view_of(kept[i], dtype);
@@ -63,7 +69,7 @@ RecurrenceResults forward(const NamedCell& cell, RecurrenceArguments& arguments)
   results.output = view_of(r.output, recurrence.dtype);
   view_each(r.last, recurrence.dtype, results.last);
   set_kept(results, r.kept, recurrence.dtype);
-  TorchHost host(t.from_input.get_device());
+  TorchHost host(t.input.get_device());
   run_varied_forward(host, recurrence, results);
   return r;
 }
@@ -71,32 +77,34 @@ RecurrenceResults forward(const NamedCell& cell, RecurrenceArguments& arguments)
 RecurrenceGradients backward(const NamedCell& cell, RecurrenceBackwardArguments& given) {
   const CheckedRecurrence t = checked(cell, given.recurrence);
   check_incoming(given, t);
-  RecurrenceGradients g = new_gradients(t);
+  RecurrenceGradients g = new_gradients(t, given.needs);
   const VariedRecurrence recurrence = recurrence_of(cell, t);
   VariedIncoming in;
   in.d_output = view_of(given.d_output, recurrence.dtype);
   view_each(given.d_last, recurrence.dtype, in.d_last);
   set_kept(in, given.kept, recurrence.dtype);
   VariedGradients gradients;
-  gradients.from_input = view_of(g.from_input, recurrence.dtype);
-  gradients.from_hidden = view_of(g.from_hidden, recurrence.dtype);
+  gradients.input = view_of(g.input, recurrence.dtype);
+  gradients.weight_ih = view_of(g.weight_ih, recurrence.dtype);
+  gradients.weight_hh = view_of(g.weight_hh, recurrence.dtype);
   view_each(g.initial, recurrence.dtype, gradients.initial);
   view_each(g.reset_state, recurrence.dtype, gradients.reset_state);
-  View* parameters[] = {&gradients.bias, &gradients.weight_ch, &gradients.gain, &gradients.gain_c, &gradients.bias_c};
+  View* parameters[] = {&gradients.bias_ih, &gradients.bias,   &gradients.weight_ch, &gradients.gain_ih,
+                        &gradients.gain,    &gradients.gain_c, &gradients.bias_c};
   for (size_t k = 0; k < g.parameters.size(); ++k) *parameters[k] = view_of(g.parameters[k], recurrence.dtype);
-  TorchHost host(t.from_input.get_device());
+  TorchHost host(t.input.get_device());
   run_varied_backward(host, recurrence, in, gradients);
   return g;
 }
 
 template <int kCell>
 RecurrenceResults recurrence(RecurrenceArguments& arguments) {
-  return on_device(arguments.from_input.get_device(), [&] { return forward(kCells[kCell], arguments); });
+  return on_device(arguments.input.get_device(), [&] { return forward(kCells[kCell], arguments); });
 }
 
 template <int kCell>
 RecurrenceGradients recurrence_backward(RecurrenceBackwardArguments& given) {
-  return on_device(given.recurrence.from_input.get_device(), [&] { return backward(kCells[kCell], given); });
+  return on_device(given.recurrence.input.get_device(), [&] { return backward(kCells[kCell], given); });
 }
 
 // The operators of a cell, and of those after it.

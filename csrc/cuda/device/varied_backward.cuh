@@ -34,29 +34,23 @@ class VariedBackward : VariedRow<acc_t, Cell> {
   __device__ __forceinline__ void step(int t) {
     if (!clock.runs(t)) return;
     Means of_c{};
-    Total total;
+    Totals totals;
     // Twice where c is normalised: the gradient of a norm needs that of all units.
 #pragma unroll 1
     for (int pass = Base::norms_c() ? 0 : 1; pass < 2; ++pass) {
       const bool begins = pass == 1;
-      total = {};
+      totals = {};
       Base::for_each_unit([&](int u) {
         const Unit unit = end(t, u);
         if (begins)
-          begin(t, u, unit, of_c, total);
+          begin(t, u, unit, of_c, totals);
         else
-          total.add(unit.ended.seen * Base::parameter(a.gain_c, u), unit.normed_c);
+          totals.sums.add(unit.ended.seen * Base::parameter(a.gain_c, u), unit.normed_c);
       });
-      if (!begins) of_c = means(total, H, Base::of_step(a.scales, t, kVariedScales, 2));
+      if (!begins) of_c = means(totals.sums, H, Base::of_step(a.scales, t, kVariedScales, kScaleC));
     }
-    if (!a.gain) return;
-    const Means of_sums = means(total, kSizes.gates * H, Base::of_step(a.scales, t, kVariedScales, 0));
-    Base::for_each_unit([&](int u) {
-      for (int q = 0; q < kSizes.gates; ++q) {
-        acc_t& d = of_gate(a.d_from_hidden ? a.d_from_hidden : a.d_from_input, t, q, u);
-        d = of_sums.template back<Math>(d, of_gate(a.normed, t, q, u));
-      }
-    });
+    if (a.gain) leave_norm(a.d_from_hidden ? a.d_from_hidden : a.d_from_input, a.normed, totals.sums, t, kScale);
+    if (a.gain_ih) leave_norm(a.d_from_input, a.normed_ih, totals.input, t, kScaleIh);
   }
 
  private:
@@ -74,6 +68,23 @@ class VariedBackward : VariedRow<acc_t, Cell> {
   __device__ __forceinline__ Means means(const Total& own, int n, acc_t scale) {
     const acc_t d = Base::sums.of(own.d), d_times_normed = Base::sums.of(own.d_times_normed);
     return {d / static_cast<acc_t>(n), d_times_normed / static_cast<acc_t>(n), scale};
+  }
+
+  // Of the norms of W_hh h, or of both sums, and of W_ih x.
+  struct Totals {
+    Total sums, input;
+  };
+
+  // Turns the gradients of a row's normalised values into those of what its norm had.
+  __device__ __forceinline__ void leave_norm(void* d_rows, const void* normed, const Total& total, int t,
+                                             VariedScale scale) {
+    const Means of_row = means(total, kSizes.gates * H, Base::of_step(a.scales, t, kVariedScales, scale));
+    Base::for_each_unit([&](int u) {
+      for (int q = 0; q < kSizes.gates; ++q) {
+        acc_t& d = of_gate(d_rows, t, q, u);
+        d = of_row.template back<Math>(d, of_gate(normed, t, q, u));
+      }
+    });
   }
 
   __device__ __forceinline__ acc_t& d_state(int k, int u) const { return Base::own(a.d_initial[k], H, u); }
@@ -104,8 +115,8 @@ class VariedBackward : VariedRow<acc_t, Cell> {
     }
     acc_t seen = unit.c;
     if (Base::norms_c()) {
-      const RowNorm<acc_t> norm{Base::of_step(a.scales, t, kVariedScales, 1),
-                                Base::of_step(a.scales, t, kVariedScales, 2)};
+      const RowNorm<acc_t> norm{Base::of_step(a.scales, t, kVariedScales, kMeanC),
+                                Base::of_step(a.scales, t, kVariedScales, kScaleC)};
       unit.normed_c = norm.of(unit.c);
       seen = Base::seen(unit.normed_c, u);
     }
@@ -116,8 +127,8 @@ class VariedBackward : VariedRow<acc_t, Cell> {
     return unit;
   }
 
-  // From there to the gradients of its sums, which `total` has for their norm, and of the states before.
-  __device__ __forceinline__ void begin(int t, int u, const Unit& unit, const Means& of_c, Total& total) const {
+  // From there to the gradients of its sums, which `totals` have for their norms, and of the states before.
+  __device__ __forceinline__ void begin(int t, int u, const Unit& unit, const Means& of_c, Totals& totals) const {
     const VariedSums& d = a.d_parameters;
     acc_t w[kPeepholes], d_c = unit.ended.seen, d_c_kept = 0;
     Base::peepholes(u, w);
@@ -141,17 +152,23 @@ class VariedBackward : VariedRow<acc_t, Cell> {
       for (int k = 0; k < kPeepholes; ++k) add(d.weight_ch, kPeepholes * H, k * H + u, of_peepholes[k]);
     }
     for (int q = 0; q < kSizes.gates; ++q) {
-      acc_t from_hidden = gradients.from_hidden[q];
+      acc_t from_input = gradients.from_input[q], from_hidden = gradients.from_hidden[q];
       add(d.bias, kSizes.gates * H, q * H + u, from_hidden);
-      if (a.gain) {
-        const acc_t normed = of_gate(a.normed, t, q, u);
-        add(d.gain, kSizes.gates * H, q * H + u, from_hidden * normed);
-        from_hidden *= Base::parameter(a.gain, q * H + u);
-        total.add(from_hidden, normed);
-      }
-      of_gate(a.d_from_input, t, q, u) = Cell::kNormsBoth ? from_hidden : gradients.from_input[q];
+      if (a.gain) from_hidden = enter_norm(a.gain, d.gain, a.normed, totals.sums, from_hidden, t, q, u);
+      if (a.gain_ih) from_input = enter_norm(a.gain_ih, d.gain_ih, a.normed_ih, totals.input, from_input, t, q, u);
+      of_gate(a.d_from_input, t, q, u) = Cell::kNormsBoth ? from_hidden : from_input;
       if (a.d_from_hidden) of_gate(a.d_from_hidden, t, q, u) = from_hidden;
     }
+  }
+
+  // The gradient of a gate's normalised value, by that of what its gain makes of it.
+  __device__ __forceinline__ acc_t enter_norm(const void* gain, void* d_gain, const void* normed, Total& total, acc_t d,
+                                              int t, int q, int u) const {
+    const acc_t value = of_gate(normed, t, q, u);
+    add(d_gain, kSizes.gates * H, q * H + u, d * value);
+    d *= Base::parameter(gain, q * H + u);
+    total.add(d, value);
+    return d;
   }
 };
 

@@ -27,30 +27,32 @@ class VariedForward : VariedRow<acc_t, Cell> {
     Base::for_each_unit([&](int u) {
       for (int k = 0; k < kSizes.states && is_new; ++k)
         state(k, u) = state_or_zero<acc_t>(a.rows.reset_state[k], H, a.rows, clock, u);
-      if (a.operand) Base::own(a.operand, H, u) = state(0, u) * Base::factor(a.mask, t, u);
+      if (!a.operand) return;
+      const acc_t entered = Base::own(a.operand, H, u) = state(0, u) * Base::factor(a.mask, t, u);
+      if (a.entered) Base::of_step(a.entered, t, H, u) = entered;
     });
   }
 
   __device__ __forceinline__ void step(int t) {
     if (!clock.runs(t)) return;
-    Norm of_sums{0, 1}, of_c{0, 1};
-    if (a.gain)
-      of_sums = norm(kSizes.gates * H, [&](auto take) {
-        Base::for_each_unit([&](int u) {
-          for (int q = 0; q < kSizes.gates; ++q) take(sum(t, q * H + u));
-        });
-      });
+    Norms of_gates;
+    Norm of_c{0, 1};
+    if (a.gain_ih) of_gates.input = norm_of_gates([&](int i) { return from_input(t, i); });
+    if (a.gain) of_gates.sums = norm_of_gates([&](int i) { return sum(t, i); });
     if constexpr (kSizes.carried > 0) {
       // In halves also where c is not normalised: one copy of the code.
-      Base::for_each_unit([&](int u) { put(u, begin(t, u, of_sums)); });
+      Base::for_each_unit([&](int u) { put(u, begin(t, u, of_gates)); });
       if (a.gain_c) of_c = norm(H, [&](auto take) { Base::for_each_unit([&](int u) { take(taken(u).carried[0]); }); });
       Base::for_each_unit([&](int u) { end(t, u, taken(u), of_c); });
     } else {
-      Base::for_each_unit([&](int u) { end(t, u, begin(t, u, of_sums), of_c); });
+      Base::for_each_unit([&](int u) { end(t, u, begin(t, u, of_gates), of_c); });
     }
     if (a.scales && threadIdx.x == 0) {
-      const acc_t scales[kVariedScales] = {of_sums.scale, of_c.mean, of_c.scale};
-      for (int k = 0; k < kVariedScales; ++k) Base::of_step(a.scales, t, kVariedScales, k) = scales[k];
+      acc_t* scales = &Base::of_step(a.scales, t, kVariedScales, 0);
+      scales[kScale] = of_gates.sums.scale;
+      scales[kMeanC] = of_c.mean;
+      scales[kScaleC] = of_c.scale;
+      scales[kScaleIh] = of_gates.input.scale;
     }
   }
 
@@ -70,40 +72,63 @@ class VariedForward : VariedRow<acc_t, Cell> {
     return {mean, 1 / std::sqrt(Base::sums.of(squares) / static_cast<acc_t>(n) + static_cast<acc_t>(a.eps))};
   }
 
+  // Of what gates have, element i of which is value_of(i).
+  template <class ValueOf>
+  __device__ __forceinline__ Norm norm_of_gates(ValueOf value_of) {
+    return norm(kSizes.gates * H, [&](auto take) {
+      Base::for_each_unit([&](int u) {
+        for (int q = 0; q < kSizes.gates; ++q) take(value_of(q * H + u));
+      });
+    });
+  }
+
+  // Of what is made of W_hh h, or of both sums; and of W_ih x.
+  struct Norms {
+    Norm sums{0, 1}, input{0, 1};
+  };
+
+  __device__ __forceinline__ acc_t from_input(int t, int i) const {
+    return Base::of_step(a.from_input, t, kSizes.gates * H, i);
+  }
   // What a gate's norm has, element i of the row.
   __device__ __forceinline__ acc_t sum(int t, int i) const {
     const acc_t from_hidden = Base::own(a.sums, kSizes.gates * H, i);
-    return Cell::kNormsBoth ? from_hidden + Base::of_step(a.from_input, t, kSizes.gates * H, i) : from_hidden;
+    return Cell::kNormsBoth ? from_hidden + from_input(t, i) : from_hidden;
   }
 
-  __device__ __forceinline__ Sums<acc_t, kSizes> sums_of(int t, int u, const Norm& norm) const {
+  // Value i of a row after its norm, which is kept in `all`, and the gain.
+  __device__ __forceinline__ acc_t normed(const Norm& norm, acc_t value, const void* gain, void* all, int t,
+                                          int i) const {
+    value = norm.of(value);
+    if (all) Base::of_step(all, t, kSizes.gates * H, i) = value;
+    return value * Base::parameter(gain, i);
+  }
+
+  __device__ __forceinline__ Sums<acc_t, kSizes> sums_of(int t, int u, const Norms& of_gates) const {
     Sums<acc_t, kSizes> all{};
     for (int q = 0; q < kSizes.gates; ++q) {
       const int i = q * H + u;
-      acc_t from_hidden = sum(t, i);
-      if (a.gain) {
-        from_hidden = norm.of(from_hidden);
-        if (a.normed) Base::of_step(a.normed, t, kSizes.gates * H, i) = from_hidden;
-        from_hidden *= Base::parameter(a.gain, i);
-      }
-      if (a.bias) from_hidden += Base::parameter(a.bias, i);
-      const acc_t from_input = Cell::kNormsBoth ? acc_t(0) : Base::of_step(a.from_input, t, kSizes.gates * H, i);
+      acc_t hidden = sum(t, i), input = Cell::kNormsBoth ? acc_t(0) : from_input(t, i);
+      if (a.gain) hidden = normed(of_gates.sums, hidden, a.gain, a.normed, t, i);
+      if (a.gain_ih) input = normed(of_gates.input, input, a.gain_ih, a.normed_ih, t, i);
+      if (a.bias) hidden += Base::parameter(a.bias, i);
+      if (a.bias_ih) input += Base::parameter(a.bias_ih, i);
       if (q < kSizes.joined) {
-        all.joined[q] = from_input + from_hidden;
+        all.joined[q] = input + hidden;
       } else {
-        all.from_input[q - kSizes.joined] = from_input;
-        all.from_hidden[q - kSizes.joined] = from_hidden;
+        all.from_input[q - kSizes.joined] = input;
+        all.from_hidden[q - kSizes.joined] = hidden;
       }
     }
     return all;
   }
 
   // One unit up to its new cell state.
-  __device__ __forceinline__ Begun begin(int t, int u, const Norm& norm) const {
+  __device__ __forceinline__ Begun begin(int t, int u, const Norms& of_gates) const {
     acc_t w[kPeepholes];
     Base::peepholes(u, w);
     const acc_t c_before[1] = {kSizes.carried > 0 ? state(kSizes.states - 1, u) : acc_t(0)};
-    return cell.template begin<Math>(sums_of(t, u, norm), state(0, u), c_before, w);
+    return cell.template begin<Math>(sums_of(t, u, of_gates), state(0, u), c_before, w);
   }
 
   // Of a cell with a cell state a step waits where its sums were, until c is normalised; c is computed anew from what

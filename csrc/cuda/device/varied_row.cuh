@@ -21,7 +21,7 @@ struct RowNorm {
 template <class acc_t, class Cell>
 struct VariedRow {
   static constexpr CellSizes kSizes = Cell::kSizes;
-  static constexpr int kMostSums = 4;  // over the row, in a launch
+  static constexpr int kMostSums = 6;  // over the row, in a launch
   using Math = ActivationMath<acc_t>;
 
   const VariedArgs& a;
@@ -48,7 +48,8 @@ struct VariedRow {
     return at<acc_t>(rows, element(row_of(a.rows, t, b), n, i));
   }
   __device__ __forceinline__ acc_t factor(const Factors& factors, int t, int u) const {
-    return at<acc_t>(factors.data, t * factors.step + b * factors.batch + u);
+    const int64_t i = t * factors.step + b * factors.batch + u;
+    return factors.are_bools ? acc_t(at<bool>(factors.data, i)) : at<acc_t>(factors.data, i);
   }
   static __device__ __forceinline__ acc_t parameter(const void* parameter, int i) { return at<acc_t>(parameter, i); }
 

@@ -1,8 +1,9 @@
-// What the host hands to the kernels of a recurrence with variants (cells/varied.h): one direction of one layer, after
-// its input product, in float32 or float64 (acc_t).
+// What the host hands to the kernels of a recurrence with variants (cells/varied.h): one direction of one layer,
+// between its products, in float32 or float64 (acc_t).
 //
-// No torch. A step is a product of all batch rows with weight_hh, which is the caller's, and one kernel in which a
-// block has a batch row as a whole: norms are of all its units. Letters as in launch.h; everything is dense and acc_t.
+// No torch. A step is a product of all batch rows with weight_hh, which is the caller's as the input's is, and one
+// kernel in which a block has a batch row as a whole: norms are of all its units. Letters as in launch.h; everything is
+// dense and acc_t.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -15,6 +16,7 @@ namespace fusedlstm::cuda {
 struct Factors {
   const void* data;  // null: there are none
   int64_t step, batch;
+  bool are_bools;  // and not acc_t
 };
 
 struct VariedArgs {
@@ -26,13 +28,14 @@ struct VariedArgs {
   double eps;
   Factors mask, zoneout[kMaxStates];
   // Null: none.
-  const void* bias;             // [GH]
+  const void *bias_ih, *bias;   // [GH]
   const void* weight_ch;        // [kPeepholes * H]
-  const void* gain;             // [GH]
+  const void *gain_ih, *gain;   // [GH]
   const void *gain_c, *bias_c;  // [H]
   void* saved;                  // [N, saved * H]; null: inference
   void* before[kMaxStates];     // [N, H], the states before the step
-  void* normed;                 // [N, GH], normalised sums without their gain; null without a gain
+  void* entered;                // [N, H], h as it enters the product; null without a mask
+  void *normed_ih, *normed;     // [N, GH], normalised sums without their gains; null without these
   void* scales;                 // [N, kVariedScales]; null without norms
 };
 
@@ -47,7 +50,7 @@ struct VariedForwardArgs : VariedArgs {
 // Gradients of the parameters, as one batch row adds them up over its steps: [B, size of the parameter], zero before
 // the first step; null: none.
 struct VariedSums {
-  void *bias, *weight_ch, *gain, *gain_c, *bias_c;
+  void *bias, *weight_ch, *gain_ih, *gain, *gain_c, *bias_c;
 };
 
 struct VariedBackwardArgs : VariedArgs {
