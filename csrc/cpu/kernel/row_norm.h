@@ -20,19 +20,42 @@ struct RowNorm {
 
   acc mean, scale;
 
-  // x = (x - mean) * scale, of n elements.
-  FUSEDLSTM_NOINLINE static RowNorm apply(acc* x, int64_t n, double eps) {
-    V sum{}, squares{};
-    for (int64_t i = 0; i < n; i += K::kLanes) sum += load_some<V>(x + i, n - i);
-    const acc mean = sum_of_lanes<K>(sum) / acc(n);
+  // x = (x - mean) * scale, of n elements; the same into `kept`, if it is not null.
+  FUSEDLSTM_NOINLINE static RowNorm apply(acc* x, int64_t n, double eps, acc* kept = nullptr) {
+    const acc mean =
+        sum_over(
+            n, [&](int64_t i) FUSEDLSTM_LAMBDA { return load<V>(x + i); }, [&](int64_t i) { return x[i]; }) /
+        acc(n);
+    const acc squares = sum_over(
+        n,
+        [&](int64_t i) FUSEDLSTM_LAMBDA {
+          const V from_mean = load<V>(x + i) - mean;
+          return from_mean * from_mean;
+        },
+        [&](int64_t i) { return (x[i] - mean) * (x[i] - mean); });
+    const acc scale = acc(1 / __builtin_sqrt(double(squares) / double(n) + eps));
     for (int64_t i = 0; i < n; i += K::kLanes) {
-      store_some(x + i, load_some<V>(x + i, n - i) - mean, n - i);
-      const V from_mean = load_some<V>(x + i, n - i);  // lanes beyond the row are zero, and not -mean
-      squares += from_mean * from_mean;
+      const V normed = (load_some<V>(x + i, n - i) - mean) * scale;
+      store_some(x + i, normed, n - i);
+      if (kept) store_some(kept + i, normed, n - i);
     }
-    const acc scale = acc(1 / __builtin_sqrt(double(sum_of_lanes<K>(squares)) / double(n) + eps));
-    for (int64_t i = 0; i < n; i += K::kLanes) store_some(x + i, load_some<V>(x + i, n - i) * scale, n - i);
     return {mean, scale};
+  }
+
+ private:
+  // The sum of n elements, which are of_vector(i) from i on, or of_element(i). Four sums run beside each other: one
+  // alone would wait for itself.
+  template <class OfVector, class OfElement>
+  static FUSEDLSTM_INLINE acc sum_over(int64_t n, OfVector of_vector, OfElement of_element) {
+    constexpr int kAtOnce = 4;
+    V parts[kAtOnce] = {};
+    int64_t i = 0;
+    for (; i + kAtOnce * K::kLanes <= n; i += kAtOnce * K::kLanes)
+      for (int k = 0; k < kAtOnce; ++k) parts[k] += of_vector(i + k * K::kLanes);
+    for (; i + K::kLanes <= n; i += K::kLanes) parts[0] += of_vector(i);
+    acc sum = sum_of_lanes<K>((parts[0] + parts[1]) + (parts[2] + parts[3]));
+    for (; i < n; ++i) sum += of_element(i);
+    return sum;
   }
 };
 

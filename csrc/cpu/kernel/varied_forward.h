@@ -151,21 +151,15 @@ class VariedForward : VariedRows<K, Cell> {
     if (scales) Base::copy(scales, nullptr, kVariedScales);
     if (!index.active(t, b)) return clear(row, normed_ih, normed);
     if (a.parameters.gain_ih) {
-      const auto norm = RowNorm<K>::apply(x, gates, a.eps);
-      if (normed_ih) {
-        Base::copy(normed_ih, x, gates);
-        scales[kScaleIh] = norm.scale;
-      }
+      const auto norm = RowNorm<K>::apply(x, gates, a.eps, normed_ih);
+      if (scales) scales[kScaleIh] = norm.scale;
     }
     if (a.parameters.gain) {
       if constexpr (Cell::kNormsBoth)
         for (int64_t u = 0; u < gates; u += K::kLanes)
           store_some(row.p + u, some(row.p + u, gates - u) + some(row.x + u, gates - u), gates - u);
-      const auto norm = RowNorm<K>::apply(row.p, gates, a.eps);
-      if (normed) {
-        Base::copy(normed, row.p, gates);
-        scales[kScale] = norm.scale;
-      }
+      const auto norm = RowNorm<K>::apply(row.p, gates, a.eps, normed);
+      if (scales) scales[kScale] = norm.scale;
     }
     if (kSizes.carried > 0 && a.parameters.gain_c) return finish_normed(row, seen_rows + b * width, scales);
     Base::for_each_vector(hidden, [&](int64_t u, int64_t n) FUSEDLSTM_LAMBDA {
