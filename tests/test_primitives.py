@@ -206,8 +206,8 @@ def test_conversions(device):
 # The relative error that the documentation of the hardware allows, as functions of x.
 APPROXIMATE = {
     "tanh": (5, torch.tanh, lambda x: 2.0**-11),
-    "exp": (6, torch.exp, lambda x: (2 + 1.2 * x.abs()) * 2.0**-23),  # 2^(x log2 e): the exponent is rounded
-    "reciprocal": (7, torch.reciprocal, lambda x: 2 * 2.0**-23),
+    "exp2": (6, torch.exp2, lambda x: 2 * 2.0**-23),
+    "reciprocal": (7, torch.reciprocal, lambda x: 2.0**-23),
 }
 
 
@@ -231,13 +231,39 @@ def test_approximate_functions(device, name):
 @pytest.mark.parametrize("device", DEVICES)
 def test_limits_of_approximate_functions(device):
     x = floats_of(numbers())
-    tanh, exp, reciprocal = (floats_of(number_results(device)[:, i].contiguous()) for i in (5, 6, 7))
-    for result in (tanh, exp, reciprocal):
+    tanh, exp2, reciprocal = (floats_of(number_results(device)[:, i].contiguous()) for i in (5, 6, 7))
+    for result in (tanh, exp2, reciprocal):
         assert result[x.isnan()].isnan().all()
     assert (tanh[x.isinf()] == x[x.isinf()].sign()).all()
-    assert (exp[x == -math.inf] == 0).all() and (exp[x == math.inf] == math.inf).all()
-    is_large = x.abs() > 2.0**126
+    assert (exp2[x == -math.inf] == 0).all() and (exp2[x == math.inf] == math.inf).all()
+    is_large, is_tiny = x.abs() > 2.0**126, x.abs() < 2.0**-126
     assert is_large.sum() == 4 and (reciprocal[is_large] == 0).all()
+    assert is_tiny.sum() == 3 and (reciprocal[is_tiny] == torch.full((3,), math.inf).copysign(x[is_tiny])).all()
+
+
+def check_activations(device):
+    """Errors, absolute of a sigmoid and relative of a tanh: of numbers of every size, and of many around 0.6."""
+    words = torch.cat([numbers()[:128], words_of(torch.linspace(-3, 3, 128))])
+    x = floats_of(words).double()
+    sigmoid, tanh = (
+        floats_of(column.contiguous()).double() for column in run(device, "activation", words).view(256, 8).T[:2]
+    )
+    assert sigmoid[x.isnan()].isnan().all() and tanh[x.isnan()].isnan().all()
+    number, usual = ~x.isnan(), x.abs() > 1e-30
+    assert (sigmoid - x.sigmoid())[number].abs().max() < 2**-22
+    assert (tanh / x.tanh() - 1)[usual].abs().max() < 4 * 2.0**-23
+    assert (tanh == x)[number & ~usual].all() and (sigmoid[x == -math.inf] == 0).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_activations(device):
+    check_activations(device)
+
+
+@pytest.mark.parametrize("size", [1, -1])
+def test_activations_of_what_is_as_wrong_as_the_hardware(size):
+    with emulator.options(emulator.module(), approximation=size):
+        check_activations("emulated")
 
 
 @pytest.mark.parametrize("size", [1, -1, 5])
@@ -247,7 +273,7 @@ def test_twins_can_be_as_wrong_as_the_hardware(size):
         results = number_results("emulated")
     for name in APPROXIMATE:
         errors = approximation_errors(results, name)
-        # Before and after, the result is rounded: by half a unit of the last place each, where 2 are allowed.
+        # The result is rounded, by half a unit of the last place where one is allowed.
         torch.testing.assert_close(errors.abs(), torch.full_like(errors, abs(size)), rtol=0.01, atol=0.5)
         assert 0.3 < (errors > 0).double().mean() < 0.7
 

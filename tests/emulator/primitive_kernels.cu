@@ -3,7 +3,7 @@
 #include <cstring>
 #include <iterator>
 
-#include "cuda/device/primitives.cuh"
+#include "cuda/device/rows.cuh"
 
 namespace fusedlstm::cuda {
 
@@ -43,8 +43,18 @@ __global__ void number_kernel(const uint32_t* in, uint32_t* out) {
     result[3] = float_bits(to_acc(from_acc<BFloat16>(x)));
     result[4] = float_bits(to_acc(from_acc<Float16>(x)));
     result[5] = float_bits(tanh_fast(x));
-    result[6] = float_bits(exp_fast(x));
-    result[7] = float_bits(divide_fast(1.0f, x));
+    result[6] = float_bits(exp2_fast(x));
+    result[7] = float_bits(reciprocal_fast(x));
+  }
+}
+
+// What the kernels of all types but bfloat16 and float64 make of primitives.
+__global__ void activation_kernel(const uint32_t* in, uint32_t* out) {
+  for (int i = 0; i < 8; ++i) {
+    const float x = bits_float(in[8 * threadIdx.x + i]);
+    uint32_t* result = out + 8 * (8 * threadIdx.x + i);
+    result[0] = float_bits(ActivationMath<float>::sigmoid(x));
+    result[1] = float_bits(ActivationMath<float>::tanh(x));
   }
 }
 
@@ -98,10 +108,15 @@ struct Entry {
   LaunchConfig config;
 };
 static const Entry kEntries[] = {
-    {"mma_bf16", mma_kernel<0>, {1, 32, 1, 0, false}},   {"mma_f16", mma_kernel<1>, {1, 32, 1, 0, false}},
-    {"mma_f16_k8", mma_kernel<2>, {1, 32, 1, 0, false}}, {"mma_tf32", mma_kernel<3>, {1, 32, 1, 0, false}},
-    {"warp", warp_kernel, {1, 32, 1, 0, false}},         {"number", number_kernel, {1, 32, 1, 0, false}},
-    {"memory", memory_kernel, {1, 32, 1, 1024, false}},  {"cluster", cluster_kernel, {2, 32, 2, 1024, false}},
+    {"mma_bf16", mma_kernel<0>, {1, 32, 1, 0, false}},
+    {"mma_f16", mma_kernel<1>, {1, 32, 1, 0, false}},
+    {"mma_f16_k8", mma_kernel<2>, {1, 32, 1, 0, false}},
+    {"mma_tf32", mma_kernel<3>, {1, 32, 1, 0, false}},
+    {"warp", warp_kernel, {1, 32, 1, 0, false}},
+    {"number", number_kernel, {1, 32, 1, 0, false}},
+    {"activation", activation_kernel, {1, 32, 1, 0, false}},
+    {"memory", memory_kernel, {1, 32, 1, 1024, false}},
+    {"cluster", cluster_kernel, {2, 32, 2, 1024, false}},
 };
 
 }  // namespace fusedlstm::cuda

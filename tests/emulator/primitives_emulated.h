@@ -244,20 +244,22 @@ __forceinline__ Float16 from_acc<Float16>(float x) {
 
 // What the hardware may return in place of the exact f(x), at Options::approximation = 1: the whole of the relative
 // error that is documented, up or down as the bits of x happen to be. Infinities give the limits.
-inline float approximated(float exact, float x, float error) {
-  if (std::isinf(x)) return exact;
+inline float approximated(double exact, float x, float error) {
+  if (std::isinf(x)) return static_cast<float>(exact);
   const bool is_up = float_bits(x) * 0x9E3779B1u >> 31;
   return static_cast<float>(exact * (1.0 + emulator::options().approximation * (is_up ? error : -error)));
 }
 inline float tanh_fast(float x) {
-  return approximated(std::tanh(x), x, 0x1p-11f);
+  return approximated(std::tanh(double{x}), x, 0x1p-11f);
 }
-inline float exp_fast(float x) {
-  return approximated(std::exp(x), x, (2 + 1.2f * std::abs(x)) * 0x1p-23f);
+inline float zero_if_tiny(float x) {
+  return std::abs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x;
 }
-inline float divide_fast(float a, float b) {
-  if (std::abs(b) > 0x1p126f) return a * std::copysign(0.0f, b);
-  return approximated(a / b, b, 2 * 0x1p-23f);
+inline float exp2_fast(float x) {
+  return zero_if_tiny(approximated(std::exp2(double{x}), x, 2 * 0x1p-23f));
+}
+inline float reciprocal_fast(float x) {
+  return zero_if_tiny(approximated(1 / double{zero_if_tiny(x)}, x, 0x1p-23f));
 }
 inline float multiply_rounded(float a, float b) {
   return a * b;
