@@ -164,6 +164,8 @@ def test_code_of_an_older_device():
     assert core.plan(**problem, dtype="bfloat16").transport == "grid"
     with pytest.raises(ValueError, match="cluster: expected sm_90 or later, got sm_80"):
         core.plan(**problem, dtype="bfloat16", request="cluster")
+    with pytest.raises(ValueError, match="expected at most 166912 bytes of shared memory, got 184960"):
+        core.plan(**problem | {"H": 1024}, dtype="bfloat16", request="grid:16x16x1536")
     device.code_capability = 75
     assert core.plan(**problem, dtype="bfloat16").transport == "stream"
     with pytest.raises(ValueError, match="expected at most 65536 bytes of shared memory, got"):

@@ -100,10 +100,11 @@ constexpr int needed_capability(Transport transport, Arithmetic arithmetic) {
 }
 
 // The most shared memory that a CTA may have where code for this compute capability runs, times ten as well. Kernels
-// that need more are empty in it. Code for 8.0 runs on devices with less, and that for 8.6 on one with more.
+// that need more are empty in it. Code for 8.6 runs on 8.7 too, which has what 8.0 has.
 constexpr int most_shared_memory(int capability) {
   if (capability < 80) return 64 << 10;
   if (capability == 89 || capability == 120 || capability == 121) return 99 << 10;
+  if (capability < 90) return 163 << 10;
   return 227 << 10;
 }
 
