@@ -181,7 +181,14 @@ def _incoming_and_others(in_a_row, states) -> tuple[Incoming, tuple]:
 
 
 def asked_of(ctx, tensors) -> list[bool]:
-    """Of the last arguments of an autograd function, tensors or None, those whose gradients this pass asks for.
+    """Of the last arguments of an autograd function, tensors or None, those whose gradients this pass asks for."""
+    if torch.compiler.is_compiling() or _transforms.are_active():
+        return list(ctx.needs_input_grad[-len(tensors) :])
+    return asked_in_pass(ctx, tensors)
+
+
+def asked_in_pass(ctx, tensors) -> list[bool]:
+    """The same outside of all that traces or transforms.
 
     Without a look at the pass, torch.autograd.grad for the input alone would compute the gradients of all weights.
     Where it returns that of a parameter, all parameters that the pass comes to from there on are taken to be asked for,
@@ -189,8 +196,6 @@ def asked_of(ctx, tensors) -> list[bool]:
     """
     global _pass_for_parameters
     asked = list(ctx.needs_input_grad[-len(tensors) :])
-    if torch.compiler.is_compiling() or _transforms.are_active():
-        return asked
     nodes = ctx.next_functions  # of the arguments that are tensors
     if len(nodes) < len(tensors):
         nodes = iter(nodes)
@@ -208,7 +213,7 @@ def asked_of(ctx, tensors) -> list[bool]:
     return asked
 
 
-# The number of the last pass that is known to return gradients of parameters, see `asked_of`.
+# The number of the last pass that is known to return gradients of parameters, see `asked_in_pass`.
 _pass_for_parameters = -1
 
 

@@ -23,7 +23,7 @@ from fusedlstm._arguments import (
     list_sizes,
     one_step,
 )
-from fusedlstm._autograd import any_of, asked_of, gradients_of_layer
+from fusedlstm._autograd import any_of, asked_in_pass, asked_of, gradients_of_layer
 from fusedlstm._private_torch import below_autograd, plain_apply
 from fusedlstm._second_order import needs_graph, second_order
 from fusedlstm._second_order_cell import UNROUNDED, gradients_of_sums, second_order_of_cell
@@ -69,14 +69,18 @@ class _Cell(torch.autograd.Function):
         cell, saved = CELLS[ctx.name], ctx.saved_tensors
         states = len(cell.states)
         d_states, kept, tensors = d_results[:states], saved[:3], saved[3:]
-        step = _Step(ctx.name, kept, asked_of(ctx, tensors), ctx.allow_tf32)
+        is_transformed = _transforms.are_active()
+        asked = ctx.needs_input_grad[2:] if is_transformed else asked_in_pass(ctx, tensors)
         if len(d_results) > states and d_results[states] is not None:
-            return (None, None, *gradients_of_sums(cell, d_states, d_results[states], kept, tensors, step.asked))
+            return (None, None, *gradients_of_sums(cell, d_states, d_results[states], kept, tensors, asked))
         if all(d is None for d in d_states):  # as what comes after may say
             return (None, None, *[None] * len(tensors))
-        if not torch.is_grad_enabled() or _transforms.are_active():
-            return (None, None, *_cell_gradients(step, *d_states, *tensors))
+        if is_transformed:
+            return (None, None, *_gradients_by_layer(ctx.name, ctx.allow_tf32, d_states, tensors, kept, asked))
+        if not torch.is_grad_enabled():
+            return (None, None, *_cell_gradients(ctx.name, ctx.allow_tf32, d_states, tensors, kept, asked))
         to_sums = kept[1] if len(d_results) > states else None
+        step = _Step(ctx.name, kept, asked, ctx.allow_tf32)
         return (None, None, *_apply_cell_gradients(step, to_sums, *d_states, *tensors))
 
 
@@ -100,7 +104,9 @@ class _CellGradients(torch.autograd.Function):
         ctx.step, ctx.has_sums = step._replace(kept=None), to_sums is not None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*step.kept, *tensors)
-        return _cell_gradients(step, *tensors)
+        states = len(CELLS[step.name].states)
+        d_states, of_cell = tensors[:states], tensors[states:]
+        return tuple(_cell_gradients(step.name, step.allow_tf32, d_states, of_cell, step.kept, step.asked))
 
     @staticmethod
     def backward(ctx, *cotangents):
@@ -137,20 +143,22 @@ def _takes_gradients_of_sums(cell: Cell, kept) -> bool:
     return cell.saved == cell.sums and kept[1].dtype in UNROUNDED
 
 
-def _cell_gradients(step, *tensors) -> tuple:
+def _cell_gradients(name, allow_tf32, d_states, tensors, kept, asked) -> list:
     """Of the gradients of `_Cell` those that are asked for; None for the others."""
-    states = len(CELLS[step.name].states)
-    d_states, parts = tensors[:states], _of_step(step.name, tensors[states:])
-    if _transforms.are_active():
-        layer = one_step(*parts, step.allow_tf32)
-        needs = list(map(any_of, by_kind(step.asked, list_sizes(layer))))
-        incoming = Incoming(None, list(map(_as_steps, d_states)), None)
-        found = flat(gradients_of_layer(step.name, BackwardArguments(incoming, layer, *step.kept, needs)))
-        found = *(d.squeeze(0) for d in found[: 1 + states]), *found[1 + states :]
-    else:
-        with below_autograd():
-            found = OPERATORS[step.name].cell_backward(d_states, *parts, step.allow_tf32, step.kept, step.asked)
-    return tuple([gradient if ask else None for gradient, ask in zip(found, step.asked)])
+    with below_autograd():
+        found = OPERATORS[name].cell_backward(d_states, *_of_step(name, tensors), allow_tf32, kept, asked)
+    return found if all(asked) else [gradient if ask else None for gradient, ask in zip(found, asked)]
+
+
+def _gradients_by_layer(name, allow_tf32, d_states, tensors, kept, asked) -> list:
+    """The same under transforms, which have rules for layers."""
+    states = len(d_states)
+    layer = one_step(*_of_step(name, tensors), allow_tf32)
+    needs = list(map(any_of, by_kind(asked, list_sizes(layer))))
+    incoming = Incoming(None, list(map(_as_steps, d_states)), None)
+    found = flat(gradients_of_layer(name, BackwardArguments(incoming, layer, *kept, needs)))
+    found = *(d.squeeze(0) for d in found[: 1 + states]), *found[1 + states :]
+    return [gradient if ask else None for gradient, ask in zip(found, asked)]
 
 
 def _of_step(name, tensors) -> tuple:
