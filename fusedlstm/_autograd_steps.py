@@ -26,9 +26,12 @@ from fusedlstm._arguments import (
 from fusedlstm._autograd import any_of, asked_in_pass, asked_of, gradients_of_layer
 from fusedlstm._private_torch import below_autograd, plain_apply
 from fusedlstm._second_order import needs_graph, second_order
-from fusedlstm._second_order_cell import UNROUNDED, gradients_of_sums, second_order_of_cell
+from fusedlstm._second_order_cell import gradients_of_sums, second_order_of_cell
 from fusedlstm.cells import CELLS, Cell
 from fusedlstm.ops import OPERATORS
+
+# Dtypes in which sums are not rounded.
+UNROUNDED = torch.float32, torch.float64
 
 
 def run_step(name, input, states, weights, allow_tf32):
@@ -139,8 +142,9 @@ _apply_cell, _apply_cell_gradients = plain_apply(_Cell), plain_apply(_CellGradie
 
 
 def _takes_gradients_of_sums(cell: Cell, kept) -> bool:
-    """Whether `saved` is of the sums' size and dtype, and so can stand for them."""
-    return cell.saved == cell.sums and kept[1].dtype in UNROUNDED
+    """Whether `saved` is of the sums' size, and so can stand for them. In 16 bits their gradients are rounded there, as
+    those of PyTorch's cells are: only where that spares products in 16 bits, which Python does not make."""
+    return cell.saved == cell.sums and (kept[1].is_cpu or kept[1].dtype in UNROUNDED)
 
 
 def _cell_gradients(name, allow_tf32, d_states, tensors, kept, asked) -> list:

@@ -9,9 +9,6 @@ from fusedlstm._second_order import of_one_step, states_after
 from fusedlstm.cells import Cell
 from fusedlstm.ops import OPERATORS
 
-# Dtypes of the sums that enter the gates: in these, they may go from one operator to another as they are.
-UNROUNDED = torch.float32, torch.float64
-
 
 def second_order_of_cell(cell: Cell, d_states, tensors, kept, cotangents, asked, is_at_sums) -> list:
     """`second_order` of one step as a cell has it: gradients for `d_states` and `tensors`, where nothing needs a graph.
@@ -89,7 +86,7 @@ def gradients_of_sums(cell: Cell, d_states, d_sums, kept, tensors, asked) -> lis
 
 def _has_operators(output) -> bool:
     """Whether `<cell>_cell_second_order` and `<cell>_cell_sums_backward` serve a step, by its output."""
-    return output.is_cpu and output.dtype in UNROUNDED
+    return output.is_cpu
 
 
 def _with_sums_apart(gates, d_x, d_h):

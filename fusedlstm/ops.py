@@ -8,8 +8,8 @@
 * `<cell>_cell`, `<cell>_cell_inference`, `<cell>_cell_backward`: the same of one step in one direction, between tensors
   of a cell's shapes: input [B, I], states [B, H], and weight_ih, weight_hh and both biases or none in one list. `kept`
   are output, saved and carried of the layer. Called by _autograd_steps.py; they have no derivative of their own.
-* `<cell>_cell_second_order`, `<cell>_cell_sums_backward`, on the CPU alone, in float32 or float64: the derivatives of
-  these, see _second_order_cell.py. None where nothing is asked for or nothing flows.
+* `<cell>_cell_second_order`, `<cell>_cell_sums_backward`, on the CPU alone: the derivatives of these, see
+  _second_order_cell.py. None where nothing is asked for or nothing flows.
 * `<cell>_stack`, `<cell>_stack_inference`, `<cell>_stack_backward`: the same of all layers of a usual call, with all
   weights in one list, see csrc/call/arguments.h. Called by _stack.py, outside of everything that traces or transforms;
   they have no derivative of their own.

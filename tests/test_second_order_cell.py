@@ -17,18 +17,18 @@ every_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 B, I, H = 3, 5, 7
 
 
-def _step(cell, has_bias=True):
+def _step(cell, has_bias=True, dtype=torch.float64):
     """What a step takes, in a row; what it keeps; gradients that arrive at its states, and at its gradients. Some of
     them not dense, as callers have them."""
     torch.manual_seed(0)
     sizes = [(B, I), *[(B, H)] * len(cell.states), (cell.gates * H, I), (cell.gates * H, H)]
     sizes += [(cell.gates * H,)] * (2 if has_bias else 0)
-    tensors, cotangents = ([torch.randn(*size[::-1]).double().t() for size in sizes] for _ in range(2))
+    tensors, cotangents = ([torch.randn(*size[::-1]).to(dtype).t() for size in sizes] for _ in range(2))
     if has_bias:
-        cotangents[-1] = torch.randn(1).double().expand(cell.gates * H)
+        cotangents[-1] = torch.randn(1).to(dtype).expand(cell.gates * H)
     rows = 1 + len(cell.states)
     kept = OPERATORS[cell.name].cell(tensors[0], tensors[1:rows], tensors[rows:], False)[1]
-    return tensors, kept, [torch.randn(H, B).double().t() for _ in cell.states], cotangents
+    return tensors, kept, [torch.randn(H, B).to(dtype).t() for _ in cell.states], cotangents
 
 
 def _both_ways(monkeypatch, function, *arguments):
@@ -87,9 +87,10 @@ def test_gradients_with_sums_are_those_of_products(cell, has_bias, monkeypatch):
             _assert_near(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @every_cell
-def test_opcheck(cell):
-    of, (tensors, kept, d_states, cotangents) = OPERATORS[cell.name], _step(cell)
+def test_opcheck(cell, dtype):
+    of, (tensors, kept, d_states, cotangents) = OPERATORS[cell.name], _step(cell, dtype=dtype)
     rows, kinds = 1 + len(d_states), ("test_schema", "test_faketensor")
     step = tensors[0], tensors[1:rows], tensors[rows:], False
     alone = [None] * rows + cotangents[rows:]
@@ -115,6 +116,7 @@ def test_refuse_what_does_not_fit():
         ((d_states, x, states, weights, False, kept, [x.t(), *cotangents[1:]]), r"cotangents of size \[3, 5\]"),
         ((d_states, x, states, weights, False, kept, [x.float(), *cotangents[1:]]), "cotangents of the input's dtype"),
         ((d_states, x, states, weights, False, kept[:2], cotangents), "3 tensors that a step kept"),
+        ((d_states, x.int(), states, weights, False, kept, cotangents), "float32, float64, bfloat16 or float16"),
     ):
         with pytest.raises(RuntimeError, match=text):
             of.cell_second_order(*arguments, [True] * 9, False)
@@ -134,19 +136,20 @@ def _penalty(module, x, states):
     return torch.autograd.grad(sum(one.square().sum() for one in found), leaves)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("sizes", [(1, 5, 7), (4, 33, 65), (19, 40, 24)], ids=str)
 @every
-def test_as_accurate_as_products_are(member, sizes):
-    """float32 with both gradients of two steps, against float64 by PyTorch: two times forward and back."""
+def test_against_float64(member, sizes, dtype):
+    """Both gradients of two steps, by PyTorch: two times forward and back."""
     rows, features, hidden = sizes
     torch.manual_seed(0)
-    fused, _ = member.pair_of_cells(features, hidden)
+    fused, _ = member.pair_of_cells(features, hidden, dtype=dtype)
     _, plain = member.pair_of_cells(features, hidden, dtype=torch.float64)
     plain.load_state_dict(fused.state_dict())
-    given = torch.randn(rows, features), [torch.randn(rows, hidden) for _ in CELLS[member.cell].states]
-    exact = _penalty(plain, given[0].double(), [state.double() for state in given[1]])
-    allowed = 2 * tolerance(torch.float32, features + hidden + rows, steps=2)
-    for actual, wanted in zip(_penalty(fused, *given), exact, strict=True):
+    x, *states = (torch.randn(rows, n).to(dtype) / 2 for n in (features, *[hidden] * len(CELLS[member.cell].states)))
+    exact = _penalty(plain, x.double(), [state.double() for state in states])
+    allowed = 2 * tolerance(dtype, features + hidden + rows, steps=2)
+    for actual, wanted in zip(_penalty(fused, x, states), exact, strict=True):
         torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=allowed * wanted.abs().max())
 
 

@@ -350,7 +350,7 @@ struct FoundGradients {
   }
 };
 
-// Second order of one step, of float32 or float64: gradients of the sum of <cotangent, gradient> over the gradients
+// Second order of one step: gradients of the sum of <cotangent, gradient> over the gradients
 // that StepBackwardArguments asks for.
 struct StepSecondOrderArguments {
   OptionalTensors d_last;  // gradients of the states after the step, None for zeros

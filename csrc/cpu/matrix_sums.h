@@ -1,6 +1,7 @@
-// Sums of matrix products and of rows, of float32 or float64 on the CPU.
+// Sums of matrix products and of rows, on the CPU.
 //
-// Products are PyTorch's, below its dispatcher: called from Python, each took as long as that of a small step.
+// Products are PyTorch's, below its dispatcher: called from Python, each took as long as that of a small step. They
+// accumulate 16-bit numbers in float32, and round a sum once for each product that is added to it.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -19,8 +20,16 @@ inline OptionalTensor transposed(const OptionalTensor& matrix) {
   return matrix ? OptionalTensor(transposed(*matrix)) : std::nullopt;
 }
 
-inline Tensor zeros(const Tensor& like, const Sizes& sizes) {
-  Tensor t = new_tensor(like, sizes, like.scalar_type());
+// The tensor itself where it has the dtype.
+inline Tensor as_dtype(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+inline OptionalTensor as_dtype(const OptionalTensor& t, ScalarType dtype) {
+  return t ? OptionalTensor(as_dtype(*t, dtype)) : std::nullopt;
+}
+
+inline Tensor zeros(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
+  Tensor t = new_tensor(like, sizes, dtype);
   std::memset(t.data_ptr(), 0, size_t(t.numel() * t.element_size()));
   return t;
 }
@@ -37,7 +46,7 @@ inline void add_product(OptionalTensor& sum, const OptionalTensor& a, const Opti
 }
 
 // Adds `count` columns of `from`, from `first` on, to those of `to` from `at` on. Both [N, ...] with dense rows; of one
-// dimension, `from` is each of its rows.
+// dimension, `from` is each of its rows. Of float32 or float64.
 template <class T>
 void add_columns(const Tensor& to, int64_t at, const Tensor& from, int64_t first, int64_t count) {
   T* sum = static_cast<T*>(to.data_ptr()) + at;
