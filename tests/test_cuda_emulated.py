@@ -218,21 +218,27 @@ def test_several_cells_a_thread(cell, request_, H, states):
 
 
 @pytest.mark.parametrize(
-    ("request_", "states"),
-    [("grid:8x16x1024", "resets and lengths"), ("grid:8x32x1024", "resets and lengths"), ("grid:8x32x1024", "packed")],
+    ("arithmetic", "request_", "states"),
+    [
+        ("tf32", "grid:8x16x1024", "resets and lengths"),
+        ("tf32", "grid:8x32x1024", "resets and lengths"),
+        ("tf32", "grid:8x32x1024", "packed"),
+        ("bfloat16", "grid:16x32x1024", "resets and lengths"),
+        ("float16", "grid:16x32x1024", "packed"),
+    ],
 )
-def test_many_rounds_of_fetching(request_, states):
+def test_many_rounds_of_fetching(arithmetic, request_, states):
     """The operand in more rounds than one, of a tile of rows that is not full and of one that is."""
     options, rows = dict(ROW_STATES[states]), int(request_.split("x")[1]) + 1
     lengths = (LENGTHS * 4)[:rows]
     options["lengths"] = sorted((n or 1 for n in lengths), reverse=True) if "packed" in options else lengths
-    layer, module = make("tf32", 3, rows, 133, **options | {"directions": 1}), emulator.module()
+    layer, module = make(arithmetic, 3, rows, 133, **options | {"directions": 1}), emulator.module()
     expected, runs = layer.reference(), []
     for seed in (0, 1):
         with emulator.options(module, seed=seed):
             runs.append(Emulated(module, layer, request_).forward())
     for name, value in runs[0].items():
-        assert_near(value, expected[name], allowed(layer, "tf32", name), name)
+        assert_near(value, expected[name], allowed(layer, arithmetic, name), name)
         assert torch.equal(value, runs[1][name]), name
 
 

@@ -59,7 +59,7 @@ STEP_BARRIER = "void await(int) const { block_sync(); }"
 STAGED = """    warp_sync();
 #pragma unroll
     for (int e = 0; e < Owned::kCount; ++e)"""
-POLLED = "from + row(i) * this->pitch() + k(i)"
+POLLED = "rows[i] + k(i)"
 MISSING = "std::max(std::max(v[i].w[0], v[i].w[1]), std::max(v[i].w[2], v[i].w[3]))"
 ASKED_OF_L2 = """    if (!clock.runs(step.t)) return;
 #pragma unroll

@@ -30,6 +30,9 @@ def test_known_devices():
         ({"H": 1024, "B": 16, "dtype": "bfloat16", "backward": True}, "grid"),
         ({"H": 1150, "B": 16, "dtype": "bfloat16"}, "grid"),  # with a part of the weights in shared memory
         ({"H": 1150, "B": 8, "dtype": "bfloat16", "backward": True}, "grid"),
+        ({"H": 1024, "B": 64, "dtype": "bfloat16"}, "grid"),
+        ({"H": 640, "B": 96, "dtype": "float16"}, "grid"),
+        ({"device": "A100", "H": 1024, "B": 64, "dtype": "bfloat16"}, "stream"),  # has no room for those rows of h
         ({"H": 2048, "B": 8, "dtype": "float16"}, "grid"),
         ({"H": 2048, "B": 8, "dtype": "float16", "backward": True}, "stream"),
         ({"device": "A100", "H": 2048, "B": 8, "dtype": "float16"}, "stream"),

@@ -113,13 +113,21 @@ struct Product {
   static constexpr int kHeld = kChunks - kSharedChunks;
   static constexpr int kSharedBytes = kSharedChunks * kRows * 32 * kVectorBytes;  // of one warp
   RowPair held[kRows / 2][kHeld];
-  SharedAddress shared;   // kSharedBytes of the warp's own
-  uint32_t first_vector;  // of the lane in every chunk of the operand, in bytes
+  SharedAddress shared;  // kSharedBytes of the warp's own
+  // Bytes from an operand's start to the warp's first chunk, and from there to the lane's vector. For tensor cores one
+  // register has the sum: some kernels have no other. Of FFMA's, one that is as full spills by just that.
+  uint32_t part_of_k, first_vector;
 
   Product() = default;
-  __device__ __forceinline__ explicit Product(SharedAddress shared) : shared(shared) {
+  __device__ __forceinline__ Product(SharedAddress shared, uint32_t part) : shared(shared) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    first_vector = in_register(static_cast<uint32_t>(operand_offset<kSwizzled>(Math::kTensorCores ? g : 0, t)));
+    if constexpr (Math::kTensorCores) {
+      part_of_k = 0;
+      first_vector = in_register(part + operand_offset<kSwizzled>(g, t));
+    } else {
+      part_of_k = in_register(part);
+      first_vector = in_register(static_cast<uint32_t>(operand_offset<kSwizzled>(0, t)));
+    }
   }
 
   // The lane's weights of rows r and r + 1 in chunk c: one of the first kHeld, or one of the others.
@@ -136,8 +144,9 @@ struct Product {
     return pair;
   }
 
-  // operand: batch row 0 of the warp's first chunk. chunk_stride: bytes between its chunks.
+  // operand: its batch row 0. chunk_stride: bytes between its chunks.
   __device__ __forceinline__ void multiply(SharedAddress operand, int chunk_stride, float (&acc)[kRows][2]) const {
+    operand += part_of_k;
     operand += first_vector;
     if constexpr (Math::kTensorCores) {
       // A chain of dependent mma instructions is latency. Four chains a warp, of more sums per row where there are few

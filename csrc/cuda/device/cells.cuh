@@ -38,6 +38,13 @@ struct ForwardCell {
   __device__ __forceinline__ ForwardCell(const Args& a, int d, int b, int u, int m, bool exists)
       : unit(a, d, b, u, m, exists), hidden(a, unit.clock, u), reset(0) {}
 
+  // Finds its data again from those of `first`, a cell of the same unit so many batch rows before it. Between two calls
+  // no register is kept for where they are.
+  __device__ __forceinline__ void follow(const Args& a, const ForwardCell& first, int rows) {
+    rows = in_register(rows);
+    unit.follow(a, first.unit, rows);
+    hidden.follow(a, first.hidden, rows);
+  }
   // The time of step p in the order of running.
   static __device__ __forceinline__ int time(int d, int p, int steps) { return time_of(d, p, steps); }
 

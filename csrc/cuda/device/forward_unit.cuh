@@ -52,6 +52,12 @@ struct ForwardUnit {
         pre{},
         pre_gates(in_register(&at<const acc_t>(a.pre_gates[d], element(clock.b, a.pre_gates_stride_b, u)))) {}
 
+  // As ForwardCell's.
+  __device__ __forceinline__ void follow(const ForwardArgs& a, const ForwardUnit& first, int rows) {
+    clock.b = first.clock.b + rows;
+    pre_gates = first.pre_gates + element(rows, a.pre_gates_stride_b, 0);
+  }
+
   __device__ __forceinline__ void start(const ForwardArgs& a) {
 #pragma unroll
     for (int k = 0; k < kSizes.carried; ++k)
@@ -151,6 +157,12 @@ struct ForwardHidden {
         r(r),
         h(0),
         output(in_register(&at<scalar_t>(a.output, element(clock.b * a.rows.D + clock.d, a.rows.R, r)))) {}
+
+  // As ForwardCell's.
+  __device__ __forceinline__ void follow(const ForwardArgs& a, const ForwardHidden& first, int rows) {
+    clock.b = first.clock.b + rows;
+    output = first.output + element(rows, a.rows.D * a.rows.R, 0);
+  }
 
   __device__ __forceinline__ void start(const ForwardArgs& a) {
     h = started_from<scalar_t>(a, has_first_step(a.rows), a.rows.initial, 0, a.rows.R, clock, r);

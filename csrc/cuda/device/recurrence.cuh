@@ -82,17 +82,20 @@ __device__ __forceinline__ int steps_of_tile(const RowStates& rows, int first_ro
   return std::max(std::min(longest, rows.end) - rows.begin, 0);
 }
 
-// All steps of the CTA's units. product: with its part of W_hh; transport: open; first_row: of the tile, in the batch;
-// part_of_k: bytes to the warp's part of an operand.
+// All steps of the CTA's units. product: with its part of W_hh; transport: open; first_row: of the tile, in the batch.
 template <class Math, KernelShape kShape, class Cell, class Args, class Carrier = TransportOf<Math, kShape>>
 __device__ __forceinline__ void run_steps(const Args& args, const typename Carrier::Product& product,
-                                          Carrier& transport, int first_row, int part_of_k) {
+                                          Carrier& transport, int first_row) {
   using Owned = typename Carrier::Owned;
   constexpr int kCells = Owned::kCount;
   constexpr Pass kPass = kShape.pass;
-  // Where weights and several cells have most of the registers, the product cannot spare any for what is fetched beside
-  // what is ready: then one makes room for the other after it. Not where it adds to what is ready.
-  constexpr bool kFetchesLate = kCells > 1 && kShape.weight_words() > 64 && !Carrier::Sums::kStartsFromCells;
+  // Where few registers are left, the product cannot spare any for what is fetched beside what is ready: then one makes
+  // room for the other after it. Not where it adds to what is ready.
+  constexpr bool kFetchesLate = Carrier::kFewRegistersLeft && !Carrier::Sums::kStartsFromCells;
+  // Nor has GRID, beside its vectors in flight, any for where the data of each cell are. Others do, and spare
+  // themselves the arithmetic.
+  constexpr bool kFollows =
+      Carrier::kFewRegistersLeft && kShape.transport == Transport::kGrid && kPass == Pass::kForward;
   const RowStates& rows = args.rows;
   const int d = blockIdx.y, m = blockIdx.z, first_unit = transport.tile.first_unit;
   const int batch_rows = transport.tile.batch_rows, steps = transport.tile.steps;
@@ -119,6 +122,13 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
     of_units[Owned::unit_index(e)] = typename Cell::OfUnit(args, d, first_unit + owned.unit(e), m);
   Cell cells[kCells];
   typename Cell::Result results[kCells];
+  static_assert(!kFollows || Owned::kUnitsOwned == 1, "all cells of a thread follow the first");
+  // Before each use of where a cell's data are.
+  const auto follow_first = [&] {
+    if constexpr (kFollows)
+#pragma unroll
+      for (int e = 1; e < kCells; ++e) cells[e].follow(args, cells[0], Owned::rows_on(e));
+  };
   const auto publish = [&](int s) {
     if (s >= steps) return;
     typename Carrier::Elements x;
@@ -131,6 +141,7 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
 
   const auto store = [&](const Step& step) {
     const int64_t first = in_register(Cell::first_element(args, step));
+    follow_first();
 #pragma unroll
     for (int e = 0; e < kCells; ++e) cells[e].store(args, step, first, results[e]);
     if (Cell::has_rest(args))  // the same for all threads
@@ -160,6 +171,7 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
         for (int e = 0; e < kCells; ++e) cells[e].prefetch_reset(args, next);
     };
     const auto use_and_fetch = [&] {
+      follow_first();
 #pragma unroll
       for (int e = 0; e < kCells; ++e) ready[e] = cells[e].ready(args, now, of_units[Owned::unit_index(e)]);
 #pragma unroll
@@ -167,14 +179,14 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
 #pragma unroll
       for (int e = 0; e < kCells; ++e)
         if constexpr (kAsksL2) cells[e].ask_l2(args, after);
-      if constexpr (kPass == Pass::kBackward) fetch_resets();
+      if constexpr (kPass == Pass::kBackward || kFetchesLate) fetch_resets();
     };
     if (has_cells) {
-      if constexpr (kPass == Pass::kForward) fetch_resets();
+      if constexpr (kPass == Pass::kForward && !kFetchesLate) fetch_resets();
       if constexpr (!kFetchesLate) use_and_fetch();
     }
 
-    const SharedAddress operand = transport.await(s) + part_of_k;
+    const SharedAddress operand = transport.await(s);
     sums.add_products(
         product, s, operand, [&](int e) -> auto& { return ready[e].sums; },
         [&] {
@@ -187,6 +199,7 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
       bool any = false;
 #pragma unroll
       for (int e = 0; e < kCells; ++e) any |= cells[e].enters();
+      follow_first();
       // The vote keeps the compiler from asking for the flags earlier, which would wait for all that is being fetched.
       if (warp_any(any))
 #pragma unroll
@@ -199,6 +212,7 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
     next = after;
     after = later;
   }
+  follow_first();
 #pragma unroll
   for (int e = 0; e < kCells; ++e) cells[e].finish(args);
   transport.close();
@@ -218,11 +232,11 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   // Elements of one gate's block in weights and operands: the next multiple of 16 bytes.
   const int gate_pitch = (H + Carrier::kVectorElements - 1) / Carrier::kVectorElements * Carrier::kVectorElements;
   const int warp = threadIdx.x / 32, k_split = warp % kShape.k_splits;
-  const int part_of_k = in_register(k_split * kShape.chunks_per_warp * kChunkStride<kShape>);  // bytes to the warp's
   const SharedAddress smem = in_register(shared_address(shared_memory()));
 
   // First, while there are registers for many loads in flight.
-  typename Carrier::Product product(smem + Smem::kWeights + warp * Carrier::Product::kSharedBytes);
+  typename Carrier::Product product(smem + Smem::kWeights + warp * Carrier::Product::kSharedBytes,
+                                    k_split * kShape.chunks_per_warp * kChunkStride<kShape>);
   load_weight<Math, kShape>(product, &at<scalar_t>(args.weight_hh[d], m * int64_t{kGates} * H * gate_pitch), H,
                             {first_unit, gate_pitch});
 
@@ -251,7 +265,7 @@ __device__ __forceinline__ void run_recurrence(const Args& args, int ctas) {
   }
   transport.open();
 
-  run_steps<Math, kShape, Cell>(args, product, transport, first_row, part_of_k);
+  run_steps<Math, kShape, Cell>(args, product, transport, first_row);
 }
 
 // The shape as an index, since nvcc's host stubs cannot name a template argument of class type.

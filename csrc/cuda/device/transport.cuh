@@ -61,7 +61,7 @@ concept IsTransport = requires(
   transport.publish(i, elements);
   { transport.await(i) } -> std::same_as<SharedAddress>;
   // Adds W_hh times the operand of position i to the sums of the thread's cells, those of cell e in sum(e). operand:
-  // where the warp's part of K begins. meanwhile() is called when the warp has multiplied, before it waits for others;
+  // as await has it. meanwhile() is called when the warp has multiplied, before it waits for others;
   // it may still set the sums unless the product starts from them.
   requires std::constructible_from<typename T::Sums, const OperandTile&>;
   { sums.add_products(product, i, operand, sum, meanwhile) } -> std::same_as<void>;
@@ -89,6 +89,7 @@ struct OperandLayout {
   // Of the operand and what is behind it, to be cleared before the start. Where nothing is ever published (beyond H,
   // beyond B) the weights are zero, but zero times garbage may be NaN.
   static constexpr int kClearedBytes = kBuffers * kOperandBytes;
+  static constexpr bool kFewRegistersLeft = leaves_few_registers(kShape, kUnits);
   // What a thread publishes at a position.
   using Elements = scalar_t[Owned::kCount][kOperands];
   OperandTile tile;

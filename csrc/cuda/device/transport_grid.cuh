@@ -65,7 +65,7 @@ struct GridTransport : VectorTransport<Math, kShape> {
         x, [](auto bits) { return never_all_ones(bits); },
         [&](int e, int q, Vec4 v) {
           if (!this->exists(e) || threadIdx.x % 32 >= Layout::kVectors) return;
-          const int place = e * Layout::Owned::kRowsApart * this->pitch() + q * tile.gate_pitch;
+          const uint32_t place = e * Layout::Owned::kRowsApart * this->pitch() + q * tile.gate_pitch;
           store_relaxed128(to + place, v);
           if (is_used_again) store_relaxed128(read_by_all + place, kNothing);
         });
@@ -76,18 +76,27 @@ struct GridTransport : VectorTransport<Math, kShape> {
     const int g = threadIdx.x % 32 / 4;
     const scalar_t* from = in_slot(fetched, s);
     warp_sync();  // the product before this one has read what is overwritten now
-#pragma unroll
+    const uint32_t rows_apart = 8 * this->pitch();
+    // Rounds that overlap need the registers of both.
+#pragma unroll(Layout::kFewRegistersLeft ? 1 : kRounds)
     for (int first = 0; first < kLoads; first += kInFlight) {
       Vec4 v[kInFlight] = {};
       const auto row = [&](int i) { return (first + i) / kChunks * 8; };
       const auto k = [&](int i) { return (first + i) % kChunks * Layout::kChunkElements; };
+      const scalar_t* rows[kInFlight];  // that the vectors are of
+#pragma unroll
+      for (int i = 0; i < kInFlight && first + i < kLoads; ++i) {
+        if (i > 0 && (first + i) % kChunks == 0) from = in_register(from + rows_apart);
+        rows[i] = from;
+      }
+      if ((first + kInFlight) % kChunks == 0) from += rows_apart;
       // Whether any vector was to be loaded.
       const auto load = [&](auto is_wanted) {
         bool any = false;
 #pragma unroll
         for (int i = 0; i < kInFlight && first + i < kLoads; ++i) {
           const bool wanted = is_wanted(i);
-          load_relaxed128_if(wanted, from + row(i) * this->pitch() + k(i), v[i]);
+          load_relaxed128_if(wanted, rows[i] + k(i), v[i]);
           any |= wanted;
         }
         return any;

@@ -33,6 +33,7 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 2, 8, 2, 0},      //  16 units, H <= 512
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 4, 8, 1, 0},      //  16 units, H <= 1024
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 4, 8, 2, 0},      //  16 units, H <= 1024
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 4, 8, 4, 0},      //  16 units, H <= 1024 (16-bit)
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 6, 8, 1, 2},      //  16 units, H <= 1536
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 6, 8, 2, 2},      //  16 units, H <= 1536
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 8, 8, 1, 5},      //  16 units, H <= 2048
@@ -129,6 +130,10 @@ constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   constexpr int kMostSms = 192;  // of any device
   if (shape.transport == Transport::kGrid && shape.batch_tiles > 1 &&
       k_capacity(shape, arithmetic) > kMostSms * units_per_cta(shape, arithmetic) * shape.operands())
+    return false;
+  // With few registers left it has none for what becomes of TF32 and float32 on their way, and spills.
+  if (shape.transport == Transport::kGrid && product_bytes(arithmetic) == 4 &&
+      leaves_few_registers(shape, units_per_cta(shape, arithmetic)))
     return false;
   constexpr int kMostSharedMemory = 227 << 10;  // of a CTA on any device
   if (smem_bytes(shape, arithmetic) > kMostSharedMemory) return false;

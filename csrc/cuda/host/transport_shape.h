@@ -41,6 +41,11 @@ constexpr int cells_per_thread(const KernelShape& shape, int units) {
   return (units * shape.batch_rows() + kThreads - 1) / kThreads;
 }
 
+// Weights and several cells have most of a thread's registers.
+constexpr bool leaves_few_registers(const KernelShape& shape, int units) {
+  return cells_per_thread(shape, units) > 1 && shape.weight_words() > 64;
+}
+
 // The sums of a unit as they lie in shared memory: in a vector of 4, or a single one.
 constexpr int sums_of_unit(const KernelShape& shape) {
   return shape.sums() > 1 ? 4 : 1;
