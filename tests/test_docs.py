@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from cases import ACCEPTANCE
 
 from benchmarks.peer_table import peer_table
@@ -17,6 +18,8 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # One page turns it on, which tests that follow in this process would see.
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     exec("\n".join(blocks), {"__name__": "__main__"})
 
