@@ -66,12 +66,16 @@ struct VariedRows {
     FUSEDLSTM_INLINE explicit operator bool() const { return part || chosen; }
     // Of the first n units from u on: zeros without any.
     FUSEDLSTM_INLINE V operator()(int64_t u, int64_t n) const {
-      using Bytes = typename VectorOf<uint8_t, K::kLanes>::type;
-      using Integers = Vector<typename K::Isa, std::conditional_t<sizeof(acc) == 4, int32_t, int64_t>>;
       if (!chosen) return some_of(part, u, n);
-      const auto bytes = load_some<Bytes>(reinterpret_cast<const uint8_t*>(chosen) + u, n);
-      return __builtin_convertvector(__builtin_convertvector(bytes, Integers), V);
+      // In steps, each to twice the width: at once GCC takes every element out by itself.
+      const auto bytes = load_some<Lanes<uint8_t>>(reinterpret_cast<const uint8_t*>(chosen) + u, n);
+      const auto words = __builtin_convertvector(__builtin_convertvector(bytes, Lanes<uint16_t>), Lanes<int32_t>);
+      return __builtin_convertvector(words, V);
     }
+
+   private:
+    template <class T>
+    using Lanes = typename VectorOf<T, K::kLanes* int(sizeof(T))>::type;
   };
   Zone zone(int k, int64_t t, int64_t b) const {
     const Zoneout& z = variants.zoneout[k];
