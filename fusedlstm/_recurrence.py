@@ -7,6 +7,7 @@ torch.func, second derivatives, single steps on the CPU and other devices run th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from fusedlstm._private_torch import (
     are_transforms_active,
     below_autograd,
     constant_for_dynamo,
+    is_any_autocast_enabled,
     is_forward_mode_active,
     plain_apply,
     run_with_real_tensors,
@@ -64,6 +66,8 @@ def run_recurrence(cell: Cell, arguments: RecurrenceArguments) -> tuple[Tensor, 
 
 def without_autocast(tensor: Tensor):
     """A context in which nothing casts this one; the meta device has no autocast, and no context of its own."""
+    if not is_any_autocast_enabled():
+        return contextlib.nullcontext()
     return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)
 
 

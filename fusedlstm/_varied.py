@@ -65,20 +65,28 @@ def layer(
         input = input.where(runs.unsqueeze(-1), 0)
     wide = torch.promote_types(dtype, torch.float32)
     with without_autocast(input):
-        input = input.to(wide)
+        input = _as(wide, input)
         directions = [
             _direction(
-                cell, variants, training, input, [state[d].to(wide) for state in initial],
-                [weight.to(wide) for weight in own], {kind: tensor.to(wide) for kind, tensor in parameters.items()},
-                lengths, reset, [state[d].to(wide) for state in reset_state], reverse=d == 1,
+                cell, variants, training, input, [_as(wide, state[d]) for state in initial],
+                [_as(wide, weight) for weight in own], {kind: _as(wide, p) for kind, p in parameters.items()},
+                lengths, reset, [_as(wide, state[d]) for state in reset_state], reverse=d == 1,
             )
             for d, (*own, parameters) in enumerate(weights)
         ]  # fmt: skip
     outputs, last = zip(*directions)
-    output = (torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]).to(dtype)
+    output = _as(dtype, torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0])
     if batch_sizes is not None:
         output = output.flatten(0, 1)[rows]
-    return output, [torch.stack(states).to(dtype) for states in zip(*last)]
+    stacked = [torch.stack(states) if len(states) > 1 else states[0].unsqueeze(0) for states in zip(*last)]
+    return output, [_as(dtype, states) for states in stacked]
+
+
+def _as(dtype, tensor) -> Tensor:
+    """In this dtype. What need not be called is not: right after a layer's kernels nothing else is in the caches, and
+    calls that do nothing took as long as a tenth of a small layer.
+    """
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
 def _direction(
