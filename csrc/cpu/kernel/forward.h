@@ -90,11 +90,14 @@ class Forward : Recurrence<Forward<K, Cell>, K, Cell, GatePanel<K, Cell::kSizes>
     }
     if (plan.direct) return;  // both products are made together, step by step
     for (int64_t i = range.begin; i < range.end; ++i)
-      input_block(d, i, pre + (i - range_begin) * chunk_rows * Panel::kWidth, rows, s0, first_row, total);
+      input_block(d, i, i + 1 < range.end ? i + 1 : -1, pre + (i - range_begin) * chunk_rows * Panel::kWidth, rows, s0,
+                  first_row, total);
   }
 
-  void input_block(int64_t d, int64_t i, acc* to, Range rows, int64_t s0, const int64_t* first_row, int64_t total) {
+  void input_block(int64_t d, int64_t i, int64_t next, acc* to, Range rows, int64_t s0, const int64_t* first_row,
+                   int64_t total) {
     const operand* panel = panels.of_input(i);
+    const Ahead ahead = panels.input_ahead(next, total);
     const int vectors = Panel::vectors_of(panels.units_from(i));
     alignas(64) acc biases[kPanelVectors * K::kLanes];
     Panel::arrange(biases, panels.bias_of(i), panels.units_from(i));
@@ -111,25 +114,28 @@ class Forward : Recurrence<Forward<K, Cell>, K, Cell, GatePanel<K, Cell::kSizes>
         }
       }
       multiply<typename K::Isa, typename K::Product>(
-          {to + q * Panel::kWidth, Panel::kWidth, x, panel, depth_x, input_stretch(depth_x), biases}, count, vectors);
+          {to + q * Panel::kWidth, Panel::kWidth, x, panel, depth_x, input_stretch(depth_x), biases, ahead.at(q)},
+          count, vectors);
     });
   }
 
   // One block of units of one time step: its pre-activations, the cell, and all stores.
-  void block_step(int64_t i, int64_t own_block, Range rows, Step step, int64_t first_row, int64_t end_row) {
+  void block_step(int64_t i, int64_t next, int64_t own_block, Range rows, Step step, int64_t first_row,
+                  int64_t end_row) {
     const int64_t unit = panels.unit_of(i), row = own_block * chunk_rows + first_row, count = end_row - first_row;
     if (plan.direct) {
       direct_block(i, rows, step, pre + row * Panel::kWidth, pre_apart + row * kApartWidth, first_row, count);
     } else {
-      packed_block(i, rows, step, pre + row * Panel::kWidth, count);
+      packed_block(i, next, rows, step, pre + row * Panel::kWidth, count);
     }
     for (int64_t u = unit; !projects() && u < unit + Panel::kUnits; u += K::kLanes)
       states.hold({rows.begin + count, rows.end}, step, u);
   }
 
   // Tile by tile: W_hh h, and the cell.
-  void packed_block(int64_t i, Range rows, Step step, const acc* pre_block, int64_t count) {
+  void packed_block(int64_t i, int64_t next, Range rows, Step step, const acc* pre_block, int64_t count) {
     const operand* panel = panels.of_hidden(i);
+    const Ahead ahead = panels.hidden_ahead(next, count);
     const operand* h_now = states.h_row(step.d, step.s, rows.begin);
     const int vectors = Panel::vectors_of(panels.units_from(i));
     for_each_tile<Panel::kTileRows>(count, [&](int64_t r0, int tile_rows) FUSEDLSTM_LAMBDA {
@@ -139,7 +145,8 @@ class Forward : Recurrence<Forward<K, Cell>, K, Cell, GatePanel<K, Cell::kSizes>
       const operand* x[Panel::kTileRows];
       for (int r = 0; r < tile_rows; ++r) x[r] = h_now + (r0 + r) * states.h_width;
       multiply<typename K::Isa, typename K::Product>(
-          {tile, Panel::kWidth, x, panel, panels.depth_h, hidden_stretch(Panel::kGates)}, tile_rows, vectors);
+          {tile, Panel::kWidth, x, panel, panels.depth_h, hidden_stretch(Panel::kGates), nullptr, ahead.at(r0)},
+          tile_rows, vectors);
       states.finish_rows(tile, pre_block + r0 * Panel::kWidth, panels.bias_hidden_of(i), tile_rows, step,
                          rows.begin + r0, panels.unit_of(i));
     });

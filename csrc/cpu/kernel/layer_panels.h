@@ -85,6 +85,9 @@ class LayerPanels {
   const operand* of_hidden(int64_t i) const {
     return ready(panels_h, depth_h, use.hidden_once, a.weights[i / blocks].hh, shape.recurrent(), i);
   }
+  // The same of a later block, -1 for none, while `rows` rows are multiplied by the one in use.
+  Ahead input_ahead(int64_t next, int64_t rows) const { return ahead(panels_x, depth_x, use.input_once, next, rows); }
+  Ahead hidden_ahead(int64_t next, int64_t rows) const { return ahead(panels_h, depth_h, use.hidden_once, next, rows); }
   // Panel i of the projections of all directions, of depth `units`.
   const operand* of_projection(int64_t i) const { return panels_r + i * units * K::kPanel; }
   // Both biases of joined gates, those of input of others: [gate][unit].
@@ -112,6 +115,12 @@ class LayerPanels {
     if (!is_met_once) return panel_at(panels, padded, i);
     pack_block(panels, weight, depth, i);
     return panels;
+  }
+
+  Ahead ahead(operand* panels, int64_t depth, bool is_met_once, int64_t next, int64_t rows) const {
+    if (next < 0 || is_met_once || rows < kRowsAhead) return {};
+    return {reinterpret_cast<const char*>(panel_at(panels, depth, next)),
+            Panel::kWidth * depth * int64_t(sizeof(operand)), rows};
   }
 
   // Both biases of a joined gate are in the input's part.

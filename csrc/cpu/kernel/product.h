@@ -122,6 +122,8 @@ constexpr int64_t input_stretch(int64_t depth) {
 
 // to[r][q] = sum over k of rows[r][k] * panel[k][q], plus last[q] where `last` is not null; the rows of `to` are `ld`
 // apart. `depth` counts elements of k, a multiple of kDepth, and so does `longest`, of a stretch.
+//
+// ahead: where a part of what later products read begins, which is on its way to L2 while this one is made; or null.
 template <class Product>
 struct Factors {
   typename Product::acc* to;
@@ -130,6 +132,21 @@ struct Factors {
   const typename Product::operand* panel;
   int64_t depth, longest;
   const typename Product::acc* last = nullptr;
+  const char* ahead = nullptr;
+};
+
+// Rows from which on the panel after the one in use is brought; with fewer the core waits for memory in any case.
+inline constexpr int64_t kRowsAhead = 24;
+
+// A panel that comes next, a part for each of the tiles by the one before it. All weights of a large layer come from
+// memory at every step, at a rate that a core could wait for; with many rows a panel is in use for long enough to bring
+// the next one.
+struct Ahead {
+  const char* from = nullptr;
+  int64_t bytes = 0, rows = 1;  // of the panel; of the product in use
+
+  // For the tile that begins with row r.
+  const char* at(int64_t r) const { return from ? from + bytes * r / rows : nullptr; }
 };
 
 // For 1 .. tile_rows(vectors) `rows`. kInterleaved: element k of all rows lies side by side, as many as there are rows.

@@ -186,7 +186,8 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     });
   }
 
-  void block_step(int64_t i, int64_t own_block, Range rows, const Step& step, int64_t first_row, int64_t end_row) {
+  void block_step(int64_t i, int64_t, int64_t own_block, Range rows, const Step& step, int64_t first_row,
+                  int64_t end_row) {
     const int64_t block = i % blocks, unit = block * kQuantizedUnits, count = end_row - first_row;
     alignas(64) float bias_hidden[at_least_one(kSizes.apart()) * kQuantizedUnits];
     for (int k = 0; k < kSizes.apart(); ++k)

@@ -16,11 +16,12 @@ namespace fusedlstm::cpu {
 //
 //     input_part(d, range, range_begin, rows, s0, s1, first_row)   pre-activations of steps s0 .. s1 - 1, into `pre`
 //     begin_step(range, rows, s)          before the blocks of a step: makes ready what all of them read
-//     block_step(i, own_block, rows, step, first_row, end_row)     the block's products, the cell, all stores
+//     block_step(i, next, own_block, rows, step, first_row, end_row)   the block's products, the cell, all stores
 //     begin_projection(panels, rows, s), project(i, rows, step)    the same of panels of projected features
 //
-// Ranges of blocks count those of both directions in a row, and so do blocks `i`; own_block counts from the range's
-// first. Of the rows of a chunk, those of step s begin at first_row[s - s0].
+// Ranges of blocks count those of both directions in a row, and so do blocks `i`, and `next`, which is this thread's
+// next one, or -1; own_block counts from the range's first. Of the rows of a chunk, those of step s begin at
+// first_row[s - s0].
 template <class Self, class K, class Cell, class Panel>
 class Recurrence {
  public:
@@ -100,8 +101,9 @@ class Recurrence {
         self().begin_step(range, rows, s);
         for (int64_t n = range.begin; n < range.end; ++n) {
           // Every other step goes through the panels backwards: those used last are still in the cache.
-          const int64_t i = s & 1 ? range.end - 1 - (n - range.begin) : n, d = i / blocks;
-          self().block_step(i, i - range.begin, rows, index.at(d, s), first_row[d][s - s0], first_row[d][s - s0 + 1]);
+          const int64_t on = s & 1 ? -1 : 1, i = on > 0 ? n : range.end - 1 - (n - range.begin), d = i / blocks;
+          self().block_step(i, n + 1 < range.end ? i + on : -1, i - range.begin, rows, index.at(d, s),
+                            first_row[d][s - s0], first_row[d][s - s0 + 1]);
         }
         if (projects()) {
           task.meet();

@@ -26,16 +26,35 @@ constexpr int running_sums(int rows, int vectors) {
   return all > at_once ? all / at_once : 1;
 }
 
+// Elements of k of a pass of the inner loop, in groups of kDepth.
+constexpr int unrolled(int rows, int vectors) {
+  const int sums = running_sums(rows, vectors), most = rows * vectors > 12 ? 2 : 4;
+  return sums > most ? sums : most;
+}
+
+// Brings memory to L2, a cache line for every pass of the inner loop.
+struct Stream {
+  static constexpr int64_t kLine = 64;
+  const char* next;
+  int64_t step;  // 0: the same line over and over, which is in the cache already
+
+  FUSEDLSTM_INLINE void bring() {
+    __builtin_prefetch(next, 0, 2);
+    next += step;
+  }
+};
+
 // tile[r] += sum over k of a[r][k * kStride] * strip[k]; of more vectors than a strip has, the next strip lies `apart`.
 template <class Isa, class Product, int kRows, int kStride, int kVectors>
 FUSEDLSTM_INLINE void multiply_stretch(Tile<Isa, Product, kRows, kVectors>& tile,
                                        const typename Product::operand* const* a,
-                                       const typename Product::operand* strip, int64_t apart, int64_t depth) {
+                                       const typename Product::operand* strip, int64_t apart, int64_t depth,
+                                       Stream& ahead) {
   using V = AccVector<Isa, Product>;
   constexpr int kD = Product::kDepth, kL = kLanes<Isa, Product>, kOfStrip = strip_vectors<Isa>(kVectors);
   constexpr int kStep = kOfStrip * kL * kD;
   constexpr int kSums = running_sums(kRows, kVectors);
-  constexpr int kMost = kRows * kVectors > 12 ? 2 : 4, kUnroll = kSums > kMost ? kSums : kMost;
+  constexpr int kUnroll = unrolled(kRows, kVectors);
   const typename Product::operand* rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = a[r];
   Tile<Isa, Product, kRows, kVectors> sums[kSums];
@@ -60,6 +79,7 @@ FUSEDLSTM_INLINE void multiply_stretch(Tile<Isa, Product, kRows, kVectors>& tile
 #pragma GCC unroll 8
     for (int u = 0; u < kUnroll; ++u) add(k + u * kD, strip + u * kStep, sums[u % kSums]);
     strip += kStep * kUnroll;
+    ahead.bring();
   }
   for (; k < depth; k += kD, strip += kStep) add(k, strip, sums[0]);
 #pragma GCC unroll 8
@@ -80,6 +100,11 @@ FUSEDLSTM_NOINLINE void multiply_tile(const Factors<Product>& f, int vectors, in
   constexpr int kL = kLanes<Isa, Product>, kOfStrip = strip_vectors<Isa>(kVectors);
   const typename Product::operand* strip = f.panel + panel_at<Isa, Product>(vectors, f.depth, 0, q);
   typename Product::acc* to = f.to + q * kL;
+  Stream ahead{reinterpret_cast<const char*>(strip), 0};
+  if (f.ahead) {
+    const int64_t of_strip = f.depth / (Product::kDepth * unrolled(kRows, kVectors)) * Stream::kLine;
+    ahead = {f.ahead + q / kOfStrip * of_strip, Stream::kLine};
+  }
   int64_t k = 0;
   do {  // of no depth too: zeros
     const typename Product::operand* rest[kRows];
@@ -88,7 +113,7 @@ FUSEDLSTM_NOINLINE void multiply_tile(const Factors<Product>& f, int vectors, in
     clear(tile);
     multiply_stretch<Isa, Product, kRows, kStride, kVectors>(tile, rest, strip + k * kOfStrip * kL,
                                                              f.depth * kOfStrip * kL,
-                                                             f.depth - k < f.longest ? f.depth - k : f.longest);
+                                                             f.depth - k < f.longest ? f.depth - k : f.longest, ahead);
     for (int r = 0; r < kRows; ++r)
       for (int i = 0; i < kVectors; ++i) {
         typename Product::acc* at = to + r * f.ld + i * kL;

@@ -85,7 +85,7 @@ class Transposed {
       for (int64_t i = 0; i < tiles; ++i) {
         const Range own = part(count, i, tiles);
         alignas(64) acc tile[K::kTileRows * K::kPanel];
-        if (!in_place) multiply_block(tile, panel, p, last, own, x);
+        if (!in_place) multiply_block(tile, panel, p, last, own, x, ahead_of(d, p, last, end < range.end, count));
         const acc* from = in_place ? sums : tile;
         for (int64_t r = own.begin; r < own.end; ++r)
           for (int64_t q = p; q < end; ++q) finish(r, from + (r - own.begin) * ld + (q - p) * K::kPanel, q * K::kPanel);
@@ -122,6 +122,15 @@ class Transposed {
     return panel;
   }
 
+  // What follows the panel of the block of depth at k of panel p, as it lies in memory; is_followed: by one in use.
+  Ahead ahead_of(int64_t d, int64_t p, int64_t k, bool is_followed, int64_t count) const {
+    if (!is_followed || reading != Reading::kPanels || count < kRowsAhead) return {};
+    const int64_t next = k + depth_of_block(k);
+    const int64_t n = next < padded ? depth_of_block(next) : depth_of_block(0);
+    return {reinterpret_cast<const char*>(kept_at(d * panels + p, next)), n * K::kPanel * int64_t(sizeof(operand)),
+            count};
+  }
+
   // Panels whose sums are in the cache together.
   static int64_t strip_panels(int64_t count) {
     const int64_t n = kStripBytes / (K::kPanel * int64_t(sizeof(acc)) * (count > 0 ? count : 1));
@@ -135,7 +144,7 @@ class Transposed {
       const operand* own = panel_of(d, p, k);
       for_each_tile<K::kTileRows>(count, [&](int64_t r, int rows) FUSEDLSTM_LAMBDA {
         alignas(64) acc tile[K::kTileRows * K::kPanel];
-        multiply_block(tile, own, p, k, {r, r + rows}, x);
+        multiply_block(tile, own, p, k, {r, r + rows}, x, ahead_of(d, p, k, true, count));
         __builtin_memcpy(sums + r * K::kPanel, tile, size_t(rows) * K::kPanel * sizeof(acc));
       });
     }
@@ -144,12 +153,13 @@ class Transposed {
 
   // tile = the rows `own` by the block of depth at k of a panel p, and what the blocks before it came to.
   FUSEDLSTM_NOINLINE void multiply_block(acc* tile, const operand* own_panel, int64_t p, int64_t k, Range own,
-                                         const OperandRows<K>& x) const {
+                                         const OperandRows<K>& x, const Ahead& ahead) const {
     const int rows = int(own.end - own.begin), vectors = vectors_of<K>(columns - p * K::kPanel);
     const operand* at[K::kTileRows];
     for (int r = 0; r < rows; ++r) at[r] = x(own.begin + r) + k;
     cpu::multiply<typename K::Isa, typename K::Product>(
-        {tile, K::kPanel, at, own_panel, depth_of_block(k), kBackwardStretch}, rows, vectors);
+        {tile, K::kPanel, at, own_panel, depth_of_block(k), kBackwardStretch, nullptr, ahead.at(own.begin)}, rows,
+        vectors);
     for (int64_t r = 0; k > 0 && r < rows; ++r)
       for (int q = 0; q < vectors; ++q)
         add(tile + r * K::kPanel + q * K::kLanes, load<V>(sums + (own.begin + r) * K::kPanel + q * K::kLanes));
