@@ -2,9 +2,9 @@
 //
 // One call is one layer with all its directions and time steps, so that compiled and exported graphs hold one node
 // per layer; or, called from Python alone, a stack of layers, or one step as a cell has it. Arguments and results are
-// the structs of call/arguments.h, for every cell the same; their meanings are written at `layer` in
-// fusedlstm/reference.py. Kernels are registered by cpu/operators.cpp and
-// cuda/binding/operators.cpp, fake kernels and autograd by fusedlstm/ops.py and _autograd.py.
+// the structs of call/arguments.h and its kin, for every cell the same; their meanings are written at `layer` in
+// fusedlstm/reference.py. Kernels are registered by cpu/operators.cpp and cuda/binding/operators.cpp, fake kernels and
+// autograd by fusedlstm/ops.py and _autograd.py.
 //
 // FUSEDLSTM_NAMESPACE is a word that the build defines (native_build.py), since torch's macros take no value:
 // `fusedlstm`, or what a package for Hugging Face's `kernels` has in its place.
@@ -16,6 +16,7 @@
 
 #include "call/boxed.h"
 #include "call/recurrence.h"
+#include "call/step_arguments.h"
 #include "cells/all.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {

@@ -1,8 +1,8 @@
 // The arguments of `<cell>_steps_second_order`, checked, and its results, allocated: of every device's binding.
 #pragma once
 
-#include "arguments.h"
 #include "cells/steps.h"
+#include "step_arguments.h"
 #include "tensors.h"
 
 namespace fusedlstm {

@@ -7,7 +7,7 @@
 #include <iterator>
 #include <utility>
 
-#include "arguments.h"
+#include "step_arguments.h"
 #include "views.h"
 
 namespace fusedlstm {

@@ -1,7 +1,7 @@
 // Second order of steps on the CPU: what is between products, and of one step as a cell has it all of it.
 #pragma once
 
-#include "call/arguments.h"
+#include "call/step_arguments.h"
 #include "cells/all.h"
 
 namespace fusedlstm::cpu {
