@@ -6,7 +6,7 @@ import torch
 import fusedlstm  # noqa: F401  (its operators)
 
 
-def plan(kind="forward", T=100, B=1, I=64, H=128, proj=0, directions=1, gates=4, layers=2, threads=2):
+def plan(kind="forward", T=300, B=1, I=64, H=64, proj=0, directions=1, gates=4, layers=2, threads=2):
     return torch.ops.fusedlstm._cpu_plan(kind, [T, B, I, H, proj, directions, gates], layers, threads)
 
 
@@ -23,7 +23,7 @@ ABREAST = [
     ({"T": 63}, 1),  # the second layer would wait for too much of them
     ({"B": 7}, 2),
     ({"B": 8}, 1),  # each thread has good tiles of its own
-    ({"B": 8, "threads": 3}, 2),
+    ({"B": 8, "H": 32, "layers": 3, "threads": 3}, 3),
     ({"directions": 2}, 1),  # each step of the upper layer reads all of the lower one
     ({"H": 4, "I": 4}, 1),  # less work than to wake a thread
     ({"H": 24, "I": 24}, 2),
@@ -37,18 +37,26 @@ def test_layers_abreast(kind, sizes, expected):
     assert words == f"{expected} layers abreast, packed" if expected > 1 else "abreast" not in words
 
 
-# The widest layers of which twice what a core's own cache holds has the recurrent weights.
-WIDEST = [("forward", 4, 313), ("frozen", 4, 313), ("backward", 4, 313), ("quantized", 4, 627), ("forward", 3, 362)]
+# Where threads that meet in every step are as fast: wide layers, of whose steps a meeting is little, and short ones, where
+# a layer waits long for the one before it.
+MEETINGS = [
+    ("forward", {"H": 128, "T": 300}, True),
+    ("forward", {"H": 128, "T": 100}, False),
+    ("forward", {"H": 256, "T": 300}, False),
+    ("frozen", {"H": 192, "T": 1000}, False),
+    ("backward", {"H": 128, "T": 300}, True),
+    ("backward", {"H": 256, "T": 300}, False),
+    ("quantized", {"H": 128, "T": 100}, True),
+    ("quantized", {"H": 256, "T": 100}, True),
+    ("quantized", {"H": 1024, "T": 300}, False),
+    ("forward", {"H": 256, "proj": 64}, True),  # a step has a quarter of the work
+]
 
 
-@pytest.mark.parametrize(("kind", "gates", "widest"), WIDEST, ids=str)
-def test_weights_of_layers_abreast_stay_in_caches(kind, gates, widest):
-    assert "2 layers abreast" in plan(kind, H=widest, gates=gates)
-    assert "abreast" not in plan(kind, H=widest + 1, gates=gates)
-
-
-def test_a_projection_makes_recurrent_weights_smaller():
-    assert "abreast" in plan(H=512, proj=128) and "abreast" not in plan(H=512)
+@pytest.mark.parametrize(("kind", "sizes", "expected"), MEETINGS, ids=str)
+def test_layers_abreast_or_meetings(kind, sizes, expected):
+    words = "2 layers abreast, packed" if expected else "packed:units by 2 threads"
+    assert plan(kind, **sizes) == words
 
 
 # Of one layer in two directions.

@@ -165,8 +165,13 @@ std::atomic<int> forced_last_meeting{0};
 // A team's meeting costs about as much as this many multiply-adds of one thread; below it a thread works alone.
 constexpr double kTeamWork = 4e5;  // of a whole call
 constexpr double kMeetWork = 5e4;  // of one time step, where the team meets every step
-// Time steps from which on the wait for the layer before is short beside them.
+// What such a meeting adds to a thread's part of a step. With int8 weights each thread makes bytes of all of h.
+constexpr double meeting_work(Pass pass) {
+  return pass == Pass::kQuantized ? 4.5e4 : 1.2e4;
+}
+// Time steps from which on layers may run abreast; and what each then takes, of what it takes by itself.
 constexpr int64_t kAbreastSteps = 64;
+constexpr double kAbreastWork = 1.12;
 // Recurrent weights that stay in a core's own cache while its rows are few.
 constexpr double kCacheBytes = 768 << 10;
 // Readings of the weights where they are that cost less than bringing them into panels: from the cache, and beyond it.
@@ -199,7 +204,13 @@ double recurrent_bytes(const Shape& shape, Pass pass) {
   return double(shape.gates * shape.hidden) * double(shape.recurrent()) * (pass == Pass::kQuantized ? 1 : 4);
 }
 
-// Multiply-adds of a call.
+// Multiply-adds of the recurrence in one time step.
+double step_work(const Shape& shape, Pass pass) {
+  const double weights = double(shape.gates * shape.hidden) * double(shape.recurrent());
+  return weights * double(shape.batch * shape.directions) * cost_of(pass);
+}
+
+// Those of a call.
 double layer_work(const Shape& shape, int64_t row_count, Pass pass) {
   const double per_row =
       double(shape.gates * shape.hidden) * double(shape.input + shape.recurrent()) * double(shape.directions);
@@ -242,9 +253,7 @@ void force(const std::string& isa, const std::string& plan) {
 }
 
 Plan choose_plan(const Shape& shape, int64_t row_count, Pass pass, int threads) {
-  const double weights = double(shape.gates * shape.hidden) * double(shape.recurrent());
-  const double step_work = weights * double(shape.batch * shape.directions) * cost_of(pass);
-  const double work = layer_work(shape, row_count, pass);
+  const double step = step_work(shape, pass), work = layer_work(shape, row_count, pass);
   const bool cached = recurrent_bytes(shape, pass) <= kCacheBytes;
   const int64_t passes = shape.steps * ((shape.batch + 3) / 4);
   Plan plan{passes <= (cached ? kDirectPasses : kDirectPassesLarge), Split::kRows, 1};
@@ -253,11 +262,11 @@ Plan choose_plan(const Shape& shape, int64_t row_count, Pass pass, int threads) 
   // In a single step weights are read once: better by one thread each part than by every thread all.
   const bool reuses = shape.steps > 1;
   plan.split = groups == 1 || (many_rows && cached && reuses) ? Split::kRows : Split::kUnits;
-  if (work >= kTeamWork && plan.split == Split::kUnits && step_work < kMeetWork && many_rows && reuses)
+  if (work >= kTeamWork && plan.split == Split::kUnits && step < kMeetWork && many_rows && reuses)
     plan.split = Split::kRows;
-  if (work >= kTeamWork && (plan.split == Split::kRows || step_work >= kMeetWork)) plan.threads = threads;
+  if (work >= kTeamWork && (plan.split == Split::kRows || step >= kMeetWork)) plan.threads = threads;
   // Of few rows each direction has a thread, where more of them would lose by meeting what they gain.
-  const bool is_better_apart = step_work / 2 <= step_work / threads + kMeetWork;
+  const bool is_better_apart = step / 2 <= step / threads + kMeetWork;
   if (work >= kTeamWork && shape.directions == 2 && plan.split == Split::kUnits && is_better_apart) {
     plan.split = Split::kRows;
     plan.threads = 2;
@@ -285,14 +294,22 @@ EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t
 }
 
 size_t layers_abreast(const Shape& shape, int64_t row_count, Pass pass, size_t layers, int threads) {
-  if (layers == 1 || shape.directions == 2) return 1;
+  if (layers == 1 || threads == 1 || shape.directions == 2) return 1;
+  const size_t abreast = std::min(size_t(threads), layers);
   const std::string_view forced = forced_plan.load()->name;
-  // Many rows divide better, since no thread waits for another one's first chunk; and so do weights of which a core's
-  // own cache holds a part alone.
-  const bool is_better = shape.batch < 4 * int64_t(threads) && shape.steps >= kAbreastSteps &&
-                         recurrent_bytes(shape, pass) <= 2 * kCacheBytes &&
-                         double(layers) * layer_work(shape, row_count, pass) >= kTeamWork;
-  return forced == "abreast" || (forced.empty() && is_better) ? std::min(size_t(threads), layers) : 1;
+  if (forced == "abreast") return abreast;
+  // Many rows divide better, since no thread waits for another one's first chunk.
+  if (!forced.empty() || shape.batch >= 4 * int64_t(threads) || shape.steps < kAbreastSteps ||
+      double(layers) * layer_work(shape, row_count, pass) < kTeamWork)
+    return 1;
+  // By time step and layer: by itself, by threads that meet or by one; and beside others, where each is a chunk behind
+  // the one before it.
+  const double step = step_work(shape, pass);
+  const bool meets = choose_plan(shape, row_count, pass, threads).threads > 1;
+  const double by_itself = meets ? step / threads + meeting_work(pass) : step;
+  const int64_t chunk = awaited_steps(shape.steps, shape.batch), chunks = (shape.steps + chunk - 1) / chunk;
+  const double behind = double(abreast - 1) / double(chunks);
+  return kAbreastWork * step * (1 + behind) / double(abreast) < by_itself ? abreast : 1;
 }
 
 size_t layers_abreast(const Shape& shape, int64_t row_count, Pass pass, size_t layers) {
