@@ -37,8 +37,8 @@ def test_layers_abreast(kind, sizes, expected):
     assert words == f"{expected} layers abreast, packed" if expected > 1 else "abreast" not in words
 
 
-# Where threads that meet in every step are as fast: wide layers, of whose steps a meeting is little, and short ones, where
-# a layer waits long for the one before it.
+# Where threads that meet in every step are as fast: wide layers, of whose steps a meeting is little, and short ones,
+# where a layer waits long for the one before it.
 MEETINGS = [
     ("forward", {"H": 128, "T": 300}, True),
     ("forward", {"H": 128, "T": 100}, False),
