@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "cells/all.h"
+#include "memory.h"
 
 namespace fusedlstm::cpu {
 namespace {
@@ -57,6 +58,7 @@ Tensor freeze(const CheckedLayer& layer, const LayerArgs& args, int cell, Dtype 
   const int64_t bytes = kHeaderBytes + kernels.frozen_bytes(args);
   Tensor frozen = new_tensor(layer.weight_ih[0], {bytes}, ScalarType::Byte);
   auto* memory = static_cast<char*>(frozen.data_ptr());
+  ask_for_huge_pages(memory, bytes);  // which steps of few rows read from end to end, each time
   FrozenHeader header{{}, cell, int32_t(dtype), layer.features, layer.hidden, layer.proj, layer.directions, bytes};
   isa.copy(header.isa, sizeof header.isa - 1);
   std::memset(memory, 0, kHeaderBytes);

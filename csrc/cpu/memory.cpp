@@ -24,7 +24,7 @@ Block allocate(int64_t bytes) {
   const int64_t rounded = (std::max<int64_t>(bytes, 1) + alignment - 1) / alignment * alignment;
   char* data = static_cast<char*>(std::aligned_alloc(size_t(alignment), size_t(rounded)));
   if (!data) throw std::bad_alloc();
-  if (alignment == kHugePage) madvise(data, size_t(rounded), MADV_HUGEPAGE);
+  if (alignment == kHugePage) ask_for_huge_pages(data, rounded);
   return {data, rounded};
 }
 
@@ -66,6 +66,12 @@ Pool& pool() {
 }
 
 }  // namespace
+
+void ask_for_huge_pages(void* data, int64_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(data), end = begin + uintptr_t(bytes);
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+}
 
 Scratch::Scratch(int64_t bytes) {
   Block block = pool().take(bytes);
