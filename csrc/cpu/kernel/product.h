@@ -124,6 +124,7 @@ constexpr int64_t input_stretch(int64_t depth) {
 // apart. `depth` counts elements of k, a multiple of kDepth, and so does `longest`, of a stretch.
 //
 // ahead: where a part of what later products read begins, which is on its way to L2 while this one is made; or null.
+// Products in tile registers leave it alone: it gained them nothing.
 template <class Product>
 struct Factors {
   typename Product::acc* to;
