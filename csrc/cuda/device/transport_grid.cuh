@@ -39,6 +39,9 @@ struct GridTransport : VectorTransport<Math, kShape> {
   // allow, since one round trip to L2 costs more than all of them.
   static constexpr int kChunks = kShape.chunks_per_warp, kLoads = kChunks * kShape.batch_tiles;
   static constexpr int kRounds = grid_rounds(kShape), kInFlight = (kLoads + kRounds - 1) / kRounds;
+  // Rounds that overlap need the registers of both. From compute capability 10.0 on ptxas keeps more addresses in some,
+  // and spills beside the largest weights.
+  static constexpr bool kRoundsOverlap = !Layout::kFewRegistersLeft && (kArch < 1000 || kShape.weight_words() < 128);
   const scalar_t* fetched;  // the lane's first vector in slot 0
   scalar_t* published;      // the vector that the lane sends of its cell 0, in slot 0
   SharedAddress arrival;    // of the lane's first vector
@@ -77,8 +80,7 @@ struct GridTransport : VectorTransport<Math, kShape> {
     const scalar_t* from = in_slot(fetched, s);
     warp_sync();  // the product before this one has read what is overwritten now
     const uint32_t rows_apart = 8 * this->pitch();
-    // Rounds that overlap need the registers of both.
-#pragma unroll(Layout::kFewRegistersLeft ? 1 : kRounds)
+#pragma unroll(kRoundsOverlap ? kRounds : 1)
     for (int first = 0; first < kLoads; first += kInFlight) {
       Vec4 v[kInFlight] = {};
       const auto row = [&](int i) { return (first + i) / kChunks * 8; };
