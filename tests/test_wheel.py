@@ -257,6 +257,13 @@ def test_a_wheel_is_installed_where_its_processor_is(monkeypatch):
     assert [check_wheel.fits(wheel, Path("python")) for wheel in wheels] == [True, True, False, False]
 
 
+def test_leaves_out_tests_that_change_the_sources():
+    """Beside an installed wheel there are none."""
+    tests = [test for test in (ROOT / "tests").glob("test_*.py") if "\nimport planted_faults" in test.read_text()]
+    names = [test.name for test in tests if not any(map(test.match, check_wheel.SOURCE_TESTS))]
+    assert tests and not names
+
+
 def test_a_compiler_for_another_processor_than_the_wheels_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", shlex.join(COMPILER))
     with pytest.raises(SystemExit, match=f"expected a compiler for {OTHER} in CXX, got .* for {platform.machine()}"):
