@@ -200,16 +200,24 @@ def asked_in_pass(ctx, tensors) -> list[bool]:
     if len(nodes) < len(tensors):
         nodes = iter(nodes)
         nodes = [(None, 0) if tensor is None else next(nodes) for tensor in tensors]
-    own_pass = number_of_pass()
+    own_pass, others = number_of_pass(), []
     for place, (node, _) in enumerate(nodes):
-        is_parameter = type(tensors[place]) is Parameter
-        if not asked[place] or (is_parameter and own_pass == _pass_for_parameters):
+        if not asked[place]:
             continue
-        will = will_run(node)
+        if type(tensors[place]) is not Parameter:
+            others.append(place)
+        elif own_pass != _pass_for_parameters:
+            will = will_run(node)
+            if will is None:
+                _pass_for_parameters = own_pass
+            else:
+                asked[place] = will
+    for place in reversed(others):
+        if asked.count(True) == 1:
+            break  # the pass would not come here for nothing; to be told so of a leaf takes long
+        will = will_run(nodes[place][0])
         if will is not None:
             asked[place] = will
-        elif is_parameter:
-            _pass_for_parameters = own_pass
     return asked
 
 
