@@ -119,6 +119,13 @@ class TestOperator:
         output, last = torch.ops.fusedlstm.lstm_layer_frozen(*given)
         assert output.shape == (3, 2, 7) and [s.shape for s in last] == [(1, 2, 7)] * 2
 
+    @pytest.mark.parametrize("hidden, alignment", [(7, 64), (640, 2 << 20)])
+    def test_begins_at_a_cache_line_and_many_bytes_at_a_huge_page(self, hidden, alignment):
+        weights = [[w] for w in LSTM.layer(5, hidden).parameters()]
+        for _ in range(3):
+            frozen = torch.ops.fusedlstm.lstm_freeze(*weights, [])
+            assert frozen.data_ptr() % alignment == 0
+
     @pytest.mark.parametrize(
         "damage",
         [

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <iterator>
 
+#include "call/views.h"
 #include "cells/all.h"
 #include "memory.h"
 
@@ -28,6 +29,15 @@ LayerArgs layer_of(const FrozenHeader& header) {
   LayerArgs args{};
   args.shape = {0, 0, header.features, header.hidden, header.proj, header.directions, kCells[header.cell].sizes.gates};
   return args;
+}
+
+// Bytes that begin where memory of their number should: a part of a tensor that has more. Pages before and behind them
+// are never touched.
+Tensor new_aligned_bytes(const Tensor& like, int64_t bytes) {
+  const int64_t alignment = alignment_of(bytes);
+  const Tensor whole = new_tensor(like, {bytes + alignment}, ScalarType::Byte);
+  const auto begin = reinterpret_cast<uintptr_t>(whole.data_ptr());
+  return viewed(whole, {bytes}, {1}, int64_t(-begin & uintptr_t(alignment - 1)));
 }
 
 }  // namespace
@@ -56,7 +66,7 @@ Tensor freeze(const CheckedLayer& layer, const LayerArgs& args, int cell, Dtype 
   const std::string isa = active_isa();
   const LayerKernels& kernels = kernels_of(isa, kCells[cell].kind, dtype);
   const int64_t bytes = kHeaderBytes + kernels.frozen_bytes(args);
-  Tensor frozen = new_tensor(layer.weight_ih[0], {bytes}, ScalarType::Byte);
+  Tensor frozen = new_aligned_bytes(layer.weight_ih[0], bytes);
   auto* memory = static_cast<char*>(frozen.data_ptr());
   ask_for_huge_pages(memory, bytes);  // which steps of few rows read from end to end, each time
   FrozenHeader header{{}, cell, int32_t(dtype), layer.features, layer.hidden, layer.proj, layer.directions, bytes};

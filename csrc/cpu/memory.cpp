@@ -20,7 +20,7 @@ struct Block {
 };
 
 Block allocate(int64_t bytes) {
-  const int64_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
+  const int64_t alignment = alignment_of(bytes);
   const int64_t rounded = (std::max<int64_t>(bytes, 1) + alignment - 1) / alignment * alignment;
   char* data = static_cast<char*>(std::aligned_alloc(size_t(alignment), size_t(rounded)));
   if (!data) throw std::bad_alloc();
@@ -66,6 +66,11 @@ Pool& pool() {
 }
 
 }  // namespace
+
+int64_t alignment_of(int64_t bytes) {
+  constexpr int64_t kCacheLine = 64;
+  return bytes >= 2 * kHugePage ? kHugePage : kCacheLine;
+}
 
 void ask_for_huge_pages(void* data, int64_t bytes) {
   const auto begin = reinterpret_cast<uintptr_t>(data), end = begin + uintptr_t(bytes);

@@ -5,6 +5,10 @@
 
 namespace fusedlstm::cpu {
 
+// Where memory of so many bytes should begin: at a huge page, if it has more than one, so that as many as can be are
+// whole; else at a cache line. A power of two.
+int64_t alignment_of(int64_t bytes);
+
 // Asks for huge pages in the place of all small ones that lie in them as a whole: before they are first written.
 void ask_for_huge_pages(void* data, int64_t bytes);
 
