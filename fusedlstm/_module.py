@@ -12,9 +12,11 @@ from fusedlstm import _checks
 from fusedlstm._frozen import Frozen
 from fusedlstm._layers import with_weight_dropout
 from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
-from fusedlstm._run import run
+from fusedlstm._run import run, run_at_once, states_of_usual
 from fusedlstm._run_cell import run_cell
 from fusedlstm._variants import Option, Variants, Varied, check_variants, parameters_of
+from fusedlstm.cells import CELLS
+from fusedlstm.ops import OPERATORS
 
 # torch.fx.symbolic_trace records calls of these as one node each, as it does for PyTorch's layers.
 torch.fx.wrap("run")
@@ -188,12 +190,14 @@ def _initialize(name: str, tensor: Tensor, hidden_size: int) -> None:
 
 def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and_returns):
     """The layers of a module, on the arguments of its forward; further ones in the order of `run`."""
-    frozen = module._fused_frozen
-    if frozen is not None and (module._fused_zoneout or module._fused_layer_norm or module._fused_peephole):
+    frozen, names = module._fused_frozen, module._flat_weights_names
+    if not (module._fused_zoneout or module._fused_layer_norm or module._fused_peephole):
+        run_usual = _run_usual if frozen is None else frozen.run_usual
+        if (results := run_usual(module, input, hx, rows_and_returns)) is not None:
+            return results
+    elif frozen is not None:
         _refuse_variants_of_frozen(module)
-    if frozen is not None and (results := frozen.run_usual(module, input, hx, rows_and_returns)) is not None:
-        return results
-    names, layers, packing = module._flat_weights_names, None, None
+    layers = packing = varied = None
     sizes = (frozen and frozen.sizes) or _sizes_of(module)
     if frozen is None:
         weights = _parameters(module, names)
@@ -201,7 +205,6 @@ def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and
         weights, layers = frozen.of_call(module, names, sizes, input, hx, *rows_and_returns)
     if module._fused_weight_dropout and module.training:
         weights = with_weight_dropout(weights, sizes, module._fused_weight_dropout)
-    varied = None
     if module._fused_recurrent_dropout or module._fused_zoneout or module._fused_layer_norm or module._fused_peephole:
         varied = _varied_of(module, sizes)
     if isinstance(input, PackedSequence):
@@ -211,6 +214,34 @@ def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and
         sizes.cell, input, hx, weights, sizes, module.batch_first, module.dropout, module.training, *rows_and_returns,
         packing=packing, frozen=layers, varied=varied,
     )  # fmt: skip
+
+
+def _run_usual(module: FusedLayer, input, hx, others):
+    """What a module with its plain recurrence returns where the call is usual, see `states_of_usual`, with gradients
+    disabled, on the CPU and with parameters as weights; else None."""
+    if torch.is_grad_enabled():
+        return None
+    cell, weights = CELLS[module.mode.lower()], _kept_parameters(module, module._flat_weights_names)
+    if weights is None:
+        return None
+    states = states_of_usual(module, input, hx, others, len(cell.states) == 1, weights=weights)
+    if states is None or not _fit(module, cell, input, weights):
+        return None
+    return run_at_once(
+        OPERATORS[cell.name].stack_inference, input, states, module.batch_first,
+        weights, None, module.num_layers, 2 if module.bidirectional else 1, False,
+    )  # fmt: skip
+
+
+def _fit(module, cell, input, weights) -> bool:
+    """Whether they have the module's sizes. The operator takes any that fit together."""
+    hidden = module.hidden_size
+    return (
+        input.is_cpu
+        and input.shape[2] == module.input_size
+        and weights[1] is not None
+        and weights[1].shape == (cell.gates * hidden, module.proj_size or hidden)
+    )
 
 
 def _refuse_variants_of_frozen(module: FusedLayer) -> None:
@@ -275,12 +306,17 @@ def _parameters(module: nn.Module, names) -> list[Tensor]:
     """The module's tensors of these names, read at each call.
 
     A list kept across calls would miss parametrizations, functional_call and deleted parameters.
-    Usually all are where nn.Module keeps parameters, which its __getattr__ looks up slowly.
     """
+    kept = _kept_parameters(module, names)
+    return [getattr(module, name) for name in names] if kept is None else kept
+
+
+def _kept_parameters(module: nn.Module, names) -> list[Tensor] | None:
+    """The same where all are where nn.Module keeps parameters, which its __getattr__ looks up slowly; else None."""
     try:
         return [*map(module._parameters.__getitem__, names)]
     except KeyError:
-        return [getattr(module, name) for name in names]
+        return None
 
 
 def _scriptable(module: nn.Module) -> nn.Module:

@@ -151,9 +151,11 @@ def run(
     return output, as_passed(last), *kept
 
 
-def states_of_usual(module, input, hx, others, has_one_state, dim=3) -> list[Tensor] | None:
+def states_of_usual(module, input, hx, others, has_one_state, dim=3, weights=()) -> list[Tensor] | None:
     """The initial states, [] for zeros, of a call of a module for inference that has one input of `dim` dimensions and
     states of the usual kinds and nothing else, in evaluation mode and without gradients; else None.
+
+    weights: those that may be of other kinds than PyTorch's own tensors.
 
     Every microsecond counts here: single steps take a few. What does not fit in the operator refuses, and the long
     way then says what is wrong.
@@ -170,20 +172,17 @@ def states_of_usual(module, input, hx, others, has_one_state, dim=3) -> list[Ten
         if not isinstance(state, Tensor):
             return None
     # Dynamo is told first that it compiles: it cannot ask for modes.
-    if module.training or not is_plain((input, *states)) or count_of_dispatch_modes() > 0:
+    if module.training or not is_plain((input, *states, *weights)) or count_of_dispatch_modes() > 0:
         return None
     if torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in (input, *states)]:
         return None
     return states
 
 
-def run_prepared(operator, weights, layers, input, states, batch_first):
-    """What a module returns for such a call, by the operator of a stack of prepared weights; None where that refuses.
-
-    weights: of all layers, as the operator takes them.
-    """
+def run_at_once(operator, input, states, batch_first, *weights_and_options):
+    """What a module returns for such a call, by an operator of a stack; None where that refuses."""
     try:
-        output, last = operator(input.transpose(0, 1) if batch_first else input, states, weights, layers)
+        output, last = operator(input.transpose(0, 1) if batch_first else input, states, *weights_and_options)
     except (RuntimeError, TypeError, ValueError):
         return None
     return output.transpose(0, 1) if batch_first else output, as_passed(last)

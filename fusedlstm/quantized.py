@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _int8
 from fusedlstm._checks import Sizes
-from fusedlstm._run import run, run_prepared, states_of_usual
+from fusedlstm._run import run, run_at_once, states_of_usual
 from fusedlstm._run_cell import run_quantized_cell
 from fusedlstm.cells import CELLS
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
@@ -128,7 +128,7 @@ def _run_layers(module: QuantizedLayer, input, hx, *rows):
     states = states_of_usual(module, input, hx, rows, len(cell.states) == 1)
     if states is not None and _fit(module, cell, input, weights):
         operator = OPERATORS[cell.name].stack_quantized
-        results = run_prepared(operator, weights, module.num_layers, input, states, module.batch_first)
+        results = run_at_once(operator, input, states, module.batch_first, weights, module.num_layers)
         if results is not None:
             return results
     module._check_mode()
@@ -164,9 +164,9 @@ def _fit(module, cell, input, weights) -> bool:
     scale = weights[2]
     return (
         input.is_cpu
-        and input.size(-1) == module.input_size
+        and input.shape[-1] == module.input_size
         and scale is not None
-        and scale.size(0) == cell.gates * module.hidden_size
+        and scale.shape[0] == cell.gates * module.hidden_size
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from family import EVERY, LSTM, every
 
-from fusedlstm import _run
+from fusedlstm import _module, _run
 
 OPTIONS = {
     "plain": {},
@@ -19,14 +19,21 @@ USUAL["lstm-projection"] = LSTM, {"proj_size": 3}
 
 @pytest.fixture
 def short_way(monkeypatch):
-    """A list of the names of the layers that were run this way."""
-    calls, run_plain = [], _run._run_plain
+    """A list of the ways that calls went which were short: that of gradients, or that of inference."""
+    calls = []
 
-    def watched(x, states, weights, sizes, batch_first):
-        calls.append(sizes.cell)
-        return run_plain(x, states, weights, sizes, batch_first)
+    def watch(module, name, way):
+        run = getattr(module, name)
 
-    monkeypatch.setattr(_run, "_run_plain", watched)
+        def watched(*arguments):
+            results = run(*arguments)
+            calls.append(way if results is not None else f"no {way}")
+            return results
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(_run, "_run_plain", "gradients")
+    watch(_module, "run_at_once", "inference")
     return calls
 
 
@@ -40,15 +47,46 @@ def test_runs_what_is_usual(member, options, short_way):
             (y, hx), (expected, _) = fused(x), plain(x)
             assert torch.equal(fused(x, hx)[0], fused(x, hx)[0])
         torch.testing.assert_close(y, expected, atol=1e-5, rtol=0)
-    assert short_way == [member.cell] * 6
+    assert short_way == ["gradients"] * 3 + ["inference"] * 3
 
 
 @every
-def test_leaves_the_rest_to_the_long_way(member, short_way):
-    layer = member.layer(4, 6)
-    layer(torch.randn(5, 4))  # one sequence without a batch
-    with pytest.raises(RuntimeError, match=r"[Ee]xpected"):
-        layer(torch.randn(5, 3, 7))
-    layer(torch.randn(5, 3, 4), lengths=torch.tensor([5, 2, 0]))
-    member.layer(4, 6, num_layers=2, dropout=0.5)(torch.randn(5, 3, 4))
+@pytest.mark.parametrize("grad", [True, False])
+def test_leaves_the_rest_to_the_long_way(member, grad, short_way):
+    layer = member.layer(4, 6).eval()
+    with torch.set_grad_enabled(grad):
+        layer(torch.randn(5, 4))  # one sequence without a batch
+        with pytest.raises(RuntimeError, match=r"[Ee]xpected"):
+            layer(torch.randn(5, 3, 7))
+        layer(torch.randn(5, 3, 4), lengths=torch.tensor([5, 2, 0]))
+        member.layer(4, 6, num_layers=2, dropout=0.5)(torch.randn(5, 3, 4))
     assert short_way == []
+
+
+@every
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("input_size, hidden_size", [(5, 6), (4, 7)])
+def test_weights_that_fit_together_but_not_the_layer_are_refused(member, input_size, hidden_size, grad, short_way):
+    layer, other = member.layer(4, 6).eval(), member.layer(input_size, hidden_size)
+    for name, weight in other.named_parameters():
+        setattr(layer, name, weight)
+    with torch.set_grad_enabled(grad), pytest.raises((RuntimeError, ValueError), match=r"[Ee]xpected"):
+        layer(torch.randn(5, 3, input_size))
+    assert short_way == []
+
+
+def test_what_the_operator_refuses_is_told_as_by_the_long_way(short_way):
+    layer = LSTM.layer(4, 6).eval()
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"Expected hidden\[1\] size"):
+        layer(torch.randn(5, 3, 4), (torch.zeros(1, 3, 6), torch.zeros(1, 2, 6)))
+    assert short_way == ["no inference"]
+
+
+def test_weights_that_are_no_parameters_go_the_long_way(short_way):
+    layer = LSTM.layer(4, 6).eval()
+    weight = layer.weight_hh_l0.detach().clone()
+    del layer.weight_hh_l0
+    layer.weight_hh_l0 = weight
+    with torch.no_grad():
+        layer(torch.randn(5, 3, 4))
+    assert short_way == ["gradients"]
