@@ -284,7 +284,8 @@ Plan choose_plan(const Shape& shape, int64_t row_count, Pass pass, int threads) 
 
 EnsemblePlan choose_ensemble_plan(const Shape& shape, int64_t row_count, int64_t members, Pass pass, int threads) {
   const bool is_enough = double(members) * layer_work(shape, row_count, pass) >= kTeamWork;
-  if (!forced_plan.load()->split) threads = is_enough ? std::min(threads, usable_cpus()) : 1;
+  // To count the CPUs takes as long as a short step.
+  if (!forced_plan.load()->split) threads = is_enough && threads > 1 ? std::min(threads, usable_cpus()) : 1;
   const Plan of_team = choose_plan(shape, row_count, pass, threads);
   if (members == 1) return {of_team.threads, 0, {}, of_team, forced_last_meeting};
   const Plan of_thread = choose_plan(shape, row_count, pass, 1);
