@@ -166,6 +166,34 @@ def test_projection(arithmetic, proj_size):
     check(make(arithmetic, 3, len(LENGTHS), 20, **packed), arithmetic, "stream")
 
 
+@pytest.mark.parametrize("states", ROW_STATES)
+@pytest.mark.parametrize("transport", RESIDENT)
+def test_projection_by_the_effective_weight(transport, states):
+    """In both types of memory that h has; what rows enter and leave with is apart from the recurrence."""
+    for arithmetic in ("float32", "bfloat16"):
+        layer = make(arithmetic, 3, len(LENGTHS), hidden_size(transport, 20), proj_size=7, **ROW_STATES[states])
+        check(layer, arithmetic, transport)
+
+
+@pytest.mark.parametrize(("T", "B", "H", "proj_size"), [(1, 3, 33, 32), (2, 9, 64, 1), (9, 3, 40, 20)], ids=str)
+@pytest.mark.parametrize("arithmetic", ["float32", "tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("transport", RESIDENT)
+def test_sizes_of_projections(transport, arithmetic, T, B, H, proj_size):
+    T = max(T, 2) if transport == "grid" else T
+    check(make(arithmetic, T, B, hidden_size(transport, H), proj_size=proj_size), arithmetic, transport)
+
+
+@pytest.mark.parametrize("arithmetic", ["bfloat16", "float16"])
+def test_effective_weight_is_as_exact_as_h(arithmetic):
+    """Rounded once for all steps, it leaves an error of the size that h leaves which is rounded at each."""
+    layer, module = make(arithmetic, 40, 3, 60, proj_size=30), emulator.module()
+    expected, runs = layer.reference()["output"], {}
+    for transport in ("stream", "local"):
+        error = Emulated(module, layer, transport).forward()["output"].double() - expected
+        runs[transport] = error.square().mean().sqrt()
+    assert 0 < runs["local"] < 1.2 * runs["stream"], runs
+
+
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("arithmetic", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])

@@ -148,8 +148,6 @@ def tiny(seed=0, **options):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_host_ensemble_is_its_members(options, transport):
     """Bit for bit: in one launch, one by one, and members that lie between each other in memory."""
-    if options == "projection" and transport != "stream":
-        return
     layers = [tiny(seed, **OPTIONS[options]) for seed in range(3)]
     found, run = run_all(layers, transport)
     for m, layer in enumerate(layers):
@@ -203,8 +201,6 @@ def test_host_takes_d_output_of_any_strides(transport):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_host_hands_on_whether_tf32_may_be_used(options, transport):
     """To every product, and to the kernels, whose results it changes."""
-    if options == "projection" and transport != "stream":
-        return
     results = {}
     for allowed in (True, False):
         results[allowed], run = run_all(tiny(**OPTIONS[options], allow_tf32=allowed), transport)

@@ -132,6 +132,28 @@ def test_refusal_of_every_kernel_leaves_stream(members):
     assert run.host.warnings[-1].endswith("; instead of it runs: " + str(choice.plan))
 
 
+def test_refusal_of_a_projection():
+    """Of one kernel and of all: what was made ready for it is not taken for what STREAM starts from.
+
+    A launch comes before it, of what rows are given.
+    """
+    layer, sizes = small(proj_size=20), problem(T=16, H=100, proj_size=20)
+    second = kernel(fallback().replace(fallback().choose(sizes, ""), sizes, 701)[0])
+    assert second != "stream"
+    run = Emulated(emulator.module(), layer, "")
+    with emulator.options(run.emu, launch_errors=[0, 701]):
+        out = run.forward()
+    assert_equal(out, Emulated(emulator.module(), layer, second).forward())
+    planner, refusals = fallback(), 0
+    choice = planner.choose(sizes, "")
+    while choice.plan.transport != "stream":
+        choice, refusals = planner.replace(choice, sizes, 701)[0], refusals + 1
+    found, run = run_all(layer, "", [0] + [701] * refusals)
+    expected = Emulated(emulator.module(), layer, "stream").forward()
+    assert_equal({name: found[name] for name in expected}, expected)
+    assert len(run.host.warnings) == refusals > 2
+
+
 @pytest.mark.parametrize("members", [1, 3])
 def test_refusal_of_an_ensemble(members):
     """Another kernel of all members at once; where none is left, member by member."""

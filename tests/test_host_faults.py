@@ -16,11 +16,20 @@ from test_cuda_faults import WRONG
 
 from fusedlstm.cells import GRU, RNN_RELU
 
-HOST_CODE = ("layer.cpp", "prepared_layer.cpp", "layer_forward.cpp", "layer_backward.cpp", "layer_gradients.cpp")
+HOST_CODE = (
+    "layer.cpp",
+    "prepared_layer.cpp",
+    "layer_forward.cpp",
+    "layer_backward.cpp",
+    "layer_gradients.cpp",
+    "hidden_recurrence.cpp",
+)
+DEVICE_CODE = ("stream.cu", "projection.cu")  # all that is run of it, but for resident kernels
 LENGTHS = [4, 1, 3, 0, 2]
 PACKED = {"lengths": [4, 3, 3, 2, 1], "packed": True, "directions": 2}
 RESETS = {"resets": True, "reset_states": True}
 GATED = {"cell": GRU}
+PROJECTED = {"proj_size": 5}
 UNWRITTEN = "which nothing has written"
 OUTSIDE = "outside every buffer"
 
@@ -30,6 +39,7 @@ class Fault(planted_faults.Fault):
     transport: str = "stream"
     layer: dict = field(default_factory=dict)
     members: int = 1
+    hidden: int = 21  # no multiple of 16 bytes
 
 
 FAULTS = [
@@ -64,7 +74,7 @@ FAULTS = [
           "t <= length ? at<scalar_t>(all, i)", WRONG, layer={"lengths": LENGTHS}),
     Fault("hidden states of the wrong gate", "stream.cu", "at<scalar_t>(saved, (row * kSizes.saved + k) * H",
           "at<scalar_t>(saved, (row * kSizes.saved + (k + 3) % 4) * H", WRONG,
-          layer={"proj_size": 5}),
+          layer=PROJECTED),
     Fault("idle rows not cleared", "prepared_layer.cpp", "if (layer.has_idle_rows()) host.zero(memory);", "", UNWRITTEN,
           layer={"lengths": LENGTHS}),
     Fault("sums of reset states not cleared", "layer_backward.cpp", "p.host.zero(r.d_reset_state[i]);", "", UNWRITTEN,
@@ -89,16 +99,40 @@ FAULTS = [
     Fault("relu's slope at 0", "cell.h", "h <= V{}", "h < V{}", WRONG, layer={"cell": RNN_RELU}),
     Fault("one member's gradients left out", "layer_backward.cpp", "m < layer.members; ++m) {",
           "m < layer.members - 1; ++m) {", WRONG, members=2),
+    Fault("W_hh taken for the effective weight", "prepared_layer.cpp", "    weight = effective;\n", "", OUTSIDE,
+          transport="local", layer=PROJECTED),
+    Fault("effective weight given back before the launch", "prepared_layer.cpp", "memory = std::move(effective);", "",
+          OUTSIDE, transport="local", layer=PROJECTED, hidden=24),
+    Fault("hidden starts from h", "hidden_recurrence.cpp", "rows.initial[0] = rows.reset_state[0] = nullptr;", "",
+          rf"{OUTSIDE}|{WRONG}", transport="local", layer=PROJECTED),
+    Fault("reset states do not enter", "hidden_recurrence.cpp", "layer.reset ? layer.reset_state[0] : View()", "View()",
+          WRONG, transport="local", layer=PROJECTED | RESETS),
+    Fault("hidden of idle rows not cleared", "hidden_recurrence.cpp", 'p.rows_workspace("hidden"',
+          'p.workspace("hidden"', UNWRITTEN, transport="local", layer=PROJECTED | {"lengths": LENGTHS}),
+    Fault("gradients of hidden for those of a reset h", "hidden_recurrence.cpp", "a.d_reset_state[0] = nullptr;", "",
+          rf"{OUTSIDE}|{WRONG}", transport="local", layer=PROJECTED | RESETS),
+    Fault("initial state enters a reset step", "projection.cu", " && !is_reset(rows, clock, first)) add", ") add",
+          WRONG, transport="local", layer=PROJECTED | RESETS),
+    Fault("initial state enters at the first time", "projection.cu",
+          "clock.d == 0 ? 0 : std::max(clock.length - 1, 0)", "0", WRONG, transport="local", layer=PROJECTED | PACKED),
+    Fault("last output of a row without any", "projection.cu", "else if (clock.length == 0)", "else if (false)",
+          rf"{OUTSIDE}|{WRONG}", transport="local", layer=PROJECTED | {"lengths": LENGTHS}),
+    Fault("resets after the end forgotten", "projection.cu", "if (!rows.reset) return false;", "return false;", WRONG,
+          transport="local", layer=PROJECTED | RESETS | {"lengths": LENGTHS}),
+    Fault("gradient goes back through a reset", "projection.cu", "} else if (!is_reset(rows, clock, next)) {",
+          "} else {", WRONG, transport="local", layer=PROJECTED | RESETS),
+    Fault("gradient from the step before", "projection.cu", "d == 0 ? t + 1 : t - 1", "d == 0 ? t - 1 : t + 1", WRONG,
+          transport="local", layer=PROJECTED | PACKED),
 ]  # fmt: skip
 
 
 def layers(fault):
-    """The members, with lengths of their own; H is no multiple of 16 bytes."""
+    """The members, with lengths of their own."""
     for seed in range(fault.members):
         options = fault.layer
         if options.get("lengths") is LENGTHS:
             options = options | {"lengths": LENGTHS[seed:] + LENGTHS[:seed]}
-        yield Layer(4, 5, 21, seed=seed, **options)
+        yield Layer(4, 5, fault.hidden, seed=seed, **options)
 
 
 def verdict(module, fault):
@@ -123,7 +157,7 @@ def changed_module(fault, folder, host_code=HOST_CODE):
     """The emulated module after a change to the text of its host code, as these sources of it see it."""
     csrc = planted_faults.copy_of_sources(folder)
     target = fault.planted(csrc)
-    sources = host_code if target.parent.name == "host" else ["stream.cu"]  # which has all of the device that is run
+    sources = host_code if target.parent.name == "host" else DEVICE_CODE
     return build.load(build.build(dict.fromkeys(sources, csrc)))
 
 

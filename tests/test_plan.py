@@ -51,7 +51,6 @@ def test_known_devices():
         ({"H": 4096, "B": 8, "dtype": "bfloat16"}, "stream"),
         ({"H": 1024, "B": 512, "dtype": "bfloat16"}, "stream"),
         ({"H": 256, "B": 16, "dtype": "float64"}, "stream"),
-        ({"H": 256, "B": 16, "proj_size": 64}, "stream"),
         ({"device": "T4", "H": 64, "B": 8, "dtype": "bfloat16"}, "stream"),
         # Other cells: the fewer gates, the more units of one fit into the same chip.
         ({"cell": "gru", "H": 64, "B": 64, "dtype": "float16"}, "local"),
@@ -66,6 +65,12 @@ def test_known_devices():
         ({"cell": "rnn_relu", "H": 512, "B": 16, "dtype": "bfloat16"}, "cluster"),
         ({"cell": "rnn_relu", "H": 256, "B": 16, "dtype": "bfloat16", "backward": True}, "cluster"),
         ({"cell": "rnn_tanh", "H": 2048, "B": 8, "dtype": "bfloat16"}, "grid"),
+        # Projected: what the effective weight fits into, if the steps are worth its product.
+        ({"H": 256, "B": 16, "proj_size": 64, "dtype": "bfloat16"}, "cluster"),
+        ({"H": 1024, "B": 16, "proj_size": 256, "dtype": "bfloat16"}, "grid"),
+        ({"H": 1024, "B": 16, "proj_size": 256, "dtype": "bfloat16", "backward": True}, "grid"),
+        ({"H": 1024, "B": 16, "proj_size": 256, "dtype": "bfloat16", "T": 2}, "stream"),
+        ({"H": 2048, "B": 64, "proj_size": 512, "dtype": "bfloat16"}, "stream"),
     ],
     ids=str,
 )
@@ -140,7 +145,7 @@ def test_more_work_never_takes_less_time():
         ("grid", {"H": 1024, "B": 512, "dtype": "bfloat16"}, "grid: expected at most 132 CTAs, one per SM, got"),
         ("grid", {"device": "T4", "dtype": "bfloat16"}, "expected sm_80 or later, got sm_75"),
         ("grid", {"dtype": "float64"}, "expected a 16-bit or 32-bit dtype, got float64"),
-        ("local", {"proj_size": 3}, "expected no projection, got proj_size 3"),
+        ("local", {"proj_size": 3, "H": 200, "dtype": "bfloat16"}, "expected at most 128 of K on the chip, got 200"),
         ("grid:24x8", {}, "expected a shape of 24 units x 8 rows, got none compiled"),
         ("grid:8x8", {"cell": "gru"}, "expected a shape of 8 units x 8 rows, got none compiled"),
         ("grid:8x16", {"dtype": "bfloat16"}, "expected a shape of 8 units x 16 rows, got none compiled"),
@@ -207,6 +212,17 @@ def test_members_side_by_side(backward):
 def test_forced_shape():
     forced = plan(request="grid:16x16", H=500, dtype="bfloat16")
     assert (forced.transport, forced.units, forced.batch_rows) == ("grid", 16, 16)
+
+
+def test_projection_takes_longer_than_its_recurrence():
+    """By the products around it, and no kernel runs several members."""
+    for backward in (False, True):
+        options = {"H": 100, "T": 64, "B": 8, "dtype": "bfloat16", "request": "local", "backward": backward}
+        plain, projected = plan(**options), plan(**options, proj_size=50)
+        assert plain.microseconds + 10 < projected.microseconds < plain.microseconds + 100
+        many = plan(**options, proj_size=50, members=3)
+        assert many.members == 1 and many.microseconds == pytest.approx(3 * projected.microseconds)
+        assert ", by the weight W_hh W_hr, " in str(projected) and "W_hr" not in str(plain)
 
 
 def test_says_what_it_is():

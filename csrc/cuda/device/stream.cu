@@ -3,25 +3,11 @@
 #include <algorithm>
 
 #include "backward_unit.cuh"
+#include "elements.cuh"
 #include "forward_unit.cuh"
 
 namespace fusedlstm::cuda {
 namespace {
-
-constexpr int kBlock = 256;
-
-// Element of a [rows of the batch, columns] matrix that this thread owns.
-struct Element {
-  int b, column;
-  bool exists;
-
-  __device__ __forceinline__ Element(int64_t batch, int64_t columns) {
-    const int64_t i = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x;
-    exists = i < batch * columns;
-    b = static_cast<int>(exists ? i / columns : 0);
-    column = static_cast<int>(exists ? i % columns : 0);
-  }
-};
 
 template <class scalar_t, class Equations>
 __global__ void forward_step_kernel(const __grid_constant__ ForwardArgs args,
@@ -182,9 +168,6 @@ __global__ void backward_projected_kernel(const __grid_constant__ BackwardArgs a
   }
 }
 
-// Grid of the row kernels: x covers one step, y takes the steps in turns, z is the direction.
-constexpr int kMaxGridY = 65535;
-
 template <class scalar_t>
 __global__ void previous_states_kernel(const __grid_constant__ RowStates rows, const void* output, void* previous) {
   const int64_t R = rows.R;
@@ -248,47 +231,6 @@ struct Values {
 __global__ void store_values_kernel(const __grid_constant__ Values values, int count, int64_t* to) {
   const int i = blockIdx.x * kBlock + threadIdx.x;
   if (i < count) to[i] = values.value[i];
-}
-
-// Calls f with a value of the dtype's scalar_t and one of the cell's equations.
-template <class F>
-cudaError_t with_types(const LayerArgs& args, F f) {
-  return with_scalar(args.dtype, [&](auto scalar) {
-    switch (args.cell) {
-      case CellKind::kGru:
-        return f(scalar, Gru{});
-      case CellKind::kRnn:
-        return f(scalar, Rnn{});
-      case CellKind::kLstm:
-        break;
-    }
-    return f(scalar, Lstm{});
-  });
-}
-
-// The same for kernels of cells that a layer may project.
-template <class F>
-cudaError_t with_projecting_types(const LayerArgs& args, F f) {
-  return with_types(args, [&](auto scalar, auto equations) {
-    if constexpr (decltype(equations)::kSizes.projects)
-      return f(scalar, equations);
-    else
-      return cudaErrorInvalidValue;
-  });
-}
-
-LaunchConfig one_thread_each(int64_t rows, int64_t columns) {
-  LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>((rows * columns + kBlock - 1) / kBlock));
-  config.block = dim3(kBlock);
-  return config;
-}
-
-LaunchConfig one_thread_each_step(const RowStates& rows, int64_t columns, int directions) {
-  LaunchConfig config = one_thread_each(rows.B, columns);
-  config.grid.y = static_cast<unsigned>(rows.T < kMaxGridY ? rows.T : kMaxGridY);
-  config.grid.z = directions;
-  return config;
 }
 
 }  // namespace

@@ -156,4 +156,23 @@ cudaError_t launch_running_rows(const RowStates& rows, Dtype dtype, int64_t colu
 cudaError_t launch_hidden_states(const LayerArgs& layer, const void* saved, const void* carried, void* hidden,
                                  cudaStream_t stream);
 
+// ---- a projected layer by a resident kernel (hidden_recurrence.h): what has to do with h itself
+// ----------------------
+
+// Adds to a direction's pre_gates what a row's h of its initial state, or of the reset state, enters a step as.
+// of_initial, of_reset: acc_t [B, width], W_hh h of each; of_reset null: zeros. width: of a row of pre_gates.
+cudaError_t launch_entered_states(const ForwardArgs& args, int d, int64_t width, const void* of_initial,
+                                  const void* of_reset, cudaStream_t stream);
+
+// last: scalar_t [D, B, R], the h that each row ends with: its last output, or what it started from or was reset to
+// since.
+cudaError_t launch_last_states(const RowStates& rows, Dtype dtype, const void* output, void* last, cudaStream_t stream);
+
+// d_previous: acc_t [N, R], the gradient of the h that every step of direction d started from. d_projected: scalar_t
+// [N, R], written in the rows that are run: that of the h that every step put out.
+cudaError_t launch_projected_gradients(const BackwardArgs& args, int d, const void* d_previous, void* d_projected,
+                                       cudaStream_t stream);
+// Of the same, d_initial[0] and d_reset_state[0] of direction d.
+cudaError_t launch_entered_gradients(const BackwardArgs& args, int d, const void* d_previous, cudaStream_t stream);
+
 }  // namespace fusedlstm::cuda

@@ -19,7 +19,8 @@ Layer Layer::member(int64_t m) const {
 
 bool may_run_at_once(const Layer& layer) {
   constexpr int64_t kMostMembers = 65535;  // blocks of a grid in that dimension
-  return layer.is_ensemble && layer.members <= kMostMembers && is_int(layer.members * layer.directions * layer.rows);
+  return layer.is_ensemble && layer.proj == 0 && layer.members <= kMostMembers &&
+         is_int(layer.members * layer.directions * layer.rows);
 }
 
 Problem Layer::problem(Pass pass, int layers) const {

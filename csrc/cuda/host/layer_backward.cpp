@@ -3,6 +3,8 @@
 
 #include <optional>
 
+#include "hidden_recurrence.h"
+
 namespace fusedlstm::cuda {
 namespace {
 
@@ -48,9 +50,11 @@ std::optional<BackwardRecurrence> recur(PreparedLayer& p, const Incoming& in, co
   const int64_t D = layer.directions;
   BackwardRecurrence r;
   BackwardArgs a = backward_arguments(p, in, grads, r);
-  if (p.launch_resident(choice, a, launch_backward)) return r;
+  if (layer.proj > 0) r.d_projected = p.rows_workspace("d_projected", layer.dtype, {D, layer.rows, layer.proj});
+  if (layer.proj > 0 && layer.is_resident(choice.plan) ? backward_by_hidden(p, choice, a, in, r)
+                                                       : p.launch_resident(choice, a, launch_backward))
+    return r;
   if (layer.is_ensemble) return std::nullopt;
-  if (layer.proj > 0) r.d_projected = p.rows_workspace("d_projected", layer.dtype, {D, layer.rows, layer.recurrent()});
   for (int d = 0; d < D; ++d) stream_backward(p, a, d, r.d_from_hidden[d], layer.proj > 0 ? r.d_projected[d] : View());
   p.host.launched(choice);
   return r;

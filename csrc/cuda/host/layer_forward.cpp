@@ -1,6 +1,8 @@
 // Forward: the input projection, then the recurrence by a resident kernel or step by step.
 #include "layer_forward.h"
 
+#include "hidden_recurrence.h"
+
 namespace fusedlstm::cuda {
 namespace {
 
@@ -32,7 +34,7 @@ void stream_forward(const PreparedLayer& p, const ForwardArgs& a, int d) {
 bool forward(Host& host, const Layer& given, const ForwardResults& r) {
   Choice choice = host.choose(given.problem(Pass::kForward));
   if (given.is_ensemble && !given.is_resident(choice.plan)) return false;
-  const PreparedLayer p(host, given);
+  PreparedLayer p(host, given);
   const Layer& layer = p.layer;
   ForwardArgs a = forward_arguments(p, r);
   Buffer pre_gates[kMaxDirections];
@@ -41,6 +43,8 @@ bool forward(Host& host, const Layer& given, const ForwardResults& r) {
     pre_gates[d] = Buffer(host, "pre_gates", layer.acc_dtype(), sizes);
     project_input(p, d, pre_gates[d], a);
   }
+  if (layer.proj > 0 && layer.is_resident(choice.plan))  // anew without the kernels that were refused
+    return forward_by_hidden(p, choice, a, r) || forward(host, given, r);
   if (p.launch_resident(choice, a, launch_forward)) return true;
   if (layer.is_ensemble) return false;
   for (int d = 0; d < layer.directions; ++d) stream_forward(p, a, d);

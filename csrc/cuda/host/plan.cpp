@@ -29,7 +29,6 @@ std::string text(const char* format, auto... values) {
 Misfit obstacle(Transport transport, const Problem& p, const Device& d) {
   const Arithmetic arithmetic = arithmetic_of(p);
   if (arithmetic == Arithmetic::kFloat64) return {Reason::kFloat64};
-  if (p.proj_size > 0) return {Reason::kProjection, {p.proj_size}};
   const int needed = needed_capability(transport, arithmetic);
   if (d.capability_of_code() < needed) return {Reason::kCapability, {needed, d.capability_of_code()}};
   if (transport == Transport::kGrid) {
@@ -96,7 +95,8 @@ Plan resident_plan(int shape_index, const Problem& p, const Device& d) {
           .tiles = static_cast<int>(batch_tiles(shape, p)),
           .members = members_at_once(shape, p, d),
           .smem_bytes = smem_bytes(shape, arithmetic),
-          .microseconds = resident_microseconds(shape, p, d)};
+          .microseconds = resident_microseconds(shape, p, d),
+          .proj_size = p.proj_size};
 }
 
 // Calls `take` with the plan of each kernel of one resident transport that fits and that the request allows; else
@@ -248,9 +248,11 @@ std::string to_string(const Plan& plan) {
   if (plan.shape.transport == Transport::kStream)
     return text("%s %s %s, one product and one pointwise kernel per step, estimated %.0f us", cell, transport,
                 arithmetic, plan.microseconds);
-  return text("%s %s %s, %d CTAs x %d units, %d tiles of %d rows, %lld bytes of shared memory%s, estimated %.0f us",
+  const char* weight = plan.proj_size > 0 ? ", by the weight W_hh W_hr" : "";
+  return text("%s %s %s, %d CTAs x %d units, %d tiles of %d rows, %lld bytes of shared memory%s%s, estimated %.0f us",
               cell, transport, arithmetic, plan.ctas_per_tile, units_per_cta(plan.shape, plan.arithmetic), plan.tiles,
-              plan.shape.batch_rows(), static_cast<long long>(plan.smem_bytes), layers.c_str(), plan.microseconds);
+              plan.shape.batch_rows(), static_cast<long long>(plan.smem_bytes), weight, layers.c_str(),
+              plan.microseconds);
 }
 
 std::vector<std::string> rejected(const Plan& plan) {

@@ -105,8 +105,9 @@ struct Plan {
   int64_t smem_bytes;   // per CTA
   double microseconds;  // of the whole pass, by the model: an estimate to choose by, never a result. Of one layer it is
                         // the recurrence, of a stack all layers, with the products between them
-  int abreast = 1;      // layers of a stack that run at the same time
-  int parts = 1;        // of the steps, as equal as they can be; a layer is one behind the layer below
+  int64_t proj_size = 0;  // above 0: a resident kernel runs the recurrence of what is projected (hidden_recurrence.h)
+  int abreast = 1;        // layers of a stack that run at the same time
+  int parts = 1;          // of the steps, as equal as they can be; a layer is one behind the layer below
   std::array<Misfit, kTransports> misfits{};  // why a transport was not taken: kNone if it fits, or was not asked
 };
 

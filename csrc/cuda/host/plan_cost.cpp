@@ -24,6 +24,25 @@ double product_rate(Arithmetic arithmetic, const Costs& cost) {
   }
 }
 
+// Multiply-adds of products over whole matrices, on so many SMs.
+double product_microseconds(double multiply_adds, const Problem& p, const Device& d, int sms) {
+  return multiply_adds / (product_rate(arithmetic_of(p), costs_of(d.compute_capability)) * sms * d.clock_mhz);
+}
+
+// What comes before and after the recurrence of what is projected (hidden_recurrence.h), in one direction: the
+// effective weight, and products over all steps.
+double projection_microseconds(const Problem& p, const Device& d) {
+  constexpr int kLaunches = 7;
+  const double P = static_cast<double>(p.proj_size), H = static_cast<double>(p.H), gates = sizes_of(p.cell).gates * H;
+  const double rows = static_cast<double>(p.T * p.B), bytes = product_bytes(arithmetic_of(p));
+  const bool is_forward = p.pass == Pass::kForward;
+  const double of_rows = is_forward ? P * H : P * H + gates * P;
+  const double row_bytes = is_forward ? (P + H) * bytes : (3 * P + H + gates) * bytes + 2 * 4 * P;
+  return kLaunches * costs_of(d.compute_capability).stream_step_us / 2 +
+         product_microseconds(gates * P * H + rows * of_rows, p, d, d.sm_count) +
+         rows * row_bytes / (d.memory_gb_per_s * 1e3);
+}
+
 }  // namespace
 
 double resident_microseconds(const KernelShape& shape, const Problem& p, const Device& d) {
@@ -76,6 +95,7 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
   const int read = cell.saved + cell.takes_h + cell.reads_h, written = cell.gates * (cell.apart() > 0 ? 2 : 1);
   const double traffic = static_cast<double>(p.T * p.D * abreast * p.B * p.H) *
                          (forward ? 4 * cell.gates : (read + written + 1) * bytes + 8 * cell.carried);
+  if (p.proj_size > 0) us += p.D * projection_microseconds(p, d);
   return (us + std::max(compute, traffic / (d.memory_gb_per_s * 1e3))) * static_cast<double>(p.M / abreast);
 }
 
@@ -84,10 +104,9 @@ double stream_microseconds(const Problem& p, const Device& d) {
   const Arithmetic arithmetic = arithmetic_of(p);
   const double bytes = product_bytes(arithmetic), H = static_cast<double>(p.H), B = static_cast<double>(p.B);
   const double outer = p.proj_size > 0 ? static_cast<double>(p.proj_size) : H;
-  const double rate = product_rate(arithmetic, cost);
   const CellSizes cell = sizes_of(p.cell);
   const double weights = cell.gates * H * outer * bytes / (d.memory_gb_per_s * 1e3);
-  const double product = cell.gates * H * outer * B / (rate * d.sm_count * d.clock_mhz);
+  const double product = product_microseconds(cell.gates * H * outer * B, p, d, d.sm_count);
   const double pointwise = B * H * (8 * (cell.gates + cell.carried) + bytes) / (d.memory_gb_per_s * 1e3);
   const double projection = p.proj_size > 0 ? cost.stream_step_us : 0;
   return static_cast<double>(p.T * p.D * p.M) *
@@ -95,11 +114,10 @@ double stream_microseconds(const Problem& p, const Device& d) {
 }
 
 double layer_product_microseconds(const Problem& p, const Device& d, int sms) {
-  const Costs& cost = costs_of(d.compute_capability);
   const Arithmetic arithmetic = arithmetic_of(p);
   const double H = static_cast<double>(p.H), gates = sizes_of(p.cell).gates * H;
   const double rows = static_cast<double>(p.T * p.B);
-  const double product = rows * gates * H / (product_rate(arithmetic, cost) * sms * d.clock_mhz);
+  const double product = product_microseconds(rows * gates * H, p, d, sms);
   const double bytes =
       rows * (gates * (p.pass == Pass::kForward ? 4 : product_bytes(arithmetic)) + H * product_bytes(arithmetic));
   return std::max(product, bytes / (d.memory_gb_per_s * 1e3));

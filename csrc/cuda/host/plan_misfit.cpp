@@ -12,8 +12,6 @@ const char* sentence(Reason reason) {
       return "";
     case Reason::kFloat64:
       return "expected a 16-bit or 32-bit dtype, got float64";
-    case Reason::kProjection:
-      return "expected no projection, got proj_size %lld";
     case Reason::kCapability:
       return "expected sm_%lld or later, got sm_%lld";
     case Reason::kNoCooperativeLaunch:

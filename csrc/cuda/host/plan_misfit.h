@@ -12,7 +12,6 @@ enum class Reason : uint8_t {
   kNone,  // it fits
   // Of a transport, whatever the shape.
   kFloat64,
-  kProjection,
   kCapability,
   kNoCooperativeLaunch,
   kOneStep,

@@ -17,6 +17,7 @@ int64_t batch_tiles(const KernelShape& shape, const Problem& p) {
 }
 
 int members_at_once(const KernelShape& shape, const Problem& p, const Device& d) {
+  if (p.proj_size > 0) return 1;
   const int64_t ctas = ctas_per_tile(shape, p) * batch_tiles(shape, p) * p.D * p.M;
   return shape.transport == Transport::kGrid && ctas > d.sm_count ? 1 : p.M;
 }

@@ -18,7 +18,7 @@ int64_t ctas_per_tile(const KernelShape& shape, const Problem& p);
 int64_t batch_tiles(const KernelShape& shape, const Problem& p);
 
 // Members of an ensemble that one launch runs. Those of LOCAL and CLUSTER wait for nobody, so that any number can queue
-// for the SMs; all CTAs of GRID must run at once.
+// for the SMs; all CTAs of GRID must run at once, and projections are products of one member.
 int members_at_once(const KernelShape& shape, const Problem& p, const Device& d);
 
 // Clusters of so many CTAs that the device runs at once.

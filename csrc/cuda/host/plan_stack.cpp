@@ -15,7 +15,7 @@ constexpr int64_t kLeastSteps = 8;  // of a part that the model may choose
 constexpr double kMostMemory = 1.1;
 
 bool may_run_abreast(const Plan& plan, const Problem& p) {
-  return plan.shape.transport != Transport::kStream && p.L > 1 && p.D == 1 && p.M == 1 && p.T > 1;
+  return plan.shape.transport != Transport::kStream && p.proj_size == 0 && p.L > 1 && p.D == 1 && p.M == 1 && p.T > 1;
 }
 
 // ---- memory: bytes for each row of all steps, beside the input and the weights --------------------------------------

@@ -72,11 +72,20 @@ void PreparedLayer::tabulate_rows() {
 }
 
 View PreparedLayer::resident_weight(int d, bool is_transposed, Buffer& memory) const {
-  const View& weight = layer.weight_hh[d];
   const int64_t G = layer.cell.sizes.gates, H = layer.hidden, pitch = weight_pitch(layer.dtype, H);
+  View weight = layer.weight_hh[d];
+  Buffer effective;
+  if (layer.proj > 0) {
+    effective = Buffer(host, "effective weight", layer.dtype, {G * H, H});
+    multiply(effective, weight, layer.weight_hr[d]);
+    weight = effective;
+  }
   // A parameter may be a part of a larger buffer, at any address.
   const bool is_aligned = reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
-  if (!is_transposed && pitch == H && is_aligned) return weight;
+  if (!is_transposed && pitch == H && is_aligned) {
+    memory = std::move(effective);
+    return weight;
+  }
   View blocks = weight.as(layer.each({G, H, H}));
   const int i = layer.is_ensemble ? 1 : 0;  // the first dimension of a member
   if (is_transposed) blocks = blocks.transposed(i, i + 2).transposed(i + 1, i + 2);

@@ -84,8 +84,8 @@ class PreparedLayer {
   std::vector<int64_t> offsets_;  // packed: the first row of each step, and behind the last
 
   void tabulate_rows();
-  // W_hh as resident kernels read it: [G, H, pitch], or transposed [H, G, pitch], rows padded with zeros to 16 bytes;
-  // of each member. Where it does not lie so already, it is copied to `memory`.
+  // W_hh, with a projection W_hh W_hr, as resident kernels read it: [G, H, pitch], or transposed [H, G, pitch], rows
+  // padded with zeros to 16 bytes; of each member. Where it does not lie so already, it is in `memory`.
   View resident_weight(int d, bool is_transposed, Buffer& memory) const;
 };
 
