@@ -45,6 +45,52 @@ def test_what_blas_cannot_read(strides):
     assert emulator.module().gemm_operand(4, 3, *strides) is None
 
 
+def gemm_of(out, a, b, allow_tf32=False):
+    view = emulator.module().View
+    views = (view(t.data_ptr(), str(t.dtype).removeprefix("torch."), t.shape, t.stride()) for t in (out, a, b))
+    return emulator.module().gemm_of(*views, allow_tf32)
+
+
+@pytest.mark.parametrize("m", SIZES)
+@pytest.mark.parametrize("n", SIZES)
+def test_blas_multiplies_as_it_is_told(m, n):
+    """Column by column, whatever lies around the matrices."""
+    for k in SIZES:
+        for (_, a), (_, b) in zip(layouts(m, k), reversed(list(layouts(k, n)))):
+            out = torch.zeros(m + 1, n + 2)[:m, 1 : n + 1]
+            told = gemm_of(out, a, b)
+            rows, columns, inner = told["sizes"]
+            operands = []
+            for matrix, leading, is_transposed, height, width in zip(
+                (b, a), told["leading"], told["transposes"], (rows, inner), (inner, columns)
+            ):
+                read = matrix.as_strided((width, height) if is_transposed else (height, width), (1, leading))
+                operands.append(read.T if is_transposed else read)
+            out.as_strided((rows, columns), (1, told["leading"][2])).copy_(operands[0] @ operands[1])
+            torch.testing.assert_close(out, a @ b)
+
+
+def test_what_blas_is_told_of_types():
+    """By the numbers in the headers of cuBLAS: CUDA_R_*, and CUBLAS_COMPUTE_32F, _64F and _32F_FAST_TF32."""
+    f32, f64, f16, bf16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
+    expected = {
+        (f32, f32, False): (0, 0, 68), (f32, f32, True): (0, 0, 77), (f64, f64, True): (1, 1, 70),
+        (f16, f16, True): (2, 2, 68), (f16, f32, True): (2, 0, 68),
+        (bf16, bf16, False): (14, 14, 68), (bf16, f32, True): (14, 0, 68),
+    }  # fmt: skip
+    for (given, result, allow_tf32), types in expected.items():
+        a, b = torch.zeros(2, 3, dtype=given), torch.zeros(3, 4, dtype=given)
+        assert gemm_of(torch.zeros(2, 4, dtype=result), a, b, allow_tf32)["types"] == types
+
+
+def test_what_blas_is_not_told_of():
+    """Results that lie column by column, and products of nothing."""
+    a, b = torch.zeros(2, 3), torch.zeros(3, 4)
+    assert gemm_of(torch.zeros(4, 2).T, a, b) is None
+    assert gemm_of(torch.zeros(2, 4), a[:, :0], b[:0]) is None
+    assert gemm_of(torch.zeros(2, 4), a, torch.zeros(3, 8)[:, ::2]) is None
+
+
 @pytest.mark.parametrize(("backward", "operands"), [(False, 1), (True, 3)])
 def test_exchange_buffer_is_bounded(backward, operands):
     """By 32 positions, however long the sequences are."""

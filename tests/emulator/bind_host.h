@@ -243,6 +243,17 @@ inline void bind_host(py::module_& m) {
     const auto operand = gemm_operand(rows, columns, stride_row, stride_column);
     return operand ? py::object(py::make_tuple(operand->is_transposed, operand->leading_dimension)) : py::none();
   });
+  m.def("gemm_of", [](const View& out, const View& a, const View& b, bool allow_tf32) -> py::object {
+    const auto gemm = gemm_of(out, a, b, allow_tf32);
+    if (!gemm) return py::none();
+    py::dict told;
+    told["transposes"] = py::make_tuple(gemm->transposes_first, gemm->transposes_second);
+    told["sizes"] = py::make_tuple(gemm->m, gemm->n, gemm->k);
+    told["leading"] = py::make_tuple(gemm->ld_first, gemm->ld_second, gemm->ld_result);
+    told["types"] = py::make_tuple(static_cast<int>(gemm->operands), static_cast<int>(gemm->result),
+                                   static_cast<int>(gemm->compute));
+    return told;
+  });
   m.def("launch_store_values", [](const std::vector<int64_t>& values, uintptr_t to) {
     check(launch_store_values(values.data(), static_cast<int64_t>(values.size()), reinterpret_cast<int64_t*>(to),
                               nullptr),

@@ -2,28 +2,30 @@
 
 #include <dlfcn.h>
 #include <torch/csrc/stable/c/shim.h>
+#include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
-
-#include <array>
-#include <limits>
 
 #include "cuda/host/gemm.h"
 
 namespace fusedlstm::cuda {
 namespace {
 
-// torch's operators take TF32 from a switch of the whole process that is torch.matmul's. So float32 goes to cuBLAS,
-// with torch's own handle: it belongs to this thread, device and stream, has torch's workspace, and can be captured.
+// torch's operators take TF32 from a switch of the whole process that is torch.matmul's; and STREAM has a product in
+// every step, for each of which views would become tensors and an operator would be looked up by its name. So cuBLAS is
+// called with torch's own handle: it belongs to this thread, device and stream, has torch's workspace for them, without
+// which its results would not be the same in every run, and can be captured.
 struct Cublas {
-  static constexpr int kNoTranspose = 0, kTranspose = 1;         // cublasOperation_t
-  static constexpr int kDefaultMath = 0, kTf32TensorOpMath = 3;  // cublasMath_t
-  int (*get_math_mode)(void* handle, int* mode) = nullptr;       // cublasGetMathMode
-  int (*set_math_mode)(void* handle, int mode) = nullptr;        // cublasSetMathMode
-  int (*sgemm)(void* handle, int transpose_a, int transpose_b,   // cublasSgemm
-               int m, int n, int k, const float* alpha, const float* a, int lda, const float* b, int ldb,
-               const float* beta, float* c, int ldc) = nullptr;
+  static constexpr int kNoTranspose = 0, kTranspose = 1;  // cublasOperation_t
+  static constexpr int kDefaultAlgorithm = -1;            // cublasGemmAlgo_t
+  // cublasMath_t: nothing that the type of computation does not say, and no sums in 16 bits.
+  static constexpr int kMathMode = 16;
+  int (*get_math_mode)(void* handle, int* mode) = nullptr;                          // cublasGetMathMode
+  int (*set_math_mode)(void* handle, int mode) = nullptr;                           // cublasSetMathMode
+  int (*gemm)(void* handle, int transpose_a, int transpose_b, int m, int n, int k,  // cublasGemmEx
+              const void* alpha, const void* a, int type_a, int lda, const void* b, int type_b, int ldb,
+              const void* beta, void* c, int type_c, int ldc, int type_of_computation, int algorithm) = nullptr;
 
-  bool is_complete() const { return get_math_mode && set_math_mode && sgemm; }
+  bool is_complete() const { return get_math_mode && set_math_mode && gemm; }
 };
 
 template <class F>
@@ -39,20 +41,20 @@ const Cublas& cublas() {
     if (void* torch = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD)) {
       find_function(torch, "cublasGetMathMode", found.get_math_mode);
       find_function(torch, "cublasSetMathMode", found.set_math_mode);
-      find_function(torch, "cublasSgemm_v2", found.sgemm);
+      find_function(torch, "cublasGemmEx", found.gemm);
     }
     return found;
   }();
   return functions;
 }
 
-// torch's cuBLAS handle of this thread with TF32 switched on or off, for the time of a block.
+// torch's cuBLAS handle of this thread in our math mode, for the time of a block.
 class CublasHandle {
  public:
-  explicit CublasHandle(bool allow_tf32) {
+  CublasHandle() {
     TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&handle_));
     check(cublas().get_math_mode(handle_, &previous_mode_));
-    check(cublas().set_math_mode(handle_, allow_tf32 ? Cublas::kTf32TensorOpMath : Cublas::kDefaultMath));
+    check(cublas().set_math_mode(handle_, Cublas::kMathMode));
   }
   ~CublasHandle() { (void)cublas().set_math_mode(handle_, previous_mode_); }
   CublasHandle(const CublasHandle&) = delete;
@@ -65,30 +67,30 @@ class CublasHandle {
   int previous_mode_ = 0;
 };
 
-std::optional<GemmOperand> operand_of(const View& matrix) {
-  return gemm_operand(matrix.sizes[0], matrix.sizes[1], matrix.strides[0], matrix.strides[1]);
-}
+// A factor, in the type that the computation wants it in.
+struct Factor {
+  const float as_float;
+  const double as_double;
+  explicit Factor(int value) : as_float(static_cast<float>(value)), as_double(value) {}
+  const void* of(GemmCompute compute) const {
+    return compute == GemmCompute::kFloat64 ? static_cast<const void*>(&as_double) : &as_float;
+  }
+};
 
 }  // namespace
 
-bool multiply_float32(const View& out, const View& a, const View& b, bool adds, bool allow_tf32) {
-  if (out.dtype != Dtype::kFloat32 || a.dtype != Dtype::kFloat32 || !cublas().is_complete()) return false;
-  const int64_t m = a.sizes[0], k = a.sizes[1], n = b.sizes[1];
-  const auto given_a = operand_of(a), given_b = operand_of(b), given_out = operand_of(out);
-  if (m * k * n == 0 || !given_a || !given_b || !given_out || given_out->is_transposed) return false;
-  const std::array sizes{m, k, n, given_a->leading_dimension, given_b->leading_dimension, given_out->leading_dimension};
-  for (const int64_t size : sizes)
-    if (size > std::numeric_limits<int>::max()) return false;
-  const auto narrow = [](int64_t size) { return static_cast<int>(size); };
-  const auto operation = [](const GemmOperand& x) {
-    return x.is_transposed ? Cublas::kTranspose : Cublas::kNoTranspose;
-  };
-  const float one = 1, beta = adds ? 1 : 0;
-  const CublasHandle handle(allow_tf32);
-  CublasHandle::check(cublas().sgemm(
-      handle.get(), operation(*given_b), operation(*given_a), narrow(n), narrow(m), narrow(k), &one,
-      static_cast<const float*>(b.data), narrow(given_b->leading_dimension), static_cast<const float*>(a.data),
-      narrow(given_a->leading_dimension), &beta, static_cast<float*>(out.data), narrow(given_out->leading_dimension)));
+bool multiply_by_cublas(const View& out, const View& a, const View& b, bool adds, bool allow_tf32) {
+  const std::optional<Gemm> gemm = gemm_of(out, a, b, allow_tf32);
+  if (!gemm || !cublas().is_complete()) return false;
+  const auto operation = [](bool transposes) { return transposes ? Cublas::kTranspose : Cublas::kNoTranspose; };
+  const int operands = static_cast<int>(gemm->operands), result = static_cast<int>(gemm->result);
+  const Factor alpha(1), beta(adds ? 1 : 0);
+  const CublasHandle handle;
+  CublasHandle::check(cublas().gemm(handle.get(), operation(gemm->transposes_first), operation(gemm->transposes_second),
+                                    gemm->m, gemm->n, gemm->k, alpha.of(gemm->compute), b.data, operands,
+                                    gemm->ld_first, a.data, operands, gemm->ld_second, beta.of(gemm->compute), out.data,
+                                    result, gemm->ld_result, static_cast<int>(gemm->compute),
+                                    Cublas::kDefaultAlgorithm));
   return true;
 }
 

@@ -102,7 +102,7 @@ void TorchHost::copy(const View& to, const View& from) {
 }
 
 void TorchHost::multiply(const View& out, const View& a, const View& b, bool adds, bool allow_tf32) {
-  if (multiply_float32(out, a, b, adds, allow_tf32)) return;
+  if (multiply_by_cublas(out, a, b, adds, allow_tf32)) return;
   // `.out` forms only: they see neither autocast nor autograd.
   if (out.dtype != a.dtype) {
     namespace detail = torch::stable::detail;
