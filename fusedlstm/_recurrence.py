@@ -2,13 +2,14 @@
 
 `torch.ops.fusedlstm` has `<cell>_recurrence`, see `fusedlstm.reference_varied.recurrence`, and
 `<cell>_recurrence_backward`, with kernels for the CPU and for CUDA. Transforms of
-torch.func, second derivatives, single steps on the CPU and other devices run the reference.
+torch.func, second derivatives and other devices run the reference.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import warnings
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fusedlstm import _library, _transforms
+from fusedlstm._choice import is_eager
 from fusedlstm._namespace import NAMESPACE
 from fusedlstm._private_torch import (
     FakeTensorMode,
@@ -23,6 +25,7 @@ from fusedlstm._private_torch import (
     are_transforms_active,
     below_autograd,
     constant_for_dynamo,
+    count_of_dispatch_modes,
     is_any_autocast_enabled,
     is_forward_mode_active,
     plain_apply,
@@ -45,6 +48,7 @@ _OPERATORS = {
 }
 # Of the arguments those that are tensors, or lists of tensors.
 _TENSORS = [name for name in RecurrenceArguments._fields if name not in ("eps", "reverse", "keeps", "allow_tf32")]
+_tensors_of = operator.attrgetter(*_TENSORS)
 # Those of them with a gradient among `d_parameters`, in their order.
 _PARAMETERS = "bias_ih", "bias", "weight_ch", "gain_ih", "gain", "gain_c", "bias_c"
 # Those whose gradients are made where they are needed alone, in the order of `needs`.
@@ -56,12 +60,14 @@ def run_recurrence(cell: Cell, arguments: RecurrenceArguments) -> tuple[Tensor, 
     x = arguments.input
     is_on_gpu = not x.is_cpu and not x.is_meta
     is_transformed = are_transforms_active() or is_forward_mode_active()
-    # For one step the CPU's kernels would bring all weights into their order, which takes longer than the products.
-    is_too_short = x.size(0) == 1 and not is_on_gpu
-    if is_transformed or is_too_short or arguments.weight_hh.size(1) == 0 or (is_on_gpu and _lacks_kernels(x.device)):
+    if is_transformed or arguments.weight_hh.size(1) == 0 or (is_on_gpu and _lacks_kernels(x.device)):
         return recurrence(cell, *arguments)
-    output, last, _ = _OPERATORS[cell.name].recurrence(*arguments)
-    return output, last
+    # Nothing between here and autograd needs to see the operator of a usual call.
+    if not torch.compiler.is_compiling() and count_of_dispatch_modes() == 0:
+        tensors = _in_a_row(_tensors_of(arguments))
+        if is_eager(tensors):
+            return _differentiably(cell.name, arguments, tensors)[:2]
+    return _OPERATORS[cell.name].recurrence(*arguments)[:2]
 
 
 def without_autocast(tensor: Tensor):
@@ -94,7 +100,7 @@ class _Recurrence(torch.autograd.Function):
         with below_autograd():
             output, last, kept = _OPERATORS[name].recurrence(*arguments)
         ctx.name, ctx.options = name, (arguments.eps, arguments.reverse, arguments.allow_tf32)
-        ctx.list_sizes = [len(of) if isinstance(of := getattr(arguments, n), (list, tuple)) else -1 for n in _TENSORS]
+        ctx.list_sizes = [len(of) if isinstance(of, (list, tuple)) else -1 for of in _tensors_of(arguments)]
         ctx.count_of_kept = len(kept)
         ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
@@ -171,7 +177,11 @@ def _at_autograd_keys(name, *arguments):
     arguments = RecurrenceArguments(*arguments)
     # AOTInductor's executor passes None for an empty list of tensors.
     arguments = arguments._replace(zoneout=arguments.zoneout or [], reset_state=arguments.reset_state or [])
-    tensors = _in_a_row([getattr(arguments, field) for field in _TENSORS])
+    return _differentiably(name, arguments, _in_a_row(_tensors_of(arguments)))
+
+
+def _differentiably(name, arguments: RecurrenceArguments, tensors):
+    """The operator's results, whose derivatives are recorded where any is asked; tensors: the arguments' in a row."""
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
         with below_autograd():
             return _OPERATORS[name].recurrence(*arguments)

@@ -17,7 +17,7 @@ INFO = json.loads(torch.ops.fusedlstm._cpu_info())
 SETS = [isa for isa in INFO["available"] if isa in ("baseline", "neon", "avx2", "avx512")]
 PLANS = "direct:rows", "direct:units", "packed:rows", "packed:units", "packed:units:3"
 
-SIZES = [(7, 3, 5), (5, 9, 70), (2, 2, 1)]
+SIZES = [(7, 3, 5), (5, 9, 70), (2, 2, 1), (1, 3, 70), (1, 9, 37)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -33,7 +33,8 @@ def test_every_instruction_set(cell, isa, forced):
     forced(isa, "")
     for name in ("zoneout", "all" if cell in ("lstm", "gru") else "lengths", *(["*all"] if cell == "lstm" else [])):
         for dtype in (torch.float32, torch.float64):
-            check(run_recurrence, cell, name, 5, 9, 37, dtype)
+            for T in (5, 1):
+                check(run_recurrence, cell, name, T, 9, 37, dtype)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -45,7 +46,7 @@ def test_every_plan(cell, plan, forced):
     try:
         forced("", plan)
         name = {"lstm": "*all", "gru": "all"}.get(cell, "reset")
-        for sizes in [(5, 9, 70), (4, 2, 5)]:
+        for sizes in [(5, 9, 70), (4, 2, 5), (1, 9, 70)]:
             check(run_recurrence, cell, name, *sizes, torch.float32)
         a = changed(draw(cell, FEATURES[name], 5, 9, 70), lambda _, tensor: tensor.float())
         first, second = (results(lambda a: run_recurrence(CELLS[cell], a), a) for _ in range(2))
@@ -101,7 +102,7 @@ def test_refusals(change, text):
 
 def on_gpu(T=7, device="cuda:0"):
     """Arguments as of tensors on a GPU."""
-    x = SimpleNamespace(is_cpu=False, is_meta=False, device=torch.device(device), size=(T, 3, 7).__getitem__)
+    x = SimpleNamespace(is_cpu=False, is_meta=False, requires_grad=False, device=torch.device(device))
     return draw("lstm", ("mask",), T, 3, 5)._replace(input=x)
 
 
@@ -116,7 +117,6 @@ def test_devices_without_kernels_run_the_loop_and_say_so(monkeypatch):
 
 
 def test_gpus_with_kernels_run_them(monkeypatch):
-    """Also of a single step, which is one product and two launches there."""
     _recurrence._lacks_kernels.cache_clear()
     monkeypatch.setattr(_library, "why_no_kernels", lambda device: None)
     operators = SimpleNamespace(recurrence=lambda *arguments: ("the kernels", [], []))
@@ -124,13 +124,6 @@ def test_gpus_with_kernels_run_them(monkeypatch):
     for T in (7, 1):
         assert run_recurrence(CELLS["lstm"], on_gpu(T)) == ("the kernels", [])
     _recurrence._lacks_kernels.cache_clear()
-
-
-def test_one_step_runs_the_loop(monkeypatch):
-    """A kernel would transpose weight_hh first, which takes longer than to multiply by it."""
-    monkeypatch.setattr(_recurrence, "recurrence", lambda cell, *arguments: "the loop")
-    assert run_recurrence(CELLS["gru"], draw("gru", ("gain",), 1, 3, 5)) == "the loop"
-    assert run_recurrence(CELLS["gru"], draw("gru", ("gain",), 2, 3, 5)) != "the loop"
 
 
 def test_operators_are_described_to_compilers():

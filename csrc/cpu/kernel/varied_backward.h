@@ -21,7 +21,8 @@ class VariedBackward : VariedRows<K, Cell> {
   VariedBackward(const VariedBackwardArgs& args, const Cell& cell, const Plan& plan)
       : Base(args, args, cell, plan),
         a(args),
-        weight_hh(1, gates, hidden, rows_of_group(plan, shape), Transposed<K>::reading_of(plan, false)),
+        weight_hh(1, gates, hidden, rows_of_group(plan, shape),
+                  Transposed<K>::reading_of(plan, steps == 1 && row_groups(plan, shape) == 1)),
         chunk(steps_of_gradients(plan, shape)),
         ring(shape, chunk + 1, kSizes.apart() > 0 || args.parameters.gain_ih),
         gradients(args, plan, index, ring) {}

@@ -20,9 +20,9 @@ class VariedForward : VariedRows<K, Cell> {
   VariedForward(const VariedForwardArgs& args, const Cell& cell, const Plan& plan)
       : Base(args, args, cell, plan),
         a(args),
-        weight_ih(gates, shape.input),
-        weight_hh(gates, hidden),
-        chunk(steps_of_chunk(steps, chunks_of(steps, rows_of_group(plan, shape), gates * int64_t(sizeof(acc))))) {}
+        chunk(steps_of_chunk(steps, chunks_of(steps, rows_of_group(plan, shape), gates * int64_t(sizeof(acc))))),
+        weight_ih(gates, shape.input, chunk * rows_of_group(plan, shape), reading(steps <= chunk)),
+        weight_hh(gates, hidden, rows_of_group(plan, shape), reading(steps == 1)) {}
 
   int64_t workspace_bytes() {
     Arena arena{nullptr};
@@ -43,16 +43,21 @@ class VariedForward : VariedRows<K, Cell> {
 
  private:
   const VariedForwardArgs& a;
-  Straight<K> weight_ih, weight_hh;
   const int64_t chunk;  // steps whose input parts are there at once
+  Straight<K> weight_ih, weight_hh;
   // Shared by the team. Input parts of the gates' sums, [chunk][B] rows. [B] rows: hidden parts; states, and what h
   // enters the product as, where that is masked; c as h sees it, where that is normalised.
   acc *input_parts, *sums, *states[kMaxStates], *masked, *seen_rows;
   const acc** input_rows;  // of this share: where the input's rows of a chunk are
 
+  // is_one_product: of a group of rows, each of which would pack the weight.
+  typename Straight<K>::Reading reading(bool is_one_product) const {
+    return Straight<K>::reading_of(plan, is_one_product && row_groups(plan, shape) == 1);
+  }
+
   FUSEDLSTM_NOINLINE void lay_out(Arena& arena, int64_t share) {
-    weight_ih.lay_out(arena);
-    weight_hh.lay_out(arena);
+    weight_ih.lay_out(arena, plan.threads, share);
+    weight_hh.lay_out(arena, plan.threads, share);
     input_parts = arena.take<acc>(chunk * batch * weight_ih.width);
     const int64_t own_rows = chunk * rows_of_group(plan, shape);
     input_rows = arena.take<const acc*>(plan.threads * own_rows) + share * own_rows;
