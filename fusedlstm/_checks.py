@@ -66,9 +66,11 @@ def sizes_of(cell: Cell, weights, bidirectional) -> Sizes:
 
 def checked_number(name: str, value) -> float:
     """`value`, of an argument of this name, as a number of Python: NumPy's are no constants to compilers."""
+    if type(value) in (float, int):
+        return value
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name}: Expected a number, got {type(value).__name__}")
-    return value if type(value) in (int, float) else float(value)
+    return float(value)
 
 
 def checked_probability(name: str, value) -> float:

@@ -53,36 +53,14 @@ class _Freezable(nn.Module):
         return super().extra_repr() + ", frozen" * (self._fused_frozen is not None)
 
 
-class FusedLayer(_Freezable, nn.RNNBase):
-    """A stack of layers of one cell: PyTorch's constructor and parameters, other kernels below.
+class _WithVariants(_Freezable):
+    """What layers and cells have of the variants of their recurrence, and the parameters of these."""
 
-    Args:
-        weight_dropout: of DropConnect on every weight_hh, see `FusedLSTM`.
-        **options: variants of the recurrence, by the names that `Variants` has for them, see `FusedLSTM`; the others
-            are nn.RNNBase's.
-    """
-
-    weight_dropout = Option()
-    recurrent_dropout, recurrent_dropout_per_step, zoneout = Option(), Option(), Option()
+    recurrent_dropout, zoneout = Option(), Option()
     layer_norm, layer_norm_eps, peephole = Option(), Option(), Option()
     # What these have; see `Option`. An instance has its own only where they are not these.
-    _fused_weight_dropout = 0.0
     _fused_recurrent_dropout, _fused_recurrent_dropout_per_step, _fused_zoneout = Variants()[:3]
     _fused_layer_norm, _fused_layer_norm_eps, _fused_peephole = Variants()[3:]
-
-    def __init__(self, mode: str, *args, weight_dropout: float = 0.0, **options) -> None:
-        variants = Variants(**{name: options.pop(name) for name in Variants._fields if name in options})
-        super().__init__(mode, *args, **options)
-        if weight_dropout := _checks.checked_probability("weight_dropout", weight_dropout):
-            self._fused_weight_dropout = weight_dropout
-        check_variants(variants, mode.lower(), self.proj_size).set_in(self)
-        kinds = parameters_of(variants, _sizes_of(self))
-        for names in self._all_weights:
-            suffix = names[0].removeprefix("weight_ih")
-            for kind, length in kinds.items():
-                setattr(self, kind + suffix, nn.Parameter(self.weight_hh_l0.new_empty(length)))
-                names.append(kind + suffix)
-                _initialize(kind, getattr(self, kind + suffix), self.hidden_size)
 
     def reset_parameters(self) -> None:
         """As torch.nn's; gains become one, and the bias of a norm of c zero, as those of nn.LayerNorm."""
@@ -92,11 +70,36 @@ class FusedLayer(_Freezable, nn.RNNBase):
                 _initialize(name, tensor, self.hidden_size)
 
     def extra_repr(self) -> str:
-        defaults = {"weight_dropout": 0.0, **Variants._field_defaults}
-        own = {"weight_dropout": self._fused_weight_dropout, **Variants.of(self)._asdict()}
+        own, defaults = Variants.of(self)._asdict(), Variants._field_defaults
         return super().extra_repr() + "".join(
-            f", {name}={own[name]}" for name, default in defaults.items() if own[name] != default
+            f", {name}={value}" for name, value in own.items() if value != defaults[name]
         )
+
+
+class FusedLayer(_WithVariants, nn.RNNBase):
+    """A stack of layers of one cell: PyTorch's constructor and parameters, other kernels below.
+
+    Args:
+        weight_dropout: of DropConnect on every weight_hh, see `FusedLSTM`.
+        **options: variants of the recurrence, by the names that `Variants` has for them, see `FusedLSTM`; the others
+            are nn.RNNBase's.
+    """
+
+    weight_dropout, recurrent_dropout_per_step = Option(), Option()
+    _fused_weight_dropout = 0.0
+
+    def __init__(self, mode: str, *args, weight_dropout: float = 0.0, **options) -> None:
+        variants = _variants_among(options)
+        super().__init__(mode, *args, **options)
+        if weight_dropout := _checks.checked_probability("weight_dropout", weight_dropout):
+            self._fused_weight_dropout = weight_dropout
+        check_variants(variants, mode.lower(), self.proj_size).set_in(self)
+        for names in self._all_weights:
+            names += _add_parameters(self, variants, names[0].removeprefix("weight_ih"), self.weight_hh_l0)
+
+    def extra_repr(self) -> str:
+        p = self._fused_weight_dropout
+        return super().extra_repr() + (f", weight_dropout={p}" if p else "")
 
     def flatten_parameters(self) -> None:
         """Does nothing: parameters are separate tensors, and are used as they are."""
@@ -161,10 +164,20 @@ class _FlatWeights(tuple):
         self.module._flat_weights = weights
 
 
-class FusedCell(_Freezable, nn.RNNCellBase):
-    """One step of one layer."""
+class FusedCell(_WithVariants, nn.RNNCellBase):
+    """One step of one layer.
+
+    Args:
+        **options: variants of the recurrence, see `FusedLSTMCell`; the others are nn.RNNCellBase's.
+    """
 
     _fused_cell: str  # its name, of fusedlstm.cells
+
+    def __init__(self, *args, **options) -> None:
+        variants = _variants_among(options)
+        super().__init__(*args, **options)
+        check_variants(variants, self._fused_cell, 0).set_in(self)
+        _add_parameters(self, variants, "", self.weight_hh)
 
     def __prepare_scriptable__(self) -> nn.RNNCellBase:
         """What torch.jit.script takes in place of this module."""
@@ -172,6 +185,20 @@ class FusedCell(_Freezable, nn.RNNCellBase):
 
     qconfig = Recognized(warn_of_quantization)
     ft_compute_sample_grad = Recognized(refuse_gradients_by_hooks)
+
+
+def _variants_among(options: dict) -> Variants:
+    """Those among the options of a constructor, which then has the others."""
+    return Variants(**{name: options.pop(name) for name in Variants._fields if name in options})
+
+
+def _add_parameters(module: FusedLayer | FusedCell, variants: Variants, suffix: str, like: Tensor) -> list[str]:
+    """Gives one direction of one layer what its variants have; their names, which end in the suffix."""
+    kinds = parameters_of(variants, _sizes_of(module))
+    for kind, length in kinds.items():
+        setattr(module, kind + suffix, nn.Parameter(like.new_empty(length)))
+        _initialize(kind, getattr(module, kind + suffix), module.hidden_size)
+    return [kind + suffix for kind in kinds]
 
 
 def _initialize(name: str, tensor: Tensor, hidden_size: int) -> None:
@@ -244,7 +271,9 @@ def _fit(module, cell, input, weights) -> bool:
     )
 
 
-def _refuse_variants_of_frozen(module: FusedLayer) -> None:
+def _refuse_variants_of_frozen(module: FusedLayer | FusedCell) -> None:
+    if not (module._fused_zoneout or module._fused_layer_norm or module._fused_peephole):
+        return
     variants = Variants.of(module)
     if variants.serve(training=False):
         name = next(name for name in variants.in_use() if name != "recurrent_dropout")
@@ -254,21 +283,29 @@ def _refuse_variants_of_frozen(module: FusedLayer) -> None:
         )
 
 
-def _varied_of(module: FusedLayer, sizes) -> Varied | None:
+def _varied_of(module: FusedLayer | FusedCell, sizes) -> Varied | None:
     """The variants with which this call of a module runs."""
     variants = check_variants(Variants.of(module), sizes.cell, sizes.proj_size)
     if not variants.serve(module.training):
         return None
     kinds = parameters_of(variants, sizes)
-    names = [name for names in module._all_weights for name in names if name.rpartition("_l")[0] in kinds]
-    return Varied(variants, _parameters(module, names))
+    names = list(kinds)
+    if kinds and isinstance(module, FusedLayer):
+        names = [name for names in module._all_weights for name in names if name.rpartition("_l")[0] in kinds]
+    return Varied(variants, kinds, _parameters(module, names), module.training)
 
 
 def run_step(module: FusedCell, input: Tensor, hx):
     """The step of a module."""
-    frozen = module._fused_frozen
+    frozen, varied = module._fused_frozen, None
     if frozen is None:
-        return run_cell(module._fused_cell, input, hx, *_parameters(module, _STEP_NAMES))
+        if (
+            module._fused_recurrent_dropout or module._fused_zoneout or module._fused_layer_norm
+            or module._fused_peephole
+        ):  # fmt: skip
+            varied = _varied_of(module, _sizes_of(module))
+        return run_cell(module._fused_cell, input, hx, *_parameters(module, _STEP_NAMES), varied=varied)
+    _refuse_variants_of_frozen(module)
     sizes = frozen.sizes or _sizes_of(module)
     weights, layers = frozen.of_call(module, _STEP_NAMES, sizes, input, hx)
     return _without_gradients(run_cell, frozen, layers)(sizes.cell, input, hx, *weights, frozen=layers and layers[0])

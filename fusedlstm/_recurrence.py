@@ -63,10 +63,9 @@ def run_recurrence(cell: Cell, arguments: RecurrenceArguments) -> tuple[Tensor, 
     if is_transformed or arguments.weight_hh.size(1) == 0 or (is_on_gpu and _lacks_kernels(x.device)):
         return recurrence(cell, *arguments)
     # Nothing between here and autograd needs to see the operator of a usual call.
-    if not torch.compiler.is_compiling() and count_of_dispatch_modes() == 0:
-        tensors = _in_a_row(_tensors_of(arguments))
-        if is_eager(tensors):
-            return _differentiably(cell.name, arguments, tensors)[:2]
+    given = (*arguments, *arguments.initial, *arguments.zoneout, *arguments.reset_state)
+    if is_eager(given) and count_of_dispatch_modes() == 0:
+        return _differentiably(cell.name, arguments)[:2]
     return _OPERATORS[cell.name].recurrence(*arguments)[:2]
 
 
@@ -154,7 +153,13 @@ def _nothing(argument):
 
 
 def _in_a_row(arguments) -> list:
-    return [one for argument in arguments for one in (argument if isinstance(argument, (list, tuple)) else [argument])]
+    row = []
+    for argument in arguments:
+        if isinstance(argument, (list, tuple)):
+            row += argument
+        else:
+            row.append(argument)
+    return row
 
 
 def _rebuilt(tensors, list_sizes, eps, reverse, allow_tf32) -> RecurrenceArguments:
@@ -177,12 +182,13 @@ def _at_autograd_keys(name, *arguments):
     arguments = RecurrenceArguments(*arguments)
     # AOTInductor's executor passes None for an empty list of tensors.
     arguments = arguments._replace(zoneout=arguments.zoneout or [], reset_state=arguments.reset_state or [])
-    return _differentiably(name, arguments, _in_a_row(_tensors_of(arguments)))
+    return _differentiably(name, arguments)
 
 
-def _differentiably(name, arguments: RecurrenceArguments, tensors):
-    """The operator's results, whose derivatives are recorded where any is asked; tensors: the arguments' in a row."""
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+def _differentiably(name, arguments: RecurrenceArguments):
+    """The operator's results, whose derivatives are recorded where any is asked."""
+    tensors = _in_a_row(_tensors_of(arguments)) if torch.is_grad_enabled() else []
+    if not any(tensor is not None and tensor.requires_grad for tensor in tensors):
         with below_autograd():
             return _OPERATORS[name].recurrence(*arguments)
     states = len(arguments.initial)

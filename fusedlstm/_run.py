@@ -17,6 +17,7 @@ from fusedlstm._layers import as_passed, run_each, states_of_layers, weights_of_
 from fusedlstm._private_torch import count_of_dispatch_modes, is_any_autocast_enabled
 from fusedlstm._stack import run_stack
 from fusedlstm._varied import choose_varied
+from fusedlstm._varied import run_usual as run_usual_varied
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
@@ -43,14 +44,17 @@ def run(
         varied: variants of the recurrence with their parameters, where the call has any.
     """
     if not (
-        frozen is not None or is_int8 or varied is not None or packing is not None or lengths is not None
+        frozen is not None or is_int8 or packing is not None or lengths is not None
         or reset is not None or reset_state is not None or return_carried or return_saved or is_cell
         or (dropout != 0 and training and sizes.num_layers > 1)
     ) and type(input) is Tensor:  # fmt: skip
         count = len(CELLS[cell].states)
         states = [] if hx is None else [hx] if count == 1 else hx
         is_known = hx is None or ((count == 1 or type(hx) is tuple) and len(states) == count)
-        if is_known and is_plain((input, *states, *weights)) and count_of_dispatch_modes() == 0:
+        if varied is not None:
+            if is_known and (results := _run_varied(varied, input, states, weights, sizes, batch_first)):
+                return results
+        elif is_known and is_plain((input, *states, *weights)) and count_of_dispatch_modes() == 0:
             x = input.transpose(0, 1) if batch_first and input.dim() == 3 else input
             if _fits(cell, x, states, weights, sizes):
                 return _run_plain(x, states, weights, sizes, batch_first)
@@ -95,8 +99,8 @@ def run(
             layers = [[weights[i * each : (i + 1) * each]] for i in range(L)]
         elif varied is not None:
             _checks.check_tensors(x, hx, weights, sizes, B)
-            operator, layers = choose_varied(cell, varied, weights, x, sizes, training, wants_kept)
-            options = ()
+            operator, layers = choose_varied(cell, varied, weights, x, sizes, wants_kept)
+            options = (x.is_cuda and x.dtype is not torch.float64 and is_tf32_on(is_cell),)
         else:
             operator = choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
             layers = None  # of `weights`, made where a layer is a call of its own
@@ -215,6 +219,20 @@ def _run_plain(x, states, weights, sizes, batch_first):
         _checks.refuse(x, states or None, weights, sizes, x.size(1))
         raise
     return output.transpose(0, 1) if batch_first else output, as_passed(last)
+
+
+def _run_varied(varied, input, states, weights, sizes, batch_first):
+    """The same with variants, if it is all usual, of one layer in one direction; else None."""
+    if sizes.num_layers * sizes.directions > 1 or torch.compiler.is_compiling():
+        return None
+    x = input.transpose(0, 1) if batch_first and input.dim() == 3 else input
+    if not _fits(sizes.cell, x, states, weights, sizes):
+        return None
+    results = run_usual_varied(CELLS[sizes.cell], varied, x, [state.squeeze(0) for state in states], weights)
+    if results is None:
+        return None
+    output, last = results
+    return output.transpose(0, 1) if batch_first else output, as_passed([state.unsqueeze(0) for state in last])
 
 
 def _run_usual(x, states, weights, sizes, batch_sizes, allow_tf32):

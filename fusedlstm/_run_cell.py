@@ -10,20 +10,27 @@ from fusedlstm._autograd_steps import run_step
 from fusedlstm._choice import is_plain, is_tf32_on
 from fusedlstm._layers import as_passed
 from fusedlstm._run import run
+from fusedlstm._varied import run_step as run_varied_step
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
 
-def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, frozen=None):
+def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, frozen=None, varied=None):
     """One step, as `functional.lstm_cell` describes it, of the cell of this name.
 
-    frozen: the weights as the cell's operator froze them, for calls that these serve; or None.
+    Args:
+        frozen: the weights as the cell's operator froze them, for calls that these serve; or None.
+        varied: as of `run`.
     """
     weights = (
         (weight_ih, weight_hh) if bias_ih is None and bias_hh is None else (weight_ih, weight_hh, bias_ih, bias_hh)
     )
     has_one_state = len(CELLS[cell].states) == 1
     states = () if hx is None else (hx,) if has_one_state else hx
+    if varied is not None:
+        if type(states) is tuple and (last := run_varied_step(CELLS[cell], varied, input, states, weights)):
+            return as_passed(last)
+        return _as_layer(cell, input, hx, weights, varied=varied)
     if type(input) is Tensor and type(states) is tuple and is_plain((input, *states, *weights)):
         try:
             last = _plain(cell, input, states, weights, frozen)
@@ -92,10 +99,10 @@ def _checked(name, input, hx, weights, sizes=None):
     return x.unsqueeze(0), hx, sizes
 
 
-def _as_layer(name, input, hx, weights, sizes=None):
-    """The step as one of a layer; arguments as of `_checked`."""
+def _as_layer(name, input, hx, weights, sizes=None, varied=None):
+    """The step as one of a layer; arguments as of `_checked` and `run_cell`."""
     x, hx, of_layer = _checked(name, input, hx, weights, sizes)
-    _, last = run(name, x, hx, weights, of_layer, is_cell=True, is_int8=sizes is not None)
+    _, last = run(name, x, hx, weights, of_layer, is_cell=True, is_int8=sizes is not None, varied=varied)
     last = _without_first([last] if isinstance(last, Tensor) else last)
     return as_passed(last if input.dim() == 2 else _without_first(last))
 

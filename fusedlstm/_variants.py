@@ -27,8 +27,11 @@ class Variants(NamedTuple):
 
     @classmethod
     def of(cls, owner) -> Variants:
-        """Those of a module."""
-        return cls(*[getattr(owner, _OWN + name) for name in cls._fields])
+        """Those of a module. By their names: to make these takes longer than all else in here."""
+        return cls(
+            owner._fused_recurrent_dropout, owner._fused_recurrent_dropout_per_step, owner._fused_zoneout,
+            owner._fused_layer_norm, owner._fused_layer_norm_eps, owner._fused_peephole,
+        )  # fmt: skip
 
     def set_in(self, owner) -> None:
         """Makes them those of a module. An instance has attributes for those alone that are not its class's."""
@@ -38,12 +41,13 @@ class Variants(NamedTuple):
 
     def in_use(self) -> list[str]:
         """The names of those that change what a layer computes, in training at least."""
-        return [name for name in ("recurrent_dropout", "zoneout", "layer_norm", "peephole") if _is_on(self, name)]
+        names = "recurrent_dropout", "zoneout", "layer_norm", "peephole"
+        return [name for name in names if _is_on(getattr(self, name))]
 
     def serve(self, training: bool) -> bool:
         """Whether a call is any other than a plain layer's: in evaluation nothing is dropped."""
-        used = self.in_use()
-        return bool(used) and (training or used != ["recurrent_dropout"])
+        is_dropping = training and self.recurrent_dropout > 0
+        return is_dropping or self.layer_norm or self.peephole or _is_on(self.zoneout)
 
     def zoneouts(self, states: int) -> tuple[float, ...]:
         """The probability of each state."""
@@ -78,8 +82,7 @@ class Option:
             setattr(module, _OWN + self.name, value)
 
 
-def _is_on(variants, name) -> bool:
-    value = getattr(variants, name)
+def _is_on(value) -> bool:
     return any(value) if isinstance(value, tuple) else bool(value)
 
 
@@ -90,33 +93,30 @@ def check_variants(variants: Variants, cell_name: str, proj_size: int) -> Varian
         TypeError, ValueError: a value that is none of its option; an option that the cell has not, or that excludes
             another one.
     """
-    cell = CELLS[cell_name]
-    zoneout = variants.zoneout
+    dropout, per_step, zoneout, layer_norm, eps, peephole = variants
     if isinstance(zoneout, (tuple, list)):
-        if len(zoneout) != len(cell.states):
-            states = ", ".join(cell.states)
+        states = CELLS[cell_name].states
+        if len(zoneout) != len(states):
             raise ValueError(
-                f"zoneout: Expected a probability, or one for each of the states {states}, got {len(zoneout)}"
+                f"zoneout: Expected a probability, or one for each of the states {', '.join(states)}, "
+                f"got {len(zoneout)}"
             )
         zoneout = tuple([checked_probability("zoneout", one) for one in zoneout])
     else:
         zoneout = checked_probability("zoneout", zoneout)
-    variants = variants._replace(
-        recurrent_dropout=checked_probability("recurrent_dropout", variants.recurrent_dropout),
-        zoneout=zoneout,
-        layer_norm_eps=checked_number("layer_norm_eps", variants.layer_norm_eps),
-    )
-    for name in ("recurrent_dropout_per_step", "layer_norm", "peephole"):
-        if not isinstance(value := getattr(variants, name), bool):
+    dropout, eps = checked_probability("recurrent_dropout", dropout), checked_number("layer_norm_eps", eps)
+    for name, value in (("recurrent_dropout_per_step", per_step), ("layer_norm", layer_norm), ("peephole", peephole)):
+        if not isinstance(value, bool):
             raise TypeError(f"{name}: Expected a bool, got {type(value).__name__}")
-    if not 0 < variants.layer_norm_eps < math.inf:
-        raise ValueError(f"layer_norm_eps: Expected a finite number above 0, got {variants.layer_norm_eps}")
-    if variants.recurrent_dropout_per_step and not variants.recurrent_dropout:
+    if not 0 < eps < math.inf:
+        raise ValueError(f"layer_norm_eps: Expected a finite number above 0, got {eps}")
+    if per_step and not dropout:
         raise ValueError("recurrent_dropout_per_step: Expected recurrent_dropout with it, got recurrent_dropout=0")
-    if variants.peephole and cell_name != "lstm":
+    if peephole and cell_name != "lstm":
         raise ValueError(f"peephole: Expected an LSTM, whose gates can see its cell, got {cell_name}")
-    if variants.layer_norm and cell_name not in ("lstm", "gru"):
+    if layer_norm and cell_name not in ("lstm", "gru"):
         raise ValueError(f"layer_norm: Expected an LSTM or a GRU, got {cell_name}")
+    variants = Variants(dropout, per_step, zoneout, layer_norm, eps, peephole)
     if proj_size and variants.in_use():
         raise ValueError(f"{variants.in_use()[0]}: Expected no projection with it, got proj_size={proj_size}")
     return variants
@@ -124,6 +124,8 @@ def check_variants(variants: Variants, cell_name: str, proj_size: int) -> Varian
 
 def parameters_of(variants: Variants, sizes: Sizes) -> dict[str, int]:
     """What a direction of a layer has beside a plain one's weights: the kind of each parameter, and its length."""
+    if not (variants.layer_norm or variants.peephole):
+        return {}
     H, rows = sizes.hidden_size, CELLS[sizes.cell].gates * sizes.hidden_size
     found = {"weight_ch": 3 * H} if variants.peephole else {}
     if variants.layer_norm and sizes.cell == "lstm":
@@ -135,23 +137,30 @@ def parameters_of(variants: Variants, sizes: Sizes) -> dict[str, int]:
 
 
 class Varied(NamedTuple):
-    """The variants of a call, and their parameters of all layers and directions in a row."""
+    """The variants of a call.
+
+    Attributes:
+        kinds: `parameters_of` them.
+        parameters: of all layers and directions in a row.
+        training: whether masks are drawn.
+    """
 
     variants: Variants
+    kinds: dict[str, int]
     parameters: list[Tensor]
+    training: bool
 
     def check(self, sizes: Sizes, device: torch.device) -> None:
         """Checks the parameters. They may have another floating dtype than the weights: all compute in float32."""
-        expected = parameters_of(self.variants, sizes)
-        count = sizes.num_layers * sizes.directions * len(expected)
+        count = sizes.num_layers * sizes.directions * len(self.kinds)
         if len(self.parameters) != count:
             raise RuntimeError(
                 f"{sizes.name}: Expected {count} parameters of {', '.join(self.variants.in_use())}, "
                 f"got {len(self.parameters)}"
             )
         for place, tensor in enumerate(self.parameters):
-            kind, length = list(expected.items())[place % len(expected)]
-            layer, direction = divmod(place // len(expected), sizes.directions)
+            kind, length = list(self.kinds.items())[place % len(self.kinds)]
+            layer, direction = divmod(place // len(self.kinds), sizes.directions)
             name = f"{kind}_l{layer}{'_reverse' if direction else ''}"
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{sizes.name}: Expected {name} to be a Tensor, got {type(tensor).__name__}")
@@ -163,9 +172,8 @@ class Varied(NamedTuple):
 
     def of_directions(self, sizes: Sizes) -> list[dict[str, Tensor]]:
         """Of each direction of all layers its parameters by kind."""
-        kinds = list(parameters_of(self.variants, sizes))
         own = iter(self.parameters)
-        return [dict(zip(kinds, [next(own) for _ in kinds])) for _ in range(sizes.num_layers * sizes.directions)]
+        return [{kind: next(own) for kind in self.kinds} for _ in range(sizes.num_layers * sizes.directions)]
 
 
 def masks_of(variants: Variants, states: int, T: int, B: int, H: int, training: bool, like: Tensor):
@@ -178,11 +186,12 @@ def masks_of(variants: Variants, states: int, T: int, B: int, H: int, training: 
     mask, p = None, variants.recurrent_dropout
     if p and training:
         mask = torch.dropout(like.new_ones(T if variants.recurrent_dropout_per_step else 1, B, H), p, True)
-    if not _is_on(variants, "zoneout"):
+    if not _is_on(variants.zoneout):
         return mask, []
     probabilities = variants.zoneouts(states)
     if not training:
-        return mask, [like.new_full((1, 1, H), p) for p in probabilities]
+        parts = {p: like.new_full((1, 1, H), p) for p in probabilities}
+        return mask, [parts[p] for p in probabilities]
     return mask, [
         bits <= _most_chosen(p) if p else torch.zeros_like(bits, dtype=torch.bool)
         for p, bits in zip(probabilities, _random_bits((states, T, B, H), like.device))

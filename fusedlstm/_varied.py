@@ -11,14 +11,16 @@ import functools
 import torch
 from torch import Tensor
 
-from fusedlstm._choice import is_in_onnx_export, is_tf32_on
+from fusedlstm._autograd_steps import UNROUNDED
+from fusedlstm._choice import is_in_onnx_export, is_plain
+from fusedlstm._private_torch import count_of_dispatch_modes
 from fusedlstm._recurrence import run_recurrence, without_autocast
 from fusedlstm._variants import Variants, Varied, masks_of
 from fusedlstm.cells import Cell
 from fusedlstm.reference_varied import RecurrenceArguments
 
 
-def choose_varied(cell: Cell, varied: Varied, weights, x, sizes, training, wants_kept):
+def choose_varied(cell: Cell, varied: Varied, weights, x, sizes, wants_kept):
     """What runs a varied layer on this input, and of each layer the weights that it takes.
 
     Raises:
@@ -41,12 +43,49 @@ def choose_varied(cell: Cell, varied: Varied, weights, x, sizes, training, wants
         for place, parameters in enumerate(varied.of_directions(sizes))
     ]
     layers = [[directions[place : place + sizes.directions]] for place in range(0, len(directions), sizes.directions)]
-    return functools.partial(layer, cell, varied.variants, training), layers
+    return functools.partial(layer, cell, varied.variants, varied.training), layers
+
+
+def run_usual(cell: Cell, varied: Varied, input, initial, weights) -> tuple[Tensor, list[Tensor]] | None:
+    """Output and last states of one layer in one direction, as `_direction` has them, where the call is usual and
+    nothing is around it; else None: what does not fit is refused below, and the long way then says what is wrong.
+
+    Every microsecond counts here: single steps take a few.
+
+    Args:
+        initial: [B, H] each; empty for zeros.
+        weights: weight_ih, weight_hh, and both biases or none.
+    """
+    if type(input) is not Tensor or not input.is_cpu or input.dtype not in UNROUNDED:
+        return None
+    if not is_plain((input, *initial, *weights, *varied.parameters)) or count_of_dispatch_modes() > 0:
+        return None
+    try:
+        # What the operator would take for a variant that is not there, or for a sum.
+        has_holes = any(parameter is None for parameter in varied.parameters)
+        if has_holes or (len(weights) > 2 and weights[2].shape != weights[3].shape):
+            return None
+        initial = initial or [input.new_zeros(input.size(1), weights[1].size(1))] * len(cell.states)
+        parameters = dict(zip(varied.kinds, varied.parameters, strict=True))
+        return _direction(
+            cell, varied.variants, varied.training, input, initial, weights, parameters, None, None, [],
+            reverse=False, allow_tf32=False,
+        )  # fmt: skip
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return None
+
+
+def run_step(cell: Cell, varied: Varied, input, states, weights) -> list[Tensor] | None:
+    """The states after one step of a cell, where `run_usual` runs it; arguments as its, but for input [B, I]."""
+    if type(input) is not Tensor or input.dim() != 2:
+        return None
+    results = run_usual(cell, varied, input.unsqueeze(0), list(states), weights)
+    return results and results[1]
 
 
 def layer(
     cell: Cell, variants: Variants, training: bool,
-    input: Tensor, initial, weights, batch_sizes, lengths, reset, reset_state,
+    input: Tensor, initial, weights, batch_sizes, lengths, reset, reset_state, allow_tf32: bool,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """output and last states of one layer; arguments as of `reference.layer`, but for
 
@@ -70,7 +109,7 @@ def layer(
             _direction(
                 cell, variants, training, input, [_as(wide, state[d]) for state in initial],
                 [_as(wide, weight) for weight in own], {kind: _as(wide, p) for kind, p in parameters.items()},
-                lengths, reset, [_as(wide, state[d]) for state in reset_state], reverse=d == 1,
+                lengths, reset, [_as(wide, state[d]) for state in reset_state], reverse=d == 1, allow_tf32=allow_tf32,
             )
             for d, (*own, parameters) in enumerate(weights)
         ]  # fmt: skip
@@ -90,7 +129,7 @@ def _as(dtype, tensor) -> Tensor:
 
 
 def _direction(
-    cell, variants, training, input, initial, weights, parameters, lengths, reset, reset_state, *, reverse
+    cell, variants, training, input, initial, weights, parameters, lengths, reset, reset_state, *, reverse, allow_tf32
 ):  # fmt: skip
     weight_ih, weight_hh, *biases = weights
     T, (B, H) = input.size(0), initial[0].shape
@@ -103,7 +142,7 @@ def _direction(
         input, initial, weight_ih, weight_hh, bias_ih, bias, mask, zoneout, parameters.get("weight_ch"),
         parameters.get("gain_ih"), parameters.get("gain_hh", parameters.get("gain")), parameters.get("gain_c"),
         parameters.get("bias_c"), variants.layer_norm_eps, lengths, reset, reset_state, reverse, keeps=False,
-        allow_tf32=input.is_cuda and input.dtype is torch.float32 and is_tf32_on(False),
+        allow_tf32=allow_tf32,
     )  # fmt: skip
     return run_recurrence(cell, arguments)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fusedlstm._module import FusedLayer
+from fusedlstm._module import FusedCell, FusedLayer
 from fusedlstm._variants import Variants
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from fusedlstm.quantized import Quantized
@@ -165,8 +165,8 @@ def why_instance(module) -> str:
 
 
 def why_varied(module) -> str:
-    """The first variant of the recurrence that a layer has, in words; or ""."""
-    if not isinstance(module, FusedLayer) or not (names := Variants.of(module).in_use()):
+    """The first variant of the recurrence that a layer or cell has, in words; or ""."""
+    if not isinstance(module, (FusedLayer, FusedCell)) or not (names := Variants.of(module).in_use()):
         return ""
     return f"its {names[0]} is {getattr(Variants.of(module), names[0])}"
 

@@ -51,7 +51,7 @@ def freeze(model: nn.Module) -> nn.Module:
                 f"Expected a model in evaluation mode to freeze, got {type(module).__name__} in training mode; call "
                 "model.eval() first"
             )
-        if isinstance(module, FusedLayer) and Variants.of(module).serve(training=False):
+        if Variants.of(module).serve(training=False):
             raise ValueError(
                 f"Expected layers with the plain recurrence to freeze, got {type(module).__name__} with "
                 f"{Variants.of(module).in_use()[-1]}"

@@ -176,12 +176,13 @@ def rnn(
 
 def _checked(cell, weights, bidirectional, weight_dropout, training, variants):
     """All weights in a row as a call runs with them, the sizes that they imply, and the variants that there are."""
-    variants, varied = check_variants(variants, cell.name, 0), None
+    variants, varied, parameters = check_variants(variants, cell.name, 0), None, []
     if variants.in_use():
         weights, parameters = _apart(weights, variants, cell)
-        varied = Varied(variants, parameters) if variants.serve(training) else None
     sizes = _checks.sizes_of(cell, weights, bidirectional)
     check_variants(variants, cell.name, sizes.proj_size)
+    if variants.serve(training):
+        varied = Varied(variants, parameters_of(variants, sizes), parameters, training)
     in_a_row = list(chain.from_iterable(weights))
     weight_dropout = _checks.checked_probability("weight_dropout", weight_dropout)
     if weight_dropout and training:
@@ -212,6 +213,16 @@ def lstm_cell(
     weight_hh: Tensor,
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
+    *,
+    training: bool = False,
+    recurrent_dropout: float = 0.0,
+    zoneout: float | tuple[float, float] = 0.0,
+    weight_ch: Tensor | None = None,
+    gain_ih: Tensor | None = None,
+    gain_hh: Tensor | None = None,
+    gain_c: Tensor | None = None,
+    bias_c: Tensor | None = None,
+    layer_norm_eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
     """Run one step of one layer.
 
@@ -219,18 +230,30 @@ def lstm_cell(
         input: [B, I], or [I].
         hx: (h, c), each [B, H] (or [H]), or None for zeros.
         weight_ih, weight_hh, bias_ih, bias_hh: [4H, I], [4H, H], [4H], [4H].
+        training: whether the next two draw masks, as `FusedLSTMCell` says, which has the formulas of all.
+        recurrent_dropout, zoneout: probabilities.
+        weight_ch: [3H], peepholes.
+        gain_ih, gain_hh, gain_c, bias_c: [4H], [4H], [H], [H] of layer norm, all or none; bias_c with biases alone.
+            These and weight_ch may be of another floating dtype.
+        layer_norm_eps: of the norms.
 
     Returns:
         (h, c) after the step, shaped like hx.
 
     Raises:
-        ValueError, RuntimeError, TypeError: as nn.LSTMCell does, saying what was expected and got.
+        ValueError, RuntimeError, TypeError: as nn.LSTMCell does, saying what was expected and got; a probability
+            outside of [0, 1), a part of layer norm's parameters.
 
     Equivalent to:
         i, f, g, o = (input @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh).chunk(4, -1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh();  h = o.sigmoid() * c.tanh()
     """
-    return run_cell("lstm", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    varied, norm = None, {"gain_ih": gain_ih, "gain_hh": gain_hh, "gain_c": gain_c, "bias_c": bias_c}
+    if zoneout or recurrent_dropout or any(tensor is not None for tensor in (weight_ch, *norm.values())):
+        varied = _varied_step(
+            "lstm", recurrent_dropout, zoneout, norm, layer_norm_eps, weight_ch, weight_hh, bias_ih, training
+        )  # fmt: skip
+    return run_cell("lstm", input, hx, weight_ih, weight_hh, bias_ih, bias_hh, varied=varied)
 
 
 def gru_cell(
@@ -240,17 +263,31 @@ def gru_cell(
     weight_hh: Tensor,
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
+    *,
+    training: bool = False,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
+    gain: Tensor | None = None,
+    layer_norm_eps: float = 1e-5,
 ) -> Tensor:
     """Run one step of one GRU layer.
 
-    As `lstm_cell`, with hx and the result h, [B, H] (or [H]), and weights of 3H rows.
+    As `lstm_cell`, with hx and the result h, [B, H] (or [H]), weights of 3H rows, and
+
+    Args:
+        gain: [3H], of layer norm; `FusedGRU` has the formula.
 
     Equivalent to:
         x_r, x_z, x_n = (input @ weight_ih.T + bias_ih).chunk(3, -1)
         h_r, h_z, h_n = (h @ weight_hh.T + bias_hh).chunk(3, -1)
         z, n = (x_z + h_z).sigmoid(), (x_n + (x_r + h_r).sigmoid() * h_n).tanh();  h = n + z * (h - n)
     """
-    return run_cell("gru", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    varied = None
+    if zoneout or recurrent_dropout or gain is not None:
+        varied = _varied_step(
+            "gru", recurrent_dropout, zoneout, {"gain": gain}, layer_norm_eps, None, weight_hh, bias_ih, training
+        )  # fmt: skip
+    return run_cell("gru", input, hx, weight_ih, weight_hh, bias_ih, bias_hh, varied=varied)
 
 
 def rnn_cell(
@@ -262,6 +299,9 @@ def rnn_cell(
     bias_hh: Tensor | None = None,
     *,
     nonlinearity: str = "tanh",
+    training: bool = False,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
 ) -> Tensor:
     """Run one step of one simple recurrent layer.
 
@@ -270,7 +310,27 @@ def rnn_cell(
     Equivalent to:
         h = (input @ weight_ih.T + bias_ih + h @ weight_hh.T + bias_hh).tanh()  # or .relu()
     """
-    return run_cell(_rnn_cell(nonlinearity).name, input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    name, varied = _rnn_cell(nonlinearity).name, None
+    if zoneout or recurrent_dropout:
+        varied = _varied_step(name, recurrent_dropout, zoneout, {}, 1e-5, None, weight_hh, bias_ih, training)
+    return run_cell(name, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, varied=varied)
+
+
+def _varied_step(cell, recurrent_dropout, zoneout, norm, eps, weight_ch, weight_hh, bias_ih, training):
+    """The variants of a call of a cell, or None; norm: what layer norm adds by kind, None where it is not given."""
+    has_norm = any(tensor is not None for tensor in norm.values())
+    variants = Variants(
+        recurrent_dropout, zoneout=zoneout, layer_norm=has_norm, layer_norm_eps=eps, peephole=weight_ch is not None
+    )  # fmt: skip
+    variants = check_variants(variants, cell, 0)
+    if not variants.serve(training):
+        return None
+    has_bias, H = bias_ih is not None, weight_hh.shape[-1]
+    if norm.get("bias_c") is not None and not has_bias:
+        raise ValueError("bias_c: Expected bias_ih and bias_hh with it, got neither")
+    kinds = parameters_of(variants, _checks.Sizes(cell, 0, H, 0, 1, 1, has_bias))
+    given = {"weight_ch": weight_ch, **norm}
+    return Varied(variants, kinds, [given[kind] for kind in kinds], training)
 
 
 def _rnn_cell(nonlinearity):

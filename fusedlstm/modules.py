@@ -197,14 +197,48 @@ class FusedRNN(FusedLayer):
 class FusedLSTMCell(FusedCell):
     """One step of one LSTM layer: drop-in for `torch.nn.LSTMCell`.
 
+    Args:
+        recurrent_dropout, zoneout: as of `FusedLSTM`; in training each call draws its masks, as with
+            `recurrent_dropout_per_step` there.
+        layer_norm, layer_norm_eps, peephole: as of `FusedLSTM`. Parameters that they add are gain_ih, gain_hh, gain_c,
+            bias_c and weight_ch.
+
+    Raises:
+        TypeError, ValueError: a probability outside of [0, 1), a value that is none of its option.
+
     Equivalent to:
         nn.LSTMCell(input_size, hidden_size, bias, device, dtype)
+        # and with the options
+        x, s = LN(W_ih @ x) * gain_ih, LN(W_hh @ (mask * h)) * gain_hh          # layer_norm, recurrent_dropout
+        i, f, g, o = (x + b_ih + s + b_hh).chunk(4)
+        i, f = sigmoid(i + w_i * c), sigmoid(f + w_f * c)                       # peephole
+        c_new = f * c + i * tanh(g)
+        o = sigmoid(o + w_o * c_new)
+        h_new = o * tanh(LN(c_new) * gain_c + bias_c)
+        h, c = z_h * h + (1 - z_h) * h_new, z_c * c + (1 - z_c) * c_new         # zoneout
     """
 
     _fused_cell = "lstm"
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
+        layer_norm_eps: float = 1e-5,
+        peephole: bool = False,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype,
+            recurrent_dropout=recurrent_dropout, zoneout=zoneout, layer_norm=layer_norm,
+            layer_norm_eps=layer_norm_eps, peephole=peephole,
+        )  # fmt: skip
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Run one step; arguments, results and errors are those of `functional.lstm_cell`."""
@@ -214,14 +248,38 @@ class FusedLSTMCell(FusedCell):
 class FusedGRUCell(FusedCell):
     """One step of one GRU layer: drop-in for `torch.nn.GRUCell`.
 
+    Args:
+        recurrent_dropout, zoneout: as of `FusedLSTMCell`.
+        layer_norm, layer_norm_eps: as of `FusedGRU`; adds the parameter gain.
+
     Equivalent to:
         nn.GRUCell(input_size, hidden_size, bias, device, dtype)
+        # and with layer_norm
+        r, z, n = (LN(W_ih @ x + W_hh @ h) * gain + b_ih + b_hh).chunk(3)
+        z, n = sigmoid(z - 1), tanh(sigmoid(r) * n)
+        h = z * n + (1 - z) * h
     """
 
     _fused_cell = "gru"
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        layer_norm: bool = False,
+        layer_norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype,
+            recurrent_dropout=recurrent_dropout, zoneout=zoneout, layer_norm=layer_norm,
+            layer_norm_eps=layer_norm_eps,
+        )  # fmt: skip
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Run one step; arguments, results and errors are those of `functional.gru_cell`."""
@@ -230,6 +288,9 @@ class FusedGRUCell(FusedCell):
 
 class FusedRNNCell(FusedCell):
     """One step of one simple recurrent layer: drop-in for `torch.nn.RNNCell`.
+
+    Args:
+        recurrent_dropout, zoneout: as of `FusedLSTMCell`.
 
     Equivalent to:
         nn.RNNCell(input_size, hidden_size, bias, nonlinearity, device, dtype)
@@ -249,9 +310,15 @@ class FusedRNNCell(FusedCell):
         nonlinearity: str = "tanh",
         device=None,
         dtype=None,
+        *,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
+        super().__init__(
+            input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype,
+            recurrent_dropout=recurrent_dropout, zoneout=zoneout,
+        )  # fmt: skip
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Run one step; arguments, results and errors are those of `functional.rnn_cell`."""

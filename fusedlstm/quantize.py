@@ -137,7 +137,7 @@ def _why_left(module) -> str:
         return "a type of its own; fusedlstm.quantize takes torch.nn's and the fused ones, and no subclasses"
     if reason := why_instance(module):
         return reason
-    if isinstance(module, FusedLayer) and Variants.of(module).serve(training=False):
+    if isinstance(module, (FusedLayer, FusedCell)) and Variants.of(module).serve(training=False):
         return f"{why_varied(module)}, which layers of int8 weights have none of"
     if getattr(module, "nonlinearity", "tanh") not in ("tanh", "relu"):
         return f"Unknown nonlinearity: {module.nonlinearity}"
