@@ -127,9 +127,10 @@ def _by_kernels(name, a: RecurrenceArguments, asked, list_sizes, d_output, d_las
     *of_needed, d_initial, d_reset_state, d_parameters = _OPERATORS[name].backward(
         d_output, list(d_last), *a, list(kept), [asked[name] for name in _NEEDED]
     )
-    found = dict(zip(_NEEDED, of_needed)) | dict(zip(_PARAMETERS, d_parameters))
-    found |= {"initial": d_initial, "reset_state": d_reset_state}
-    return _in_a_row([found.get(name, _nothing(getattr(a, name))) for name in _TENSORS])
+    found = {"initial": d_initial, "reset_state": d_reset_state, "zoneout": [None] * len(a.zoneout)}
+    found.update(zip(_NEEDED, of_needed))
+    found.update(zip(_PARAMETERS, d_parameters))
+    return _in_a_row([found.get(name) for name in _TENSORS])
 
 
 def _by_reference(cell, a: RecurrenceArguments, tensors, asked, list_sizes, incoming):
@@ -146,10 +147,6 @@ def _by_reference(cell, a: RecurrenceArguments, tensors, asked, list_sizes, inco
     found = gradients(results, [tensors[place] for place in places], [d for d in incoming if d is not None])
     by_place = dict(zip(places, found))
     return [by_place.get(place) for place in range(len(tensors))]
-
-
-def _nothing(argument):
-    return [None] * len(argument) if isinstance(argument, (list, tuple)) else None
 
 
 def _in_a_row(arguments) -> list:
@@ -170,11 +167,15 @@ def _rebuilt(tensors, list_sizes, eps, reverse, allow_tf32) -> RecurrenceArgumen
 
 def _by_name(row, list_sizes) -> dict:
     """What is in a row, one for each tensor, by the arguments' names; list_sizes: -1 for one that is no list."""
-    following = iter(row)
-    return {
-        name: next(following) if size < 0 else [next(following) for _ in range(size)]
-        for name, size in zip(_TENSORS, list_sizes)
-    }
+    named, place = {}, 0
+    for name, size in zip(_TENSORS, list_sizes):
+        if size < 0:
+            named[name] = row[place]
+            place += 1
+        else:
+            named[name] = list(row[place : place + size])
+            place += size
+    return named
 
 
 def _at_autograd_keys(name, *arguments):

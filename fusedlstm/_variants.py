@@ -194,7 +194,7 @@ def masks_of(variants: Variants, states: int, T: int, B: int, H: int, training: 
         return mask, [parts[p] for p in probabilities]
     return mask, [
         bits <= _most_chosen(p) if p else torch.zeros_like(bits, dtype=torch.bool)
-        for p, bits in zip(probabilities, _random_bits((states, T, B, H), like.device))
+        for p, bits in zip(probabilities, _random_bits((states, T, B, H), like.device).unbind())
     ]
 
 
