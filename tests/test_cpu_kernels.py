@@ -24,8 +24,8 @@ PLANS = ["direct:rows", "direct:units", "packed:rows", "packed:units"]
 KERNELS = [(isa, plan) for isa in ISAS for plan in PLANS if isa == ISAS[-1] or plan in PLANS[::3]]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
-# Below, on and above the borders of tiles (4 or 6 rows; 16 and 32), vectors (2 to 16 units), panels (8 to 64 columns)
-# and, in the last one, of the stretches (32, 128), of the blocks of depth (1024 gate rows) and of rows (256).
+# Below, on and above the borders of tiles (4, 6 or 8 rows; 16 and 32), vectors (2 to 16 units), panels (8 to 64
+# columns) and, in the last one, of the stretches (32, 128), of the blocks of depth (1024 gate rows) and of rows (256).
 SHAPES = [
     Case("units-1", 2, 1, 1, 1),
     Case("rows-7", 3, 7, 9, 33, bidirectional=True),

@@ -32,8 +32,10 @@ def two_threads():
 
 # The operators: every cell by every kernel, against the reference.
 
-# Below, on and above vectors, folds and blocks: T, B, I, H, and whether there are two directions.
+# Below, on and above vectors, folds and blocks, and tiles (of up to 8 rows): T, B, I, H, and whether there are two
+# directions.
 SIZES = [(1, 1, 5, 7), (1, 4, 33, 40), (3, 2, 17, 9, True), (6, 5, 4, 2), (5, 13, 3, 50, True), (4, 20, 30, 67)]
+SIZES += [(2, 16, 9, 36)]
 ROWS = {"plain": {}, "packed": {"variable": "packed"}, "lengths": {"variable": "lengths"}, "reset": {"resets": True}}
 
 

@@ -61,7 +61,7 @@ struct Avx2 {
 struct Avx512 {
   static constexpr int kVectorBytes = 64;
   static constexpr int kStripVectors = 4, kTileRows = 6;  // 24 sums + 4 weights + 1 broadcast, of 32 registers
-  static constexpr int kTileRowsOfThree = 6;
+  static constexpr int kTileRowsOfThree = 8;              // as many sums
   static constexpr int kDirectSums = 16;
 };
 // Avx512 with bfloat16 dot products.

@@ -136,9 +136,13 @@ FUSEDLSTM_INLINE void multiply_rows(const Factors<Product>& f, int vectors) {
     if (vectors == 4) return multiply_tile<Isa, Product, kRows, kStride, 4>(f, vectors, 0);
   }
   for (int q = 0; q < vectors; q += Isa::kStripVectors) {
-    if (vectors - q >= Isa::kStripVectors)
-      multiply_tile<Isa, Product, kRows, kStride, Isa::kStripVectors>(f, vectors, q);
-    else if (Isa::kStripVectors > 2 && vectors - q == 2)
+    if constexpr (kRows <= Isa::kTileRows) {
+      if (vectors - q >= Isa::kStripVectors) {
+        multiply_tile<Isa, Product, kRows, kStride, Isa::kStripVectors>(f, vectors, q);
+        continue;
+      }
+    }
+    if (Isa::kStripVectors > 2 && vectors - q == 2)
       multiply_tile<Isa, Product, kRows, kStride, 2>(f, vectors, q);
     else
       multiply_tile<Isa, Product, kRows, kStride, 1>(f, vectors, q);
@@ -147,7 +151,7 @@ FUSEDLSTM_INLINE void multiply_rows(const Factors<Product>& f, int vectors) {
 
 template <class Isa, class Product, bool kInterleaved>
 void multiply(const Factors<Product>& f, int rows, int vectors) {
-  static_assert(Isa::kTileRows == 6);
+  static_assert(Isa::kTileRows == 6 && Isa::kTileRowsOfThree <= 8);
   switch (rows) {
     case 1:
       return multiply_rows<Isa, Product, kInterleaved, 1>(f, vectors);
@@ -161,6 +165,12 @@ void multiply(const Factors<Product>& f, int rows, int vectors) {
       return multiply_rows<Isa, Product, kInterleaved, 5>(f, vectors);
     case 6:
       return multiply_rows<Isa, Product, kInterleaved, 6>(f, vectors);
+  }
+  if constexpr (!kInterleaved && Isa::kTileRowsOfThree == 8) {  // of panels of three vectors, or of their last block
+    if (rows == 7)
+      multiply_rows<Isa, Product, false, 7>(f, vectors);
+    else
+      multiply_rows<Isa, Product, false, 8>(f, vectors);
   }
 }
 
