@@ -230,6 +230,8 @@ def test_says_what_it_is():
     nothing_fits = plan(H=4096, dtype="bfloat16")
     expected = "lstm stream bfloat16, one product and one pointwise kernel per step, estimated "
     assert str(nothing_fits).startswith(expected)
+    projected = str(plan(H=4096, dtype="bfloat16", proj_size=7))
+    assert "two products and two pointwise kernels per step" in projected and "W_hr" not in projected
     assert [reason.split(":")[0] for reason in nothing_fits.rejected] == list(RESIDENT)
 
 

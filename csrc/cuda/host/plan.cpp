@@ -77,7 +77,8 @@ Plan stream_plan(const Problem& p, const Device& d) {
           .tiles = 0,
           .members = 1,
           .smem_bytes = 0,
-          .microseconds = stream_microseconds(p, d)};
+          .microseconds = stream_microseconds(p, d),
+          .proj_size = p.proj_size};
 }
 
 // Of one layer, or of all layers of a stack.
@@ -246,8 +247,9 @@ std::string to_string(const Plan& plan) {
   const std::string layers =
       plan.abreast > 1 ? text(", %d layers abreast in %d parts", plan.abreast, plan.parts) : std::string();
   if (plan.shape.transport == Transport::kStream)
-    return text("%s %s %s, one product and one pointwise kernel per step, estimated %.0f us", cell, transport,
-                arithmetic, plan.microseconds);
+    return text("%s %s %s, %s per step, estimated %.0f us", cell, transport, arithmetic,
+                plan.proj_size > 0 ? "two products and two pointwise kernels" : "one product and one pointwise kernel",
+                plan.microseconds);
   const char* weight = plan.proj_size > 0 ? ", by the weight W_hh W_hr" : "";
   return text("%s %s %s, %d CTAs x %d units, %d tiles of %d rows, %lld bytes of shared memory%s%s, estimated %.0f us",
               cell, transport, arithmetic, plan.ctas_per_tile, units_per_cta(plan.shape, plan.arithmetic), plan.tiles,
