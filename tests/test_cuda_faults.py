@@ -112,7 +112,7 @@ FAULTS = [
           "cluster_sync();  // peers may send only",
           "block_sync();  // peers may send only", r"race on|without an initialised mbarrier|has not started"),
     Fault("wait within the block only", "cluster", "transport_cluster.cuh", "mbarrier_try_wait<Scope::kCluster>",
-          "mbarrier_try_wait<Scope::kBlock>", r"race on shared memory.*not ordered with write by store_async of"),
+          "mbarrier_try_wait<Scope::kBlock>", r"race on shared memory.*not ordered with write by asynchronous access"),
     Fault("too few bytes expected", "cluster", "transport_cluster.cuh", "return tile.batch_rows * this->pitch()",
           "return tile.batch_rows * (this->pitch() - kVectorBytes)", r"race on|has landed|deadlock"),
     Fault("sums of one CTA not expected", "cluster", "transport_cluster.cuh", "return tile.ctas * units",

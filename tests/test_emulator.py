@@ -13,6 +13,7 @@ RIGHT = [
     "relaxed_store_then_barrier",
     "message_passing",
     "exchange",
+    "bulk_exchange",
     "exchange_no_sync_at_end",  # each CTA has waited for all that is ever sent to it
 ]
 
@@ -39,12 +40,24 @@ WRONG = {
     "prefetch_past_the_end": r"prefetch outside every buffer, 0 bytes past the end of out",
     "exchange_no_sync_at_start": r"race on shared memory|without an initialised mbarrier|has not started",
     "exchange_no_init_fence": r"store_async to an mbarrier without mbarrier_init_fence",
-    "exchange_wrong_parity": r"race|before a store_async to it has landed|which nothing has written",
-    "exchange_no_wait": r"race|before a store_async to it has landed|which nothing has written",
-    "exchange_wait_within_block": r"race on shared memory.*; not ordered with write by store_async of",
-    "exchange_too_few_bytes": r"race|before a store_async to it has landed|which nothing has written",
+    "exchange_wrong_parity": r"race|before what is sent to it has landed|which nothing has written",
+    "exchange_no_wait": r"race|before what is sent to it has landed|which nothing has written",
+    "exchange_wait_within_block": r"race on shared memory.*; not ordered with write by asynchronous access of",
+    "exchange_too_few_bytes": r"race|before what is sent to it has landed|which nothing has written",
     "exchange_too_many_bytes": r"deadlock\n(.*\n)*  waiting at mbarrier_try_wait",
     "exchange_single_buffer": r"race on shared memory",
+    "bulk_exchange_no_fence": r"race of a bulk_copy on .*block\(\d,0,0\).*without a bulk_copy_fence after it",
+    "bulk_exchange_fence_before_stores": r"race of a bulk_copy on .*without a bulk_copy_fence after it",
+    "bulk_exchange_fence_of_copier": r"race of a bulk_copy on .*without a bulk_copy_fence after it",
+    "bulk_exchange_no_fence_of_peer": r"race of a bulk_copy on .*without a bulk_copy_fence after it",
+    "bulk_exchange_no_sync": r"race on shared memory|which nothing has written",
+    "bulk_exchange_source_overwritten": r"race on .*: write by .*; not ordered with read by asynchronous access of",
+    "bulk_exchange_source_unwritten": r"which nothing has written",
+    "bulk_exchange_too_few_bytes": r"deadlock\n(.*\n)*  waiting at mbarrier_try_wait",
+    "bulk_exchange_too_many_bytes": r"deadlock\n(.*\n)*  waiting at mbarrier_try_wait",
+    "bulk_exchange_peer_left_out": r"deadlock\n(.*\n)*  waiting at mbarrier_try_wait",
+    "bulk_exchange_misaligned": r"misaligned bulk_copy of 128 bytes",
+    "bulk_exchange_source_of_peer": r"bulk_copy from outside the CTA's own shared memory",
     "send_and_exit": r"is not ordered before the exit",
     "send_and_exit_without_sync": r"is not ordered before the exit|that has exited",
     "divergent_cluster_exit": r"deadlock\n(.*\n)*  waiting at cluster_sync",
@@ -116,6 +129,12 @@ def test_exchange_through_distributed_shared_memory_delivers():
     for rank in range(2):
         assert torch.equal(out[rank, :, 0], 2 * (100 * rank + sent))  # two rounds
         assert torch.equal(out[rank, :, 1], torch.full_like(sent, 0 + 1))
+
+
+def test_bulk_copy_delivers():
+    for seed in range(4):
+        out = run("bulk_exchange", seed)[:64].reshape(2, 32)
+        assert torch.equal(out, 100 * torch.arange(2)[:, None].int() + torch.arange(32).int())
 
 
 def test_runtime_is_usable_after_an_error():

@@ -21,7 +21,7 @@ from emulator import Memory, build
 PREBUILT = os.environ.get("FUSEDLSTM_PRIMITIVE_KERNELS", "")
 DEVICES = ["emulated"] + ["cuda"] * bool(torch.cuda.is_available() and (PREBUILT or shutil.which("nvcc")))
 # Compute capability, times ten; 75 for the rest.
-NEEDS = {"mma_bf16": 80, "mma_f16": 80, "mma_tf32": 80, "number": 80, "cluster": 90}
+NEEDS = {"mma_bf16": 80, "mma_f16": 80, "mma_tf32": 80, "number": 80, "cluster": 90, "bulk": 90}
 
 LANES = torch.arange(32)
 GROUP, IN_GROUP = LANES // 4, LANES % 4
@@ -307,6 +307,14 @@ def test_cluster(device):
         expected[:, [0, 7]] = expected[:, [0, 7]] + 1 - rank & 0xFFFFFFFF  # the sender's rank
         expected[:, 4], expected[:, 5] = rank, 2
         same_bits(out[rank], expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_bulk(device):
+    words = random_words()
+    out = run(device, "bulk", words)[:512].view(2, 32, 8)
+    for rank in range(2):
+        same_bits(out[rank], words.view(32, 8).flip(0) + 1 - rank & 0xFFFFFFFF)  # the sender's rank
 
 
 def test_emulated_module_has_every_kernel():

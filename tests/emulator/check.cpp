@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <span>
 
 #include "machine.h"
 #include "streams.h"
@@ -124,6 +125,14 @@ std::string site_text(uint32_t id) {
 
 // ---- accesses -------------------------------------------------------------------------------------------------------
 
+void fail_at(uint32_t site, const std::string& what) {
+  fail(what + " by " + name_of(current) + " at " + site_text(site));
+}
+
+std::string place(const Region& region, uintptr_t address) {
+  return region.name + "+" + std::to_string(address - region.begin);
+}
+
 bool knows(const Fiber* fiber, const Event& event) {
   return event.thread == fiber->id || (*fiber->known)[event.thread] >= event.epoch;
 }
@@ -134,18 +143,10 @@ const char* verb(bool write) {
   return write ? "write" : "read";
 }
 
-[[noreturn]] void fail_at(uint32_t site, const std::string& what) {
-  fail(what + " by " + name_of(current) + " at " + site_text(site));
-}
-
-std::string place(const Region& region, uintptr_t address) {
-  return region.name + "+" + std::to_string(address - region.begin);
-}
-
-// The thread of an event, also where it stands for asynchronous stores.
+// The thread of an event, also where it stands for asynchronous accesses.
 std::string actor(const Event& event) {
   const bool async = event.thread >= machine->thread_count;
-  return (async ? "store_async of " : "") +
+  return (async ? "asynchronous access of " : "") +
          thread_name(async ? event.thread - static_cast<uint32_t>(machine->thread_count) : event.thread);
 }
 
@@ -187,7 +188,8 @@ unsigned mask_within(uintptr_t at, uintptr_t begin, uintptr_t end) {
   return mask;
 }
 
-// Checks and records one access. `as`: who writes, the current thread or its asynchronous stores.
+}  // namespace
+
 void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event as) {
   const bool write = access == Access::kWrite || access == Access::kRelaxedWrite;
   const bool relaxed = access == Access::kRelaxedRead || access == Access::kRelaxedWrite;
@@ -198,18 +200,19 @@ void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event 
     const unsigned mask = mask_within(at, address, address + bytes);
     as.bytes = mask;
     ShadowWord& word = region.shadow(at);
-    if (word.in_flight) fail_at(site, "access to " + place(region, at) + " before a store_async to it has landed,");
+    if (word.in_flight) fail_at(site, "access to " + place(region, at) + " before what is sent to it has landed,");
     if (access == Access::kConstantRead && word.written)
       fail_at(site, "load_constant of " + place(region, at) + ", which this launch has written,");
     for (const Event& w : word.writes)
       if ((w.bytes & mask) && !(w.relaxed && relaxed) && !knows(current, w))
         fail_race(region, at, w, true, write, site);
     if (write) {
-      for (Event& r : word.reads) {
-        if ((r.bytes & mask) && !(r.relaxed && relaxed) && !knows(current, r))
-          fail_race(region, at, r, false, write, site);
-        r.bytes &= ~mask;
-      }
+      for (const std::span<Event> readers : {std::span<Event>(word.reads), std::span<Event>(word.copies)})
+        for (Event& r : readers) {
+          if ((r.bytes & mask) && !(r.relaxed && relaxed) && !knows(current, r))
+            fail_race(region, at, r, false, write, site);
+          r.bytes &= ~mask;
+        }
       for (Event& w : word.writes) w.bytes &= ~mask;
       if (!relaxed) word.initialised |= mask;  // a relaxed store counts when it lands
       word.written = 1;
@@ -220,34 +223,24 @@ void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event 
         fail_at(site, "read of " + place(region, at) + ", which nothing has written,");
       // Replace this thread's own record, or a free one, or one that comes before this; else any: the checker may
       // then miss a race with the one that is dropped, and never reports a false one.
+      const bool copies = as.thread >= machine->thread_count && !relaxed;
+      const auto readers = copies ? std::span<Event>(word.copies) : std::span<Event>(word.reads);
       Event* place_for = nullptr;
-      for (Event& r : word.reads)
+      for (Event& r : readers)
         if (r.bytes && r.thread == as.thread && (r.bytes & ~mask) == 0) place_for = &r;
-      for (Event& r : word.reads)
+      for (Event& r : readers)
         if (!place_for && !r.bytes) place_for = &r;
-      for (Event& r : word.reads)
+      for (Event& r : readers)
         if (!place_for && knows(current, r) && (r.bytes & ~mask) == 0) place_for = &r;
-      if (!place_for) place_for = &word.reads[(as.thread * 2654435761u + as.epoch) >> 30];
+      if (!place_for) place_for = &readers[((as.thread * 2654435761u + as.epoch) >> 30) % readers.size()];
       *place_for = as;
     }
   }
 }
 
-}  // namespace
-
 void check_access(uintptr_t address, size_t bytes, Access access, uint32_t site) {
   if (address % bytes) fail_at(site, "misaligned access of " + std::to_string(bytes) + " bytes");
   check(address, bytes, access, site, Event{current->epoch, site, current->id, 0, 0});
-}
-
-void check_async_store(uintptr_t address, size_t bytes, uintptr_t mbarrier, uint32_t site) {
-  if (address % bytes) fail_at(site, "misaligned store_async of " + std::to_string(bytes) + " bytes");
-  const auto thread = static_cast<uint32_t>(machine->thread_count) + current->id;
-  const Event as{++current->async_epoch, site, thread, 0, 0};
-  check(mbarrier, 8, Access::kRelaxedRead, site, as);
-  check(address, bytes, Access::kWrite, site, as);
-  const Region* region = find_region(address);
-  for (size_t i = 0; i < bytes; i += 4) region->shadow(address + i).in_flight = 1;
 }
 
 void prefetch(uintptr_t address, Site site) {
@@ -272,6 +265,7 @@ void check_exit(const Cta* cta) {
     };
     for (const Event& w : word.writes) require(w);
     for (const Event& r : word.reads) require(r);
+    for (const Event& r : word.copies) require(r);
   }
   cta->shared->dead = true;
 }

@@ -104,6 +104,8 @@ void mbarrier_arrive_expect(uintptr_t barrier, int bytes, Site site);
 // Says no only where time passes (Options): a wait that nothing else ends is a deadlock.
 bool mbarrier_try_wait(uintptr_t barrier, int parity, bool cluster_scope, Site site);
 void store_async(uintptr_t address, const void* value, size_t bytes, uintptr_t barrier, Site site);
+void bulk_copy(uintptr_t to, uintptr_t from, int bytes, uintptr_t barrier, Site site);
+void bulk_copy_fence();
 
 // ---- tensor core operations on the operands of all 32 lanes, in the fragment layouts of PTX ------------------------
 

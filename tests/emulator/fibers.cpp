@@ -393,7 +393,7 @@ void run_launch(const void* kernel, const LaunchConfig& config, void (*entry)(vo
   m.thread_count =
       size_t(config.block.x) * config.block.y * config.block.z * config.grid.x * config.grid.y * config.grid.z;
   const bool clustered = config.cluster.x * config.cluster.y * config.cluster.z > 1;
-  m.clock_size = (clustered ? 2 : 1) * m.thread_count;  // the second half: asynchronous stores of each thread
+  m.clock_size = (clustered ? 2 : 1) * m.thread_count;  // the second half: asynchronous accesses of each thread
   machine = &m;
   forget_accesses();
 

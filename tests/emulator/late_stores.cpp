@@ -1,4 +1,5 @@
-// Stores that other threads see late: relaxed stores word by word, store_async as a whole, in an order of their own.
+// Stores that other threads see late: relaxed stores word by word, store_async and bulk copies as a whole, in an order
+// of their own.
 //
 // A late store lands when nothing else can run (or earlier, at random), except that a thread which is known to come
 // after it sees it at once: that is what the hardware promises, and nothing more. Fences tell: who reads what a relaxed
@@ -23,11 +24,12 @@ void land(LateStore& store) {
   }
   const Region* region = find_region(store.address);
   if (!region || region->dead) {
-    abandon("store_async by " + thread_name(store.sender.thread - machine->thread_count) +
-            " lands in a CTA that has exited");
+    abandon((store.from ? "bulk_copy by " : "store_async by ") +
+            thread_name(store.sender.thread - machine->thread_count) + " lands in a CTA that has exited");
     return;
   }
-  memcpy(reinterpret_cast<void*>(store.address), store.value, store.bytes);
+  const void* value = store.from ? reinterpret_cast<const void*>(store.from) : store.value;
+  memcpy(reinterpret_cast<void*>(store.address), value, store.bytes);
   for (size_t i = 0; i < store.bytes; i += 4) region->shadow(store.address + i).in_flight = 0;
   MBarrier& m = region->owner->mbarriers[store.mbarrier];
   m.bytes -= store.bytes;
@@ -149,23 +151,6 @@ void store(uintptr_t address, const void* value, size_t bytes, Access access, Si
     machine->late.push_back(late);
     ++machine->late_words[late.address];
   }
-}
-
-void store_async(uintptr_t address, const void* value, size_t bytes, uintptr_t barrier, Site site) {
-  RuntimeScope scope;
-  const auto refuse = [&](const char* why) { fail(std::string("store_async ") + why + actor_at(site)); };
-  const Region* region = find_region(address);
-  if (!region || !region->owner) refuse("to an address that is not in the cluster's shared memory");
-  if (barrier < region->begin || barrier >= region->end) refuse("with the mbarrier of another CTA");
-  const auto found = region->owner->mbarriers.find(barrier);
-  if (found == region->owner->mbarriers.end()) refuse("without an initialised mbarrier");
-  if (!found->second.fenced) refuse("to an mbarrier without mbarrier_init_fence");
-  check_async_store(address, bytes, barrier, site_id(site));
-  LateStore late{address, {}, static_cast<uint32_t>(bytes), stamp(current), barrier};
-  late.sender.thread = static_cast<uint32_t>(machine->thread_count) + current->id;
-  late.sender.epoch = current->async_epoch;
-  memcpy(late.value, value, bytes);
-  machine->late.push_back(late);
 }
 
 }  // namespace emulator

@@ -34,8 +34,10 @@ struct Event {  // an access remembered in shadow memory
   uint32_t thread : 26, bytes : 4, relaxed : 1;  // bytes: mask within the word; 0: none
 };
 
-struct ShadowWord {  // of 4 bytes; the masks have one bit per byte
+// Of 4 bytes; the masks have one bit per byte.
+struct ShadowWord {
   Event writes[2], reads[4];
+  Event copies[2];  // reads by bulk copies
   uint8_t initialised, in_flight, written;
 };
 
@@ -79,6 +81,7 @@ struct Fiber {
   std::vector<Stamp> seen;          // since its last fence: of whose relaxed stores it read, their last fences before
   std::vector<uintptr_t> polled;    // addresses of relaxed loads since it last gave way
   std::vector<uintptr_t> unfenced;  // mbarriers it initialised, without a fence so far
+  std::vector<uint32_t> proxy_fences;  // epochs that end with a bulk_copy_fence
 };
 
 struct Barrier {
@@ -127,15 +130,16 @@ struct Cluster {
   Barrier barrier;
 };
 
-// A store that other threads do not see yet.
+// A store or a bulk copy that other threads do not see yet.
 struct LateStore {
   uintptr_t address;
   unsigned char value[16];
   uint32_t bytes;
-  Stamp sender;             // for store_async: the epoch of its asynchronous writes
+  Stamp sender;             // for store_async and bulk_copy: the epoch of its asynchronous accesses
   uintptr_t mbarrier = 0;   // 0: a relaxed store of one word
   Stamp at_fence{};         // the sender's last one before a relaxed store
   bool overwrites = false;  // what the launch has written there before
+  uintptr_t from = 0;       // a bulk copy: what is there when it lands
 };
 
 struct Machine {
@@ -203,9 +207,12 @@ uint32_t site_id(Site site);
 std::string site_text(uint32_t id);
 bool knows(const Fiber* fiber, const Event& event);
 void check_access(uintptr_t address, size_t bytes, Access access, uint32_t site);
-void check_async_store(uintptr_t address, size_t bytes, uintptr_t mbarrier,
-                       uint32_t site);  // starts a new epoch of them
-void check_exit(const Cta* cta);        // all accesses by peers are over
-void forget_accesses();                 // a launch is ordered after everything before it
+// Checks and records one access. `as`: by whom, the current thread or its asynchronous accesses.
+void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event as);
+std::string place(const Region& region, uintptr_t address);
+// Says that it was the current thread, and where.
+[[noreturn]] void fail_at(uint32_t site, const std::string& what);
+void check_exit(const Cta* cta);  // all accesses by peers are over
+void forget_accesses();           // a launch is ordered after everything before it
 
 }  // namespace emulator

@@ -64,7 +64,8 @@ __global__ void memory_kernel(const uint32_t* in, uint32_t* out) {
   const Vec4 a = load_constant128(in + 8 * threadIdx.x), b = load_relaxed128(in + 8 * threadIdx.x + 4);
   const SharedAddress mine = shared_address(shared_memory()) + 32 * threadIdx.x;
   store_shared128(mine, a);
-  for (int i = 0; i < 3; ++i) store_shared32(mine + 16 + 4 * i, b.w[i]);
+  store_shared64(mine + 16, b.w[0], b.w[1]);
+  store_shared32(mine + 24, b.w[2]);
   store_shared16(mine + 28, static_cast<uint16_t>(b.w[3]));
   store_shared16(mine + 30, static_cast<uint16_t>(b.w[3] >> 16));
   block_sync();
@@ -102,6 +103,29 @@ __global__ void cluster_kernel(const uint32_t* in, uint32_t* out) {
   }
 }
 
+// Two CTAs: each copies what its lanes have stored to its peer.
+__global__ void bulk_kernel(const uint32_t* in, uint32_t* out) {
+  if constexpr (kArch >= 900) {
+    constexpr int kLaneBytes = 32, kBytes = 32 * kLaneBytes;
+    const SharedAddress barrier = shared_address(shared_memory()), from = barrier + 64, to = from + kBytes;
+    const int mine = kLaneBytes * threadIdx.x, rank = cluster_rank(), peer = rank ^ 1;
+    if (threadIdx.x == 0) {
+      mbarrier_init(barrier, 1);
+      mbarrier_init_fence();
+      mbarrier_arrive_expect(barrier, kBytes);
+    }
+    cluster_sync();
+    for (int i = 0; i < 8; ++i) store_shared32(from + mine + 4 * i, in[8 * threadIdx.x + i] + rank);
+    bulk_copy_fence();
+    block_sync();
+    if (threadIdx.x == 0) bulk_copy(map_cluster_address(to, peer), from, kBytes, map_cluster_address(barrier, peer));
+    while (!mbarrier_try_wait<Scope::kCluster>(barrier, 0));
+    for (int i = 0; i < 8; ++i)
+      out[8 * (32 * blockIdx.x + threadIdx.x) + i] = load_shared32(to + kLaneBytes * (31 - threadIdx.x) + 4 * i);
+    cluster_sync();
+  }
+}
+
 struct Entry {
   const char* name;
   void (*kernel)(const uint32_t*, uint32_t*);
@@ -117,6 +141,7 @@ static const Entry kEntries[] = {
     {"activation", activation_kernel, {1, 32, 1, 0, false}},
     {"memory", memory_kernel, {1, 32, 1, 1024, false}},
     {"cluster", cluster_kernel, {2, 32, 2, 1024, false}},
+    {"bulk", bulk_kernel, {2, 32, 2, 4096, false}},
 };
 
 }  // namespace fusedlstm::cuda

@@ -53,6 +53,10 @@ inline void store_shared16(SharedAddress a, uint16_t v, Site site = Site::curren
 inline void store_shared32(SharedAddress a, uint32_t v, Site site = Site::current()) {
   emulator::store(a, &v, 4, Access::kWrite, site);
 }
+inline void store_shared64(SharedAddress a, uint32_t v0, uint32_t v1, Site site = Site::current()) {
+  const uint32_t v[2]{v0, v1};
+  emulator::store(a, v, 8, Access::kWrite, site);
+}
 inline void store_shared128(SharedAddress a, Vec4 v, Site site = Site::current()) {
   emulator::store(a, &v, 16, Access::kWrite, site);
 }
@@ -169,6 +173,14 @@ inline void store_async64(SharedAddress a, uint32_t v0, uint32_t v1, SharedAddre
 }
 inline void store_async128(SharedAddress a, Vec4 v, SharedAddress barrier, Site site = Site::current()) {
   emulator::store_async(a, &v, 16, barrier, site);
+}
+
+inline void bulk_copy(SharedAddress to, SharedAddress from, int bytes, SharedAddress barrier,
+                      Site site = Site::current()) {
+  emulator::bulk_copy(to, from, bytes, barrier, site);
+}
+inline void bulk_copy_fence() {
+  emulator::bulk_copy_fence();
 }
 
 // ---- waits that have no end

@@ -204,6 +204,58 @@ __global__ void send_and_exit(uint32_t* out) {  // the peer does not wait for wh
   out[blockIdx.x * 32 + threadIdx.x] = 0;
   if (kSyncAtEnd) cluster_sync();
 }
+
+enum class BulkFault {
+  kNone,
+  kNoFence,
+  kFenceBeforeStores,
+  kFenceOfCopier,
+  kNoFenceOfPeer,
+  kNoSync,
+  kSourceOverwritten,
+  kSourceUnwritten,
+  kTooFewBytes,
+  kTooManyBytes,
+  kPeerLeftOut,
+  kMisaligned,
+  kSourceOfPeer,
+};
+// Each CTA copies 128 bytes to its peer, from words 32 on to words 64 on, which the peer has cleared.
+template <BulkFault kFault>
+__global__ void bulk_exchange(uint32_t* out) {
+  const int lane = threadIdx.x, peer = cluster_rank() ^ 1;
+  const SharedAddress barrier = shared_word(0), from = shared_word(32), to = shared_word(64);
+  store_shared32(to + 4 * lane, 0);
+  if (kFault != BulkFault::kNoFenceOfPeer) bulk_copy_fence();
+  if (lane == 0) {
+    mbarrier_init(barrier, 1);
+    mbarrier_init_fence();
+    mbarrier_arrive_expect(barrier, 128 + (kFault == BulkFault::kTooFewBytes    ? -16
+                                           : kFault == BulkFault::kTooManyBytes ? 16
+                                                                                : 0));
+  }
+  cluster_sync();
+  if (kFault == BulkFault::kFenceBeforeStores) bulk_copy_fence();
+  if (kFault != BulkFault::kSourceUnwritten || lane < 16) store_shared32(from + 4 * lane, 100 * peer + lane);
+  constexpr bool kFences =
+      kFault != BulkFault::kNoFence && kFault != BulkFault::kFenceBeforeStores && kFault != BulkFault::kFenceOfCopier;
+  if (kFences) bulk_copy_fence();
+  if (kFault != BulkFault::kNoSync) warp_sync();
+  if (kFault == BulkFault::kFenceOfCopier) bulk_copy_fence();
+  const bool sends = kFault != BulkFault::kPeerLeftOut || peer == 0;
+  if (lane == 0 && sends)
+    bulk_copy(map_cluster_address(to, peer) + (kFault == BulkFault::kMisaligned ? 8 : 0),
+              kFault == BulkFault::kSourceOfPeer ? map_cluster_address(from, peer) : from, 128,
+              map_cluster_address(barrier, peer));
+  if (kFault == BulkFault::kSourceOverwritten) {  // what it waits for is the peer's copy, and not its own
+    warp_sync();
+    while (!mbarrier_try_wait<Scope::kCluster>(barrier, 0));
+    store_shared32(from + 4 * lane, 0);
+  }
+  while (!mbarrier_try_wait<Scope::kCluster>(barrier, 0));
+  out[blockIdx.x * 32 + lane] = load_shared32(to + 4 * lane);
+  cluster_sync();
+}
 __global__ void divergent_cluster_exit(uint32_t* out) {
   out[blockIdx.x * 32 + threadIdx.x] = 0;
   if (blockIdx.x == 0) cluster_sync();
@@ -259,6 +311,19 @@ static const std::map<std::string, Case> kCases = {
     {"exchange_single_buffer", {exchange<Fault::kSingleBuffer>, kClusterOfTwo}},
     {"send_and_exit", {send_and_exit<true>, kClusterOfTwo}},
     {"send_and_exit_without_sync", {send_and_exit<false>, kClusterOfTwo}},
+    {"bulk_exchange", {bulk_exchange<BulkFault::kNone>, kClusterOfTwo}},
+    {"bulk_exchange_no_fence", {bulk_exchange<BulkFault::kNoFence>, kClusterOfTwo}},
+    {"bulk_exchange_fence_before_stores", {bulk_exchange<BulkFault::kFenceBeforeStores>, kClusterOfTwo}},
+    {"bulk_exchange_fence_of_copier", {bulk_exchange<BulkFault::kFenceOfCopier>, kClusterOfTwo}},
+    {"bulk_exchange_no_fence_of_peer", {bulk_exchange<BulkFault::kNoFenceOfPeer>, kClusterOfTwo}},
+    {"bulk_exchange_no_sync", {bulk_exchange<BulkFault::kNoSync>, kClusterOfTwo}},
+    {"bulk_exchange_source_overwritten", {bulk_exchange<BulkFault::kSourceOverwritten>, kClusterOfTwo}},
+    {"bulk_exchange_source_unwritten", {bulk_exchange<BulkFault::kSourceUnwritten>, kClusterOfTwo}},
+    {"bulk_exchange_too_few_bytes", {bulk_exchange<BulkFault::kTooFewBytes>, kClusterOfTwo}},
+    {"bulk_exchange_too_many_bytes", {bulk_exchange<BulkFault::kTooManyBytes>, kClusterOfTwo}},
+    {"bulk_exchange_peer_left_out", {bulk_exchange<BulkFault::kPeerLeftOut>, kClusterOfTwo}},
+    {"bulk_exchange_misaligned", {bulk_exchange<BulkFault::kMisaligned>, kClusterOfTwo}},
+    {"bulk_exchange_source_of_peer", {bulk_exchange<BulkFault::kSourceOfPeer>, kClusterOfTwo}},
     {"divergent_cluster_exit", {divergent_cluster_exit, kClusterOfTwo}},
     {"too_many_ctas", {constant_table, {1000, 32, 1, 0, true}}},
     {"too_much_shared_memory", {constant_table, {1, 32, 1, 1 << 20, false}}},

@@ -1,5 +1,5 @@
 // What measurements need of the GPU beyond csrc/cuda/device/primitives.cuh: a clock that also ends waits, and
-// instructions that no kernel of the product has.
+// an instruction that no kernel of the product has.
 #pragma once
 #include "cuda/device/primitives.cuh"
 
@@ -41,21 +41,6 @@ __device__ __forceinline__ uint32_t sm_id() {
   uint32_t id;
   asm volatile("mov.u32 %0, %%smid;" : "=r"(id));
   return id;
-}
-
-// ---- sm_90 and later ----------------------------------------------------------------------------------------------
-
-// Makes this thread's writes to the CTA's shared memory visible to bulk copies that start after a barrier.
-__device__ __forceinline__ void bulk_copy_fence() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// Copies `bytes`, a multiple of 16, of the CTA's shared memory to any CTA of the cluster, and then counts them at
-// `barrier` there. One thread calls it.
-__device__ __forceinline__ void bulk_copy(SharedAddress to, SharedAddress from, int bytes, SharedAddress barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "r"(from), "r"(bytes), "r"(barrier)
-               : "memory");
 }
 
 }  // namespace fusedlstm::cuda

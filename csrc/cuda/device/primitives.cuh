@@ -129,6 +129,10 @@ __device__ __forceinline__ void store_shared32(SharedAddress a, uint32_t v) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(a), "r"(v) : "memory");
 }
 
+__device__ __forceinline__ void store_shared64(SharedAddress a, uint32_t v0, uint32_t v1) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(a), "r"(v0), "r"(v1) : "memory");
+}
+
 __device__ __forceinline__ void store_shared128(SharedAddress a, Vec4 v) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3])
                : "memory");
@@ -283,8 +287,8 @@ __device__ __forceinline__ void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// Arrives at the CTA's own barrier, whose current phase also waits for `bytes` more by store_async64 and
-// store_async128.
+// Arrives at the CTA's own barrier, whose current phase also waits for `bytes` more by store_async64, store_async128
+// and bulk_copy.
 __device__ __forceinline__ void mbarrier_arrive_expect(SharedAddress barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -325,6 +329,22 @@ __device__ __forceinline__ void store_async128(SharedAddress a, Vec4 v, SharedAd
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(a),
                "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3]), "r"(barrier)
                : "memory");
+}
+
+// Copies `bytes` of the CTA's own shared memory to that of any CTA of the cluster, and then counts them at `barrier` in
+// that same CTA; addresses and bytes are multiples of 16. One thread calls it, and may go on at once: what is copied is
+// read at any time before it has arrived. Bulk copies are of another proxy than loads and stores. What threads have
+// stored where one reads, or where it writes, each thread has to hand over by a bulk_copy_fence before the barrier that
+// the copy comes after. What a copy has written needs no fence: the wait at the barrier hands it over.
+__device__ __forceinline__ void bulk_copy(SharedAddress to, SharedAddress from, int bytes, SharedAddress barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "r"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+
+// Hands over what this thread has stored in the CTA's shared memory so far.
+__device__ __forceinline__ void bulk_copy_fence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // ---- waits that have no end ---------------------------------------------------------------------------------------
