@@ -93,7 +93,7 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=_size, default=1, help="of a stack (default: %(default)s)")
     parser.add_argument("--device", default="H100", help="part of a GPU's name (default: %(default)s)")
     parser.add_argument(
-        "--force", default="", metavar="PLAN", help="stream, local, cluster or grid, and perhaps /LAYERSxPARTS"
+        "--force", default="", metavar="PLAN", help="stream, local, cluster, grid or bulk, and perhaps /LAYERSxPARTS"
     )
 
 

@@ -28,7 +28,7 @@ RUNS = [
     *[("rnn_relu", arithmetic) for arithmetic in ("float32", "float64")],
 ]
 RESIDENT = ("local", "cluster", "grid")
-K_SPLITS = {"cluster": 4, "grid": 8}  # at most: how many warps share K
+K_SPLITS = {"cluster": 4, "grid": 8, "bulk": 2}  # at most: how many warps share K
 
 TF32_OPERANDS = 2**-11  # their relative error
 
@@ -206,12 +206,12 @@ def test_every_compiled_shape(cell, arithmetic, backward):
     dtype, tf32 = ARITHMETICS[arithmetic]
     name = str(dtype).removeprefix("torch.")
     shapes = core.kernel_shapes(cell=cell, dtype=name, allow_tf32=tf32, backward=backward)
-    assert {s[0] for s in shapes} == set(RESIDENT)
+    assert {s[0] for s in shapes} - {"bulk"} == set(RESIDENT)
     for transport, units, rows, k in sorted(set(shapes)):
         most = k // CELLS[cell].gates if backward else k
         if transport == "local":
             H = min(units, most)
-        elif transport == "cluster" and backward:
+        elif transport in ("cluster", "bulk") and backward:
             H = min(most, 16 * units) - 3
         else:
             H = min(max(units, most // K_SPLITS[transport]) + 5, most)
@@ -268,6 +268,20 @@ def test_many_rounds_of_fetching(arithmetic, request_, states):
     for name, value in runs[0].items():
         assert_near(value, expected[name], allowed(layer, arithmetic, name), name)
         assert torch.equal(value, runs[1][name]), name
+
+
+@pytest.mark.parametrize("states", ROW_STATES)
+@pytest.mark.parametrize(("units", "H"), [(32, 100), (64, 140)])
+def test_bulk_copies_give_the_bits_of_stores(units, H, states):
+    """The same kernels but for how they send, whatever the schedule."""
+    module, layer, runs = emulator.module(), make("bfloat16", 3, len(LENGTHS), H, **ROW_STATES[states]), []
+    for transport, seed in (("cluster", 0), ("bulk", 0), ("bulk", 1), ("bulk", 5)):
+        with emulator.options(module, seed=seed):
+            out = Emulated(module, layer, f"{transport}:{units}x8x512").forward()
+            runs.append(out | Emulated(module, layer, f"{transport}:{units}x8x2048").backward(out, EVERYTHING))
+    for name, by_stores in runs[0].items():
+        for by_copies in runs[1:]:
+            assert torch.equal(by_copies[name], by_stores), name
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])

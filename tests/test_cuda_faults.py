@@ -25,6 +25,8 @@ SHAPES = {
     ("lstm", "local", "backward"): "kLocal, Pass::kBackward, 2, 4, 2, 1, 0",
     ("lstm", "cluster", "forward"): "kCluster, Pass::kForward, 4, 2, 4, 1, 0",
     ("lstm", "cluster", "backward"): "kCluster, Pass::kBackward, 4, 2, 1, 1, 0",
+    ("lstm", "bulk", "forward"): "kBulk, Pass::kForward, 4, 8, 2, 1, 0",
+    ("lstm", "bulk", "backward"): "kBulk, Pass::kBackward, 8, 4, 1, 1, 0",
     ("lstm", "grid", "forward"): "kGrid, Pass::kForward, 4, 1, 8, 1, 0",
     ("lstm", "grid", "backward"): "kGrid, Pass::kBackward, 2, 4, 8, 1, 0",
     ("gru", "local", "forward"): "kLocal, Pass::kForward, 6, 4, 1, 1, 0",
@@ -59,6 +61,12 @@ STEP_BARRIER = "void await(int) const { block_sync(); }"
 STAGED = """    warp_sync();
 #pragma unroll
     for (int e = 0; e < Owned::kCount; ++e)"""
+GATHERED = """  bulk_copy_fence();
+  block_sync();"""
+CLEARED = """    bulk_copy_fence();  // peers copy into what the thread has cleared
+    """
+HANDED_OVER = r"race of a bulk_copy on .*without a bulk_copy_fence after it"
+PASSES = ("forward", "backward")
 POLLED = "rows[i] + k(i)"
 MISSING = "std::max(std::max(v[i].w[0], v[i].w[1]), std::max(v[i].w[2], v[i].w[3]))"
 ASKED_OF_L2 = """    if (!clock.runs(step.t)) return;
@@ -121,8 +129,33 @@ FAULTS = [
           r"race on shared memory|has landed|arrives when", which="backward"),
     Fault("sums sent into the buffer being read", "cluster", "transport_cluster.cuh", SUMS_BUFFER,
           SUMS_BUFFER.replace("s % 2", "(s + 1) % 2"), r"race on shared memory|has landed", which="backward"),
-    Fault("sums of one CTA lost", "cluster", "transport_cluster.cuh", "for (int i = 0; i < kSources",
-          "for (int i = 1; i < kSources", WRONG, which="backward"),
+    Fault("sums of one CTA lost", "cluster", "transport_cluster.cuh", "for (int i = 0; i < Way::kSources",
+          "for (int i = 1; i < Way::kSources", WRONG, which="backward"),
+    *[Fault("copied before it is handed over", "bulk", "transport_bulk.cuh", GATHERED,
+            GATHERED.replace("bulk_copy_fence();", ""), HANDED_OVER, which=which) for which in PASSES],
+    *[Fault("copied before all is gathered", "bulk", "transport_bulk.cuh", GATHERED,
+            GATHERED.replace("block_sync();", ""), RACE_OR_UNWRITTEN, which=which) for which in PASSES],
+    *[Fault("a peer left out", "bulk", "transport_bulk.cuh", "peer < ctas)", "peer < ctas && peer != 1)", r"deadlock",
+            which=which) for which in PASSES],
+    Fault("cleared memory not handed over", "bulk", "transport_bulk.cuh",
+          CLEARED + "ArrivalBarriers::open", "    ArrivalBarriers::open", HANDED_OVER),
+    Fault("cleared memory not handed over", "bulk", "transport_bulk.cuh",
+          CLEARED + "SumsInCluster", "    SumsInCluster", HANDED_OVER, which="backward"),
+    Fault("published into the buffer being read", "bulk", "transport_bulk.cuh",
+          "in_register(s % 2 * Layout", "in_register((s + 1) % 2 * Layout", r"race on shared memory"),
+    Fault("written again before it has been copied", "bulk", "transport_bulk.cuh",
+          "return tile.stage + s % 2 * kBufferBytes;", "return tile.stage;",
+          r"race on shared memory.*: write by .*; not ordered with read by asynchronous access of", which="backward"),
+    Fault("operand of the CTA itself expected", "bulk", "transport_bulk.cuh", "return (tile.ctas - 1) * kChunks",
+          "return tile.ctas * kChunks", r"deadlock"),
+    Fault("one row too few copied", "bulk", "transport_bulk.cuh", "chunk, chunk_bytes(), barrier",
+          "chunk, chunk_bytes() - kChunkBytes, barrier", r"deadlock|bulk_copy of 0 bytes"),
+    Fault("sums of one CTA not expected", "bulk", "transport_bulk.cuh", "return tile.ctas * copied_bytes(tile)",
+          "return (tile.ctas - 1) * copied_bytes(tile)", r"race on|has landed|deadlock", which="backward"),
+    Fault("an odd batch row not copied", "bulk", "transport_bulk.cuh", "(tile.batch_rows + 1) / 2 * kUnits",
+          "tile.batch_rows / 2 * kUnits", WRONG, which="backward"),
+    Fault("copied to the place of another CTA", "bulk", "transport_bulk.cuh",
+          "tile.first_unit / kUnits * kSourceBytes", "0 * kSourceBytes", r"race on|has landed", which="backward"),
     Fault("poll looks at one word of four", "grid", "transport_grid.cuh", MISSING, "v[i].w[0]", WRONG),
     Fault("poll does not wait", "grid", "transport_grid.cuh", "while (warp_any(load(is_missing)))",
           "while (load(is_missing), false)", WRONG),
@@ -264,10 +297,13 @@ def test_control(cell, transport, which, tmp_path):
 PUBLISHES = "if (!this->exists(e) || threadIdx.x % 32 >= Layout::kVectors) return;"
 SENDS = "if (this->exists(e) && peer(i) < tile.ctas)"
 SENDS_SUMS = "if (r * 8 >= units) continue;"
+SENDS_TO = "peer < ctas)"
 SILENT = [
     ("grid", "forward", "GridTransport", PUBLISHES, PUBLISHES.replace("if (", "if (blockIdx.x == 1 || ")),
     ("grid", "backward", "GridTransport", PUBLISHES, PUBLISHES.replace("if (", "if (blockIdx.x == 1 || ")),
     ("cluster", "forward", "OperandsInCluster", SENDS, SENDS.replace("if (", "if (blockIdx.x != 1 && ")),
+    ("bulk", "forward", "OperandsInBulk", SENDS_TO, "blockIdx.x != 1 && peer < ctas)"),
+    ("bulk", "backward", "SentSums", SENDS_TO, "blockIdx.x != 1 && peer < ctas)"),
     ("cluster", "backward", "SentSums", SENDS_SUMS, SENDS_SUMS.replace("if (", "if (blockIdx.x == 1 || ")),
 ]
 

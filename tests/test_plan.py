@@ -146,6 +146,9 @@ def test_more_work_never_takes_less_time():
         ("grid", {"device": "T4", "dtype": "bfloat16"}, "expected sm_80 or later, got sm_75"),
         ("grid", {"dtype": "float64"}, "expected a 16-bit or 32-bit dtype, got float64"),
         ("local", {"proj_size": 3, "H": 200, "dtype": "bfloat16"}, "expected at most 128 of K on the chip, got 200"),
+        ("bulk", {"dtype": "float32"}, "bulk: expected a kernel of this cell and arithmetic, got none compiled"),
+        ("bulk", {"device": "A100", "dtype": "bfloat16"}, "bulk: expected sm_90 or later, got sm_80"),
+        ("bulk", {"H": 513, "dtype": "bfloat16"}, "bulk: expected at most 512 of K on the chip, got 520"),
         ("grid:24x8", {}, "expected a shape of 24 units x 8 rows, got none compiled"),
         ("grid:8x8", {"cell": "gru"}, "expected a shape of 8 units x 8 rows, got none compiled"),
         ("grid:8x16", {"dtype": "bfloat16"}, "expected a shape of 8 units x 16 rows, got none compiled"),
@@ -185,7 +188,7 @@ def test_code_of_an_older_device():
     ["fast", "grid:", "grid:8", "grid:8x8x", "grid:8x8x0", "grid:8x8x64x1", "grid:0x8", "stream:8x8", "local,grid"],
 )
 def test_unknown_request(request_):
-    with pytest.raises(ValueError, match=f"expected stream, local, cluster or grid.*got '{request_}'"):
+    with pytest.raises(ValueError, match=f"expected stream, local, cluster, grid or bulk.*got '{request_}'"):
         plan(request=request_)
 
 
@@ -223,6 +226,15 @@ def test_projection_takes_longer_than_its_recurrence():
         many = plan(**options, proj_size=50, members=3)
         assert many.members == 1 and many.microseconds == pytest.approx(3 * projected.microseconds)
         assert ", by the weight W_hh W_hr, " in str(projected) and "W_hr" not in str(plain)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_bulk_only_where_it_is_asked_for(backward):
+    for H, B in itertools.product((300, 512), (1, 8, 64)):
+        options = {"H": H, "B": B, "dtype": "bfloat16", "backward": backward}
+        assert plan(**options).transport != "bulk"
+        forced = plan(request="bulk:32x8", **options)
+        assert str(forced).startswith(f"lstm bulk bfloat16, {-(-H // 32)} CTAs x 32 units, {-(-B // 8)} tiles of 8 ")
 
 
 def test_says_what_it_is():

@@ -69,10 +69,19 @@ def test_planted_fault(resources, sass, fault):
     assert check_sass.measure(resources, sass)[1] == [f"sm_80 {NAME}: {fault}"]
 
 
-def test_kernels_of_a_grid_may_have_a_fence():
-    grid = next(i for i, name in enumerate(check_sass.shape_names()) if " grid " in name)
-    sass = SASS.replace("MathELi2E", f"MathELi{grid}E").replace("LDS R1, [R2]", "MEMBAR.ALL.GPU")
-    assert check_sass.measure(RESOURCES, sass)[1] == []
+@pytest.mark.parametrize(
+    ("transport", "fence", "is_allowed"),
+    [
+        ("grid", "MEMBAR.ALL.GPU", True),
+        ("bulk", "MEMBAR.ALL.CTA", True),
+        ("bulk", "MEMBAR.ALL.GPU", False),
+        ("cluster", "MEMBAR.ALL.CTA", False),
+    ],
+)
+def test_some_kernels_may_have_a_fence(transport, fence, is_allowed):
+    index = next(i for i, name in enumerate(check_sass.shape_names()) if f" {transport} " in name)
+    sass = SASS.replace("MathELi2E", f"MathELi{index}E").replace("LDS R1, [R2]", fence)
+    assert (check_sass.measure(RESOURCES, sass)[1] == []) == is_allowed
 
 
 @pytest.mark.parametrize(("length", "outcome"), [(110, []), (111, ["expected at most 110 .*, got 111"])])

@@ -153,12 +153,13 @@ def kernel_sizes(shape, precision, kind, transport, which, rows, chunks, splits,
     sums, operands = (GATES[kind], 1) if which == "forward" else (1, GATES[kind])
     weight_rows, k = 8 // splits * 8 * rows, chunks * splits * 64 // element_bytes
     units = weight_rows // sums
-    if transport == "cluster" and which == "backward":  # a CTA multiplies its own operands
+    in_cluster = transport in ("cluster", "bulk")
+    if in_cluster and which == "backward":  # a CTA multiplies its own operands
         units, k = k // operands, weight_rows * operands
-    most_ctas = {"local": 1, "cluster": 16, "grid": 128}[transport]
+    most_ctas = {"local": 1, "cluster": 16, "bulk": 16, "grid": 128}[transport]
     full = min(most_ctas * units, k // operands)
     sizes = {full, max(1, full - units // 2 - 3)}
-    if transport == "cluster":
+    if in_cluster:
         sizes.add(full - 3 * units - 5 if full > 8 * units else full - units - 5)
     for H, cell in zip(sorted(sizes), itertools.cycle(CELLS[kind])):
         two_tiles = transport != "grid" or -(-H // units) * 2 <= 132
@@ -171,12 +172,28 @@ HEADLINES = [(128, 64), (512, 64), (1024, 16), (1024, 64)]  # H, B
 OTHERS = [(64, 64), (256, 64), (512, 8), (2048, 16)]
 
 
+# The two ways to send within a cluster, by kernels that differ in nothing else: H, B and what a CTA has of them. H is
+# beyond what CLUSTER has another kernel of that shape for.
+SENDING = [(512, 8, "32x8"), (512, 64, "64x8"), (512, 1, "32x8"), (320, 8, "32x8")]
+
+
+def sending_items():
+    return [
+        item(f"cluster and bulk {units}", H=H, B=B, T=512, layers=1, contenders=(f"cluster:{units}", f"bulk:{units}"))
+        for H, B, units in SENDING
+    ]
+
+
 def speed_items():
-    """What is asked first comes first: the headline shapes, against cuDNN; then the others; then every plan."""
+    """What is asked first comes first: the headline shapes, against cuDNN; how to send; the others; every plan."""
     small = [(64, 8, 32, 4), (64, 1, 32, 4)]  # launches of 4 layers: what the host takes
     first = [(H, B, 512, 1) for H, B in HEADLINES] + small
     then = [(H, B, 512, 1) for H, B in OTHERS]
-    passes = [(first, ("cudnn", "automatic")), (then, ("cudnn", "automatic")), (first, PLANS), (then, PLANS)]
+    asked = items_of([(first, ("cudnn", "automatic"))])
+    return asked + sending_items() + items_of([(then, ("cudnn", "automatic")), (first, PLANS), (then, PLANS)])
+
+
+def items_of(passes):
     return [
         item("plans" if contenders is PLANS else "", p, H=H, B=B, T=T, layers=layers, contenders=contenders)
         for shapes, contenders in passes

@@ -17,6 +17,7 @@
 
 #include "cells.cuh"
 #include "cuda/host/kernel_shapes.h"
+#include "transport_bulk.cuh"
 #include "transport_cluster.cuh"
 #include "transport_grid.cuh"
 #include "transport_local.cuh"
@@ -24,9 +25,11 @@
 namespace fusedlstm::cuda {
 
 template <class Math, KernelShape kShape>
-using TransportOf = std::conditional_t<kShape.transport == Transport::kLocal, LocalTransport<Math, kShape>,
-                                       std::conditional_t<kShape.transport == Transport::kCluster,
-                                                          ClusterTransport<Math, kShape>, GridTransport<Math, kShape>>>;
+using TransportOf = std::conditional_t<
+    kShape.transport == Transport::kLocal, LocalTransport<Math, kShape>,
+    std::conditional_t<kShape.transport == Transport::kCluster, ClusterTransport<Math, kShape>,
+                       std::conditional_t<kShape.transport == Transport::kBulk, BulkTransport<Math, kShape>,
+                                          GridTransport<Math, kShape>>>>;
 
 // Shared memory of a CTA, in bytes from its start.
 template <class Math, KernelShape kShape>

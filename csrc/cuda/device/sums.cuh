@@ -6,7 +6,8 @@
 namespace fusedlstm::cuda {
 
 // The add_products of a transport whose sums go through shared memory: what the lane has of 8 batch rows by
-// sums.store(s, first row, acc), and, after sums.await(s), to cell e by sums.add(s, e, its sums).
+// sums.store(s, first row, acc), of all rows by sums.send(s), and, after sums.await(s), to cell e by sums.add(s, e, its
+// sums).
 template <KernelShape kShape, class Owned, class Sums, class Product, class Sum, class Meanwhile>
 __device__ __forceinline__ void add_through_memory(const Sums& sums, const Product& product, int s,
                                                    SharedAddress operand, Sum sum, Meanwhile meanwhile) {
@@ -16,6 +17,7 @@ __device__ __forceinline__ void add_through_memory(const Sums& sums, const Produ
     product.multiply(operand + n * kChunkBytes, kChunkStride<kShape>, acc);
     sums.store(s, n, acc);
   }
+  sums.send(s);
   meanwhile();
   sums.await(s);
   const Owned owned;
@@ -80,6 +82,7 @@ struct PartialSums {
       }
   }
 
+  __device__ __forceinline__ void send(int) const {}
   __device__ __forceinline__ void await(int) const { block_sync(); }
   // Adds those of cell e to its sums, in fixed order.
   __device__ __forceinline__ void add(int s, int e, float (&sums)[kSums]) const {

@@ -1,7 +1,7 @@
 // What a transport is, and what all or two of them share. A transport is how the operand of the next step (h forward,
 // d_from_hidden backward) gets from the threads that compute it into the shared memory of every CTA that multiplies
-// with it, and the sums of the product to the threads that own the cells. transport_local.cuh, transport_cluster.cuh
-// and transport_grid.cuh have one each: the kernel differs there and nowhere else.
+// with it, and the sums of the product to the threads that own the cells. transport_local.cuh, transport_cluster.cuh,
+// transport_bulk.cuh and transport_grid.cuh have one each: the kernel differs there and nowhere else.
 //
 // Positions count the steps in order of running; operand s is published before it is awaited for product s.
 // In shared memory an operand is [chunk][batch row][64 bytes], see arithmetic.cuh. An element is an operand already:
@@ -126,17 +126,11 @@ class Patience {
   uint32_t since_ = 0;                   // the first time asked
 };
 
-// What CLUSTER forward and GRID have in common: a CTA multiplies the operands of all units with the rows of W_hh that
-// belong to its own. Elements travel in vectors of 16 bytes. The 32 elements of a warp, 32 units of one batch row or
-// fewer of several, are 32 * kElementBytes / 16 of them: lane l sends number l % kVectors.
+// What CLUSTER and BULK forward and GRID have in common: a CTA multiplies the operands of all units with the rows of
+// W_hh that belong to its own.
 template <class Math, KernelShape kShape>
-struct VectorTransport : OperandLayout<Math, kShape, SpacedCells<Math, kShape>> {
+struct OperandOfAll : OperandLayout<Math, kShape, SpacedCells<Math, kShape>> {
   using Layout = OperandLayout<Math, kShape, SpacedCells<Math, kShape>>;
-  using Layout::tile;
-  static constexpr int kVectors = 32 / Layout::kVectorElements;
-  static constexpr int kElementsBytes = kThreads * Layout::kElementBytes;
-  static constexpr int kStageBytes = Layout::Owned::kCount * Layout::kOperands * kElementsBytes;
-  using Owned = typename Layout::Owned;
 
   struct WeightPart {
     int first_unit, gate_pitch;
@@ -144,6 +138,18 @@ struct VectorTransport : OperandLayout<Math, kShape, SpacedCells<Math, kShape>> 
     __device__ __forceinline__ bool has_column(int k) const { return k < Layout::kOperands * gate_pitch; }
     __device__ __forceinline__ int column(int k) const { return k; }
   };
+};
+
+// What CLUSTER forward and GRID have in common: elements travel in vectors of 16 bytes. The 32 elements of a warp, 32
+// units of one batch row or fewer of several, are 32 * kElementBytes / 16 of them: lane l sends number l % kVectors.
+template <class Math, KernelShape kShape>
+struct VectorTransport : OperandOfAll<Math, kShape> {
+  using Layout = OperandOfAll<Math, kShape>;
+  using Layout::tile;
+  static constexpr int kVectors = 32 / Layout::kVectorElements;
+  static constexpr int kElementsBytes = kThreads * Layout::kElementBytes;
+  static constexpr int kStageBytes = Layout::Owned::kCount * Layout::kOperands * kElementsBytes;
+  using Owned = typename Layout::Owned;
 
   // Elements of K.
   __device__ __forceinline__ int pitch() const { return Layout::kOperands * tile.gate_pitch; }

@@ -20,7 +20,7 @@ struct InCluster {
 };
 
 // For what is sent into two buffers, those of even and of odd positions: an mbarrier each counts the bytes that have
-// arrived by store_async. expected: bytes of a position.
+// arrived. expected: bytes of a position.
 struct ArrivalBarriers {
   // From the first of them to that of position s.
   static __device__ __forceinline__ int offset(int s) { return s % 2 * 8; }
@@ -100,34 +100,36 @@ struct OperandsInCluster : VectorTransport<Math, kShape>, InCluster {
 template <class Math, KernelShape kShape>
 using PairedCells = SpacedCells<Math, kShape, 2>;
 
-// Sums that are sent to the CTAs whose units they are of; those add up what has come from all, in fixed order. Two
-// buffers are enough: a peer sends sums s + 2 only after it received all of s + 1, which this CTA sent only after it
-// had read sums s.
-//
-// float [2 buffers][CTA that sent][batch row / 2][unit][2 batch rows]
-template <class Math, KernelShape kShape>
-struct SentSums {
+// float [CTA that sent, or is sent to][batch row / 2][unit][2 batch rows], in two buffers. kSwizzled: the units of
+// neighbouring pairs of rows change places, so that the lanes of a warp, which have 8 units of 4 pairs, reach all
+// banks.
+template <class Math, KernelShape kShape, bool kSwizzled>
+struct SumsLayout {
   using Owned = PairedCells<Math, kShape>;
-  static constexpr bool kStartsFromCells = false;
   static constexpr int kUnits = Owned::kUnits, kPairs = kShape.batch_rows() / 2;
   static constexpr int kSources = transport_shape(kShape, Math::kArithmetic).sources;
-  static_assert(kUnits % 8 == 0, "8 rows of a group have one owner");
+  static_assert(kUnits % (kSwizzled ? 16 : 8) == 0, "units that change places have one owner");
   static constexpr int kSourceBytes = kPairs * kUnits * 8, kBufferBytes = kSources * kSourceBytes;
   static constexpr int kBytes = 2 * kBufferBytes;
   const OperandTile& tile;
 
-  explicit __device__ __forceinline__ SentSums(const OperandTile& tile) : tile(tile) {}
+  explicit __device__ __forceinline__ SumsLayout(const OperandTile& tile) : tile(tile) {}
 
-  static __device__ __forceinline__ int place(int unit, int row) { return (row / 2 * kUnits + unit) * 8; }
+  static __device__ __forceinline__ int place(int unit, int row) {
+    return (row / 2 * kUnits + (kSwizzled ? unit ^ row / 2 % 4 * 4 : unit)) * 8;
+  }
+};
+
+// By stores of two sums each.
+template <class Math, KernelShape kShape>
+struct SumsByStores : SumsLayout<Math, kShape, false> {
+  using Layout = SumsLayout<Math, kShape, false>;
+  using Layout::Layout, Layout::tile, Layout::kUnits, Layout::kSourceBytes, Layout::kBufferBytes, Layout::place;
+  static constexpr int kStageBytes = 0;
 
   static __device__ __forceinline__ int expected_bytes(const OperandTile& tile) {
     const int left = tile.hidden_size - tile.first_unit, units = left < kUnits ? left : kUnits;
     return tile.ctas * units * ((tile.batch_rows + 1) / 2) * 8;
-  }
-  template <class Product, class Sum, class Meanwhile>
-  __device__ __forceinline__ void add_products(const Product& product, int s, SharedAddress operand, Sum sum,
-                                               Meanwhile meanwhile) const {
-    add_through_memory<kShape, Owned>(*this, product, s, operand, sum, meanwhile);
   }
   // Sends the lane's sums of 8 batch rows.
   __device__ __forceinline__ void store(int s, int first_row, const float (&acc)[kShape.rows_per_lane][2]) const {
@@ -147,26 +149,45 @@ struct SentSums {
                     peer + barrier);
     }
   }
+  __device__ __forceinline__ void send(int) const {}
+};
+
+// Sums that are sent to the CTAs whose units they are of; those add up what has come from all, in fixed order. Two
+// buffers are enough: a peer sends sums s + 2 only after it received all of s + 1, which this CTA sent only after it
+// had read sums s. Way: how they are sent.
+template <class Math, KernelShape kShape, class Way>
+struct SentSums : Way {
+  using Way::Way, Way::tile;
+  using Owned = typename Way::Owned;
+  static constexpr bool kStartsFromCells = false;
+
+  template <class Product, class Sum, class Meanwhile>
+  __device__ __forceinline__ void add_products(const Product& product, int s, SharedAddress operand, Sum sum,
+                                               Meanwhile meanwhile) const {
+    add_through_memory<kShape, Owned>(*this, product, s, operand, sum, meanwhile);
+  }
   __device__ __forceinline__ void await(int s) const {
-    ArrivalBarriers::await(tile.barriers, s, tile.steps, expected_bytes(tile), __PRETTY_FUNCTION__);
+    ArrivalBarriers::await(tile.barriers, s, tile.steps, Way::expected_bytes(tile), __PRETTY_FUNCTION__);
   }
   __device__ __forceinline__ void add(int s, int e, float (&sums)[1]) const {
     const Owned owned;
     const int unit = owned.unit(e), row = owned.row(e);
-    const SharedAddress from = tile.sums + s % 2 * kBufferBytes + place(unit, row) + row % 2 * 4;
+    const SharedAddress from = tile.sums + s % 2 * Way::kBufferBytes + Way::place(unit, row) + row % 2 * 4;
     float odd = 0;  // two chains of additions take half the time of one
 #pragma unroll
-    for (int i = 0; i < kSources; ++i) (i % 2 ? odd : sums[0]) += bits_float(load_shared32(from + i * kSourceBytes));
+    for (int i = 0; i < Way::kSources; ++i)
+      (i % 2 ? odd : sums[0]) += bits_float(load_shared32(from + i * Way::kSourceBytes));
     sums[0] += odd;
   }
 };
 
 // Backward. Every CTA multiplies the operands of its own units, for sums of all units.
-template <class Math, KernelShape kShape>
+template <class Math, KernelShape kShape, class Way>
 struct SumsInCluster : OwnOperand<Math, kShape, PairedCells<Math, kShape>>, InCluster {
   using Layout = OwnOperand<Math, kShape, PairedCells<Math, kShape>>;
   using Layout::tile;
-  using Sums = SentSums<Math, kShape>;
+  using Sums = SentSums<Math, kShape, Way>;
+  static constexpr int kStageBytes = Sums::kStageBytes;
   static constexpr int kClearedBytes = Layout::kClearedBytes + Sums::kBytes;  // what no CTA sends is added as zeros
 
   __device__ __forceinline__ void open() {
@@ -176,7 +197,7 @@ struct SumsInCluster : OwnOperand<Math, kShape, PairedCells<Math, kShape>>, InCl
 };
 
 template <class Math, KernelShape kShape>
-using ClusterTransport =
-    std::conditional_t<sends_sums(kShape), SumsInCluster<Math, kShape>, OperandsInCluster<Math, kShape>>;
+using ClusterTransport = std::conditional_t<sends_sums(kShape), SumsInCluster<Math, kShape, SumsByStores<Math, kShape>>,
+                                            OperandsInCluster<Math, kShape>>;
 
 }  // namespace fusedlstm::cuda

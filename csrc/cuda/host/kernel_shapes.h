@@ -53,6 +53,11 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 16, 8, 1, 0},    //  16 units, H <= 1024
     {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 16, 8, 2, 0},    //  16 units, H <= 1024
     {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 24, 8, 1, 8},    //  16 units, H <= 1536
+    // What the planner may choose of CLUSTER for H > 256, in bulk.
+    {CellKind::kLstm, Transport::kBulk, Pass::kForward, 4, 8, 2, 1, 0},   //  32 units, H <= 512
+    {CellKind::kLstm, Transport::kBulk, Pass::kForward, 8, 8, 2, 1, 4},   //  64 units, H <= 512
+    {CellKind::kLstm, Transport::kBulk, Pass::kBackward, 8, 4, 1, 1, 0},  //  32 units, H <= 512
+    {CellKind::kLstm, Transport::kBulk, Pass::kBackward, 8, 8, 1, 1, 4},  //  64 units, H <= 512
     // The GRU: rows in multiples of its 3 gates, and of 2. Of it and of the RNN few shapes: each costs time to compile,
     // and space, in every arithmetic and architecture.
     {CellKind::kGru, Transport::kLocal, Pass::kForward, 6, 4, 1, 1, 0},     // 128 units, H <= 128
@@ -96,7 +101,7 @@ constexpr int smem_bytes(const KernelShape& shape, Arithmetic arithmetic) {
 
 // Compute capability, times ten, from which on the kernels run: their code for older ones is empty.
 constexpr int needed_capability(Transport transport, Arithmetic arithmetic) {
-  if (transport == Transport::kCluster) return 90;
+  if (is_in_cluster(transport)) return 90;
   return arithmetic == Arithmetic::kBFloat16 || arithmetic == Arithmetic::kTf32 ? 80 : 75;
 }
 
@@ -117,12 +122,14 @@ constexpr bool has_code(const KernelShape& shape, Arithmetic arithmetic, int cap
 // Whether there is a kernel of this shape for this arithmetic.
 constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   if (arithmetic == Arithmetic::kFloat64) return false;  // no tensor cores to speak of, and twice the registers
+  // Enough to decide by whether bulk copies are the better way: the rest would cost space in every library.
+  if (shape.transport == Transport::kBulk && arithmetic != Arithmetic::kBFloat16) return false;
   // One CTA holds the whole K: units beyond it would be idle, and so would be room for more than its units.
   if (shape.transport == Transport::kLocal &&
       k_capacity(shape, arithmetic) != units_per_cta(shape, arithmetic) * shape.operands())
     return false;
   // Nor has a cluster more units than its CTAs.
-  if (shape.transport == Transport::kCluster && !sends_sums(shape) &&
+  if (is_in_cluster(shape.transport) && !sends_sums(shape) &&
       k_capacity(shape, arithmetic) > kMaxClusterSize * units_per_cta(shape, arithmetic))
     return false;
   // Nor has a grid more than a device has SMs. Shapes of one tile of batch rows stay even so: they take so little

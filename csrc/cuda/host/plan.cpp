@@ -14,6 +14,7 @@
 namespace fusedlstm::cuda {
 namespace {
 
+// Among which the planner chooses. BULK waits for a measurement that says where it is faster than CLUSTER, if anywhere.
 constexpr std::array kResident{Transport::kLocal, Transport::kCluster, Transport::kGrid};
 
 std::string text(const char* format, auto... values) {
@@ -54,6 +55,7 @@ Misfit misfit(const KernelShape& shape, const Problem& p, const Device& d) {
       if (ctas > 1) return {Reason::kUnits, {units, p.H}};
       break;
     case Transport::kCluster:
+    case Transport::kBulk:
       if (ctas < 2) return {Reason::kClusterTooSmall, {units}};
       if (ctas > kMaxClusterSize) return {Reason::kClusterTooLarge, {kMaxClusterSize, ctas}};
       if (resident_clusters(d, ctas) == 0) return {Reason::kNoRoomForClusters, {ctas}};
@@ -107,7 +109,9 @@ Misfit plans_of(Transport transport, const Request& request, const Problem& p, c
   const Arithmetic arithmetic = arithmetic_of(p);
   Misfit why_not = obstacle(transport, p, d);
   if (why_not.reason != Reason::kNone) return why_not;
-  why_not = {request.k > 0 ? Reason::kNotCompiledForK : Reason::kNotCompiled,
+  why_not = {request.k > 0       ? Reason::kNotCompiledForK
+             : request.units > 0 ? Reason::kNotCompiled
+                                 : Reason::kNoneCompiled,
              {request.units, request.batch_rows, request.k}};
   bool fits = false;
   for (int i = 0; i < static_cast<int>(kKernelShapes.size()); ++i) {
@@ -205,6 +209,8 @@ const char* transport_name(Transport transport) {
       return "cluster";
     case Transport::kGrid:
       return "grid";
+    case Transport::kBulk:
+      return "bulk";
   }
   return "unknown";
 }

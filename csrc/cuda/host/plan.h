@@ -20,8 +20,14 @@ enum class Transport : uint8_t {
   kLocal,    // one CTA holds all of W_hh, for a tile of the batch; the state stays in its shared memory
   kCluster,  // the CTAs of a cluster share W_hh; the state is sent into each other's shared memory (sm_90 and later)
   kGrid,     // up to all SMs share W_hh; the state goes through global memory (cooperative launch)
+  kBulk,     // as kCluster, but what goes to a peer goes in one piece; only where it is asked for
 };
-inline constexpr int kTransports = 4;
+inline constexpr int kTransports = 5;
+
+// Whether the CTAs that share W_hh are a cluster.
+constexpr bool is_in_cluster(Transport transport) {
+  return transport == Transport::kCluster || transport == Transport::kBulk;
+}
 
 // The arithmetic of the recurrent product. Cell and sums are float for all but kFloat64.
 enum class Arithmetic : uint8_t { kBFloat16, kFloat16, kTf32, kFloat32, kFloat64 };
@@ -112,14 +118,15 @@ struct Plan {
 };
 
 // The cheapest plan that fits, by the model; STREAM always fits. `request` forces the choice, as FUSEDLSTM_PLAN does:
-// empty, "stream", "local", "cluster" or "grid", or one of the last three with units and batch rows per CTA,
-// "grid:16x8", and the elements of K that it holds, "grid:16x8x2048". For stacks "/4x8" behind it, or alone, forces 4
-// layers abreast, or as many as there are and fit on the device together, in 8 parts, "/1x1" one after another: by the
-// kernel that a layer has by itself. Throws std::invalid_argument with the reason if what is requested does not fit or
-// does not exist.
+// empty, "stream", "local", "cluster", "grid" or "bulk", or one of these but the first with units and batch rows per
+// CTA, "grid:16x8", and the elements of K that it holds, "grid:16x8x2048". For stacks "/4x8" behind it, or alone,
+// forces 4 layers abreast, or as many as there are and fit on the device together, in 8 parts, "/1x1" one after
+// another: by the kernel that a layer has by itself. Throws std::invalid_argument with the reason if what is requested
+// does not fit or does not exist.
 Plan make_plan(const Problem& problem, const Device& device, const std::string& request = "");
 
-// The plans that fit, each of another kernel, the cheapest by the model first: STREAM, and at most `most` others.
+// The plans that fit and need not be asked for, each of another kernel, the cheapest by the model first: STREAM, and at
+// most `most` others.
 std::vector<Plan> plans_that_fit(const Problem& problem, const Device& device, int most);
 
 // One line: "lstm grid bfloat16, 64 CTAs x 16 units, 2 tiles of 8 rows, 38 KiB shared memory, estimated 612 us".

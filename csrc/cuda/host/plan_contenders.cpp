@@ -88,6 +88,7 @@ double doubted_microseconds(const Plan& plan, const Device& d) {
     case Transport::kLocal:
       return plan.microseconds * cost.doubt_local;
     case Transport::kCluster:
+    case Transport::kBulk:
       return plan.microseconds * cost.doubt_cluster;
     case Transport::kGrid:
       return plan.microseconds * cost.doubt_grid;

@@ -75,6 +75,9 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
   int64_t resident = d.sm_count;
   double us = cost.launch_us;
   switch (shape.transport) {
+    case Transport::kBulk:
+      cycles += cost.barrier;
+      [[fallthrough]];
     case Transport::kCluster:
       cycles += cost.cluster_latency + incoming / cost.cluster_bytes;
       resident = resident_clusters(d, ctas);

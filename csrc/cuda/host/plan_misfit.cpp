@@ -18,6 +18,8 @@ const char* sentence(Reason reason) {
       return "expected a device with cooperative launch, got one without";
     case Reason::kOneStep:
       return "expected at least 2 time steps, got 1: there is nothing to exchange";
+    case Reason::kNoneCompiled:
+      return "expected a kernel of this cell and arithmetic, got none compiled";
     case Reason::kNotCompiled:
       return "expected a shape of %lld units x %lld rows, got none compiled";
     case Reason::kNotCompiledForK:

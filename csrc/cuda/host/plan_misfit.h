@@ -15,6 +15,7 @@ enum class Reason : uint8_t {
   kCapability,
   kNoCooperativeLaunch,
   kOneStep,
+  kNoneCompiled,
   kNotCompiled,
   kNotCompiledForK,
   // Of one shape.

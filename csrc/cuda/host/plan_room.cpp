@@ -35,6 +35,7 @@ int layers_at_once(const KernelShape& shape, const Problem& p, const Device& d) 
     case Transport::kLocal:
       return static_cast<int>(d.sm_count / tiles);
     case Transport::kCluster:
+    case Transport::kBulk:
       return static_cast<int>(resident_clusters(d, ctas) / tiles);
     case Transport::kGrid:
       return static_cast<int>(d.sm_count / (ctas * tiles));

@@ -22,7 +22,7 @@ struct TransportShape {
   int operand_buffers;  // one may be read while another is written
   int sources;      // warps or CTAs whose sums a cell takes from shared memory, at most; 0: they are in its registers
   int sums_bytes;   // of shared memory: sums on their way to the threads that own the cells
-  int stage_bytes;  // of shared memory: elements that are gathered into vectors
+  int stage_bytes;  // of shared memory: what is gathered there before it is sent
 };
 
 // Whether a warp of LOCAL that has multiplied also has the whole sums, and no other thread needs them.
@@ -33,7 +33,7 @@ constexpr bool has_whole_sums(const KernelShape& shape) {
 // where a cell has several gates, fewer bytes than the operands of all units. Otherwise it has the operands of all, for
 // sums of its own.
 constexpr bool sends_sums(const KernelShape& shape) {
-  return shape.transport == Transport::kCluster && shape.pass == Pass::kBackward;
+  return is_in_cluster(shape.transport) && shape.pass == Pass::kBackward;
 }
 
 constexpr int cells_per_thread(const KernelShape& shape, int units) {
@@ -93,6 +93,15 @@ constexpr TransportShape cluster_sums_shape(const KernelShape& shape, int elemen
           .stage_bytes = 0};
 }
 
+// BULK: what is sent backward is gathered in one more buffer for each that it arrives in; forward in the operand
+// itself.
+constexpr TransportShape bulk_shape(const KernelShape& shape, int element_bytes) {
+  if (!sends_sums(shape)) return shape_of_rows(shape, element_bytes);
+  TransportShape bulk = cluster_sums_shape(shape, element_bytes);
+  bulk.stage_bytes = bulk.sums_bytes;
+  return bulk;
+}
+
 constexpr TransportShape grid_shape(const KernelShape& shape, int element_bytes) {
   TransportShape grid = shape_of_rows(shape, element_bytes);
   grid.operand_buffers = 1;
@@ -118,6 +127,8 @@ constexpr TransportShape transport_shape(const KernelShape& shape, Arithmetic ar
     case Transport::kCluster:
       return sends_sums(shape) ? cluster_sums_shape(shape, element_bytes)
                                : cluster_operands_shape(shape, element_bytes);
+    case Transport::kBulk:
+      return bulk_shape(shape, element_bytes);
     case Transport::kGrid:
       return grid_shape(shape, element_bytes);
     case Transport::kStream:
