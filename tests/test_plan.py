@@ -237,6 +237,19 @@ def test_bulk_only_where_it_is_asked_for(backward):
         assert str(forced).startswith(f"lstm bulk bfloat16, {-(-H // 32)} CTAs x 32 units, {-(-B // 8)} tiles of 8 ")
 
 
+@pytest.mark.parametrize("transport", ["cluster", "bulk", "grid"])
+def test_no_two_ctas_that_wait_for_each_other_on_one_sm(transport):
+    """However few registers they have: an SM has at most 1 KiB more shared memory than a CTA, which each CTA takes."""
+    for device, backward in itertools.product(DEVICES, (False, True)):
+        try:
+            chosen = plan(device, H=200, B=8, dtype="bfloat16", request=transport, backward=backward)
+        except ValueError:
+            continue
+        most = DEVICES[device].smem_bytes
+        assert chosen.smem_bytes <= most and 2 * (chosen.smem_bytes + 1024) > most + 1024, device
+    assert plan(H=64, dtype="bfloat16").smem_bytes < 50_000  # LOCAL waits for nobody
+
+
 def test_says_what_it_is():
     assert str(plan(H=64, dtype="bfloat16")).startswith("lstm local bfloat16, 1 CTAs x 64 units, 2 tiles of 8 rows, ")
     nothing_fits = plan(H=4096, dtype="bfloat16")

@@ -18,7 +18,7 @@ cudaError_t launch_shape(const Plan& plan, const Args& args, cudaStream_t stream
   LaunchConfig config;
   config.grid = dim3(plan.ctas_per_tile * plan.tiles, args.rows.D, args.rows.M);
   config.block = dim3(kThreads);
-  config.smem_bytes = SmemLayout<Math, kShape>::kBytes;
+  config.smem_bytes = static_cast<size_t>(plan.smem_bytes);
   const cudaError_t error = TransportOf<Math, kShape>::prepare_launch(config, plan, args.rows, args.exchange, stream);
   if (error != cudaSuccess) return error;
   return launch(recurrence_kernel<Math, kIndex, CellOfShape<Math, kShape>, Args>, config, stream, args,

@@ -97,7 +97,7 @@ Plan resident_plan(int shape_index, const Problem& p, const Device& d) {
           .ctas_per_tile = static_cast<int>(ctas_per_tile(shape, p)),
           .tiles = static_cast<int>(batch_tiles(shape, p)),
           .members = members_at_once(shape, p, d),
-          .smem_bytes = smem_bytes(shape, arithmetic),
+          .smem_bytes = requested_smem_bytes(shape, arithmetic, d),
           .microseconds = resident_microseconds(shape, p, d),
           .proj_size = p.proj_size};
 }

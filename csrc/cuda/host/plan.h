@@ -108,7 +108,7 @@ struct Plan {
   int ctas_per_tile;    // CTAs that together hold W_hh once
   int tiles;            // tiles of the batch, of each direction and member
   int members;          // that one launch runs: all of the ensemble, or 1
-  int64_t smem_bytes;   // per CTA
+  int64_t smem_bytes;   // that a launch asks for, per CTA
   double microseconds;  // of the whole pass, by the model: an estimate to choose by, never a result. Of one layer it is
                         // the recurrence, of a stack all layers, with the products between them
   int64_t proj_size = 0;  // above 0: a resident kernel runs the recurrence of what is projected (hidden_recurrence.h)

@@ -1,5 +1,7 @@
 #include "plan_room.h"
 
+#include <algorithm>
+
 #include "kernel_shapes.h"
 
 namespace fusedlstm::cuda {
@@ -20,6 +22,14 @@ int members_at_once(const KernelShape& shape, const Problem& p, const Device& d)
   if (p.proj_size > 0) return 1;
   const int64_t ctas = ctas_per_tile(shape, p) * batch_tiles(shape, p) * p.D * p.M;
   return shape.transport == Transport::kGrid && ctas > d.sm_count ? 1 : p.M;
+}
+
+int64_t requested_smem_bytes(const KernelShape& shape, Arithmetic arithmetic, const Device& d) {
+  const int64_t used = smem_bytes(shape, arithmetic);
+  if (shape.transport == Transport::kLocal) return used;
+  // An SM has at most 1 KiB more than a CTA may have, and takes as much of it for each CTA.
+  constexpr int64_t kUnit = 128;
+  return std::max(used, (d.smem_bytes / 2 / kUnit + 1) * kUnit);
 }
 
 int resident_clusters(const Device& d, int64_t size) {

@@ -21,6 +21,11 @@ int64_t batch_tiles(const KernelShape& shape, const Problem& p);
 // for the SMs; all CTAs of GRID must run at once, and projections are products of one member.
 int members_at_once(const KernelShape& shape, const Problem& p, const Device& d);
 
+// Dynamic shared memory that a launch asks for, of each CTA: what the kernel uses, and where CTAs wait for each other
+// more than half of what an SM has. Two of them would take turns on an SM that kernels of few registers have room on,
+// and the model counts on one SM for each.
+int64_t requested_smem_bytes(const KernelShape& shape, Arithmetic arithmetic, const Device& d);
+
 // Clusters of so many CTAs that the device runs at once.
 int resident_clusters(const Device& d, int64_t size);
 
