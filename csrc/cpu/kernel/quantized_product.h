@@ -101,8 +101,9 @@ struct ByteFactors {
   constexpr const int8_t* panel(int64_t index) const { return panels + index * groups * kQuantizedUnits * kByteDepth; }
 };
 
-// On their way from memory where one row reads one panel: of the next panels near the end of one.
-inline constexpr int64_t kBytesAhead = 8192;
+// On their way from memory where one row reads one panel: of the next panels near the end of one. As far as its latency
+// asks for: with more of them under way, reading takes longer.
+inline constexpr int64_t kBytesAhead = 2048;
 
 template <class Isa, int kRows, int kPanels>
 FUSEDLSTM_NOINLINE void multiply_byte_tile(const ByteFactors& f) {
