@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fusedlstm import _checks, _int8
+from fusedlstm._huge_pages import side_by_side
 from fusedlstm._module import FusedCell, FusedLayer
 from fusedlstm._namespace import REGISTERED
 from fusedlstm._variants import Variants
@@ -173,6 +174,9 @@ def _quantized(module, path, reduce_range) -> Quantized:
             units = sizes.proj_size if of.startswith("hr") else sizes.hidden_size
             for part, tensor in zip(("weight", "scale", "sum"), _int8.quantized(weight.detach(), units, reduce_range)):
                 setattr(new, f"{part}_{of}", tensor)
+        # What state dicts are loaded into stays there; copies are wherever PyTorch makes them.
+        for name, tensor in zip(new._flat_weights_names, side_by_side(new._weights())):
+            setattr(new, name, tensor)
     return _taking_over(new, module, weights)
 
 
