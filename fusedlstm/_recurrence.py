@@ -65,8 +65,13 @@ def run_recurrence(cell: Cell, arguments: RecurrenceArguments) -> tuple[Tensor, 
     # Nothing between here and autograd needs to see the operator of a usual call.
     given = (*arguments, *arguments.initial, *arguments.zoneout, *arguments.reset_state)
     if is_eager(given) and count_of_dispatch_modes() == 0:
-        return _differentiably(cell.name, arguments)[:2]
+        return run_kernels(cell, arguments)
     return _OPERATORS[cell.name].recurrence(*arguments)[:2]
+
+
+def run_kernels(cell: Cell, arguments: RecurrenceArguments) -> tuple[Tensor, list[Tensor]]:
+    """The same of a call that is known to be usual, on a device with kernels and with units."""
+    return _differentiably(cell.name, arguments)[:2]
 
 
 def without_autocast(tensor: Tensor):

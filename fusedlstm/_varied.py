@@ -14,7 +14,7 @@ from torch import Tensor
 from fusedlstm._autograd_steps import UNROUNDED
 from fusedlstm._choice import is_in_onnx_export, is_plain
 from fusedlstm._private_torch import count_of_dispatch_modes
-from fusedlstm._recurrence import run_recurrence, without_autocast
+from fusedlstm._recurrence import run_kernels, run_recurrence, without_autocast
 from fusedlstm._variants import Variants, Varied, masks_of
 from fusedlstm.cells import Cell
 from fusedlstm.reference_varied import RecurrenceArguments
@@ -61,14 +61,14 @@ def run_usual(cell: Cell, varied: Varied, input, initial, weights) -> tuple[Tens
     if not is_plain((input, *initial, *weights, *varied.parameters)) or count_of_dispatch_modes() > 0:
         return None
     try:
-        # What the operator would take for a variant that is not there, or for a sum.
+        # What the operator takes for a variant that is not there, or for a sum; and no units, which it does not do.
         has_holes = any(parameter is None for parameter in varied.parameters)
-        if has_holes or (len(weights) > 2 and weights[2].shape != weights[3].shape):
+        if has_holes or weights[1].size(1) == 0 or (len(weights) > 2 and weights[2].shape != weights[3].shape):
             return None
         initial = initial or [input.new_zeros(input.size(1), weights[1].size(1))] * len(cell.states)
         parameters = dict(zip(varied.kinds, varied.parameters, strict=True))
         return _direction(
-            cell, varied.variants, varied.training, input, initial, weights, parameters, None, None, [],
+            run_kernels, cell, varied.variants, varied.training, input, initial, weights, parameters, None, None, [],
             reverse=False, allow_tf32=False,
         )  # fmt: skip
     except (AttributeError, RuntimeError, TypeError, ValueError):
@@ -107,7 +107,7 @@ def layer(
         input = _as(wide, input)
         directions = [
             _direction(
-                cell, variants, training, input, [_as(wide, state[d]) for state in initial],
+                run_recurrence, cell, variants, training, input, [_as(wide, state[d]) for state in initial],
                 [_as(wide, weight) for weight in own], {kind: _as(wide, p) for kind, p in parameters.items()},
                 lengths, reset, [_as(wide, state[d]) for state in reset_state], reverse=d == 1, allow_tf32=allow_tf32,
             )
@@ -129,7 +129,8 @@ def _as(dtype, tensor) -> Tensor:
 
 
 def _direction(
-    cell, variants, training, input, initial, weights, parameters, lengths, reset, reset_state, *, reverse, allow_tf32
+    run, cell, variants, training, input, initial, weights, parameters, lengths, reset, reset_state, *,
+    reverse, allow_tf32,
 ):  # fmt: skip
     weight_ih, weight_hh, *biases = weights
     T, (B, H) = input.size(0), initial[0].shape
@@ -144,7 +145,7 @@ def _direction(
         parameters.get("bias_c"), variants.layer_norm_eps, lengths, reset, reset_state, reverse, keeps=False,
         allow_tf32=allow_tf32,
     )  # fmt: skip
-    return run_recurrence(cell, arguments)
+    return run(cell, arguments)
 
 
 def _rows_of_packed(batch_sizes, B, N) -> tuple[Tensor, Tensor]:
