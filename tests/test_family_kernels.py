@@ -68,6 +68,19 @@ def test_every_kernel_near_the_reference(cell, isa, plan, rows, forced, two_thre
                 check_against_reference(CELLS[cell], case, dtype)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cell", ["gru", "rnn_tanh"])
+def test_gradients_in_blocks(cell, isa, forced, two_threads):
+    """More than 256 rows, over which gradients of weights are summed, and than 1024 gates, by which gradients go back.
+
+    An odd number of gates, too, which pairs of 16 bits pad.
+    """
+    forced(isa, "packed")
+    for dtype in DTYPES:
+        for sizes in [(13, 21, 5, 20), (2, 5, 4, 343 if cell == "gru" else 1027)]:
+            check_against_reference(CELLS[cell], case_of("plain", *sizes), dtype)
+
+
 @cache
 def drawn_and_expected(name, step, case, dtype):
     """A layer, and what the reference makes of it in float64; the same for every kernel."""

@@ -36,7 +36,7 @@ class Backward {
         weight_hh(shape.directions, kSizes.gates * shape.hidden, recurrent, rows_of_group(plan, shape), reading()),
         weight_hr(shape.directions, shape.proj, shape.hidden, rows_of_group(plan, shape), reading()),
         chunk(steps_of_gradients(plan, shape)),
-        ring(shape, chunk + 1, kSizes.apart() > 0),
+        ring(shape, chunk + 1, kSizes.apart()),
         gradients(args, plan, index, ring) {}
 
   FUSEDLSTM_NOINLINE int64_t workspace_bytes() {
@@ -159,7 +159,7 @@ class Backward {
     const int64_t here = s < 0 ? rows.end - rows.begin : index.rows_at(t, rows);
     const bool is_plain = s > 0 && !last && !a.rows.lengths && !a.rows.reset && !projects();
     const Lines lines = is_plain ? Lines(*this, d, s, t, rows.begin) : Lines{};
-    weight_hh.multiply(d, panels, from, {ring.d_from_hidden(d, s + 1, rows.begin), ring.gates_depth},
+    weight_hh.multiply(d, panels, from, {ring.d_from_hidden(d, s + 1, rows.begin), ring.gates_width},
                        [&](int64_t r, const acc* d_h, int64_t column) {
                          int64_t whole = 0;
                          if (is_plain) whole = finish_plain(d_h, lines, r, column);
@@ -179,7 +179,7 @@ class Backward {
     const acc *carried, *carried_before, *d_carried_too;
     const storage *d_output, *saved, *h, *h_before;  // d_output, d_carried_too: null where there is none
     operand *from_input, *from_hidden;
-    int64_t width, units, d_output_apart, hidden, h_apart, gates_depth, states_apart;
+    int64_t width, units, d_output_apart, hidden, h_apart, gates_width, states_apart;
     int64_t rows_back, d_output_back;  // to the scan position before: rows of what forward saved, elements of d_output
 
     Lines() = default;
@@ -206,7 +206,7 @@ class Backward {
       d_output_apart = o.a.d_output.batch;
       hidden = o.shape.hidden;
       h_apart = directions * o.recurrent;
-      gates_depth = o.ring.gates_depth;
+      gates_width = o.ring.gates_width;
       if constexpr (kSizes.carried > 0) {
         d_carried = o.d_carried[0] + state * o.units;
         states_apart = o.d_carried[kSizes.carried - 1] - o.d_carried[0];
@@ -253,11 +253,11 @@ class Backward {
       for (int k = 0; k < kSizes.carried; ++k)
         cpu::store(lines.d_carried + k * lines.states_apart + r * lines.units + u, z.carried_before[k]);
       if constexpr (kSizes.takes_h) cpu::store(lines.carry + r * lines.width + u, z.h_before);
-      for (int gate = 0; gate < kSizes.gates; ++gate) {
-        const int64_t at = r * lines.gates_depth + gate * lines.hidden + u;
-        K::store_operand(lines.from_input + at, z.from_input[gate]);
-        if constexpr (kSizes.apart() > 0) K::store_operand(lines.from_hidden + at, z.from_hidden[gate]);
-      }
+      const int64_t at = r * lines.gates_width + u;
+      for (int gate = 0; gate < kSizes.gates; ++gate)
+        K::store_operand(lines.from_hidden + at + gate * lines.hidden, z.from_hidden[gate]);
+      for (int k = 0; k < kSizes.apart(); ++k)
+        K::store_operand(lines.from_input + at + k * lines.hidden, z.from_input[kSizes.joined + k]);
     }
     return i;
   }
@@ -320,18 +320,16 @@ class Backward {
                                  int64_t u) {
     const int64_t n = shape.hidden - u;
     operand *from_input = ring.d_from_input(d, s, b) + u, *from_hidden = ring.d_from_hidden(d, s, b) + u;
-    // With the last gate go the zeros that pad the row: what lies beyond the units is zero.
-    const auto store_gate = [&](operand* to, int gate, V v) {
-      const int64_t before = gate * shape.hidden, padded = ring.gates_depth - before - u;
-      K::store_operand(to + before, v, gate + 1 < kSizes.gates ? n : padded);
-    };
-    if (!active) {
+    const auto store_gates = [&](const CellGradients<V, kSizes>& z) FUSEDLSTM_LAMBDA {
       for (int gate = 0; gate < kSizes.gates; ++gate) {
-        store_gate(from_input, gate, V{});
-        if constexpr (kSizes.apart() > 0) store_gate(from_hidden, gate, V{});
+        // With the last gate go the zeros that pad the row: what lies beyond the units is zero.
+        const int64_t before = gate * shape.hidden, padded = ring.gates_depth - before - u;
+        K::store_operand(from_hidden + before, z.from_hidden[gate], gate + 1 < kSizes.gates ? n : padded);
       }
-      return;
-    }
+      for (int k = 0; k < kSizes.apart(); ++k)
+        K::store_operand(from_input + k * shape.hidden, z.from_input[kSizes.joined + k], n);
+    };
+    if (!active) return store_gates(CellGradients<V, kSizes>{});
     const Known<V, kSizes> known = known_of(d, s, t, b, row, u);
     V d_states[at_least_one(kSizes.carried)] = {};
     for (int k = 0; k < kSizes.carried; ++k) {
@@ -342,10 +340,7 @@ class Backward {
     for (int k = 0; k < kSizes.carried; ++k)
       store(d_carried[k] + (d * shape.batch + b) * units + u, z.carried_before[k]);
     if constexpr (kSizes.takes_h) add(carry + (d * shape.batch + b) * width + u, z.h_before);
-    for (int gate = 0; gate < kSizes.gates; ++gate) {
-      store_gate(from_input, gate, z.from_input[gate]);
-      if constexpr (kSizes.apart() > 0) store_gate(from_hidden, gate, z.from_hidden[gate]);
-    }
+    store_gates(z);
     if constexpr (kSizes.projects)
       if (projects())
         K::store(ring.hidden(d, s, b) + u, cell.template hidden<typename K::Math>(known.saved, known.carried), n);

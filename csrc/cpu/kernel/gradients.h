@@ -23,42 +23,59 @@ constexpr int64_t steps_of_gradients(const Plan& plan, const Shape& shape) {
 }
 
 // What the backward recurrence leaves of the last `steps` scan positions.
+//
+// A row of gate gradients has those of both parts of the gates' sums. They differ in the gates that are apart, the last
+// ones; those of the others are there once, for both:
+//
+//     apart, from input | joined | apart, from hidden
+//
+// So the part from hidden has the gates in the order of the weights, and that from input begins with those that are
+// apart. What pads the latter for pairs is whatever follows; it meets weights of zero.
 template <class K>
 struct Ring {
   using operand = typename K::operand;
   using storage = typename K::storage;
 
-  Ring(const Shape& shape, int64_t steps, bool is_apart)
+  // gates_apart: how many gates have two gradients.
+  Ring(const Shape& shape, int64_t steps, int64_t gates_apart)
       : shape(shape),
         steps(steps),
-        is_apart(is_apart),
+        apart(gates_apart * shape.hidden),
+        joined(shape.gates * shape.hidden - apart),
         gates_depth(round_up(shape.gates * shape.hidden, K::kDepth)),
+        gates_width(odd_lines(apart + gates_depth)),
         proj_depth(round_up(shape.proj, K::kDepth)) {}
 
   const Shape& shape;
   const int64_t steps;
-  const bool is_apart;                    // whether a cell has gates that are
-  const int64_t gates_depth, proj_depth;  // elements of a row of gate gradients and of d_y, padded
+  const int64_t apart, joined;  // sums of the gates that are, in each part
+  // Elements of one part of a row of gate gradients, padded, and from one row to the next; those of a row of d_y,
+  // padded.
+  const int64_t gates_depth, gates_width, proj_depth;
 
   void lay_out(Arena& arena) {
     const int64_t rows = shape.directions * steps * shape.batch;
     const bool proj = shape.proj > 0;
-    from_input_rows = arena.take<operand>(rows * gates_depth);
-    from_hidden_rows = is_apart ? arena.take<operand>(rows * gates_depth) : from_input_rows;
+    gate_rows = arena.take<operand>(rows * gates_width);
     d_y_rows = arena.take<operand>(proj ? rows * proj_depth : 0);
     hidden_rows = arena.take<storage>(proj ? rows * shape.hidden : 0);
   }
-  // Of direction d, scan position s and batch row b: the gradients of the two parts of the gates' sums, which are the
-  // same row where no gate is apart; with a projection also the gradient of its result, and its operand.
-  operand* d_from_input(int64_t d, int64_t s, int64_t b) const { return from_input_rows + row(d, s, b) * gates_depth; }
-  operand* d_from_hidden(int64_t d, int64_t s, int64_t b) const {
-    return from_hidden_rows + row(d, s, b) * gates_depth;
-  }
+  // Of direction d, scan position s and batch row b: the gradients of the two parts of the gates' sums; with a
+  // projection also the gradient of its result, and its operand.
+  operand* d_from_input(int64_t d, int64_t s, int64_t b) const { return gate_rows + row(d, s, b) * gates_width; }
+  operand* d_from_hidden(int64_t d, int64_t s, int64_t b) const { return d_from_input(d, s, b) + apart; }
   operand* d_y(int64_t d, int64_t s, int64_t b) const { return d_y_rows + row(d, s, b) * proj_depth; }
   storage* hidden(int64_t d, int64_t s, int64_t b) const { return hidden_rows + row(d, s, b) * shape.hidden; }
 
  private:
-  operand *from_input_rows, *from_hidden_rows, *d_y_rows;
+  // At least n elements, an odd number of cache lines: products over rows go down columns, and rows a power of two
+  // apart would put each other out of the cache.
+  static constexpr int64_t odd_lines(int64_t n) {
+    constexpr int64_t kLine = 64 / sizeof(operand);
+    return (round_up(n, kLine) / kLine | 1) * kLine;
+  }
+
+  operand *gate_rows, *d_y_rows;
   storage* hidden_rows;
   int64_t row(int64_t d, int64_t s, int64_t b) const { return (d * steps + s % steps) * shape.batch + b; }
 };
@@ -83,19 +100,17 @@ class Gradients {
         groups(row_groups(plan, shape)),
         rows(shape.steps * rows_of_group(plan, shape)),
         weight_ih(shape.directions, gates, shape.input, rows < kInputRows ? rows : kInputRows,
-                  Transposed<K>::reading_of(plan, groups == 1 && rows <= kInputRows)),
-        weights(gates, {shape.input, recurrent}, {of_input(0), of_input(1)}, shape.directions, groups, rows),
-        weights_apart(gates, {recurrent, 0}, {of_hidden(0), of_hidden(1)}, shape.directions, groups, rows),
-        projection(shape.proj, {shape.hidden, 0},
-                   {{{pointer(a.d_weight_hr[0])}, nullptr}, {{pointer(a.d_weight_hr[1])}, nullptr}}, shape.directions,
-                   groups, rows) {}
+                  Transposed<K>::reading_of(plan, groups == 1 && rows <= kInputRows), ring.joined),
+        weights(ring.joined, ring.apart, {shape.input, recurrent}, {of_weights(0), of_weights(1)}, shape.directions,
+                groups, rows),
+        projection(shape.proj, 0, {shape.hidden, 0}, {of_projection(0), of_projection(1)}, shape.directions, groups,
+                   rows) {}
 
   FUSEDLSTM_NOINLINE void lay_out(Arena& arena, int64_t share) {
     if (a.d_input) weight_ih.lay_out(arena, plan.threads, share);
     parts = arena.take<acc>(a.d_input && shape.directions == 2 ? 2 * a.row_count * shape.input : 0);
     zeros = arena.take<storage>(recurrent);
     weights.lay_out(arena, plan.threads, share);
-    weights_apart.lay_out(arena, plan.threads, share);
     projection.lay_out(arena, plan.threads, share);
   }
 
@@ -113,8 +128,6 @@ class Gradients {
       for_each_block(task, d, steps, starts, [&](Rows& block) {
         if (!a.reported) input_gradient(task, d, block);
         weights.accumulate(d, task.group, own(task, weights.tile_count), block.weights, starts);
-        if (ring.is_apart)
-          weights_apart.accumulate(d, task.group, own(task, weights_apart.tile_count), block.weights_apart, starts);
         projection.accumulate(d, task.group, own(task, projection.tile_count), block.projection, starts);
         starts = false;
       });
@@ -146,7 +159,6 @@ class Gradients {
     if (a.d_input && shape.directions == 2) add_directions(share);
     for (int64_t d = 0; d < shape.directions; ++d) {
       weights.write(d, share.of(weights.tile_count));
-      weights_apart.write(d, share.of(weights_apart.tile_count));
       projection.write(d, share.of(projection.tile_count));
     }
   }
@@ -160,15 +172,14 @@ class Gradients {
   const int64_t gates, recurrent;
   const int64_t groups, rows;  // groups of batch rows in a direction, each with sums of its own; rows of a group
   Transposed<K> weight_ih;
-  Outer<K> weights;        // gradients of the input's part by input; and by h before the step, unless that has its own
-  Outer<K> weights_apart;  // gradients of the hidden part by h before the step
-  Outer<K> projection;     // d_y by the cell's h
+  Outer<K> weights;     // gradients of the gates' sums, from input by input, from hidden by h before the step
+  Outer<K> projection;  // d_y by the cell's h
   // Shared by the team.
   acc* parts;      // d_input of each of two directions, [2][N][I]
   storage* zeros;  // a row of h
 
   struct Rows {
-    typename Outer<K>::Block weights, weights_apart, projection;
+    typename Outer<K>::Block weights, projection;
     int64_t row[kOuterDepth];
 
     void push(const Gradients& o, int64_t d, int64_t s, int64_t t, int64_t b) {
@@ -177,11 +188,6 @@ class Gradients {
       weights.left[k] = o.ring.d_from_input(d, s, b);
       weights.right[0][k] = o.index.template data_row<storage>(o.a.input, t, b);
       weights.right[1][k] = o.entered(d, t, b);
-      if (o.ring.is_apart) {
-        weights_apart.depth = k + 1;
-        weights_apart.left[k] = o.ring.d_from_hidden(d, s, b);
-        weights_apart.right[0][k] = weights.right[1][k];
-      }
       if (o.shape.proj == 0) return;
       projection.depth = k + 1;
       projection.left[k] = o.ring.d_y(d, s, b);
@@ -200,7 +206,7 @@ class Gradients {
         if (block.weights.depth == kOuterDepth) {
           body(block);
           always = false;
-          block.weights.depth = block.weights_apart.depth = block.projection.depth = 0;
+          block.weights.depth = block.projection.depth = 0;
         }
         block.push(*this, d, s, t, b);
       }
@@ -209,13 +215,10 @@ class Gradients {
   }
 
   static storage* pointer(void* p) { return static_cast<storage*>(p); }
-  typename Outer<K>::Result of_input(int d) const {
-    return {{pointer(a.d_weight_ih[d]), ring.is_apart ? nullptr : pointer(a.d_weight_hh[d])}, pointer(a.d_bias_ih[d])};
+  typename Outer<K>::Result of_weights(int d) const {
+    return {{pointer(a.d_weight_ih[d]), pointer(a.d_weight_hh[d]), pointer(a.d_bias_ih[d]), pointer(a.d_bias_hh[d])}};
   }
-  typename Outer<K>::Result of_hidden(int d) const {
-    if (!ring.is_apart) return {};
-    return {{pointer(a.d_weight_hh[d]), nullptr}, pointer(a.d_bias_hh[d])};
-  }
+  typename Outer<K>::Result of_projection(int d) const { return {{pointer(a.d_weight_hr[d])}}; }
   static Range own(const Task& task, int64_t n) { return task.team ? task.team->of(n) : Range{0, n}; }
   // Whole tiles: what rows are multiplied together decides the last bit, and must not depend on who has which share.
   static Range own_rows(const Task& task, int64_t n) {

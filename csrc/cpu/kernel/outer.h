@@ -2,8 +2,11 @@
 //
 // The left side (gate gradients, n) is brought into tiles, the right side (inputs or hidden states, m) into panels,
 // both for a block of rows that stays in the cache; several right matrices share the tiles of the left one, and the
-// bias gradient, the sum of its rows, is made on the way into them. Sums are kept in `acc` over all rows, in the
+// bias gradients, the sums of its rows, are made on the way into them. Sums are kept in `acc` over all rows, in the
 // gradient's own memory where that is its type, and rounded once.
+//
+// The left matrix may have columns for one right matrix only, before and behind those that all are multiplied by, as
+// the gates that are apart have them (gradients.h): `apart` for the first one | joined | `apart` for the second one.
 #pragma once
 
 #include "pack.h"
@@ -27,10 +30,10 @@ class Outer {
 
   static constexpr int kRights = 2;  // right matrices, at most
 
-  // Where the sums of one direction go: d_weight [columns, width] for each right matrix, d_bias [columns]; null:
-  // unasked.
+  // Where the sums of one direction go: for each right matrix d_weight [joined + apart, width], of which the last rows
+  // are those of columns that are apart, and then for each d_bias [joined + apart]; null: unasked.
   struct Result {
-    storage *d_weight[kRights], *d_bias;
+    storage* of[2 * kRights];
   };
   // Rows of one block, by pointer.
   struct Block {
@@ -41,12 +44,14 @@ class Outer {
 
   const int64_t tile_count;  // tiles of the left matrix's columns, which a team divides
 
-  // `columns` of the left matrix, `widths` of the right ones; `rows` are the most that any group has in all. Each
-  // direction has sums of `groups` groups of rows. Rows that fit into one block come in one.
-  FUSEDLSTM_NOINLINE Outer(int64_t columns, const int64_t (&widths)[kRights], const Result (&results)[2],
+  // `joined` and `apart` columns of the left matrix, `widths` of the right ones; `rows` are the most that any group has
+  // in all. Each direction has sums of `groups` groups of rows. Rows that fit into one block come in one.
+  FUSEDLSTM_NOINLINE Outer(int64_t joined, int64_t apart, const int64_t (&widths)[kRights], const Result (&results)[2],
                            int64_t directions, int64_t groups, int64_t rows)
-      : tile_count(tiles_of<K::kTileRows>(columns)),
-        columns(columns),
+      : tile_count(tiles_of<K::kTileRows>(joined) + 2 * tiles_of<K::kTileRows>(apart)),
+        joined(joined),
+        apart(apart),
+        outputs(joined + apart),
         directions(directions),
         groups(groups),
         is_once(!kInPlace && groups == 1 && rows <= kOuterDepth),
@@ -54,11 +59,11 @@ class Outer {
     for (int d = 0; d < 2; ++d) this->results[d] = results[d];
     for (int i = 0; i < kRights; ++i) {
       this->widths[i] = widths[i];
-      if (!results[0].d_weight[i]) continue;
+      if (results[0].of[kRights + i]) all += outputs;
+      if (!results[0].of[i]) continue;
       panels += panels_of(i);
-      all += columns * widths[i];
+      all += outputs * widths[i];
     }
-    if (results[0].d_bias) all += columns;
   }
 
   FUSEDLSTM_NOINLINE void lay_out(Arena& arena, int64_t shares, int64_t share) {
@@ -73,15 +78,17 @@ class Outer {
   // empty.
   FUSEDLSTM_NOINLINE void accumulate(int64_t d, int64_t group, Range range, const Block& block, bool first) const {
     if (all == 0) return;
-    const Target to{d, sums_of(d, group), first};
+    const Sums sums = sums_of(d, group);
     if (block.depth > 0 && block.depth <= kFewRows) {
-      for_few_rows(int(block.depth),
-                   [&](auto rows) FUSEDLSTM_LAMBDA { accumulate_few<rows>(to, columns_of(range), block); });
+      for_each_segment(range, [&](Range own, const Segment& segment) {
+        for_few_rows(int(block.depth),
+                     [&](auto rows) FUSEDLSTM_LAMBDA { accumulate_few<rows>({d, sums, first, segment}, own, block); });
+      });
       return;
     }
     operand* panel = packed_right;
     for (int i = 0; i < kRights; ++i) {
-      if (!results[d].d_weight[i]) continue;
+      if (!results[d].of[i]) continue;
       for (int64_t k = 0; k < block.depth; k += K::kDepth)  // whole rows in turn: they lie together
         for (int64_t p = 0; p < panels_of(i); ++p)
           pack_columns<K>(
@@ -89,18 +96,19 @@ class Outer {
               block.depth, round_up(block.depth, K::kDepth), widths[i], p * K::kPanel);
       panel += panels_of(i) * depth * K::kPanel;
     }
-    const Range own = columns_of(range);
-    for_each_tile<kOuterColumns>(own.end - own.begin, [&](int64_t n, int64_t count) {
-      accumulate_columns(to, {own.begin + n, own.begin + n + count}, block);
+    for_each_segment(range, [&](Range own, const Segment& segment) {
+      for_each_tile<kOuterColumns>(own.end - own.begin, [&](int64_t n, int64_t count) {
+        accumulate_columns({d, sums, first, segment}, {own.begin + n, own.begin + n + count}, block);
+      });
     });
   }
 
-  // Adds up the groups of a direction and writes the tiles of `range` of all results.
+  // Adds up the groups of a direction and writes a part of all results, that of the tiles of `range` in their number.
   FUSEDLSTM_NOINLINE void write(int64_t d, Range range) const {
     if (all == 0 || is_once || (kInPlace && groups == 1)) return;
-    const auto [begin, end] = columns_of(range);
-    for (int i = 0; i <= kRights; ++i) {
-      storage* to = i < kRights ? results[d].d_weight[i] : results[d].d_bias;
+    const auto [begin, end] = parts_of(outputs, range, tile_count);
+    for (int i = 0; i < 2 * kRights; ++i) {
+      storage* to = results[d].of[i];
       const int64_t width = i < kRights ? widths[i] : 1;
       if (!to) continue;
       for (int64_t at = begin * width; at < end * width; at += K::kLanes) {
@@ -119,7 +127,8 @@ class Outer {
   static constexpr int64_t kDepthUnit =
       kIsInterleaved ? K::kDepth : K::kLanes * K::kDepth;  // of rows: a tile has whole ones
 
-  const int64_t columns, directions, groups;
+  const int64_t joined, apart, outputs;  // columns of the left matrix; rows of a weight
+  const int64_t directions, groups;
   const bool is_once;   // one block is all: its sums are the results, and rounded at once
   const int64_t depth;  // rows of a block that there is room for
   int64_t widths[kRights];
@@ -129,9 +138,16 @@ class Outer {
   operand *tiles, *packed_right;  // of this share
   acc* sums;                      // [directions][groups that have no other place][all]
 
-  // A group's sums: for each right matrix, and of the bias.
+  // A group's sums, in the order of results.
   struct Sums {
-    acc* of[kRights + 1];
+    acc* of[2 * kRights];
+  };
+
+  // Left columns that go the same way: which right matrices they are multiplied by; column n makes row n + shift of a
+  // weight.
+  struct Segment {
+    bool takes[kRights];
+    int64_t shift;
   };
 
   // Where a block goes: it starts the sums of a group, or is added to them.
@@ -139,34 +155,49 @@ class Outer {
     int64_t d;
     Sums sums;
     bool first;
+    Segment segment;
   };
+
+  // Runs body(columns, segment) for those of the tiles of `range` that lie in one segment.
+  template <class Body>
+  void for_each_segment(Range range, Body body) const {
+    const Segment segments[] = {{{true, false}, joined}, {{true, true}, -apart}, {{false, true}, -apart}};
+    const int64_t sizes[] = {apart, joined, apart};
+    int64_t column = 0, tile = 0;
+    for (int i = 0; i < 3; ++i) {
+      const int64_t tiles = tiles_of<K::kTileRows>(sizes[i]);
+      const Range own{range.begin > tile ? range.begin - tile : 0, range.end < tile + tiles ? range.end - tile : tiles};
+      if (own.begin < own.end) {
+        const Range columns = parts_of(sizes[i], own, tiles);
+        body(Range{column + columns.begin, column + columns.end}, segments[i]);
+      }
+      column += sizes[i];
+      tile += tiles;
+    }
+  }
 
   // Of the sum i of a group the first `count` lanes from `at` on.
   FUSEDLSTM_INLINE void add_sum(const Target& to, int i, int64_t at, V sum, int64_t count) const {
-    if (!kInPlace && is_once)
-      return K::store((i < kRights ? results[to.d].d_weight[i] : results[to.d].d_bias) + at, sum, count);
+    if (!kInPlace && is_once) return K::store(results[to.d].of[i] + at, sum, count);
     acc* own = to.sums.of[i] + at;
     store_some(own, to.first ? sum : load_some<V>(own, count) + sum, count);
   }
 
-  Range columns_of(Range tiles) const { return tile_count > 0 ? parts_of(columns, tiles, tile_count) : Range{0, 0}; }
   int64_t panels_of(int i) const { return round_up(widths[i], K::kPanel) / K::kPanel; }
 
   Sums sums_of(int64_t d, int64_t group) const {
     Sums found;
     if constexpr (kInPlace) {
       if (group == 0) {
-        for (int i = 0; i < kRights; ++i) found.of[i] = results[d].d_weight[i];
-        found.of[kRights] = results[d].d_bias;
+        for (int i = 0; i < 2 * kRights; ++i) found.of[i] = results[d].of[i];
         return found;
       }
     }
     acc* next = sums + (d * (groups - kInPlace) + group - kInPlace) * all;
-    for (int i = 0; i < kRights; ++i) {
+    for (int i = 0; i < 2 * kRights; ++i) {
       found.of[i] = next;
-      if (results[d].d_weight[i]) next += columns * widths[i];
+      if (results[d].of[i]) next += outputs * (i < kRights ? widths[i] : 1);
     }
-    found.of[kRights] = next;
     return found;
   }
 
@@ -183,7 +214,7 @@ class Outer {
   template <int kRows>
   void accumulate_few(const Target to, Range range, const Block& block) const {
     for (int i = 0; i < kRights; ++i) {
-      if (!results[0].d_weight[i]) continue;
+      if (!results[0].of[i] || !to.segment.takes[i]) continue;
       const int64_t width = widths[i];
       for (int64_t n = range.begin; n < range.end; ++n) {
         V x[kRows];
@@ -195,18 +226,17 @@ class Outer {
         const auto add = [&](int64_t m, int64_t count) FUSEDLSTM_LAMBDA {
           V sum{};
           for (int k = 0; k < kRows; ++k) sum = FullProduct<acc>::multiply_add(x[k], K::load(right[k] + m, count), sum);
-          add_sum(to, i, n * width + m, sum, count);
+          add_sum(to, i, (n + to.segment.shift) * width + m, sum, count);
         };
         int64_t m = 0;
         for (; m + K::kLanes <= width; m += K::kLanes) add(m, K::kLanes);  // whole vectors, known to be such
         if (m < width) add(m, width - m);
       }
     }
-    if (!results[0].d_bias) return;
     for (int64_t n = range.begin; n < range.end; n += K::kLanes) {
       V sum{};
       for (int k = 0; k < kRows; ++k) sum += K::load_operand(block.left[k] + n, range.end - n);
-      add_sum(to, kRights, n, sum, range.end - n);
+      add_bias(to, n, sum, range.end - n);
     }
   }
 
@@ -232,8 +262,8 @@ class Outer {
     const int64_t at_once = block.depth > 0 ? kOuterDepth / block.depth : kOuterDepth;
     const operand* panel = packed_right;
     for (int i = 0; i < kRights; ++i) {
-      if (!results[0].d_weight[i]) continue;
-      for (int64_t p = 0; p < panels_of(i); p += at_once) {
+      if (!results[0].of[i]) continue;
+      for (int64_t p = 0; p < panels_of(i) && to.segment.takes[i]; p += at_once) {
         const Range some{p, p + at_once < panels_of(i) ? p + at_once : panels_of(i)};
         for_each_tile<K::kTileRows>(count, [&](int64_t n, int rows) FUSEDLSTM_LAMBDA {
           for (int64_t q = some.begin; q < some.end; ++q)
@@ -248,7 +278,7 @@ class Outer {
   // Of right matrix i: sums[first_row + r][m ..] += sum over k of tile[k][r] * panel[k].
   FUSEDLSTM_INLINE void add_tile(const Target& to, int i, int64_t first_row, int rows, int64_t m, const operand* tile,
                                  const operand* panel, int64_t padded) const {
-    const int64_t width = widths[i], first_sum = first_row * width + m;
+    const int64_t width = widths[i], first_sum = (first_row + to.segment.shift) * width + m;
     const int vectors = vectors_of<K>(width - m);
     const operand* x[K::kTileRows];
     for (int r = 0; r < rows; ++r) x[r] = tile + r * (kIsInterleaved ? K::kDepth : depth);
@@ -310,11 +340,12 @@ class Outer {
   FUSEDLSTM_INLINE V columns_at(const Block& block, int64_t k, int64_t n) const {
     const bool pair = K::kDepth == 2 && k + 1 < block.depth;
     return column_vector<K, typename K::OperandStorage>(block.left[k] + n, pair ? block.left[k + 1] + n : nullptr,
-                                                        columns - n);
+                                                        joined + 2 * apart - n);
   }
 
   FUSEDLSTM_INLINE void add_bias(const Target& to, int64_t n, V sum, int64_t count) const {
-    if (results[0].d_bias) add_sum(to, kRights, n, sum, count);
+    for (int i = 0; i < kRights; ++i)
+      if (results[0].of[kRights + i] && to.segment.takes[i]) add_sum(to, kRights + i, n + to.segment.shift, sum, count);
   }
 };
 

@@ -39,15 +39,17 @@ class Transposed {
     return is_met_once ? Reading::kOnce : Reading::kPanels;
   }
 
-  // `rows` are the most in one product. Rows x are padded with zeros to whole kDepth.
-  Transposed(int64_t directions, int64_t depth, int64_t columns, int64_t rows, Reading reading)
+  // `rows` are the most in one product. Rows x are padded to whole kDepth, and their first element is multiplied by row
+  // `first_row` of the weight; row 0 follows the last one.
+  Transposed(int64_t directions, int64_t depth, int64_t columns, int64_t rows, Reading reading, int64_t first_row = 0)
       : panels(round_up(columns, K::kPanel) / K::kPanel),
         reading(reading),
         directions(directions),
         depth(depth),
         padded(round_up(depth, K::kDepth)),
         columns(columns),
-        rows(rows) {}
+        rows(rows),
+        first_row(first_row) {}
 
   FUSEDLSTM_NOINLINE void lay_out(Arena& arena, int64_t shares, int64_t share) {
     kept = arena.take<operand>(reading == Reading::kPanels ? directions * panels * padded * K::kPanel : 0);
@@ -98,7 +100,7 @@ class Transposed {
   static constexpr int kTerms = 4;                                // rows of the weight that are added at once
   static constexpr int kTermRows = K::Isa::kDirectSums / kTerms;  // for so many rows x
 
-  const int64_t directions, depth, padded, columns, rows;
+  const int64_t directions, depth, padded, columns, rows, first_row;
   const storage* weights[2];
   operand* kept;   // by the team: [directions][panels] of `padded`
   operand* panel;  // of this share: the one in use
@@ -106,14 +108,19 @@ class Transposed {
 
   operand* kept_at(int64_t i, int64_t k) const { return kept + (i * padded + k) * K::kPanel; }
 
+  // What element k of rows x is multiplied by.
+  const storage* weight_row(int64_t d, int64_t k) const {
+    return weights[d] + (k + first_row < depth ? k + first_row : k + first_row - depth) * columns;
+  }
+
   int64_t depth_of_block(int64_t k) const { return padded - k < kDepthBlock ? padded - k : kDepthBlock; }
 
   // The panel of the block of depth that begins at k.
   FUSEDLSTM_NOINLINE void pack(operand* to, int64_t d, int64_t p, int64_t k) const {
     const int64_t n = depth_of_block(k);
     pack_columns<K>(
-        to, [&](int64_t row) FUSEDLSTM_LAMBDA { return weights[d] + (k + row) * columns; }, {0, n}, depth - k, n,
-        columns, p * K::kPanel);
+        to, [&](int64_t row) FUSEDLSTM_LAMBDA { return weight_row(d, k + row); }, {0, n}, depth - k, n, columns,
+        p * K::kPanel);
   }
 
   const operand* panel_of(int64_t d, int64_t p, int64_t k) const {
@@ -185,7 +192,8 @@ class Transposed {
                                       Range wanted, acc* to, int64_t ld) const {
     const auto add_rows = [&](int64_t k, auto terms) FUSEDLSTM_LAMBDA {
       constexpr int kSome = terms;
-      const storage* weight = weights[d] + k * columns + wanted.begin;
+      const storage* weight[kSome];
+      for (int j = 0; j < kSome; ++j) weight[j] = weight_row(d, k + j) + wanted.begin;
       const auto add_row = [&](int64_t r, auto some_rows) FUSEDLSTM_LAMBDA {
         constexpr int kRows = some_rows;
         V x[kRows][kSome];
@@ -193,7 +201,7 @@ class Transposed {
           for (int j = 0; j < kSome; ++j) x[i][j] = K::Product::template broadcast<V>(x_rows(r + i) + k + j);
         for (int64_t c = 0; c < wanted.end - wanted.begin; c += K::kLanes) {
           V w[kSome];
-          for (int j = 0; j < kSome; ++j) w[j] = K::load(weight + j * columns + c, wanted.end - wanted.begin - c);
+          for (int j = 0; j < kSome; ++j) w[j] = K::load(weight[j] + c, wanted.end - wanted.begin - c);
           for (int i = 0; i < kRows; ++i) {
             acc* at = to + (r + i) * ld + c;
             V sum = load<V>(at);

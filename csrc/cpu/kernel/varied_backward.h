@@ -24,7 +24,7 @@ class VariedBackward : VariedRows<K, Cell> {
         weight_hh(1, gates, hidden, rows_of_group(plan, shape),
                   Transposed<K>::reading_of(plan, steps == 1 && row_groups(plan, shape) == 1)),
         chunk(steps_of_gradients(plan, shape)),
-        ring(shape, chunk + 1, kSizes.apart() > 0 || args.parameters.gain_ih),
+        ring(shape, chunk + 1, kSizes.apart() > 0 || args.parameters.gain_ih ? kSizes.gates : 0),
         gradients(args, plan, index, ring) {}
 
   int64_t workspace_bytes() {
@@ -149,7 +149,7 @@ class VariedBackward : VariedRows<K, Cell> {
   FUSEDLSTM_NOINLINE void multiply(const Task& task, int64_t s) {
     const Range rows = task.rows;
     const acc* from = ring.d_from_hidden(0, s, rows.begin);
-    weight_hh.multiply(0, task.of(weight_hh.panels), rows.end - rows.begin, {from, ring.gates_depth},
+    weight_hh.multiply(0, task.of(weight_hh.panels), rows.end - rows.begin, {from, ring.gates_width},
                        [&](int64_t r, const acc* product, int64_t column) {
                          const int64_t n = hidden - column < K::kPanel ? hidden - column : K::kPanel;
                          acc* to = d_product + (rows.begin + r) * width + column;
@@ -197,7 +197,7 @@ class VariedBackward : VariedRows<K, Cell> {
     row.normed = Base::at(a.kept.normed, i, gates);
     row.scales = Base::at(a.kept.scales, i, kVariedScales);
     row.d_from_input = ring.d_from_input(0, s, b);
-    row.d_from_hidden = ring.is_apart ? ring.d_from_hidden(0, s, b) : nullptr;
+    row.d_from_hidden = ring.apart > 0 ? ring.d_from_hidden(0, s, b) : nullptr;
     row.d_h = d_states[0] + b * width;
     row.d_c = kSizes.carried > 0 ? d_states[kSizes.states - 1] + b * width : nullptr;
     row.d_seen = a.parameters.gain_c ? d_seen + b * width : nullptr;
