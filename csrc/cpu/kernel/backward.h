@@ -159,7 +159,7 @@ class Backward {
     const int64_t here = s < 0 ? rows.end - rows.begin : index.rows_at(t, rows);
     const bool is_plain = s > 0 && !last && !a.rows.lengths && !a.rows.reset && !projects();
     const Lines lines = is_plain ? Lines(*this, d, s, t, rows.begin) : Lines{};
-    weight_hh.multiply(d, panels, from, {ring.d_from_hidden(d, s + 1, rows.begin), ring.gates_width},
+    weight_hh.multiply(d, panels, order_of(s), from, {ring.d_from_hidden(d, s + 1, rows.begin), ring.gates_width},
                        [&](int64_t r, const acc* d_h, int64_t column) {
                          int64_t whole = 0;
                          if (is_plain) whole = finish_plain(d_h, lines, r, column);
@@ -172,6 +172,8 @@ class Backward {
         finish_row(nothing, d, s, t, -1, rows.begin + r, true, p * K::kPanel);
   }
 
+  static Order order_of(int64_t s) { return s & 1 ? Order::kDown : Order::kUp; }
+
   // Where the rows of a step are, from one row on: worked out once. Behind each store of a result the compiler would
   // read again what they follow from.
   struct Lines {
@@ -181,6 +183,7 @@ class Backward {
     operand *from_input, *from_hidden;
     int64_t width, units, d_output_apart, hidden, h_apart, gates_width, states_apart;
     int64_t rows_back, d_output_back;  // to the scan position before: rows of what forward saved, elements of d_output
+    int64_t panel_on;                  // units to the next panel
 
     Lines() = default;
     FUSEDLSTM_INLINE Lines(const Backward& o, int64_t d, int64_t s, int64_t t, int64_t b) {
@@ -197,6 +200,7 @@ class Backward {
       saved = static_cast<const storage*>(o.a.saved) + (d * o.a.row_count + row) * kSizes.saved * o.shape.hidden;
       rows_back = before - row;
       d_output_back = rows_back > 0 ? o.a.d_output.step : -o.a.d_output.step;
+      panel_on = order_of(s) == Order::kUp ? K::kPanel : -K::kPanel;
       h = of_output(row);
       h_before = of_output(before);
       from_input = o.ring.d_from_input(d, s, b);
@@ -218,10 +222,10 @@ class Backward {
   // panel of units; with half the instructions. Returns for how many units.
   FUSEDLSTM_INLINE int64_t finish_plain(const acc* sums, const Lines& lines, int64_t r, int64_t column) const {
     static_assert(kSizes.carried <= 2);
-    // What comes from memory is on its way for the next panel, or for the first one of the step before: the product of
-    // a panel takes long enough, and what it brings is little enough to stay.
-    const bool is_last = column + K::kPanel >= lines.hidden;
-    const int64_t rows_on = is_last ? lines.rows_back : 0, units_on = is_last ? -column : K::kPanel;
+    // What comes from memory is on its way for the next panel, or for the step before, which begins with the panel that
+    // this one ends with: the product of a panel takes long enough, and what it brings is little enough to stay.
+    const bool is_last = lines.panel_on > 0 ? column + K::kPanel >= lines.hidden : column == 0;
+    const int64_t rows_on = is_last ? lines.rows_back : 0, units_on = is_last ? 0 : lines.panel_on;
     int64_t i = 0;
     for (; i < K::kPanel && column + i + K::kLanes <= lines.hidden; i += K::kLanes) {
       const int64_t u = column + i;
@@ -307,7 +311,7 @@ class Backward {
   // d_h before the projection, W_hr^T d_y, and the cell, for some panels of hidden units.
   void project_back(int64_t d, Range panels, Range rows, int64_t s) {
     const int64_t t = index.step(s, d);
-    weight_hr.multiply(d, panels, index.rows_at(t, rows), {ring.d_y(d, s, rows.begin), ring.proj_depth},
+    weight_hr.multiply(d, panels, order_of(s), index.rows_at(t, rows), {ring.d_y(d, s, rows.begin), ring.proj_depth},
                        [&](int64_t r, const acc* d_m, int64_t column) {
                          const int64_t b = rows.begin + r;
                          for (int64_t i = 0; i < K::kPanel && column + i < shape.hidden; i += K::kLanes)

@@ -240,7 +240,7 @@ class Gradients {
     const Range panels = by_rows ? Range{0, weight_ih.panels} : own(task, weight_ih.panels);
     for_each_tile<kInputRows>(all.end - all.begin, [&](int64_t first, int64_t count) {
       const int64_t begin = all.begin + first;
-      weight_ih.multiply(d, panels, count, {.each = block.weights.left + begin},
+      weight_ih.multiply(d, panels, Order::kUp, count, {.each = block.weights.left + begin},
                          [&](int64_t r, const acc* sums, int64_t column) {
                            for (int64_t i = 0; i < K::kPanel && column + i < shape.input; i += K::kLanes)
                              store_input_gradient(d, block.row[begin + r], column + i, load<V>(sums + i));

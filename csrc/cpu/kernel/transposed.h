@@ -15,6 +15,10 @@ struct OperandRows {
   const typename K::operand* operator()(int64_t r) const { return each ? each[r] : first + r * apart; }
 };
 
+// How a product goes through the panels. A recurrence changes the order from step to step: of more weights than a cache
+// holds, those used last are still there.
+enum class Order : int { kUp, kDown };
+
 // One weight [depth, columns] of each direction, and how it is read:
 //
 //     kPanels   brought into panels before the first product, for many
@@ -70,14 +74,17 @@ class Transposed {
   }
 
   // finish(r, sums, column), sums[i] = column + i of x W for row r, as many as a panel has and the matrix: for all
-  // r < count and the panels of `range` of direction d. What is large and the same for every `finish` is in functions
-  // of its own.
+  // r < count and the panels of `range` of direction d, up or down. What is large and the same for every `finish` is in
+  // functions of its own.
   template <class Finish>
-  FUSEDLSTM_INLINE void multiply(int64_t d, Range range, int64_t count, const OperandRows<K>& x, Finish finish) const {
-    const bool in_place = K::kDepth == 1 && reading == Reading::kInPlace;
+  FUSEDLSTM_INLINE void multiply(int64_t d, Range range, Order order, int64_t count, const OperandRows<K>& x,
+                                 Finish finish) const {
+    const bool in_place = K::kDepth == 1 && reading == Reading::kInPlace, is_up = order == Order::kUp;
     const int64_t at_once = in_place ? strip_panels(count) : 1, last = (padded - 1) / kDepthBlock * kDepthBlock;
-    for (int64_t p = range.begin; count > 0 && p < range.end; p += at_once) {
-      const int64_t end = p + at_once < range.end ? p + at_once : range.end, ld = (end - p) * K::kPanel;
+    for (int64_t left = range.end - range.begin, some; count > 0 && left > 0; left -= some) {
+      some = left < at_once ? left : at_once;
+      const int64_t p = is_up ? range.end - left : range.begin + left - some, end = p + some, ld = some * K::kPanel;
+      const int64_t next = left == some ? -1 : is_up ? p + 1 : p - 1;
       const operand* panel = nullptr;
       if (in_place)
         multiply_in_place(d, {p, end}, count, x);
@@ -87,7 +94,7 @@ class Transposed {
       for (int64_t i = 0; i < tiles; ++i) {
         const Range own = part(count, i, tiles);
         alignas(64) acc tile[K::kTileRows * K::kPanel];
-        if (!in_place) multiply_block(tile, panel, p, last, own, x, ahead_of(d, p, last, end < range.end, count));
+        if (!in_place) multiply_block(tile, panel, p, last, own, x, ahead_of(d, p, last, next, count));
         const acc* from = in_place ? sums : tile;
         for (int64_t r = own.begin; r < own.end; ++r)
           for (int64_t q = p; q < end; ++q) finish(r, from + (r - own.begin) * ld + (q - p) * K::kPanel, q * K::kPanel);
@@ -129,13 +136,14 @@ class Transposed {
     return panel;
   }
 
-  // What follows the panel of the block of depth at k of panel p, as it lies in memory; is_followed: by one in use.
-  Ahead ahead_of(int64_t d, int64_t p, int64_t k, bool is_followed, int64_t count) const {
-    if (!is_followed || reading != Reading::kPanels || count < kRowsAhead) return {};
-    const int64_t next = k + depth_of_block(k);
-    const int64_t n = next < padded ? depth_of_block(next) : depth_of_block(0);
-    return {reinterpret_cast<const char*>(kept_at(d * panels + p, next)), n * K::kPanel * int64_t(sizeof(operand)),
-            count};
+  // What is multiplied after the block of depth at k of panel p: its next block, or the first one of panel `next`, -1:
+  // none.
+  Ahead ahead_of(int64_t d, int64_t p, int64_t k, int64_t next, int64_t count) const {
+    const bool is_within = k + depth_of_block(k) < padded;
+    if ((!is_within && next < 0) || reading != Reading::kPanels || count < kRowsAhead) return {};
+    const int64_t begin = is_within ? k + depth_of_block(k) : 0;
+    return {reinterpret_cast<const char*>(kept_at(d * panels + (is_within ? p : next), begin)),
+            depth_of_block(begin) * K::kPanel * int64_t(sizeof(operand)), count};
   }
 
   // Panels whose sums are in the cache together.
@@ -151,7 +159,7 @@ class Transposed {
       const operand* own = panel_of(d, p, k);
       for_each_tile<K::kTileRows>(count, [&](int64_t r, int rows) FUSEDLSTM_LAMBDA {
         alignas(64) acc tile[K::kTileRows * K::kPanel];
-        multiply_block(tile, own, p, k, {r, r + rows}, x, ahead_of(d, p, k, true, count));
+        multiply_block(tile, own, p, k, {r, r + rows}, x, ahead_of(d, p, k, -1, count));
         __builtin_memcpy(sums + r * K::kPanel, tile, size_t(rows) * K::kPanel * sizeof(acc));
       });
     }

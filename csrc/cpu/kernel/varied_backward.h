@@ -149,7 +149,7 @@ class VariedBackward : VariedRows<K, Cell> {
   FUSEDLSTM_NOINLINE void multiply(const Task& task, int64_t s) {
     const Range rows = task.rows;
     const acc* from = ring.d_from_hidden(0, s, rows.begin);
-    weight_hh.multiply(0, task.of(weight_hh.panels), rows.end - rows.begin, {from, ring.gates_width},
+    weight_hh.multiply(0, task.of(weight_hh.panels), Order::kUp, rows.end - rows.begin, {from, ring.gates_width},
                        [&](int64_t r, const acc* product, int64_t column) {
                          const int64_t n = hidden - column < K::kPanel ? hidden - column : K::kPanel;
                          acc* to = d_product + (rows.begin + r) * width + column;
