@@ -32,11 +32,17 @@ def test_signatures_are_those_of_torch():
     of_torch = [p for p in arguments(nn.RNNBase.__init__) if p[0] != "mode"]
     ours = arguments(FusedLSTM.__init__)
     assert ours[: len(of_torch)] == of_torch
-    # What there is beside them has names alone, and does nothing unless it is asked for.
-    assert all(default == 0 or name == "layer_norm_eps" for name, default in ours[len(of_torch) :])
-    kinds = [p.kind for p in inspect.signature(FusedLSTM.__init__).parameters.values()]
-    assert set(kinds[len(of_torch) :]) == {inspect.Parameter.KEYWORD_ONLY}
-    assert arguments(FusedLSTMCell.__init__) == arguments(nn.LSTMCell.__init__)
+    check_others(FusedLSTM, len(of_torch))
+    of_torch = arguments(nn.LSTMCell.__init__)
+    assert arguments(FusedLSTMCell.__init__)[: len(of_torch)] == of_torch
+    check_others(FusedLSTMCell, len(of_torch))
+
+
+def check_others(made, count):
+    """What there is beside torch's arguments has names alone, and does nothing unless it is asked for."""
+    others = list(inspect.signature(made.__init__).parameters.values())[count:]
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in others)
+    assert all(p.default == 0 or p.name == "layer_norm_eps" for p in others)
 
 
 @family
@@ -44,7 +50,9 @@ def test_signatures_of_the_family_are_those_of_torch(member):
     """Of constructors and of forward, which takes more at the end."""
     for ours, theirs in ((member.layer, member.plain), (member.one_step, member.plain_step)):
         mine, plain = (inspect.signature(made.func.__init__).parameters.values() for made in (ours, theirs))
-        assert [(p.name, p.kind, p.default) for p in mine] == [(p.name, p.kind, p.default) for p in plain]
+        mine, plain = ([(p.name, p.kind, p.default) for p in of] for of in (mine, plain))
+        assert mine[: len(plain)] == plain
+        check_others(ours.func, len(plain))
         mine, plain = (list(inspect.signature(made.func.forward).parameters) for made in (ours, theirs))
         assert mine[: len(plain)] == plain
 
