@@ -121,7 +121,7 @@ def run(
         wanted = [place for place, is_asked in asked if is_asked] if wants_kept else ()
         dropout = dropout if training and L > 1 else 0
         is_usual = not (
-            frozen or is_int8 or varied or wants_kept or is_cell or dropout or is_compiling or x.is_meta
+            frozen or is_int8 or varied is not None or wants_kept or is_cell or dropout or is_compiling or x.is_meta
         ) and (lengths is None and reset is None and operator in KERNELS[cell.name])
         if is_usual and count_of_dispatch_modes() == 0 and is_eager((x, *(hx or ()), *weights)):
             given = hx or ([] if batch_sizes is None else zero_states(cell, x, sizes, B))
@@ -164,8 +164,11 @@ def states_of_usual(module, input, hx, others, has_one_state, dim=3, weights=())
     Every microsecond counts here: single steps take a few. What does not fit in the operator refuses, and the long
     way then says what is wrong.
     """
-    if type(input) is not Tensor or input.dim() != dim or others.count(None) != len(others):
+    if type(input) is not Tensor or input.dim() != dim:
         return None
+    for other in others:  # and no count(None), which Dynamo of torch 2.11 compares tensors for
+        if other is not None:
+            return None
     if hx is None:
         states = []
     elif has_one_state is (type(hx) is tuple):
@@ -274,7 +277,7 @@ def _autocast(cell, x, hx, weights, reset_state, is_cell, is_int8):
     if x.is_meta or not torch.is_autocast_enabled(device):
         return x, hx, weights, reset_state
     dtype = torch.get_autocast_dtype(device)
-    if x.is_cpu and cell.promotes[is_cell]:
+    if x.is_cpu and cell.promotes[int(is_cell)]:
         promoted = torch.promote_types(dtype, (x if hx is None else hx[-1]).dtype)
         dtype = torch.float32 if promoted is torch.float32 else dtype
     if is_int8:
