@@ -13,26 +13,52 @@ namespace fusedlstm::cpu {
 namespace {
 
 // The waiting for late threads that the teams of this process put up with before they dissolve. It grows with the time
-// that teams run: a machine whose host takes a CPU away for a moment now and then uses little of it, another process
-// on the same CPUs uses it up at once.
+// that teams run, and is far from what would make one thread as fast as two: a machine whose host takes a CPU away for
+// 10 or 20 ms now and then uses little of it; another process on the same CPUs, which comes at every step, uses it up.
 class Tolerance {
  public:
   // After `lost` ticks of waiting: whether that was still tolerable.
   bool takes(int64_t lost) { return left.fetch_sub(lost, std::memory_order_relaxed) >= lost; }
 
-  // After a call of a team that ran for `elapsed` ticks.
+  // After a team ran for `elapsed` ticks more.
   void grow(int64_t elapsed) {
     const int64_t now = std::max<int64_t>(left.load(std::memory_order_relaxed), 0);
     left.store(std::min(now + elapsed / kShare, kMost), std::memory_order_relaxed);
   }
 
  private:
-  static constexpr int64_t kMost = 1 << 23;  // ticks: 1.7 to 4 ms
-  static constexpr int64_t kShare = 16;      // of the time, one part may be lost
+  static constexpr int64_t kMost = 1 << 26;  // ticks: 13 to 34 ms
+  static constexpr int64_t kShare = 4;       // of the time, one part may be lost
   std::atomic<int64_t> left{kMost};
 };
 
 Tolerance tolerance;
+
+// After a team had to dissolve, since other processes used its CPUs, calls have none for a while. A while in time and
+// not in calls: it costs calls of any length as little, and ends soon after the other processes do. It is twice as long
+// as the one before, unless teams had been well since.
+class Pause {
+ public:
+  bool is_on() const { return ticks() < end.load(std::memory_order_relaxed); }
+
+  void begin() {
+    const int64_t next = std::clamp(2 * length.load(std::memory_order_relaxed), kLeast, kMost);
+    length.store(next, std::memory_order_relaxed);
+    end.store(ticks() + next, std::memory_order_relaxed);
+  }
+
+  // After a call of a team that did not dissolve.
+  void shorten() {
+    const int64_t last = length.load(std::memory_order_relaxed);
+    if (last > 0) length.store(last / 2, std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr int64_t kLeast = 1 << 26, kMost = int64_t(1) << 31;  // ticks: 13 to 34 ms, 0.4 to 1.1 s
+  std::atomic<int64_t> length{0}, end{0};
+};
+
+Pause pause_of_teams;
 
 // Where the shares of a call meet. Counts shares, not threads: a thread with several arrives once with their number.
 // A waiting thread spins for about as long as a time step may take, then sleeps: a late one may need this very CPU.
@@ -45,7 +71,14 @@ class Team {
 
   // Somebody waited for so many ticks.
   void lose(int64_t waited) {
-    if (!tolerance.takes(waited)) is_slow.store(true, std::memory_order_relaxed);
+    grow_tolerance();
+    if (!tolerance.takes(waited) && !is_slow.exchange(true, std::memory_order_relaxed)) pause_of_teams.begin();
+  }
+
+  // By the time since it was last called.
+  void grow_tolerance() {
+    const int64_t now = ticks();
+    tolerance.grow(now - counted.exchange(now, std::memory_order_relaxed));
   }
 
   void meet(Share& own) {
@@ -73,6 +106,7 @@ class Team {
 
  private:
   const int shares, last_meeting;
+  std::atomic<int64_t> counted{ticks()};  // when the tolerance last grew
   bool dissolved = false;  // written by the last to arrive, before the others leave; nobody meets after it is true
   std::atomic<bool> is_slow{false};
   alignas(64) std::atomic<int> arrived{0};
@@ -80,14 +114,13 @@ class Team {
 };
 
 // The calls of this process that are under way. A team whose threads do not all run at once meets at the pace of the
-// scheduler: so the CPUs are divided by the calls that ran at the same time of late, no call waits for another, and
-// after a team had to dissolve, since other processes used its CPUs, some calls try without one.
+// scheduler: so the CPUs are divided by the calls that ran at the same time of late, and no call waits for another.
 class Callers {
  public:
   // How many threads a call may have that can use `wanted`.
   int enter(int wanted) {
     const int now = calls.fetch_add(1, std::memory_order_relaxed) + 1;
-    const int threads = wanted == 1 || is_warned() ? 1 : free_cpus(now, wanted);
+    const int threads = wanted == 1 || (!insists && pause_of_teams.is_on()) ? 1 : free_cpus(now, wanted);
     this->threads.fetch_add(threads, std::memory_order_relaxed);
     return threads;
   }
@@ -96,20 +129,12 @@ class Callers {
     calls.fetch_sub(1, std::memory_order_relaxed);
   }
   void insist(bool is_so) { insists = is_so; }
-  void warn(bool was_slow) {
-    const int next = was_slow ? std::min(2 * warning.load(std::memory_order_relaxed) + 1, kMostWarned) : 0;
-    warning.store(next, std::memory_order_relaxed);
-    warned.store(next, std::memory_order_relaxed);
-  }
 
  private:
-  static constexpr int kLately = 64, kMostWarned = 63;  // calls
+  static constexpr int kLately = 64;  // calls
   std::atomic<bool> insists{false};
   std::atomic<int> calls{0}, threads{0};            // now
   std::atomic<int> most_at_once{1}, since_most{0};  // calls of late, and calls since there were so many
-  std::atomic<int> warning{0}, warned{0};           // calls to be made without a team: in all, and left
-
-  bool is_warned() { return !insists && warned.load(std::memory_order_relaxed) > 0 && warned.fetch_sub(1) > 0; }
 
   int free_cpus(int now, int wanted) {
     if (insists) return wanted;
@@ -149,12 +174,11 @@ void run_team(int shares, int last_meeting, int64_t workspace_bytes, void (*body
     body(context, {0, shares, shares, nullptr}, workspace.data());
   } else {
     Team team(shares, last_meeting);
-    const int64_t start = ticks();
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       body(context, {int(shares * begin / threads), int(shares * end / threads), shares, &team}, workspace.data());
     });
-    tolerance.grow(ticks() - start);
-    callers.warn(team.was_slow());
+    team.grow_tolerance();
+    if (!team.was_slow()) pause_of_teams.shorten();
   }
   callers.leave(threads);
 }
