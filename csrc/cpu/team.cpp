@@ -7,78 +7,36 @@
 
 #include "memory.h"
 #include "spin.h"
+#include "tolerance.h"
 #include "usable_cpus.h"
 
 namespace fusedlstm::cpu {
 namespace {
 
-// The waiting for late threads that the teams of this process put up with before they dissolve. It grows with the time
-// that teams run, and is far from what would make one thread as fast as two: a machine whose host takes a CPU away for
-// 10 or 20 ms now and then uses little of it; another process on the same CPUs, which comes at every step, uses it up.
-class Tolerance {
- public:
-  // After `lost` ticks of waiting: whether that was still tolerable.
-  bool takes(int64_t lost) { return left.fetch_sub(lost, std::memory_order_relaxed) >= lost; }
-
-  // After a team ran for `elapsed` ticks more.
-  void grow(int64_t elapsed) {
-    const int64_t now = std::max<int64_t>(left.load(std::memory_order_relaxed), 0);
-    left.store(std::min(now + elapsed / kShare, kMost), std::memory_order_relaxed);
-  }
-
- private:
-  static constexpr int64_t kMost = 1 << 26;  // ticks: 13 to 34 ms
-  static constexpr int64_t kShare = 4;       // of the time, one part may be lost
-  std::atomic<int64_t> left{kMost};
-};
-
 Tolerance tolerance;
-
-// After a team had to dissolve, since other processes used its CPUs, calls have none for a while. A while in time and
-// not in calls: it costs calls of any length as little, and ends soon after the other processes do. It is twice as long
-// as the one before, unless teams had been well since.
-class Pause {
- public:
-  bool is_on() const { return ticks() < end.load(std::memory_order_relaxed); }
-
-  void begin() {
-    const int64_t next = std::clamp(2 * length.load(std::memory_order_relaxed), kLeast, kMost);
-    length.store(next, std::memory_order_relaxed);
-    end.store(ticks() + next, std::memory_order_relaxed);
-  }
-
-  // After a call of a team that did not dissolve.
-  void shorten() {
-    const int64_t last = length.load(std::memory_order_relaxed);
-    if (last > 0) length.store(last / 2, std::memory_order_relaxed);
-  }
-
- private:
-  static constexpr int64_t kLeast = 1 << 26, kMost = int64_t(1) << 31;  // ticks: 13 to 34 ms, 0.4 to 1.1 s
-  std::atomic<int64_t> length{0}, end{0};
-};
-
 Pause pause_of_teams;
 
 // Where the shares of a call meet. Counts shares, not threads: a thread with several arrives once with their number.
 // A waiting thread spins for about as long as a time step may take, then sleeps: a late one may need this very CPU.
 class Team {
  public:
-  Team(int shares, int last_meeting) : shares(shares), last_meeting(last_meeting) {}
+  Team(int shares, int threads, int last_meeting) : shares(shares), threads(threads), last_meeting(last_meeting) {}
 
   // Whether somebody came too late.
   bool was_slow() const { return is_slow.load(std::memory_order_relaxed); }
 
   // Somebody waited for so many ticks.
   void lose(int64_t waited) {
-    grow_tolerance();
-    if (!tolerance.takes(waited) && !is_slow.exchange(true, std::memory_order_relaxed)) pause_of_teams.begin();
+    const int64_t now = grow_tolerance();
+    if (!tolerance.takes(waited, threads - 1) && !is_slow.exchange(true, std::memory_order_relaxed))
+      pause_of_teams.begin(now);
   }
 
-  // By the time since it was last called.
-  void grow_tolerance() {
+  // By the time since it was last called. Returns the time.
+  int64_t grow_tolerance() {
     const int64_t now = ticks();
     tolerance.grow(now - counted.exchange(now, std::memory_order_relaxed));
+    return now;
   }
 
   void meet(Share& own) {
@@ -105,7 +63,7 @@ class Team {
   }
 
  private:
-  const int shares, last_meeting;
+  const int shares, threads, last_meeting;
   std::atomic<int64_t> counted{ticks()};  // when the tolerance last grew
   bool dissolved = false;  // written by the last to arrive, before the others leave; nobody meets after it is true
   std::atomic<bool> is_slow{false};
@@ -120,7 +78,7 @@ class Callers {
   // How many threads a call may have that can use `wanted`.
   int enter(int wanted) {
     const int now = calls.fetch_add(1, std::memory_order_relaxed) + 1;
-    const int threads = wanted == 1 || (!insists && pause_of_teams.is_on()) ? 1 : free_cpus(now, wanted);
+    const int threads = wanted == 1 || (!insists && pause_of_teams.is_on(ticks())) ? 1 : free_cpus(now, wanted);
     this->threads.fetch_add(threads, std::memory_order_relaxed);
     return threads;
   }
@@ -173,7 +131,7 @@ void run_team(int shares, int last_meeting, int64_t workspace_bytes, void (*body
   if (threads == 1) {
     body(context, {0, shares, shares, nullptr}, workspace.data());
   } else {
-    Team team(shares, last_meeting);
+    Team team(shares, threads, last_meeting);
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       body(context, {int(shares * begin / threads), int(shares * end / threads), shares, &team}, workspace.data());
     });
