@@ -96,6 +96,16 @@ def test_layers_overlap():
     assert emu.longest_chain() == parts + count - 1
 
 
+def test_nothing_is_waited_for_twice():
+    """Each recurrence waits for its product; the current stream for all parts of each layer, once each."""
+    emu, count, parts = emulator.module(), 3, 5
+    stack = EmulatedStack(emu, layers(count), f"local/{count}x{parts}")
+    out = stack.forward()
+    assert emu.waits() == 2 * count * parts
+    stack.backward(out)
+    assert emu.waits() == 2 * count * parts
+
+
 def test_grids_abreast_fit_together():
     """5 tiles of 7 CTAs occupy most of a T4's 40 SMs; with half as many rows two layers do not need more than there
     are."""

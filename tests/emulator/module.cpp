@@ -11,6 +11,7 @@ namespace py = pybind11;
 namespace emulator {
 void run_selftest(const std::string& name, uint32_t* out);
 int longest_chain();
+int waits();
 }  // namespace emulator
 extern "C" int fusedlstm_run_primitive(const char* name, const uint32_t* in, uint32_t* out);
 
@@ -47,6 +48,7 @@ PYBIND11_MODULE(_emulated, m) {
   });
   m.def("unregister_buffer", [](uintptr_t p) { unregister_buffer(reinterpret_cast<void*>(p)); });
   m.def("longest_chain", &longest_chain);
+  m.def("waits", &waits);
   m.def("run_selftest",
         [](const std::string& name, uintptr_t out) { run_selftest(name, reinterpret_cast<uint32_t*>(out)); });
   m.def("run_primitive", [](const std::string& name, uintptr_t in, uintptr_t out) {

@@ -34,7 +34,7 @@ bool deferring = false;
 uint64_t entries_so_far = 0, records_so_far = 0, records_before = 0;  // before: of earlier Deferreds
 std::vector<bool> record_done;                                        // of this one, from records_before + 1 on
 std::vector<int> record_chain;
-int longest = 0;
+int longest = 0, waits_so_far = 0;
 std::deque<Queue> queues;
 
 Queue& queue_of(cudaStream_t stream) {
@@ -96,6 +96,11 @@ int longest_chain() {
   return longest;
 }
 
+// The waits for events that it had.
+int waits() {
+  return waits_so_far;
+}
+
 void enqueue(cudaStream_t stream, Operation operation) {
   if (deferring)
     append(stream, {std::move(operation), 0});
@@ -108,7 +113,7 @@ Deferred::Deferred() {
   records_before = records_so_far;
   record_done.clear();
   record_chain.clear();
-  longest = 0;
+  longest = waits_so_far = 0;
 }
 
 Deferred::~Deferred() {
@@ -173,6 +178,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   using namespace emulator;
   // What the capture of a graph says to an event that is not of the graph.
   if (event->recorded <= records_before) return cudaErrorStreamCaptureIsolation;
+  ++waits_so_far;
   append(stream, {{}, 0, 0, event->recorded});
   return cudaSuccess;
 }

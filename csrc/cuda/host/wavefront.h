@@ -33,10 +33,12 @@ std::vector<T> group_of(const std::vector<T>& all, size_t first, size_t abreast)
 
 class Wavefront {
  public:
-  Wavefront(Host& host, int levels) : host_(host), streams_(host.streams().take(levels)) {}
+  Wavefront(Host& host, int levels)
+      : host_(host), streams_(host.streams().take(levels)), is_ahead_(static_cast<size_t>(levels)) {}
   // Memory that the levels use must outlive it: by then the current stream waits for all of them.
   ~Wavefront() {
-    for (const SideStream& side : begun_) (void)cudaStreamWaitEvent(host_.stream, side.is_done, 0);
+    for (int level = 0; level < levels(); ++level)
+      if (is_ahead_[static_cast<size_t>(level)]) (void)cudaStreamWaitEvent(host_.stream, side(level).is_done, 0);
     host_.streams().give_back(streams_);
   }
   Wavefront(const Wavefront&) = delete;
@@ -46,21 +48,20 @@ class Wavefront {
   // launch(level, i, stream) its recurrence. Ends at the first launch that is not a success, and returns it.
   template <class Feed, class Launch>
   cudaError_t run(int parts, Feed feed, Launch launch) {
-    const int levels = static_cast<int>(streams_.size());
-    for (int stage = 0; stage < parts + levels - 1; ++stage) {
+    for (int stage = 0; stage < parts + levels() - 1; ++stage) {
       // The last level first: then the event of the level before is still that of the part to be fed from, and not of
       // the one that it runs meanwhile.
-      for (int level = std::min(levels - 1, stage); level >= std::max(0, stage - parts + 1); --level) {
+      for (int level = std::min(levels() - 1, stage); level >= std::max(0, stage - parts + 1); --level) {
         const int i = stage - level;
-        if (level > 0) wait(host_.stream, done(level - 1));
-        if (i > 0) wait(host_.stream, done(level));
+        if (level > 0) join(level - 1);
+        join(level);
         feed(level, i);
-        const SideStream& side = streams_[static_cast<size_t>(level)];
-        check(cudaEventRecord(side.may_begin, host_.stream), "an event");
-        wait(side.stream, side.may_begin);
-        if (i == 0) begun_.push_back(side);
-        const cudaError_t error = launch(level, i, side.stream);
-        check(cudaEventRecord(side.is_done, side.stream), "an event");
+        const SideStream& own = side(level);
+        check(cudaEventRecord(own.may_begin, host_.stream), "an event");
+        wait(own.stream, own.may_begin);
+        const cudaError_t error = launch(level, i, own.stream);
+        check(cudaEventRecord(own.is_done, own.stream), "an event");
+        is_ahead_[static_cast<size_t>(level)] = true;
         if (error != cudaSuccess) return error;
       }
     }
@@ -70,9 +71,16 @@ class Wavefront {
  private:
   Host& host_;
   const std::vector<SideStream> streams_;
-  std::vector<SideStream> begun_;
+  std::vector<bool> is_ahead_;  // of each level, whether it has run a part that the current stream does not wait for
 
-  cudaEvent_t done(int level) const { return streams_[static_cast<size_t>(level)].is_done; }
+  int levels() const { return static_cast<int>(streams_.size()); }
+  const SideStream& side(int level) const { return streams_[static_cast<size_t>(level)]; }
+  // The current stream waits for what the level has run so far: once, since each wait is a call of the driver.
+  void join(int level) {
+    if (!is_ahead_[static_cast<size_t>(level)]) return;
+    wait(host_.stream, side(level).is_done);
+    is_ahead_[static_cast<size_t>(level)] = false;
+  }
   static void wait(cudaStream_t stream, cudaEvent_t event) { check(cudaStreamWaitEvent(stream, event, 0), "a wait"); }
 };
 
