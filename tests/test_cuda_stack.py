@@ -106,6 +106,18 @@ def test_nothing_is_waited_for_twice():
     assert emu.waits() == 2 * count * parts
 
 
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_a_refused_kernel_is_asked_for_once(backward):
+    """By no layer of the groups to come, which run one after another by what replaces it."""
+    emu = emulator.module()
+    stack = EmulatedStack(emu, layers(4), "/2x2")
+    out = stack.forward()
+    with emulator.options(emu, launch_errors=[701]):
+        stack.backward(out) if backward else stack.forward()
+    (warning,) = stack.host.warnings
+    assert "device 0 refuses" in warning and "abreast" not in stack.runs[0].fallback.last_plan(backward)
+
+
 def test_grids_abreast_fit_together():
     """5 tiles of 7 CTAs occupy most of a T4's 40 SMs; with half as many rows two layers do not need more than there
     are."""

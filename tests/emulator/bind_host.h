@@ -211,18 +211,18 @@ inline void bind_host(py::module_& m) {
            })
       .def("choose_stack",
            [](EmulatedHost& host, const Layer& layer, size_t layers, bool backward) {
-             return choose_stack(host, layer, backward ? Pass::kBackward : Pass::kForward, layers);
+             return choose(host, layer, backward ? Pass::kBackward : Pass::kForward, layers);
            })
       .def("run_forward_stack",
            [](EmulatedHost& host, const std::vector<Layer>& layers, const std::vector<ForwardResults>& results,
-              const Choice& choice) {
+              Choice choice) {
              Deferred deferred;
              run_forward(host, layers, results, choice);
              deferred.run();
            })
       .def("run_backward_stack",
            [](EmulatedHost& host, const std::vector<Layer>& layers, const std::vector<Incoming>& in,
-              const std::vector<Gradients>& grads, const Choice& choice) {
+              const std::vector<Gradients>& grads, Choice choice) {
              Deferred deferred;
              run_backward(host, layers, in, grads, choice);
              deferred.run();

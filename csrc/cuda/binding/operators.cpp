@@ -162,7 +162,7 @@ std::vector<LayerResults> forward(const NamedCell& cell, std::vector<LayerArgume
   size_t next = 0;
   call_next(cell, layers, next, layers.size(), true, calls);
   TorchHost host(calls[0].t.input.get_device());
-  const Choice choice = choose_stack(host, calls[0].layer, Pass::kForward, layers.size());
+  Choice choice = choose(host, calls[0].layer, Pass::kForward, layers.size());
   run_forward(host, of_each(calls, &ForwardCall::layer), of_each(calls, &ForwardCall::results), choice);
   return of_each(calls, &ForwardCall::r);
 }
@@ -173,7 +173,7 @@ InferenceResults forward_inference(const NamedCell& cell, std::vector<LayerArgum
   size_t next = 0;
   call_next(cell, layers, next, 1, false, calls);
   TorchHost host(calls[0].t.input.get_device());
-  const Choice choice = choose_stack(host, calls[0].layer, Pass::kForward, layers.size());
+  Choice choice = choose(host, calls[0].layer, Pass::kForward, layers.size());
   for (;;) {
     call_next(cell, layers, next, static_cast<size_t>(choice.plan.abreast), false, calls);
     run_forward(host, of_each(calls, &ForwardCall::layer), of_each(calls, &ForwardCall::results), choice);
@@ -192,7 +192,7 @@ std::vector<LayerGradients> backward(const NamedCell& cell, std::vector<Backward
     calls.emplace_back(cell, arguments);
   }
   TorchHost host(calls[0].t.input.get_device());
-  const Choice choice = choose_stack(host, calls[0].layer, Pass::kBackward, calls.size());
+  Choice choice = choose(host, calls[0].layer, Pass::kBackward, calls.size());
   run_backward(host, of_each(calls, &BackwardCall::layer), of_each(calls, &BackwardCall::incoming),
                of_each(calls, &BackwardCall::grads), choice);
   return of_each(calls, &BackwardCall::g);

@@ -23,6 +23,10 @@ bool may_run_at_once(const Layer& layer) {
          is_int(layer.members * layer.directions * layer.rows);
 }
 
+Choice choose(Host& host, const Layer& layer, Pass pass, size_t layers) {
+  return layer.rows == 0 ? Choice{} : host.choose(layer.problem(pass, static_cast<int>(layers)));
+}
+
 Problem Layer::problem(Pass pass, int layers) const {
   return {.cell = cell.kind,
           .T = steps,

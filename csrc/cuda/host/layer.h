@@ -54,13 +54,20 @@ struct Layer {
 // Whether the members of an ensemble may run in one launch, if there is a kernel for it.
 bool may_run_at_once(const Layer& layer);
 
+// What runs a layer, or the layers of a stack of so many, of which it is one. Without rows nothing does.
+Choice choose(Host& host, const Layer& layer, Pass pass, size_t layers = 1);
+
 // Allocated by the caller, contiguous but for the members; saved and carried are null where they are not wanted.
 // The rows of steps that are not run are zeros already.
 struct ForwardResults {
   View output, last[kMaxStates], saved, carried;
 };
 
+// Chooses and runs.
 void run_forward(Host& host, const Layer& layer, const ForwardResults& results);
+// By a choice of this layer, or of the stack that it is one of. Where the device refuses its kernel, it is what
+// replaces it from then on.
+void run_forward(Host& host, const Layer& layer, const ForwardResults& results, Choice& choice);
 
 // What the backward pass is given beside the layer: the results of the forward pass that it needs, and the gradients of
 // all results; null for zeros. Each member is contiguous, d_output [.., D * R] of any strides but the last.
@@ -79,5 +86,6 @@ struct Gradients {
 };
 
 void run_backward(Host& host, const Layer& layer, const Incoming& in, const Gradients& grads);
+void run_backward(Host& host, const Layer& layer, const Incoming& in, const Gradients& grads, Choice& choice);
 
 }  // namespace fusedlstm::cuda

@@ -43,9 +43,8 @@ void stream_backward(const PreparedLayer& p, const BackwardArgs& a, int d, const
 
 // The recurrence, with the gradients of the initial state; of one layer, or of all members in one launch. Nothing: no
 // kernel runs all members at once.
-std::optional<BackwardRecurrence> recur(PreparedLayer& p, const Incoming& in, const Gradients& grads) {
+std::optional<BackwardRecurrence> recur(PreparedLayer& p, const Incoming& in, const Gradients& grads, Choice& choice) {
   const Layer& layer = p.layer;
-  Choice choice = p.host.choose(layer.problem(Pass::kBackward));
   if (layer.is_ensemble && !layer.is_resident(choice.plan)) return std::nullopt;
   const int64_t D = layer.directions;
   BackwardRecurrence r;
@@ -121,22 +120,33 @@ BackwardArgs backward_arguments(PreparedLayer& p, const Incoming& in, const Grad
   return a;
 }
 
-void run_backward(Host& host, const Layer& layer, const Incoming& in, const Gradients& grads) {
+void run_backward(Host& host, const Layer& layer, const Incoming& in, const Gradients& grads, Choice& choice) {
   if (layer.rows == 0) {
     for (int i = 0; i < kMaxStates; ++i)
       if (grads.initial[i].data && in.d_last[i].data) host.copy(grads.initial[i], in.d_last[i]);
     return;
   }
+  if (!layer.is_ensemble) {
+    PreparedLayer own(host, layer);
+    return finish_gradients(own, *recur(own, in, grads, choice), in, grads);
+  }
   std::optional<PreparedLayer> ensemble;  // holds what its recurrence leaves
   std::optional<BackwardRecurrence> all;
-  if (may_run_at_once(layer)) all = recur(ensemble.emplace(host, layer), in, grads);
+  if (may_run_at_once(layer)) all = recur(ensemble.emplace(host, layer), in, grads, choice);
+  std::optional<Choice> of_one;
+  if (!all) of_one = choose(host, layer.member(0), Pass::kBackward);
   for (int64_t m = 0; m < layer.members; ++m) {
     PreparedLayer own(host, layer.member(m));
     const Incoming own_in = of_member(layer, in, m);
     const Gradients own_grads = of_member(layer, grads, m);
-    const BackwardRecurrence r = all ? of_member(layer, *all, m) : *recur(own, own_in, own_grads);
+    const BackwardRecurrence r = all ? of_member(layer, *all, m) : *recur(own, own_in, own_grads, *of_one);
     finish_gradients(own, r, own_in, own_grads);
   }
+}
+
+void run_backward(Host& host, const Layer& layer, const Incoming& in, const Gradients& grads) {
+  Choice choice = choose(host, layer, Pass::kBackward);
+  run_backward(host, layer, in, grads, choice);
 }
 
 }  // namespace fusedlstm::cuda

@@ -31,8 +31,7 @@ void stream_forward(const PreparedLayer& p, const ForwardArgs& a, int d) {
 }
 
 // Of one layer, or of all members in one launch. False: no kernel runs all members at once, and nothing was run.
-bool forward(Host& host, const Layer& given, const ForwardResults& r) {
-  Choice choice = host.choose(given.problem(Pass::kForward));
+bool forward(Host& host, const Layer& given, const ForwardResults& r, Choice& choice) {
   if (given.is_ensemble && !given.is_resident(choice.plan)) return false;
   PreparedLayer p(host, given);
   const Layer& layer = p.layer;
@@ -44,7 +43,7 @@ bool forward(Host& host, const Layer& given, const ForwardResults& r) {
     project_input(p, d, pre_gates[d], a);
   }
   if (layer.proj > 0 && layer.is_resident(choice.plan))  // anew without the kernels that were refused
-    return forward_by_hidden(p, choice, a, r) || forward(host, given, r);
+    return forward_by_hidden(p, choice, a, r) || forward(host, given, r, choice);
   if (p.launch_resident(choice, a, launch_forward)) return true;
   if (layer.is_ensemble) return false;
   for (int d = 0; d < layer.directions; ++d) stream_forward(p, a, d);
@@ -94,18 +93,25 @@ void project_input(const PreparedLayer& p, int d, const View& pre_gates, Forward
   }
 }
 
-void run_forward(Host& host, const Layer& layer, const ForwardResults& r) {
+void run_forward(Host& host, const Layer& layer, const ForwardResults& r, Choice& choice) {
   if (layer.rows == 0) {
     for (int i = 0; i < layer.cell.sizes.states; ++i) host.copy(r.last[i], layer.initial[i]);
     return;
   }
-  if (may_run_at_once(layer) && forward(host, layer, r)) return;
+  if (!layer.is_ensemble) return (void)forward(host, layer, r, choice);
+  if (may_run_at_once(layer) && forward(host, layer, r, choice)) return;
+  Choice of_member = choose(host, layer.member(0), Pass::kForward);
   for (int64_t m = 0; m < layer.members; ++m) {
     ForwardResults own = r;
     for (View* view : {&own.output, &own.saved, &own.carried}) *view = layer.of_member(*view, m);
     for (View& state : own.last) state = layer.of_member(state, m);
-    forward(host, layer.member(m), own);
+    forward(host, layer.member(m), own, of_member);
   }
+}
+
+void run_forward(Host& host, const Layer& layer, const ForwardResults& r) {
+  Choice choice = choose(host, layer, Pass::kForward);
+  run_forward(host, layer, r, choice);
 }
 
 }  // namespace fusedlstm::cuda

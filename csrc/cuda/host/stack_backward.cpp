@@ -31,8 +31,8 @@ void multiply_input_gradient(const Level& level, const View& d_x, const Part& pa
 }
 
 // levels: empty, and filled with what the recurrences leave.
-cudaError_t run_abreast(Host& host, const std::vector<Layer>& layers, const std::vector<Incoming>& in,
-                        const std::vector<Gradients>& grads, const Plan& plan, std::deque<Level>& levels) {
+cudaError_t run_abreast(Host& host, std::span<const Layer> layers, std::span<const Incoming> in,
+                        std::span<const Gradients> grads, const Plan& plan, std::deque<Level>& levels) {
   std::vector<Buffer> between;  // d_output of each level but the first
   for (size_t l = 0; l < layers.size(); ++l) {
     const Layer& layer = layers[l];
@@ -60,15 +60,14 @@ cudaError_t run_abreast(Host& host, const std::vector<Layer>& layers, const std:
 }
 
 // As many as run abreast.
-void run_group(Host& host, const std::vector<Layer>& layers, const std::vector<Incoming>& in,
-               const std::vector<Gradients>& grads, Choice choice) {
-  if (layers.size() == 1) return run_backward(host, layers[0], in[0], grads[0]);
+void run_group(Host& host, std::span<const Layer> layers, std::span<const Incoming> in,
+               std::span<const Gradients> grads, Choice& choice) {
+  if (layers.size() == 1) return run_backward(host, layers[0], in[0], grads[0], choice);
   std::deque<Level> levels;
   const cudaError_t error = run_abreast(host, layers, in, grads, choice.plan, levels);
   if (error != cudaSuccess) {
-    (void)host.replace(choice, layers[0].problem(Pass::kBackward), error);  // of the calls to come
     levels.clear();
-    choice.plan.abreast = 1;
+    choice = host.replace(choice, layers[0].problem(Pass::kBackward), error);
     return run_backward(host, layers, in, grads, choice);
   }
   host.launched(choice);
@@ -80,22 +79,24 @@ void run_group(Host& host, const std::vector<Layer>& layers, const std::vector<I
 
 }  // namespace
 
-void run_backward(Host& host, const std::vector<Layer>& layers, const std::vector<Incoming>& in,
-                  const std::vector<Gradients>& grads, const Choice& choice) {
-  const size_t abreast = static_cast<size_t>(choice.plan.abreast);
+void run_backward(Host& host, std::span<const Layer> layers, std::span<const Incoming> in,
+                  std::span<const Gradients> grads, Choice& choice) {
+  std::vector<Incoming> own_in(in.begin(), in.end());
+  std::vector<Gradients> own_grads(grads.begin(), grads.end());
   Buffer above;  // the gradient of the input of the group before
-  for (size_t first = 0; first < layers.size(); first += abreast) {
-    std::vector<Incoming> own_in = group_of(in, first, abreast);
-    std::vector<Gradients> own_grads = group_of(grads, first, abreast);
-    if (first > 0) own_in[0].d_output = above;
+  for (size_t first = 0; first < layers.size();) {
+    const size_t abreast = static_cast<size_t>(choice.plan.abreast), next = first + abreast;
+    if (first > 0) own_in[first].d_output = above;
     Buffer below;
-    if (first + abreast < layers.size()) {
-      const Layer& last = layers[first + abreast - 1];
+    if (next < layers.size()) {
+      const Layer& last = layers[next - 1];
       below = Buffer(host, "d_input", last.dtype, last.input.shape());
-      own_grads.back().input = below;
+      own_grads[next - 1].input = below;
     }
-    run_group(host, group_of(layers, first, abreast), own_in, own_grads, choice);
+    run_group(host, group_of(layers, first, abreast), group_of(std::span<const Incoming>(own_in), first, abreast),
+              group_of(std::span<const Gradients>(own_grads), first, abreast), choice);
     above = std::move(below);
+    first = next;
   }
 }
 

@@ -26,7 +26,7 @@ struct Level {
   Level(const Level&) = delete;
 };
 
-cudaError_t run_abreast(Host& host, const std::vector<Layer>& layers, const std::vector<ForwardResults>& results,
+cudaError_t run_abreast(Host& host, std::span<const Layer> layers, std::span<const ForwardResults> results,
                         const Plan& plan) {
   std::deque<Level> levels;
   for (size_t l = 0; l < layers.size(); ++l) levels.emplace_back(host, layers[l], results[l], plan);
@@ -45,28 +45,23 @@ cudaError_t run_abreast(Host& host, const std::vector<Layer>& layers, const std:
 }
 
 // As many as run abreast.
-void run_group(Host& host, const std::vector<Layer>& layers, const std::vector<ForwardResults>& results,
-               const Choice& choice) {
+void run_group(Host& host, std::span<const Layer> layers, std::span<const ForwardResults> results, Choice& choice) {
   if (layers.size() > 1) {
     const cudaError_t error = run_abreast(host, layers, results, choice.plan);
     if (error == cudaSuccess) return host.launched(choice);
-    (void)host.replace(choice, layers[0].problem(Pass::kForward), error);  // of the calls to come
+    choice = host.replace(choice, layers[0].problem(Pass::kForward), error);
   }
-  for (size_t l = 0; l < layers.size(); ++l) run_forward(host, layers[l], results[l]);
+  for (size_t l = 0; l < layers.size(); ++l) run_forward(host, layers[l], results[l], choice);
 }
 
 }  // namespace
 
-Choice choose_stack(Host& host, const Layer& layer, Pass pass, size_t layers) {
-  if (layers == 1 || layer.rows == 0) return {};  // one after another
-  return host.choose(layer.problem(pass, static_cast<int>(layers)));
-}
-
-void run_forward(Host& host, const std::vector<Layer>& layers, const std::vector<ForwardResults>& results,
-                 const Choice& choice) {
-  const size_t abreast = static_cast<size_t>(choice.plan.abreast);
-  for (size_t first = 0; first < layers.size(); first += abreast)
+void run_forward(Host& host, std::span<const Layer> layers, std::span<const ForwardResults> results, Choice& choice) {
+  for (size_t first = 0; first < layers.size();) {
+    const size_t abreast = static_cast<size_t>(choice.plan.abreast);
     run_group(host, group_of(layers, first, abreast), group_of(results, first, abreast), choice);
+    first += abreast;
+  }
 }
 
 }  // namespace fusedlstm::cuda

@@ -8,6 +8,7 @@
 #pragma once
 #include <algorithm>
 #include <cstddef>
+#include <span>
 #include <vector>
 
 #include "host.h"
@@ -26,9 +27,8 @@ constexpr Part part_of(int64_t T, int parts, int i) {
 
 // Of a list with one item a layer, those of the layers that run abreast.
 template <class T>
-std::vector<T> group_of(const std::vector<T>& all, size_t first, size_t abreast) {
-  const auto begin = all.begin() + static_cast<std::ptrdiff_t>(first);
-  return {begin, begin + static_cast<std::ptrdiff_t>(std::min(abreast, all.size() - first))};
+std::span<T> group_of(std::span<T> all, size_t first, size_t abreast) {
+  return all.subspan(first, std::min(abreast, all.size() - first));
 }
 
 class Wavefront {
