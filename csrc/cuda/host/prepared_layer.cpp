@@ -9,14 +9,17 @@ PreparedLayer::PreparedLayer(Host& host, const Layer& given) : host(host), layer
       !is_int(layer.members * layer.directions * layer.rows))
     throw std::runtime_error(
         "fusedlstm: expected steps, batch, rows of weight_hh and directions * steps * batch below 2^31");
-  for (int i = 0; i < kMaxStates; ++i) {
-    layer.initial[i] = contiguous("initial", layer.initial[i]);
-    layer.reset_state[i] = contiguous("reset_state", layer.reset_state[i]);
+  const auto straighten = [&](const char* name, View& view) {
+    if (!view.is_contiguous()) view = contiguous(name, view);
+  };
+  for (int i = 0; i < layer.cell.sizes.states; ++i) {
+    straighten("initial", layer.initial[i]);
+    straighten("reset_state", layer.reset_state[i]);
   }
   for (int d = 0; d < layer.directions; ++d) {
-    layer.weight_hh[d] = contiguous("weight_hh", layer.weight_hh[d]);
-    layer.bias_ih[d] = contiguous("bias_ih", layer.bias_ih[d]);
-    layer.bias_hh[d] = contiguous("bias_hh", layer.bias_hh[d]);
+    straighten("weight_hh", layer.weight_hh[d]);
+    straighten("bias_ih", layer.bias_ih[d]);
+    straighten("bias_hh", layer.bias_hh[d]);
   }
   rows = {.T = static_cast<int>(layer.steps),
           .B = static_cast<int>(layer.batch),
