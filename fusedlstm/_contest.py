@@ -89,7 +89,8 @@ def last_plan(device=None) -> str:
         device: the current one unless given.
 
     Returns:
-        Words for people; "" before the first call. With kernels a line for each pass, of the last that each ran.
+        Words for people; "" before the first call. With kernels a line for each pass, of the last that each ran, with
+        what the model expects of the layers that were planned together.
     """
     device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cuda")
     if (reason := _library.why_no_kernels(device)) is not None:
