@@ -89,20 +89,17 @@ class PreparedLayer {
   View resident_weight(int d, bool is_transposed, Buffer& memory) const;
 };
 
-// The states between two parts of the steps of a layer in one direction, for as long as parts are run.
+// The states between two parts of the steps of a layer in one direction, for as long as parts are run. Without a
+// projection, so that all have one size: they share an allocation.
 class Border {
  public:
-  Border(const PreparedLayer& p, LayerArgs& a) {
-    const Layer& layer = p.layer;
-    for (int i = 0; i < layer.cell.sizes.states; ++i) {
-      states_[i] =
-          Buffer(p.host, "border", layer.acc_dtype(), {layer.batch, i == 0 ? layer.recurrent() : layer.hidden});
-      a.border[i] = states_[i].data;
-    }
+  Border(const PreparedLayer& p, LayerArgs& a)
+      : states_(p.host, "border", p.layer.acc_dtype(), {p.layer.cell.sizes.states, p.layer.batch, p.layer.hidden}) {
+    for (int i = 0; i < p.layer.cell.sizes.states; ++i) a.border[i] = states_[i].data;
   }
 
  private:
-  Buffer states_[kMaxStates];
+  const Buffer states_;
 };
 
 }  // namespace fusedlstm::cuda
