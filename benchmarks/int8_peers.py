@@ -82,7 +82,7 @@ def quantized_onnx_model(workload: Workload) -> bytes:
     with tempfile.TemporaryDirectory() as folder, _quiet():
         exported, quantized = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         # The newer exporter has other nodes between the weights and the LSTM, which the quantizer then leaves alone.
-        torch.onnx.export(workload.layer(nn.LSTM), arguments, exported, dynamo=False)
+        torch.onnx.export(workload.layer(workload.cell.layer), arguments, exported, dynamo=False)
         quantize_dynamic(
             exported, quantized, per_channel=True, reduce_range=reduces_range(), weight_type=QuantType.QInt8
         )

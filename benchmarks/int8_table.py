@@ -69,7 +69,7 @@ def _means(rows: Sequence[Row], threads: int, peers: Sequence[str]) -> list[str]
 
 
 def for_terminal(table: Sequence[Sequence[str]]) -> Table:
-    """Narrow: long names on two lines."""
+    """Narrow: a line for each word of a name."""
     head, *lines = table
     shown = Table(
         title=f"int8 inference: time of {head[2]}, of the others over it; errors in %; bytes in % of float32's",
@@ -78,8 +78,9 @@ def for_terminal(table: Sequence[Sequence[str]]) -> Table:
         padding=(0, 1, 0, 0),
     )
     for name in head:
-        words = name.replace(" ", "\n", name.startswith("error")).replace("_int8", "\n_int8")
-        shown.add_column(words, justify="left" if name == head[0] else "right", no_wrap=True)
+        is_sizes = name == head[0]
+        words = name if is_sizes else name.replace(" ", "\n").replace("_int8", "\n_int8")
+        shown.add_column(words, justify="left" if is_sizes else "right", no_wrap=True)
     for line in lines:
         shown.add_row(*(f"[bold]{cell[2:-2]}[/]" if cell.startswith("**") else cell for cell in line))
     return shown

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .workload import Batch, Forward, Workload
+from .workload import INT8, Batch, Forward, Workload
 
 
 def _inputs(batch: Batch) -> list[Tensor]:
@@ -49,11 +49,11 @@ def forward_with(workload: Workload, open_request: Callable[[], Request]) -> For
 
 
 def why_not(workload: Workload, *packages: str) -> str | None:
-    """As Contender's, of a runtime that needs the packages."""
+    """As Contender's, of a runtime that needs the packages and computes in float32, beside our int8 too."""
     case = workload.case
     if workload.mode not in ("inference", "decode"):
         return "inference only"
-    if workload.device.type != "cpu" or workload.precision != "float32":
+    if workload.device.type != "cpu" or workload.precision not in ("float32", INT8):
         return "float32 on a CPU only"
     if case.by_step or case.proj_size or case.resets:
         return "no cells, projections or resets"
