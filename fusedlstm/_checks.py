@@ -139,33 +139,39 @@ def _refuse_dtype(x, weight, error, is_int8):
     )
 
 
-def check_weights(weights, sizes, x):
+def weights_of(sizes) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every weight of a stack of layers, in a row."""
     cell, input_size, hidden_size, proj_size, num_layers, D, bias = sizes
-    dtype, device, rows = x.dtype, x.device, CELLS[cell].gates * hidden_size
-    R = proj_size or hidden_size
-    shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, R)}
-    if bias:
-        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-    if proj_size:
-        shapes["weight_hr"] = (proj_size, hidden_size)
-    if len(weights) != num_layers * D * len(shapes):
+    rows, R = CELLS[cell].gates * hidden_size, proj_size or hidden_size
+    found = []
+    for layer in range(num_layers):
+        columns = input_size if layer == 0 else D * R
+        for reverse in ("", "_reverse")[:D]:
+            own = [("weight_ih", (rows, columns)), ("weight_hh", (rows, R))]
+            if bias:
+                own += [("bias_ih", (rows,)), ("bias_hh", (rows,))]
+            if proj_size:
+                own.append(("weight_hr", (proj_size, hidden_size)))
+            found += [(f"{kind}_l{layer}{reverse}", shape) for kind, shape in own]
+    return found
+
+
+def check_weights(weights, sizes, x):
+    expected, dtype, device = weights_of(sizes), x.dtype, x.device
+    if len(weights) != len(expected):
+        L, D = sizes.num_layers, sizes.directions
         raise RuntimeError(
-            f"{sizes.name}: Expected {len(shapes)} weights for each of {num_layers} layers x {D} directions, "
+            f"{sizes.name}: Expected {len(expected) // (L * D)} weights for each of {L} layers x {D} directions, "
             f"got {len(weights)}"
         )
-    tensors = iter(weights)
-    for layer in range(num_layers):
-        for reverse in ("", "_reverse")[:D]:
-            for kind, shape in shapes.items():
-                tensor = next(tensors)
-                if (
-                    not isinstance(tensor, Tensor)
-                    or tensor.shape != shape
-                    or tensor.dtype is not dtype
-                    or tensor.device != device
-                ):
-                    _refuse_weight(tensor, sizes.name, f"{kind}_l{layer}{reverse}", shape, dtype, device)
-        shapes["weight_ih"] = (rows, D * R)
+    for tensor, (name, shape) in zip(weights, expected):
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.shape != shape
+            or tensor.dtype is not dtype
+            or tensor.device != device
+        ):
+            _refuse_weight(tensor, sizes.name, name, shape, dtype, device)
 
 
 def check_int8_weights(weights, sizes, x):

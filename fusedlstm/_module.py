@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
+from fusedlstm._choice import is_plain
 from fusedlstm._frozen import Frozen
 from fusedlstm._layers import with_weight_dropout
+from fusedlstm._private_torch import count_of_dispatch_modes
 from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
 from fusedlstm._run import run, run_at_once, states_of_usual
 from fusedlstm._run_cell import run_cell
+from fusedlstm._stack import run_short
 from fusedlstm._variants import Option, Variants, Varied, check_variants, parameters_of
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
@@ -245,9 +248,9 @@ def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and
 
 def _run_usual(module: FusedLayer, input, hx, others):
     """What a module with its plain recurrence returns where the call is usual, see `states_of_usual`, with gradients
-    disabled, on the CPU and with parameters as weights; else None."""
+    disabled, on the CPU and with parameters as weights; and in training where `run_short` serves it; else None."""
     if torch.is_grad_enabled():
-        return None
+        return _run_short(module, input, hx, others)
     cell, weights = CELLS[module.mode.lower()], _kept_parameters(module, module._flat_weights_names)
     if weights is None:
         return None
@@ -258,6 +261,29 @@ def _run_usual(module: FusedLayer, input, hx, others):
         OPERATORS[cell.name].stack_inference, input, states, module.batch_first,
         weights, None, module.num_layers, 2 if module.bidirectional else 1, False,
     )  # fmt: skip
+
+
+def _run_short(module: FusedLayer, input, hx, others):
+    """What a module returns for a call that `run_short` serves, to which the way by `run` takes long; else None."""
+    weights = _kept_parameters(module, module._flat_weights_names)
+    if CELLS[module.mode.lower()].run_step is None or weights is None or type(input) is not Tensor:
+        return None
+    states = [] if hx is None else [hx]
+    # Dynamo is told first that it compiles: it cannot ask for modes.
+    if not is_plain((input, *states, *weights)) or count_of_dispatch_modes() > 0 or torch.is_inference_mode_enabled():
+        return None
+    for other in others:
+        if other is not None:
+            return None
+    if module.training and (
+        module._fused_weight_dropout or module._fused_recurrent_dropout or (module.dropout and module.num_layers > 1)
+    ):
+        return None
+    x = input.transpose(0, 1) if module.batch_first and input.dim() == 3 else input
+    if (results := run_short(x, states, weights, _sizes_of(module))) is None:
+        return None
+    output, (last,) = results
+    return output.transpose(0, 1) if module.batch_first else output, last
 
 
 def _fit(module, cell, input, weights) -> bool:

@@ -5,6 +5,7 @@ What is usual is said in _run.py; everything else calls a layer's operator for e
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from fusedlstm import _transforms
 from fusedlstm._arguments import BackwardArguments, Incoming, LayerArguments
 from fusedlstm._autograd import asked_of, gradients_of_layer
 from fusedlstm._autograd_steps import UNROUNDED
-from fusedlstm._checks import check_tensors
+from fusedlstm._checks import weights_of
 from fusedlstm._choice import choose
 from fusedlstm._layers import states_of_layers, weights_of_layers, zero_states
 from fusedlstm._private_torch import below_autograd, count_of_dispatch_modes, plain_apply
@@ -49,29 +50,60 @@ def run_stack(x, hx, weights, sizes, batch_sizes, allow_tf32):
     """
     operators = OPERATORS[sizes.cell]
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        if CELLS[sizes.cell].run_step is not None and batch_sizes is None:
+            results = run_short(x, hx, weights, sizes)
+            if results is not None:
+                return results
         tensors = (x, *hx, *weights)
         if any(tensor.requires_grad for tensor in tensors):
-            if CELLS[sizes.cell].run_step is not None and _is_short(x, batch_sizes):
-                return _by_torch(x, hx, weights, sizes)
             output, *last = _apply_stack(Call(sizes, batch_sizes, allow_tf32, len(hx)), *tensors)
             return output, last
     return operators.stack_inference(x, hx, weights, batch_sizes, sizes.num_layers, sizes.directions, allow_tf32)
 
 
-def _is_short(x, batch_sizes) -> bool:
-    """Whether the calls of Python that our derivatives take are longer than PyTorch's loop over steps."""
-    return 1 <= x.size(0) <= 2 and batch_sizes is None and x.is_cpu and x.dtype in UNROUNDED
+def run_short(x, hx, weights, sizes):
+    """A few steps in training by PyTorch's own layers, of a cell that gains nothing in them by kernels, see
+    `Cell.run_step`: there the calls of Python that our derivatives take are longer than PyTorch's loop over steps.
 
-
-def _by_torch(x, hx, weights, sizes):
-    """A few steps by PyTorch's own layers, of a cell that gains nothing in them by kernels: see `Cell.run_step`."""
-    cell, B = CELLS[sizes.cell], x.size(1)
-    check_tensors(x, hx or None, weights, sizes, B)
-    states = hx or zero_states(cell, x, sizes, B)
+    Arguments and results as those of `run_stack`; hx and weights may hold what is no tensor. None for any other call,
+    those of tensors that do not fit among them: our operators refuse these, while PyTorch's take a bias, say, that has
+    one element.
+    """
+    if not (x.is_cpu and x.dim() == 3 and 1 <= x.size(0) <= 2 and x.dtype in UNROUNDED and _fit(x, hx, weights, sizes)):
+        return None
+    if not (weights[0].requires_grad or any(tensor.requires_grad for tensor in (x, *hx, *weights))):
+        return None
+    cell, D = CELLS[sizes.cell], sizes.directions
+    (state,) = hx or zero_states(cell, x, sizes, x.size(1))
     # bias, levels, dropout, training, bidirectional, batch_first
-    options = sizes.bias, sizes.num_layers, 0.0, True, sizes.directions == 2, False
-    output, *last = cell.run_layer(x, states[0], weights, *options)
-    return output, last
+    output, last = cell.run_layer(x, state, weights, sizes.bias, sizes.num_layers, 0.0, True, D == 2, False)
+    return output, [last]
+
+
+def _fit(x, hx, weights, sizes) -> bool:
+    """Whether `_checks.check_tensors` would find nothing, told in a fraction of its time; of x on the CPU."""
+    shapes, dtype = _shapes_of(sizes), x.dtype
+    if len(weights) != len(shapes) or x.size(2) != sizes.input_size or x.layout is not torch.strided:
+        return False
+    for tensor, shape in zip(weights, shapes):
+        if not isinstance(tensor, Tensor) or tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
+            return False
+    for state in hx:
+        if (
+            not isinstance(state, Tensor)
+            or state.shape != (sizes.num_layers * sizes.directions, x.size(1), sizes.hidden_size)
+            or state.dtype is not dtype
+            or not state.is_cpu
+            or state.layout is not torch.strided
+        ):
+            return False
+    return True
+
+
+@functools.cache
+def _shapes_of(sizes) -> list:
+    """Those of all weights in a row."""
+    return [shape for _, shape in weights_of(sizes)]
 
 
 class _Stack(torch.autograd.Function):

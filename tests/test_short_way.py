@@ -1,10 +1,13 @@
 """The usual call of a layer takes the short way (fusedlstm/_run.py): what fits is run once, the rest elsewhere."""
 
+from unittest import mock
+
 import pytest
 import torch
-from family import EVERY, LSTM, every
+from family import EVERY, LSTM, every, tensors_of
+from torch import nn
 
-from fusedlstm import _module, _run
+from fusedlstm import FusedRNN, _module, _run
 
 OPTIONS = {
     "plain": {},
@@ -90,3 +93,89 @@ def test_weights_that_are_no_parameters_go_the_long_way(short_way):
     with torch.no_grad():
         layer(torch.randn(5, 3, 4))
     assert short_way == ["gradients"]
+
+
+FEW_STEPS = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "batch first": {"batch_first": True},
+    "both directions of two layers": {"num_layers": 2, "bidirectional": True},
+    "relu": {"nonlinearity": "relu"},
+    "dropout of one layer": {"dropout": 0.5},
+}
+
+
+@pytest.fixture
+def only_few_steps():
+    """Calls of a module that take any other way fail."""
+    with mock.patch.object(_module, "run", side_effect=AssertionError("by the long way")):
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:dropout option adds dropout after all but last")
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("has_state", [True, False])
+@pytest.mark.parametrize("options", FEW_STEPS.values(), ids=FEW_STEPS)
+def test_few_steps_in_training_are_those_of_torch(options, has_state, steps, only_few_steps):
+    plain = nn.RNN(4, 6, **options)
+    fused = FusedRNN(4, 6, **options)
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(*((3, steps) if fused.batch_first else (steps, 3)), 4, requires_grad=True)
+    hx = torch.randn(fused.num_layers * (1 + fused.bidirectional), 3, 6, requires_grad=True) if has_state else None
+    found = []
+    for module in (fused, plain):
+        results = tensors_of(module(x, hx))
+        leaves = [x, *([hx] if has_state else []), *module.parameters()]
+        found.append([*results, *torch.autograd.grad(results, leaves, [result.cos() for result in results])])
+    assert all(map(torch.equal, *found)) and len(found[0]) == len(found[1])
+
+
+OTHER_CALLS = {
+    "three steps": ({}, (3, 3, 4), {}),
+    "no batch": ({}, (2, 4), {}),
+    "lengths": ({}, (2, 3, 4), {"lengths": torch.tensor([2, 1, 0])}),
+    "dropout": ({"num_layers": 2, "dropout": 0.5}, (2, 3, 4), {}),
+    "dropout of weights": ({"weight_dropout": 0.5}, (2, 3, 4), {}),
+    "dropout of states": ({"recurrent_dropout": 0.5}, (2, 3, 4), {}),
+    "zoneout": ({"zoneout": 0.5}, (2, 3, 4), {}),
+    "16 bits": ({"dtype": torch.bfloat16}, (2, 3, 4), {}),
+    "nothing to train": ({}, (2, 3, 4), {}),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CALLS)
+def test_other_calls_in_training_take_the_long_way(name, only_few_steps):
+    options, shape, others = OTHER_CALLS[name]
+    layer = FusedRNN(4, 6, **options).requires_grad_(name != "nothing to train")
+    with pytest.raises(AssertionError, match="by the long way"):
+        layer(torch.randn(shape, dtype=options.get("dtype")), **others)
+
+
+def test_inference_mode_takes_the_long_way_whatever_grad_mode_is_inside(only_few_steps):
+    with torch.inference_mode(), torch.enable_grad(), pytest.raises(AssertionError, match="by the long way"):
+        FusedRNN(4, 6)(torch.randn(2, 3, 4))
+
+
+# What PyTorch's operator takes, and broadcasts or converts.
+MISFITS = {
+    "bias of one element": ("bias_ih_l0", (1,), torch.float32),
+    "bias of another dtype": ("bias_hh_l0", (6,), torch.float64),
+    "weight of one row": ("weight_ih_l0", (1, 4), torch.float32),
+    "weight that is missing": ("bias_hh_l0", None, None),
+    "state of one row": ("hx", (1, 1, 6), torch.float32),
+    "state of another dtype": ("hx", (1, 3, 6), torch.float64),
+}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("name, shape, dtype", MISFITS.values(), ids=MISFITS)
+def test_misfits_are_refused_with_few_steps_as_with_many(name, shape, dtype, steps):
+    layer, hx = FusedRNN(4, 6), torch.zeros(1, 3, 6)
+    other = None if shape is None else torch.zeros(shape, dtype=dtype)
+    if name == "hx":
+        hx = other
+    else:
+        setattr(layer, name, None if other is None else nn.Parameter(other))
+    with pytest.raises((RuntimeError, TypeError), match=r"xpected|Input and hidden") as refusal:
+        layer(torch.randn(steps, 3, 4), hx)
+    assert (name if name != "hx" else "hidden") in str(refusal.value)
