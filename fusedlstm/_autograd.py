@@ -180,19 +180,27 @@ def _incoming_and_others(in_a_row, states) -> tuple[Incoming, tuple]:
     return Incoming(d_output, d_last, d_carried), in_a_row[states + 2 :]
 
 
-def asked_of(ctx, tensors) -> list[bool]:
-    """Of the last arguments of an autograd function, tensors or None, those whose gradients this pass asks for."""
+def asked_of(ctx, tensors, given_at=None) -> list[bool]:
+    """Of the last arguments of an autograd function, tensors or None, those whose gradients this pass asks for.
+
+    given_at: as of `asked_in_pass`.
+    """
     if torch.compiler.is_compiling() or _transforms.are_active():
         return list(ctx.needs_input_grad[-len(tensors) :])
-    return asked_in_pass(ctx, tensors)
+    return asked_in_pass(ctx, tensors, given_at)
 
 
-def asked_in_pass(ctx, tensors) -> list[bool]:
+def asked_in_pass(ctx, tensors, given_at=None) -> list[bool]:
     """The same outside of all that traces or transforms.
 
     Without a look at the pass, torch.autograd.grad for the input alone would compute the gradients of all weights.
     Where it returns that of a parameter, all parameters that the pass comes to from there on are taken to be asked for,
     as nearly always they are: to be told of each would take longer than to compute it.
+
+    Args:
+        given_at: where the first tensor is a result of a step, the place from which on `tensors` are what it was given.
+            A pass comes to that result for one of these: if for none of the others, then for parameters, which are not
+            asked about then.
     """
     global _pass_for_parameters
     asked = list(ctx.needs_input_grad[-len(tensors) :])
@@ -200,25 +208,33 @@ def asked_in_pass(ctx, tensors) -> list[bool]:
     if len(nodes) < len(tensors):
         nodes = iter(nodes)
         nodes = [(None, 0) if tensor is None else next(nodes) for tensor in tensors]
-    own_pass, others = number_of_pass(), []
-    for place, (node, _) in enumerate(nodes):
-        if not asked[place]:
-            continue
-        if type(tensors[place]) is not Parameter:
-            others.append(place)
-        elif own_pass != _pass_for_parameters:
-            will = will_run(node)
-            if will is None:
-                _pass_for_parameters = own_pass
-            else:
+    others = [place for place, tensor in enumerate(tensors) if asked[place] and type(tensor) is not Parameter]
+    own_pass = number_of_pass()
+    if given_at is not None:
+        _ask(nodes, others, asked)
+        if asked[0] and True not in [asked[place] for place in others if place >= given_at]:
+            _pass_for_parameters = own_pass
+    if own_pass != _pass_for_parameters:
+        for place, tensor in enumerate(tensors):
+            if asked[place] and type(tensor) is Parameter:
+                will = will_run(nodes[place][0])
+                if will is None:
+                    _pass_for_parameters = own_pass
+                    break
                 asked[place] = will
-    for place in reversed(others):
+    if given_at is None:
+        _ask(nodes, others, asked)
+    return asked
+
+
+def _ask(nodes, places, asked) -> None:
+    """Takes out of `asked` those of these places that the pass does not come to."""
+    for place in reversed(places):
         if asked.count(True) == 1:
             break  # the pass would not come here for nothing; to be told so of a leaf takes long
         will = will_run(nodes[place][0])
         if will is not None:
             asked[place] = will
-    return asked
 
 
 # The number of the last pass that is known to return gradients of parameters, see `asked_in_pass`.

@@ -119,7 +119,8 @@ class _CellGradients(torch.autograd.Function):
         results, d_states, tensors = saved[:3], saved[3 : 3 + states], saved[3 + states :]
         if all(u is None for u in cotangents):
             return (None,) * (2 + states + len(tensors))
-        asks_sums, *asked = asked_of(ctx, (saved[0] if ctx.has_sums else None, *saved[3:]))
+        given_at = 1 + states if ctx.has_sums else None
+        asks_sums, *asked = asked_of(ctx, (saved[0] if ctx.has_sums else None, *saved[3:]), given_at)
         if not needs_graph(d_states):
             found = second_order_of_cell(cell, d_states, tensors, results, cotangents, asked, asks_sums)
             return (None, *found)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from family import every
+from family import GRU, LSTM, every, tensors_of
 
-from fusedlstm import _autograd_steps
+from fusedlstm import _autograd, _autograd_steps
 from fusedlstm.cells import CELLS
 
 
@@ -56,3 +56,42 @@ def test_what_arrives_at_the_sums_is_multiplied_once(member, monkeypatch):
     sum((one**2).sum() for one in found).backward()
     by_torch = CELLS[member.cell].run_step is not None
     assert calls == ([] if by_torch else ["_cell_gradients", "gradients_of_sums"])
+
+
+# What is asked for: of the first gradients and of the second; how often PyTorch tells of a leaf by an exception in the
+# second pass; and what that computes, of the sums, the states' gradients, the input, the states and the weights.
+PASSES = {
+    "input, weights": ("x", "weights", 0, (True, False, False, False, True)),
+    "weights, weights": ("weights", "weights", 0, (True, False, False, False, True)),
+    "input, input": ("x", "x", 1, (True, False, True, False, False)),
+    "input, all": ("x", "all", 3, (True, False, True, False, True)),
+    "input, incoming": ("x", "incoming", 0, (False, True, False, False, False)),
+}
+
+
+@pytest.mark.parametrize("first, second, exceptions, expected", PASSES.values(), ids=PASSES)
+@pytest.mark.parametrize("member", [LSTM, GRU], ids=str)
+def test_what_a_pass_of_second_order_asks_for(member, first, second, exceptions, expected, monkeypatch):
+    """That it comes for parameters is told without an exception, where it can only come for these."""
+    fused, plain = member.pair_of_cells(2, 3, dtype=torch.float64)
+    told, computed = [], []
+    will_run, run = _autograd.will_run, _autograd_steps.second_order_of_cell
+    monkeypatch.setattr(_autograd, "will_run", lambda node: told.append(will_run(node)) or told[-1])
+    monkeypatch.setattr(_autograd_steps, "second_order_of_cell", lambda *a: computed.append([a[-1], *a[5]]) or run(*a))
+    x, u = torch.randn(4, 2).double().requires_grad_(), torch.randn(4, 3).double()
+    u.requires_grad_(second == "incoming")
+    found = []
+    for module in (fused, plain):
+        leaves = {"x": [x], "incoming": [u], "weights": [*module.parameters()], "all": [x, *module.parameters()]}
+        h = tensors_of(module(x))[0]
+        given = torch.autograd.grad((h * u).sum(), leaves[first], create_graph=True)
+        told.clear()
+        found.append(torch.autograd.grad(sum((one**2).sum() for one in given), leaves[second]))
+        if module is fused:
+            assert told.count(None) == exceptions
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+    sums, incoming, of_input, of_states, of_weights = expected
+    states = len(CELLS[member.cell].states)
+    others = [False] * (states - 1)  # gradients of c, which none arrive at
+    weights = [of_weights] * 4
+    assert computed == [[sums, incoming, *others, of_input, *[of_states] * states, *weights]]
