@@ -104,7 +104,7 @@ class _CellGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, step, to_sums, *tensors):
-        ctx.step, ctx.has_sums = step._replace(kept=None), to_sums is not None
+        ctx.name, ctx.allow_tf32, ctx.has_sums = step.name, step.allow_tf32, to_sums is not None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*step.kept, *tensors)
         states = len(CELLS[step.name].states)
@@ -113,7 +113,7 @@ class _CellGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *cotangents):
-        cell, allow_tf32 = CELLS[ctx.step.name], ctx.step.allow_tf32
+        cell = CELLS[ctx.name]
         states = len(cell.states)
         saved = ctx.saved_tensors
         results, d_states, tensors = saved[:3], saved[3 : 3 + states], saved[3 + states :]
@@ -124,7 +124,7 @@ class _CellGradients(torch.autograd.Function):
         if not needs_graph(d_states):
             found = second_order_of_cell(cell, d_states, tensors, results, cotangents, asked, asks_sums)
             return (None, *found)
-        layer = one_step(*_of_step(cell.name, tensors), allow_tf32)
+        layer = one_step(*_of_step(cell.name, tensors), ctx.allow_tf32)
         cotangents = one_step(*_of_step(cell.name, cotangents), None)
         incoming = Incoming(None, list(map(_as_steps, d_states)), None)
         sizes = list_sizes(layer)
