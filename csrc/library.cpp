@@ -34,10 +34,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {
       m.def((cell + "_layer_backward" + listed<BackwardArguments>() + " -> " + listed<LayerGradients>()).c_str());
       const std::string stack = listed<StackArguments>();
       m.def((cell + "_stack" + stack + " -> " + listed<StackResults>()).c_str());
-      m.def((cell + "_stack_inference" + stack + " -> " + listed<InferenceResults>()).c_str());
+      const std::string inferred = " -> " + listed<StackInferenceResults>();
+      m.def((cell + "_stack_inference" + listed<StackInferenceArguments>() + inferred).c_str());
       m.def((cell + "_stack_backward" + listed<StackBackwardArguments>() + " -> " + listed<StackGradients>()).c_str());
-      for (const char* kind : {"_stack_frozen", "_stack_quantized"})
-        m.def((cell + kind + listed<PreparedStackArguments>() + " -> " + listed<InferenceResults>()).c_str());
+      m.def((cell + "_stack_frozen" + listed<PreparedStackArguments<Tensor>>() + inferred).c_str());
+      m.def((cell + "_stack_quantized" + listed<PreparedStackArguments<Tensors>>() + inferred).c_str());
       const std::string step = listed<StepArguments>();
       m.def((cell + "_cell" + step + " -> " + listed<StepResults>()).c_str());
       m.def((cell + "_cell_inference" + step + " -> " + listed<StepInferenceResults>()).c_str());

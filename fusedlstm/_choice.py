@@ -6,12 +6,14 @@ import functools
 import warnings
 
 import torch
+from torch.overrides import has_torch_function
 
 from fusedlstm import _autograd, _library, _transforms, reference
 from fusedlstm._private_torch import (
     are_transforms_active,
     constant_for_dynamo,
     is_any_autocast_enabled,
+    is_being_compiled,
     is_forward_mode_active,
     is_tracing,
 )
@@ -51,7 +53,7 @@ def choose(cell, x, differentiable, H, wants_kept, lengths, reset, is_compiling)
     if wants_kept or is_traced or is_exported or (is_transformed and differentiable):
         return operators.layer
     # Compilers, and whoever overrides operators, must see the operator itself.
-    if is_compiling or torch.overrides.has_torch_function(differentiable):
+    if is_compiling or has_torch_function(differentiable):
         is_differentiable = any(tensor.requires_grad for tensor in differentiable)
         return operators.layer if is_differentiable else operators.inference
     return choose_plain(cell.name, differentiable)
@@ -79,7 +81,7 @@ def choose_quantized(name, tensors, differentiable):
     if is_traced:
         _warn_of_converters(is_int8=True)
     # As in `choose`: compilers, traces, and whoever overrides operators, must see the operator itself.
-    if is_traced or torch.compiler.is_compiling() or torch.overrides.has_torch_function(tensors):
+    if is_traced or torch.compiler.is_compiling() or has_torch_function(tensors):
         return OPERATORS[name].quantized
     return _autograd.QUANTIZED_LAYERS[name]
 
@@ -129,11 +131,11 @@ def is_plain(tensors) -> bool:
 def is_eager(tensors) -> bool:
     """Whether the call is run at once and as it is: nothing compiles, records, transforms or overrides it."""
     return not (
-        torch.compiler.is_compiling()
+        is_being_compiled()
         or are_transforms_active()
         or is_forward_mode_active()
         or is_tracing()
-        or torch.overrides.has_torch_function(tensors)
+        or has_torch_function(tensors)
     )
 
 

@@ -11,10 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
 from fusedlstm._choice import is_plain
-from fusedlstm._layers import by_kind
-from fusedlstm._private_torch import count_of_dispatch_modes
+from fusedlstm._private_torch import OpOverload, count_of_dispatch_modes
 from fusedlstm._run import run_at_once, states_of_usual
-from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
 
@@ -23,17 +21,21 @@ class Frozen:
 
     sizes: of the layers; None until they are made.
     weights: the values that usual calls run with, in the order of the module's names.
-    layers: of each layer its weights as the CPU's kernels read them: bytes, for this process alone. None where there is
-        nothing to prepare: weights on another device, or that are no parameters and may be computed for each call.
+    layers: of each layer its weights as the CPU's kernels read them: bytes, for this process alone, the rows of one
+        tensor. None where there is nothing to prepare: weights on another device, or that are no parameters and may be
+        computed for each call.
     """
 
     sizes: _checks.Sizes | None = None
     weights: list[Tensor | None]
     layers: list[Tensor] | None
-    # Where all weights are the module's parameters, the usual case, which every call asks for: of each its name, and
-    # itself, PyTorch's count of writes to it, and its address; the cell, and whether it has one state.
+    # Where all weights are the module's parameters, the usual case, which every call asks for: of each, in the module's
+    # order, itself, PyTorch's count of writes to it, and its address.
     _usual: list[tuple] | None = None
-    _short: tuple | None = None
+    # What then runs all layers, and what it takes of them.
+    _operator: OpOverload
+    _whole: Tensor
+    _count: int
 
     # A copy has other tensors, and a pickle may be read on another machine.
     def __reduce__(self):
@@ -53,28 +55,24 @@ class Frozen:
         given = [weight for weight in self.weights if weight is not None]
         is_known = sizes.cell in OPERATORS and sizes.hidden_size > 0  # of others a call says what is wrong
         if is_known and _are_kept(module, names) and _fit_together(given):
-            each, freeze = len(given) // sizes.num_layers, OPERATORS[sizes.cell].freeze
-            layers = (given[first : first + each] for first in range(0, len(given), each))
-            self.layers = [freeze(*by_kind(layer, sizes.directions, sizes.bias, sizes.proj_size)) for layer in layers]
+            operators, self._count = OPERATORS[sizes.cell], sizes.num_layers
+            self._operator, self._whole = operators.stack_frozen, operators.freeze(given, self._count, sizes.directions)
+            self.layers = [*self._whole]
             self._sources = _sources(module, names)
             self._marks = _marks_of(self._sources)
-            parameters = [*map(module._parameters.get, names)]
-            if not any(weight is None or weight.is_inference() for weight in parameters):
-                self._usual = [(name, p, p._version, p.data_ptr()) for name, p in zip(names, parameters)]
-                self._short = sizes.cell, len(CELLS[sizes.cell].states) == 1
+            own = module._parameters
+            if own.keys() >= set(names) and not any(p is None or p.is_inference() for p in own.values()):
+                self._usual = [(p, p._version, p.data_ptr()) for p in own.values()]
         self.sizes = sizes
 
     def run_usual(self, module: nn.Module, input, hx, others):
         """What the module returns where the call is usual, see `states_of_usual`; else None."""
-        if self._short is None:
+        if self._usual is None:
             return None
-        cell, has_one_state = self._short
-        states = states_of_usual(module, input, hx, others, has_one_state)
+        states = states_of_usual(module, input, hx, others)  # first, since it is what compilers are sent away by
         if states is None or not _are_unchanged(module._parameters, self._usual):
             return None
-        return run_at_once(
-            OPERATORS[cell].stack_frozen, input, states, module.batch_first, self.layers, len(self.layers)
-        )
+        return run_at_once(self._operator, input, states, module.batch_first, self._whole, self._count)
 
     def of_call(self, module: nn.Module, names, sizes: _checks.Sizes, input, *others):
         """The weights for a call on these arguments; and `layers`, or None where they do not serve it. The call is then
@@ -135,10 +133,10 @@ def _sources(module, names) -> list:
 def _are_unchanged(own, usual) -> bool:
     """Whether the parameters `own` are still those of `usual`, and not written to. Every call asks; a loop of these few
     words takes half as long as functions of C that are mapped over all."""
-    for name, parameter, version, address in usual:
-        if own.get(name) is not parameter or parameter._version != version or parameter.data_ptr() != address:
+    for parameter, (kept, version, address) in zip(own.values(), usual):
+        if parameter is not kept or parameter._version != version or parameter.data_ptr() != address:
             return False
-    return True
+    return len(own) == len(usual)
 
 
 def _marks_of(sources) -> list:

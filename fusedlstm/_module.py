@@ -254,7 +254,7 @@ def _run_usual(module: FusedLayer, input, hx, others):
     cell, weights = CELLS[module.mode.lower()], _kept_parameters(module, module._flat_weights_names)
     if weights is None:
         return None
-    states = states_of_usual(module, input, hx, others, len(cell.states) == 1, weights=weights)
+    states = states_of_usual(module, input, hx, others, parameters=weights)
     if states is None or not _fit(module, cell, input, weights):
         return None
     return run_at_once(

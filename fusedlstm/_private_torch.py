@@ -14,6 +14,7 @@ import torch
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch._subclasses import FakeTensor, functional_tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 from torch.utils import _pytree
 
 # What every call asks. These are the functions of C themselves, since a function of Python around each would take as
@@ -36,6 +37,12 @@ count_of_dispatch_modes = torch._C._len_torch_dispatch_stack
 # Context manager: operators are called below their derivatives. Public: torch.no_grad, under which the dispatcher still
 # goes by the Autograd keys, converting all arguments and results there and back.
 below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def is_being_compiled() -> bool:
+    """Whether a compiler or an exporter looks at the call. Public: torch.compiler.is_compiling, which asks for
+    TorchScript first, by two more functions of Python."""
+    return is_dynamo_compiling() or torch.compiler._is_compiling_flag
 
 
 def is_forward_mode_active() -> bool:

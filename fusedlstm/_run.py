@@ -155,11 +155,12 @@ def run(
     return output, as_passed(last), *kept
 
 
-def states_of_usual(module, input, hx, others, has_one_state, dim=3, weights=()) -> list[Tensor] | None:
-    """The initial states, [] for zeros, of a call of a module for inference that has one input of `dim` dimensions and
-    states of the usual kinds and nothing else, in evaluation mode and without gradients; else None.
+def states_of_usual(module, input, hx, others, dim=3, parameters=()):
+    """The initial states (h, c) of a call of a module for inference that has one input of `dim` dimensions and states
+    of the usual kinds and nothing else, in evaluation mode and without gradients; else None. c is None where one state
+    is given, both where none is, for zeros.
 
-    weights: those that may be of other kinds than PyTorch's own tensors.
+    parameters: those that may be of other kinds than PyTorch's own tensors.
 
     Every microsecond counts here: single steps take a few. What does not fit in the operator refuses, and the long
     way then says what is wrong.
@@ -170,29 +171,29 @@ def states_of_usual(module, input, hx, others, has_one_state, dim=3, weights=())
         if other is not None:
             return None
     if hx is None:
-        states = []
-    elif has_one_state is (type(hx) is tuple):
-        return None
+        states, tensors = (None, None), (input, *parameters)
+    elif isinstance(hx, Tensor):
+        states, tensors = (hx, None), (input, hx, *parameters)
+    elif type(hx) is tuple and len(hx) == 2 and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
+        states, tensors = hx, (input, *hx, *parameters)
     else:
-        states = [hx] if has_one_state else [*hx]
-    for state in states:
-        if not isinstance(state, Tensor):
-            return None
-    # Dynamo is told first that it compiles: it cannot ask for modes.
-    if module.training or not is_plain((input, *states, *weights)) or count_of_dispatch_modes() > 0:
         return None
-    if torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in (input, *states)]:
+    # Dynamo is told first that it compiles: it cannot ask for modes.
+    if module.training or not is_plain(tensors) or count_of_dispatch_modes() > 0:
+        return None
+    if torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in tensors]:
         return None
     return states
 
 
 def run_at_once(operator, input, states, batch_first, *weights_and_options):
     """What a module returns for such a call, by an operator of a stack; None where that refuses."""
+    h, c = states
     try:
-        output, last = operator(input.transpose(0, 1) if batch_first else input, states, *weights_and_options)
+        output, h, c = operator(input.transpose(0, 1) if batch_first else input, h, c, *weights_and_options)
     except (RuntimeError, TypeError, ValueError):
         return None
-    return output.transpose(0, 1) if batch_first else output, as_passed(last)
+    return output.transpose(0, 1) if batch_first else output, h if c is None else (h, c)
 
 
 def _fits(name, x, states, weights, sizes) -> bool:

@@ -58,7 +58,11 @@ def run_stack(x, hx, weights, sizes, batch_sizes, allow_tf32):
         if any(tensor.requires_grad for tensor in tensors):
             output, *last = _apply_stack(Call(sizes, batch_sizes, allow_tf32, len(hx)), *tensors)
             return output, last
-    return operators.stack_inference(x, hx, weights, batch_sizes, sizes.num_layers, sizes.directions, allow_tf32)
+    h, c, *_ = *hx, None, None
+    output, h, c = operators.stack_inference(
+        x, h, c, weights, batch_sizes, sizes.num_layers, sizes.directions, allow_tf32
+    )
+    return output, [h] if c is None else [h, c]
 
 
 def run_short(x, hx, weights, sizes):

@@ -13,12 +13,14 @@
 * `<cell>_stack`, `<cell>_stack_inference`, `<cell>_stack_backward`: the same of all layers of a usual call, with all
   weights in one list, see csrc/call/arguments.h. Called by _stack.py, outside of everything that traces or transforms;
   they have no derivative of their own.
-* `<cell>_freeze`, on the CPU alone: a layer's weights as its kernels read them, in a tensor of bytes that fits this
-  process; `<cell>_layer_frozen` and `<cell>_cell_frozen` are inference with that tensor, and with no states for zeros.
+* `<cell>_freeze`, on the CPU alone: the weights of layers as its kernels read them, in a tensor of bytes that fits this
+  process, a row for each layer; `<cell>_layer_frozen` and `<cell>_cell_frozen` are inference with such a row, and with
+  no states for zeros.
   They are called as they are, outside of everything that traces or transforms.
 * `<cell>_layer_quantized`, on the CPU alone: inference with int8 weights; see fusedlstm/_int8.py.
   `<cell>_cell_quantized` is a step of it, called as it is, as those of frozen cells are.
-* `<cell>_stack_frozen`, `<cell>_stack_quantized`: all layers of either, in calls as short as those.
+* `<cell>_stack_frozen`, `<cell>_stack_quantized`: all layers of either, in calls as short as those. They, and
+  `<cell>_stack_inference`, have each state apart: h_0 and c_0, h_n and c_n, None where there is none.
 * `<cell>_steps_second_order`: what is between the products of second order, see _second_order_step.py.
 
 Operators of layers take ensembles: with the members as one more dimension in front of every tensor but batch_sizes, one

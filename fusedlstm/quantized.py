@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _int8
 from fusedlstm._checks import Sizes
+from fusedlstm._layers import as_passed
 from fusedlstm._run import run, run_at_once, states_of_usual
 from fusedlstm._run_cell import run_quantized_cell
 from fusedlstm.cells import CELLS
@@ -125,7 +126,7 @@ def _run_layers(module: QuantizedLayer, input, hx, *rows):
     """The layers of a module, on the arguments of its forward: lengths, reset and reset_state last."""
     weights, packing = module._weights(), None
     cell = CELLS[module.mode.lower()]
-    states = states_of_usual(module, input, hx, rows, len(cell.states) == 1)
+    states = states_of_usual(module, input, hx, rows)
     if states is not None and _fit(module, cell, input, weights):
         operator = OPERATORS[cell.name].stack_quantized
         results = run_at_once(operator, input, states, module.batch_first, weights, module.num_layers)
@@ -145,15 +146,14 @@ def _run_layers(module: QuantizedLayer, input, hx, *rows):
 def _run_step(module: QuantizedCell, input, hx):
     """The step of a module."""
     weights, cell = module._weights(), CELLS[module._cell]
-    has_one_state = len(cell.states) == 1
-    states = states_of_usual(module, input, hx, (), has_one_state, dim=2)
+    states = states_of_usual(module, input, hx, (), dim=2)
     if states is not None and _fit(module, cell, input, weights):
         try:
-            last = OPERATORS[cell.name].cell_quantized(input, states, weights)
+            last = OPERATORS[cell.name].cell_quantized(input, [s for s in states if s is not None], weights)
         except (RuntimeError, TypeError):
             pass  # the long way says what is wrong
         else:
-            return last[0] if has_one_state else tuple(last)
+            return as_passed(last)
     module._check_mode()
     return run_quantized_cell(input, hx, weights, module.sizes())
 

@@ -112,7 +112,7 @@ def served(monkeypatch):
 
     def watched(operator):
         def call(*arguments):
-            layers = arguments[3] if "stack" in operator._opname else 1
+            layers = arguments[4] if "stack" in operator._opname else 1
             names.extend([operator._opname.replace("stack", "layer")] * layers)
             return operator(*arguments)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from family import EVERY, LSTM, every, tensors_of
 from quantized_layers import weights_of
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fusedlstm
@@ -177,7 +178,15 @@ def _weights_of(kind, layer, **options):
     """A layer's, as its operator takes them."""
     if kind == "quantized":
         return weights_of(quantize(layer.eval(), **options))[0]
-    return [torch.ops.fusedlstm.lstm_freeze(*[[weight] for weight in layer.parameters()], [])]
+    return [*torch.ops.fusedlstm.lstm_freeze([*layer.parameters()], 1, 1)]
+
+
+def _of_stack(kind, ways):
+    """The weights of layers as the operator of a stack takes them; of each, `ways` has what `_weights_of` gives."""
+    if kind == "quantized":
+        return [weight for own in ways for weight in own]
+    most = max(len(row) for (row,) in ways)
+    return torch.stack([pad(row, (0, -most % 64 + most - len(row))) for (row,) in ways])
 
 
 @pytest.mark.parametrize("kind", ["frozen", "quantized"])
@@ -200,7 +209,7 @@ def test_layers_that_other_kernels_run(kind, forced, cpu_threads):
             expected, last = layer(expected, [], weights, None, None, None, [])
             last_of_each.append(last)
         cpu_threads(2, "abreast", isa)
-        output, last = stack(x, [], [*both[0], *both[1]], 2)
+        output, *last = stack(x, None, None, _of_stack(kind, both), 2)
         assert torch.equal(output, expected)
         assert all(map(torch.equal, last, map(torch.cat, zip(*last_of_each))))
 
@@ -209,10 +218,10 @@ def test_layers_that_other_kernels_run(kind, forced, cpu_threads):
 def test_prepared_layers_of_other_sizes(kind):
     """What is written into the states of all layers stays inside of them."""
     layers = [fusedlstm.FusedLSTM(*sizes) for sizes in ((5, 7), (7, 70))]
-    weights = [weight for layer in layers for weight in _weights_of(kind, layer)]
+    weights = _of_stack(kind, [_weights_of(kind, layer) for layer in layers])
     message = r"expected the states of every layer of size \[2, 3, 70\], got \[2, 3, 7\]"
     with pytest.raises(RuntimeError, match=message):
-        getattr(torch.ops.fusedlstm, f"lstm_stack_{kind}")(torch.randn(4, 3, 5), [], weights, 2)
+        getattr(torch.ops.fusedlstm, f"lstm_stack_{kind}")(torch.randn(4, 3, 5), None, None, weights, 2)
 
 
 def test_by_themselves(cpu_threads):

@@ -109,7 +109,7 @@ class TestCopies:
     """Are frozen too, and of their own weights."""
 
     @pytest.fixture
-    def both(self):
+    def both(self, served):  # which sees what is frozen after it
         return pair(LSTM, 5, 7, num_layers=2)
 
     @pytest.mark.parametrize(

@@ -111,8 +111,7 @@ class TestOperator:
 
     @pytest.fixture
     def given(self):
-        weights = [[w] for w in LSTM.layer(5, 7).parameters()]
-        frozen = torch.ops.fusedlstm.lstm_freeze(*weights, [])
+        (frozen,) = torch.ops.fusedlstm.lstm_freeze([*LSTM.layer(5, 7).parameters()], 1, 1)
         return [torch.randn(3, 2, 5), [], frozen, None, None, None, []]
 
     def test_runs(self, given):
@@ -121,10 +120,10 @@ class TestOperator:
 
     @pytest.mark.parametrize("hidden, alignment", [(7, 64), (640, 2 << 20)])
     def test_begins_at_a_cache_line_and_many_bytes_at_a_huge_page(self, hidden, alignment):
-        weights = [[w] for w in LSTM.layer(5, hidden).parameters()]
+        weights = [*LSTM.layer(5, hidden, num_layers=2).parameters()]
         for _ in range(3):
-            frozen = torch.ops.fusedlstm.lstm_freeze(*weights, [])
-            assert frozen.data_ptr() % alignment == 0
+            frozen = torch.ops.fusedlstm.lstm_freeze(weights, 2, 1)
+            assert [row.data_ptr() % alignment for row in frozen] == [0, 0]
 
     @pytest.mark.parametrize(
         "damage",
@@ -172,10 +171,49 @@ class TestOperator:
                 torch.ops.fusedlstm.lstm_layer_frozen(*given)
 
     def test_refuses_freed_memory_and_a_second_direction(self, given):
-        both = [[w] * 2 for w in LSTM.layer(5, 7).parameters()]
-        frozen = torch.ops.fusedlstm.lstm_freeze(*both, [])
+        (frozen,) = torch.ops.fusedlstm.lstm_freeze([*LSTM.layer(5, 7, bidirectional=True).parameters()], 1, 2)
         with pytest.raises(RuntimeError, match="expected weights of one direction for a step, got 2"):
             torch.ops.fusedlstm.lstm_cell_frozen(given[0][0], [], frozen)
         given[2].untyped_storage().resize_(0)
         with pytest.raises(RuntimeError, match="expected frozen weights with memory"):
             torch.ops.fusedlstm.lstm_layer_frozen(*given)
+
+
+class TestOperatorOfAStack:
+    """All layers are rows of one tensor, as wide as the widest."""
+
+    @pytest.fixture
+    def frozen(self):
+        return torch.ops.fusedlstm.lstm_freeze([*LSTM.layer(40, 7, num_layers=2).parameters()], 2, 1)
+
+    def run(self, frozen, layers=2):
+        return torch.ops.fusedlstm.lstm_stack_frozen(torch.randn(3, 2, 40), None, None, frozen, layers)
+
+    def test_runs(self, frozen):
+        output, h_n, c_n = self.run(frozen)
+        assert output.shape == (3, 2, 7) and h_n.shape == c_n.shape == (2, 2, 7)
+
+    def test_refuses_another_number_of_rows(self, frozen):
+        for given, layers in ((frozen, 1), (frozen, 3), (frozen[:0], 0), (frozen[0], 1), (frozen[None], 1)):
+            with pytest.raises(RuntimeError, match=r"expected frozen weights of size \[\d, bytes\], got \["):
+                self.run(given, layers)
+
+    @pytest.mark.parametrize("row", [0, 1])
+    def test_refuses_damage_in_any_row(self, frozen, row):
+        for byte in (16, 24, 56):  # cell, features, bytes
+            damaged = frozen.clone()
+            damaged[row, byte : byte + 4] = 127
+            with pytest.raises(RuntimeError, match="expected a tensor of lstm_freeze, got another one"):
+                self.run(damaged)
+
+    def test_refuses_rows_that_do_not_begin_at_a_cache_line(self, frozen):
+        with pytest.raises(RuntimeError, match="expected a tensor of lstm_freeze, got another one"):
+            self.run(torch.nn.functional.pad(frozen, (0, 8)))
+
+    def test_refuses_a_state_too_many(self, frozen):
+        state = torch.zeros(2, 2, 7)
+        with pytest.raises(RuntimeError, match="expected 2 initial states, got 1"):
+            torch.ops.fusedlstm.lstm_stack_frozen(torch.randn(3, 2, 40), state, None, frozen, 2)
+        gru = torch.ops.fusedlstm.gru_freeze([*family.GRU.layer(40, 7).parameters()], 1, 1)
+        with pytest.raises(RuntimeError, match="expected 1 initial states, got 2"):
+            torch.ops.fusedlstm.gru_stack_frozen(torch.randn(3, 2, 40), state[:1], state[:1], gru, 1)

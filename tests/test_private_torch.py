@@ -70,6 +70,17 @@ def test_are_transforms_active():
     assert seen == [True], "expected are_transforms_active() to be true inside vmap"
 
 
+def test_is_being_compiled():
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return x + 1 if _private_torch.is_being_compiled() else x
+
+    module, x = Module(), torch.zeros(2)
+    compiled = [torch.compile(module, backend="eager", fullgraph=True)]
+    compiled += [torch.export.export(module, (x,), strict=strict).module() for strict in (True, False)]
+    assert [int(call(x)[0]) for call in (module, *compiled)] == [0, 1, 1, 1]
+
+
 def test_is_any_autocast_enabled():
     assert _private_torch.is_any_autocast_enabled() is False
     for device, dtype in (("cpu", torch.bfloat16), ("cuda", torch.float16)):

@@ -226,20 +226,26 @@ W2 = [*W, torch.randn(24, 6), torch.randn(24, 6)]
 
 
 MALFORMED = {
-    "no layers": ((X, [], W, None, 0, 1, False), "expected layers >= 1 and 1 or 2 directions, got 0 and 1"),
-    "three directions": ((X, [], W, None, 1, 3, False), "1 or 2 directions, got 1 and 3"),
-    "one weight": ((X, [], W[:1], None, 1, 1, False), "2 to 5 weights for each of 1 layers and 1 directions, got 1"),
-    "odd weights": ((X, [], [*W2, *W2], None, 3, 1, False), "for each of 3 layers and 1 directions, got 8"),
-    "matrices for biases": ((X, [], W2, None, 1, 1, False), "expected bias_ih of size"),
+    "no layers": ((X, None, None, W, None, 0, 1, False), "expected layers >= 1 and 1 or 2 directions, got 0 and 1"),
+    "three directions": ((X, None, None, W, None, 1, 3, False), "1 or 2 directions, got 1 and 3"),
+    "one weight": (
+        (X, None, None, W[:1], None, 1, 1, False),
+        "2 to 5 weights for each of 1 layers and 1 directions, got 1",
+    ),
+    "odd weights": ((X, None, None, [*W2, *W2], None, 3, 1, False), "for each of 3 layers and 1 directions, got 8"),
+    "matrices for biases": ((X, None, None, W2, None, 1, 1, False), "expected bias_ih of size"),
     "states of rows": (
-        (X, [X, X], W, None, 1, 1, False),
+        (X, X, X, W, None, 1, 1, False),
         r"expected states of size \[1, batch, f.*\], got \[5, 3, 4\]",
     ),
-    "narrow states": ((X, [X[:1], X[:1]], W, None, 1, 1, False), r"initial of size \[1, 3, 6\], got \[1, 3, 4\]"),
-    "flat input": ((X[0], [], W, None, 1, 1, False), "expected states with such an input, got none"),
-    "packed without states": ((X[0], [], W, torch.tensor([3]), 1, 1, False), "expected states with such an input"),
-    "other dtype": ((X.double(), [], W, None, 1, 1, False), "expected weight_ih of the input's dtype"),
-    "second layer of the first's": ((X, [], [*W, *W], None, 2, 1, False), "expected weight_ih of size"),
+    "narrow states": ((X, X[:1], X[:1], W, None, 1, 1, False), r"initial of size \[1, 3, 6\], got \[1, 3, 4\]"),
+    "flat input": ((X[0], None, None, W, None, 1, 1, False), "expected states with such an input, got none"),
+    "packed without states": (
+        (X[0], None, None, W, torch.tensor([3]), 1, 1, False),
+        "expected states with such an input",
+    ),
+    "other dtype": ((X.double(), None, None, W, None, 1, 1, False), "expected weight_ih of the input's dtype"),
+    "second layer of the first's": ((X, None, None, [*W, *W], None, 2, 1, False), "expected weight_ih of size"),
 }
 
 

@@ -11,6 +11,8 @@
 #include <optional>
 #include <vector>
 
+#include "cells/sizes.h"
+
 namespace fusedlstm {
 
 using torch::stable::Tensor;
@@ -88,22 +90,22 @@ struct LayerResults {
   }
 };
 
-// The weights of a layer, for a device's kernels to bring into the form that they read, once for many calls.
+// The weights of a stack of layers, as StackArguments has them, for a device's kernels to bring into the form that they
+// read, once for many calls.
 struct FreezeArguments {
-  Tensors weight_ih, weight_hh, bias_ih, bias_hh, weight_hr;
+  Tensors weights;
+  int64_t layers = 1, directions = 1;
 
   template <class Visitor>
   void visit(Visitor v) {
-    v("weight_ih", weight_ih);
-    v("weight_hh", weight_hh);
-    v("bias_ih", bias_ih);
-    v("bias_hh", bias_hh);
-    v("weight_hr", weight_hr);
+    v("weights", weights);
+    v("layers", layers);
+    v("directions", directions);
   }
 };
 
 struct FreezeResults {
-  Tensor frozen = undefined();  // bytes, for this process alone
+  Tensor frozen = undefined();  // bytes, [layers, of one], for this process alone
 
   template <class Visitor>
   void visit(Visitor v) {
@@ -117,7 +119,7 @@ template <class Weights>
 struct PreparedArguments {
   Tensor input = undefined();
   Tensors initial;
-  Weights weights;
+  Weights weights;  // of a layer of a stack: frozen ones are those of all layers
   OptionalTensor batch_sizes, lengths, reset;
   Tensors reset_state;
   StackTensors* stack = nullptr;  // as of LayerArguments
@@ -135,7 +137,7 @@ struct PreparedArguments {
   }
 };
 
-// Bytes, as <cell>_freeze makes them.
+// Bytes, a row of what <cell>_freeze makes.
 using FrozenArguments = PreparedArguments<Tensor>;
 // int8. Of each direction weight_ih, weight_hh, scale_ih, scale_hh, sum_ih, sum_hh, then bias_ih and bias_hh, or
 // neither, then weight_hr, scale_hr and sum_hr, or none: one list, since each one costs a call as much as a short step.
@@ -205,20 +207,55 @@ struct StackArguments {
   }
 };
 
-// For inference, with weights in a form of their own: of each layer as many as PreparedArguments has of it; `states`
-// may be empty, for zeros.
+// For inference. States, given and returned, are an argument and a result each: a list takes as long as half a short
+// step. All that the cell has, or none for zeros.
+static_assert(kMaxStates == 2, "h and c are all that operators of stacks have in inference");
+
+struct StackInferenceArguments {
+  OptionalTensor h_0, c_0;
+  StackArguments stack;  // but for its states
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("input", stack.input);
+    v("h_0", h_0);
+    v("c_0", c_0);
+    v("weights", stack.weights);
+    v("batch_sizes", stack.batch_sizes);
+    v("layers", stack.layers);
+    v("directions", stack.directions);
+    v("allow_tf32", stack.allow_tf32);
+  }
+};
+
+// With weights in a form of their own: frozen ones of all layers, or a list of as many of each layer as
+// PreparedArguments has of it.
+template <class Weights>
 struct PreparedStackArguments {
   Tensor input = undefined();
-  Tensors states;
-  Tensors weights;
+  OptionalTensor h_0, c_0;
+  Weights weights;
   int64_t layers = 1;
 
   template <class Visitor>
   void visit(Visitor v) {
     v("input", input);
-    v("states", states);
+    v("h_0", h_0);
+    v("c_0", c_0);
     v("weights", weights);
     v("layers", layers);
+  }
+};
+
+struct StackInferenceResults {
+  Tensor output = undefined(), h_n = undefined();
+  OptionalTensor c_n;
+
+  template <class Visitor>
+  void visit(Visitor v) {
+    v("output", output);
+    v("h_n", h_n);
+    v("c_n", c_n);
   }
 };
 

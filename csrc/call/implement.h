@@ -24,7 +24,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl((cell + "_layer_backward").c_str(), boxed<LayerGradients, BackwardArguments, kBackward>);
   m.impl((cell + "_stack").c_str(), boxed<StackResults, StackArguments, run_stack<kCell, kLayers>>);
   m.impl((cell + "_stack_inference").c_str(),
-         boxed<InferenceResults, StackArguments, run_stack_inference<kCell, kLayersInference>>);
+         boxed<StackInferenceResults, StackInferenceArguments, run_stack_inference<kCell, kLayersInference>>);
   m.impl((cell + "_stack_backward").c_str(),
          boxed<StackGradients, StackBackwardArguments, run_stack_backward<kCell, kLayersBackward>>);
   m.impl((cell + "_cell").c_str(), boxed<StepResults, StepArguments, one_step<kLayer>>);

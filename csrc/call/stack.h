@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -107,29 +106,56 @@ StackResults run_stack(StackArguments& given) {
   return r;
 }
 
-template <int kCell, InferenceResults (*kLayers)(std::vector<LayerArguments>&)>
-InferenceResults run_stack_inference(StackArguments& given) {
-  Stack stack(given, kCells[kCell].sizes);
-  std::vector<LayerArguments> layers = layers_of(stack);
-  return kLayers(layers);
+// States as a list of those that there are; and results of inference, with states apart.
+inline Tensors listed_states(OptionalTensor& h, OptionalTensor& c) {
+  Tensors states;
+  states.reserve(kMaxStates);
+  for (OptionalTensor* state : {&h, &c})
+    if (*state) states.push_back(std::move(**state));
+  return states;
+}
+inline StackInferenceResults with_states_apart(InferenceResults r) {
+  StackInferenceResults apart{std::move(r.output), std::move(r.last[0]), {}};
+  if (r.last.size() > 1) apart.c_n = std::move(r.last[1]);
+  return apart;
 }
 
-template <class Weights>
-Weights weights_between(const Tensors& all, size_t begin, size_t end) {
-  if constexpr (std::is_same_v<Weights, Tensor>)
-    return all[begin];
-  else
-    return {all.begin() + static_cast<std::ptrdiff_t>(begin), all.begin() + static_cast<std::ptrdiff_t>(end)};
+template <int kCell, InferenceResults (*kLayers)(std::vector<LayerArguments>&)>
+StackInferenceResults run_stack_inference(StackInferenceArguments& given) {
+  given.stack.states = listed_states(given.h_0, given.c_0);
+  Stack stack(given.stack, kCells[kCell].sizes);
+  std::vector<LayerArguments> layers = layers_of(stack);
+  return with_states_apart(kLayers(layers));
+}
+
+// How many weights a layer of a stack has, of which these are all: a row of frozen ones, or a part of a list.
+inline size_t weights_of_each(const Tensor& frozen, int64_t layers) {
+  STD_TORCH_CHECK(frozen.dim() == 2 && layers > 0 && frozen.size(0) == layers,
+                  "fusedlstm: expected frozen weights of size [", layers, ", bytes], got ", sizes_of(frozen));
+  return 1;
+}
+inline size_t weights_of_each(const Tensors& all, int64_t layers) {
+  const size_t each = layers < 1 ? 0 : all.size() / static_cast<size_t>(layers);
+  STD_TORCH_CHECK(each > 0 && each * static_cast<size_t>(layers) == all.size(), "fusedlstm: expected weights for ",
+                  layers, " layers, got ", all.size());
+  return each;
+}
+// Those of a layer, as its arguments have them.
+inline Tensor weights_of_layer(const Tensor& frozen, size_t, size_t) {
+  return frozen;
+}
+inline Tensors weights_of_layer(const Tensors& all, size_t layer, size_t each) {
+  const auto first = all.begin() + static_cast<std::ptrdiff_t>(layer * each);
+  return {first, first + static_cast<std::ptrdiff_t>(each)};
 }
 
 // kLayers: runs the layers, of which the first has its input; gives the last one's output, and all last states.
 template <class Weights, InferenceResults (*kLayers)(std::vector<PreparedArguments<Weights>>&)>
-InferenceResults run_stack_prepared(PreparedStackArguments& given) {
+StackInferenceResults run_stack_prepared(PreparedStackArguments<Weights>& given) {
   const int64_t L = given.layers;
-  const size_t each = L < 1 ? 0 : given.weights.size() / static_cast<size_t>(L);
-  STD_TORCH_CHECK(each > 0 && each * static_cast<size_t>(L) == given.weights.size(), "fusedlstm: expected weights for ",
-                  L, " layers, got ", given.weights.size());
-  for (Tensor& state : given.states) {
+  const size_t each = weights_of_each(given.weights, L);
+  Tensors states = listed_states(given.h_0, given.c_0);
+  for (Tensor& state : states) {
     STD_TORCH_CHECK(state.dim() == 3 && state.size(0) % L == 0, "fusedlstm: expected states of ", L,
                     " layers, got size ", sizes_of(state));
     state = unit_stride(state);
@@ -140,13 +166,12 @@ InferenceResults run_stack_prepared(PreparedStackArguments& given) {
   layers.front().input = std::move(given.input);
   for (int64_t l = 0; l < L; ++l) {
     PreparedArguments<Weights>& a = layers[static_cast<size_t>(l)];
-    a.initial = given.states;
+    a.initial = states;
     a.stack = &shared;
     a.place = l;
-    const size_t first = each * static_cast<size_t>(l);
-    a.weights = weights_between<Weights>(given.weights, first, first + each);
+    a.weights = weights_of_layer(given.weights, static_cast<size_t>(l), each);
   }
-  return kLayers(layers);
+  return with_states_apart(kLayers(layers));
 }
 
 template <int kCell, std::vector<LayerGradients> (*kLayers)(std::vector<BackwardArguments>&)>

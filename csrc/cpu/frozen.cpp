@@ -1,7 +1,9 @@
 #include "frozen.h"
 
+#include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <string>
 
 #include "call/views.h"
 #include "cells/all.h"
@@ -31,25 +33,29 @@ LayerArgs layer_of(const FrozenHeader& header) {
   return args;
 }
 
-// Bytes that begin where memory of their number should: a part of a tensor that has more. Pages before and behind them
-// are never touched.
-Tensor new_aligned_bytes(const Tensor& like, int64_t bytes) {
+// Rows that each begin where memory of `bytes` should, the most of a layer: a part of a tensor that has more. Pages
+// before, between and behind what layers have are never touched.
+Tensor new_aligned_rows(const Tensor& like, int64_t rows, int64_t bytes) {
   const int64_t alignment = alignment_of(bytes);
-  const Tensor whole = new_tensor(like, {bytes + alignment}, ScalarType::Byte);
+  const int64_t row = rows == 1 ? bytes : (bytes + alignment - 1) / alignment * alignment;
+  const Tensor whole = new_tensor(like, {rows * row + alignment}, ScalarType::Byte);
   const auto begin = reinterpret_cast<uintptr_t>(whole.data_ptr());
-  return viewed(whole, {bytes}, {1}, int64_t(-begin & uintptr_t(alignment - 1)));
+  return viewed(whole, {rows, row}, {row, 1}, int64_t(-begin & uintptr_t(alignment - 1)));
 }
 
 }  // namespace
 
-FrozenWeights FrozenWeights::of(const Tensor& frozen, int cell) {
+FrozenWeights FrozenWeights::of(const Tensor& frozen, int64_t row, int cell) {
   FrozenHeader header{};
-  const bool is_long_enough = frozen.scalar_type() == ScalarType::Byte && frozen.is_cpu() && frozen.is_contiguous() &&
-                              frozen.numel() >= kHeaderBytes;
+  const int64_t most = frozen.dim() > 0 ? frozen.size(frozen.dim() - 1) : 0;
+  const bool is_long_enough =
+      frozen.scalar_type() == ScalarType::Byte && frozen.is_cpu() && frozen.is_contiguous() && most >= kHeaderBytes;
   check_memory(frozen, "frozen weights");
-  if (is_long_enough) std::memcpy(&header, frozen.const_data_ptr<uint8_t>(), sizeof header);
-  STD_TORCH_CHECK(is_long_enough && header.bytes == frozen.numel() && is_sound(header),
-                  "fusedlstm: expected a tensor of ", kCells[cell].name, "_freeze, got another one");
+  const char* begin = is_long_enough ? static_cast<const char*>(frozen.data_ptr()) + row * most : nullptr;
+  const bool is_aligned = reinterpret_cast<uintptr_t>(begin) % kHeaderBytes == 0;
+  if (begin) std::memcpy(&header, begin, sizeof header);
+  STD_TORCH_CHECK(begin && is_aligned && header.bytes <= most && is_sound(header), "fusedlstm: expected a tensor of ",
+                  kCells[cell].name, "_freeze, got another one");
   STD_TORCH_CHECK(header.cell == cell, "fusedlstm: expected frozen weights of ", kCells[cell].name, ", got those of ",
                   kCells[header.cell].name);
   header.isa[sizeof header.isa - 1] = 0;
@@ -59,21 +65,31 @@ FrozenWeights FrozenWeights::of(const Tensor& frozen, int cell) {
                   header.bytes);
   return {{header.directions, header.features, header.hidden, header.proj, scalar_type_of(Dtype(header.dtype))},
           kernels,
-          reinterpret_cast<const char*>(frozen.const_data_ptr<uint8_t>()) + kHeaderBytes};
+          begin + kHeaderBytes};
 }
 
-Tensor freeze(const CheckedLayer& layer, const LayerArgs& args, int cell, Dtype dtype) {
+Tensor freeze(const std::vector<LayerInputs>& layers, int cell) {
   const std::string isa = active_isa();
+  const Dtype dtype = dtype_of(layers[0].t.dtype);
   const LayerKernels& kernels = kernels_of(isa, kCells[cell].kind, dtype);
-  const int64_t bytes = kHeaderBytes + kernels.frozen_bytes(args);
-  Tensor frozen = new_aligned_bytes(layer.weight_ih[0], bytes);
-  auto* memory = static_cast<char*>(frozen.data_ptr());
-  ask_for_huge_pages(memory, bytes);  // which steps of few rows read from end to end, each time
-  FrozenHeader header{{}, cell, int32_t(dtype), layer.features, layer.hidden, layer.proj, layer.directions, bytes};
-  isa.copy(header.isa, sizeof header.isa - 1);
-  std::memset(memory, 0, kHeaderBytes);
-  std::memcpy(memory, &header, sizeof header);
-  kernels.freeze(args, memory + kHeaderBytes);
+  const auto bytes_of = [&](const LayerInputs& layer) {
+    return kHeaderBytes + kernels.frozen_bytes(layer.arguments<LayerArgs>(0));
+  };
+  int64_t most = 0;
+  for (const LayerInputs& layer : layers) most = std::max(most, bytes_of(layer));
+  Tensor frozen = new_aligned_rows(layers[0].t.weight_ih[0], int64_t(layers.size()), most);
+  auto* row = static_cast<char*>(frozen.data_ptr());
+  for (const LayerInputs& layer : layers) {
+    const CheckedLayer& t = layer.t;
+    const int64_t bytes = bytes_of(layer);
+    ask_for_huge_pages(row, bytes);  // which steps of few rows read from end to end, each time
+    FrozenHeader header{{}, cell, int32_t(dtype), t.features, t.hidden, t.proj, t.directions, bytes};
+    isa.copy(header.isa, sizeof header.isa - 1);
+    std::memset(row, 0, kHeaderBytes);
+    std::memcpy(row, &header, sizeof header);
+    kernels.freeze(layer.arguments<LayerArgs>(0), row + kHeaderBytes);
+    row += frozen.size(1);
+  }
   return frozen;
 }
 

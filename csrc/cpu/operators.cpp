@@ -53,26 +53,25 @@ InferenceResults layers_inference(std::vector<LayerArguments>& arguments) {
 }
 
 template <int kCell>
-FreezeResults freeze_layer(FreezeArguments& weights) {
-  // As those of a layer that runs no steps of no batch.
-  STD_TORCH_CHECK(!weights.weight_ih.empty() && !weights.weight_hh.empty() && weights.weight_ih[0].dim() == 2 &&
-                      weights.weight_hh[0].dim() == 2,
+FreezeResults freeze_layers(FreezeArguments& given) {
+  STD_TORCH_CHECK(given.weights.size() >= 2 && given.weights[0].dim() == 2 && given.weights[1].dim() == 2,
                   "fusedlstm: expected weight_ih and weight_hh with 2 dimensions");
-  const CellSizes cell = kCells[kCell].sizes;
-  const Tensor &ih = weights.weight_ih[0], &hh = weights.weight_hh[0];
-  const auto empty = [&](const Sizes& sizes) { return new_tensor(ih, sizes, ih.scalar_type()); };
-  LayerArguments layer;
-  layer.input = empty({0, 0, ih.size(1)});
-  for (int i = 0; i < cell.states; ++i)
-    layer.initial.push_back(
-        empty({int64_t(weights.weight_ih.size()), 0, i == 0 ? hh.size(1) : hh.size(0) / cell.gates}));
-  layer.weight_ih = std::move(weights.weight_ih);
-  layer.weight_hh = std::move(weights.weight_hh);
-  layer.bias_ih = std::move(weights.bias_ih);
-  layer.bias_hh = std::move(weights.bias_hh);
-  layer.weight_hr = std::move(weights.weight_hr);
-  const LayerInputs in = inputs_of<kCell>(layer);
-  return {freeze(in.t, in.arguments<LayerArgs>(0), kCell, dtype_of(in.t.dtype))};
+  // As those of layers that run no steps of no batch.
+  const auto empty = [&](const Tensor& weight_ih) {
+    return new_tensor(weight_ih, {0, 0, weight_ih.size(1)}, weight_ih.scalar_type());
+  };
+  StackArguments weights;
+  weights.input = empty(given.weights[0]);
+  weights.weights = std::move(given.weights);
+  weights.layers = given.layers;
+  weights.directions = given.directions;
+  Stack stack(weights, kCells[kCell].sizes);
+  std::vector<LayerInputs> layers;
+  for (LayerArguments& layer : layers_of(stack)) {
+    layer.input = empty(layer.weight_ih[0]);
+    layers.push_back(inputs_of<kCell>(layer));
+  }
+  return {freeze(layers, kCell)};
 }
 
 template <int kCell, class Weights>
@@ -148,7 +147,7 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
            boxed<FoundGradients, StepSecondOrderArguments, cell_second_order<kCell>>);
     m.impl((cell + "_cell_sums_backward").c_str(),
            boxed<FoundGradients, StepSumsBackwardArguments, cell_sums_backward<kCell>>);
-    m.impl((cell + "_freeze").c_str(), boxed<FreezeResults, FreezeArguments, freeze_layer<kCell>>);
+    m.impl((cell + "_freeze").c_str(), boxed<FreezeResults, FreezeArguments, freeze_layers<kCell>>);
     m.impl((cell + "_layer_frozen").c_str(), boxed<InferenceResults, FrozenArguments, layer_prepared<kCell, Tensor>>);
     m.impl((cell + "_cell_frozen").c_str(), boxed<StepInferenceResults, PreparedStepArguments<Tensor>,
                                                   one_step_prepared<Tensor, layer_prepared<kCell, Tensor>>>);
@@ -156,11 +155,10 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
            boxed<InferenceResults, QuantizedArguments, layer_prepared<kCell, Tensors>>);
     m.impl((cell + "_cell_quantized").c_str(), boxed<StepInferenceResults, PreparedStepArguments<Tensors>,
                                                      one_step_prepared<Tensors, layer_prepared<kCell, Tensors>>>);
-    m.impl((cell + "_stack_frozen").c_str(),
-           boxed<InferenceResults, PreparedStackArguments, run_stack_prepared<Tensor, layers_prepared<kCell, Tensor>>>);
-    m.impl(
-        (cell + "_stack_quantized").c_str(),
-        boxed<InferenceResults, PreparedStackArguments, run_stack_prepared<Tensors, layers_prepared<kCell, Tensors>>>);
+    m.impl((cell + "_stack_frozen").c_str(), boxed<StackInferenceResults, PreparedStackArguments<Tensor>,
+                                                   run_stack_prepared<Tensor, layers_prepared<kCell, Tensor>>>);
+    m.impl((cell + "_stack_quantized").c_str(), boxed<StackInferenceResults, PreparedStackArguments<Tensors>,
+                                                      run_stack_prepared<Tensors, layers_prepared<kCell, Tensors>>>);
     implement_from<kCell + 1>(m);
   }
 }

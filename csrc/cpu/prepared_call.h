@@ -55,7 +55,7 @@ LayerInputs prepared_inputs(PreparedArguments<Weights>& given, const WeightSizes
 
 template <int kCell>
 ForwardCall prepared_call(FrozenArguments& given) {
-  const FrozenWeights weights = FrozenWeights::of(given.weights, kCell);
+  const FrozenWeights weights = FrozenWeights::of(given.weights, given.place, kCell);
   return {prepared_inputs<kCell>(given, weights.sizes), weights.kernels, weights.panels};
 }
 
