@@ -54,8 +54,10 @@ class Quantized(nn.Module):
 
     def _weights(self) -> list[Tensor]:
         """Read at each call, as those of the fused layers; most are where nn.Module keeps buffers."""
-        own = self._buffers
-        return [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
+        try:
+            return [*map(self._buffers.__getitem__, self._flat_weights_names)]
+        except KeyError:
+            return [getattr(self, name) for name in self._flat_weights_names]
 
     def _apply(self, fn, recurse: bool = True):
         own = [self._buffers.get(name) for name in self._flat_weights_names]

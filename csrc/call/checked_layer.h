@@ -27,7 +27,7 @@ class CheckedLayer : public LayerArguments {
   ScalarType dtype{};
 
   // Derives the sizes, checks everything, and makes inner strides 1 (weights: contiguous, member by member).
-  CheckedLayer(LayerArguments arguments, CellSizes cell) : LayerArguments(std::move(arguments)), cell(cell) {
+  CheckedLayer(LayerArguments&& arguments, CellSizes cell) : LayerArguments(std::move(arguments)), cell(cell) {
     derive_place();
     derive_sizes_of_weights();
     derive_sizes_of_input();
@@ -38,7 +38,7 @@ class CheckedLayer : public LayerArguments {
   }
   // One layer whose weights come in a form of their own, frozen or quantized, and have these sizes. It may lack initial
   // states.
-  CheckedLayer(LayerArguments arguments, CellSizes cell, const WeightSizes& frozen)
+  CheckedLayer(LayerArguments&& arguments, CellSizes cell, const WeightSizes& frozen)
       : LayerArguments(std::move(arguments)),
         cell(cell),
         hidden(frozen.hidden),

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <utility>
 #include <vector>
 
@@ -140,12 +141,12 @@ inline size_t weights_of_each(const Tensors& all, int64_t layers) {
                   layers, " layers, got ", all.size());
   return each;
 }
-// Those of a layer, as its arguments have them.
+// Those of a layer, as its arguments have them; taken out of a list.
 inline Tensor weights_of_layer(const Tensor& frozen, size_t, size_t) {
   return frozen;
 }
-inline Tensors weights_of_layer(const Tensors& all, size_t layer, size_t each) {
-  const auto first = all.begin() + static_cast<std::ptrdiff_t>(layer * each);
+inline Tensors weights_of_layer(Tensors& all, size_t layer, size_t each) {
+  const auto first = std::make_move_iterator(all.begin() + static_cast<std::ptrdiff_t>(layer * each));
   return {first, first + static_cast<std::ptrdiff_t>(each)};
 }
 
@@ -166,7 +167,7 @@ StackInferenceResults run_stack_prepared(PreparedStackArguments<Weights>& given)
   layers.front().input = std::move(given.input);
   for (int64_t l = 0; l < L; ++l) {
     PreparedArguments<Weights>& a = layers[static_cast<size_t>(l)];
-    a.initial = states;
+    a.initial = l + 1 < L ? states : std::move(states);
     a.stack = &shared;
     a.place = l;
     a.weights = weights_of_layer(given.weights, static_cast<size_t>(l), each);

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <string>
 
 #include "dtypes.h"
@@ -49,10 +50,10 @@ inline std::string sizes_of(const Tensor& t) {
 }
 
 inline void check_sizes(const Tensor& t, const Sizes& expected, const char* name) {
-  bool same = t.dim() == expected.size();
-  int64_t i = 0;
-  for (const int64_t size : expected) same = same && t.size(i++) == size;
-  STD_TORCH_CHECK(same, "fusedlstm: expected ", name, " of size ", to_string(expected), ", got ", sizes_of(t));
+  int64_t* sizes = nullptr;  // the tensor's own: to ask for each takes a call for each
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &sizes));
+  STD_TORCH_CHECK(t.dim() == expected.size() && std::equal(expected.begin(), expected.end(), sizes),
+                  "fusedlstm: expected ", name, " of size ", to_string(expected), ", got ", sizes_of(t));
 }
 
 // Storages can be freed below their tensors, as sharding does with parameters that are not in use.

@@ -17,7 +17,7 @@ struct LayerInputs {
   CheckedLayer t;
   std::vector<int64_t> offsets, lengths;
 
-  LayerInputs(const NamedCell& cell, CheckedLayer checked) : cell(cell), t(std::move(checked)) {
+  LayerInputs(const NamedCell& cell, CheckedLayer&& checked) : cell(cell), t(std::move(checked)) {
     if (t.batch_sizes) {
       const auto* sizes = t.batch_sizes->const_data_ptr<int64_t>();
       offsets.assign(1, 0);
@@ -115,13 +115,13 @@ class ForwardCall {
   LayerInputs in;
   LayerResults results;
 
-  ForwardCall(LayerInputs inputs, bool is_training)
+  ForwardCall(LayerInputs&& inputs, bool is_training)
       : in(std::move(inputs)),
         results(new_results(in.t, is_training, false)),
         kernels_(in.kernels()),
         is_training_(is_training) {}
   // Inference with frozen weights: the panels, and the kernels that they are for.
-  ForwardCall(LayerInputs inputs, const LayerKernels& kernels, const char* panels)
+  ForwardCall(LayerInputs&& inputs, const LayerKernels& kernels, const char* panels)
       : in(std::move(inputs)), results(new_results(in.t, false, false)), kernels_(kernels), frozen_(panels) {}
 
   ForwardArgs args(int64_t member) const {
@@ -151,7 +151,7 @@ class BackwardCall {
   LayerInputs in;
   LayerGradients gradients;
 
-  BackwardCall(LayerInputs inputs, BackwardArguments& arguments)
+  BackwardCall(LayerInputs&& inputs, BackwardArguments& arguments)
       : in(std::move(inputs)),
         gradients(new_gradients(in.t, arguments.needs)),
         kernels_(in.kernels()),

@@ -18,7 +18,7 @@ class QuantizedCall {
   LayerInputs in;
   LayerResults results;
 
-  QuantizedCall(LayerInputs inputs, const CheckedQuantized& weights)
+  QuantizedCall(LayerInputs&& inputs, const CheckedQuantized& weights)
       : in(std::move(inputs)),
         results(new_results(in.t, false, false)),
         weights_(weights),

@@ -15,12 +15,14 @@ constexpr int64_t parts(int64_t n, int64_t of) {
 struct Reader {
   const Tensors& all;
   size_t next = 0;
+  const int32_t cpu = aoti_torch_device_type_cpu();  // dtypes and devices as PyTorch codes them (Facts)
 
   template <class T>
-  const T* take(ScalarType dtype, const Sizes& sizes, const char* name) {
+  const T* take(int32_t dtype, const Sizes& sizes, const char* name) {
     const Tensor& t = all[next++];
     check_sizes(t, sizes, name);
-    STD_TORCH_CHECK(t.scalar_type() == dtype && t.is_cpu() && t.is_contiguous(), "fusedlstm: expected ", name,
+    const Facts facts = Facts::of(t);
+    STD_TORCH_CHECK(facts.dtype == dtype && facts.device_type == cpu && t.is_contiguous(), "fusedlstm: expected ", name,
                     " as fusedlstm.quantize makes it, got one of another dtype, device or layout");
     check_memory(t, name);
     return static_cast<const T*>(t.data_ptr());
@@ -28,11 +30,12 @@ struct Reader {
   const int8_t* panels(int64_t units, int64_t depth, int64_t gates, const char* name) {
     STD_TORCH_CHECK(depth <= kMostElements, "fusedlstm: expected at most ", kMostElements, " columns of ", name,
                     ", got ", depth);
-    return take<int8_t>(ScalarType::Char, {parts(units, kUnits), gates, parts(depth, kDepth), kUnits, kDepth}, name);
+    return take<int8_t>(aoti_torch_dtype_int8(), {parts(units, kUnits), gates, parts(depth, kDepth), kUnits, kDepth},
+                        name);
   }
-  const float* numbers(int64_t n, const char* name) { return take<float>(ScalarType::Float, {n}, name); }
+  const float* numbers(int64_t n, const char* name) { return take<float>(aoti_torch_dtype_float32(), {n}, name); }
   // Sums of `n` rows.
-  const int32_t* sums(int64_t n, const char* name) { return take<int32_t>(ScalarType::Int, {n + 1}, name); }
+  const int32_t* sums(int64_t n, const char* name) { return take<int32_t>(aoti_torch_dtype_int32(), {n + 1}, name); }
 };
 
 constexpr size_t kProducts = 6, kBiases = 2, kProjection = 3;  // tensors of one direction

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -14,11 +15,18 @@ namespace fusedlstm::cpu {
 // Runs all members of a layer.
 template <class Call>
 void run_layer(const Call& call) {
-  std::vector<typename Call::Args> members;
+  using Args = typename Call::Args;
+  const auto run = [kernel = call.kernel()](std::span<const Args> members) {
+    run_members<Args>(members, kernel.pass, kernel.bytes, kernel.run);
+  };
+  if (call.in.t.members == 1) {  // without an allocation
+    const Args only = call.args(0);
+    return run({&only, 1});
+  }
+  std::vector<Args> members;
   members.reserve(size_t(call.in.t.members));
   for (int64_t m = 0; m < call.in.t.members; ++m) members.push_back(call.args(m));
-  const auto kernel = call.kernel();
-  run_members(members, kernel.pass, kernel.bytes, kernel.run);
+  run(members);
 }
 
 // Runs `count` layers of a stack, with as many beside each other as there are threads for, where that is faster.
@@ -27,9 +35,10 @@ void run_layer(const Call& call) {
 //     keep(call)      takes the results, in the same order
 template <class Call, class Make, class Keep>
 void run_layers(size_t count, Make make, Keep keep) {
-  Tensor made;
+  Tensor made = undefined();
+  std::vector<Call> calls;
   for (size_t l = 0, end = 0; l < count; l = end) {
-    std::vector<Call> calls;
+    calls.clear();
     const auto add = [&] {
       calls.push_back(make(end++, made));
       made = calls.back().made();

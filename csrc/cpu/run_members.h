@@ -2,7 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
+#include <span>
+#include <type_traits>
 
 #include "isa.h"
 #include "team.h"
@@ -12,12 +13,12 @@ namespace fusedlstm::cpu {
 // Runs all members, or the one layer that there is, in one launch of a team. Members have the same sizes, and null
 // pointers in the same places.
 template <class Args>
-void run_members(const std::vector<Args>& members, Pass pass, int64_t (*bytes)(const Args&, const Plan&),
-                 void (*run)(const Args&, const Plan&, Share&, char*)) {
+void run_members(std::type_identity_t<std::span<const Args>> members, Pass pass,
+                 int64_t (*bytes)(const Args&, const Plan&), void (*run)(const Args&, const Plan&, Share&, char*)) {
   if (members.empty()) return;
   const int64_t count = int64_t(members.size());
   struct Call {
-    const std::vector<Args>& members;
+    std::span<const Args> members;
     decltype(run) kernel;
     EnsemblePlan plan;
     int64_t bytes_of_thread, bytes_of_team;
