@@ -16,7 +16,7 @@ Event next_access(uint32_t site) {
 // What will arrive at `address`, and be counted at `barrier`. what: the primitive.
 LateStore sent(const char* what, uintptr_t address, size_t bytes, uintptr_t barrier, const Event& as, Site site) {
   const auto refuse = [&](const char* why) { fail(std::string(what) + " " + why + actor_at(site)); };
-  const Region* region = find_region(address);
+  Region* region = find_region(address);
   if (!region || !region->owner) refuse("to an address that is not in the cluster's shared memory");
   if (barrier < region->begin || barrier >= region->end) refuse("with the mbarrier of another CTA");
   const auto found = region->owner->mbarriers.find(barrier);

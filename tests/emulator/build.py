@@ -46,8 +46,9 @@ COMMON_FLAGS = [
 KERNEL_FLAGS = [
     "-O2", "-x", "c++", "-fsanitize=thread,alignment,bounds", "--param", "tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
-RUNTIME_FLAGS = ["-O2"]
+RUNTIME_FLAGS = ["-O2", "-fno-semantic-interposition"]
 BINDING_FLAGS = ["-O1", "-g0"]
+LINK_FLAGS = ["-shared", "-Wl,-Bsymbolic-functions"]
 
 
 def compiler():
@@ -157,7 +158,7 @@ def build(changed=None, report=None):
         folder = CACHE / key
         folder.mkdir(exist_ok=True)
         os.utime(folder)
-        library = made(folder / f"_emulated{EXTENSION_SUFFIXES[0]}", [compiler(), "-shared", *objects, "-ldl"])
+        library = made(folder / f"_emulated{EXTENSION_SUFFIXES[0]}", [compiler(), *LINK_FLAGS, *objects, "-ldl"])
     forget_unused()
     return library
 

@@ -1,8 +1,7 @@
-// The checker: registered memory, shadow memory, races by the order of events, and the callbacks through which the
-// compiler reports every load and store of a kernel.
+// The checker: races by the order of events, and the callbacks through which the compiler reports every load and store
+// of a kernel.
 #include <dlfcn.h>
 #include <link.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -13,62 +12,6 @@
 #include "streams.h"
 
 namespace emulator {
-
-// ---- regions --------------------------------------------------------------------------------------------------------
-
-namespace {
-std::vector<Region*> regions;  // sorted by address
-std::map<uintptr_t, std::unique_ptr<Region>> buffers;
-}  // namespace
-
-Region::Region(uintptr_t begin, size_t bytes, std::string name, Cta* owner, bool track_initialised)
-    : begin(begin), end(begin + bytes), name(std::move(name)), owner(owner), track_initialised(track_initialised) {
-  void* p = mmap(nullptr, word_count() * sizeof(ShadowWord), PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) throw Error("no memory for the checker");
-  words = static_cast<ShadowWord*>(p);
-}
-Region::~Region() {
-  munmap(words, word_count() * sizeof(ShadowWord));
-}
-
-void add_region(Region* region) {
-  auto after = [](const Region* a, const Region* b) { return a->begin < b->begin; };
-  regions.insert(std::upper_bound(regions.begin(), regions.end(), region, after), region);
-}
-void remove_region(Region* region) {
-  std::erase(regions, region);
-}
-
-Region* find_region(uintptr_t address) {
-  auto above = [](uintptr_t a, const Region* r) { return a < r->begin; };
-  auto next = std::upper_bound(regions.begin(), regions.end(), address, above);
-  if (next == regions.begin() || address >= (*--next)->end) return nullptr;
-  return *next;
-}
-
-void register_buffer(const void* p, size_t bytes, const std::string& name, bool initialised) {
-  if (bytes == 0) return;
-  const auto begin = reinterpret_cast<uintptr_t>(p);
-  auto region = std::make_unique<Region>(begin, bytes, name, nullptr, !initialised);
-  add_region(region.get());
-  buffers[begin] = std::move(region);
-}
-void unregister_buffer(const void* p) {
-  auto found = buffers.find(reinterpret_cast<uintptr_t>(p));
-  if (found == buffers.end()) return;
-  remove_region(found->second.get());
-  buffers.erase(found);
-}
-
-void forget_accesses() {
-  for (auto& [begin, region] : buffers)
-    for (size_t i = 0; i < region->word_count(); ++i) {
-      const uint8_t initialised = region->words[i].initialised;
-      if (region->words[i].written || region->words[i].reads[0].bytes) region->words[i] = ShadowWord{};
-      if (initialised) region->words[i].initialised = initialised;
-    }
-}
 
 // ---- places in the source -------------------------------------------------------------------------------------------
 // A site is a place that a primitive was called from, or the return address of a callback (odd: shifted, plus one).
@@ -133,10 +76,6 @@ std::string place(const Region& region, uintptr_t address) {
   return region.name + "+" + std::to_string(address - region.begin);
 }
 
-bool knows(const Fiber* fiber, const Event& event) {
-  return event.thread == fiber->id || (*fiber->known)[event.thread] >= event.epoch;
-}
-
 namespace {
 
 const char* verb(bool write) {
@@ -157,20 +96,12 @@ std::string actor(const Event& event) {
 }
 
 [[noreturn]] void fail_outside(uintptr_t address, const std::string& what, uint32_t site) {
-  std::string message = what + "outside every buffer";
-  for (const Region* r : regions) {
-    constexpr uintptr_t kNear = 4096;
-    if (address >= r->end && address - r->end < kNear)
-      message += ", " + std::to_string(address - r->end) + " bytes past the end of " + r->name;
-    if (address < r->begin && r->begin - address < kNear)
-      message += ", " + std::to_string(r->begin - address) + " bytes before " + r->name;
-  }
-  fail_at(site, message);
+  fail_at(site, what + "outside every buffer" + regions_near(address));
 }
 
 Region& region_of(uintptr_t address, size_t bytes, bool write, uint32_t site) {
   Region* region = current->cta->shared.get();
-  if (!region || address < region->begin || address >= region->end) region = find_region(address);
+  if (!region || !region->contains(address)) region = find_region(address);
   const auto what = [&] { return std::string(verb(write)) + " of " + std::to_string(bytes) + " bytes "; };
   if (!region) fail_outside(address, what(), site);
   if (address + bytes > region->end) fail_at(site, what() + "at " + place(*region, address) + " crosses its end");
@@ -188,6 +119,23 @@ unsigned mask_within(uintptr_t at, uintptr_t begin, uintptr_t end) {
   return mask;
 }
 
+// Where among the readers of a word one more is remembered: in place of this thread's own record, or a free one, or one
+// that comes before this; else of any: the checker may then miss a race with the one that is dropped, and never reports
+// a false one.
+Event* place_for(std::span<Event> readers, const Event& as) {
+  Event *own = nullptr, *free = nullptr;
+  for (Event& r : readers) {
+    if (!r.bytes)
+      free = free ? free : &r;
+    else if (r.thread == as.thread && (r.bytes & ~as.bytes) == 0)
+      own = &r;
+  }
+  if (own || free) return own ? own : free;
+  for (Event& r : readers)
+    if ((r.bytes & ~as.bytes) == 0 && knows(current, r)) return &r;
+  return &readers[((as.thread * 2654435761u + as.epoch) >> 30) % readers.size()];
+}
+
 }  // namespace
 
 void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event as) {
@@ -196,6 +144,9 @@ void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event 
   Region& region = region_of(address, bytes, write, site);
   as.relaxed = relaxed;
   as.site = site;
+  const auto races = [relaxed, fiber = current, known = current->known->data()](const Event& old, unsigned mask) {
+    return (old.bytes & mask) && !(old.relaxed && relaxed) && !knows(fiber, known, old);
+  };
   for (uintptr_t at = address & ~uintptr_t(3); at < address + bytes; at += 4) {
     const unsigned mask = mask_within(at, address, address + bytes);
     as.bytes = mask;
@@ -204,15 +155,15 @@ void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event 
     if (access == Access::kConstantRead && word.written)
       fail_at(site, "load_constant of " + place(region, at) + ", which this launch has written,");
     for (const Event& w : word.writes)
-      if ((w.bytes & mask) && !(w.relaxed && relaxed) && !knows(current, w))
-        fail_race(region, at, w, true, write, site);
+      if (races(w, mask)) fail_race(region, at, w, true, write, site);
     if (write) {
-      for (const std::span<Event> readers : {std::span<Event>(word.reads), std::span<Event>(word.copies)})
-        for (Event& r : readers) {
-          if ((r.bytes & mask) && !(r.relaxed && relaxed) && !knows(current, r))
-            fail_race(region, at, r, false, write, site);
-          r.bytes &= ~mask;
-        }
+      const auto overwrite = [&](Event& r) {
+        if (races(r, mask)) fail_race(region, at, r, false, write, site);
+        r.bytes &= ~mask;
+      };
+      for (Event& r : word.reads) overwrite(r);
+      if (word.copied)
+        for (Event& r : word.copies) overwrite(r);
       for (Event& w : word.writes) w.bytes &= ~mask;
       if (!relaxed) word.initialised |= mask;  // a relaxed store counts when it lands
       word.written = 1;
@@ -221,19 +172,9 @@ void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event 
     } else {
       if (region.track_initialised && (~word.initialised & mask))
         fail_at(site, "read of " + place(region, at) + ", which nothing has written,");
-      // Replace this thread's own record, or a free one, or one that comes before this; else any: the checker may
-      // then miss a race with the one that is dropped, and never reports a false one.
       const bool copies = as.thread >= machine->thread_count && !relaxed;
-      const auto readers = copies ? std::span<Event>(word.copies) : std::span<Event>(word.reads);
-      Event* place_for = nullptr;
-      for (Event& r : readers)
-        if (r.bytes && r.thread == as.thread && (r.bytes & ~mask) == 0) place_for = &r;
-      for (Event& r : readers)
-        if (!place_for && !r.bytes) place_for = &r;
-      for (Event& r : readers)
-        if (!place_for && knows(current, r) && (r.bytes & ~mask) == 0) place_for = &r;
-      if (!place_for) place_for = &readers[((as.thread * 2654435761u + as.epoch) >> 30) % readers.size()];
-      *place_for = as;
+      if (copies) word.copied = 1;
+      *place_for(copies ? std::span<Event>(word.copies) : std::span<Event>(word.reads), as) = as;
     }
   }
 }
@@ -248,25 +189,23 @@ void prefetch(uintptr_t address, Site site) {
   if (!find_region(address)) fail_outside(address, "prefetch ", site_id(site));
 }
 
-void check_exit(const Cta* cta) {
+void check_exit(Cta* cta) {
   if (!cta->shared) return;
   std::vector<Stamp> stamps;
   for (const Fiber* fiber : cta->fibers) stamps.push_back(stamp(fiber));
   const ClockRef known = join(stamps);
   const uint32_t first = cta->first_thread, last = first + static_cast<uint32_t>(cta->fibers.size());
-  for (size_t i = 0; i < cta->shared->word_count(); ++i) {
-    const ShadowWord& word = cta->shared->words[i];
+  cta->shared->for_each_used([&](uintptr_t address, const ShadowWord& word) {
     auto require = [&](const Event& event) {
       if (!event.bytes || (event.thread >= first && event.thread < last)) return;
       if ((*known)[event.thread] >= event.epoch) return;
       fail("a CTA may exit before a peer's access to its shared memory: access by " + actor(event) + " at " +
-           site_text(event.site) + " to " + place(*cta->shared, cta->shared->begin + 4 * i) +
-           " is not ordered before the exit");
+           site_text(event.site) + " to " + place(*cta->shared, address) + " is not ordered before the exit");
     };
     for (const Event& w : word.writes) require(w);
     for (const Event& r : word.reads) require(r);
     for (const Event& r : word.copies) require(r);
-  }
+  });
   cta->shared->dead = true;
 }
 
@@ -316,7 +255,7 @@ void check_host_access(const void* p, size_t bytes, HostAccess access) {
   const auto what = [&] {
     return std::string("host code: ") + verb(write) + " of " + std::to_string(bytes) + " bytes ";
   };
-  const Region* region = find_region(begin);
+  Region* region = find_region(begin);
   if (!region || begin + bytes > region->end) throw Error(what() + "outside every buffer");
   for (uintptr_t at = begin & ~uintptr_t(3); at < begin + bytes; at += 4) {
     ShadowWord& word = region->shadow(at);

@@ -53,7 +53,7 @@ emulator_switch:
 
 namespace {
 
-constexpr size_t kStackBytes = 128 << 10, kPageBytes = 4096;
+constexpr size_t kPageBytes = 4096;
 std::vector<char*> free_stacks;
 
 // Many stacks in one mapping, since a process may have some 65,000 of them only. There are no guard pages then: what
@@ -118,10 +118,6 @@ void run_others() {
   const uint64_t kOneIn = 32;  // with a random schedule, stores may also land while others run
   if (options().seed >= 2 && !machine->late.empty() && random_bits() % kOneIn == 0) deliver_some();
   switch_to(next_ready());
-}
-
-bool is_own_stack(const void* p) {
-  return static_cast<size_t>(static_cast<const char*>(p) - current->stack) < kStackBytes;
 }
 
 uint64_t random_bits() {  // xorshift64*
@@ -245,7 +241,9 @@ Fiber* new_fiber(Cta* cta, uint32_t index, const ClockRef& known) {
   fiber->id = cta->first_thread + index;
   fiber->thread = uint3{index % block.x, index / block.x % block.y, index / block.x / block.y};
   fiber->known = known;
-  void** top = reinterpret_cast<void**>(fiber->stack + kStackBytes);
+  // Not all at the same place of a page: the ends of the stacks would share a few lines of the caches.
+  constexpr size_t kApart = 5 * 64, kPlaces = 101;
+  void** top = reinterpret_cast<void**>(fiber->stack + kStackBytes - index % kPlaces * kApart);
   *--top = nullptr;  // as if fiber_main had been called: its stack pointer is 8 modulo 16
   *--top = reinterpret_cast<void*>(&fiber_main);
   for (int i = 0; i < 6; ++i) *--top = nullptr;  // the registers emulator_switch restores

@@ -22,7 +22,7 @@ void land(LateStore& store) {
     if (--machine->late_words[store.address] == 0) machine->late_words.erase(store.address);
     return;
   }
-  const Region* region = find_region(store.address);
+  Region* region = find_region(store.address);
   if (!region || region->dead) {
     abandon((store.from ? "bulk_copy by " : "store_async by ") +
             thread_name(store.sender.thread - machine->thread_count) + " lands in a CTA that has exited");
@@ -47,6 +47,24 @@ bool overtakes(size_t index) {
   return false;
 }
 
+// Lands those for which lands(index) is true, all in order. It is asked about each while they are all there.
+template <class Lands>
+void land_each(const Lands& lands) {
+  auto& late = machine->late;
+  std::vector<bool> chosen(late.size());
+  for (size_t i = 0; i < late.size(); ++i) chosen[i] = lands(i);
+  const auto first = static_cast<size_t>(std::find(chosen.begin(), chosen.end(), true) - chosen.begin());
+  std::vector<LateStore> landing;
+  size_t left = first;
+  for (size_t i = first; i < late.size(); ++i)
+    if (chosen[i])
+      landing.push_back(std::move(late[i]));
+    else
+      late[left++] = std::move(late[i]);
+  late.erase(late.begin() + static_cast<ptrdiff_t>(left), late.end());
+  for (LateStore& store : landing) land(store);
+}
+
 }  // namespace
 
 bool deliver_some() {
@@ -56,35 +74,25 @@ bool deliver_some() {
   const auto overwrites = [](const LateStore& store) { return store.overwrites; };
   const bool only_new_words =
       options().seed % 2 == 1 && (!machine->ready.empty() || !std::all_of(late.begin(), late.end(), overwrites));
-  std::vector<LateStore> landing, rest;
-  for (size_t i = 0; i < late.size(); ++i) {
-    const bool lands = !(only_new_words && late[i].overwrites) && (in_order || ((random_bits() & 1) && !overtakes(i)));
-    (lands ? landing : rest).push_back(late[i]);
-  }
-  late.swap(rest);
-  for (LateStore& store : landing) land(store);
+  land_each([&](size_t i) {
+    return !(only_new_words && late[i].overwrites) && (in_order || ((random_bits() & 1) && !overtakes(i)));
+  });
   return true;
 }
 
 void deliver_all() {
-  std::vector<LateStore> landing;
-  landing.swap(machine->late);
-  for (LateStore& store : landing) land(store);
+  land_each([](size_t) { return true; });
 }
 
 void deliver_known_to(const Fiber* reader, uintptr_t address, size_t bytes) {
-  auto& late = machine->late;
   bool any = false;
   for (size_t i = 0; i < bytes && !any; i += 4) any = machine->late_words.contains((address + i) & ~uintptr_t(3));
   if (!any) return;
-  std::vector<LateStore> landing, rest;
-  for (LateStore& store : late) {
+  land_each([&](size_t i) {
+    const LateStore& store = machine->late[i];
     const bool here = !store.mbarrier && store.address + 4 > address && store.address < address + bytes;
-    const bool known = store.sender.thread == reader->id || (*reader->known)[store.sender.thread] >= store.sender.epoch;
-    (here && known ? landing : rest).push_back(store);
-  }
-  late.swap(rest);
-  for (LateStore& store : landing) land(store);
+    return here && (store.sender.thread == reader->id || (*reader->known)[store.sender.thread] >= store.sender.epoch);
+  });
 }
 
 namespace {

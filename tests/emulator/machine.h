@@ -1,10 +1,12 @@
 // The state of a launch, shared by the emulator's source files.
 #pragma once
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "cuda/device/primitives.cuh"
@@ -27,18 +29,18 @@ struct Stamp {  // what one thread knew at one moment
 
 ClockRef join(const std::vector<Stamp>& stamps, const ClockRef& also = nullptr);
 
-// ---- memory ---------------------------------------------------------------------------------------------------------
+// ---- memory, regions.cpp --------------------------------------------------------------------------------------------
 
 struct Event {  // an access remembered in shadow memory
   uint32_t epoch, site;
   uint32_t thread : 26, bytes : 4, relaxed : 1;  // bytes: mask within the word; 0: none
 };
 
-// Of 4 bytes; the masks have one bit per byte.
+// Of 4 bytes; the masks have one bit per byte. What most accesses need is in front.
 struct ShadowWord {
+  uint8_t initialised, in_flight, written, copied;
   Event writes[2], reads[4];
-  Event copies[2];  // reads by bulk copies
-  uint8_t initialised, in_flight, written;
+  Event copies[2];  // reads by bulk copies; none unless `copied`
 };
 
 struct Cta;
@@ -47,24 +49,48 @@ struct Region {
   Region(uintptr_t begin, size_t bytes, std::string name, Cta* owner, bool track_initialised);
   ~Region();
   Region(const Region&) = delete;
-  ShadowWord& shadow(uintptr_t address) const { return words[address / 4 - begin / 4]; }
+  bool contains(uintptr_t address) const { return address >= begin && address < end; }
+  size_t index(uintptr_t address) const { return address / 4 - begin / 4; }
   size_t word_count() const { return (end + 3) / 4 - begin / 4; }
+  const ShadowWord& shadow(uintptr_t address) const { return words_[index(address)]; }
+  ShadowWord& shadow(uintptr_t address) {
+    used_[index(address) / kBlock] = 1;
+    return words_[index(address)];
+  }
+  // Calls visit(address, word) for all words that differ from those of new memory, and more.
+  template <class Visit>
+  void for_each_used(const Visit& visit) {
+    for (size_t block = 0; block < used_.size(); ++block) {
+      if (!used_[block]) continue;
+      const size_t end = std::min(word_count(), (block + 1) * kBlock);
+      for (size_t i = block * kBlock; i < end; ++i) visit(4 * (begin / 4 + i), words_[i]);
+    }
+  }
 
   uintptr_t begin, end;
   std::string name;
   Cta* owner;  // of shared memory
   bool track_initialised;
   bool dead = false;  // the CTA has exited
-  ShadowWord* words;
+
+ private:
+  static constexpr size_t kBlock = 32;  // words
+
+  ShadowWord* words_;
+  std::vector<uint8_t> used_;  // by block
 };
 
 Region* find_region(uintptr_t address);
+void forget_accesses();                       // a launch is ordered after everything before it
+std::string regions_near(uintptr_t address);  // ", 4 bytes past the end of x", of each
 void add_region(Region* region);
 void remove_region(Region* region);
 
 // ---- threads, barriers, CTAs ----------------------------------------------------------------------------------------
 
 enum class State : uint8_t { kReady, kBlocked, kSpinning, kDone };
+
+constexpr size_t kStackBytes = 128 << 10;
 
 struct Fiber {
   void* stack_pointer = nullptr;
@@ -186,11 +212,14 @@ void give_way(State state);                          // kReady or kSpinning: run
 void run_others();                                   // the current thread's state is set
 void abandon(const std::string& message);            // the launch ends as soon as the scheduler runs
 [[noreturn]] void fail(const std::string& message);  // by the current thread: ends the launch at once
-bool is_own_stack(const void* p);
 std::string name_of(const Fiber* fiber);
 std::string thread_name(uint32_t id);
 std::string text(Site site);
 std::string actor_at(Site site);  // " by block(0,0,0) thread(1) (a.cuh:2)"
+
+inline bool is_own_stack(const void* p) {
+  return static_cast<size_t>(static_cast<const char*>(p) - current->stack) < kStackBytes;
+}
 
 // ---- sync.cpp
 Stamp stamp(const Fiber* fiber);
@@ -203,16 +232,20 @@ void deliver_all();
 void deliver_known_to(const Fiber* reader, uintptr_t address, size_t bytes);
 
 // ---- check.cpp
+inline bool knows(const Fiber* fiber, const uint32_t* known, const Event& event) {
+  return event.thread == fiber->id || known[event.thread] >= event.epoch;
+}
+inline bool knows(const Fiber* fiber, const Event& event) {
+  return knows(fiber, fiber->known->data(), event);
+}
 uint32_t site_id(Site site);
 std::string site_text(uint32_t id);
-bool knows(const Fiber* fiber, const Event& event);
 void check_access(uintptr_t address, size_t bytes, Access access, uint32_t site);
 // Checks and records one access. `as`: by whom, the current thread or its asynchronous accesses.
 void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event as);
 std::string place(const Region& region, uintptr_t address);
 // Says that it was the current thread, and where.
 [[noreturn]] void fail_at(uint32_t site, const std::string& what);
-void check_exit(const Cta* cta);  // all accesses by peers are over
-void forget_accesses();           // a launch is ordered after everything before it
+void check_exit(Cta* cta);  // all accesses by peers are over
 
 }  // namespace emulator
