@@ -154,10 +154,16 @@ def verdict(module, fault):
 
 
 def changed_module(fault, folder, host_code=HOST_CODE):
-    """The emulated module after a change to the text of its host code, as these sources of it see it."""
+    """The emulated module after a change to the text of its host code, as these sources of it see it.
+
+    What is compiled for the device is of float32 alone, as the layers are.
+    """
     csrc = planted_faults.copy_of_sources(folder)
     target = fault.planted(csrc)
     sources = host_code if target.parent.name == "host" else DEVICE_CODE
+    if sources is DEVICE_CODE:
+        for other in ("double", "BFloat16", "Float16"):
+            planted_faults.change(csrc, "dtypes.h", f"return f({other}{{}});", "return f(float{});")
     return build.load(build.build(dict.fromkeys(sources, csrc)))
 
 

@@ -48,6 +48,7 @@ KERNEL_FLAGS = [
 ]  # fmt: skip
 RUNTIME_FLAGS = ["-O2", "-fno-semantic-interposition"]
 BINDING_FLAGS = ["-O1", "-g0"]
+CHANGED_FLAGS = ["-O1"]  # for what is compiled to run once; without inlining, g++ misses accesses (to_acc)
 LINK_FLAGS = ["-shared", "-Wl,-Bsymbolic-functions"]
 
 
@@ -63,17 +64,21 @@ class Unit:
     flags: list
     include: list
     headers: list
+    takes_prefix: bool = False  # whether prefix.h goes before it, compiled already
 
-    def compile(self):
+    def compile(self, suffix=".o"):
         """Compiles unless an object of the same content exists. Returns the object's path."""
         key = hashlib.sha256()
         for part in (compiler(), *COMMON_FLAGS, *self.flags):
             key.update(part.encode() + b"\0")
         for file in (self.source, *sorted(self.headers, key=lambda p: p.name)):
             key.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-        target = CACHE / f"{self.source.stem}-{key.hexdigest()[:16]}.o"
+        target = CACHE / f"{self.source.stem}-{key.hexdigest()[:16]}{suffix}"
         include = [f"-I{folder}" for folder in self.include]
         command = [compiler(), *COMMON_FLAGS, *self.flags, *include, "-c", self.source]
+        if self.takes_prefix:
+            header = Unit(HERE / "prefix.h", [*self.flags, "-x", "c++-header"], self.include[:-1], RUNTIME_HEADERS)
+            command += ["-include", header.compile(".h.gch").with_suffix("")]  # g++ looks for .gch beside it
         return made(target, command)
 
 
@@ -107,17 +112,21 @@ def run(command):
 
 def units(changed):
     """Everything that goes into the module. changed: {name of a source of csrc: the copy of csrc to take it from}."""
+
+    def unit(source, flags, headers):
+        csrc, is_changed = changed.get(source.name, CSRC), source.name in changed
+        flags = [*flags, *(CHANGED_FLAGS if is_changed else [])]
+        include = [HERE, HERE / "include", csrc]
+        return Unit(csrc / source.relative_to(CSRC), flags, include, headers(csrc), takes_prefix=is_changed)
+
     for source in sorted(CSRC.glob("cuda/device/*.cu")):
-        csrc = changed.get(source.name, CSRC)
-        headers = [*host_headers(csrc), *csrc.glob("cuda/device/*.cuh")]
-        yield Unit(csrc / source.relative_to(CSRC), KERNEL_FLAGS, [HERE, HERE / "include", csrc], headers)
+        yield unit(source, KERNEL_FLAGS, lambda csrc: [*host_headers(csrc), *csrc.glob("cuda/device/*.cuh")])
     include = [HERE, HERE / "include", CSRC]
     # torch brings pybind11's headers along; nothing else of it is used. As flags, so that each Python has its object.
     torch = Path(importlib.util.find_spec("torch").origin).parent
     python = [f"-isystem{torch / 'include'}", f"-isystem{sysconfig.get_paths()['include']}"]
     for source in sorted(CSRC.glob("cuda/host/*.cpp")):
-        csrc = changed.get(source.name, CSRC)
-        yield Unit(csrc / source.relative_to(CSRC), RUNTIME_FLAGS, [HERE, HERE / "include", csrc], host_headers(csrc))
+        yield unit(source, RUNTIME_FLAGS, host_headers)
     for source in sorted(HERE.glob("*.cu")):
         yield Unit(source, KERNEL_FLAGS, include, RUNTIME_HEADERS)
     for source in sorted(HERE.glob("*.cpp")):
