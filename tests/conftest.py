@@ -2,6 +2,7 @@
 tests first; the end of a process whose CUDA context is lost.
 """
 
+import gc
 import os
 import sys
 import tempfile
@@ -38,6 +39,12 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """The slow ones first: at the end, all test processes but one would wait for it."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish():
+    """Torch and the collected tests stay: the garbage collector need not go through their millions of objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=DEVICES)
