@@ -88,6 +88,7 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
     parser.add_argument("--proj-size", type=_size, default=0)
     parser.add_argument("--bidirectional", action="store_true")
+    parser.add_argument("--layer-norm", action="store_true", help="of a layer with it, in one direction")
     parser.add_argument("--no-tf32", action="store_true", help="compute float32 strictly")
     parser.add_argument("--input-size", type=_size, default=0, help="default: H; cuDNN's choice depends on it")
     parser.add_argument("--layers", type=_size, default=1, help="of a stack (default: %(default)s)")
@@ -123,6 +124,8 @@ def _print_plans(options: argparse.Namespace, parser: argparse.ArgumentParser) -
         "proj_size": options.proj_size, "directions": 2 if options.bidirectional else 1,
         "allow_tf32": not options.no_tf32,
     }  # fmt: skip
+    if options.layer_norm:
+        return _print_varied_plans(core, problem, options, parser)
     of_call = {"I": options.input_size or options.H, "layers": options.layers}
     for direction in ("forward", "backward"):
         is_backward = direction == "backward"
@@ -145,6 +148,22 @@ def _print_plans(options: argparse.Namespace, parser: argparse.ArgumentParser) -
                 f"{'':<8} {loop.microseconds:>8.0f} us one after another: {stack.microseconds / loop.microseconds:.2f}"
             )
         print(f"{'':<8} {contenders['cudnn']:>8.0f} us: cuDNN")
+    return 0
+
+
+def _print_varied_plans(core, problem: dict, options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """As `_print_plans`, of a direction of a layer with layer norm, which has plans of its own."""
+    sizes = {name: problem[name] for name in ("device", "cell", "T", "B", "H", "dtype")}
+    if options.cell not in ("lstm", "gru"):
+        parser.error(f"--layer-norm: expected lstm or gru, got {options.cell}")
+    if options.proj_size or options.bidirectional or options.layers > 1:
+        parser.error("--layer-norm: expected one direction of one layer without projection")
+    for direction in ("forward", "backward"):
+        try:
+            plan = core.varied_plan(**sizes, backward=direction == "backward", request=options.force)
+        except ValueError as error:
+            parser.error(str(error).replace("FUSEDLSTM_PLAN", "--force"))
+        print(f"{direction:<8} {plan}")
     return 0
 
 

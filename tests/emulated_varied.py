@@ -18,10 +18,11 @@ KEPT = "entered", "saved", "normed_ih", "normed", "scales"  # but for the states
 class EmulatedRecurrence:
     """The operators of a cell, as the binding of CUDA has them; results are NaN before kernels write them."""
 
-    def __init__(self, cell, module=None):
-        self.cell, self.emu = cell, module or emulator.module()
+    def __init__(self, cell, module=None, request=""):
+        self.cell, self.emu, self.request = cell, module or emulator.module(), request
         self.fallback = self.emu.Fallback(H200, 0)
         self.products_with_tf32 = []  # of each product of all calls
+        self.warnings = []
 
     def recurrence(self, *arguments):
         """As `<cell>_recurrence`."""
@@ -67,18 +68,19 @@ class EmulatedRecurrence:
 
     @contextlib.contextmanager
     def _call(self, arguments):
-        call = _Call(self.cell, self.emu, self.fallback, RecurrenceArguments(*arguments))
+        call = _Call(self, RecurrenceArguments(*arguments))
         with call.memory:
             yield call
         self.products_with_tf32 += call.host.products_with_tf32
+        self.warnings += call.host.warnings
         assert call.host.live == 0, "a workspace was not given back"
 
 
 class _Call:
-    def __init__(self, cell, emu, fallback, arguments):
-        self.cell, self.emu, self.arguments = cell, emu, arguments
-        self.memory = emulator.Memory(emu)
-        self.host = emu.Host(fallback, "")
+    def __init__(self, of, arguments):
+        self.cell, self.emu, self.arguments = of.cell, of.emu, arguments
+        self.memory = emulator.Memory(of.emu)
+        self.host = of.emu.Host(of.fallback, of.request)
         self.hidden = arguments.weight_hh.size(1)
 
     def view(self, tensor, name, initialised=True):
@@ -125,9 +127,14 @@ def _set_kept(of, views):
         setattr(of, name, view)
 
 
-def operators(module=None):
-    """To be put in place of `_recurrence._OPERATORS`: the cells' operators on the emulated GPU, also of gradients."""
-    return {name: EmulatedRecurrence(cell, module) for name, cell in CELLS.items()}
+def operators(module=None, request="stream"):
+    """To be put in place of `_recurrence._OPERATORS`: the cells' operators on the emulated GPU, also of gradients.
+
+    Args:
+        module: the emulated module, if it is not the one of the sources as they are.
+        request: as FUSEDLSTM_PLAN.
+    """
+    return {name: EmulatedRecurrence(cell, module, request) for name, cell in CELLS.items()}
 
 
 def run(cell, arguments):

@@ -56,8 +56,8 @@ FAULTS = [
     Fault("norm of the input left out on the way back", "varied_backward.cuh", "if (a.gain_ih) leave_norm",
           "if (false) leave_norm", WRONG, "norm"),
     Fault("input outside the GRU's norm", "varied_forward.cuh",
-          "Cell::kNormsBoth ? from_hidden + from_input(t, i) : from_hidden",
-          "from_hidden", WRONG, "norm", "gru"),
+          "Cell::kNormsBoth ? memory.sums[i] + memory.from_input[i] : memory.sums[i]",
+          "memory.sums[i]", WRONG, "norm", "gru"),
     Fault("h before not given to the cell", "varied_backward.cuh",
           "kSizes.takes_h ? Base::of_step(a.before[0], t, H, u) : acc_t(0)", "acc_t(0)", WRONG, "zoneout", "gru"),
     Fault("peephole of o sees the old c", "cells/varied.h", "pre[3] + w[2] * c}", "pre[3] + w[2] * c_before[0]}", WRONG,
@@ -69,7 +69,7 @@ FAULTS = [
           rf"{UNWRITTEN}|{WRONG}", "lengths"),
     Fault("gradients of the other direction's step", "host/varied.cpp", "r.is_reverse ? r.steps - 1 - step : step",
           "step", rf"{UNWRITTEN}|{WRONG}", "all"),
-    Fault("product of h without its mask", "host/varied.cpp", "r.mask.data ? operand : out.last[0]", "out.last[0]",
+    Fault("product of h without its mask", "host/varied.cpp", "r.mask.data ? operand : last", "last",
           WRONG, "mask"),
     Fault("gradient of weights by h without its mask", "host/varied.cpp",
           "in.entered.data ? in.entered : in.before[0]", "in.before[0]", WRONG, "mask"),
@@ -80,10 +80,31 @@ FAULTS = [
 ]  # fmt: skip
 
 
+# In the kernel that keeps weight_hh on the chip.
+RESIDENT_FAULTS = [
+    Fault("operand read before all have entered", "varied_resident.cu",
+          "    block_sync();\n    sums[i]", "    sums[i]", RACE, "mask"),
+    Fault("sums read before all are there", "varied_resident.cu", "    block_sync();\n    row.step(t);",
+          "    row.step(t);", UNWRITTEN, "norm"),
+    Fault("nothing behind the operand", "varied_resident.cu", "h[k] = 0;", "(void)h;", UNWRITTEN, "mask"),
+    Fault("h multiplied without its mask", "varied_resident.cu", "product.of(shared_address(operand))",
+          "product.of(shared_address(h))", WRONG, "mask"),
+    Fault("input of another step", "varied_resident.cu", "row_of(args.rows, t, b)",
+          "row_of(args.rows, T - 1 - t, b)", WRONG, "norm", "gru"),
+    Fault("last states forgotten", "varied_resident.cu", "  row.leave();\n", "", WRONG, "norm", "gru"),
+    Fault("last vector forgotten", "resident_product.cuh", "#pragma unroll 2\n    for (int v = 0; v < vectors_; ++v)",
+          "#pragma unroll 2\n    for (int v = 0; v < vectors_ - 1; ++v)", WRONG, "beyond registers"),
+    Fault("vector of another row", "resident_product.cuh", "shared_(shared + threadIdx.x * kVectorBytes)",
+          "shared_(shared + threadIdx.x / 2 * 2 * kVectorBytes)", RACE, "beyond registers"),
+    Fault("sums of the step before overwritten", "varied_forward.cuh", "    Base::sums = {};\n", "", RACE, "norm"),
+]  # fmt: skip
+
+
 @functools.cache
 def arguments(cell, feature):
-    """In float32; H is no whole number of warps. "wide": more units than a block has threads."""
-    sizes = (2, 2, 520) if feature == "wide" else (4, 3, 37)
+    """In float32; H is no whole number of warps. "wide": more units than a block has threads; "beyond registers":
+    more columns of weight_hh than its threads keep there."""
+    sizes = {"wide": (2, 2, 520), "beyond registers": (2, 2, 61)}.get(feature, (4, 3, 37))
     return changed(draw(cell, FEATURES.get(feature, ()), *sizes), lambda _, tensor: tensor.float())
 
 
@@ -93,9 +114,9 @@ def expected(cell, feature):
     return results(lambda a: recurrence(CELLS[cell], *a), exact)
 
 
-def verdict(module, cell, feature, monkeypatch):
+def verdict(module, cell, feature, monkeypatch, request):
     """What a test would say: None, the error, or WRONG."""
-    monkeypatch.setattr(_recurrence, "_OPERATORS", emulated_varied.operators(module))
+    monkeypatch.setattr(_recurrence, "_OPERATORS", emulated_varied.operators(module, request))
     try:
         found = results(lambda a: emulated_varied.run(CELLS[cell], a), arguments(cell, feature))
     except module.EmulationError as error:
@@ -115,9 +136,26 @@ def changed_module(fault, folder):
     return build.load(build.build({"varied.cpp" if target.parent.name == "host" else "varied.cu": csrc}))
 
 
+def changed_resident(fault, folder):
+    """The emulated module after a change to the text of a source of the kernel on the chip."""
+    csrc = planted_faults.copy_of_sources(folder)
+    fault.planted(csrc)
+    return build.load(build.build({"varied_resident.cu": csrc}))
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_fault_is_noticed(fault, tmp_path, monkeypatch):
-    assert verdict(emulator.module(), fault.cell, fault.feature, monkeypatch) is None, "the sources as they are"
-    message = verdict(changed_module(fault, tmp_path), fault.cell, fault.feature, monkeypatch)
+    expect_noticed(fault, changed_module(fault, tmp_path), monkeypatch, "stream")
+
+
+@pytest.mark.parametrize("fault", RESIDENT_FAULTS, ids=str)
+def test_fault_on_the_chip_is_noticed(fault, tmp_path, monkeypatch):
+    expect_noticed(fault, changed_resident(fault, tmp_path), monkeypatch, "local")
+
+
+def expect_noticed(fault, module, monkeypatch, request):
+    of = fault.cell, fault.feature, monkeypatch, request
+    assert verdict(emulator.module(), *of) is None, "the sources as they are"
+    message = verdict(module, *of)
     assert message, f"{fault.name}: the kernels ran as if nothing were wrong"
     assert re.search(fault.reported, message), f"{fault.name}: expected {fault.reported!r}, got {message!r}"

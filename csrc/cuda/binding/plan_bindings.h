@@ -8,6 +8,7 @@
 #include "cuda/host/kernel_shapes.h"
 #include "cuda/host/named_problem.h"
 #include "cuda/host/plan_contenders.h"
+#include "cuda/host/plan_varied.h"
 
 namespace fusedlstm::cuda {
 
@@ -60,6 +61,18 @@ inline void bind_plan(pybind11::module_& m) {
       py::arg("allow_tf32") = true, py::arg("backward") = false, py::arg("layers") = 1, py::arg("request") = "",
       "The plan of one layer's recurrence, or of a stack of layers; ValueError with the reason if `request` does not "
       "fit.");
+
+  m.def(
+      "varied_plan",
+      [](const Device& device, int64_t T, int64_t B, int64_t H, const std::string& cell, bool has_norm,
+         const std::string& dtype, bool backward, const std::string& request) {
+        return to_string(make_varied_plan({named_problem(T, B, H, cell, dtype, 0, 1, 1, true, backward), has_norm},
+                                          device, request));
+      },
+      py::kw_only(), py::arg("device"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("cell") = "lstm",
+      py::arg("has_norm") = true, py::arg("dtype") = "float32", py::arg("backward") = false, py::arg("request") = "",
+      "How a direction of a layer with variants runs, in one line, which says why it is not LOCAL where that does not "
+      "fit; ValueError with the reason if `request` does not fit.");
 
   m.def(
       "contenders",

@@ -10,12 +10,19 @@ constexpr int kMostThreads = 512;
 template <class acc_t, class Cell>
 __global__ void __launch_bounds__(kMostThreads)
     varied_forward_kernel(const __grid_constant__ VariedForwardArgs args, int step) {
-  VariedForward<acc_t, Cell> row(args, static_cast<int>(blockIdx.x));
-  const int T = args.rows.T;
+  const int b = static_cast<int>(blockIdx.x), T = args.rows.T, H = args.rows.H, GH = Cell::kSizes.gates * H;
+  const int t = time_of(args.direction, step, T);
+  const auto own = [&](const void* rows, int width) { return rows ? &at<acc_t>(rows, element(b, width, 0)) : nullptr; };
+  VariedForward<acc_t, Cell> row(
+      args, b,
+      {{own(args.last[0], H), own(args.last[1], H)},
+       own(args.operand, H),
+       own(args.sums, GH),
+       step < 0 ? nullptr : &at<acc_t>(args.from_input, element(row_of(args.rows, t, b), GH, 0))});
   if (step < 0)
     row.start();
   else
-    row.step(time_of(args.direction, step, T));
+    row.step(t);
   if (step + 1 < T) row.enter(time_of(args.direction, step + 1, T));
 }
 

@@ -66,8 +66,9 @@ class VariedBackward : VariedRow<acc_t, Cell> {
     }
   };
   __device__ __forceinline__ Means means(const Total& own, int n, acc_t scale) {
+    const acc_t share = 1 / static_cast<acc_t>(n);
     const acc_t d = Base::sums.of(own.d), d_times_normed = Base::sums.of(own.d_times_normed);
-    return {d / static_cast<acc_t>(n), d_times_normed / static_cast<acc_t>(n), scale};
+    return {d * share, d_times_normed * share, scale};
   }
 
   // Of the norms of W_hh h, or of both sums, and of W_ih x.

@@ -4,6 +4,15 @@
 
 namespace fusedlstm::cuda {
 
+// Where a row is between its steps: in global memory, or in the block's own.
+template <class acc_t>
+struct RowMemory {
+  acc_t* states[kMaxStates];  // [H]
+  acc_t* operand;             // [H], masked h; null without a mask
+  acc_t* sums;                // [GH], what the product came to, and room for the step
+  const acc_t* from_input;    // [GH], of the step
+};
+
 template <class acc_t, class Cell>
 class VariedForward : VariedRow<acc_t, Cell> {
   using Base = VariedRow<acc_t, Cell>;
@@ -12,12 +21,20 @@ class VariedForward : VariedRow<acc_t, Cell> {
   using Norm = RowNorm<acc_t>;
 
  public:
-  __device__ __forceinline__ VariedForward(const VariedForwardArgs& args, int b) : Base(args, b), a(args) {}
+  __device__ __forceinline__ VariedForward(const VariedForwardArgs& args, int b, const RowMemory<acc_t>& memory)
+      : Base(args, b), a(args), memory(memory) {}
 
   __device__ __forceinline__ void start() {
     Base::for_each_unit([&](int u) {
       for (int k = 0; k < kSizes.states; ++k)
         state(k, u) = state_or_zero<acc_t>(a.rows.initial[k], H, a.rows, clock, u);
+    });
+  }
+
+  // The states that it ends with, where they are not in their place already.
+  __device__ __forceinline__ void leave() const {
+    Base::for_each_unit([&](int u) {
+      for (int k = 0; k < kSizes.states; ++k) Base::own(a.last[k], H, u) = state(k, u);
     });
   }
 
@@ -27,18 +44,19 @@ class VariedForward : VariedRow<acc_t, Cell> {
     Base::for_each_unit([&](int u) {
       for (int k = 0; k < kSizes.states && is_new; ++k)
         state(k, u) = state_or_zero<acc_t>(a.rows.reset_state[k], H, a.rows, clock, u);
-      if (!a.operand) return;
-      const acc_t entered = Base::own(a.operand, H, u) = state(0, u) * Base::factor(a.mask, t, u);
+      if (!memory.operand) return;
+      const acc_t entered = memory.operand[u] = state(0, u) * Base::factor(a.mask, t, u);
       if (a.entered) Base::of_step(a.entered, t, H, u) = entered;
     });
   }
 
   __device__ __forceinline__ void step(int t) {
     if (!clock.runs(t)) return;
+    Base::sums = {};
     Norms of_gates;
     Norm of_c{0, 1};
-    if (a.gain_ih) of_gates.input = norm_of_gates([&](int i) { return from_input(t, i); });
-    if (a.gain) of_gates.sums = norm_of_gates([&](int i) { return sum(t, i); });
+    if (a.gain_ih) of_gates.input = norm_of_gates([&](int i) { return memory.from_input[i]; });
+    if (a.gain) of_gates.sums = norm_of_gates([&](int i) { return sum(i); });
     if constexpr (kSizes.carried > 0) {
       // In halves also where c is not normalised: one copy of the code.
       Base::for_each_unit([&](int u) { put(u, begin(t, u, of_gates)); });
@@ -59,17 +77,18 @@ class VariedForward : VariedRow<acc_t, Cell> {
  private:
   using Begun = fusedlstm::Begun<acc_t, kSizes, Cell::kSaved>;
   const VariedForwardArgs& a;
+  const RowMemory<acc_t> memory;
 
-  __device__ __forceinline__ acc_t& state(int k, int u) const { return Base::own(a.last[k], H, u); }
+  __device__ __forceinline__ acc_t& state(int k, int u) const { return memory.states[k][u]; }
 
   // Of n values in all, those of a thread being what visit(take) calls take with.
   template <class Visit>
   __device__ __forceinline__ Norm norm(int n, Visit visit) {
     acc_t sum = 0, squares = 0;
     visit([&](acc_t x) { sum += x; });
-    const acc_t mean = Base::sums.of(sum) / static_cast<acc_t>(n);
+    const acc_t share = 1 / static_cast<acc_t>(n), mean = Base::sums.of(sum) * share;
     visit([&](acc_t x) { squares += (x - mean) * (x - mean); });
-    return {mean, 1 / std::sqrt(Base::sums.of(squares) / static_cast<acc_t>(n) + static_cast<acc_t>(a.eps))};
+    return {mean, 1 / std::sqrt(Base::sums.of(squares) * share + static_cast<acc_t>(a.eps))};
   }
 
   // Of what gates have, element i of which is value_of(i).
@@ -87,13 +106,9 @@ class VariedForward : VariedRow<acc_t, Cell> {
     Norm sums{0, 1}, input{0, 1};
   };
 
-  __device__ __forceinline__ acc_t from_input(int t, int i) const {
-    return Base::of_step(a.from_input, t, kSizes.gates * H, i);
-  }
   // What a gate's norm has, element i of the row.
-  __device__ __forceinline__ acc_t sum(int t, int i) const {
-    const acc_t from_hidden = Base::own(a.sums, kSizes.gates * H, i);
-    return Cell::kNormsBoth ? from_hidden + from_input(t, i) : from_hidden;
+  __device__ __forceinline__ acc_t sum(int i) const {
+    return Cell::kNormsBoth ? memory.sums[i] + memory.from_input[i] : memory.sums[i];
   }
 
   // Value i of a row after its norm, which is kept in `all`, and the gain.
@@ -108,7 +123,7 @@ class VariedForward : VariedRow<acc_t, Cell> {
     Sums<acc_t, kSizes> all{};
     for (int q = 0; q < kSizes.gates; ++q) {
       const int i = q * H + u;
-      acc_t hidden = sum(t, i), input = Cell::kNormsBoth ? acc_t(0) : from_input(t, i);
+      acc_t hidden = sum(i), input = Cell::kNormsBoth ? acc_t(0) : memory.from_input[i];
       if (a.gain) hidden = normed(of_gates.sums, hidden, a.gain, a.normed, t, i);
       if (a.gain_ih) input = normed(of_gates.input, input, a.gain_ih, a.normed_ih, t, i);
       if (a.bias) hidden += Base::parameter(a.bias, i);
@@ -135,11 +150,11 @@ class VariedForward : VariedRow<acc_t, Cell> {
   // it is made of.
   __device__ __forceinline__ void put(int u, const Begun& begun) const {
     static_assert(Cell::kSaved == kSizes.gates);
-    for (int k = 0; k < Cell::kSaved; ++k) Base::own(a.sums, Cell::kSaved * H, k * H + u) = begun.saved[k];
+    for (int k = 0; k < Cell::kSaved; ++k) memory.sums[k * H + u] = begun.saved[k];
   }
   __device__ __forceinline__ Begun taken(int u) const {
     Begun begun{};
-    for (int k = 0; k < Cell::kSaved; ++k) begun.saved[k] = Base::own(a.sums, Cell::kSaved * H, k * H + u);
+    for (int k = 0; k < Cell::kSaved; ++k) begun.saved[k] = memory.sums[k * H + u];
     const acc_t c_before[1] = {state(1, u)};
     begun.carried[0] = cell.template carried<Math>(begun.saved, c_before);
     return begun;

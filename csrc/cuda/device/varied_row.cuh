@@ -45,7 +45,7 @@ struct VariedRow {
   }
   // Element i of its row of time t in an array [N, n].
   __device__ __forceinline__ acc_t& of_step(const void* rows, int t, int n, int i) const {
-    return at<acc_t>(rows, element(row_of(a.rows, t, b), n, i));
+    return at<acc_t>(rows, element(t * a.rows.B + b, n, i));  // rows are not packed: row_of would look at each access
   }
   __device__ __forceinline__ acc_t factor(const Factors& factors, int t, int u) const {
     const int64_t i = t * factors.step + b * factors.batch + u;

@@ -71,6 +71,25 @@ Fallback::Replacement Fallback::replace(const Choice& refused, const Problem& pr
   return replacement;
 }
 
+VariedPlan Fallback::choose_varied(const VariedProblem& problem, const std::string& request) {
+  const std::lock_guard lock(mutex_);
+  return make_varied_plan(problem, plans_.device(), request, is_varied_refused_[static_cast<int>(problem.kind())]);
+}
+
+Fallback::VariedReplacement Fallback::replace_varied(const VariedPlan& refused, cudaError_t error) {
+  if (refused.is_forced || failure_of(error).kind != LaunchFailure::kRefusal)
+    throw std::runtime_error(failure_text(to_string(refused), error));
+  const std::lock_guard lock(mutex_);
+  bool& is_refused = is_varied_refused_[static_cast<int>(refused.problem.kind())];
+  VariedReplacement replacement{make_varied_plan(refused.problem, plans_.device(), "", true), ""};
+  if (!is_refused)
+    replacement.warning =
+        failure_text("device " + std::to_string(ordinal_) + " refuses the kernel of " + to_string(refused), error) +
+        "; instead of it runs: " + to_string(replacement.plan);
+  is_refused = true;
+  return replacement;
+}
+
 void Fallback::prefer(const Problem& problem, const std::string& request) {
   const std::lock_guard lock(mutex_);
   plans_.prefer(problem, request);
@@ -102,7 +121,8 @@ LastLaunched Fallback::last_launched() {
         kernel_name(last_resident_.arithmetic, last_resident_.shape) + " (" + to_string(last_resident_) + ")";
   if (last_varied_)
     last.varied = std::string(dtype_name(last_varied_->dtype)) + " " + last_varied_->cell + " " +
-                  pass_name(last_varied_->pass) + " kernel with variants";
+                  pass_name(last_varied_->pass) + " kernel with variants" +
+                  (last_varied_->transport == Transport::kLocal ? ", local" : "");
   return last;
 }
 

@@ -11,6 +11,7 @@
 #include "lost_context.h"
 #include "plan_contenders.h"
 #include "plan_memo.h"
+#include "plan_varied.h"
 
 namespace fusedlstm::cuda {
 
@@ -36,11 +37,12 @@ struct Choice {
   bool is_forced;  // by FUSEDLSTM_PLAN: a refused launch is an error then
 };
 
-// A kernel with variants (varied.h), which no plan chooses.
+// A kernel with variants (varied.h).
 struct VariedKernel {
   const char* cell;  // as its operators are called
   Dtype dtype;
   Pass pass;
+  Transport transport = Transport::kStream;  // of its plan
 };
 
 // Chooses the kernels of one device, and remembers which of them it refuses to launch; the best of the others take
@@ -59,6 +61,14 @@ class Fallback {
   // After the launch of a choice's resident kernel for this problem has failed. Throws std::runtime_error where no
   // other kernel must or can replace it.
   Replacement replace(const Choice& refused, const Problem& problem, cudaError_t error);
+
+  // The same of a recurrence with variants. Throws like make_varied_plan.
+  VariedPlan choose_varied(const VariedProblem& problem, const std::string& request);
+  struct VariedReplacement {
+    VariedPlan plan;  // of STREAM
+    std::string warning;
+  };
+  VariedReplacement replace_varied(const VariedPlan& refused, cudaError_t error);
 
   // As PlanMemo::prefer.
   void prefer(const Problem& problem, const std::string& request);
@@ -79,6 +89,7 @@ class Fallback {
   Plan last_resident_{};
   std::optional<VariedKernel> last_varied_;  // since then
   std::optional<Plan> last_plans_[2];        // of each pass
+  bool is_varied_refused_[kVariedKinds]{};
   const int ordinal_;
 };
 

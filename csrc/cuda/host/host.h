@@ -52,6 +52,13 @@ class Host {
     if (!replacement.warning.empty()) warn(replacement.warning);
     return std::move(replacement.choice);
   }
+  // The same of a recurrence with variants.
+  VariedPlan choose_varied(const VariedProblem& problem) { return fallback_.choose_varied(problem, request_); }
+  VariedPlan replace_varied(const VariedPlan& refused, cudaError_t error) {
+    const Fallback::VariedReplacement replacement = fallback_.replace_varied(refused, error);
+    if (!replacement.warning.empty()) warn(replacement.warning);
+    return replacement.plan;
+  }
   void launched(const Choice& choice) { fallback_.launched(choice.plan); }
   void launches_varied(const VariedKernel& kernel) { fallback_.launches_varied(kernel); }
 

@@ -56,6 +56,11 @@ VariedArgs arguments_of(const VariedRecurrence& r, const VariedKept& kept) {
   return a;
 }
 
+VariedProblem problem_of(const VariedRecurrence& r, Pass pass) {
+  const bool has_norm = r.gain.data || r.gain_c.data;
+  return {{r.cell.kind, r.steps, r.batch, r.hidden, 0, 1, 1, r.dtype, r.allow_tf32, pass}, has_norm};
+}
+
 // Of something for each row of all steps, [T, B, n], its matrix.
 View rows_of(const VariedRecurrence& r, const View& all) {
   return all.as({r.steps * r.batch, all.sizes[2]});
@@ -106,6 +111,22 @@ void multiply_gradients(Host& host, const VariedRecurrence& r, const VariedIncom
   if (g.bias_ih.data) host.sum_rows(g.bias_ih, d_from_input);
 }
 
+// Forward by products of the library and a kernel between them. last: the states h.
+void run_forward_steps(Host& host, const VariedRecurrence& r, VariedForwardArgs a, const View& last) {
+  const Buffer sums(host, "sums", r.dtype, {r.batch, gates_of(r)});
+  Buffer operand;
+  if (r.mask.data) operand = Buffer(host, "operand", r.dtype, {r.batch, r.hidden});
+  a.sums = sums.data;
+  a.operand = operand.data;
+  const View& h = r.mask.data ? operand : last;
+  const View weight_hh = r.weight_hh.transposed();
+  host.launches_varied({r.cell.name, r.dtype, Pass::kForward});
+  for (int64_t step = -1; step < r.steps; ++step) {
+    if (step >= 0) host.multiply(sums, h, weight_hh, false, r.allow_tf32);
+    check(launch_varied_forward(a, step, host.stream), "varied forward step");
+  }
+}
+
 }  // namespace
 
 void run_varied_forward(Host& host, const VariedRecurrence& r, const VariedResults& out) {
@@ -117,21 +138,18 @@ void run_varied_forward(Host& host, const VariedRecurrence& r, const VariedResul
   const View input = rows_of(r, contiguous(host, "input", r.input, memory));
   const Buffer from_input(host, "from_input", r.dtype, {r.steps * r.batch, gates_of(r)});
   if (r.steps > 0) host.multiply(from_input, input, r.weight_ih.transposed(), false, r.allow_tf32);
-  const Buffer sums(host, "sums", r.dtype, {r.batch, gates_of(r)});
-  Buffer operand;
-  if (r.mask.data) operand = Buffer(host, "operand", r.dtype, {r.batch, r.hidden});
   a.from_input = from_input.data;
-  a.sums = sums.data;
-  a.operand = operand.data;
   a.output = out.output.data;
   for (int k = 0; k < kMaxStates; ++k) a.last[k] = out.last[k].data;
-  const View& h = r.mask.data ? operand : out.last[0];
-  const View weight_hh = r.weight_hh.transposed();
-  host.launches_varied({r.cell.name, r.dtype, Pass::kForward});
-  for (int64_t step = -1; step < r.steps; ++step) {
-    if (step >= 0) host.multiply(sums, h, weight_hh, false, r.allow_tf32);
-    check(launch_varied_forward(a, step, host.stream), "varied forward step");
+  VariedPlan plan = host.choose_varied(problem_of(r, Pass::kForward));
+  if (plan.transport == Transport::kLocal) {
+    a.weight_hh = r.weight_hh.data;
+    host.launches_varied({r.cell.name, r.dtype, Pass::kForward, plan.transport});
+    const cudaError_t error = launch_varied_resident(a, host.stream);
+    if (error == cudaSuccess) return;
+    plan = host.replace_varied(plan, error);
   }
+  run_forward_steps(host, r, a, out.last[0]);
 }
 
 void run_varied_backward(Host& host, const VariedRecurrence& r, const VariedIncoming& in, const VariedGradients& g) {

@@ -41,6 +41,7 @@ struct VariedArgs {
 
 struct VariedForwardArgs : VariedArgs {
   const void* from_input;  // [N, GH]
+  const void* weight_hh;   // [GH, H]; of launch_varied_resident alone
   void* sums;              // [B, GH], what the product came to; the kernel has it for its own use then
   void* operand;           // [B, H], masked h, for the next product; null without a mask: then it takes last[0]
   void* output;            // [N, H]
@@ -69,6 +70,10 @@ struct VariedBackwardArgs : VariedArgs {
 // Step `step` in order of running, whose product is in args.sums; -1: fetches the initial states. Leaves the states and
 // the operand that the next one starts from, resets applied. Rows whose sequence has ended write no results.
 cudaError_t launch_varied_forward(const VariedForwardArgs& args, int64_t step, cudaStream_t stream);
+
+// All steps with the weight on the chip: where a plan says so (plan_varied.h). Without `sums` and `operand`; leaves
+// `last`.
+cudaError_t launch_varied_resident(const VariedForwardArgs& args, cudaStream_t stream);
 
 // Step `step` in order of running, from the last to the first; args.product is that of the one before, which is
 // step + 1. -1: only takes that product.
