@@ -5,6 +5,8 @@ import contextlib
 import emulator
 import torch
 from emulated_layer import H200, apart
+from recurrences import results
+from test_cuda_faults import SEEDS
 
 from fusedlstm import _recurrence
 from fusedlstm.cells import CELLS
@@ -125,6 +127,16 @@ def _set_kept(of, views):
     of.before = [views[0], *views[1 + len(KEPT) :]]
     for name, view in zip(KEPT, views[1:]):
         setattr(of, name, view)
+
+
+def assert_same_bits_in_every_order(cell, arguments):
+    """Results and gradients, whatever the order of threads, by the operators in `_recurrence._OPERATORS`."""
+    found = []
+    for seed in SEEDS:
+        with emulator.options(emulator.module(), seed=seed):
+            found.append(results(lambda a: run(CELLS[cell], a), arguments))
+    for other in found[1:]:
+        assert all(torch.equal(value, other[what]) for what, value in found[0].items())
 
 
 def operators(module=None, request="stream"):

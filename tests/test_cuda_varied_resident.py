@@ -4,8 +4,7 @@ import emulated_varied
 import emulator
 import pytest
 import torch
-from recurrences import CASES, FEATURES, changed, check, draw, results
-from test_cuda_faults import SEEDS
+from recurrences import CASES, FEATURES, changed, check, draw
 
 from fusedlstm import _recurrence
 from fusedlstm.cells import CELLS
@@ -62,13 +61,7 @@ def test_it_is_the_kernel_on_the_chip(cell, name, own):
 
 @full
 def test_every_order_of_threads_gives_the_same_bits(cell, name):
-    a = of_float32(cell, name, 4, 3, 61)
-    found = []
-    for seed in SEEDS:
-        with emulator.options(emulator.module(), seed=seed):
-            found.append(results(kernels(cell), a))
-    for other in found[1:]:
-        assert all(torch.equal(value, other[what]) for what, value in found[0].items())
+    emulated_varied.assert_same_bits_in_every_order(cell, of_float32(cell, name, 4, 3, 61))
 
 
 @full
