@@ -141,13 +141,13 @@ void run_varied_forward(Host& host, const VariedRecurrence& r, const VariedResul
   a.from_input = from_input.data;
   a.output = out.output.data;
   for (int k = 0; k < kMaxStates; ++k) a.last[k] = out.last[k].data;
-  VariedPlan plan = host.choose_varied(problem_of(r, Pass::kForward));
+  const VariedPlan plan = host.choose_varied(problem_of(r, Pass::kForward));
   if (plan.transport == Transport::kLocal) {
     a.weight_hh = r.weight_hh.data;
     host.launches_varied({r.cell.name, r.dtype, Pass::kForward, plan.transport});
     const cudaError_t error = launch_varied_resident(a, host.stream);
     if (error == cudaSuccess) return;
-    plan = host.replace_varied(plan, error);
+    host.replace_varied(plan, error);
   }
   run_forward_steps(host, r, a, out.last[0]);
 }
