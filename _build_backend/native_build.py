@@ -116,12 +116,13 @@ def build(version: str, namespace: str = NAMESPACE, folder: str = "") -> dict[st
     build_dir = build_dir_of(machine_of(cxx))
     exports = os.path.relpath(ROOT / "csrc/exports.map", build_dir)
     ninja = NinjaFile(namespace, folder, cxx=cxx, nvcc=nvcc, exports=exports)
-    torch_flags = [*host_flags, *_torch_flags(torch_dir)]
+    with_headers = [*host_flags, *_torch_headers(torch_dir)]
+    torch_flags = [*with_headers, TORCH_TARGET]
     _cpu_library(ninja, torch_flags, torch_dir, cxx)
     if toolkit:
         _cuda_library(ninja, torch_flags, torch_dir, toolkit, archs, cxx)
     if not is_set("FUSEDLSTM_NO_PYBIND"):
-        _core_module(ninja, [*torch_flags, f'-DFUSEDLSTM_VERSION="{version}"'], cxx)
+        _core_module(ninja, [*with_headers, f'-DFUSEDLSTM_VERSION="{version}"'], cxx)
 
     with one_build_at_a_time(build_dir):
         manifest, facts = build_dir / f"{folder}build.ninja", build_dir / f"{folder}lib/build.json"
@@ -199,16 +200,16 @@ def _cuda_library(
 
 def _core_module(ninja: NinjaFile, flags: list[str], cxx: str) -> None:
     suffix, python = extension_suffix(machine_of(cxx)), sysconfig.get_path("include")
-    # pybind11's headers come with torch's; nothing else of torch is used.
+    # pybind11's headers come with torch's, which refuse TORCH_TARGET in torch 2.11; nothing else of torch is used.
     flags = [*flags, "-isystem", python, f"-ffile-prefix-map={python}=."]
     sources = [ROOT / "csrc/core_module.cpp", *sorted((ROOT / "csrc/cuda/host").glob("plan*.cpp"))]
     objects = [ninja.object(source, flags, folder=f"objects{suffix}") for source in sources]
     ninja.library(f"_core{suffix}", objects, [])
 
 
-def _torch_flags(torch_dir: Path) -> list[str]:
+def _torch_headers(torch_dir: Path) -> list[str]:
     # The map: check macros in torch's headers write their own file name into the library.
-    return [TORCH_TARGET, "-isystem", str(torch_dir / "include"), f"-ffile-prefix-map={torch_dir}=torch"]
+    return ["-isystem", str(torch_dir / "include"), f"-ffile-prefix-map={torch_dir}=torch"]
 
 
 def _toolkit_to_use(torch_cuda: str | None) -> Toolkit | None:

@@ -318,6 +318,16 @@ def test_the_linker_script_is_named_without_the_checkouts_path():
 
 
 @in_source_tree
+def test_the_python_module_takes_no_stable_interface_of_torch():
+    """The headers of pybind11 in torch 2.11 refuse it, which the libraries are compiled for."""
+    text = (ROOT / "build/native/build.ninja").read_text()
+    flags = dict(re.findall(r"^build (\S+): cxx .+\n  flags = (.+)$", text, re.MULTILINE))
+    assert {"core_module.cpp.o", "library.cpp.o"} <= {output.rpartition("/")[2] for output in flags}
+    for output, own in flags.items():
+        assert ("TORCH_TARGET_VERSION" in own) is not output.startswith("objects.cpython"), output
+
+
+@in_source_tree
 def test_ctrl_c_waits_for_what_dev_py_runs(tmp_path):
     """A benchmark writes what it has measured before it ends."""
     program = "import time\ntry:\n    print('on', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n"

@@ -92,7 +92,8 @@ def main(arguments: list[str]) -> None:
         for python in fitting:
             print(f"\n== {wheel.name} in {python.parent.parent}", flush=True)
             check_installed(wheel, python)
-    check_sdist(sdists[0], pythons[0])
+    for python in pythons:
+        check_sdist(sdists[0], python)
     print("\nall checks passed")
 
 
@@ -160,7 +161,7 @@ def check_installed(wheel: Path, python: Path) -> None:
 
 def check_sdist(sdist: Path, python: Path) -> None:
     """The sdist holds all that a build needs (of the CUDA library it is enough that its sources are there)."""
-    print(f"\n== {sdist.name}", flush=True)
+    print(f"\n== {sdist.name} in {python.parent.parent}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         how = ("-q", "--no-deps", "--no-build-isolation", "--target", folder)
         run(python, "-m", "pip", "install", *how, sdist, FUSEDLSTM_SKIP_CUDA_BUILD="1")
