@@ -5,9 +5,9 @@
 
 First the files themselves: metadata, size, contents, and their libraries (see check_libraries.py); those of the package
 for `kernels` too, where build/kernels-package has one. Then, for every torch, a new virtual environment with a wheel:
-import time, the report, parity with nn.LSTM, and the tests. Last, parity of what the sdist builds. `--environment` uses
-existing environments that hold torch and the test requirements, for machines without a network; `--cpu-only` is for
-wheels that were made with it.
+import time, the report, parity with nn.LSTM, and the tests. Last, parity of what the sdist builds with each torch.
+`--environment` uses existing environments that hold torch and the test requirements, for machines without a network;
+`--cpu-only` is for wheels that were made with it.
 """
 
 import argparse
