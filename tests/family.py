@@ -41,9 +41,9 @@ def _rnn(nonlinearity):
 
 
 def tensors_of(result):
-    """All tensors of what a layer or a cell returns, in their order."""
-    if isinstance(result, torch.Tensor):
-        return [result]
+    """All tensors of what a layer or a cell returns, in their order. A PackedSequence may have None for its order."""
+    if result is None or isinstance(result, torch.Tensor):
+        return [result] if result is not None else []
     return [tensor for part in result for tensor in tensors_of(part)]
 
 
