@@ -24,6 +24,7 @@ from fusedlstm._arguments import (
     one_step,
 )
 from fusedlstm._autograd import any_of, asked_in_pass, asked_of, gradients_of_layer
+from fusedlstm._choice import is_tf32_on
 from fusedlstm._private_torch import below_autograd, plain_apply
 from fusedlstm._second_order import needs_graph, second_order
 from fusedlstm._second_order_cell import gradients_of_sums, second_order_of_cell
@@ -34,24 +35,26 @@ from fusedlstm.ops import OPERATORS
 UNROUNDED = torch.float32, torch.float64
 
 
-def run_step(name, input, states, weights, allow_tf32):
-    """States after one step of a cell, shaped as those before it, outside of transforms; derivatives are recorded where
-    any is asked.
+def run_step(cell: Cell, input, states, weights):
+    """States after one step, shaped as those before it, outside of transforms; derivatives are recorded where any is
+    asked. Of tensors that fit: of others it raises any exception.
 
-    Arguments as those of `<cell>_cell`, states and weights as tuples; input and states may be without B.
+    Arguments as those of `<cell>_cell`, states and weights as tuples; no states for zeros; input and states may be
+    without B.
     """
     is_batched, records = input.dim() == 2, False
+    if not states:
+        H = weights[1].size(1)
+        states = (input.new_zeros((input.size(0), H) if is_batched else (H,)),) * len(cell.states)
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         records = weights[0].requires_grad or any(tensor.requires_grad for tensor in (input, *states, *weights))
-        run_own = CELLS[name].run_step
-        if records and run_own is not None and is_batched and input.is_cpu and input.dtype in UNROUNDED:
-            return (run_own(input, *states, *weights),)
     if not is_batched:
         input, states = input.unsqueeze(0), tuple([state.unsqueeze(0) for state in states])
+    allow_tf32 = input.is_cuda and input.dtype is torch.float32 and is_tf32_on(True)
     if records:
-        last = _apply_cell(name, allow_tf32, input, *states, *weights)[: len(states)]
+        last = _apply_cell(cell.name, allow_tf32, input, *states, *weights)[: len(states)]
     else:
-        last = OPERATORS[name].cell_inference(input, states, weights, allow_tf32)
+        last = OPERATORS[cell.name].cell_inference(input, states, weights, allow_tf32)
     return last if is_batched else [state.squeeze_(0) for state in last]
 
 

@@ -13,9 +13,8 @@ from fusedlstm._private_torch import (
     are_transforms_active,
     constant_for_dynamo,
     is_any_autocast_enabled,
-    is_being_compiled,
     is_forward_mode_active,
-    is_tracing,
+    is_intercepted,
 )
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
@@ -120,23 +119,15 @@ def is_plain(tensors) -> bool:
 
     A layer is then run as `choose_plain` says, and a step by the operators of steps.
     """
+    if is_intercepted() or has_torch_function(tensors) or is_any_autocast_enabled():
+        return False
     input = tensors[0]
-    return (
-        is_eager(tensors)
-        and not is_any_autocast_enabled()
-        and (input.is_cpu or input.is_meta or not lacks_kernels(input.device))
-    )
+    return input.is_cpu or input.is_meta or not lacks_kernels(input.device)
 
 
 def is_eager(tensors) -> bool:
     """Whether the call is run at once and as it is: nothing compiles, records, transforms or overrides it."""
-    return not (
-        is_being_compiled()
-        or are_transforms_active()
-        or is_forward_mode_active()
-        or is_tracing()
-        or has_torch_function(tensors)
-    )
+    return not (is_intercepted() or has_torch_function(tensors))
 
 
 @constant_for_dynamo

@@ -330,11 +330,11 @@ def run_step(module: FusedCell, input: Tensor, hx):
             or module._fused_peephole
         ):  # fmt: skip
             varied = _varied_of(module, _sizes_of(module))
-        return run_cell(module._fused_cell, input, hx, *_parameters(module, _STEP_NAMES), varied=varied)
+        return run_cell(module._fused_cell, input, hx, _parameters(module, _STEP_NAMES), varied=varied)
     _refuse_variants_of_frozen(module)
     sizes = frozen.sizes or _sizes_of(module)
     weights, layers = frozen.of_call(module, _STEP_NAMES, sizes, input, hx)
-    return _without_gradients(run_cell, frozen, layers)(sizes.cell, input, hx, *weights, frozen=layers and layers[0])
+    return _without_gradients(run_cell, frozen, layers)(sizes.cell, input, hx, weights, frozen=layers and layers[0])
 
 
 def _without_gradients(run, frozen, layers):

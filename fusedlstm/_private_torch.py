@@ -39,10 +39,19 @@ count_of_dispatch_modes = torch._C._len_torch_dispatch_stack
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
-def is_being_compiled() -> bool:
-    """Whether a compiler or an exporter looks at the call. Public: torch.compiler.is_compiling, which asks for
-    TorchScript first, by two more functions of Python."""
-    return is_dynamo_compiling() or torch.compiler._is_compiling_flag
+def is_intercepted() -> bool:
+    """Whether a compiler, an exporter, a trace, a transform of torch.func or forward mode looks at the call.
+
+    One function of Python, and none around its parts: each takes as long as one of these questions. Public, of
+    compilers and exporters: torch.compiler.is_compiling, which asks for TorchScript first, by two more such functions.
+    """
+    return (
+        is_dynamo_compiling()
+        or torch.compiler._is_compiling_flag
+        or are_transforms_active()
+        or forward_ad._current_level >= 0
+        or is_tracing()
+    )
 
 
 def is_forward_mode_active() -> bool:

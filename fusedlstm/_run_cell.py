@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fusedlstm import _checks
-from fusedlstm._autograd_steps import run_step
-from fusedlstm._choice import is_plain, is_tf32_on
+from fusedlstm._autograd_steps import UNROUNDED, run_step
+from fusedlstm._choice import is_plain
 from fusedlstm._layers import as_passed
 from fusedlstm._run import run
 from fusedlstm._varied import run_step as run_varied_step
@@ -15,31 +15,36 @@ from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
 
-def run_cell(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, frozen=None, varied=None):
+def run_cell(name, input, hx, weights, frozen=None, varied=None):
     """One step, as `functional.lstm_cell` describes it, of the cell of this name.
 
     Args:
+        weights: weight_ih, weight_hh, bias_ih and bias_hh, the last two None where there are none.
         frozen: the weights as the cell's operator froze them, for calls that these serve; or None.
         varied: as of `run`.
     """
-    weights = (
-        (weight_ih, weight_hh) if bias_ih is None and bias_hh is None else (weight_ih, weight_hh, bias_ih, bias_hh)
-    )
-    has_one_state = len(CELLS[cell].states) == 1
+    cell = CELLS[name]
+    if cell.run_step is not None and varied is None and torch.is_grad_enabled():
+        h = _by_torch(cell, input, hx, *weights)
+        if h is not None:
+            return h
+    if weights[2] is None and weights[3] is None:
+        weights = weights[:2]
+    has_one_state = len(cell.states) == 1
     states = () if hx is None else (hx,) if has_one_state else hx
     if varied is not None:
-        if type(states) is tuple and (last := run_varied_step(CELLS[cell], varied, input, states, weights)):
+        if type(states) is tuple and (last := run_varied_step(cell, varied, input, states, weights)):
             return as_passed(last)
-        return _as_layer(cell, input, hx, weights, varied=varied)
+        return _as_layer(name, input, hx, weights, varied=varied)
     if type(input) is Tensor and type(states) is tuple and is_plain((input, *states, *weights)):
         try:
-            last = _plain(cell, input, states, weights, frozen)
+            last = run_step(cell, input, states, weights) if frozen is None else _frozen(cell, input, states, frozen)
             return last[0] if has_one_state else tuple(last)
         except Exception:
-            _refuse(cell, input, hx, weights)
-            if weight_hh.numel() > 0:  # no units, as PyTorch's cells allow, are left to the layer
+            _refuse(name, input, hx, weights)
+            if weights[1].numel() > 0:  # no units, as PyTorch's cells allow, are left to the layer
                 raise
-    return _as_layer(cell, input, hx, weights)
+    return _as_layer(name, input, hx, weights)
 
 
 def run_quantized_cell(input, hx, weights, sizes):
@@ -47,19 +52,41 @@ def run_quantized_cell(input, hx, weights, sizes):
     return _as_layer(sizes.cell, input, hx, weights, sizes)
 
 
-def _plain(name, input, states, weights, frozen):
-    """The states after the step, of tensors that fit; raises any exception of others. states: () for zeros."""
-    is_batched = input.dim() == 2
-    if frozen is None:
-        if not states:
-            sizes = (input.size(0), weights[1].size(1)) if is_batched else (weights[1].size(1),)
-            states = (input.new_zeros(sizes),) * len(CELLS[name].states)
-        return run_step(
-            name, input, states, weights, input.is_cuda and input.dtype is torch.float32 and is_tf32_on(True)
-        )
-    if is_batched:
-        return OPERATORS[name].cell_frozen(input, states, frozen)
-    last = OPERATORS[name].cell_frozen(input.unsqueeze(0), tuple([state.unsqueeze(0) for state in states]), frozen)
+def _by_torch(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
+    """The state after a step in training by PyTorch's own, of a cell that gains nothing in it by kernels, see
+    `Cell.run_step`: a step so short that each function of Python on its way would be felt.
+
+    None for any other call, those of tensors that do not fit among them: our operators refuse these, while PyTorch's
+    take a bias, say, that has one element.
+    """
+    if type(input) is not Tensor or not is_plain((input, hx, weight_ih, weight_hh, bias_ih, bias_hh)):
+        return None
+    if not input.is_cpu or input.dtype not in UNROUNDED:
+        return None
+    try:
+        if input.dim() == 1:
+            hx = None if hx is None else hx.unsqueeze(0)
+            h = _by_torch(cell, input.unsqueeze(0), hx, weight_ih, weight_hh, bias_ih, bias_hh)
+            return None if h is None else h.squeeze(0)
+        H = weight_hh.size(0)
+        if input.dim() != 2 or not (bias_ih is bias_hh is None or bias_ih.shape == bias_hh.shape == (H,)):
+            return None
+        if hx is None:
+            hx = input.new_zeros(input.size(0), H)
+        others = input, hx, weight_hh, bias_ih, bias_hh
+        if weight_ih.requires_grad or any(tensor is not None and tensor.requires_grad for tensor in others):
+            return cell.run_step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        pass
+    return None
+
+
+def _frozen(cell, input, states, frozen):
+    """The states after a frozen cell's step; the arguments as those of `run_step`."""
+    operator = OPERATORS[cell.name].cell_frozen
+    if input.dim() == 2:
+        return operator(input, states, frozen)
+    last = operator(input.unsqueeze(0), tuple([state.unsqueeze(0) for state in states]), frozen)
     return [state.squeeze_(0) for state in last]
 
 

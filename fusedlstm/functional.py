@@ -253,7 +253,7 @@ def lstm_cell(
         varied = _varied_step(
             "lstm", recurrent_dropout, zoneout, norm, layer_norm_eps, weight_ch, weight_hh, bias_ih, training
         )  # fmt: skip
-    return run_cell("lstm", input, hx, weight_ih, weight_hh, bias_ih, bias_hh, varied=varied)
+    return run_cell("lstm", input, hx, (weight_ih, weight_hh, bias_ih, bias_hh), varied=varied)
 
 
 def gru_cell(
@@ -287,7 +287,7 @@ def gru_cell(
         varied = _varied_step(
             "gru", recurrent_dropout, zoneout, {"gain": gain}, layer_norm_eps, None, weight_hh, bias_ih, training
         )  # fmt: skip
-    return run_cell("gru", input, hx, weight_ih, weight_hh, bias_ih, bias_hh, varied=varied)
+    return run_cell("gru", input, hx, (weight_ih, weight_hh, bias_ih, bias_hh), varied=varied)
 
 
 def rnn_cell(
@@ -313,7 +313,7 @@ def rnn_cell(
     name, varied = _rnn_cell(nonlinearity).name, None
     if zoneout or recurrent_dropout:
         varied = _varied_step(name, recurrent_dropout, zoneout, {}, 1e-5, None, weight_hh, bias_ih, training)
-    return run_cell(name, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, varied=varied)
+    return run_cell(name, input, hx, (weight_ih, weight_hh, bias_ih, bias_hh), varied=varied)
 
 
 def _varied_step(cell, recurrent_dropout, zoneout, norm, eps, weight_ch, weight_hh, bias_ih, training):

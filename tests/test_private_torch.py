@@ -70,15 +70,19 @@ def test_are_transforms_active():
     assert seen == [True], "expected are_transforms_active() to be true inside vmap"
 
 
-def test_is_being_compiled():
+def test_is_intercepted():
     class Module(torch.nn.Module):
         def forward(self, x):
-            return x + 1 if _private_torch.is_being_compiled() else x
+            return x + 1 if _private_torch.is_intercepted() else x
 
     module, x = Module(), torch.zeros(2)
-    compiled = [torch.compile(module, backend="eager", fullgraph=True)]
-    compiled += [torch.export.export(module, (x,), strict=strict).module() for strict in (True, False)]
-    assert [int(call(x)[0]) for call in (module, *compiled)] == [0, 1, 1, 1]
+    calls = [module, torch.compile(module, backend="eager", fullgraph=True)]
+    calls += [torch.export.export(module, (x,), strict=strict).module() for strict in (True, False)]
+    calls += [torch.jit.trace(module, x), torch.func.vmap(module)]
+    calls += [lambda x: torch.func.vjp(module, x)[0], lambda x: torch.func.jvp(module, (x,), (x,))[0]]
+    assert [int(call(x)[0]) for call in calls] == [0, *[1] * 7]
+    with forward_ad.dual_level():
+        assert int(module(x)[0]) == 1
 
 
 def test_is_any_autocast_enabled():

@@ -7,7 +7,7 @@ import torch
 from family import EVERY, LSTM, every, tensors_of
 from torch import nn
 
-from fusedlstm import FusedRNN, _module, _run
+from fusedlstm import FusedRNN, FusedRNNCell, _module, _run, _run_cell
 
 OPTIONS = {
     "plain": {},
@@ -179,3 +179,75 @@ def test_misfits_are_refused_with_few_steps_as_with_many(name, shape, dtype, ste
     with pytest.raises((RuntimeError, TypeError), match=r"xpected|Input and hidden") as refusal:
         layer(torch.randn(steps, 3, 4), hx)
     assert (name if name != "hx" else "hidden") in str(refusal.value)
+
+
+# Options, the input's shape, whether there is a state, and what requires gradients.
+STEPS_OF_TORCH = {
+    "batch": ({}, (3, 4), True, "all"),
+    "no batch": ({}, (4,), True, "all"),
+    "no state": ({}, (3, 4), False, "all"),
+    "neither": ({}, (4,), False, "all"),
+    "no rows": ({}, (0, 4), True, "all"),
+    "no bias": ({"bias": False}, (3, 4), True, "all"),
+    "relu": ({"nonlinearity": "relu"}, (3, 4), True, "all"),
+    "float64": ({"dtype": torch.float64}, (3, 4), True, "all"),
+    **{f"{name} alone": ({}, (3, 4), True, name) for name in ("weight_hh", "bias_ih", "bias_hh", "x", "hx")},
+}
+
+
+@pytest.fixture
+def only_by_torch():
+    """Cells that run any other step than PyTorch's fail."""
+    error = AssertionError("by operators")
+    with mock.patch.multiple(_run_cell, run_step=mock.Mock(side_effect=error), _as_layer=mock.Mock(side_effect=error)):
+        yield
+
+
+@pytest.mark.parametrize("options, shape, has_state, wanted", STEPS_OF_TORCH.values(), ids=STEPS_OF_TORCH)
+def test_an_rnn_s_step_in_training_is_that_of_torch(options, shape, has_state, wanted, only_by_torch):
+    plain, fused = nn.RNNCell(4, 6, **options), FusedRNNCell(4, 6, **options)
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(shape, dtype=plain.weight_ih.dtype)
+    hx = torch.randn(*shape[:-1], 6, dtype=x.dtype) if has_state else None
+    found = []
+    for module in (fused, plain):
+        given = {"x": x, **({"hx": hx} if has_state else {}), **dict(module.named_parameters())}
+        for name, tensor in given.items():
+            tensor.requires_grad_(wanted in ("all", name))
+        leaves = [tensor for tensor in given.values() if tensor.requires_grad]
+        h = module(x, hx)
+        found.append([h, *torch.autograd.grad(h, leaves, h.cos())])
+    assert all(map(torch.equal, *found)) and len(found[0]) == len(found[1])
+
+
+OTHER_STEPS = {
+    "16 bits": ({"dtype": torch.bfloat16}, (3, 4)),
+    "zoneout": ({"zoneout": 0.5}, (3, 4)),
+    "nothing to train": ({}, (3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_STEPS)
+def test_other_steps_run_operators(name, only_by_torch):
+    options, shape = OTHER_STEPS[name]
+    cell = FusedRNNCell(4, 6, **options).requires_grad_(name != "nothing to train")
+    with (
+        mock.patch.object(_run_cell, "run_varied_step", side_effect=AssertionError("by operators")),
+        pytest.raises(AssertionError, match="by operators"),
+    ):
+        cell(torch.randn(shape, dtype=options.get("dtype")))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name, shape, dtype", MISFITS.values(), ids=MISFITS)
+def test_a_cell_s_misfits_are_refused_with_gradients_as_without(name, shape, dtype, grad):
+    cell, hx = FusedRNNCell(4, 6), torch.zeros(3, 6)
+    other = None if shape is None else torch.zeros(shape, dtype=dtype)
+    if name == "hx":
+        hx = other[0]
+    else:
+        setattr(cell, name.removesuffix("_l0"), None if other is None else nn.Parameter(other))
+    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=r"xpected|Input") as refusal:
+        cell(torch.randn(3, 4), hx)
+    expected = {"hx": "hidden", None: "both bias_ih and bias_hh"}.get(name if shape else None, name)
+    assert expected in str(refusal.value)
