@@ -1,4 +1,8 @@
-"""One step of any cell. The usual call goes to an operator at once, which checks it; any other, by way of a layer."""
+"""One step of any cell.
+
+An RNN's in training is PyTorch's own. Any other usual call goes to an operator at once, which checks it; the rest go by
+way of a layer.
+"""
 
 from __future__ import annotations
 

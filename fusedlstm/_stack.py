@@ -89,18 +89,16 @@ def _fit(x, hx, weights, sizes) -> bool:
     shapes, dtype = _shapes_of(sizes), x.dtype
     if len(weights) != len(shapes) or x.size(2) != sizes.input_size or x.layout is not torch.strided:
         return False
-    for tensor, shape in zip(weights, shapes):
-        if not isinstance(tensor, Tensor) or tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
-            return False
-    for state in hx:
-        if (
-            not isinstance(state, Tensor)
-            or state.shape != (sizes.num_layers * sizes.directions, x.size(1), sizes.hidden_size)
-            or state.dtype is not dtype
-            or not state.is_cpu
-            or state.layout is not torch.strided
-        ):
-            return False
+    try:
+        for tensor, shape in zip(weights, shapes):
+            if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
+                return False
+        for state in hx:
+            shape = sizes.num_layers * sizes.directions, x.size(1), sizes.hidden_size
+            if state.shape != shape or state.dtype is not dtype or not state.is_cpu or state.layout is not x.layout:
+                return False
+    except AttributeError:  # of what is no tensor
+        return False
     return True
 
 

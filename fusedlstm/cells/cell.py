@@ -26,8 +26,8 @@ class Cell(NamedTuple):
         hidden: hidden(saved, states after the step), h before a projection; None without.
         layer, cell: the classes of torch.nn.
         run_layer: PyTorch's own layer of one level, with the arguments of torch.lstm and its likes.
-        run_step: PyTorch's own step (input, h, weights), of a cell with so little between its products that kernels
-            gain nothing on it in training, one step or two; None of others.
+        run_step: PyTorch's own step (input, h, weight_ih, weight_hh, bias_ih, bias_hh), of a cell with so little
+            between its products that kernels gain nothing on it in training, one step or two; None of others.
         promotes: whether PyTorch's layer and PyTorch's cell, on the CPU several operators of which autocast casts some,
             return the dtype of their state there, rather than autocast's.
         onnx: the ONNX operator, where the gates of its weights are among PyTorch's, and attributes; of those that are
