@@ -246,7 +246,7 @@ def test_memory_does_not_grow_with_time(kind, monkeypatch, device):
     """But by the two states, and in the reverse direction the row of a mask, that are kept for each chunk."""
     steps_a_chunk = 4
     monkeypatch.setattr(_second_order_chunks, "CHUNK", steps_a_chunk * B * _cell(kind).gates * H)
-    few, many = 8, 40
+    few, many = 8, 24
     grown = _bytes_beyond_results(kind, many, device) - _bytes_beyond_results(kind, few, device)
     states = B * (KINDS[kind].get("proj_size", H) + H * _cell(kind).carried) * 8
     mask = steps_a_chunk * B * 2
