@@ -1,5 +1,6 @@
 """Attributes of the CUDA kernels, which the host code sets once on each device; on the emulated GPU."""
 
+import functools
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +9,7 @@ import planted_faults
 import pytest
 import torch
 from emulated_layer import Emulated, Layer
-from emulator import build
+from planted_faults import Fault
 
 NEW_DEVICES = itertools.count(1)  # none of which has been told of a kernel in this process
 
@@ -78,21 +79,29 @@ def test_set_once_by_many_threads():
     assert module.attribute_calls() - before == 2 * len(kernels)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "reported"),
-    [
-        ("allowed_[{kernel, device}]", "allowed_[{kernel, 0}]", "allowed 49152 on device 2"),
-        ("allowed_[{kernel, device}]", "allowed_[{nullptr, device}]", "allowed 49152 on device 1"),
-        ("allowed.any_cluster_size = true;", "", "set twice"),
-        ("allowed.smem_bytes = smem_bytes;", "", "set twice"),
-    ],
-    ids=["for one device only", "for one kernel only", "clusters not remembered", "shared memory not remembered"],
-)
-def test_fault_is_noticed(old, new, reported, tmp_path):
-    csrc = planted_faults.copy_of_sources(tmp_path)
-    planted_faults.change(csrc, "kernel_attributes.cpp", old, new)
-    assert verdict(emulator.module(), [next(NEW_DEVICES), next(NEW_DEVICES)]) is None, "the host code as it is"
-    assert reported in verdict(build.load(build.build({"kernel_attributes.cpp": csrc})), [1, 2])
+FILE = "kernel_attributes.cpp"
+FAULTS = [
+    Fault("for one device only", FILE, "allowed_[{kernel, device}]", "allowed_[{kernel, 0}]",
+          "allowed 49152 on device {1}"),
+    Fault("for one kernel only", FILE, "allowed_[{kernel, device}]", "allowed_[{nullptr, device}]",
+          "allowed 49152 on device {0}"),
+    Fault("clusters not remembered", FILE, "allowed.any_cluster_size = true;", "", "set twice"),
+    Fault("shared memory not remembered", FILE, "allowed.smem_bytes = smem_bytes;", "", "set twice"),
+]  # fmt: skip
+
+
+@functools.cache
+def module_with_faults():
+    return planted_faults.module_with(FAULTS, {(FILE,): []})
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_fault_is_noticed(fault):
+    module = module_with_faults()
+    assert verdict(module, [next(NEW_DEVICES), next(NEW_DEVICES)]) is None, "the host code as it is"
+    devices = [next(NEW_DEVICES), next(NEW_DEVICES)]
+    with emulator.options(module, fault=FAULTS.index(fault) + 1):
+        assert fault.reported.format(*devices) in verdict(module, devices)
 
 
 def verdict(module, devices):

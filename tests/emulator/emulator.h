@@ -9,6 +9,7 @@
 #include <source_location>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 namespace fusedlstm::cuda {
 struct LaunchConfig;
@@ -43,8 +44,15 @@ struct Options {
   int stream_order = 0;          // of what streams may run at once, see streams.h
   bool time_passes = false;      // where all threads wait, twice before that ends the launch: a minute
   double approximation = 0;      // errors of approximate functions, in those that the hardware is documented to make
+  int fault = 0;                 // which of those that planted_faults.py has planted is on
 };
 Options& options();
+
+// Whether that fault is on: what the sources are asked where tests have planted one.
+bool fault_is_on(int fault);
+constexpr bool planted(int fault) {
+  return !std::is_constant_evaluated() && fault_is_on(fault);
+}
 
 // Any fault of a kernel or a launch. The launch is abandoned; buffers keep what was written so far.
 struct Error : std::runtime_error {

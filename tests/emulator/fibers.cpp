@@ -20,6 +20,10 @@ Options& options() {
   return value;
 }
 
+bool fault_is_on(int fault) {
+  return options().fault == fault;
+}
+
 // ---- stacks and switching -------------------------------------------------------------------------------------------
 
 // void emulator_switch(void** save, void* to): saves the registers a callee must keep on this stack, its address in

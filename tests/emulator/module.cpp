@@ -40,7 +40,8 @@ PYBIND11_MODULE(_emulated, m) {
           "attribute_errors", [](const Options& o) { return o.attribute_error.next; },
           [](Options& o, const std::deque<int>& errors) { o.attribute_error.next = errors; })
       .def_readwrite("time_passes", &Options::time_passes)
-      .def_readwrite("approximation", &Options::approximation);
+      .def_readwrite("approximation", &Options::approximation)
+      .def_readwrite("fault", &Options::fault);
   m.def("options", &options, py::return_value_policy::reference);
   m.def("attribute_calls", &attribute_calls);
   m.def("register_buffer", [](uintptr_t p, size_t bytes, const std::string& name, bool initialised) {
