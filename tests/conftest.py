@@ -104,6 +104,23 @@ def cheap_ceilings(monkeypatch):
 
 
 @pytest.fixture
+def cheap_inductor():
+    """Without headers that are compiled ahead, which pay for themselves after dozens of files only: a model here is
+    one to three. The code around the kernels is not optimised, and what is generated has no vectors, for which programs
+    would be compiled to try each instruction set."""
+    from torch._inductor import config
+
+    settings = {
+        "cpp_cache_precompile_headers": False,
+        "cpp.vec_isa_ok": False,
+        "aot_inductor.precompile_headers": False,
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+    }
+    with config.patch(settings):
+        yield
+
+
+@pytest.fixture
 def forced():
     """torch.ops.fusedlstm._cpu_force, undone after the test."""
     yield torch.ops.fusedlstm._cpu_force

@@ -14,7 +14,6 @@ from layers import differentiable, draw
 from tf32 import tf32
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._inductor import config as inductor_config
 from torch.export import Dim, draft_export, export
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
@@ -33,19 +32,6 @@ LAYER_OPERATORS = (LSTM.layer, LSTM.inference)
 @pytest.fixture(autouse=True)
 def _fresh_dynamo():
     torch._dynamo.reset()
-
-
-@pytest.fixture
-def cheap_inductor():
-    """Without headers that are compiled ahead, which pay for themselves after dozens of files only: a model here is
-    one to three. The code around the kernels is not optimised."""
-    settings = {
-        "cpp_cache_precompile_headers": False,
-        "aot_inductor.precompile_headers": False,
-        "aot_inductor.compile_wrapper_opt_level": "O0",
-    }
-    with inductor_config.patch(settings):
-        yield
 
 
 def _layer_nodes(graph) -> int:

@@ -49,6 +49,7 @@ class TestTraced:
         found = torch.compile(cell, fullgraph=True, backend="aot_eager")(X[0])
         assert_equal(tensors_of(found), tensors_of(cell(X[0])))
 
+    @pytest.mark.usefixtures("cheap_inductor")
     def test_compiled_for_real(self, module):
         compiled = torch.compile(module, fullgraph=True)
         assert_equal(flat(compiled(X)), flat(module(X)))
