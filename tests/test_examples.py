@@ -79,7 +79,7 @@ def test_dropouts_lower_the_validation_loss():
     example, courses = importlib.import_module("examples.language_model"), []
     for name in ("no dropout", "all dropouts"):
         torch.manual_seed(0)
-        courses.append(example.train(example.DROPOUTS[name]))
+        courses.append(example.train(example.DROPOUTS[name], length=6000, epochs=20))
     plain, every = courses
     assert plain.score > every.score + 0.06
     assert plain.validation[-1] > plain.score + 0.1, "it does not overfit"
@@ -128,8 +128,10 @@ def test_quantized_models_agree(cell, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_quantized_models_are_as_accurate(cell):
-    for forms in importlib.import_module("examples.quantize").main(["--cell", cell]).values():
+def test_quantized_models_are_as_accurate(cell, monkeypatch):
+    example = importlib.import_module("examples.quantize")
+    monkeypatch.setattr(example, "_milliseconds", lambda *_: math.nan)  # which test_quantized_models_agree measures
+    for forms in example.main(["--cell", cell]).values():
         assert forms["float32"].accuracy > 0.9
         assert forms["int8"].accuracy >= forms["float32"].accuracy - 0.005
 
