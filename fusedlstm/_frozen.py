@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
 from fusedlstm._choice import is_plain
-from fusedlstm._private_torch import OpOverload, count_of_dispatch_modes
-from fusedlstm._run import run_at_once, states_of_usual
+from fusedlstm._private_torch import count_of_dispatch_modes, function_of
+from fusedlstm._usual import run_at_once, states_of_usual
 from fusedlstm.ops import OPERATORS
 
 
@@ -33,7 +34,7 @@ class Frozen:
     # itself, PyTorch's count of writes to it, and its address.
     _usual: list[tuple] | None = None
     # What then runs all layers, and what it takes of them.
-    _operator: OpOverload
+    _operator: Callable
     _whole: Tensor
     _count: int
 
@@ -56,7 +57,8 @@ class Frozen:
         is_known = sizes.cell in OPERATORS and sizes.hidden_size > 0  # of others a call says what is wrong
         if is_known and _are_kept(module, names) and _fit_together(given):
             operators, self._count = OPERATORS[sizes.cell], sizes.num_layers
-            self._operator, self._whole = operators.stack_frozen, operators.freeze(given, self._count, sizes.directions)
+            self._operator = function_of(operators.stack_frozen)
+            self._whole = operators.freeze(given, self._count, sizes.directions)
             self.layers = [*self._whole]
             self._sources = _sources(module, names)
             self._marks = _marks_of(self._sources)
@@ -65,14 +67,14 @@ class Frozen:
                 self._usual = [(name, p, p._version, p.data_ptr()) for name, p in zip(names, parameters)]
         self.sizes = sizes
 
-    def run_usual(self, module: nn.Module, input, hx, others):
-        """What the module returns where the call is usual, see `states_of_usual`; else None."""
+    def run_usual(self, own, input, hx, others):
+        """What the module returns for a usual call, see _usual.py; else None."""
         if self._usual is None:
             return None
-        states = states_of_usual(module, input, hx, others)  # first, since it is what compilers are sent away by
-        if states is None or not _are_unchanged(module._parameters, self._usual):
+        states = states_of_usual(own, input, hx, others, torch.is_grad_enabled())
+        if states is None or not _are_unchanged(own["_parameters"], self._usual):
             return None
-        return run_at_once(self._operator, input, states, module.batch_first, self._whole, self._count)
+        return run_at_once(self._operator, input, states, own["batch_first"], self._whole, self._count)
 
     def of_call(self, module: nn.Module, names, sizes: _checks.Sizes, input, *others):
         """The weights for a call on these arguments; and `layers`, or None where they do not serve it. The call is then

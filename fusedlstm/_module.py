@@ -14,12 +14,12 @@ from fusedlstm._frozen import Frozen
 from fusedlstm._layers import with_weight_dropout
 from fusedlstm._private_torch import count_of_dispatch_modes
 from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
-from fusedlstm._run import run, run_at_once, states_of_usual
+from fusedlstm._run import run
 from fusedlstm._run_cell import run_cell
 from fusedlstm._stack import run_short
+from fusedlstm._usual import kept, run_plain, run_usual
 from fusedlstm._variants import Option, Variants, Varied, check_variants, parameters_of
 from fusedlstm.cells import CELLS
-from fusedlstm.ops import OPERATORS
 
 # torch.fx.symbolic_trace records calls of these as one node each, as it does for PyTorch's layers.
 torch.fx.wrap("run")
@@ -220,12 +220,10 @@ def _initialize(name: str, tensor: Tensor, hidden_size: int) -> None:
 
 def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and_returns):
     """The layers of a module, on the arguments of its forward; further ones in the order of `run`."""
+    if (results := run_usual(_run_usual, module, input, hx, rows_and_returns)) is not None:
+        return results
     frozen, names = module._fused_frozen, module._flat_weights_names
-    if not (module._fused_zoneout or module._fused_layer_norm or module._fused_peephole):
-        run_usual = _run_usual if frozen is None else frozen.run_usual
-        if (results := run_usual(module, input, hx, rows_and_returns)) is not None:
-            return results
-    elif frozen is not None:
+    if frozen is not None:
         _refuse_variants_of_frozen(module)
     layers = packing = varied = None
     sizes = (frozen and frozen.sizes) or _sizes_of(module)
@@ -246,30 +244,24 @@ def run_layers(module: FusedLayer, input: Tensor | PackedSequence, hx, *rows_and
     )  # fmt: skip
 
 
-def _run_usual(module: FusedLayer, input, hx, others):
-    """What a module with its plain recurrence returns where the call is usual, see `states_of_usual`, with gradients
-    disabled, on the CPU and with parameters as weights; and in training where `run_short` serves it; else None."""
+def _run_usual(module: FusedLayer, own, input, hx, others):
+    """What a module with its plain recurrence returns for a usual call, see `run_usual`, and in training for one that
+    `run_short` serves; else None."""
+    if "_fused_zoneout" in own or "_fused_layer_norm" in own or "_fused_peephole" in own:
+        return None
+    if (frozen := own.get("_fused_frozen")) is not None:
+        return frozen.run_usual(own, input, hx, others)
     if torch.is_grad_enabled():
-        return _run_short(module, input, hx, others)
-    cell, weights = CELLS[module.mode.lower()], _kept_parameters(module, module._flat_weights_names)
-    if weights is None:
-        return None
-    states = states_of_usual(module, input, hx, others, parameters=weights)
-    if states is None or not _fit(module, cell, input, weights):
-        return None
-    return run_at_once(
-        OPERATORS[cell.name].stack_inference, input, states, module.batch_first,
-        weights, None, module.num_layers, 2 if module.bidirectional else 1, False,
-    )  # fmt: skip
+        return _run_short(module, own, input, hx, others)
+    return run_plain(own, input, hx, others)
 
 
-def _run_short(module: FusedLayer, input, hx, others):
+def _run_short(module: FusedLayer, own, input, hx, others):
     """What a module returns for a call that `run_short` serves, to which the way by `run` takes long; else None."""
-    weights = _kept_parameters(module, module._flat_weights_names)
-    if CELLS[module.mode.lower()].run_step is None or weights is None or type(input) is not Tensor:
+    weights = kept(own["_parameters"], own["_flat_weights_names"])
+    if CELLS[module.mode.lower()].run_step is None or weights is None:
         return None
     states = [] if hx is None else [hx]
-    # Dynamo is told first that it compiles: it cannot ask for modes.
     if not is_plain((input, *states, *weights)) or count_of_dispatch_modes() > 0 or torch.is_inference_mode_enabled():
         return None
     for other in others:
@@ -284,17 +276,6 @@ def _run_short(module: FusedLayer, input, hx, others):
         return None
     output, (last,) = results
     return output.transpose(0, 1) if module.batch_first else output, last
-
-
-def _fit(module, cell, input, weights) -> bool:
-    """Whether they have the module's sizes. The operator takes any that fit together."""
-    hidden = module.hidden_size
-    return (
-        input.is_cpu
-        and input.shape[2] == module.input_size
-        and weights[1] is not None
-        and weights[1].shape == (cell.gates * hidden, module.proj_size or hidden)
-    )
 
 
 def _refuse_variants_of_frozen(module: FusedLayer | FusedCell) -> None:
@@ -370,16 +351,8 @@ def _parameters(module: nn.Module, names) -> list[Tensor]:
 
     A list kept across calls would miss parametrizations, functional_call and deleted parameters.
     """
-    kept = _kept_parameters(module, names)
-    return [getattr(module, name) for name in names] if kept is None else kept
-
-
-def _kept_parameters(module: nn.Module, names) -> list[Tensor] | None:
-    """The same where all are where nn.Module keeps parameters, which its __getattr__ looks up slowly; else None."""
-    try:
-        return [*map(module._parameters.__getitem__, names)]
-    except KeyError:
-        return None
+    found = kept(module._parameters, names)
+    return [getattr(module, name) for name in names] if found is None else found
 
 
 def _scriptable(module: nn.Module) -> nn.Module:

@@ -155,47 +155,6 @@ def run(
     return output, as_passed(last), *kept
 
 
-def states_of_usual(module, input, hx, others, dim=3, parameters=()):
-    """The initial states (h, c) of a call of a module for inference that has one input of `dim` dimensions and states
-    of the usual kinds and nothing else, in evaluation mode and without gradients; else None. c is None where one state
-    is given, both where none is, for zeros.
-
-    parameters: those that may be of other kinds than PyTorch's own tensors.
-
-    Every microsecond counts here: single steps take a few. What does not fit in the operator refuses, and the long
-    way then says what is wrong.
-    """
-    if type(input) is not Tensor or input.dim() != dim:
-        return None
-    for other in others:  # and no count(None), which Dynamo of torch 2.11 compares tensors for
-        if other is not None:
-            return None
-    if hx is None:
-        states, tensors = (None, None), (input, *parameters)
-    elif isinstance(hx, Tensor):
-        states, tensors = (hx, None), (input, hx, *parameters)
-    elif type(hx) is tuple and len(hx) == 2 and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
-        states, tensors = hx, (input, *hx, *parameters)
-    else:
-        return None
-    # Dynamo is told first that it compiles: it cannot ask for modes.
-    if module.training or not is_plain(tensors) or count_of_dispatch_modes() > 0:
-        return None
-    if torch.is_grad_enabled() and True in [tensor.requires_grad for tensor in tensors]:
-        return None
-    return states
-
-
-def run_at_once(operator, input, states, batch_first, *weights_and_options):
-    """What a module returns for such a call, by an operator of a stack; None where that refuses."""
-    h, c = states
-    try:
-        output, h, c = operator(input.transpose(0, 1) if batch_first else input, h, c, *weights_and_options)
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    return output.transpose(0, 1) if batch_first else output, h if c is None else (h, c)
-
-
 def _fits(name, x, states, weights, sizes) -> bool:
     """Whether these are tensors as the operator of a stack takes them; it does not know `sizes`."""
     _, input_size, H, P, L, D, bias = sizes

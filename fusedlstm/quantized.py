@@ -9,8 +9,10 @@ from torch.nn.utils.rnn import PackedSequence
 from fusedlstm import _int8
 from fusedlstm._checks import Sizes
 from fusedlstm._layers import as_passed
-from fusedlstm._run import run, run_at_once, states_of_usual
+from fusedlstm._private_torch import function_of
+from fusedlstm._run import run
 from fusedlstm._run_cell import run_quantized_cell
+from fusedlstm._usual import kept, run_at_once, run_usual, states_of_usual
 from fusedlstm.cells import CELLS
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from fusedlstm.ops import OPERATORS
@@ -54,10 +56,8 @@ class Quantized(nn.Module):
 
     def _weights(self) -> list[Tensor]:
         """Read at each call, as those of the fused layers; most are where nn.Module keeps buffers."""
-        try:
-            return [*map(self._buffers.__getitem__, self._flat_weights_names)]
-        except KeyError:
-            return [getattr(self, name) for name in self._flat_weights_names]
+        found = kept(self._buffers, self._flat_weights_names)
+        return [getattr(self, name) for name in self._flat_weights_names] if found is None else found
 
     def _apply(self, fn, recurse: bool = True):
         own = [self._buffers.get(name) for name in self._flat_weights_names]
@@ -126,50 +126,66 @@ class QuantizedCell(Quantized):
 
 def _run_layers(module: QuantizedLayer, input, hx, *rows):
     """The layers of a module, on the arguments of its forward: lengths, reset and reset_state last."""
-    weights, packing = module._weights(), None
-    cell = CELLS[module.mode.lower()]
-    states = states_of_usual(module, input, hx, rows)
-    if states is not None and _fit(module, cell, input, weights):
-        operator = OPERATORS[cell.name].stack_quantized
-        results = run_at_once(operator, input, states, module.batch_first, weights, module.num_layers)
-        if results is not None:
-            return results
+    if (results := run_usual(_run_usual_layers, module, input, hx, rows)) is not None:
+        return results
     module._check_mode()
-    sizes = module.sizes()
+    sizes, packing = module.sizes(), None
     if isinstance(input, PackedSequence):
         # Tracers look into a call's arguments, and fail to rebuild this class from what they find.
         input, *packing = input
     return run(
-        sizes.cell, input, hx, weights, sizes, module.batch_first, module.dropout, False, *rows,
+        sizes.cell, input, hx, module._weights(), sizes, module.batch_first, module.dropout, False, *rows,
         packing=packing, is_int8=True,
     )  # fmt: skip
 
 
 def _run_step(module: QuantizedCell, input, hx):
     """The step of a module."""
-    weights, cell = module._weights(), CELLS[module._cell]
-    states = states_of_usual(module, input, hx, (), dim=2)
-    if states is not None and _fit(module, cell, input, weights):
-        try:
-            last = OPERATORS[cell.name].cell_quantized(input, [s for s in states if s is not None], weights)
-        except (RuntimeError, TypeError):
-            pass  # the long way says what is wrong
-        else:
-            return as_passed(last)
+    if (last := run_usual(_run_usual_step, module, input, hx, ())) is not None:
+        return last
     module._check_mode()
-    return run_quantized_cell(input, hx, weights, module.sizes())
+    return run_quantized_cell(input, hx, module._weights(), module.sizes())
 
 
-def _fit(module, cell, input, weights) -> bool:
-    """Whether they have the module's sizes. The operator takes any that fit together, and cannot tell inputs that go
-    into as many groups of columns."""
-    scale = weights[2]
-    return (
-        input.is_cpu
-        and input.shape[-1] == module.input_size
-        and scale is not None
-        and scale.shape[0] == cell.gates * module.hidden_size
-    )
+# By the mode of a layer, and by the name of a cell: gates, and the operator.
+_STACKS = {name.upper(): (cell.gates, function_of(OPERATORS[name].stack_quantized)) for name, cell in CELLS.items()}
+_STEPS = {name: (cell.gates, function_of(OPERATORS[name].cell_quantized)) for name, cell in CELLS.items()}
+
+
+def _run_usual_layers(module: QuantizedLayer, own, input, hx, rows):
+    """What a module returns for a usual call, see `run_usual`; else None."""
+    states = states_of_usual(own, input, hx, rows, torch.is_grad_enabled())
+    gates, operator = _STACKS[own["mode"]]
+    if states is None or (weights := _fitting_weights(own, gates, input)) is None:
+        return None
+    return run_at_once(operator, input, states, own["batch_first"], weights, own["num_layers"])
+
+
+def _run_usual_step(module: QuantizedCell, own, input, hx, others):
+    """The same of a cell."""
+    states = states_of_usual(own, input, hx, others, torch.is_grad_enabled(), dim=2)
+    gates, operator = _STEPS[module._cell]
+    if states is None or (weights := _fitting_weights(own, gates, input)) is None:
+        return None
+    try:
+        return as_passed(operator(input, [state for state in states if state is not None], weights))
+    except (RuntimeError, TypeError):
+        return None
+
+
+def _fitting_weights(own, gates, input) -> list[Tensor | None] | None:
+    """A module's weights, if they and the input have its sizes; else None. The operator takes any that fit together,
+    and cannot tell inputs that go into as many groups of columns."""
+    weights = kept(own["_buffers"], own["_flat_weights_names"])
+    if (
+        weights is None
+        or not input.is_cpu
+        or input.shape[-1] != own["input_size"]
+        or (scale := weights[2]) is None
+        or scale.shape[0] != gates * own["hidden_size"]
+    ):
+        return None
+    return weights
 
 
 class QuantizedLSTM(QuantizedLayer):

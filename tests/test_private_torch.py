@@ -117,6 +117,12 @@ def test_below_autograd():
     assert (2 * x).requires_grad
 
 
+def test_function_of():
+    run = _private_torch.function_of(torch.ops.aten.neg.default)
+    assert torch.equal(run(torch.ones(2)), -torch.ones(2))
+    assert type(run) is type(len), f"expected a function of C, got {run}"
+
+
 def test_is_forward_mode_active():
     assert not _private_torch.is_forward_mode_active()
     with forward_ad.dual_level():

@@ -1,0 +1,112 @@
+"""The usual call of a module: inference on the CPU, with plain, frozen or int8 weights, by one call of an operator.
+
+Every microsecond counts here: single steps take a few. What does not fit in the operator it refuses, and the long way,
+by `run`, then says what is wrong.
+
+An attribute of a module takes nn.Module's __getattr__ along, and five times as long as one of its dictionary: hence
+`own`, which is vars(module), in all of this. A module that lacks one of them there, since a subclass has a property of
+that name, has no usual calls.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.overrides import has_torch_function
+
+from fusedlstm._private_torch import (
+    count_of_dispatch_modes,
+    function_of,
+    is_any_autocast_enabled,
+    is_intercepted,
+)
+from fusedlstm.cells import CELLS
+from fusedlstm.ops import OPERATORS
+
+# By the mode of a layer: gates of its cell, and the operator of its stack.
+_PLAIN = {name.upper(): (cell.gates, function_of(OPERATORS[name].stack_inference)) for name, cell in CELLS.items()}
+
+
+def run_usual(run, module, input, hx, others):
+    """What a module returns for a usual call, by run(module, own, input, hx, others), if that gives anything; else
+    None. Compilers are sent away before anything else is asked: they cannot look into the rest."""
+    if type(input) is not Tensor or is_intercepted():
+        return None
+    try:
+        return run(module, vars(module), input, hx, others)
+    except KeyError:
+        return None
+
+
+def states_of_usual(own, input, hx, others, grads, dim=3, parameters=()):
+    """The initial states (h, c) of a call that has one input of `dim` dimensions and states of the usual kinds and
+    nothing else, in evaluation mode and without gradients; else None. c is None where one state is given, both where
+    none is, for zeros.
+
+    Args:
+        others: the arguments beside these.
+        grads: torch.is_grad_enabled().
+        parameters: those that may be of other kinds than PyTorch's own tensors.
+    """
+    for other in others:
+        if other is not None:
+            return None
+    if hx is None:
+        states, tensors = (None, None), (input, *parameters)
+    elif isinstance(hx, Tensor):
+        states, tensors = (hx, None), (input, hx, *parameters)
+    elif type(hx) is tuple and len(hx) == 2 and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
+        states, tensors = hx, (input, *hx, *parameters)
+    else:
+        return None
+    if (
+        own["training"]
+        or input.ndim != dim
+        or has_torch_function(tensors)
+        or is_any_autocast_enabled()
+        or count_of_dispatch_modes() > 0
+        or (grads and True in [tensor.requires_grad for tensor in tensors])
+    ):
+        return None
+    return states
+
+
+def run_at_once(operator, input, states, batch_first, *weights_and_options):
+    """What a module returns for such a call, by an operator of a stack; None where that refuses."""
+    h, c = states
+    try:
+        output, h, c = operator(input.transpose(0, 1) if batch_first else input, h, c, *weights_and_options)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    return output.transpose(0, 1) if batch_first else output, h if c is None else (h, c)
+
+
+def run_plain(own, input, hx, others):
+    """What a layer with its plain recurrence and its parameters as weights returns for a usual call with gradients
+    disabled; else None."""
+    weights = kept(own["_parameters"], own["_flat_weights_names"])
+    if weights is None:
+        return None
+    states, (gates, operator) = states_of_usual(own, input, hx, others, False, parameters=weights), _PLAIN[own["mode"]]
+    # The operator takes any sizes that fit together, and not only the module's.
+    if (
+        states is None
+        or not input.is_cpu
+        or input.shape[2] != own["input_size"]
+        or weights[1] is None
+        or weights[1].shape != (gates * own["hidden_size"], own["proj_size"] or own["hidden_size"])
+    ):
+        return None
+    return run_at_once(
+        operator, input, states, own["batch_first"],
+        weights, None, own["num_layers"], 2 if own["bidirectional"] else 1, False,
+    )  # fmt: skip
+
+
+def kept(own, names) -> list[Tensor | None] | None:
+    """Of a module's own parameters or buffers those of these names; None where one is elsewhere."""
+    if [*own] == names:  # in a fraction of the time
+        return [*own.values()]
+    try:
+        return [own[name] for name in names]
+    except KeyError:
+        return None
