@@ -4,7 +4,7 @@ Every microsecond counts here: single steps take a few. What does not fit in the
 by `run`, then says what is wrong.
 
 An attribute of a module takes nn.Module's __getattr__ along, and five times as long as one of its dictionary: hence
-`own`, which is vars(module), in all of this. A module that lacks one of them there, since a subclass has a property of
+`own`, the module's __dict__, in all of this. A module that lacks one of them there, since a subclass has a property of
 that name, has no usual calls.
 """
 
@@ -32,7 +32,7 @@ def run_usual(run, module, input, hx, others):
     if type(input) is not Tensor or is_intercepted():
         return None
     try:
-        return run(module, vars(module), input, hx, others)
+        return run(module, module.__dict__, input, hx, others)
     except KeyError:
         return None
 

@@ -7,6 +7,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -27,12 +28,16 @@ inline const Tensor& undefined() {
   return shared;
 }
 
-// Tensors that the layers of a stack share, so that each is made, and handed over, once for all: of [layers *
+// Tensors that the layers of a stack share, so that each is made, checked and handed over once for all: of [layers *
 // directions, ...], a layer has `directions` rows. Those of results are made with those of the layer that runs first.
 struct StackTensors {
   int64_t layers = 1;
-  Tensors last, d_initial;
+  Tensors initial, last, d_initial;
   Tensor saved = undefined(), carried = undefined();
+  // What a layer that has run has read, for one after it to write.
+  OptionalTensor spare;
+  // What `initial` was found to fit: dtype and device of an input, directions, batch, hidden and recurrent sizes.
+  std::optional<std::array<int64_t, 7>> fits;
 };
 
 // Of every layer operator. Lists have one tensor for each direction, those of states one for each state of the cell;
@@ -43,10 +48,13 @@ struct LayerArguments {
   OptionalTensor batch_sizes, lengths, reset;
   Tensors reset_state;
   bool allow_tf32 = false;
-  // No arguments. Of a layer of a stack: what it shares with the others, and which it is. `initial` then has the states
-  // of all, and so has what backward is given of `d_last`, `saved` and `carried`.
+  // No arguments. Of a layer of a stack: what it shares with the others, and which it is. It has no `initial` of its
+  // own, and what backward is given of `d_last`, `saved` and `carried` is that of all.
   StackTensors* stack = nullptr;
   int64_t place = 0;
+
+  // The initial states, of a layer of a stack those of all layers.
+  const Tensors& states() const { return stack ? stack->initial : initial; }
 
   template <class Visitor>
   void visit(Visitor v) {

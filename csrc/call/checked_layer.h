@@ -50,7 +50,7 @@ class CheckedLayer : public LayerArguments {
     STD_TORCH_CHECK(features == frozen.features && dtype == frozen.dtype, "fusedlstm: expected input of ",
                     dtype_name(dtype_of(frozen.dtype)), " with ", frozen.features,
                     " features, as the weights have, got ", dtype_name(dtype_of(dtype)), " with ", features);
-    if (!initial.empty() || !reset_state.empty()) check_states();
+    if (!states().empty() || !reset_state.empty()) check_states();
     check_row_states();
     input = unit_stride(input);
   }
@@ -182,15 +182,20 @@ inline void CheckedLayer::check_weights() {
 }
 
 inline void CheckedLayer::check_states() {
-  const size_t states = static_cast<size_t>(cell.states);
-  STD_TORCH_CHECK(initial.size() == states, "fusedlstm: expected ", states, " initial states, got ", initial.size());
-  STD_TORCH_CHECK(reset_state.empty() || reset_state.size() == states, "fusedlstm: expected 0 or ", states,
+  const Facts& in = input_facts_;
+  const std::array<int64_t, 7> own{in.dtype, in.device_type, in.device_index, directions, batch, hidden, recurrent()};
+  if (stack && stack->fits == own) return;
+  const size_t count = static_cast<size_t>(cell.states);
+  Tensors& given = stack ? stack->initial : initial;
+  STD_TORCH_CHECK(given.size() == count, "fusedlstm: expected ", count, " initial states, got ", given.size());
+  STD_TORCH_CHECK(reset_state.empty() || reset_state.size() == count, "fusedlstm: expected 0 or ", count,
                   " reset states, got ", reset_state.size());
-  for (auto& [list, name] : {std::pair{&initial, "initial"}, {&reset_state, "reset_state"}})
+  for (auto& [list, name] : {std::pair{&given, "initial"}, {&reset_state, "reset_state"}})
     for (size_t i = 0; i < list->size(); ++i) {
       like_input((*list)[i], state_sizes(i), name);
       (*list)[i] = unit_stride((*list)[i]);
     }
+  if (stack) stack->fits = own;
 }
 
 inline void CheckedLayer::check_row_states() {

@@ -14,8 +14,7 @@ namespace fusedlstm {
 // Registers a device's kernels for the operators of a cell: of layers, of stacks of them, and of steps.
 template <int kCell, LayerResults (*kLayer)(LayerArguments&), InferenceResults (*kInference)(LayerArguments&),
           LayerGradients (*kBackward)(BackwardArguments&), StepsResults (*kSecondOrder)(StepsArguments&),
-          std::vector<LayerResults> (*kLayers)(std::vector<LayerArguments>&),
-          InferenceResults (*kLayersInference)(std::vector<LayerArguments>&),
+          std::vector<LayerResults> (*kLayers)(Stack&), Tensor (*kLayersInference)(Stack&),
           std::vector<LayerGradients> (*kLayersBackward)(std::vector<BackwardArguments>&)>
 void implement(torch::stable::detail::StableLibrary& m) {
   const std::string cell = kCells[kCell].name;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <utility>
 
 #include "checked_layer.h"
 
@@ -17,32 +18,41 @@ inline Tensor new_zeros(const Tensor& like, const Sizes& sizes, ScalarType dtype
 }
 
 // clears: what rows that do not run leave is zero, for kernels that do not write it. saved and carried are undefined in
-// inference. Of a layer of a stack, all but the output is of all layers.
+// inference. Of a layer of a stack, all but the output is of all layers, and the last states are in what they share.
 inline LayerResults new_results(const CheckedLayer& t, bool is_training, bool clears) {
   const auto new_rows = [&](const Sizes& sizes, ScalarType dtype) {
     return clears ? new_zeros(t.input, t.each(sizes), dtype) : new_tensor(t.input, t.each(sizes), dtype);
   };
-  Tensor output = new_rows(t.row_sizes(t.directions * t.recurrent()), t.dtype);
-  if (t.stack && !t.stack->last.empty()) {
-    const Tensors& last = t.stack->last;
-    for (size_t i = 0; i < last.size(); ++i) check_sizes(last[i], t.state_sizes(i), "the states of every layer");
-    return {std::move(output), last, t.stack->saved, t.stack->carried};
-  }
+  const Sizes sizes = t.row_sizes(t.directions * t.recurrent());
   LayerResults r;
-  r.output = std::move(output);
-  r.last.reserve(size_t(t.cell.states));
+  if (t.stack && t.stack->spare && has_sizes(*t.stack->spare, t.each(sizes)) && !clears)
+    r.output = *std::exchange(t.stack->spare, std::nullopt);
+  else
+    r.output = new_rows(sizes, t.dtype);
+  Tensors& last = t.stack ? t.stack->last : r.last;
+  if (!last.empty()) {
+    for (size_t i = 0; i < last.size(); ++i) check_sizes(last[i], t.state_sizes(i), "the states of every layer");
+    r.saved = t.stack->saved;
+    r.carried = t.stack->carried;
+    return r;
+  }
+  last.reserve(size_t(t.cell.states));
   for (size_t i = 0; i < size_t(t.cell.states); ++i)
-    r.last.push_back(new_tensor(t.input, t.each(t.state_sizes(i)), t.dtype));
+    last.push_back(new_tensor(t.input, t.each(t.state_sizes(i)), t.dtype));
   if (is_training) {
     r.saved = new_rows(t.kept_sizes(t.cell.saved), t.dtype);
     r.carried = new_rows(t.kept_sizes(t.cell.carried), t.acc_dtype());
   }
   if (t.stack) {
-    t.stack->last = r.last;
     t.stack->saved = r.saved;
     t.stack->carried = r.carried;
   }
   return r;
+}
+
+// Where the last states of a layer go: of a stack, those of all.
+inline const Tensors& last_states(const CheckedLayer& t, const LayerResults& r) {
+  return t.stack ? t.stack->last : r.last;
 }
 
 // Of size 0 where not needed. Zeros where there is nothing to run; otherwise not initialized. Of a layer of a stack,
@@ -64,7 +74,7 @@ inline LayerGradients new_gradients(const CheckedLayer& t, const std::vector<boo
   };
   LayerGradients g;
   g.input = result(kInput, t.row_sizes(t.features));
-  g.initial = t.stack && !t.stack->d_initial.empty() ? t.stack->d_initial : states(kInitial, t.initial);
+  g.initial = t.stack && !t.stack->d_initial.empty() ? t.stack->d_initial : states(kInitial, t.states());
   if (t.stack) t.stack->d_initial = g.initial;
   g.weight_ih = results(kWeightIh, t.weight_ih, t.weight_ih_sizes());
   g.weight_hh = results(kWeightHh, t.weight_hh, t.weight_hh_sizes());
@@ -91,7 +101,7 @@ struct CheckedIncoming {
         carried(std::move(given.carried)) {
     STD_TORCH_CHECK(given.needs.size() == kNeeds, "fusedlstm: expected ", int(kNeeds), " needs, got ",
                     given.needs.size());
-    STD_TORCH_CHECK(d_last.size() == t.initial.size(), "fusedlstm: expected ", t.initial.size(), " d_last, got ",
+    STD_TORCH_CHECK(d_last.size() == t.states().size(), "fusedlstm: expected ", t.states().size(), " d_last, got ",
                     d_last.size());
     const auto check_output = [&](const Tensor& y, const char* name) {
       t.like_input(y, t.row_sizes(t.directions * t.recurrent()), name);

@@ -34,21 +34,22 @@ class Stack {
       STD_TORCH_CHECK(state.dim() == 3 && state.size(0) == layers_ * directions_,
                       "fusedlstm: expected states of size [", layers_ * directions_, ", batch, features], got ",
                       sizes_of(state));
-      states_.push_back(unit_stride(state));
+      shared.initial.push_back(unit_stride(state));
     }
     if (given.states.empty()) make_zeros(cell);
     shared.layers = layers_;
   }
 
   int64_t layers() const { return layers_; }
+  int32_t device() const { return given_.input.get_device(); }
 
-  // The arguments of a layer, as if it were the first one: the input is the stack's.
+  // The arguments of a layer, as if it were the first one: the input is the stack's. To be asked for when the layer is
+  // to run: lists of many layers at once are memory that malloc cannot hand from one to the next.
   LayerArguments layer(int64_t l) {
     LayerArguments a;
     a.input = given_.input;
     a.stack = &shared;
     a.place = l;
-    a.initial = states_;
     Tensors* const lists[] = {nullptr, nullptr, &a.weight_ih, &a.weight_hh, &a.bias_ih, &a.bias_hh, &a.weight_hr};
     for (int64_t d = 0; d < directions_; ++d) {
       auto weight = given_.weights.begin() + first_weight(l, d);
@@ -70,7 +71,6 @@ class Stack {
   const StackArguments& given_;
   const int64_t layers_, directions_;
   std::vector<int> kinds_;
-  Tensors states_;  // the initial ones of all layers
 
   void make_zeros(CellSizes cell) {
     const Tensor &input = given_.input, &weight_hh = given_.weights[1];
@@ -79,9 +79,10 @@ class Stack {
     const int64_t batch = input.size(1), hidden = weight_hh.size(0) / cell.gates;
     for (int i = 0; i < cell.states; ++i) {
       const int64_t features = i == 0 ? weight_hh.size(1) : hidden;
-      const bool is_same = i > 0 && states_[0].size(2) == features;
-      states_.push_back(is_same ? states_[0]
-                                : new_zeros(input, {layers_ * directions_, batch, features}, input.scalar_type()));
+      Tensors& states = shared.initial;
+      const bool is_same = i > 0 && states[0].size(2) == features;
+      states.push_back(is_same ? states[0]
+                               : new_zeros(input, {layers_ * directions_, batch, features}, input.scalar_type()));
     }
   }
 };
@@ -93,11 +94,10 @@ inline std::vector<LayerArguments> layers_of(Stack& stack) {
   return layers;
 }
 
-template <int kCell, std::vector<LayerResults> (*kLayers)(std::vector<LayerArguments>&)>
+template <int kCell, std::vector<LayerResults> (*kLayers)(Stack&)>
 StackResults run_stack(StackArguments& given) {
   Stack stack(given, kCells[kCell].sizes);
-  std::vector<LayerArguments> layers = layers_of(stack);
-  std::vector<LayerResults> all = kLayers(layers);
+  std::vector<LayerResults> all = kLayers(stack);
   StackTensors& shared = stack.shared;
   StackResults r{std::move(all.back().output), std::move(shared.last), {}};
   r.kept.reserve(all.size() + 1);
@@ -115,18 +115,19 @@ inline Tensors listed_states(OptionalTensor& h, OptionalTensor& c) {
     if (*state) states.push_back(std::move(**state));
   return states;
 }
-inline StackInferenceResults with_states_apart(InferenceResults r) {
-  StackInferenceResults apart{std::move(r.output), std::move(r.last[0]), {}};
-  if (r.last.size() > 1) apart.c_n = std::move(r.last[1]);
+inline StackInferenceResults with_states_apart(Tensor output, Tensors& last) {
+  StackInferenceResults apart{std::move(output), std::move(last[0]), {}};
+  if (last.size() > 1) apart.c_n = std::move(last[1]);
   return apart;
 }
 
-template <int kCell, InferenceResults (*kLayers)(std::vector<LayerArguments>&)>
+// kLayers: runs the layers; gives the last one's output.
+template <int kCell, Tensor (*kLayers)(Stack&)>
 StackInferenceResults run_stack_inference(StackInferenceArguments& given) {
   given.stack.states = listed_states(given.h_0, given.c_0);
   Stack stack(given.stack, kCells[kCell].sizes);
-  std::vector<LayerArguments> layers = layers_of(stack);
-  return with_states_apart(kLayers(layers));
+  Tensor output = kLayers(stack);
+  return with_states_apart(std::move(output), stack.shared.last);
 }
 
 // How many weights a layer of a stack has, of which these are all: a row of frozen ones, or a part of a list.
@@ -150,29 +151,44 @@ inline Tensors weights_of_layer(Tensors& all, size_t layer, size_t each) {
   return {first, first + static_cast<std::ptrdiff_t>(each)};
 }
 
-// kLayers: runs the layers, of which the first has its input; gives the last one's output, and all last states.
-template <class Weights, InferenceResults (*kLayers)(std::vector<PreparedArguments<Weights>>&)>
-StackInferenceResults run_stack_prepared(PreparedStackArguments<Weights>& given) {
-  const int64_t L = given.layers;
-  const size_t each = weights_of_each(given.weights, L);
-  Tensors states = listed_states(given.h_0, given.c_0);
-  for (Tensor& state : states) {
-    STD_TORCH_CHECK(state.dim() == 3 && state.size(0) % L == 0, "fusedlstm: expected states of ", L,
-                    " layers, got size ", sizes_of(state));
-    state = unit_stride(state);
-  }
+// The same of a call with weights in a form of their own; theirs are taken out of the call's.
+template <class Weights>
+class PreparedStack {
+ public:
   StackTensors shared;
-  shared.layers = L;
-  std::vector<PreparedArguments<Weights>> layers(static_cast<size_t>(L));
-  layers.front().input = std::move(given.input);
-  for (int64_t l = 0; l < L; ++l) {
-    PreparedArguments<Weights>& a = layers[static_cast<size_t>(l)];
-    a.initial = l + 1 < L ? states : std::move(states);
+
+  explicit PreparedStack(PreparedStackArguments<Weights>& given)
+      : given_(given), each_(weights_of_each(given.weights, given.layers)) {
+    shared.layers = given.layers;
+    shared.initial = listed_states(given.h_0, given.c_0);
+    for (Tensor& state : shared.initial) {
+      STD_TORCH_CHECK(state.dim() == 3 && state.size(0) % given.layers == 0, "fusedlstm: expected states of ",
+                      given.layers, " layers, got size ", sizes_of(state));
+      state = unit_stride(state);
+    }
+  }
+
+  int64_t layers() const { return given_.layers; }
+
+  PreparedArguments<Weights> layer(int64_t l) {
+    PreparedArguments<Weights> a;
+    a.input = given_.input;
+    a.weights = weights_of_layer(given_.weights, static_cast<size_t>(l), each_);
     a.stack = &shared;
     a.place = l;
-    a.weights = weights_of_layer(given.weights, static_cast<size_t>(l), each);
+    return a;
   }
-  return with_states_apart(kLayers(layers));
+
+ private:
+  PreparedStackArguments<Weights>& given_;
+  size_t each_;
+};
+
+template <class Weights, Tensor (*kLayers)(PreparedStack<Weights>&)>
+StackInferenceResults run_stack_prepared(PreparedStackArguments<Weights>& given) {
+  PreparedStack<Weights> stack(given);
+  Tensor output = kLayers(stack);
+  return with_states_apart(std::move(output), stack.shared.last);
 }
 
 template <int kCell, std::vector<LayerGradients> (*kLayers)(std::vector<BackwardArguments>&)>

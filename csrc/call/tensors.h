@@ -49,11 +49,15 @@ inline std::string sizes_of(const Tensor& t) {
   return s + "]";
 }
 
-inline void check_sizes(const Tensor& t, const Sizes& expected, const char* name) {
+inline bool has_sizes(const Tensor& t, const Sizes& expected) {
   int64_t* sizes = nullptr;  // the tensor's own: to ask for each takes a call for each
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &sizes));
-  STD_TORCH_CHECK(t.dim() == expected.size() && std::equal(expected.begin(), expected.end(), sizes),
-                  "fusedlstm: expected ", name, " of size ", to_string(expected), ", got ", sizes_of(t));
+  return t.dim() == expected.size() && std::equal(expected.begin(), expected.end(), sizes);
+}
+
+inline void check_sizes(const Tensor& t, const Sizes& expected, const char* name) {
+  STD_TORCH_CHECK(has_sizes(t, expected), "fusedlstm: expected ", name, " of size ", to_string(expected), ", got ",
+                  sizes_of(t));
 }
 
 // Storages can be freed below their tensors, as sharding does with parameters that are not in use.

@@ -17,7 +17,16 @@ struct LayerInputs {
   CheckedLayer t;
   std::vector<int64_t> offsets, lengths;
 
-  LayerInputs(const NamedCell& cell, CheckedLayer&& checked) : cell(cell), t(std::move(checked)) {
+  LayerInputs(const NamedCell& cell, LayerArguments&& arguments) : cell(cell), t(std::move(arguments), cell.sizes) {
+    read_rows();
+  }
+  // A layer with weights in a form of their own, of these sizes.
+  LayerInputs(const NamedCell& cell, LayerArguments&& arguments, const WeightSizes& weights)
+      : cell(cell), t(std::move(arguments), cell.sizes, weights) {
+    read_rows();
+  }
+
+  void read_rows() {
     if (t.batch_sizes) {
       const auto* sizes = t.batch_sizes->const_data_ptr<int64_t>();
       offsets.assign(1, 0);
@@ -75,8 +84,9 @@ struct LayerInputs {
     a.rows.reset_step = t.reset ? t.reset->stride(t.lead) : 0;
     a.rows.reset_batch = t.reset ? t.reset->stride(t.lead + 1) : 0;
     a.input = rows_of(t.input, member);
-    for (size_t i = 0; i < t.initial.size(); ++i) {
-      a.initial[i] = state(t.initial[i], member);
+    const Tensors& initial = t.states();
+    for (size_t i = 0; i < initial.size(); ++i) {
+      a.initial[i] = state(initial[i], member);
       if (!t.reset_state.empty()) a.reset_state[i] = state(t.reset_state[i], member);
     }
     a.is_relu = cell.is_relu;
@@ -89,15 +99,11 @@ struct LayerInputs {
   const LayerKernels& kernels() const { return active_kernels(cell.kind, dtype_of(t.dtype)); }
 };
 
-template <int kCell>
-LayerInputs inputs_of(LayerArguments& arguments) {
-  return {kCells[kCell], CheckedLayer(std::move(arguments), kCells[kCell].sizes)};
-}
-
 // Where a member's results go, which inference and training have.
 inline void set_results(ForwardArgs& a, const LayerInputs& in, const LayerResults& r, int64_t member) {
   a.output = in.part(r.output, member);
-  for (size_t i = 0; i < r.last.size(); ++i) a.last[i] = in.own_part(r.last[i], member);
+  const Tensors& last = last_states(in.t, r);
+  for (size_t i = 0; i < last.size(); ++i) a.last[i] = in.own_part(last[i], member);
 }
 
 // What runs a pass of a layer.
@@ -115,14 +121,18 @@ class ForwardCall {
   LayerInputs in;
   LayerResults results;
 
-  ForwardCall(LayerInputs&& inputs, bool is_training)
-      : in(std::move(inputs)),
+  ForwardCall(const NamedCell& cell, LayerArguments&& arguments, bool is_training)
+      : in(cell, std::move(arguments)),
         results(new_results(in.t, is_training, false)),
         kernels_(in.kernels()),
         is_training_(is_training) {}
   // Inference with frozen weights: the panels, and the kernels that they are for.
-  ForwardCall(LayerInputs&& inputs, const LayerKernels& kernels, const char* panels)
-      : in(std::move(inputs)), results(new_results(in.t, false, false)), kernels_(kernels), frozen_(panels) {}
+  ForwardCall(const NamedCell& cell, LayerArguments&& arguments, const WeightSizes& weights,
+              const LayerKernels& kernels, const char* panels)
+      : in(cell, std::move(arguments), weights),
+        results(new_results(in.t, false, false)),
+        kernels_(kernels),
+        frozen_(panels) {}
 
   ForwardArgs args(int64_t member) const {
     ForwardArgs a = in.arguments<ForwardArgs>(member);
@@ -151,8 +161,8 @@ class BackwardCall {
   LayerInputs in;
   LayerGradients gradients;
 
-  BackwardCall(LayerInputs&& inputs, BackwardArguments& arguments)
-      : in(std::move(inputs)),
+  BackwardCall(const NamedCell& cell, BackwardArguments& arguments)
+      : in(cell, std::move(arguments.layer)),
         gradients(new_gradients(in.t, arguments.needs)),
         kernels_(in.kernels()),
         incoming_(arguments, in.t),
@@ -167,7 +177,7 @@ class BackwardCall {
     const Tensors& d_bias_ih = has_bias_ih_ || !is_joined_ ? g.bias_ih : g.bias_hh;
     BackwardArgs a = in.arguments<BackwardArgs>(m);
     if (incoming_.d_output) a.d_output = in.rows_of(*incoming_.d_output, m);
-    for (size_t i = 0; i < t.initial.size(); ++i) {
+    for (size_t i = 0; i < t.states().size(); ++i) {
       a.d_last[i] = in.state(incoming_.d_last[i], m);
       a.d_initial[i] = in.own_part(g.initial[i], m);
       a.d_reset_state[i] = in.part(g.reset_state, i, m);

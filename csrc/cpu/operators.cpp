@@ -12,44 +12,55 @@ namespace {
 
 template <int kCell>
 LayerResults layer(LayerArguments& arguments) {
-  ForwardCall call(inputs_of<kCell>(arguments), true);
+  ForwardCall call(kCells[kCell], std::move(arguments), true);
   run_layer(call);
   return std::move(call.results);
 }
 
 template <int kCell>
 InferenceResults layer_inference(LayerArguments& arguments) {
-  ForwardCall call(inputs_of<kCell>(arguments), false);
+  ForwardCall call(kCells[kCell], std::move(arguments), false);
   run_layer(call);
   return {std::move(call.results.output), std::move(call.results.last)};
 }
 
-// In inference, the results of the last layer alone.
 template <int kCell>
-std::vector<LayerResults> forward_layers(std::vector<LayerArguments>& layers, bool is_training) {
+std::vector<LayerResults> layers(Stack& stack) {
   std::vector<LayerResults> all;
   run_layers<ForwardCall>(
-      layers.size(),
-      [&](size_t l, const Tensor& made) {
-        if (l > 0) layers[l].input = made;
-        return ForwardCall(inputs_of<kCell>(layers[l]), is_training);
+      size_t(stack.layers()),
+      [&](std::vector<ForwardCall>& calls, size_t l, const Tensor& made) {
+        LayerArguments layer = stack.layer(int64_t(l));
+        if (l > 0) layer.input = made;
+        calls.emplace_back(kCells[kCell], std::move(layer), true);
       },
-      [&](ForwardCall& call) {
-        if (!is_training) all.clear();
-        all.push_back(std::move(call.results));
-      });
+      [&](ForwardCall& call) { all.push_back(std::move(call.results)); });
   return all;
 }
 
-template <int kCell>
-std::vector<LayerResults> layers(std::vector<LayerArguments>& arguments) {
-  return forward_layers<kCell>(arguments, true);
+// In inference the output of the last layer is kept alone, and a layer writes where the one before the last wrote.
+template <class Call, class Stack, class Make>
+Tensor last_output(Stack& stack, Make make) {
+  OptionalTensor output;
+  run_layers<Call>(
+      size_t(stack.layers()),
+      [&](std::vector<Call>& calls, size_t l, const Tensor& made) {
+        auto layer = stack.layer(int64_t(l));
+        if (l > 0) layer.input = made;
+        make(calls, layer);
+      },
+      [&](Call& call) {
+        stack.shared.spare = std::move(output);
+        output = std::move(call.results.output);
+      });
+  return *output;
 }
 
 template <int kCell>
-InferenceResults layers_inference(std::vector<LayerArguments>& arguments) {
-  LayerResults r = std::move(forward_layers<kCell>(arguments, false).back());
-  return {std::move(r.output), std::move(r.last)};
+Tensor layers_inference(Stack& stack) {
+  return last_output<ForwardCall>(stack, [](std::vector<ForwardCall>& calls, LayerArguments& layer) {
+    calls.emplace_back(kCells[kCell], std::move(layer), false);
+  });
 }
 
 template <int kCell>
@@ -69,35 +80,28 @@ FreezeResults freeze_layers(FreezeArguments& given) {
   std::vector<LayerInputs> layers;
   for (LayerArguments& layer : layers_of(stack)) {
     layer.input = empty(layer.weight_ih[0]);
-    layers.push_back(inputs_of<kCell>(layer));
+    layers.emplace_back(kCells[kCell], std::move(layer));
   }
   return {freeze(layers, kCell)};
 }
 
 template <int kCell, class Weights>
 InferenceResults layer_prepared(PreparedArguments<Weights>& given) {
-  auto call = prepared_call<kCell>(given);
+  PreparedCall<Weights> call(kCell, given);
   run_layer(call);
   return {std::move(call.results.output), std::move(call.results.last)};
 }
 
 template <int kCell, class Weights>
-InferenceResults layers_prepared(std::vector<PreparedArguments<Weights>>& layers) {
-  using Call = decltype(prepared_call<kCell>(layers[0]));
-  InferenceResults r;
-  run_layers<Call>(
-      layers.size(),
-      [&](size_t l, const Tensor& made) {
-        if (l > 0) layers[l].input = made;
-        return prepared_call<kCell>(layers[l]);
-      },
-      [&](Call& call) { r = {std::move(call.results.output), std::move(call.results.last)}; });
-  return r;
+Tensor layers_prepared(PreparedStack<Weights>& stack) {
+  using Call = PreparedCall<Weights>;
+  return last_output<Call>(
+      stack, [](std::vector<Call>& calls, PreparedArguments<Weights>& layer) { calls.emplace_back(kCell, layer); });
 }
 
 template <int kCell>
 LayerGradients layer_backward(BackwardArguments& arguments) {
-  BackwardCall call(inputs_of<kCell>(arguments.layer), arguments);
+  BackwardCall call(kCells[kCell], arguments);
   run_layer(call);
   call.finish();
   return std::move(call.gradients);
@@ -109,9 +113,9 @@ std::vector<LayerGradients> layers_backward(std::vector<BackwardArguments>& laye
   std::vector<LayerGradients> all;
   run_layers<BackwardCall>(
       layers.size(),
-      [&](size_t l, const Tensor& made) {
+      [&](std::vector<BackwardCall>& calls, size_t l, const Tensor& made) {
         if (l > 0) layers[l].d_output = made;
-        return BackwardCall(inputs_of<kCell>(layers[l].layer), layers[l]);
+        calls.emplace_back(kCells[kCell], layers[l]);
       },
       [&](BackwardCall& call) {
         if (!all.empty()) all.back().input = Tensor();  // this layer has read it

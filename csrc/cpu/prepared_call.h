@@ -18,8 +18,8 @@ class QuantizedCall {
   LayerInputs in;
   LayerResults results;
 
-  QuantizedCall(LayerInputs&& inputs, const CheckedQuantized& weights)
-      : in(std::move(inputs)),
+  QuantizedCall(const NamedCell& cell, LayerArguments&& arguments, const CheckedQuantized& weights)
+      : in(cell, std::move(arguments), weights.sizes),
         results(new_results(in.t, false, false)),
         weights_(weights),
         kernels_(active_quantized_kernels(in.cell.kind, weights.is_reduced)) {}
@@ -38,9 +38,9 @@ class QuantizedCall {
   const QuantizedLayerKernels& kernels_;
 };
 
-// A layer but for its weights, which have these sizes.
-template <int kCell, class Weights>
-LayerInputs prepared_inputs(PreparedArguments<Weights>& given, const WeightSizes& sizes) {
+// A layer but for its weights.
+template <class Weights>
+LayerArguments without_weights(PreparedArguments<Weights>& given) {
   LayerArguments layer;
   layer.input = std::move(given.input);
   layer.initial = std::move(given.initial);
@@ -50,20 +50,33 @@ LayerInputs prepared_inputs(PreparedArguments<Weights>& given, const WeightSizes
   layer.reset_state = std::move(given.reset_state);
   layer.stack = given.stack;
   layer.place = given.place;
-  return {kCells[kCell], CheckedLayer(std::move(layer), kCells[kCell].sizes, sizes)};
+  return layer;
 }
 
-template <int kCell>
-ForwardCall prepared_call(FrozenArguments& given) {
-  const FrozenWeights weights = FrozenWeights::of(given.weights, given.place, kCell);
-  return {prepared_inputs<kCell>(given, weights.sizes), weights.kernels, weights.panels};
-}
+// What runs a layer with such weights.
+template <class Weights>
+struct PreparedCall;
 
-template <int kCell>
-QuantizedCall prepared_call(QuantizedArguments& given) {
-  STD_TORCH_CHECK(given.input.dim() > 0, "fusedlstm: expected input with features, got a number");
-  const CheckedQuantized weights(given.weights, kCells[kCell], given.input.size(given.input.dim() - 1));
-  return {prepared_inputs<kCell>(given, weights.sizes), weights};
-}
+template <>
+struct PreparedCall<Tensor> : ForwardCall {
+  PreparedCall(int cell, FrozenArguments& given)
+      : PreparedCall(cell, given, FrozenWeights::of(given.weights, given.place, cell)) {}
+
+ private:
+  PreparedCall(int cell, FrozenArguments& given, const FrozenWeights& weights)
+      : ForwardCall(kCells[cell], without_weights(given), weights.sizes, weights.kernels, weights.panels) {}
+};
+
+template <>
+struct PreparedCall<Tensors> : QuantizedCall {
+  PreparedCall(int cell, QuantizedArguments& given)
+      : QuantizedCall(kCells[cell], without_weights(given), checked(cell, given)) {}
+
+ private:
+  static CheckedQuantized checked(int cell, const QuantizedArguments& given) {
+    STD_TORCH_CHECK(given.input.dim() > 0, "fusedlstm: expected input with features, got a number");
+    return {given.weights, kCells[cell], given.input.size(given.input.dim() - 1)};
+  }
+};
 
 }  // namespace fusedlstm::cpu

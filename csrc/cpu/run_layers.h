@@ -31,8 +31,9 @@ void run_layer(const Call& call) {
 
 // Runs `count` layers of a stack, with as many beside each other as there are threads for, where that is faster.
 //
-//     make(l, made)   the call of the l-th that runs, which reads what the one before it makes, the first none
-//     keep(call)      takes the results, in the same order
+//     make(calls, l, made)   adds the call of the l-th that runs, which reads what the one before it makes, the first
+//                            none
+//     keep(call)             takes the results, in the same order
 template <class Call, class Make, class Keep>
 void run_layers(size_t count, Make make, Keep keep) {
   Tensor made = undefined();
@@ -40,7 +41,7 @@ void run_layers(size_t count, Make make, Keep keep) {
   for (size_t l = 0, end = 0; l < count; l = end) {
     calls.clear();
     const auto add = [&] {
-      calls.push_back(make(end++, made));
+      make(calls, end++, made);
       made = calls.back().made();
     };
     add();

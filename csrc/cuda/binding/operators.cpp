@@ -56,7 +56,7 @@ Layer layer_of(const NamedCell& cell, const CheckedLayer& t) {
   layer.directions = t.directions;
   layer.batch_sizes = t.batch_sizes ? t.batch_sizes->const_data_ptr<int64_t>() : nullptr;
   layer.input = view_of(t.input, layer.dtype);
-  own_views(t, t.initial, layer.dtype, layer.initial);
+  own_views(t, t.states(), layer.dtype, layer.initial);
   view_each(t.weight_ih, layer.dtype, layer.weight_ih);
   view_each(t.weight_hh, layer.dtype, layer.weight_hh);
   view_each(t.bias_ih, layer.dtype, layer.bias_ih);
@@ -86,7 +86,7 @@ struct ForwardCall {
   ForwardCall(const NamedCell& cell, LayerArguments& arguments, bool is_training)
       : t(checked(cell, arguments)), r(new_results(t, is_training, t.lengths.has_value())), layer(layer_of(cell, t)) {
     results.output = view_of(r.output, layer.dtype);
-    own_views(t, r.last, layer.dtype, results.last);
+    own_views(t, last_states(t, r), layer.dtype, results.last);
     results.saved = own_view(t, r.saved, layer.dtype);
     results.carried = own_view(t, r.carried, acc_dtype(t));
   }
@@ -157,7 +157,7 @@ void call_next(const NamedCell& cell, std::vector<LayerArguments>& layers, size_
   }
 }
 
-std::vector<LayerResults> forward(const NamedCell& cell, std::vector<LayerArguments>& layers) {
+std::vector<LayerResults> forward(const NamedCell& cell, std::vector<LayerArguments> layers) {
   std::vector<ForwardCall> calls;
   size_t next = 0;
   call_next(cell, layers, next, layers.size(), true, calls);
@@ -168,7 +168,7 @@ std::vector<LayerResults> forward(const NamedCell& cell, std::vector<LayerArgume
 }
 
 // What the layers put out is kept only as long as layers that run abreast need it.
-InferenceResults forward_inference(const NamedCell& cell, std::vector<LayerArguments>& layers) {
+Tensor forward_inference(const NamedCell& cell, std::vector<LayerArguments> layers) {
   std::vector<ForwardCall> calls;
   size_t next = 0;
   call_next(cell, layers, next, 1, false, calls);
@@ -177,7 +177,7 @@ InferenceResults forward_inference(const NamedCell& cell, std::vector<LayerArgum
   for (;;) {
     call_next(cell, layers, next, static_cast<size_t>(choice.plan.abreast), false, calls);
     run_forward(host, of_each(calls, &ForwardCall::layer), of_each(calls, &ForwardCall::results), choice);
-    if (next == layers.size()) return {calls.back().r.output, calls.back().r.last};
+    if (next == layers.size()) return calls.back().r.output;
     layers[next].input = calls.back().r.output;
     calls.clear();
     call_next(cell, layers, next, 1, false, calls);
@@ -217,13 +217,13 @@ LayerGradients layer_backward(BackwardArguments& arguments) {
 }
 
 template <int kCell>
-std::vector<LayerResults> layers(std::vector<LayerArguments>& arguments) {
-  return on_device(arguments[0].input.get_device(), [&] { return forward(kCells[kCell], arguments); });
+std::vector<LayerResults> layers(Stack& stack) {
+  return on_device(stack.device(), [&] { return forward(kCells[kCell], layers_of(stack)); });
 }
 
 template <int kCell>
-InferenceResults layers_inference(std::vector<LayerArguments>& arguments) {
-  return on_device(arguments[0].input.get_device(), [&] { return forward_inference(kCells[kCell], arguments); });
+Tensor layers_inference(Stack& stack) {
+  return on_device(stack.device(), [&] { return forward_inference(kCells[kCell], layers_of(stack)); });
 }
 
 template <int kCell>
