@@ -140,6 +140,7 @@ def served(monkeypatch):
             names.extend([operator._opname.replace("stack", "layer")] * layers)
             return operator(*arguments)
 
+        call._op = call  # for function_of
         return call
 
     for cell, of in OPERATORS.items():

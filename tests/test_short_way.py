@@ -7,7 +7,7 @@ import torch
 from family import EVERY, LSTM, every, tensors_of
 from torch import nn
 
-from fusedlstm import FusedRNN, FusedRNNCell, _module, _run, _run_cell, _usual
+from fusedlstm import FusedLSTM, FusedRNN, FusedRNNCell, _module, _run, _run_cell, _usual
 
 OPTIONS = {
     "plain": {},
@@ -93,6 +93,37 @@ def test_weights_that_are_no_parameters_go_the_long_way(short_way):
     with torch.no_grad():
         layer(torch.randn(5, 3, 4))
     assert short_way == ["gradients"]
+
+
+@every
+def test_parameters_in_another_order_are_those_of_their_names(member, short_way):
+    layer = member.layer(4, 4).eval()
+    x, weight = torch.randn(5, 3, 4), layer.weight_ih_l0
+    with torch.no_grad():
+        expected = layer(x)[0]
+        del layer.weight_ih_l0
+        layer.weight_ih_l0 = weight
+        assert next(iter(layer._parameters)) == "weight_hh_l0"
+        assert torch.equal(layer(x)[0], expected)
+    assert short_way == ["inference"] * 2
+
+
+def test_a_property_in_place_of_an_attribute_goes_the_long_way(short_way):
+    class Layer(FusedLSTM):
+        @property
+        def batch_first(self):
+            return self.is_first
+
+        @batch_first.setter
+        def batch_first(self, is_first):
+            self.is_first = is_first
+
+    layer, plain = Layer(4, 6, batch_first=True).eval(), FusedLSTM(4, 6).eval()
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(3, 5, 4)
+    with torch.no_grad():
+        assert torch.equal(layer(x)[0], plain(x.transpose(0, 1))[0].transpose(0, 1))
+    assert short_way == ["gradients", "inference"]
 
 
 FEW_STEPS = {
