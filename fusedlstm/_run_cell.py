@@ -36,11 +36,12 @@ def run_cell(name, input, hx, weights, frozen=None, varied=None):
         weights = weights[:2]
     has_one_state = len(cell.states) == 1
     states = () if hx is None else (hx,) if has_one_state else hx
+    is_known = type(states) is tuple and (hx is None or len(states) > 0)  # () is none of zeros
     if varied is not None:
-        if type(states) is tuple and (last := run_varied_step(cell, varied, input, states, weights)):
+        if is_known and (last := run_varied_step(cell, varied, input, states, weights)):
             return as_passed(last)
         return _as_layer(name, input, hx, weights, varied=varied)
-    if type(input) is Tensor and type(states) is tuple and is_plain((input, *states, *weights)):
+    if is_known and type(input) is Tensor and is_plain((input, *states, *weights)):
         try:
             last = run_step(cell, input, states, weights) if frozen is None else _frozen(cell, input, states, frozen)
             return last[0] if has_one_state else tuple(last)

@@ -182,6 +182,7 @@ def test_vmap_over_rows():
         (torch.ones(2, 4), None, RuntimeError, "inconsistent input_size: got 4 expected 3"),
         (torch.ones(2, 3), torch.ones(2, 2, 4), TypeError, "Expected hx to be a tuple"),
         (torch.ones(2, 3), (torch.ones(2, 4),) * 3, RuntimeError, "two hidden states, got 3"),
+        (torch.ones(2, 3), (), RuntimeError, "two hidden states, got 0"),
         (torch.ones(2, 3), (torch.ones(2, 5),) * 2, RuntimeError, "hidden0.*got 5, expected 4"),
         (torch.ones(2, 3), (torch.ones(2, 4), torch.ones(3, 4)), RuntimeError, "hidden1 batch"),
         (torch.ones(2, 3), (torch.ones(1, 1, 2, 4),) * 2, ValueError, "got 4D"),
