@@ -106,9 +106,9 @@ def check_input(x, weight, sizes, is_int8=False):
     if not isinstance(weight, Tensor):
         raise TypeError(f"{name}: Expected weight_ih_l0 to be a Tensor, got {type(weight).__name__}")
     if x.dtype is not (torch.float32 if is_int8 else weight.dtype):
-        # Of packed input, and under autocast, nn.LSTM leaves it to its products to fail.
-        is_plain = x.dim() == 3 and not is_any_autocast_enabled()
-        _refuse_dtype(x, weight, ValueError if is_plain else RuntimeError, is_int8)
+        # nn.LSTM of packed input, and all layers under autocast, leave it to their products to fail.
+        is_checked = (x.dim() == 3 or sizes.cell != "lstm") and not is_any_autocast_enabled()
+        _refuse_dtype(x, weight, ValueError if is_checked else RuntimeError, is_int8)
     if x.dtype not in _DTYPES:
         raise RuntimeError(f"{name}: Expected dtype float32, float64, bfloat16 or float16, got {x.dtype}")
     if x.device != weight.device:
