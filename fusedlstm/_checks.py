@@ -236,13 +236,17 @@ def _refuse_dims(states, kind, dim):
     raise RuntimeError(f"For {kind} input, hx and cx should also be {dim}-D but got ({dims}) tensors")
 
 
+def check_dense(owner, tensor, name):
+    if tensor.layout is not torch.strided:
+        raise RuntimeError(f"{owner}: Expected a dense (strided) {name}, got {tensor.layout}")
+
+
 def check_states(states, sizes, B, x, name):
     _, _, H, P, L, D, _ = sizes
     for place, tensor in enumerate(states):
         expected = (L * D, B, (P or H) if place == 0 else H)
         own = name if len(states) == 1 else f"{name}[{place}]"
-        if tensor.layout is not torch.strided:
-            raise RuntimeError(f"{sizes.name}: Expected a dense (strided) {own}, got {tensor.layout}")
+        check_dense(sizes.name, tensor, own)
         if tensor.shape != expected:
             raise RuntimeError(f"Expected {own} size {expected}, got {list(tensor.shape)}")
         if tensor.device != x.device:
@@ -295,6 +299,7 @@ def check_packed(name, data, batch_sizes, **others):
             raise ValueError(f"{name}: Expected no {option} with a PackedSequence, got one")
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
+    check_dense(name, data, "PackedSequence")
     if batch_sizes.dtype is not torch.int64 and torch.compiler.is_exporting():
         # What PyTorch takes the result of pack_padded_sequence for.
         raise RuntimeError(

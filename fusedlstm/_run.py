@@ -211,8 +211,7 @@ def _time_major(name, input, batch_first):
     """The input as [T, B, I], and whether it has a batch dimension."""
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}: Expected input to be a Tensor or PackedSequence, got {type(input).__name__}")
-    if input.layout is not torch.strided:
-        raise RuntimeError(f"{name}: Expected a dense (strided) input, got {input.layout}")
+    _checks.check_dense(name, input, "input")
     dim = input.dim()
     if dim == 3:
         return (input.transpose(0, 1) if batch_first else input), True

@@ -116,6 +116,7 @@ def _checked(name, input, hx, weights, sizes=None):
         raise TypeError(f"{owner}: Expected input to be a Tensor, got {type(input).__name__}")
     if input.dim() not in (1, 2):
         raise ValueError(f"{owner}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    _checks.check_dense(owner, input, "input")
     if sizes is None and len(weights) > 2 and (weights[2] is None or weights[3] is None):
         raise RuntimeError(f"{owner}: Expected both bias_ih and bias_hh or neither, got one")
     is_batched = input.dim() == 2

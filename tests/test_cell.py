@@ -183,6 +183,7 @@ def test_vmap_over_rows():
         (torch.ones(2, 3), torch.ones(2, 2, 4), TypeError, "Expected hx to be a tuple"),
         (torch.ones(2, 3), (torch.ones(2, 4),) * 3, RuntimeError, "two hidden states, got 3"),
         (torch.ones(2, 3), (), RuntimeError, "two hidden states, got 0"),
+        (torch.ones(2, 3).to_sparse(), None, RuntimeError, r"strided\) input, got torch.sparse_coo"),
         (torch.ones(2, 3), (torch.ones(2, 5),) * 2, RuntimeError, "hidden0.*got 5, expected 4"),
         (torch.ones(2, 3), (torch.ones(2, 4), torch.ones(3, 4)), RuntimeError, "hidden1 batch"),
         (torch.ones(2, 3), (torch.ones(1, 1, 2, 4),) * 2, ValueError, "got 4D"),

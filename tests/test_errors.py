@@ -219,6 +219,7 @@ def _packed(data=None, batch_sizes=(2, 2, 1), dtype=torch.int64):
         (_packed(torch.ones(6, 3)), None, RuntimeError, "Expected 5 rows.*got 6"),
         (_packed(torch.ones(4, 3)), None, RuntimeError, "Expected 5 rows.*got 4"),
         (_packed(torch.ones(5, 3, 1)), None, RuntimeError, "2 dimensions, got 3"),
+        (_packed(torch.ones(5, 3).to_sparse()), None, RuntimeError, r"strided\) PackedSequence, got torch.sparse_coo"),
         (_packed(batch_sizes=(2, 1, 2)), None, RuntimeError, r"non-increasing, got \[2, 1, 2\]"),
         (_packed(batch_sizes=(3, 2, 0)), None, RuntimeError, "positive"),
         (_packed(dtype=torch.int32), None, RuntimeError, "int64.*got.*torch.int32"),
