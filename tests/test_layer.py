@@ -94,14 +94,17 @@ def test_nan_stays_in_its_sample(device):
 
 
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1e30])
-def test_huge_input_saturates(value, device):
-    """Gates at 0 and 1 exactly as the formula says, no NaN from inf - inf."""
-    module = FusedLSTM(1, 8, device=device)
-    x = torch.full((4, 2, 1), value)
-    torch_module = nn.LSTM(1, 8, dtype=torch.float64)
+@pytest.mark.parametrize("proj_size", [0, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_huge_input_saturates(dtype, proj_size, value, device):
+    """Gates at 0 and 1 exactly as the formula says, no NaN from inf - inf, nor from what pads the units."""
+    module = FusedLSTM(1, 9, proj_size=proj_size, device=device, dtype=dtype)
+    x = torch.full((4, 20, 1), value)
+    torch_module = nn.LSTM(1, 9, proj_size=proj_size, dtype=torch.float64)
     torch_module.load_state_dict(module.state_dict())
     expected = torch_module(x.double().clamp(-1e30, 1e30))[0]
-    torch.testing.assert_close(module(x.to(device))[0].double().cpu(), expected, rtol=0, atol=1e-6)
+    output = module(x.to(device, dtype))[0]
+    torch.testing.assert_close(output.double().cpu(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("T, B", [(0, 3), (4, 0), (0, 0)])

@@ -314,8 +314,10 @@ class States {
       store_some(lines.all_carried + (r * kSizes.carried + k) * lines.hidden, active ? states.of[k] : V{}, lines.n);
   }
 
-  // The states after a step, and the output: the cell's if the row runs, else those before it and zeros.
+  // The states after a step, and the output: the cell's if the row runs, else those before it and zeros. What pads the
+  // units of h is zero: it meets weights of zero in the next product, and after an infinite input it may be NaN.
   FUSEDLSTM_INLINE void write_states(const Carried& after, V h, const Carried& before, const Lines& lines, int r) {
+    h = first_lanes(h, lines.n);
     const int64_t b = lines.b + r;
     const bool active = lines.step.active(b), resets = lines.step.resets(b);
     for (int k = 0; k < kSizes.carried; ++k) {

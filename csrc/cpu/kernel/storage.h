@@ -58,6 +58,15 @@ FUSEDLSTM_INLINE void store_some(T* p, V v, int64_t n) {
   store_first(p, v, n);
 }
 
+// The first n lanes of v (all when n is at least that many), and zeros.
+template <class V>
+FUSEDLSTM_INLINE V first_lanes(V v, int64_t n) {
+  using T = std::remove_reference_t<decltype(v[0])>;
+  alignas(V) T lanes[sizeof(V) / sizeof(T)];
+  store(lanes, v);
+  return load_some<V>(lanes, n);
+}
+
 // float32 and float64: stored as they are computed.
 template <class T>
 struct Full {
