@@ -1,7 +1,7 @@
 """Every device primitive, one tiny kernel each, against an oracle that knows nothing of its implementation.
 
-The same source runs on the CPU twins and, where there is a GPU, on the hardware: the body of each test is shared. What
-is exact is compared bit by bit, so that the twins and the hardware do the same.
+The same source runs on the CPU twins, as PTX on the CPU and, where there is a GPU, on the hardware: the body of each
+test is shared. What is exact is compared bit by bit, so that all of them do the same.
 
 FUSEDLSTM_PRIMITIVE_KERNELS names a library that the command of emulator.build.primitives_command() has made elsewhere:
 then the tests on cuda need no compiler. They need no emulator in any case.
@@ -12,14 +12,16 @@ import functools
 import math
 import os
 import shutil
+from contextlib import nullcontext
 
 import emulator
 import pytest
 import torch
 from emulator import Memory, build
+from ptx import kernels_of_ptx
 
 PREBUILT = os.environ.get("FUSEDLSTM_PRIMITIVE_KERNELS", "")
-DEVICES = ["emulated"] + ["cuda"] * bool(torch.cuda.is_available() and (PREBUILT or shutil.which("nvcc")))
+DEVICES = ["emulated", "ptx"] + ["cuda"] * bool(torch.cuda.is_available() and (PREBUILT or shutil.which("nvcc")))
 # Compute capability, times ten; 75 for the rest.
 NEEDS = {"mma_bf16": 80, "mma_f16": 80, "mma_tf32": 80, "number": 80, "cluster": 90, "bulk": 90}
 
@@ -38,8 +40,9 @@ def run(device, name, words):
     Words are int64 from 0 to 2^32 - 1, here and in all of this file.
     """
     values, out = words.int(), torch.zeros(2048, dtype=torch.int32)
-    if device == "emulated":
-        with Memory() as memory:
+    if device != "cuda":
+        as_ptx = kernels_of_ptx(emulator.module()) if device == "ptx" else nullcontext()
+        with as_ptx, Memory() as memory:
             error = memory.module.run_primitive(name, memory.pointer(values, "in"), memory.pointer(out, "out"))
     else:
         major, minor = torch.cuda.get_device_capability()

@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "emulator"
 CSRC = ROOT / "csrc"
+PTX = HERE.parent / "ptx"  # what runs the PTX of the kernels in their place
 RUNTIME_HEADERS = [
     *HERE.glob("*.h"),
     *HERE.glob("include/*.h"),
@@ -121,7 +122,7 @@ def units(changed):
 
     for source in sorted(CSRC.glob("cuda/device/*.cu")):
         yield unit(source, KERNEL_FLAGS, lambda csrc: [*host_headers(csrc), *csrc.glob("cuda/device/*.cuh")])
-    include = [HERE, HERE / "include", CSRC]
+    include = [HERE, HERE / "include", CSRC, PTX]
     # torch brings pybind11's headers along; nothing else of it is used. As flags, so that each Python has its object.
     torch = Path(importlib.util.find_spec("torch").origin).parent
     python = [f"-isystem{torch / 'include'}", f"-isystem{sysconfig.get_paths()['include']}"]
@@ -131,11 +132,15 @@ def units(changed):
         yield Unit(source, KERNEL_FLAGS, include, RUNTIME_HEADERS)
     for source in sorted(HERE.glob("*.cpp")):
         if source.name == "module.cpp":
-            yield Unit(source, BINDING_FLAGS + python, include, [*host_headers(CSRC), *CSRC.glob("cuda/binding/*.h")])
+            headers = [*host_headers(CSRC), *CSRC.glob("cuda/binding/*.h"), PTX / "bind.h"]
+            yield Unit(source, BINDING_FLAGS + python, include, headers)
         elif source.name == "host.cpp":
             yield Unit(source, RUNTIME_FLAGS, include, host_headers(CSRC))
         else:
             yield Unit(source, RUNTIME_FLAGS, include, RUNTIME_HEADERS)
+    for source in sorted(PTX.glob("*.cpp")):
+        flags = BINDING_FLAGS + python if source.name == "bind.cpp" else RUNTIME_FLAGS
+        yield Unit(source, flags, include, [*RUNTIME_HEADERS, *PTX.glob("*.h")])
 
 
 def host_headers(csrc):

@@ -6,10 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <source_location>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 namespace fusedlstm::cuda {
 struct LaunchConfig;
@@ -74,7 +76,18 @@ int attribute_calls();
 // Why a kernel may not be launched so on the current device, as far as its attributes go; "" if it may.
 std::string lacking_attribute(const void* kernel, size_t smem_bytes, unsigned cluster_size);
 
-void run_launch(const void* kernel, const fusedlstm::cuda::LaunchConfig& config, void (*entry)(void*), void* closure);
+// A parameter of a kernel, as the host passes it.
+struct Parameter {
+  const void* value;
+  size_t bytes;
+};
+// What every thread of a launch runs in place of a kernel (tests/ptx), asked for at each launch. Empty: the kernel.
+using Substitute = std::function<std::function<void()>(const void* kernel, const std::vector<Parameter>& parameters)>;
+Substitute& substitute();
+
+// entry(closure) is what a thread runs: the kernel, with these parameters.
+void run_launch(const void* kernel, const fusedlstm::cuda::LaunchConfig& config,
+                const std::vector<Parameter>& parameters, void (*entry)(void*), void* closure);
 
 // ---- called by CUDA threads -------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bind.h"
 #include "bind_host.h"
 #include "emulator.h"
 
@@ -57,4 +58,5 @@ PYBIND11_MODULE(_emulated, m) {
                                    reinterpret_cast<uint32_t*>(out));
   });
   emulator::bind_host(m);
+  ptx::bind(m);
 }

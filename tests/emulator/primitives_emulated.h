@@ -291,7 +291,9 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchConfig& config, cudaSt
   std::tuple<Params...> params(static_cast<Params>(args)...);
   const auto run = [=] {
     auto body = [kernel, params] { std::apply(kernel, params); };  // on the host's stack, where kernels may read it
-    emulator::run_launch(address, config, [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
+    const auto list = [](const auto&... p) { return std::vector<emulator::Parameter>{{&p, sizeof p}...}; };
+    emulator::run_launch(
+        address, config, std::apply(list, params), [](void* b) { (*static_cast<decltype(body)*>(b))(); }, &body);
   };
   const unsigned ctas = config.grid.x * config.grid.y * config.grid.z;
   emulator::enqueue(stream, {run, config.cooperative ? ctas : 0});

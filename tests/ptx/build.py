@@ -1,0 +1,120 @@
+"""From a kernel of csrc/cuda/device to a function of this process: nvcc makes PTX of it, which is translated.
+
+What is made is kept in the cache of the emulator, named by a hash of everything that goes into it.
+"""
+
+import ctypes
+import functools
+import hashlib
+import subprocess
+import sys
+
+import pytest
+from emulator import build
+
+from .text import entry_of
+from .translate import SYMBOL, translate
+
+ARCH = "sm_90a"  # whose kernels are all there
+NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
+CXX_FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-shared", "-ffp-contract=off"]
+HEADERS = [build.PTX / "instructions.h", build.PTX / "thread.h"]
+
+
+@functools.cache
+def find_nvcc():
+    """The path of nvcc. Skips the test where there is none."""
+    folder = build.ROOT / "_build_backend"
+    if not folder.is_dir():
+        pytest.skip("compiles the sources of the kernels, which are in the source tree only")
+    sys.path.append(str(folder))
+    from cuda_toolkit import find_toolkit
+
+    toolkit = find_toolkit()
+    if toolkit is None:
+        pytest.skip("expected a CUDA toolkit, found none: no nvcc to make PTX of the kernels")
+    return toolkit.nvcc
+
+
+@functools.cache
+def nvcc_version():
+    return subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _key(*parts):
+    key = hashlib.sha256()
+    for part in parts:
+        key.update(part if isinstance(part, bytes) else str(part).encode())
+        key.update(b"\0")
+    return key.hexdigest()[:16]
+
+
+def symbols(library, *flags):
+    """{address: mangled name} of the functions of a library or an object."""
+    done = subprocess.run(["nm", *flags, library], capture_output=True, text=True, check=True)
+    parts = (line.split() for line in done.stdout.splitlines())
+    return {int(part[0], 16): part[2] for part in parts if len(part) == 3 and part[1] in "TtWw"}
+
+
+def demangled(name):
+    return subprocess.run(["c++filt", name], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@functools.cache
+def _source_of_kernels():
+    """{mangled name: the source that it is compiled in} of all kernels that the emulator has."""
+    found = {}
+    for unit in build.units({}):
+        if unit.source.suffix == ".cu":
+            for line in subprocess.run(
+                ["nm", unit.compile()], capture_output=True, text=True, check=True
+            ).stdout.splitlines():
+                found[line.split()[-1]] = unit.source
+    return found
+
+
+def ptx_of(kernel, csrc=build.CSRC, flags=(), arch=ARCH):
+    """What nvcc makes of one kernel, or of the source that it stands in: the path of the PTX.
+
+    Args:
+        kernel: the name that g++ gives it.
+        csrc: the folder of the sources.
+        flags: more of nvcc's.
+        arch: "sm_90a".
+    """
+    source = _source_of_kernels()[kernel]
+    if "recurrence_kernel" in kernel:  # of hundreds, which take minutes
+        text = f'#include "cuda/device/recurrence.cuh"\ntemplate __global__ {demangled(kernel)};\n'
+    else:
+        text = f'#include "{csrc / source.relative_to(build.CSRC) if source.is_relative_to(build.CSRC) else source}"\n'
+    included = sorted([*csrc.rglob("*.h"), *csrc.rglob("*.cuh"), source])
+    contents = [file.name.encode() + b"\0" + file.read_bytes() for file in included]
+    flags = [*NVCC_FLAGS, *flags, f"-arch={arch.replace('sm', 'compute')}"]
+    key = _key(nvcc_version(), text.replace(str(csrc), ""), *flags, *contents)
+    unit = build.CACHE / f"{source.stem}-{key}.cu"
+    unit.write_text(text)
+    return build.made(unit.with_suffix(".ptx"), [find_nvcc(), *flags, "-ptx", f"-I{csrc}", unit])
+
+
+@functools.cache
+def _library(source):
+    """The translated kernel of a C++ source, compiled."""
+    key = _key(build.compiler(), source, *CXX_FLAGS, *(header.read_bytes() for header in HEADERS))
+    file = build.CACHE / f"translated-{key}.cpp"
+    file.write_text(source)
+    command = [build.compiler(), *CXX_FLAGS, f"-I{build.PTX}", file]
+    return ctypes.CDLL(str(build.made(file.with_suffix(".so"), command)))
+
+
+def function_of(ptx, kernel, parameter_bytes):
+    """The address of the function that a kernel in a PTX file is translated to.
+
+    Args:
+        ptx: the file.
+        kernel: the name that g++ gives the kernel.
+        parameter_bytes: the sizes of its parameters, as the host passes them. Other sizes in PTX are an error.
+    """
+    entry = entry_of(ptx.read_text(), kernel)
+    sizes = [parameter.bytes for parameter in entry.parameters]
+    assert sizes == parameter_bytes, f"{kernel}: expected parameters of {sizes} bytes, got {parameter_bytes}"
+    return ctypes.cast(getattr(_library(translate(entry)), SYMBOL), ctypes.c_void_p).value

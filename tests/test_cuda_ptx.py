@@ -1,0 +1,137 @@
+"""The CUDA kernels as nvcc compiles them: their PTX on the CPU, against the emulated kernels and against float64.
+
+Without contraction to multiply-adds what nvcc and g++ make of a kernel does the same arithmetic: then every bit is the
+same. As the library is compiled, numbers are near the reference.
+"""
+
+import functools
+
+import emulator
+import pytest
+import torch
+from emulated_layer import EVERYTHING, Emulated, Layer
+from planted_faults import Fault, copy_of_sources
+from ptx import kernels_of_ptx
+from ptx.build import find_nvcc
+from tolerance import assert_near, tolerance
+
+from fusedlstm.cells import CELLS
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+ARITHMETICS = {"float32": (F32, False), "tf32": (F32, True), "bfloat16": (BF16, False), "float16": (F16, False)}
+EXACT = ("-fmad=false",)
+LENGTHS = [3, 1, 2, 0, 3, 3, 2, 1, 1, 3, 2]
+# Each of both passes, in more than one tile of the batch. Every transport, cell and arithmetic.
+RUNS = [
+    ("lstm", "float32", "stream"),
+    ("lstm", "float32", "local"),
+    ("lstm", "tf32", "local"),
+    ("lstm", "bfloat16", "cluster"),
+    ("lstm", "float16", "grid"),
+    ("lstm", "bfloat16", "bulk"),
+    ("gru", "float16", "local"),
+    ("gru", "tf32", "cluster"),
+    ("gru", "bfloat16", "grid"),
+    ("rnn_tanh", "bfloat16", "local"),
+    ("rnn_relu", "float32", "cluster"),
+    ("rnn_tanh", "tf32", "grid"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nvcc():
+    return find_nvcc()
+
+
+@functools.cache
+def make(cell, arithmetic, transport):
+    dtype, allow_tf32 = ARITHMETICS[arithmetic]
+    units = 64 if CELLS[cell].gates == 1 else 32
+    H = 260 if transport == "bulk" else 20 + units * (transport == "cluster")
+    return Layer(
+        3, len(LENGTHS), H, CELLS[cell], dtype=dtype, allow_tf32=allow_tf32, resets=True, reset_states=True,
+        lengths=LENGTHS,
+    )  # fmt: skip
+
+
+def run(layer, transport, seed=0):
+    module = emulator.module()
+    with emulator.options(module, seed=seed):
+        layer_run = Emulated(module, layer, transport)
+        out = layer_run.forward()
+        return out | layer_run.backward(out, EVERYTHING)
+
+
+@pytest.mark.parametrize(("cell", "arithmetic", "transport"), RUNS)
+def test_every_bit_is_that_of_the_emulated_kernel(cell, arithmetic, transport):
+    layer = make(cell, arithmetic, transport)
+    expected = run(layer, transport)
+    with kernels_of_ptx(emulator.module(), flags=EXACT) as launched:
+        found = run(layer, transport, seed=5)
+    assert ("recurrence_kernel" in str(launched)) == (transport != "stream")
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=0, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize(("cell", "arithmetic", "transport"), [RUNS[0], RUNS[1], RUNS[3]])
+def test_as_the_library_is_compiled(cell, arithmetic, transport):
+    layer = make(cell, arithmetic, transport)
+    with kernels_of_ptx(emulator.module()):
+        found = run(layer, transport)
+    expected = layer.reference()
+    for name, value in found.items():
+        terms = layer.cell.gates * layer.H + layer.rows * ("weight" in name or "bias" in name)
+        assert_near(value, expected[name], tolerance(layer.dtype, terms, layer.T, device_type="cuda"), name)
+
+
+CLUSTER, BULK = ("lstm", "bfloat16", "cluster"), ("lstm", "bfloat16", "bulk")
+WRONG = "wrong numbers"
+# In the text of PTX, of which the emulator sees nothing.
+FAULTS = [
+    (CLUSTER, Fault("operands of an mma swapped", "primitives.cuh",
+        """{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void mma_f16(""",
+        """{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a2), "r"(a1), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void mma_f16(""", WRONG)),
+    (CLUSTER, Fault("high and low swapped", "primitives.cuh", '"f"(high), "f"(low)', '"f"(low), "f"(high)', WRONG)),
+    (CLUSTER, Fault("mapa to the CTA itself", "primitives.cuh",
+        '"mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(rank)',
+        '"mapa.shared::cluster.u32 %0, %1, %%cluster_ctarank;" : "=r"(r) : "r"(a), "r"(rank)', "only polling threads")),
+    (CLUSTER, Fault("too many bytes expected", "primitives.cuh",
+        'expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)',
+        'expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes + 16)', "only polling threads")),
+    (CLUSTER, Fault("words of a vector in another order", "primitives.cuh",
+        """[%0], {%1, %2, %3, %4}, [%5];" ::"r"(a),""", """[%0], {%1, %2, %4, %3}, [%5];" ::"r"(a),""", WRONG)),
+    (CLUSTER, Fault("not a load of its own CTA", "primitives.cuh",
+        '"ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"', '"ld.shared.v4.b32 {%0, %1, %2, %3}, [%4+16];"', WRONG)),
+    (BULK, Fault("source and destination swapped", "primitives.cuh",
+        """bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "r"(from)""", """bytes [%0], [%1], %2, [%3];" ::"r"(from),
+               "r"(to)""", "shared memory")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "fault"), FAULTS, ids=lambda v: str(v) if isinstance(v, Fault) else v[2])
+def test_faults_in_the_text_of_ptx_are_noticed(where, fault, tmp_path):
+    csrc, transport = copy_of_sources(tmp_path), where[2]
+    fault.planted(csrc)
+    layer, module = make(*where), emulator.module()
+    expected = Emulated(module, layer, transport).forward()
+    with kernels_of_ptx(module, flags=EXACT, csrc=csrc):
+        try:
+            found = Emulated(module, layer, transport).forward()
+        except module.EmulationError as error:
+            assert fault.reported in str(error), error
+            return
+    assert fault.reported == WRONG
+    assert not torch.equal(found["output"], expected["output"])
