@@ -62,6 +62,11 @@ def run(layer, transport, seed=0):
         return out | layer_run.backward(out, EVERYTHING)
 
 
+def allowed(layer, name=""):
+    terms = layer.cell.gates * layer.H + layer.rows * ("weight" in name or "bias" in name)
+    return tolerance(layer.dtype, terms, layer.T, device_type="cuda")
+
+
 @pytest.mark.parametrize(("cell", "arithmetic", "transport"), RUNS)
 def test_every_bit_is_that_of_the_emulated_kernel(cell, arithmetic, transport):
     layer = make(cell, arithmetic, transport)
@@ -82,8 +87,7 @@ def test_as_the_library_is_compiled(cell, arithmetic, transport):
         found = run(layer, transport)
     expected = layer.reference()
     for name, value in found.items():
-        terms = layer.cell.gates * layer.H + layer.rows * ("weight" in name or "bias" in name)
-        assert_near(value, expected[name], tolerance(layer.dtype, terms, layer.T, device_type="cuda"), name)
+        assert_near(value, expected[name], allowed(layer, name), name)
 
 
 CLUSTER, BULK = ("lstm", "bfloat16", "cluster"), ("lstm", "bfloat16", "bulk")
@@ -126,12 +130,12 @@ def test_faults_in_the_text_of_ptx_are_noticed(where, fault, tmp_path):
     csrc, transport = copy_of_sources(tmp_path), where[2]
     fault.planted(csrc)
     layer, module = make(*where), emulator.module()
-    expected = Emulated(module, layer, transport).forward()
-    with kernels_of_ptx(module, flags=EXACT, csrc=csrc):
+    with kernels_of_ptx(module, csrc=csrc):
         try:
-            found = Emulated(module, layer, transport).forward()
+            found = Emulated(module, layer, transport).forward()["output"]
         except module.EmulationError as error:
             assert fault.reported in str(error), error
             return
     assert fault.reported == WRONG
-    assert not torch.equal(found["output"], expected["output"])
+    with pytest.raises(AssertionError, match="times the allowed error"):
+        assert_near(found, layer.reference()["output"], allowed(layer), fault.name)

@@ -84,7 +84,8 @@ def ptx_of(kernel, csrc=build.CSRC, flags=(), arch=ARCH):
     """
     source = _source_of_kernels()[kernel]
     if "recurrence_kernel" in kernel:  # of hundreds, which take minutes
-        text = f'#include "cuda/device/recurrence.cuh"\ntemplate __global__ {demangled(kernel)};\n'
+        name = demangled(kernel).removeprefix("void ").rpartition("(")[0]
+        text = f'#include "cuda/device/recurrence.cuh"\nauto* const kernel = &{name};\n'
     else:
         text = f'#include "{csrc / source.relative_to(build.CSRC) if source.is_relative_to(build.CSRC) else source}"\n'
     included = sorted([*csrc.rglob("*.h"), *csrc.rglob("*.cuh"), source])
