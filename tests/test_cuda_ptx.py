@@ -13,6 +13,9 @@ from emulated_layer import EVERYTHING, Emulated, Layer
 from planted_faults import Fault, copy_of_sources
 from ptx import kernels_of_ptx
 from ptx.build import find_nvcc
+from ptx.meaning import UnknownInstruction
+from ptx.text import entry_of
+from ptx.translate import translate
 from tolerance import assert_near, tolerance
 
 from fusedlstm.cells import CELLS
@@ -88,6 +91,25 @@ def test_as_the_library_is_compiled(cell, arithmetic, transport):
     expected = layer.reference()
     for name, value in found.items():
         assert_near(value, expected[name], allowed(layer, name), name)
+
+
+KERNEL = """.version 9.0
+.target sm_90a
+.visible .entry kernel(.param .u32 kernel_param_0)
+{
+.reg .b32 %r<3>;
+ld.param.u32 %r1, [kernel_param_0];
+INSTRUCTION
+ret;
+}
+"""
+
+
+@pytest.mark.parametrize("instruction", ["mul.hi.u32 %r2, %r1, %r1;", "ld.volatile.global.u32 %r2, [%r1];"])
+def test_an_unknown_instruction_is_named(instruction):
+    translate(entry_of(KERNEL.replace("INSTRUCTION", "add.s32 %r2, %r1, 1;"), "kernel"))
+    with pytest.raises(UnknownInstruction, match=f"line 7: {instruction.split()[0]}: expected"):
+        translate(entry_of(KERNEL.replace("INSTRUCTION", instruction), "kernel"))
 
 
 CLUSTER, BULK = ("lstm", "bfloat16", "cluster"), ("lstm", "bfloat16", "bulk")
