@@ -10,7 +10,7 @@ import emulator
 import pytest
 import torch
 from emulated_layer import EVERYTHING, Emulated, Layer
-from planted_faults import Fault, copy_of_sources
+from planted_faults import Fault, change, copy_of_sources
 from ptx import kernels_of_ptx
 from ptx.build import find_nvcc
 from ptx.meaning import UnknownInstruction
@@ -150,7 +150,7 @@ __device__ __forceinline__ void mma_f16(""", WRONG)),
 @pytest.mark.parametrize(("where", "fault"), FAULTS, ids=lambda v: str(v) if isinstance(v, Fault) else v[2])
 def test_faults_in_the_text_of_ptx_are_noticed(where, fault, tmp_path):
     csrc, transport = copy_of_sources(tmp_path), where[2]
-    fault.planted(csrc)
+    change(csrc, fault.file, fault.old, fault.new)
     layer, module = make(*where), emulator.module()
     with kernels_of_ptx(module, csrc=csrc):
         try:

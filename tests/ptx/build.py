@@ -49,11 +49,14 @@ def _key(*parts):
     return key.hexdigest()[:16]
 
 
-def symbols(library, *flags):
-    """{address: mangled name} of the functions of a library or an object."""
-    done = subprocess.run(["nm", *flags, library], capture_output=True, text=True, check=True)
-    parts = (line.split() for line in done.stdout.splitlines())
+def symbols(library):
+    """{address: mangled name} of the functions of a library."""
+    parts = (line.split() for line in _listed_symbols(library))
     return {int(part[0], 16): part[2] for part in parts if len(part) == 3 and part[1] in "TtWw"}
+
+
+def _listed_symbols(file):
+    return subprocess.run(["nm", file], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def demangled(name):
@@ -66,10 +69,7 @@ def _source_of_kernels():
     found = {}
     for unit in build.units({}):
         if unit.source.suffix == ".cu":
-            for line in subprocess.run(
-                ["nm", unit.compile()], capture_output=True, text=True, check=True
-            ).stdout.splitlines():
-                found[line.split()[-1]] = unit.source
+            found |= {line.split()[-1]: unit.source for line in _listed_symbols(unit.compile())}
     return found
 
 
