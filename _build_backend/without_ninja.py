@@ -2,6 +2,7 @@
 
 import itertools
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +19,11 @@ def run(commands: list[Command], folder: Path, jobs: int) -> bool:
 
     folder: of the build, in which the commands run.
     """
-    numbers = itertools.count(1)
+    numbers, counting = itertools.count(1), threading.Lock()
 
     def run_one(command: Command) -> bool:
-        print(f"[{next(numbers)}/{len(commands)}] {command.output}", flush=True)
+        with counting:  # else lines of two threads mix, or come in another order
+            print(f"[{next(numbers)}/{len(commands)}] {command.output}", flush=True)
         (folder / command.output).parent.mkdir(parents=True, exist_ok=True)
         return subprocess.run(command.line, shell=True, cwd=folder).returncode == 0
 

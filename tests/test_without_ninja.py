@@ -1,8 +1,10 @@
 """A build where there is no ninja: the same commands, those that link after all others, none after a failure."""
 
+import io
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,17 @@ def test_they_build_a_library(checkout, capfd):
     said = capfd.readouterr().out.splitlines()
     assert [line.split()[0] for line in said] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
     assert [line.split()[1] for line in said[2:]] == ["stand_in/none.so", "lib/all.so"]
+
+
+def test_lines_of_several_jobs_do_not_mix(tmp_path, monkeypatch):
+    class Slow(io.StringIO):
+        def write(self, text):  # as a terminal may be: print() writes a line and its end by themselves
+            time.sleep(1e-3)
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", said := Slow())
+    assert without_ninja.run([Command("a.o", "true", links=False)] * 20, tmp_path, jobs=4)
+    assert said.getvalue().splitlines() == [f"[{n}/20] a.o" for n in range(1, 21)]
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
