@@ -75,7 +75,7 @@ class _Cell(torch.autograd.Function):
         cell, saved = CELLS[ctx.name], ctx.saved_tensors
         states = len(cell.states)
         d_states, kept, tensors = d_results[:states], saved[:3], saved[3:]
-        is_transformed = _transforms.are_active()
+        is_transformed = _transforms.are_active(d_results)
         asked = ctx.needs_input_grad[2:] if is_transformed else asked_in_pass(ctx, tensors)
         if len(d_results) > states and d_results[states] is not None:
             return (None, None, *gradients_of_sums(cell, d_states, d_results[states], kept, tensors, asked))
@@ -124,7 +124,7 @@ class _CellGradients(torch.autograd.Function):
             return (None,) * (2 + states + len(tensors))
         given_at = 1 + states if ctx.has_sums else None
         asks_sums, *asked = asked_of(ctx, (saved[0] if ctx.has_sums else None, *saved[3:]), given_at)
-        if not needs_graph(d_states):
+        if not needs_graph((*d_states, *cotangents)):
             found = second_order_of_cell(cell, d_states, tensors, results, cotangents, asked, asks_sums)
             return (None, *found)
         layer = one_step(*_of_step(cell.name, tensors), ctx.allow_tf32)

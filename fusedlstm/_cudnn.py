@@ -60,7 +60,7 @@ class _Layers(torch.autograd.Function):
             return (None,) * (1 + len(tensors))
         asked = asked_of(ctx, tensors)
         # cuDNN has no gradients of its gradients; PyTorch's operator for them has no rules of transforms.
-        if torch.is_grad_enabled() or _transforms.are_active():
+        if torch.is_grad_enabled() or _transforms.are_active(d_results):
             return (None, *gradients_by_layers(ctx.call, tensors, d_results, asked))
         with below_autograd():
             found = _backward(ctx.call, tensors, d_results, output, reserve, buffer, asked)

@@ -123,20 +123,15 @@ below_vmap = functools.partial(
 )
 
 
-# The older vmap, of torch.autograd.grad(is_grads_batched=True) and jacobian(vectorize=True). Nothing is public.
-
-
-def older_vmap_level() -> int:
-    """How many of the older vmaps are active, one inside the other."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    return level
-
+# The older vmap, of torch.autograd.grad(is_grads_batched=True) and jacobian(vectorize=True). Nothing is public. Only
+# its tensors tell of it: a thread knows how many are active, one inside the other, but a backward pass on a GPU runs in
+# another thread than what asked for it.
 
 # (tensor) -> bool, whether an older vmap made it
 is_of_older_vmap = torch._C._functorch.is_legacy_batchedtensor
 
-# (tensor, level, members, dimension) -> tensor of all members, with them in this dimension
+# (tensor, level, members, dimension) -> tensor of all members of the vmap of this level, the outermost being 1, with
+# them in this dimension; the tensor repeated where that did not make it
 without_older_members = torch._remove_batch_dim
 
 # (tensor, dimension, level) -> the tensor as a member of this older vmap sees it

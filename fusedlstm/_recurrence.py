@@ -118,7 +118,7 @@ class _Recurrence(torch.autograd.Function):
         kept, tensors = saved[: ctx.count_of_kept], saved[ctx.count_of_kept :]
         arguments, d_last = _rebuilt(tensors, ctx.list_sizes, *ctx.options), d_others[: len(cell.states)]
         asked = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled() or _transforms.are_active():
+        if torch.is_grad_enabled() or _transforms.are_active((d_output, *d_last)):
             found = _by_reference(cell, arguments, tensors, asked, ctx.list_sizes, (d_output, *d_last))
         else:
             with below_autograd(), without_autocast(kept[0]):

@@ -52,7 +52,8 @@ def second_order(
     steps = layer.input.size(int(is_ensemble)) if layer.batch_sizes is None else layer.batch_sizes.size(0)
     # lengths together with reset: only by calling the operator.
     has_both = layer.lengths is not None and layer.reset is not None
-    if needs_graph(listed_incoming(incoming)) or steps == 0 or has_both:
+    given = [*listed_incoming(incoming), *(u for kind in cotangents for u in listed(kind))]
+    if needs_graph(given) or steps == 0 or has_both:
         return _by_reference(cell, layer, incoming, cotangents, asked_incoming, asked)
     if not listed_incoming(incoming) or not any(map(listed, cotangents)):
         return Incoming(*map(nothing, incoming)), Differentiable(*map(nothing, differentiable(layer)))
@@ -64,12 +65,13 @@ def second_order(
         return by_chunks(cell, layer, incoming, results, cotangents, asked_incoming, asked)
 
 
-def needs_graph(incoming) -> bool:
-    """Whether what is computed must be a graph, and made of operators that all transforms have a rule for.
+def needs_graph(given) -> bool:
+    """Whether what is computed of these gradients, None among them, must be a graph, and made of operators that all
+    transforms have a rule for.
 
     Gradients of third order need one, by transforms too; batched ones cannot be written into memory that is not.
     """
-    return torch.is_grad_enabled() or _transforms.are_active() or any(map(_transforms.is_batched, incoming))
+    return torch.is_grad_enabled() or _transforms.are_active(given)
 
 
 def listed_incoming(incoming: Incoming) -> list:

@@ -9,7 +9,6 @@ from fusedlstm._private_torch import (
     constant_for_dynamo,
     is_forward_mode_active,
     is_of_older_vmap,
-    older_vmap_level,
 )
 
 
@@ -31,11 +30,12 @@ def is_differentiating() -> bool:
     return Transform.Grad in active_transforms()
 
 
-def are_active() -> bool:
-    """Whether any is, the older vmap of is_grads_batched=True and jacobian(vectorize=True) included."""
-    return are_transforms_active() or is_forward_mode_active() or older_vmap_level() > 0
+def are_active(gradients=()) -> bool:
+    """Whether any is, or one of these gradients, None among them, is of the older vmap: that of is_grads_batched=True
+    and jacobian(vectorize=True)."""
+    return are_transforms_active() or is_forward_mode_active() or any(map(is_batched, gradients))
 
 
 def is_batched(tensor) -> bool:
-    """Whether the older vmap made the tensor: it can also be met afterwards, in a graph."""
+    """Whether the older vmap made the tensor, or None: it can also be met afterwards, in a graph."""
     return tensor is not None and is_of_older_vmap(tensor)

@@ -182,21 +182,21 @@ def _batched_backward(name, *arguments):
 
     Several gradients for one result; or, one such vmap inside another, the reference's.
     """
-    level = _private_torch.older_vmap_level()
-    if level != 1:
-        with _private_torch.with_autograd():
-            return reference.layer_backward(CELLS[name], *arguments)
+    outermost = 1
 
     def unwrap(tensor):
         if not _transforms.is_batched(tensor):
             return tensor, None
-        return _private_torch.without_older_members(tensor, level, 1, 0), 0
+        return _private_torch.without_older_members(tensor, outermost, 1, 0), 0
 
     values, dims = _unwrapped(arguments, unwrap)
+    if any(_transforms.is_batched(v) for value in values for v in as_list(value) if isinstance(v, torch.Tensor)):
+        with _private_torch.with_autograd():
+            return reference.layer_backward(CELLS[name], *arguments)
     batched = (v for value, dim in zip(values, dims) for v, d in zip(as_list(value), as_list(dim)) if d == 0)
     V = next(batched).size(0)
     results = _backward(OPERATORS[name].backward, V, values, dims)
-    return _wrapped(results, lambda tensor: _private_torch.with_older_members(tensor, 0, level))
+    return _wrapped(results, lambda tensor: _private_torch.with_older_members(tensor, 0, outermost))
 
 
 _library_rules = torch.library.Library(NAMESPACE, "IMPL")

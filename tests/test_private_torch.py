@@ -280,19 +280,14 @@ def _batched_gradients(on_backward):
 
 
 def test_members_of_the_older_vmap():
-    levels = []
-    assert _private_torch.older_vmap_level() == 0
-
     def on_backward(gradient, x):
-        level = _private_torch.older_vmap_level()
-        levels.append(level)
         assert _private_torch.is_of_older_vmap(gradient) and not _private_torch.is_of_older_vmap(x)
-        rows = _private_torch.without_older_members(gradient, level, 2, 0)
+        rows = _private_torch.without_older_members(gradient, 1, 2, 0)
         assert rows.tolist() == torch.eye(2).tolist()
-        return _private_torch.with_older_members(2 * rows, 0, level) * x
+        assert _private_torch.is_of_older_vmap(_private_torch.without_older_members(gradient, 2, 2, 0))
+        return _private_torch.with_older_members(2 * rows, 0, 1) * x
 
     assert _batched_gradients(on_backward).tolist() == [[6, 0], [0, 10]]
-    assert levels == [1] and _private_torch.older_vmap_level() == 0
 
 
 def test_with_autograd():

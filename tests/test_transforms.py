@@ -1,6 +1,7 @@
 """torch.func: ensembles and batches by vmap; per-sample gradients, forward mode, Hessians."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
-from fusedlstm import FusedLSTM, functional, reference
+from fusedlstm import FusedLSTM, FusedLSTMCell, functional, reference
 from fusedlstm.cells import LSTM
 
 # PyTorch's own decompositions for forward mode.
@@ -147,6 +148,47 @@ def test_batched_gradients(options, kind, device, no_reference):
             expected = torch.autograd.grad(results, wanted, [each[k] for each in incoming], retain_graph=True)
             for a, e in zip(found, expected):
                 torch.testing.assert_close(a[k], e, rtol=1e-12, atol=1e-12)
+
+
+class _InAnotherThread(torch.autograd.Function):
+    """function(x), through which gradients go in another thread: as on a GPU, where it knows of no transform."""
+
+    @staticmethod
+    def forward(ctx, x, function):
+        with torch.enable_grad():
+            ctx.x = x.detach().requires_grad_()
+            ctx.result = function(ctx.x)
+        return ctx.result.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(torch.autograd.grad, ctx.result, ctx.x, gradient, retain_graph=True).result()
+        return *found, None
+
+
+RUNS = {
+    "layer": lambda x: FusedLSTM(3, 4, dtype=x.dtype)(x)[0],
+    "stack": lambda x: FusedLSTM(3, 4, 2, dtype=x.dtype)(x)[0],
+    "layer with all states": lambda x: FusedLSTM(3, 4, dtype=x.dtype)(x, return_cell_states=True)[0],
+    "layer with variants": lambda x: FusedLSTM(3, 4, dtype=x.dtype, layer_norm=True)(x)[0],
+    "cell": lambda x: FusedLSTMCell(3, 4, dtype=x.dtype)(x[0])[0],
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_batched_gradients_in_another_thread(run):
+    def function(x):
+        torch.manual_seed(0)
+        return run(x)
+
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    result = _InAnotherThread.apply(x, function)
+    incoming = torch.randn(3, *result.shape, dtype=x.dtype)
+    (found,) = torch.autograd.grad(result, x, incoming, is_grads_batched=True)
+    for k in range(3):
+        (expected,) = torch.autograd.grad(function(x), x, incoming[k])
+        torch.testing.assert_close(found[k], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_jacobians_agree(module, x):
