@@ -191,7 +191,7 @@ def asked_of(ctx, tensors, given_at=None) -> list[bool]:
 
 
 def asked_in_pass(ctx, tensors, given_at=None) -> list[bool]:
-    """The same outside of all that traces or transforms.
+    """The same outside of all that compiles the pass or transforms it, but for the older vmap, whose pass is like any.
 
     Without a look at the pass, torch.autograd.grad for the input alone would compute the gradients of all weights.
     Where it returns that of a parameter, all parameters that the pass comes to from there on are taken to be asked for,

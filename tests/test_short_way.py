@@ -1,4 +1,4 @@
-"""The usual call of a layer takes the short way (fusedlstm/_run.py): what fits is run once, the rest elsewhere."""
+"""The usual call of a layer takes the short way (fusedlstm/_usual.py): what fits is run once, the rest elsewhere."""
 
 from unittest import mock
 

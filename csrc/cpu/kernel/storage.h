@@ -62,7 +62,9 @@ FUSEDLSTM_INLINE void store_some(T* p, V v, int64_t n) {
 template <class V>
 FUSEDLSTM_INLINE V first_lanes(V v, int64_t n) {
   using T = std::remove_reference_t<decltype(v[0])>;
-  alignas(V) T lanes[sizeof(V) / sizeof(T)];
+  constexpr int64_t kCount = sizeof(V) / sizeof(T);
+  if (n >= kCount) return v;  // and does not wait for memory
+  alignas(V) T lanes[kCount];
   store(lanes, v);
   return load_some<V>(lanes, n);
 }
