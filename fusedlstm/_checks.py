@@ -8,36 +8,19 @@ from __future__ import annotations
 
 import numbers
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fusedlstm import _int8
 from fusedlstm._private_torch import are_transforms_active, is_any_autocast_enabled
-from fusedlstm.cells import CELLS, Cell
+from fusedlstm._sizes import Sizes, weights_of
+from fusedlstm.cells import Cell
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 _INDEX_DTYPES = frozenset(
     (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 )
-
-
-class Sizes(NamedTuple):
-    """What the weights of a stack of layers must look like."""
-
-    cell: str  # the cell's name
-    input_size: int
-    hidden_size: int
-    proj_size: int
-    num_layers: int
-    directions: int
-    bias: bool
-
-    @property
-    def name(self) -> str:
-        """Of PyTorch's class, as errors begin with it."""
-        return CELLS[self.cell].layer.__name__
 
 
 def sizes_of(cell: Cell, weights, bidirectional) -> Sizes:
@@ -137,23 +120,6 @@ def _refuse_dtype(x, weight, error, is_int8):
         f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
         f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
     )
-
-
-def weights_of(sizes) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every weight of a stack of layers, in a row."""
-    cell, input_size, hidden_size, proj_size, num_layers, D, bias = sizes
-    rows, R = CELLS[cell].gates * hidden_size, proj_size or hidden_size
-    found = []
-    for layer in range(num_layers):
-        columns = input_size if layer == 0 else D * R
-        for reverse in ("", "_reverse")[:D]:
-            own = [("weight_ih", (rows, columns)), ("weight_hh", (rows, R))]
-            if bias:
-                own += [("bias_ih", (rows,)), ("bias_hh", (rows,))]
-            if proj_size:
-                own.append(("weight_hr", (proj_size, hidden_size)))
-            found += [(f"{kind}_l{layer}{reverse}", shape) for kind, shape in own]
-    return found
 
 
 def check_weights(weights, sizes, x):

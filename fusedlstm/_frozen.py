@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm import _checks
 from fusedlstm._choice import is_plain
 from fusedlstm._private_torch import count_of_dispatch_modes, function_of
+from fusedlstm._sizes import Sizes
 from fusedlstm._usual import run_at_once, states_of_usual
 from fusedlstm.ops import OPERATORS
 
@@ -27,7 +27,7 @@ class Frozen:
         computed for each call.
     """
 
-    sizes: _checks.Sizes | None = None
+    sizes: Sizes | None = None
     weights: list[Tensor | None]
     layers: list[Tensor] | None
     # Where all weights are the module's parameters, the usual case, which every call asks for: of each its name, and
@@ -42,7 +42,7 @@ class Frozen:
     def __reduce__(self):
         return Frozen, ()
 
-    def make(self, module: nn.Module, names, sizes: _checks.Sizes) -> None:
+    def make(self, module: nn.Module, names, sizes: Sizes) -> None:
         """Prepare the module's present weights, unless something watches or replaces operators now.
 
         Args:
@@ -76,7 +76,7 @@ class Frozen:
             return None
         return run_at_once(self._operator, input, states, own["batch_first"], self._whole, self._count)
 
-    def of_call(self, module: nn.Module, names, sizes: _checks.Sizes, input, *others):
+    def of_call(self, module: nn.Module, names, sizes: Sizes, input, *others):
         """The weights for a call on these arguments; and `layers`, or None where they do not serve it. The call is then
         one without gradients.
 

@@ -9,16 +9,12 @@ integers, without its sign, since kernels multiply small ones with fewer instruc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fusedlstm._sizes import Sizes
 from fusedlstm.cells import CELLS
-
-if TYPE_CHECKING:
-    from fusedlstm._checks import Sizes
 
 _UNITS, _DEPTH = 16, 4
 MOST_COLUMNS = 1 << 16  # which the operators take

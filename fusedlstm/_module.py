@@ -16,6 +16,7 @@ from fusedlstm._private_torch import count_of_dispatch_modes
 from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
 from fusedlstm._run import run
 from fusedlstm._run_cell import run_cell
+from fusedlstm._sizes import Sizes
 from fusedlstm._stack import run_short
 from fusedlstm._usual import kept, run_plain, run_usual
 from fusedlstm._variants import Option, Variants, Varied, check_variants, parameters_of
@@ -336,11 +337,11 @@ def freeze_one(module: FusedLayer | FusedCell) -> None:
 _STEP_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _sizes_of(module: FusedLayer | FusedCell) -> _checks.Sizes:
+def _sizes_of(module: FusedLayer | FusedCell) -> Sizes:
     """Those of a cell are of the layer that it is a step of."""
     if isinstance(module, FusedCell):
-        return _checks.Sizes(module._fused_cell, module.input_size, module.hidden_size, 0, 1, 1, module.bias)
-    return _checks.Sizes(
+        return Sizes(module._fused_cell, module.input_size, module.hidden_size, 0, 1, 1, module.bias)
+    return Sizes(
         module.mode.lower(), module.input_size, module.hidden_size, module.proj_size, module.num_layers,
         2 if module.bidirectional else 1, module.bias,
     )  # fmt: skip

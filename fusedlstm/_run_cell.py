@@ -14,6 +14,7 @@ from fusedlstm._autograd_steps import UNROUNDED, run_step
 from fusedlstm._choice import is_plain
 from fusedlstm._layers import as_passed
 from fusedlstm._run import run
+from fusedlstm._sizes import Sizes
 from fusedlstm._varied import run_step as run_varied_step
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
@@ -123,7 +124,7 @@ def _checked(name, input, hx, weights, sizes=None):
     x = input if is_batched else input.unsqueeze(0)
     is_int8 = sizes is not None
     if not is_int8:
-        sizes = _checks.Sizes(name, weights[0].shape[-1], weights[1].shape[-1], 0, 1, 1, len(weights) > 2)
+        sizes = Sizes(name, weights[0].shape[-1], weights[1].shape[-1], 0, 1, 1, len(weights) > 2)
     if hx is not None:
         hx = _checks.checked_states(hx, cell, owner)
         hx = _checks.checked_cell_states(hx, x, is_batched, sizes.hidden_size, owner)

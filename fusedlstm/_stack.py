@@ -15,10 +15,10 @@ from fusedlstm import _transforms
 from fusedlstm._arguments import BackwardArguments, Incoming, LayerArguments
 from fusedlstm._autograd import asked_of, gradients_of_layer
 from fusedlstm._autograd_steps import UNROUNDED
-from fusedlstm._checks import weights_of
 from fusedlstm._choice import choose
 from fusedlstm._layers import states_of_layers, weights_of_layers, zero_states
 from fusedlstm._private_torch import below_autograd, count_of_dispatch_modes, plain_apply
+from fusedlstm._sizes import Sizes, weights_of
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
@@ -26,7 +26,7 @@ from fusedlstm.ops import OPERATORS
 class Call(NamedTuple):
     """A call but for what can have gradients."""
 
-    sizes: tuple  # _checks.Sizes
+    sizes: Sizes
     batch_sizes: Tensor | None
     allow_tf32: bool
     states: int  # how many are given: none for zeros

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusedlstm._checks import Sizes, checked_number, checked_probability
+from fusedlstm._checks import checked_number, checked_probability
+from fusedlstm._sizes import Sizes
 from fusedlstm.cells import CELLS
 
 

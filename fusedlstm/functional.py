@@ -15,6 +15,7 @@ from fusedlstm import _checks
 from fusedlstm._layers import with_weight_dropout
 from fusedlstm._run import run
 from fusedlstm._run_cell import run_cell
+from fusedlstm._sizes import Sizes
 from fusedlstm._variants import Variants, Varied, check_variants, parameters_of
 from fusedlstm.cells import CELLS, GRU, LSTM
 
@@ -193,7 +194,7 @@ def _checked(cell, weights, bidirectional, weight_dropout, training, variants):
 def _apart(weights, variants, cell):
     """The weights of plain layers, and those that the variants add, in a row."""
     # With biases a layer has two weights more, and may have more parameters.
-    added = [len(parameters_of(variants, _checks.Sizes(cell.name, 0, 0, 0, 1, 1, bias))) for bias in (False, True)]
+    added = [len(parameters_of(variants, Sizes(cell.name, 0, 0, 0, 1, 1, bias))) for bias in (False, True)]
     if not any(added) or len(weights) == 0:
         return weights, []
     counts = [plain + more for plain, more in zip((2, 4), added)]
@@ -328,7 +329,7 @@ def _varied_step(cell, recurrent_dropout, zoneout, norm, eps, weight_ch, weight_
     has_bias, H = bias_ih is not None, weight_hh.shape[-1]
     if norm.get("bias_c") is not None and not has_bias:
         raise ValueError("bias_c: Expected bias_ih and bias_hh with it, got neither")
-    kinds = parameters_of(variants, _checks.Sizes(cell, 0, H, 0, 1, 1, has_bias))
+    kinds = parameters_of(variants, Sizes(cell, 0, H, 0, 1, 1, has_bias))
     given = {"weight_ch": weight_ch, **norm}
     return Varied(variants, kinds, [given[kind] for kind in kinds], training)
 

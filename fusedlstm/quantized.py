@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _int8
-from fusedlstm._checks import Sizes
 from fusedlstm._layers import as_passed
 from fusedlstm._private_torch import function_of
 from fusedlstm._run import run
 from fusedlstm._run_cell import run_quantized_cell
+from fusedlstm._sizes import Sizes
 from fusedlstm._usual import kept, run_at_once, run_usual, states_of_usual
 from fusedlstm.cells import CELLS
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
