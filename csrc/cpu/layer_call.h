@@ -8,6 +8,7 @@
 #include "call/results.h"
 #include "cells/all.h"
 #include "isa.h"
+#include "plan.h"
 
 namespace fusedlstm::cpu {
 

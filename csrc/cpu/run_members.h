@@ -5,7 +5,7 @@
 #include <span>
 #include <type_traits>
 
-#include "isa.h"
+#include "plan.h"
 #include "team.h"
 
 namespace fusedlstm::cpu {

@@ -7,6 +7,7 @@
 #include "call/one_step.h"
 #include "isa.h"
 #include "matrix_sums.h"
+#include "plan.h"
 #include "team.h"
 
 namespace fusedlstm::cpu {

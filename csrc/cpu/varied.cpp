@@ -1,5 +1,6 @@
 // The operators of recurrences with variants on the CPU.
 #include "call/implement.h"
+#include "isa.h"
 #include "run_members.h"
 
 namespace fusedlstm::cpu {
