@@ -13,6 +13,7 @@ from fusedlstm import _checks
 from fusedlstm._autograd_steps import UNROUNDED, run_step
 from fusedlstm._choice import is_plain
 from fusedlstm._layers import as_passed
+from fusedlstm._private_torch import is_intercepted
 from fusedlstm._run import run
 from fusedlstm._sizes import Sizes
 from fusedlstm._varied import run_step as run_varied_step
@@ -137,12 +138,8 @@ def _as_layer(name, input, hx, weights, sizes=None, varied=None):
     """The step as one of a layer; arguments as of `_checked` and `run_cell`."""
     x, hx, of_layer = _checked(name, input, hx, weights, sizes)
     _, last = run(name, x, hx, weights, of_layer, is_cell=True, is_int8=sizes is not None, varied=varied)
-    last = _without_first([last] if isinstance(last, Tensor) else last)
-    return as_passed(last if input.dim() == 2 else _without_first(last))
-
-
-def _without_first(states) -> list:
-    """The states without their first dimension, as tensors of their own; graphs have no use for that."""
-    if torch.compiler.is_compiling():
-        return [state.squeeze(0) for state in states]
-    return [state.squeeze_(0) for state in states]
+    first = 0 if input.dim() == 2 else (0, 1)
+    last = [state.squeeze(first) for state in ([last] if isinstance(last, Tensor) else last)]
+    # Tensors of their own, to write to and to detach in place; graphs and transforms have no use for that. The step
+    # itself may have kept the states for its derivatives: they are not changed in place here.
+    return as_passed(last if is_intercepted() else [state.clone() for state in last])

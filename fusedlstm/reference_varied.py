@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import linear
 
 from fusedlstm.cells import Cell
 
@@ -72,7 +72,7 @@ def recurrence(cell: Cell, *arguments) -> tuple[Tensor, list[Tensor]]:
         runs = (torch.arange(T, device=a.lengths.device)[:, None] < a.lengths).unsqueeze(-1)
     from_input = linear(a.input, a.weight_ih, a.bias_ih)
     if a.gain_ih is not None:
-        from_input = layer_norm(from_input, a.gain_ih.shape, a.gain_ih, None, a.eps)
+        from_input = _normed(from_input, a.gain_ih, None, a.eps)
     from_input = from_input.unbind()
     outputs = [None] * T
     for t in reversed(range(T)) if a.reverse else range(T):
@@ -97,6 +97,14 @@ def _of_step(tensor, t) -> Tensor:
     return tensor[t if len(tensor) > 1 else 0]
 
 
+def _normed(rows, gain, bias, eps) -> Tensor:
+    """torch.nn.functional.layer_norm, whose derivatives are wrong inside of forward mode: of torch 2.13, that of its
+    tangent takes the mean and the deviation to be constants."""
+    variance, mean = torch.var_mean(rows, -1, correction=0, keepdim=True)
+    normed = (rows - mean) * (variance + eps).rsqrt() * gain
+    return normed if bias is None else normed + bias
+
+
 def _plain_step(cell, a, from_input, from_hidden, states):
     if a.bias is not None:
         from_hidden = from_hidden + a.bias
@@ -107,13 +115,13 @@ def _lstm_step(cell, a, from_input, from_hidden, states):
     """Hochreiter & Schmidhuber 1997, with peepholes of Gers & Schmidhuber 2000, and norms of Ba et al. 2016."""
     _, c = states
     if a.gain is not None:
-        from_hidden = layer_norm(from_hidden, a.gain.shape, a.gain, None, a.eps)
+        from_hidden = _normed(from_hidden, a.gain, None, a.eps)
     if a.bias is not None:
         from_hidden = from_hidden + a.bias
     i, f, g, o = (from_input + from_hidden).chunk(4, -1)
     w_i, w_f, w_o = (0, 0, 0) if a.weight_ch is None else a.weight_ch.chunk(3)
     c = (f + w_f * c).sigmoid() * c + (i + w_i * c).sigmoid() * g.tanh()
-    seen = c if a.gain_c is None else layer_norm(c, a.gain_c.shape, a.gain_c, a.bias_c, a.eps)
+    seen = c if a.gain_c is None else _normed(c, a.gain_c, a.bias_c, a.eps)
     return [(o + w_o * c).sigmoid() * seen.tanh(), c]
 
 
@@ -122,7 +130,7 @@ def _gru_step(cell, a, from_input, from_hidden, states):
     if a.gain is None:
         return _plain_step(cell, a, from_input, from_hidden, states)
     (h,) = states
-    sums = layer_norm(from_input + from_hidden, a.gain.shape, a.gain, a.bias, a.eps)
+    sums = _normed(from_input + from_hidden, a.gain, a.bias, a.eps)
     r, z, n = sums.chunk(3, -1)
     return [h + (z - 1).sigmoid() * ((r.sigmoid() * n).tanh() - h)]
 

@@ -1,9 +1,13 @@
 """FusedLSTMCell against nn.LSTMCell."""
 
+from functools import partial
+
 import pytest
 import torch
+from family import every, tensors_of
 from tolerance import MEMORY, SAFETY, activations, assert_near, tolerance
 from torch import nn
+from torch.func import grad, jacrev, vmap
 
 from fusedlstm import FusedLSTMCell
 
@@ -55,6 +59,21 @@ def test_gradients(device):
     x, h, c = (torch.randn(2, n, dtype=torch.float64, device=device, requires_grad=True) for n in (3, 4, 4))
     assert torch.autograd.gradcheck(lambda *a: cell(a[0], a[1:]), (x, h, c))
     assert torch.autograd.gradgradcheck(lambda *a: cell(a[0], a[1:]), (x, h, c))
+
+
+@every
+def test_gradients_of_each_sample(member):
+    """vmap around gradients: what a cell returns is then a view of a result of several members."""
+    fused, plain = member.pair_of_cells(3, 4, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def energy(cell, x):
+        return sum(state.square().sum() for state in tensors_of(cell(x)))
+
+    (expected,) = torch.autograd.grad(energy(plain, x.flatten(0, 1)), x)
+    x = x.detach()
+    torch.testing.assert_close(vmap(grad(partial(energy, fused)))(x), expected)
+    torch.testing.assert_close(vmap(jacrev(partial(energy, fused)))(x[:, 0]), expected[:, 0])
 
 
 @pytest.mark.parametrize("batch", [None, 3])

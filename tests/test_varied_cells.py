@@ -1,6 +1,7 @@
 """Cells with variants of the recurrence: against the papers' formulas, their layers, and in what is around a call."""
 
 import copy
+import itertools
 import warnings
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from family import EVERY, tensors_of
 from test_varied import OF, by_kind, moved
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jacfwd, jacrev, vmap
 from varied_loops import run_loop
 
 from fusedlstm import (
@@ -162,6 +163,34 @@ def test_derivatives_of_second_order_and_transforms():
     expected = torch.autograd.grad(cell(x)[0].square().sum(), list(cell.parameters()))
     torch.testing.assert_close(list(grad(energy)(weights, x).values()), list(expected))
     torch.testing.assert_close(vmap(lambda x: cell(x)[0])(x), cell(x)[0])
+
+
+def test_results_are_not_changed_after_their_derivatives_have_kept_them():
+    """Of all states: that of c is one of what the loop over steps keeps."""
+    cell = moved(FusedLSTMCell(I, H, layer_norm=True, peephole=True))
+
+    def energy(x):
+        h, c = cell(x)
+        return h.square().sum() + c.square().sum()
+
+    x = torch.randn(B, I, requires_grad=True)
+    (expected,) = torch.autograd.grad(energy(x), x)
+    x = x.detach()
+    torch.testing.assert_close(grad(energy)(x), expected)
+    torch.testing.assert_close(vmap(grad(energy))(x), expected)
+
+
+@cases
+def test_second_derivatives_by_every_mode(member, name):
+    """PyTorch's layer norm has wrong ones inside of forward mode."""
+    cell, x = cell_of(member, name, dtype=torch.float64).eval(), torch.randn(2, I, dtype=torch.float64)
+
+    def energy(x):
+        return sum(state.square().sum() for state in tensors_of(cell(x)))
+
+    expected = torch.autograd.functional.hessian(energy, x)
+    for outer, inner in itertools.product((jacfwd, jacrev), repeat=2):
+        torch.testing.assert_close(outer(inner(energy))(x), expected)
 
 
 def test_compiled_and_exported():
