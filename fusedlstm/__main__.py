@@ -15,6 +15,7 @@ import sys
 import torch
 
 from fusedlstm import __version__, _library, _tune
+from fusedlstm._options import integer_from
 from fusedlstm.cells import CELLS
 
 
@@ -83,26 +84,19 @@ def _cpu_line() -> str:
 
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     for name, meaning in {"T": "time steps", "B": "batch size", "H": "hidden size"}.items():
-        parser.add_argument(name, type=_size, help=meaning)
+        parser.add_argument(name, type=integer_from(1), help=meaning)
     parser.add_argument("--cell", default="lstm", choices=CELLS, help="default: %(default)s")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
-    parser.add_argument("--proj-size", type=_size, default=0)
+    parser.add_argument("--proj-size", type=integer_from(0), default=0)
     parser.add_argument("--bidirectional", action="store_true")
     parser.add_argument("--layer-norm", action="store_true", help="of a layer with it, in one direction")
     parser.add_argument("--no-tf32", action="store_true", help="compute float32 strictly")
-    parser.add_argument("--input-size", type=_size, default=0, help="default: H; cuDNN's choice depends on it")
-    parser.add_argument("--layers", type=_size, default=1, help="of a stack (default: %(default)s)")
+    parser.add_argument("--input-size", type=integer_from(0), default=0, help="default: H; cuDNN depends on it")
+    parser.add_argument("--layers", type=integer_from(1), default=1, help="of a stack (default: %(default)s)")
     parser.add_argument("--device", default="H100", help="part of a GPU's name (default: %(default)s)")
     parser.add_argument(
         "--force", default="", metavar="PLAN", help="stream, local, cluster, grid or bulk, and perhaps /LAYERSxPARTS"
     )
-
-
-def _size(text: str) -> int:
-    size = int(text)
-    if abs(size) >= 2**63:
-        raise argparse.ArgumentTypeError(f"expected a size of 64 bits, got {text}")
-    return size
 
 
 def _print_plans(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -266,13 +266,18 @@ class TestPlanCommand:
         "arguments, message",
         [
             (["1", "1", "1", "--device", "abacus"], "--device: expected one of .* got 'abacus'"),
-            (["0", "1", "1"], "expected T, B, H, members >= 1"),
+            (["0", "1", "1"], "argument T: expected an integer from 1 to 2147483647, got '0'"),
+            (["1", "few", "1"], "argument B: expected an integer from 1 to 2147483647, got 'few'"),
+            (["1", "1", "1", "--layers", "0"], "--layers: expected an integer from 1 "),
+            (["1", "1", "1", "--layers", "4294967296"], "--layers: expected an integer from 1 "),
+            (["1", "1", "1", "--input-size", "-5"], "--input-size: expected an integer from 0 "),
+            (["1", "1", "1", "--proj-size", "-1"], "--proj-size: expected an integer from 0 "),
             (["10", "16", "100000", "--force", "local"], "local"),
             (["10", "16", "128", "--force", "everywhere"], "--force: expected stream, local, cluster, grid or bulk"),
             (["10", "16", "128", "--proj-size", "128"], "less than the hidden size 128, got 128"),
             (["10", "16", "128", "--cell", "gru", "--proj-size", "3"], "--proj-size: expected none for gru, got 3"),
             (["10", "16", "128", "--cell", "elman"], "--cell: invalid choice: 'elman'"),
-            (["1" + 20 * "0", "1", "1"], "expected a size of 64 bits"),
+            (["1" + 20 * "0", "1", "1"], "argument T: expected an integer from 1 to 2147483647, got '1000"),
         ],
     )
     def test_what_cannot_be_planned_is_refused_with_the_reason(self, capsys, arguments, message):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,13 +69,34 @@ def test_tune_a_model(contest, on_cpu, capsys):  # noqa: F811
         (["--shapes", "3,4,0,5"], "of 1 and more, got 3,4,0,5"),
         ([], "one of the arguments --shapes --model is required"),
         (["--shapes", "3,4,5,6", "--device", "cpu"], "expected a GPU that fusedlstm has kernels for: got cpu"),
+        (["--shapes", "3,4,5,six"], "of 1 and more, got 3,4,5,six"),
+        (["--shapes", f"3,4,5,{2**64}"], "of 1 and more, got 3,4,5,1844"),
+        (["--shapes", "3,4,5,6", "--device", "abacus"], "--device: expected a device such as cuda or cuda:1, got 'aba"),
+        (["--shapes", "3,4,5,6", "--cell", "gru", "--proj-size", "2"], "only supported for LSTM"),
+        (["--shapes", "3,4,5,6", "--proj-size", "6"], "proj_size has to be smaller than hidden_size"),
+        (["--shapes", "3,4,5,6", "--out", "nowhere/out.json"], "--out: expected a file in a folder that there is"),
+        (["--model", "nothing.pt", "--steps", "0"], "--steps: expected an integer from 1 to 2147483647, got '0'"),
+        (["--model", "nothing.pt", "--batch", "x"], "--batch: expected an integer from 1 to 2147483647, got 'x'"),
         (["--model", "nothing.pt"], "expected a state_dict with weight_ih_l0 in it, got none in nothing.pt"),
+        (["--model", "nowhere.pt"], "a state_dict that torch.load reads with weights_only=True, got nowhere.pt: "),
+        (["--model", "empty.pt"], "got empty.pt: EOFError"),
+        (["--model", "pickled.pt"], "got pickled.pt: Weights only load failed"),
+        (["--model", "listed.pt"], "expected a state_dict of tensors by their names, got list"),
+        (["--model", "odd.pt"], "with layers of torch.nn in it, got weights of no such layer at rnn.weight_ih_l0"),
+        (["--model", "alone.pt"], "with layers of torch.nn in it, got weights of no such layer at weight_ih_l0"),
     ],
     ids=str,
 )
 def test_tune_refuses(arguments, reason, contest, monkeypatch, capsys):  # noqa: F811
     monkeypatch.chdir(contest.tmp_path)
-    torch.save({"head.weight": torch.ones(2)}, "nothing.pt")
+    Path("empty.pt").touch()
+    files = {
+        "nothing": {"head.weight": torch.ones(2)}, "pickled": torch.nn.LSTM(2, 3), "listed": [1, 2],
+        "odd": {"rnn.weight_ih_l0": torch.ones(7, 2), "rnn.weight_hh_l0": torch.ones(7, 5)},
+        "alone": {"weight_ih_l0": torch.ones(8, 2)},
+    }  # fmt: skip
+    for name, saved in files.items():
+        torch.save(saved, f"{name}.pt")
     with pytest.raises(SystemExit):
         command.main(["tune", *arguments])
     assert reason in capsys.readouterr().err
