@@ -150,7 +150,8 @@ def _by_reference(cell, a: RecurrenceArguments, tensors, asked, list_sizes, inco
         return [result for result, d in zip((output, *last), incoming) if d is not None]
 
     found = gradients(results, [tensors[place] for place in places], [d for d in incoming if d is not None])
-    by_place = dict(zip(places, found))
+    # Zeros where nothing flows, as of the kernels: without steps, or from c after one, which no norm of c is in.
+    by_place = {place: torch.zeros_like(tensors[place]) if d is None else d for place, d in zip(places, found)}
     return [by_place.get(place) for place in range(len(tensors))]
 
 

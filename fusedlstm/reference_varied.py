@@ -73,6 +73,8 @@ def recurrence(cell: Cell, *arguments) -> tuple[Tensor, list[Tensor]]:
     from_input = linear(a.input, a.weight_ih, a.bias_ih)
     if a.gain_ih is not None:
         from_input = _normed(from_input, a.gain_ih, None, a.eps)
+    if T == 0:  # a function of the input and its weight, like any output
+        return from_input[..., : a.weight_hh.size(1)], [state.clone() for state in states]
     from_input = from_input.unbind()
     outputs = [None] * T
     for t in reversed(range(T)) if a.reverse else range(T):
@@ -88,8 +90,6 @@ def recurrence(cell: Cell, *arguments) -> tuple[Tensor, list[Tensor]]:
             following = [new.where(runs[t], old) for new, old in zip(following, states)]
         states = following
         outputs[t] = states[0] if runs is None else states[0].where(runs[t], 0)
-    if T == 0:
-        return a.input.new_empty(0, *a.initial[0].shape), [state.clone() for state in states]
     return torch.stack(outputs), states
 
 
@@ -100,8 +100,8 @@ def _of_step(tensor, t) -> Tensor:
 def _normed(rows, gain, bias, eps) -> Tensor:
     """torch.nn.functional.layer_norm, whose derivatives are wrong inside of forward mode: of torch 2.13, that of its
     tangent takes the mean and the deviation to be constants."""
-    variance, mean = torch.var_mean(rows, -1, correction=0, keepdim=True)
-    normed = (rows - mean) * (variance + eps).rsqrt() * gain
+    centred = rows - rows.mean(-1, keepdim=True)
+    normed = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt() * gain
     return normed if bias is None else normed + bias
 
 

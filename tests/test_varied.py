@@ -251,6 +251,20 @@ def test_transforms_and_second_order():
     assert torch.autograd.gradgradcheck(lambda x: module(x)[0], (x[0, :2].requires_grad_(),), fast_mode=True)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("steps", [0, 1])
+def test_gradients_where_nothing_flows_are_zeros_in_a_graph_too(steps):
+    """No step has a gradient, and that of c after one has none for the norm that h sees."""
+    module, x = FusedLSTM(3, 4, layer_norm=True), torch.randn(steps, 2, 3, requires_grad=True)
+    _, (_, c_n) = module(x)
+    wanted = [x, *module.parameters()]
+    expected = torch.autograd.grad(c_n.sum(), wanted, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(c_n.sum(), wanted, create_graph=True), expected)
+    (penalized,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+    penalized.sum().backward()
+    assert module.weight_ih_l0.grad.any() == (steps > 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_short_dtypes_and_autocast(dtype):
     """Computed in float32, rounded at the end: near to float32's of the same rounded values."""
