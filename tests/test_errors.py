@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from family import every
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -311,4 +312,15 @@ def test_storage_freed_before_backward(name):
     output = call()
     tensors[name].untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match="with memory, got one whose storage was freed"):
+        output.sum().backward()
+
+
+@every
+@pytest.mark.parametrize("written", ["output", "bias_hh_l0"])
+def test_writes_before_backward_are_refused(member, written):
+    module = member.layer(3, 4)
+    output = module(torch.randn(5, 2, 3))[0]
+    with torch.no_grad():
+        (output if written == "output" else getattr(module, written)).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
