@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from gpu_visit import agenda, children, findings, report  # noqa: E402
 from gpu_visit.children import Deadline  # noqa: E402
 from gpu_visit.kit import Kit  # noqa: E402
 from gpu_visit.pool import Pool  # noqa: E402
+from gpu_visit.visit import Visit  # noqa: E402
 
 CONSTANTS = [
     {"what": "resident clusters", "ctas": 16, "bytes": 0, "cycles": 7.0},
@@ -154,7 +157,7 @@ def check_all_other_steps_pass(rehearsal):
 
 def check_speed_has_host_time_and_a_checked_value(rehearsal):
     rows = rehearsal[0]["first"]["steps"]["speed"]["rows"]
-    assert [row["mode"] for row in rows] == 2 * ["forward", "forward in a graph", "forward+backward"]
+    assert [row["mode"] for row in rows] == 2 * ["forward", "forward+backward", "forward in a graph"]
     for row in rows:
         assert ("cudnn" in row and "automatic" in row) or ("stream" in row and "local" in row)
         assert row["mode"] == "forward in a graph" or (row["difference"] == 0 and "layers" in row)
@@ -199,7 +202,7 @@ def run_pool(tmp_path, names, worker=WORKER, answers=True, workers=1, seconds=1.
     def spawn(command):
         return children.start([sys.executable, "-c", worker], log, os.environ, tmp_path, stdin=children.PIPE)
 
-    pool = Pool(workers, "no target", agenda.of_gpu(), spawn, lambda: answers, log)
+    pool = Pool(workers, "no target", agenda.of_gpu(), spawn, lambda: answers, lambda: 5, log)
     rows = []
     experiment = agenda.Experiment([{"name": name} for name in names], seconds, workers, **options)
     failures = pool.run("any", experiment, Deadline(60), rows.append)
@@ -239,7 +242,7 @@ print(json.dumps({"child": child.pid}), flush=True)
 child.wait()"""
     command, rows = [sys.executable, "-c", body], []
     log = report.Log(tmp_path / "log")
-    assert children.run(command, 2, log, os.environ, tmp_path, rows.append, 5) is None
+    assert children.run(command, 2, log, os.environ, tmp_path, rows.append, lambda: 5) is None
     child = Path("/proc", str(rows[0]["child"]), "stat")
     deadline = time.monotonic() + 10
     try:
@@ -250,10 +253,48 @@ child.wait()"""
         pass  # it is gone
 
 
+@pytest.mark.timeout(60)
+def test_a_part_ends_in_its_time_where_no_process_can_be_ended(tmp_path, kit, monkeypatch):
+    """As where the driver holds them: each would be waited for, one after the other."""
+    started = []
+    monkeypatch.setattr(children, "_signal", lambda process, number: started.append(process))
+    monkeypatch.setattr(children, "FINISHING", 0.1)
+    hang = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(agenda, "python", lambda *words: hang)
+    visits = replace(agenda.of_gpu(), start=600, probe=600, killed=600, ending=0.1)
+    try:
+        assert Visit(Kit(kit), tmp_path, "first", "no target", visits, 2, 80).run() == 1
+    finally:
+        for process in started:
+            process.kill()
+    steps = json.loads((tmp_path / "report.json").read_text())["first"]["steps"]
+    assert list(steps) == list(visits.shares["first"])
+    assert steps["layer"]["failures"] == [
+        "not run: expected a device that runs a kernel, got none: no answer within 2 s"
+    ]
+
+
+def test_the_first_kernel_comes_before_all(tmp_path, kit, monkeypatch):
+    """It has the time of a first start: what comes later would be out of time, and the device be called lost."""
+    mark = tmp_path / "mark"
+    monkeypatch.setattr(agenda, "python", lambda *words: [sys.executable, "-c", f"open({str(mark)!r}, 'w')"])
+    load = agenda.Commands(lambda kit: [["test", "-f", mark]], seconds=60)
+    visits = agenda.of_gpu()
+    visits = replace(visits, commands=visits.commands | {"load": load}, shares={"first": {"load": 1, "streams": 1}})
+    Visit(Kit(kit), tmp_path, "first", "no target", visits, 60, 80).run()
+    assert json.loads((tmp_path / "report.json").read_text())["first"]["steps"]["load"]["failures"] == []
+
+
+def test_the_texts_name_every_step():
+    text = (TOOLS / "gpu_check").read_text().split("worth:")[1].split("A hang")[0]
+    named = re.findall(r"^(?:first|second| +) +(\w+) ", text, re.MULTILINE)
+    assert named == [step for shares in agenda.of_gpu().shares.values() for step in shares]
+
+
 def test_the_exit_status_of_a_command(tmp_path):
     log = report.Log(tmp_path / "log")
     command = [sys.executable, "-c", "print('words'); raise SystemExit(3)"]
-    assert children.run(command, 60, log, os.environ, tmp_path, None, 5) == 3
+    assert children.run(command, 60, log, os.environ, tmp_path, None, lambda: 5) == 3
     assert (tmp_path / "log").read_text() == "words\n"
 
 

@@ -36,7 +36,7 @@ class Commands:
 class Agenda:
     """Every step is an experiment or some commands, and has its place in the order of `shares`.
 
-    Each part begins with "load", of commands, after which a kernel must run: else there is nothing to look at.
+    Each part begins with a first kernel, without which only "load" is run, of commands.
     """
 
     seconds: dict[str, float]  # part -> the most that it may take
@@ -55,7 +55,7 @@ def of_gpu():
         shares={
             "first": {"load": 40, "layer": 15, "kernels": 80, "constants": 15, "speed": 110, "numerics": 25},
             "second": {
-                "load": 15, "tests": 70, "streams": 20, "graphs": 15, "robustness": 20, "primitives": 15,
+                "load": 40, "tests": 70, "streams": 20, "graphs": 15, "robustness": 20, "primitives": 15,
                 "tune": 30, "benchmark": 40, "sanitizer": 25,
             },
         },

@@ -36,10 +36,10 @@ def row_of(line):
     return None
 
 
-def run(command, seconds, log, environment, cwd, on_row, killed):
+def run(command, seconds, log, environment, cwd, on_row, patience):
     """Runs a command. Returns its exit status, or None if it was out of time.
 
-    on_row: takes each row as it comes. killed: seconds to wait for the command after it was killed.
+    on_row: takes each row as it comes. patience: tells the seconds to wait for the command after it was killed.
     """
     process = start(command, log, environment, cwd, stdin=subprocess.DEVNULL)
 
@@ -58,7 +58,7 @@ def run(command, seconds, log, environment, cwd, on_row, killed):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(min(FINISHING, seconds))
     finally:
-        end(process, killed)
+        end(process, patience())
     reader.join(1)
     return status
 

@@ -21,10 +21,12 @@ class Pool:
     """The places of workers, which are kept from one experiment to the next.
 
     target: the module of the device. spawn: starts a command as children.start does. probe: whether the device answers.
+    patience: tells the seconds to wait for a process that was killed.
     """
 
-    def __init__(self, count, target, visits, spawn, probe, log):
+    def __init__(self, count, target, visits, spawn, probe, patience, log):
         self.target, self.agenda, self.spawn, self.probe, self.log = target, visits, spawn, probe, log
+        self.patience = patience
         self.device = None  # what the first worker that was ready says of it
         self.unable = "no worker was ready"  # why the last that could not start could not
         self.workers = [None] * count
@@ -121,7 +123,7 @@ class Pool:
                 self.is_lost = not self.probe()
 
     def _replace(self, place, worker):
-        children.end(worker.process, self.agenda.killed)
+        children.end(worker.process, self.patience())
         self.workers[place] = None
 
 

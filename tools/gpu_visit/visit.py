@@ -17,12 +17,12 @@ LOST = "the device no longer answers"
 class Visit:
     """Runs the steps of one part. None waits for another's success; each has its deadline.
 
-    part: of agenda.shares. target: name of the module that has the agenda and the device. seconds: for all.
+    part: of agenda.shares. target: name of the module with the agenda and the device. seconds: of all, from now on.
     """
 
     def __init__(self, kit, out, part, target, visits, seconds, width):
         self.kit, self.target, self.agenda, self.width = kit, target, visits, width
-        self.shares, self.seconds = visits.shares[part], seconds
+        self.shares, self.until = visits.shares[part], Deadline(seconds)
         self.report = report.Report(out, part, kit.about)
         self.log = self.report.log
         # Neither the source tree nor its `fusedlstm` is in the current folder of a process: the kit's comes first.
@@ -38,22 +38,20 @@ class Visit:
         self.environment.pop("FUSEDLSTM_PLAN", None)
         most = max(experiment.workers for name, experiment in visits.experiments.items() if name in self.shares)
         self.lost = None  # why no further step can run
-        self.pool = Pool(most, target, visits, self.spawn, self.answers, self.log)
+        self.pool = Pool(most, target, visits, self.spawn, self.answers, self.patience, self.log)
 
     def run(self):
         """Returns the exit status: 1 if anything failed."""
-        began = time.monotonic()
-        unit = max(1.0, self.seconds - self.agenda.ending) / sum(self.shares.values())
         try:
-            given = 0.0
+            self.look_for_the_device()
+            began, given = time.monotonic(), 0.0
+            unit = max(1.0, self.until.left() - self.agenda.ending) / sum(self.shares.values())
             for step, share in self.shares.items():
-                if self.lost:
+                if self.lost and step != "load":  # which tells more of a device that does not answer
                     self.report.end(self.report.begin(step), 0.0, [f"not run: {self.lost}"])
                     continue
                 given += share * unit
                 self.step(step, Deadline(began + given - time.monotonic()))
-                if step == "load":
-                    self.look_for_the_device()
         finally:
             self.pool.close()
             self.folder.cleanup()
@@ -91,30 +89,38 @@ class Visit:
                 continue
             if status is None:
                 failures.append(f"out of time after {given:.0f} s: {shown}")
-                if given and not self.answers():
+                if given and not self.lost and not self.answers():
                     self.lost = LOST
             elif status:
                 failures.append(f"exit status {status}: {shown}")
         return failures
 
     def call(self, command, seconds, on_row):
-        killed = self.agenda.killed
-        return children.run(command, seconds, self.log, self.environment, self.folder.name, on_row, killed)
+        seconds = min(seconds, self.until.left())
+        return children.run(command, seconds, self.log, self.environment, self.folder.name, on_row, self.patience)
+
+    def patience(self):
+        """Seconds to wait for a process that was killed: one in the driver may not be let go."""
+        return min(self.agenda.killed, self.until.left())
 
     def spawn(self, command):
         return children.start(command, self.log, self.environment, self.folder.name, stdin=children.PIPE)
 
     def answers(self):
-        """Whether the device still answers, after a hang."""
-        return self.call(agenda.python("probe", self.target), self.agenda.probe, lambda row: None) == 0
+        """Whether the device still answers, after a hang. Not asked when there is no time to do anything with it."""
+        probe = agenda.python("probe", self.target)
+        return not self.until.left() or self.call(probe, self.agenda.probe, lambda row: None) == 0
 
     def look_for_the_device(self):
-        """Runs a first kernel; starts the workers, or says why there is nothing to do."""
-        said = []
-        if self.call(agenda.python("probe", self.target), self.agenda.start, said.append) == 0:
+        """Runs a first kernel; starts the workers, or says why there is nothing to do.
+
+        In a new machine torch comes from a slow disk: whatever is started later finds it in memory.
+        """
+        said, given = [], min(self.agenda.start, self.until.left())
+        if self.call(agenda.python("probe", self.target), given, said.append) == 0:
             self.pool.start()
             return
-        why = said[0]["unable"] if said else f"no answer within {self.agenda.start:g} s"
+        why = said[0]["unable"] if said else f"no answer within {given:.0f} s"
         self.lost = f"expected a device that runs a kernel, got none: {why}"
         print(f"gpu_check: {self.lost}", flush=True)
 
@@ -124,7 +130,7 @@ class Progress:
 
     def __init__(self, step, record, experiment, width):
         self.step, self.record, self.width = step, record, width
-        self.all = f" of {len(experiment.items)}" if experiment else ""
+        self.all = f" of {len(experiment.items)} items" if experiment else ""
         self.began, self.ended = time.monotonic(), threading.Event()
         self.ticker = threading.Thread(target=self._tick, daemon=True)
 
@@ -148,4 +154,4 @@ class Progress:
     def _say(self):
         failed = sum("failed" in row for row in self.record["rows"])
         seconds = time.monotonic() - self.began
-        print(f"{self.step}: {len(self.record['rows'])}{self.all} rows, {failed} failed, {seconds:.0f} s", flush=True)
+        print(f"{self.step}: {len(self.record['rows'])} rows{self.all}, {failed} failed, {seconds:.0f} s", flush=True)

@@ -32,19 +32,22 @@ def measure(device, item):
 
     modules = {name: (cudnn, "") if name == "cudnn" else (ours, "" if name == "automatic" else name)
                for name in item["contenders"]}  # fmt: skip
-    for mode, call in (("forward", infer), ("forward+backward", train)):
+
+    def fitting(call):
         calls = {name: partial(call, *module) for name, module in modules.items()}
-        calls = {name: timed for name, timed in calls.items() if fits(device, timed)}
-        right = call(ours, "stream")
+        return {name: timed for name, timed in calls.items() if fits(device, timed)}
+
+    about = {key: item[key] for key in ("name", "H", "B", "T", "layers", "precision")}
+    for mode, call in (("forward", infer), ("forward+backward", train)):
+        calls, right = fitting(call), call(ours, "stream")
         errors = {name: difference(timed(), right)[0] for name, timed in calls.items()}
-        about = {**{key: item[key] for key in ("name", "H", "B", "T", "layers", "precision")}, "mode": mode}
         mine = [error for name, error in errors.items() if name != "cudnn"]
         checked = {"difference": max(mine), **verdict(precision, max(mine))} if mine else {}
         host = {f"host_{name}": microseconds_to_return(device, timed) for name, timed in calls.items()}
-        yield {**about, **time_in_turns(device, calls, T), **host, **checked}
-        if mode == "forward":
-            graphs = {name: device.captured(timed)[0] for name, timed in calls.items()}
-            yield {**about, "mode": "forward in a graph", **time_in_turns(device, graphs, T)}
+        yield {**about, "mode": mode, **time_in_turns(device, calls, T), **host, **checked}
+    # Last: a capture that fails costs its own row.
+    graphs = {name: device.captured(timed)[0] for name, timed in fitting(infer).items()}
+    yield {**about, "mode": "forward in a graph", **time_in_turns(device, graphs, T)}
 
 
 def time_in_turns(device, calls, steps):
