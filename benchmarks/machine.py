@@ -196,7 +196,10 @@ def _output_of(*command: str) -> str:
 
 
 def import_seconds(module: str) -> float:
-    """Time to import a module in a fresh interpreter that has already imported torch."""
+    """Time to import a module in a fresh interpreter that has already imported torch, and looks where this one does."""
     program = f"import time, torch; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=_ROOT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
     return float(result.stdout)

@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks import contenders, memory, profiles, suite, timing
 from benchmarks.accuracy import Reference
 from benchmarks.contenders import CONTENDERS, Contender, fused_name, peers_of
-from benchmarks.machine import usable_cpus
+from benchmarks.machine import import_seconds, usable_cpus
 from benchmarks.neighbours import busy_neighbours
 from benchmarks.results import key
 from benchmarks.rows import FAILED, OK, PEER_FAILED, PEER_WRONG, SKIPPED, WRONG
@@ -272,6 +272,13 @@ def test_neighbours_are_busy_and_end():
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert all(process.poll() is not None for process in processes)
+
+
+def test_the_time_of_an_import_is_that_of_the_module_in_use(tmp_path, monkeypatch):
+    """It may be installed elsewhere than in the source tree."""
+    (tmp_path / "fusedlstm_elsewhere.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert import_seconds("fusedlstm_elsewhere") > 0
 
 
 def test_a_neighbour_ends_with_the_process_that_started_it():
