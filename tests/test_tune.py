@@ -62,6 +62,36 @@ def test_tune_a_model(contest, on_cpu, capsys):  # noqa: F811
     ]  # fmt: skip
 
 
+def test_the_rows_of_a_visit(contest, on_cpu, monkeypatch, capsys):  # noqa: F811
+    """tools/gpu_visit/tune_rows.py: what each contender took is kept, and by nothing but the rows."""
+    tools = Path(__file__).resolve().parent.parent / "tools"
+    if not tools.is_dir():
+        pytest.skip("the tools are in the source tree only")
+    monkeypatch.syspath_prepend(tools)
+    monkeypatch.setenv("XDG_CACHE_HOME", "as it was")  # and is again after the test
+    from gpu_visit import tune_rows
+
+    contest.planner.times["cudnn"] = 12.5
+
+    def command_or_fault(arguments):
+        if "9,9,9,9" in arguments:
+            raise RuntimeError("CUDA error: planted")
+        command.main(arguments)
+
+    monkeypatch.setattr(tune_rows, "run_command", command_or_fault)
+    tune_rows.main(["9,9,9,9:float32", "6,3,4,20:float32"], "cpu")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    sizes = "lstm float32 T=8 B=8 H=20 P=0 D=1"
+    assert [(row["name"], row.get("failed")) for row in rows] == [
+        *((f"9,9,9,9:float32 {mode}", "RuntimeError: CUDA error: planted") for mode in ("inference", "training")),
+        (f"{sizes} I=4 L=1 inference", None), (f"{sizes} forward", None),
+        (f"{sizes} I=4 L=1 training", None), (f"{sizes} backward", None), (f"{sizes} forward", None),
+    ]  # fmt: skip
+    call, forward = rows[2:4]
+    assert call["cudnn"] is True and call["microseconds"] == {"fusedlstm": 500, "cudnn": 12.5}
+    assert forward["plan"] in forward["microseconds"] and "stream" in forward["microseconds"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

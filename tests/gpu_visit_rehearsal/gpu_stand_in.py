@@ -55,7 +55,7 @@ def with_plants():
             "constants": replace(of_gpu.commands["constants"], seconds=2),  # the kit of the test has one that sleeps
             "tests": Commands(lambda kit: [planted_tests("-n", "2")], 60),
             "primitives": Commands(lambda kit: [planted_tests("-k", "nothing")], 60),
-            "tune": Commands(lambda kit: [[*visits.tune("float32")[:-4], "--help"]], 20),
+            "tune": Commands(lambda kit: [visits.python("tune_rows")], 20),
             "benchmark": Commands(lambda kit: [visits.python("quick_benchmark", *BENCHMARK)], 60),
             "sanitizer": Commands(lambda kit: [visits.sanitizer("memcheck", "gpu_stand_in")], 60),
         },

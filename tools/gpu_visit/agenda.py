@@ -92,9 +92,9 @@ SANITIZERS = ("memcheck", "racecheck")
 
 
 def tune(*dtypes):
-    """The planner's choice, its next ones and cuDNN, as users measure them; the table of it is printed."""
+    """The planner's choice, its next ones and cuDNN, as users measure them."""
     shapes = [f"512,{B},{H},{H}" for H, B in HEADLINES] + ["32,8,64,64,4"]
-    return [sys.executable, "-m", "fusedlstm", "tune", "--shapes", *shapes, "--dtype", *dtypes]
+    return python("tune_rows", *(f"{shape}:{dtype}" for shape in shapes for dtype in dtypes))
 
 
 def python(module, *options):
