@@ -9,8 +9,8 @@ from functools import lru_cache
 
 import torch
 
-from fusedlstm import _library
-from fusedlstm.cells import CELLS, LSTM
+import fusedlstm
+from fusedlstm.cells import CELLS
 from tests.cases import Case
 
 from . import machine, memory
@@ -76,12 +76,12 @@ def _run_job(job: Job, budget: Budget, limit: Limit, prepared: Callable[..., _Su
     with precision_switches(job.precision):
         try:
             reference = subject.reference
-            plan = _plan_used(workload)
         except Exception as failure:  # out of memory, for example
             note = reason("float64 reference", failure)
             yield from (replace(row, status=FAILED, note=note) for row in rows)
             return
         fused, fused_error, fused_problem = _build(fused_name(workload.cell, workload.precision), subject)
+        plan = "" if fused_problem else _what_ran(workload)
         for row in rows:
             row.error_limit, row.fused_error, row.plan = reference.limit, fused_error, plan
             if fused_problem:
@@ -197,34 +197,15 @@ def _captured(program: Program, workload: Workload) -> Program:
     return lambda call: graphs[call % len(graphs)].replay()
 
 
-def _plan_used(workload: Workload) -> str:
-    """On which kernels our layer runs the recurrence of one layer, "" where it does not say."""
+def _what_ran(workload: Workload) -> str:
+    """What has run our layer just now: the CPU's kernels by their instruction set; on a GPU cuDNN, or of each pass the
+    kernel."""
     if workload.device.type == "cpu":
         return json.loads(torch.ops.fusedlstm._cpu_info())["isa"]
-    core = _library.core()
-    if core is None or workload.cell is not LSTM:  # which the planner is asked for
-        return ""
-    name = torch.cuda.get_device_name(workload.device)
-    limits = next((limits for limits in core.known_devices() if limits.name in name), None)
-    if limits is None:
-        return ""
-    case = workload.case
-    plans = [
-        core.plan(
-            device=limits,
-            T=1 if case.by_step else case.T // workload.calls,
-            B=case.B,
-            H=case.hidden_size,
-            dtype=str(workload.dtype).removeprefix("torch."),
-            proj_size=case.proj_size,
-            directions=case.directions,
-            allow_tf32=workload.precision == "tf32",
-            backward=backward,
-            request="",
-        )
-        for backward in ([False, True] if workload.mode == "train" else [False])
-    ]
-    return ", ".join(f"{plan.transport} {plan.arithmetic}" for plan in plans)
+    passes = fusedlstm.last_plan(workload.device).splitlines()
+    if workload.mode != "train":
+        passes = passes[:1]  # the backward one is of an earlier job
+    return ", ".join(each.split(",")[0] for each in passes)
 
 
 def _micro(seconds: Summary) -> tuple[float, float, float]:

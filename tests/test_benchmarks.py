@@ -366,14 +366,13 @@ def test_unknown_case_is_refused():
         profiles.custom(profiles.Selection(CPU, cases=("nonsense",)))
 
 
-def test_plan_on_a_gpu_is_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+def test_what_ran_on_a_gpu_is_named(monkeypatch):
+    """And not what the planner would choose: cuDNN may have run the call."""
     gpu = torch.device("cuda")
-    inference = Workload(SMALL, "inference", "bfloat16", gpu)
-    training = Workload(SMALL, "train", "bfloat16", gpu)
-    assert len(suite._plan_used(inference).split(", ")) == 1
-    assert len(suite._plan_used(training).split(", ")) == 2
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an unknown GPU")
-    assert suite._plan_used(inference) == ""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    assert suite._plan_used(replace(inference, cell=GRU)) == ""
+    inference, training = (Workload(SMALL, mode, "bfloat16", gpu) for mode in ("inference", "train"))
+    kernels = "\n".join(f"{which}: lstm grid bfloat16, 64 CTAs" for which in ("forward", "backward"))
+    monkeypatch.setattr("fusedlstm.last_plan", lambda device: kernels)
+    assert suite._what_ran(inference) == "forward: lstm grid bfloat16"
+    assert suite._what_ran(training) == "forward: lstm grid bfloat16, backward: lstm grid bfloat16"
+    monkeypatch.setattr("fusedlstm.last_plan", lambda device: "cuDNN (measured)")
+    assert suite._what_ran(training) == suite._what_ran(inference) == "cuDNN (measured)"
