@@ -27,6 +27,7 @@ from gpu_visit.children import Deadline  # noqa: E402
 from gpu_visit.kit import Kit  # noqa: E402
 from gpu_visit.pool import Pool  # noqa: E402
 from gpu_visit.visit import Visit  # noqa: E402
+from gpu_visit.worker import sentence  # noqa: E402
 
 CONSTANTS = [
     {"what": "resident clusters", "ctas": 16, "bytes": 0, "cycles": 7.0},
@@ -285,6 +286,13 @@ def test_the_first_kernel_comes_before_all(tmp_path, kit, monkeypatch):
     assert json.loads((tmp_path / "report.json").read_text())["first"]["steps"]["load"]["failures"] == []
 
 
+def test_an_error_is_a_sentence():
+    text = (
+        "on_device, csrc/cuda/binding/on_device.h:21, fusedlstm: no room\nof its own\nCUDA kernel errors might be late"
+    )
+    assert sentence(RuntimeError(text)) == "RuntimeError: fusedlstm: no room of its own"
+
+
 def test_the_texts_name_every_step():
     text = (TOOLS / "gpu_check").read_text().split("worth:")[1].split("A hang")[0]
     named = re.findall(r"^(?:first|second| +) +(\w+) ", text, re.MULTILINE)
@@ -362,6 +370,16 @@ def test_shares_name_every_step():
         assert len(set(names)) == len(names), name
     for file in agenda.TESTS:
         assert (ROOT / file).is_file()
+
+
+def test_the_benchmark_ends_before_its_step_does():
+    """Its rows come at its end."""
+    visit = agenda.of_gpu()
+    shares, command = visit.shares["second"], visit.commands["benchmark"]
+    words = command.lines(None)[0]
+    seconds = 60 * float(words[words.index("--limit") + 1])
+    given = shares["benchmark"] / sum(shares.values()) * (visit.seconds["second"] - visit.ending)
+    assert seconds < min(given, command.seconds) - 5  # in which it starts
 
 
 def test_constants_of_the_model():

@@ -8,6 +8,7 @@ device is}, or {"unable": why it cannot be used}. TARGET: the module that has `d
 import importlib
 import json
 import os
+import re
 import sys
 
 
@@ -41,8 +42,12 @@ def main(target):
     return 0
 
 
+PLACE = re.compile(r"^\w+, \S+:\d+, ")  # in the sources, before what an operator says
+
+
 def sentence(error):
-    return f"{type(error).__name__}: {str(error).strip()}".split("\nCUDA kernel errors")[0][:400].replace("\n", " ")
+    text = PLACE.sub("", str(error).strip()).split("\nCUDA kernel errors")[0]
+    return f"{type(error).__name__}: {text}"[:400].replace("\n", " ")
 
 
 def is_lost(device):
