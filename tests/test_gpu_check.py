@@ -24,6 +24,7 @@ sys.path.append(str(TOOLS))
 
 from gpu_visit import agenda, children, findings, report  # noqa: E402
 from gpu_visit.children import Deadline  # noqa: E402
+from gpu_visit.device import Cuda  # noqa: E402
 from gpu_visit.kit import Kit  # noqa: E402
 from gpu_visit.pool import Pool  # noqa: E402
 from gpu_visit.visit import Visit  # noqa: E402
@@ -284,6 +285,14 @@ def test_the_first_kernel_comes_before_all(tmp_path, kit, monkeypatch):
     visits = replace(visits, commands=visits.commands | {"load": load}, shares={"first": {"load": 1, "streams": 1}})
     Visit(Kit(kit), tmp_path, "first", "no target", visits, 60, 80).run()
     assert json.loads((tmp_path / "report.json").read_text())["first"]["steps"]["load"]["failures"] == []
+
+
+def test_a_device_without_our_kernels_is_none(monkeypatch):
+    """On it a layer is PyTorch's own, and would pass."""
+    reason = "expected kernels for compute capability 10.0, got only 9.0a"
+    monkeypatch.setattr("fusedlstm._library.why_no_kernels", lambda device: reason)
+    with pytest.raises(RuntimeError, match=reason):
+        Cuda().probe()
 
 
 def test_an_error_is_a_sentence():

@@ -53,10 +53,10 @@ def with_plants():
         commands={
             **of_gpu.commands,
             "constants": replace(of_gpu.commands["constants"], seconds=2),  # the kit of the test has one that sleeps
-            "tests": Commands(lambda kit: [planted_tests("-n", "2")], 60),
+            "tests": Commands(lambda kit: [planted_tests("-n", "2")], 120),
             "primitives": Commands(lambda kit: [planted_tests("-k", "nothing")], 60),
             "tune": Commands(lambda kit: [visits.python("tune_rows")], 20),
-            "benchmark": Commands(lambda kit: [visits.python("quick_benchmark", *BENCHMARK)], 60),
+            "benchmark": Commands(lambda kit: [visits.python("quick_benchmark", *BENCHMARK)], 120),
             "sanitizer": Commands(lambda kit: [visits.sanitizer("memcheck", "gpu_stand_in")], 60),
         },
         probe=20, killed=5, ending=1,

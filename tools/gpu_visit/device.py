@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 
-import fusedlstm  # noqa: F401  (loads the operators)
+from fusedlstm import _library
 
 
 class Cuda:
@@ -32,7 +32,14 @@ class Cuda:
         }
 
     def probe(self):
-        """One kernel, waited for. Raises RuntimeError if the device or this process's context is lost."""
+        """One kernel, waited for.
+
+        Raises:
+            RuntimeError: the device or this process's context is lost; or there are none of our kernels for it, where
+                every measurement would be of PyTorch's own layers.
+        """
+        if (reason := _library.why_no_kernels(torch.device(self.name, 0))) is not None:
+            raise RuntimeError(f"fusedlstm has no kernels here: {reason}")
         if int(torch.ones(1, device=self.name).add(1).item()) != 2:
             raise RuntimeError("expected 1 + 1 = 2 on the device")
 
