@@ -5,12 +5,14 @@ The reference itself is held to torch.nn. What the modules make of them: test_fa
 
 import json
 from functools import cache, partial
+from itertools import product
 
 import pytest
 import torch
 from cases import Case
 from family import family
 from layers import differentiable, draw
+from pairwise import pairwise
 from tolerance import assert_near, tolerance
 
 from fusedlstm import reference
@@ -55,12 +57,15 @@ def results_and_gradients(operator, layer, incoming):
     return [*results, saved, *torch.autograd.grad(results, flat_tensors(layer), given)]
 
 
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("plan", ["direct", "packed", "direct:units", "packed:units"])
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("cell", ["gru", "rnn_tanh", "rnn_relu"])
-def test_every_kernel_near_the_reference(cell, isa, plan, rows, forced, two_threads):
+# A kernel is compiled for a cell and an instruction set; the plan and the row states are arguments of it.
+@pairwise(
+    kernel=list(product(["gru", "rnn_tanh", "rnn_relu"], ISAS)),
+    plan=["direct", "packed", "direct:units", "packed:units"],
+    rows=ROWS,
+)
+def test_every_kernel_near_the_reference(kernel, plan, rows, forced, two_threads):
     """Forward, inference and every gradient. Of 16 bits, where relu's corners make gradients jump, values only."""
+    cell, isa = kernel
     forced(isa, plan)
     for dtype in DTYPES:
         for case in (case_of(rows, *sizes) for sizes in SIZES):
