@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark_jobs import BASELINE, BRIEF, CPU, FUSED, SMALL, job, wrong_layer
+from pairwise import pairwise
 from torch import nn
 
 from benchmarks import contenders, memory, profiles, suite, timing
@@ -40,12 +41,12 @@ PROJECTION = Case("projection", 6, 3, 4, 5, proj_size=2)
 DROPOUT = Case("dropout", 6, 3, 4, 5, num_layers=2, dropout=0.5)
 BY_STEP = Case("by-step", 6, 3, 4, 5, by_step=True)
 CASES = [SMALL, PACKED, LENGTHS, RESETS, PROJECTION, DROPOUT, BY_STEP]
-CASES_OF_CELLS = [(cell, case) for cell in CELLS for case in CASES if profiles.Selection(CPU, cell=cell).has(case)]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "float64"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("cell, case", CASES_OF_CELLS, ids=lambda value: getattr(value, "name", value))
+@pairwise(
+    lambda cell, case, *_: profiles.Selection(CPU, cell=cell).has(case),
+    cell=CELLS, case=CASES, mode=MODES, precision=["float32", "bfloat16", "float16", "float64"],
+)  # fmt: skip
 def test_both_sides_are_right(cell, case, mode, precision):
     if cell == "rnn_relu":  # where a single slope of a few would be much
         case = replace(case, B=32, hidden_size=32)

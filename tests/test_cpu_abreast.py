@@ -10,6 +10,7 @@ import threading
 import pytest
 import torch
 from family import EVERY, LSTM, every, tensors_of
+from pairwise import pairwise
 from quantized_layers import weights_of
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -78,19 +79,11 @@ def _states(module, B, dtype):
     return tuple(states) if module.mode == "LSTM" else states[0]
 
 
-def _name(value):
-    return getattr(value, "__name__", str(value))
+def _is_one(member, name, *_):
+    return member is LSTM or "proj_size" not in CASES[name][0]
 
 
-cases = pytest.mark.parametrize(
-    ("member", "name"),
-    [(m, name) for m in EVERY for name, (options, _, _) in CASES.items() if m is LSTM or "proj_size" not in options],
-    ids=str,
-)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@cases
+@pairwise(_is_one, member=EVERY, name=CASES, dtype=DTYPES)
 def test_are_those_of_one_thread(member, name, dtype, cpu_threads):
     options, T, B = CASES[name]
     torch.manual_seed(1)
@@ -104,15 +97,16 @@ def test_are_those_of_one_thread(member, name, dtype, cpu_threads):
             assert torch.equal(actual, wanted)
 
 
-@pytest.mark.parametrize(
-    ("prepare", "dtype"),
-    [(freeze, torch.float32), (freeze, torch.bfloat16), (quantize, torch.float32)],
-    ids=_name,
+@pairwise(
+    _is_one,
+    member=EVERY,
+    name=CASES,
+    prepared=[("freeze", torch.float32), ("freeze", torch.bfloat16), ("quantize", torch.float32)],
 )
-@cases
-def test_prepared_weights(member, name, prepare, dtype, cpu_threads):
+def test_prepared_weights(member, name, prepared, cpu_threads):
     """With states, and without."""
-    options, T, B = CASES[name]
+    (options, T, B), dtype = CASES[name], prepared[1]
+    prepare = {"freeze": freeze, "quantize": quantize}[prepared[0]]
     module = prepare(member.layer(6, 19, **options, dtype=dtype).eval())
     x, hx = torch.randn(T, B, 6, dtype=dtype), _states(module, B, dtype)
     cpu_threads(1, "")

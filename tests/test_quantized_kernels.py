@@ -9,6 +9,7 @@ import quantized_reference as reference
 import torch
 from cases import Case
 from layers import draw
+from pairwise import pairwise
 
 from fusedlstm.cells import CELLS, GRU, LSTM, RNN_TANH
 
@@ -81,10 +82,7 @@ def as_arrays(argument):
     return argument.numpy() if isinstance(argument, torch.Tensor) else argument
 
 
-@cells
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("limit", [127, 64])
-@pytest.mark.parametrize("case", SHAPES, ids=lambda case: case.name)
+@pairwise(case=SHAPES, limit=[127, 64], isa=ISAS, cell=CELLS.values())
 def test_every_cell_and_size(case, limit, isa, cell, forced):
     forced(isa, "")
     arguments = quantized_arguments(draw(case, cell, dtype=torch.float32).layer, cell, limit)
@@ -100,11 +98,10 @@ def test_projections(case, isa, forced):
     assert_equal(LSTM, quantized_arguments(draw(case, LSTM, dtype=torch.float32).layer, LSTM))
 
 
-@cells
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("options, drawn", OPTIONS.values(), ids=OPTIONS)
-def test_options(options, drawn, isa, cell, forced):
+@pairwise(name=OPTIONS, isa=ISAS, cell=CELLS.values())
+def test_options(name, isa, cell, forced):
     forced(isa, "")
+    options, drawn = OPTIONS[name]
     case = replace(Case("options", 6, 5, 7, 19), **options)
     for proj_size in (0, 5) if cell is LSTM else (0,):
         layer = draw(replace(case, proj_size=proj_size), cell, dtype=torch.float32, **drawn).layer
@@ -167,12 +164,11 @@ ROWS = {
 }
 
 
-@cells
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("make", ROWS.values(), ids=ROWS)
-def test_every_kind_of_row(make, isa, cell, forced):
+@pairwise(rows=ROWS, isa=ISAS, cell=CELLS.values())
+def test_every_kind_of_row(rows, isa, cell, forced):
     """In the input, and as the state."""
     forced(isa, "")
+    make = ROWS[rows]
     layer = draw(Case("rows", 2, 3, 19, 19), cell, dtype=torch.float32).layer
     arguments = quantized_arguments(layer, cell)
     layer.input[0, 1] = make(layer.input[0, 1])
