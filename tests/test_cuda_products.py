@@ -40,25 +40,38 @@ def compile(target, *arguments):
     assert done.returncode == 0, done.stderr
 
 
-def products(folder, sources=CSRC):
-    """What the program says that multiplies by these sources."""
+def compiled(folder, source, sources=CSRC):
+    """The object of one source."""
     torch_include = Path(torch.__file__).parent / "include"
-    compile(
-        folder / "program", f"-I{sources}", "-isystem", torch_include,
-        HERE / "products_program.cpp", sources / "cuda/binding/products.cpp", sources / "cuda/host/gemm.cpp",
-        f"-L{folder}", "-ltorch_cuda", "-ldl",
-    )  # fmt: skip
+    compile(folder / f"{source.stem}.o", f"-I{sources}", "-isystem", torch_include, "-c", source)
+    return folder / f"{source.stem}.o"
+
+
+@pytest.fixture(scope="module")
+def objects(folder):
+    """By source: what the program is linked of that multiplies."""
+    sources = (
+        HERE / "products_program.cpp",
+        *(CSRC / "cuda" / file for file in ("binding/products.cpp", "host/gemm.cpp")),
+    )
+    return {source.name: compiled(folder, source) for source in sources}
+
+
+def products(folder, objects):
+    """What the program says."""
+    compile(folder / "program", *objects.values(), f"-L{folder}", "-ltorch_cuda", "-ldl")
     done = subprocess.run([folder / "program"], capture_output=True, text=True)
     return done.stdout.strip() or done.stderr.strip()
 
 
-def test_every_dtype_and_layout(folder):
+def test_every_dtype_and_layout(folder, objects):
     """Sums in float32 or better whatever torch allows its own products, and torch's handle as it was."""
-    assert products(folder) == "384 products"
+    assert products(folder, objects) == "384 products"
 
 
 @pytest.mark.parametrize(("file", "old", "new"), FAULTS)
-def test_fault_is_noticed(folder, tmp_path, file, old, new):
+def test_fault_is_noticed(folder, objects, tmp_path, file, old, new):
     sources = copy_of_sources(tmp_path)
     change(sources, file, old, new)
-    assert products(folder, sources) != "384 products"
+    (source,) = sources.rglob(file)
+    assert products(folder, objects | {file: compiled(tmp_path, source, sources)}) != "384 products"
