@@ -61,7 +61,9 @@ __global__ void activation_kernel(const uint32_t* in, uint32_t* out) {
 // Lane l writes in[8l...] to shared memory in every width, reads its neighbour's back, and publishes to global memory.
 __global__ void memory_kernel(const uint32_t* in, uint32_t* out) {
   prefetch_l2(in + 8 * threadIdx.x);
-  const Vec4 a = load_constant128(in + 8 * threadIdx.x), b = load_relaxed128(in + 8 * threadIdx.x + 4);
+  Vec4 a = load_constant128(in + 8 * threadIdx.x), b = load_relaxed128(in + 8 * threadIdx.x + 4);
+  load_constant128_if(false, nullptr, a);
+  load_relaxed128_if(false, nullptr, b);
   const SharedAddress mine = shared_address(shared_memory()) + 32 * threadIdx.x;
   store_shared128(mine, a);
   store_shared64(mine + 16, b.w[0], b.w[1]);

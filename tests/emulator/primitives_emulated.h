@@ -67,6 +67,9 @@ inline uintptr_t global_address(const void* p) {
 inline Vec4 load_constant128(const void* p, Site site = Site::current()) {
   return load_as<Vec4>(global_address(p), Access::kConstantRead, site);
 }
+inline void load_constant128_if(bool is_wanted, const void* p, Vec4& v, Site site = Site::current()) {
+  if (is_wanted) v = load_constant128(p, site);
+}
 inline Vec4 load_relaxed128(const void* p, Site site = Site::current()) {
   return load_as<Vec4>(global_address(p), Access::kRelaxedRead, site);
 }

@@ -140,12 +140,21 @@ __device__ __forceinline__ void store_shared128(SharedAddress a, Vec4 v) {
 
 // ---- global memory ----------------------------------------------------------------------------------------------
 
-// Through the read-only cache: only for data that nothing writes during the launch.
+// Through the read-only cache: only for data that nothing writes during the launch. v stays as it is where the load is
+// not wanted.
+__device__ __forceinline__ void load_constant128_if(bool is_wanted, const void* p, Vec4& v) {
+  asm volatile(
+      "{\n"
+      ".reg .pred wanted;\n"
+      "setp.ne.u32 wanted, %5, 0;\n"
+      "@wanted ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "+r"(v.w[0]), "+r"(v.w[1]), "+r"(v.w[2]), "+r"(v.w[3])
+      : "l"(p), "r"(static_cast<uint32_t>(is_wanted)));
+}
 __device__ __forceinline__ Vec4 load_constant128(const void* p) {
-  Vec4 v;
-  asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
-               : "l"(p));
+  Vec4 v{};
+  load_constant128_if(true, p, v);
   return v;
 }
 

@@ -51,36 +51,50 @@ __device__ __forceinline__ void load_weight(typename Carrier::Product& product, 
   const int pitch = Carrier::kOperands * part.gate_pitch;  // a weight that is resident has few elements
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int row_warp = warp / kShape.k_splits, k_split = warp % kShape.k_splits;
-  const auto load = [&](int r, int c) -> RowPair {
-    const int k = (k_split * kShape.chunks_per_warp + c) * Carrier::kChunkElements + t * Carrier::kVectorElements;
-    const bool exists = part.has_column(k);
-    const int column = part.column(k);
-    Vec4 rows[2] = {};
+  const int first_k = k_split * kShape.chunks_per_warp * Carrier::kChunkElements + t * Carrier::kVectorElements;
+  // The lane's vectors of two rows, by where the first ones are: the loads are a large part of the kernel's code.
+  const auto loader = [&](int r) {
+    struct Row {
+      const typename Math::scalar_t* first;
+      int columns;  // from there on, of those that the CTA has of its period
+    } rows[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int unit = part.first_row() + unit_of_row<kShape>(r + i, row_warp, g);
       const int row = kShape.pass == Pass::kForward ? (r + i) % kShape.sums() * H + unit : unit;
-      if (unit < H && exists)
-        rows[i] = load_constant128(static_cast<const typename Math::scalar_t*>(weight) + row * pitch + column);
+      rows[i].first =
+          in_register(static_cast<const typename Math::scalar_t*>(weight) + row * pitch + part.column(first_k));
+      rows[i].columns = in_register(unit < H ? part.columns_from(first_k) : 0);
     }
-    return {Math::operands(rows[0]), Math::operands(rows[1])};
+    return [=](int c) -> RowPair {
+      const int k = c * Carrier::kChunkElements;
+      Vec4 v[2] = {};
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        load_constant128_if(part.in_period(k) < rows[i].columns, rows[i].first + part.distance(k), v[i]);
+      return {Math::operands(v[0]), Math::operands(v[1])};
+    };
   };
   constexpr int kHeld = Carrier::Product::kHeld;
-#pragma unroll
-  for (int r = 0; r < kShape.rows_per_lane; r += 2) {
 #pragma unroll 1  // what goes into shared memory needs no registers of its own
-    for (int c = kHeld; c < kShape.chunks_per_warp; ++c) product.share_weight(r, c, load(r, c));
+  for (int r = 0; r < kShape.rows_per_lane && kHeld < kShape.chunks_per_warp; r += 2) {
+    const auto load = loader(r);
+#pragma unroll 1
+    for (int c = kHeld; c < kShape.chunks_per_warp; ++c) product.share_weight(r, c, load(c));
   }
 #pragma unroll
-  for (int r = 0; r < kShape.rows_per_lane; r += 2)
+  for (int r = 0; r < kShape.rows_per_lane; r += 2) {
+    const auto load = loader(r);
 #pragma unroll
-    for (int c = 0; c < kHeld; ++c) product.hold_weight(r, c, load(r, c));
+    for (int c = 0; c < kHeld; ++c) product.hold_weight(r, c, load(c));
+  }
 }
 
 // Positions that change anything in the tile: those that some row runs, or all where resets may come after the end.
 __device__ __forceinline__ int steps_of_tile(const RowStates& rows, int first_row, int batch_rows, int m) {
   if (!rows.lengths || rows.reset) return rows.steps();
   int longest = 0;
+#pragma unroll 1
   for (int n = 0; n < batch_rows; ++n) longest = std::max(longest, length_of(rows, first_row + n, m));
   return std::max(std::min(longest, rows.end) - rows.begin, 0);
 }

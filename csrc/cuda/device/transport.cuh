@@ -48,10 +48,15 @@ concept IsTransport = requires(
   // The number of this CTA among those of its tile (i).
   { T::rank(i) } -> std::same_as<int>;
   // {first_unit, gate_pitch}: which part of W_hh the CTA has, W_hh being [rows][operands][gate_pitch]. The unit of its
-  // first row; whether there is a column for element i of the K that the CTA multiplies with, and which.
+  // first row. The K that the CTA multiplies with comes in periods, whose columns follow each other: the column of
+  // element i of K, and how many columns that exist its period has from there on. For an element of K that is i, whole
+  // chunks, after another one of the same place in its chunk: how much later it is in its period, and by how many
+  // columns.
   { part.first_row() } -> std::same_as<int>;
-  { part.has_column(i) } -> std::same_as<bool>;
   { part.column(i) } -> std::same_as<int>;
+  { part.columns_from(i) } -> std::same_as<int>;
+  { part.in_period(i) } -> std::same_as<int>;
+  { part.distance(i) } -> std::same_as<int>;
   // With `tile` set and the first kClearedBytes of its shared memory cleared, before all that follows.
   requires T::kClearedBytes >= 0;
   { transport.tile } -> std::same_as<OperandTile&>;
@@ -135,8 +140,10 @@ struct OperandOfAll : OperandLayout<Math, kShape, SpacedCells<Math, kShape>> {
   struct WeightPart {
     int first_unit, gate_pitch;
     __device__ __forceinline__ int first_row() const { return first_unit; }
-    __device__ __forceinline__ bool has_column(int k) const { return k < Layout::kOperands * gate_pitch; }
     __device__ __forceinline__ int column(int k) const { return k; }
+    __device__ __forceinline__ int columns_from(int k) const { return Layout::kOperands * gate_pitch - k; }
+    __device__ __forceinline__ int in_period(int k) const { return k; }
+    __device__ __forceinline__ int distance(int k) const { return k; }
   };
 };
 

@@ -18,14 +18,18 @@ struct OwnOperand : OperandLayout<Math, kShape, OwnedCells, kSwizzled> {
   using Owned = OwnedCells;
   SharedAddress first[Owned::kUnitsOwned];  // operand of the first cell of each unit, in buffer 0
 
-  // Gates have their place in K whatever H is.
+  // Gates have their place in K whatever H is: a period is one.
   struct WeightPart {
+    static constexpr int kOfWarp = kShape.chunks_per_warp * Layout::kChunkElements;
+    static_assert(Layout::kUnits % Layout::kChunkElements == 0 || Layout::kChunkElements % Layout::kUnits == 0,
+                  "else a lane's vectors are not of one place in all periods");
+    static_assert(Layout::kUnits % kOfWarp == 0 || kOfWarp % Layout::kUnits == 0, "as above");
     int first_unit, gate_pitch;
     __device__ __forceinline__ int first_row() const { return 0; }
-    __device__ __forceinline__ bool has_column(int k) const { return first_unit + k % Layout::kUnits < gate_pitch; }
-    __device__ __forceinline__ int column(int k) const {
-      return k / Layout::kUnits * gate_pitch + first_unit + k % Layout::kUnits;
-    }
+    __device__ __forceinline__ int column(int k) const { return first_unit + distance(k); }
+    __device__ __forceinline__ int columns_from(int k) const { return gate_pitch - first_unit - in_period(k); }
+    __device__ __forceinline__ int in_period(int k) const { return k % Layout::kUnits; }
+    __device__ __forceinline__ int distance(int k) const { return k / Layout::kUnits * gate_pitch + in_period(k); }
   };
 
   __device__ __forceinline__ void open() {
