@@ -107,6 +107,8 @@ FAULTS = [
           "0 < rows[i].columns", rf"past the end of weight_hh|{WRONG}", which="backward"),
     Fault("gates of W_hh taken for one", "local", "transport_local.cuh", "k / Layout::kUnits * gate_pitch", "0",
           WRONG, which="backward"),
+    Fault("no step before the first operand", "cluster", "recurrence.cuh", "-Cell::kLead",
+          "0", rf"which nothing has written|deadlock|{WRONG}", which="backward"),
     Fault("operand not cleared beyond the batch", "cluster", "recurrence.cuh",
           "i < kEnd", "i < 0", r"which nothing has written"),
     Fault("staged vector read before it is whole", "cluster", "transport.cuh", "warp_sync();", "",

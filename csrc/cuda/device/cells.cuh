@@ -3,7 +3,8 @@
 // Both walk positions s = 0..steps-1, each with one product of the operand published for it:
 //   forward:  operand s is the h that step s starts from; `advance` runs step s with the product's sums;
 //   backward: operand s is the d_from_hidden of the s-th step from the end; `advance` takes the product as the gradient
-//             of the h before it and computes the d_from_hidden of step s + 1, `start` the first ones.
+//             of the h before it and computes the d_from_hidden of step s + 1; those of operand 0 at a position -1,
+//             which has no product.
 // So at position s the step that is run `now` is number s + kLead in the order of running.
 //
 // A position in time: `ready` makes of the values fetched for the step what no product goes into, and `prefetch`
@@ -48,8 +49,8 @@ struct ForwardCell {
   // The time of step p in the order of running.
   static __device__ __forceinline__ int time(int d, int p, int steps) { return time_of(d, p, steps); }
 
-  // before, now, next: the steps around the beginning of position 0.
-  __device__ __forceinline__ Result start(const Args& a, const Step&, const Step& now, const Step& next) {
+  // now, next: the first steps to run.
+  __device__ __forceinline__ void start(const Args& a, const Step& now, const Step& next) {
     if (unit.clock.exists()) {
       unit.start(a);
       hidden.start(a);
@@ -57,7 +58,6 @@ struct ForwardCell {
     prefetch(a, now, next);
     prefetch_reset(a, now);
     enter(a);
-    return {};
   }
   __device__ __forceinline__ void prefetch(const Args& a, const Step& step, const Step&) { unit.prefetch(a, step); }
   __device__ __forceinline__ void ask_l2(const Args& a, const Step& step) const { unit.ask_l2(a, step); }
@@ -135,17 +135,13 @@ struct BackwardCell {
 
   static __device__ __forceinline__ int time(int d, int p, int steps) { return time_of(d, steps - 1 - p, steps); }
 
-  __device__ __forceinline__ Result start(const Args& a, const Step& before, const Step& now, const Step& next) {
+  __device__ __forceinline__ void start(const Args& a, const Step& now, const Step& next) {
     if (unit.clock.exists()) {
       unit.start(a);
       hidden.start(a);
     }
-    prefetch(a, before, now);
-    prefetch_reset(a, before);
-    const Result result = step(a, before, ready(a, before, {}));
     prefetch(a, now, next);
     prefetch_reset(a, now);
-    return result;
   }
   __device__ __forceinline__ void prefetch(const Args& a, const Step& step, const Step& next) {
     unit.prefetch(a, step, next);
@@ -169,7 +165,14 @@ struct BackwardCell {
   // before: the time of the step before `now` in the order of running.
   __device__ __forceinline__ Result advance(const Args& a, int before, const Step& now, const Ready& ready) {
     hidden.leave(before, ready.sums[0]);
-    return step(a, now, ready);
+    Result result;
+    result.d_reset_h = hidden.cut(was_reset);
+    const float direct =
+        unit.step(a, now.t, ready.slopes, hidden.d_h + ready.d_out, ready.d_from_outside, result.gradients);
+    hidden.keep(now.t, direct);
+#pragma unroll
+    for (int k = 0; k < kCarried; ++k) result.d_reset_carried[k] = unit.cut(k, is_reset);
+    return result;
   }
   // The states that the step starts from are no matter of the operand.
   __device__ __forceinline__ bool enters() const { return false; }
@@ -194,18 +197,6 @@ struct BackwardCell {
     if (!unit.clock.exists()) return;
     unit.finish(a);
     hidden.finish(a);
-  }
-
- private:
-  __device__ __forceinline__ Result step(const Args& a, const Step& step, const Ready& ready) {
-    Result result;
-    result.d_reset_h = hidden.cut(was_reset);
-    const float direct =
-        unit.step(a, step.t, ready.slopes, hidden.d_h + ready.d_out, ready.d_from_outside, result.gradients);
-    hidden.keep(step.t, direct);
-#pragma unroll
-    for (int k = 0; k < kCarried; ++k) result.d_reset_carried[k] = unit.cut(k, is_reset);
-    return result;
   }
 };
 

@@ -168,18 +168,23 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
 
   // Those after `next` are needed for where `next` reads; asked for a position before that, in case they come from
   // memory.
-  Step before = step_at(Cell::kLead - 1), now = step_at(Cell::kLead), next = step_at(Cell::kLead + 1),
-       after = step_at(Cell::kLead + 2);
+  Step before, now, next, after;
+#pragma unroll 1  // one copy of the code is enough
+  for (int p = -1; p < 3; ++p) {
+    before = now;
+    now = next;
+    next = after;
+    after = step_at(p);
+  }
 #pragma unroll
   for (int e = 0; e < kCells; ++e) cells[e] = make_cell(e);
 #pragma unroll
-  for (int e = 0; e < kCells; ++e) results[e] = cells[e].start(args, before, now, next);
-  publish(0);
-  store(before);
+  for (int e = 0; e < kCells; ++e) cells[e].start(args, now, next);
+  if constexpr (kPass == Pass::kForward) publish(0);  // backward, what position -1 comes to
 
   const bool has_cells = Owned::any_in_warp();  // others only multiply
   const typename Carrier::Sums sums(transport.tile);
-  for (int s = 0; s < steps; ++s) {
+  for (int s = -Cell::kLead; s < steps; ++s) {
     typename Cell::Ready ready[kCells];
     const Step later = step_at(s + Cell::kLead + 3);
     const auto fetch_resets = [&] {
@@ -203,9 +208,8 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
       if constexpr (!kFetchesLate) use_and_fetch();
     }
 
-    const SharedAddress operand = transport.await(s);
     sums.add_products(
-        product, s, operand, [&](int e) -> auto& { return ready[e].sums; },
+        product, s, [&] { return transport.await(s); }, [&](int e) -> auto& { return ready[e].sums; },
         [&] {
           if constexpr (kFetchesLate) use_and_fetch();
         });

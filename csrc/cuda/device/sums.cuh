@@ -8,17 +8,21 @@ namespace fusedlstm::cuda {
 // The add_products of a transport whose sums go through shared memory: what the lane has of 8 batch rows by
 // sums.store(s, first row, acc), of all rows by sums.send(s), and, after sums.await(s), to cell e by sums.add(s, e, its
 // sums).
-template <KernelShape kShape, class Owned, class Sums, class Product, class Sum, class Meanwhile>
-__device__ __forceinline__ void add_through_memory(const Sums& sums, const Product& product, int s,
-                                                   SharedAddress operand, Sum sum, Meanwhile meanwhile) {
+template <KernelShape kShape, class Owned, class Sums, class Product, class Await, class Sum, class Meanwhile>
+__device__ __forceinline__ void add_through_memory(const Sums& sums, const Product& product, int s, Await await,
+                                                   Sum sum, Meanwhile meanwhile) {
+  if (has_operand<kShape>(s)) {
+    const SharedAddress operand = await();
 #pragma unroll 1  // interleaving the tiles would need registers that the weights have
-  for (int n = 0; n < kShape.batch_rows(); n += 8) {
-    float acc[kShape.rows_per_lane][2] = {};
-    product.multiply(operand + n * kChunkBytes, kChunkStride<kShape>, acc);
-    sums.store(s, n, acc);
+    for (int n = 0; n < kShape.batch_rows(); n += 8) {
+      float acc[kShape.rows_per_lane][2] = {};
+      product.multiply(operand + n * kChunkBytes, kChunkStride<kShape>, acc);
+      sums.store(s, n, acc);
+    }
+    sums.send(s);
   }
-  sums.send(s);
   meanwhile();
+  if (!has_operand<kShape>(s)) return;
   sums.await(s);
   const Owned owned;
 #pragma unroll
@@ -58,10 +62,10 @@ struct PartialSums {
     taken = in_register(tile.sums + owned.row(0) * kRowBytes + owned.unit(0) * kUnitBytes);
   }
 
-  template <class Product, class Sum, class Meanwhile>
-  __device__ __forceinline__ void add_products(const Product& product, int s, SharedAddress operand, Sum sum,
+  template <class Product, class Await, class Sum, class Meanwhile>
+  __device__ __forceinline__ void add_products(const Product& product, int s, Await await, Sum sum,
                                                Meanwhile meanwhile) const {
-    add_through_memory<kShape, Owned>(*this, product, s, operand, sum, meanwhile);
+    add_through_memory<kShape, Owned>(*this, product, s, await, sum, meanwhile);
   }
   // The warp's sums of 8 batch rows.
   __device__ __forceinline__ void store(int s, int first_row, const float (&acc)[kShape.rows_per_lane][2]) const {

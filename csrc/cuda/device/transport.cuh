@@ -40,7 +40,7 @@ template <class T>
 concept IsTransport = requires(
     T transport, LaunchConfig& config, const Plan& plan, const RowStates& rows, void* memory, cudaStream_t stream,
     const typename T::WeightPart& part, int i, const typename T::Elements& elements, const typename T::Sums& sums,
-    const typename T::Product& product, SharedAddress operand, SumOfCell<T> sum, void (*meanwhile)()) {
+    const typename T::Product& product, SharedAddress (*await)(), SumOfCell<T> sum, void (*meanwhile)()) {
   // On the host, before the launch: sets what it needs in config, and prepares exchange_bytes(plan, rows) of memory.
   { T::prepare_launch(config, plan, rows, memory, stream) } -> std::same_as<cudaError_t>;
   // Of shared memory, in this order, see SmemLayout.
@@ -65,15 +65,21 @@ concept IsTransport = requires(
   // layout is that of OperandLayout.
   transport.publish(i, elements);
   { transport.await(i) } -> std::same_as<SharedAddress>;
-  // Adds W_hh times the operand of position i to the sums of the thread's cells, those of cell e in sum(e). operand:
-  // as await has it. meanwhile() is called when the warp has multiplied, before it waits for others;
-  // it may still set the sums unless the product starts from them.
+  // Adds W_hh times the operand of position i to the sums of the thread's cells, those of cell e in sum(e), if there is
+  // one: then await() gives what transport.await(i) does. meanwhile() is called when the warp has multiplied, before it
+  // waits for others; it may still set the sums unless the product starts from them.
   requires std::constructible_from<typename T::Sums, const OperandTile&>;
-  { sums.add_products(product, i, operand, sum, meanwhile) } -> std::same_as<void>;
+  { sums.add_products(product, i, await, sum, meanwhile) } -> std::same_as<void>;
   { T::Sums::kStartsFromCells } -> std::convertible_to<bool>;
   // Before the CTA exits.
   transport.close();
 };
+
+// Whether there is an operand of position s. Backward, position -1 is the step that operand 0 comes from.
+template <KernelShape kShape>
+__device__ __forceinline__ bool has_operand(int s) {
+  return kShape.pass == Pass::kForward || s >= 0;
+}
 
 // From a chunk of an operand to the next.
 template <KernelShape kShape>

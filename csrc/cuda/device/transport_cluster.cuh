@@ -161,10 +161,10 @@ struct SentSums : Way {
   using Owned = typename Way::Owned;
   static constexpr bool kStartsFromCells = false;
 
-  template <class Product, class Sum, class Meanwhile>
-  __device__ __forceinline__ void add_products(const Product& product, int s, SharedAddress operand, Sum sum,
+  template <class Product, class Await, class Sum, class Meanwhile>
+  __device__ __forceinline__ void add_products(const Product& product, int s, Await await, Sum sum,
                                                Meanwhile meanwhile) const {
-    add_through_memory<kShape, Owned>(*this, product, s, operand, sum, meanwhile);
+    add_through_memory<kShape, Owned>(*this, product, s, await, sum, meanwhile);
   }
   __device__ __forceinline__ void await(int s) const {
     ArrivalBarriers::await(tile.barriers, s, tile.steps, Way::expected_bytes(tile), __PRETTY_FUNCTION__);

@@ -64,8 +64,8 @@ struct WholeSums {
 
   explicit __device__ __forceinline__ WholeSums(const OperandTile&) {}
 
-  template <class Product, class Sum, class Meanwhile>
-  __device__ __forceinline__ void add_products(const Product& product, int, SharedAddress operand, Sum sum,
+  template <class Product, class Await, class Sum, class Meanwhile>
+  __device__ __forceinline__ void add_products(const Product& product, int s, Await await, Sum sum,
                                                Meanwhile meanwhile) const {
     constexpr int kSums = kShape.sums(), kCells = MultipliedCells<Math, kShape>::kCount;
     float acc[kShape.rows_per_lane][2] = {};
@@ -75,7 +75,7 @@ struct WholeSums {
 #pragma unroll
         for (int q = 0; q < kSums; ++q) acc[e / 2 * kSums + q][e % 2] = sum(e)[q];
     }
-    product.multiply(operand, kChunkStride<kShape>, acc);
+    if (has_operand<kShape>(s)) product.multiply(await(), kChunkStride<kShape>, acc);
     meanwhile();
 #pragma unroll
     for (int e = 0; e < kCells; ++e)
