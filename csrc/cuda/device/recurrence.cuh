@@ -49,7 +49,9 @@ template <class Math, KernelShape kShape, class Carrier = TransportOf<Math, kSha
 __device__ __forceinline__ void load_weight(typename Carrier::Product& product, const void* weight, int H,
                                             typename Carrier::WeightPart part) {
   const int pitch = Carrier::kOperands * part.gate_pitch;  // a weight that is resident has few elements
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  // Whose places are found anew after this: the time loop has no registers for what both need.
+  const int thread = in_register(static_cast<int>(threadIdx.x));
+  const int lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
   const int row_warp = warp / kShape.k_splits, k_split = warp % kShape.k_splits;
   const int first_k = k_split * kShape.chunks_per_warp * Carrier::kChunkElements + t * Carrier::kVectorElements;
   // The lane's vectors of two rows, by where the first ones are: the loads are a large part of the kernel's code.
@@ -130,6 +132,7 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
   // Number p in the order of running. Backward, a step reads what was saved of the one before it in time: also of one
   // before this part of the steps, which is not run here.
   const auto step_at = [&](int p) {
+    if constexpr (kPass == Pass::kBackward) p = in_register(p);  // of CLUSTER one has no register to count it apart
     return p >= 0 && p < steps ? step_of(rows, rows.begin + Cell::time(d, p, steps))
                                : Step{.row = kPass == Pass::kBackward ? rows.row_before : 0};
   };
@@ -167,14 +170,19 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
   };
 
   // Those after `next` are needed for where `next` reads; asked for a position before that, in case they come from
-  // memory.
+  // memory. One copy of the code is enough; but behind a loop the assembler keeps steps in registers of every lane
+  // instead of the warp, which GRID forward has none for.
   Step before, now, next, after;
-#pragma unroll 1  // one copy of the code is enough
-  for (int p = -1; p < 3; ++p) {
-    before = now;
-    now = next;
-    next = after;
-    after = step_at(p);
+  if constexpr (kPass == Pass::kForward) {
+    now = step_at(0), next = step_at(1), after = step_at(2);
+  } else {
+#pragma unroll 1
+    for (int p = -1; p < 3; ++p) {
+      before = now;
+      now = next;
+      next = after;
+      after = step_at(p);
+    }
   }
 #pragma unroll
   for (int e = 0; e < kCells; ++e) cells[e] = make_cell(e);

@@ -92,8 +92,7 @@ __device__ __forceinline__ int first_saved(const RowStates& rows, int d, int m) 
 // The element of batch row 0 in what comes with strides: pre_gates forward, d_output backward.
 __device__ __forceinline__ int64_t strided_row(const RowStates& rows, const Step& step, int64_t stride_t,
                                                int stride_b) {
-  const bool is_packed = rows.row_offsets;
-  return (is_packed ? step.row : step.t) * (is_packed ? int64_t{stride_b} : stride_t);
+  return rows.row_offsets ? int64_t{step.row} * stride_b : step.t * stride_t;
 }
 
 // Where one batch row of one direction is in time.

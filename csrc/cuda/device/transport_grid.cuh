@@ -39,6 +39,8 @@ struct GridTransport : VectorTransport<Math, kShape> {
   // allow, since one round trip to L2 costs more than all of them.
   static constexpr int kChunks = kShape.chunks_per_warp, kLoads = kChunks * kShape.batch_tiles;
   static constexpr int kRounds = grid_rounds(kShape), kInFlight = (kLoads + kRounds - 1) / kRounds;
+  // As the compiler does not see by itself: it keeps an address for every vector, in case the others are not there.
+  static constexpr bool kRoundsAreWhole = kLoads % kInFlight == 0;
   // Rounds that overlap need the registers of both. From compute capability 10.0 on ptxas keeps more addresses in some,
   // and spills beside the largest weights.
   static constexpr bool kRoundsOverlap = !Layout::kFewRegistersLeft && (kArch < 1000 || kShape.weight_words() < 128);
@@ -96,7 +98,7 @@ struct GridTransport : VectorTransport<Math, kShape> {
       const auto load = [&](auto is_wanted) {
         bool any = false;
 #pragma unroll
-        for (int i = 0; i < kInFlight && first + i < kLoads; ++i) {
+        for (int i = 0; i < kInFlight && (kRoundsAreWhole || first + i < kLoads); ++i) {
           const bool wanted = is_wanted(i);
           load_relaxed128_if(wanted, rows[i] + k(i), v[i]);
           any |= wanted;
