@@ -67,15 +67,15 @@ SIZES = [(5, 2), (1, 1), (40, 7)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of_program", [False, True], ids=["model", "program"])
 @pytest.mark.parametrize(
-    "options, with_lengths, grad",
+    "options, with_lengths, grad, of_program",
     [
-        ({}, False, torch.enable_grad),
-        ({"num_layers": 2, "bidirectional": True, "bias": False}, False, torch.no_grad),
-        ({"num_layers": 2, "bidirectional": True}, True, torch.inference_mode),
+        ({}, False, torch.enable_grad, False),
+        ({"num_layers": 2, "bidirectional": True, "bias": False}, False, torch.no_grad, True),
+        ({"num_layers": 2, "bidirectional": True}, True, torch.inference_mode, False),
+        ({"num_layers": 2, "bidirectional": True}, True, torch.inference_mode, True),
     ],
-    ids=["plain", "stack", "lengths"],
+    ids=["plain model", "stack program", "lengths model", "lengths program"],
 )
 def test_one_node_per_layer(options, with_lengths, grad, of_program, tmp_path):
     model = Model(**options).eval()
