@@ -30,6 +30,12 @@ def test_geometric_mean():
     assert geometric_mean([0.5, 2.0, 4.0]) == pytest.approx(4 ** (1 / 3))
 
 
+@pytest.fixture
+def briefly(monkeypatch):
+    """The command's rows are measured for no longer than others here."""
+    monkeypatch.setitem(profiles.PROFILES, "custom", lambda selection: (profiles.custom(selection)[0], BRIEF))
+
+
 def _row(**changes) -> Row:
     (row,) = run_jobs([job()], BRIEF)
     return replace(row, **changes)
@@ -133,6 +139,7 @@ def test_compare_keeps_its_columns_in_a_narrow_window(tmp_path, capsys):
     assert "1.00x" in line
 
 
+@pytest.mark.usefixtures("briefly")
 def test_command_writes_everything(tmp_path, capsys):
     options = ["--cases", "decode-32", "--threads", "1", "--device", "cpu", "--out", str(tmp_path)]
     assert command.main(options) == 0
@@ -143,6 +150,7 @@ def test_command_writes_everything(tmp_path, capsys):
     assert "decode-32" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("briefly")
 @pytest.mark.parametrize("cell, layer", [("gru", "GRU"), ("rnn", "RNN"), ("rnn_relu", "RNN")])
 def test_command_names_the_cell(tmp_path, monkeypatch, capsys, cell, layer):
     """In the folder, in every file, on the screen; of the case with a cell in a loop as of the layer."""
@@ -167,6 +175,7 @@ def test_the_folder_of_the_lstm_has_the_machine_s_name_alone():
     assert command._folder_name(cpu, "lstm") == command.machine.folder_name(cpu)
 
 
+@pytest.mark.usefixtures("briefly")
 def test_a_stopped_run_keeps_its_rows(tmp_path, monkeypatch):
     def stopped(jobs, budget, on_row, limit):
         suite.run_jobs(jobs[:1], budget, on_row)
