@@ -333,8 +333,8 @@ def test_vmap_over_weights_is_one_call(member):
             torch.testing.assert_close(gradients[name][k], parameter.grad)
 
 
-@pytest.mark.parametrize("kind", [None, "lengths"])
-@family
+# How a layer is called is no matter of its cell.
+@pytest.mark.parametrize(("member", "kind"), list(zip(FAMILY, [None, "lengths", None])), ids=str)
 def test_compiled_in_one_graph_and_exported(member, kind):
     fused, _ = member.pair(3, 4, num_layers=2)
     x, rows = torch.randn(5, 2, 3), {"lengths": torch.tensor([5, 2])} if kind else {}
@@ -350,8 +350,7 @@ def test_compiled_in_one_graph_and_exported(member, kind):
     torch.testing.assert_close(program.module()(longer, None, *rows.values()), fused(longer, None, *rows.values()))
 
 
-@family
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}], ids=str)
+@pytest.mark.parametrize(("member", "options"), list(zip(FAMILY, [{"bidirectional": True}, {}, {}])), ids=str)
 def test_onnx_is_one_node(member, options, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
