@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -32,6 +33,13 @@ LENGTHS = replace(SMALL, name="lengths", variable="lengths")
 PACKED = replace(SMALL, name="packed", variable="packed")
 
 
+@cache
+def workload_and_reference(cell, case, mode):
+    """The same for every runtime: the model is exported once."""
+    workload = Workload.of(case, mode, "float32", CPU, CELLS[cell])
+    return workload, Reference(workload)
+
+
 @pytest.mark.parametrize("name", RUNTIMES)
 @pytest.mark.parametrize(
     "cell, case, mode",
@@ -42,9 +50,8 @@ PACKED = replace(SMALL, name="packed", variable="packed")
 def test_runtimes_are_right(cell, case, mode, name):
     for package in (PACKAGES[name], "onnxscript"):
         pytest.importorskip(package)
-    workload, peer = Workload.of(case, mode, "float32", CPU, CELLS[cell]), CONTENDERS[cell][name]
+    (workload, reference), peer = workload_and_reference(cell, case, mode), CONTENDERS[cell][name]
     assert peer.why_not(workload) is None
-    reference = Reference(workload)
     assert reference.error_of(peer.build(workload)) <= reference.limit
 
 
