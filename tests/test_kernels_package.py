@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from family import EVERY, LSTM, every, tensors_of
+from pairwise import pairwise
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -97,15 +98,17 @@ OPTIONS = {
     "dropout": {"num_layers": 3, "dropout": 0.5},
     "everything": {"num_layers": 2, "bidirectional": True, "batch_first": True, "dropout": 0.5},
 }
-CASES = {f"{member}-{name}": (member, options) for member in EVERY for name, options in OPTIONS.items()}
-CASES |= {f"lstm-projection-{name}": (LSTM, {**options, "proj_size": 4}) for name, options in OPTIONS.items()}
 
 
-@pytest.mark.parametrize("kind", ["padded", "packed", "one sequence"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("member, options", CASES.values(), ids=CASES)
-def test_layer(package, member, options, dtype, kind):
-    fused, plain = member.pair(6, 10, **options, dtype=dtype)
+@pairwise(
+    member=[(member, 0) for member in EVERY] + [(LSTM, 4)],
+    name=OPTIONS,
+    dtype=[torch.float32, torch.float64],
+    kind=["padded", "packed", "one sequence"],
+)
+def test_layer(package, member, name, dtype, kind):
+    (member, proj_size), options = member, OPTIONS[name]
+    fused, plain = member.pair(6, 10, **options, **({"proj_size": proj_size} if proj_size else {}), dtype=dtype)
     rows = plain.num_layers * (1 + plain.bidirectional)
     widths = (plain.proj_size or 10, 10) if member is LSTM else (10,)
     if kind == "packed":
