@@ -15,11 +15,18 @@ pytestmark = pytest.mark.skipif(not _library.CUDA_LIBRARY.is_file(), reason="bui
 # Torch's own guard would ask torch's own runtime first, which may be none or have other demands.
 NO_DEVICE_GUARD = "int aoti_torch_create_device_guard(int device, void** guard) { *guard = 0; return 0; }"
 ASK_THE_RUNTIME = f"""
-import sys; sys.path.insert(0, {str(_library.CUDA_LIBRARY.parent.parent.parent)!r})
+import os, sys; sys.path.insert(0, {str(_library.CUDA_LIBRARY.parent.parent.parent)!r})
 import torch, fusedlstm
-torch.ops.load_library({str(_library.CUDA_LIBRARY)!r})
-print(torch.ops.fusedlstm._cuda_obstacle(0))
+for driver in sys.argv[1:]:
+    if not os.fork():  # the runtime asks for the driver's version once in a process
+        os.environ["STUB_DRIVER"] = driver
+        torch.ops.load_library({str(_library.CUDA_LIBRARY)!r})
+        print(repr(torch.ops.fusedlstm._cuda_obstacle(0)), flush=True)
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(f"driver {{driver}}")
 """
+DRIVERS = (11, 8), (12, 0), (12, 2), (12, 8), (13, 0), (14, 1)
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +55,26 @@ def symbols(kind, library) -> set[str]:
     return {line.split()[-1].split("@")[0] for line in done.stdout.splitlines()}
 
 
-@pytest.mark.parametrize("driver", [(11, 8), (12, 0), (12, 2), (12, 8), (13, 0), (14, 1)], ids="{0[0]}.{0[1]}".format)
-def test_the_runtime_refuses_the_drivers_that_python_names(driver, libraries, monkeypatch):
-    major, minor = driver
+@pytest.fixture(scope="module")
+def answers(libraries) -> dict[tuple[int, int], str]:
+    """Of the runtime beside each driver. Torch is loaded once."""
+    versions = [str(1000 * major + 10 * minor) for major, minor in DRIVERS]
     settings = {
         "LD_LIBRARY_PATH": str(libraries),
         "LD_PRELOAD": str(libraries / "no_device_guard.so"),
-        "STUB_DRIVER": str(1000 * major + 10 * minor),
+        "STUB_DRIVER": versions[0],  # for who asks while torch is loaded
     }
-    done = subprocess.run(
-        [sys.executable, "-c", ASK_THE_RUNTIME], env=os.environ | settings, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", ASK_THE_RUNTIME, *versions]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    is_refused = "driver version is insufficient" in done.stdout
-    assert is_refused or "operation not supported" in done.stdout  # the answer of the stub
+    return dict(zip(DRIVERS, done.stdout.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("driver", DRIVERS, ids="{0[0]}.{0[1]}".format)
+def test_the_runtime_refuses_the_drivers_that_python_names(driver, answers, monkeypatch):
+    major, minor = driver
+    is_refused = "driver version is insufficient" in answers[driver]
+    assert is_refused or "operation not supported" in answers[driver]  # the answer of the stub
 
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(_library, "driver_version", lambda: driver)
