@@ -95,7 +95,10 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=integer_from(1), default=1, help="of a stack (default: %(default)s)")
     parser.add_argument("--device", default="H100", help="part of a GPU's name (default: %(default)s)")
     parser.add_argument(
-        "--force", default="", metavar="PLAN", help="stream, local, cluster, grid or bulk, and perhaps /LAYERSxPARTS"
+        "--force",
+        default="",
+        metavar="PLAN",
+        help="stream, local, cluster, grid, mesh or bulk, and perhaps /LAYERSxPARTS",
     )
 
 

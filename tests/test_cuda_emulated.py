@@ -29,7 +29,7 @@ RUNS = [
     *[("rnn_relu", arithmetic) for arithmetic in ("float32", "float64")],
 ]
 RESIDENT = ("local", "cluster", "grid")
-K_SPLITS = {"cluster": 4, "grid": 8, "bulk": 2}  # at most: how many warps share K
+K_SPLITS = {"cluster": 4, "grid": 8, "mesh": 8, "bulk": 2}  # at most: how many warps, or CTAs, share K
 
 TF32_OPERANDS = 2**-11  # their relative error
 
@@ -201,7 +201,7 @@ def test_every_compiled_shape(cell, arithmetic, backward):
     dtype, tf32 = ARITHMETICS[arithmetic]
     name = str(dtype).removeprefix("torch.")
     shapes = core.kernel_shapes(cell=cell, dtype=name, allow_tf32=tf32, backward=backward)
-    assert {s[0] for s in shapes} - {"bulk"} == set(RESIDENT)
+    assert {s[0] for s in shapes} - {"bulk", "mesh"} == set(RESIDENT)
     for transport, units, rows, k in sorted(set(shapes)):
         most = k // CELLS[cell].gates if backward else k
         if transport == "local":

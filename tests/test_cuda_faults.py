@@ -28,6 +28,7 @@ SHAPES = {
     ("lstm", "bulk", "backward"): "kBulk, Pass::kBackward, 8, 4, 1, 1, 0",
     ("lstm", "grid", "forward"): "kGrid, Pass::kForward, 4, 1, 8, 1, 0",
     ("lstm", "grid", "backward"): "kGrid, Pass::kBackward, 2, 4, 8, 1, 0",
+    ("lstm", "mesh", "backward"): "kMesh, Pass::kBackward, 2, 16, 1, 4, 0",
     ("gru", "local", "forward"): "kLocal, Pass::kForward, 6, 4, 1, 1, 0",
     ("gru", "local", "backward"): "kLocal, Pass::kBackward, 2, 12, 1, 1, 3",
     ("gru", "cluster", "forward"): "kCluster, Pass::kForward, 6, 4, 4, 1, 0",
@@ -74,7 +75,7 @@ ASKED_OF_L2 = """    if (!clock.runs(step.t)) return;
 #pragma unroll
     for (int q = 0; q < kSizes.gates; ++q) prefetch_l2(from + q * a.rows.H);"""
 OWN_BUFFER = "s % 2 * Layout::kOperandBytes + Layout::offset(q * Layout::kUnits, 0)"
-SENT_BYTES = "tile.ctas * units * ((tile.batch_rows + 1) / 2) * 8"
+SENT_SUMS = "tile.ctas * (left < Owned::kUnits ? left : Owned::kUnits)"
 OPERAND_BUFFER = "in_register(s % 2 * Layout::kOperandBytes)"
 SENT = "bits_float(load_shared32(from + i * Way::kSourceBytes))"
 ADDED = "for (int q = 0; q < kSums; ++q) sums[q] += bits_float(v.w[q]);"
@@ -82,6 +83,8 @@ GATHERED_SUMS = "for (int q = 0; q < kSums; ++q) v.w[q] = float_bits(acc[r + q][
 ENTERS_CELL = "equations_of<Equations>(a).template forward<ActivationMath<scalar_t>>(sums, h_before, carried)"
 COPIED = "bulk_copy(map_cluster_address(chunk, peer), chunk, chunk_bytes(), barrier);"
 HIDDEN_BIAS = "sums.from_hidden[q - kSizes.joined] = bias_hh;"
+WHOLE = "meet_readers();\n    return tile.operand;"
+SOURCE = "PartOfColumns<Math, kShape>::rank(tile.first_unit) * kShape.k_splits + k_split"
 RACE_OR_UNWRITTEN = r"race on shared memory|which nothing has written"
 
 FAULTS = [
@@ -134,7 +137,7 @@ FAULTS = [
           "tile.batch_rows * this->pitch() * Layout::kElementBytes",
           "tile.batch_rows * (this->pitch() - kVectorBytes) * Layout::kElementBytes", r"race on|has landed|deadlock"),
     Fault("sums of one CTA not expected", "cluster", "transport_cluster.cuh",
-          SENT_BYTES, SENT_BYTES.replace("tile.ctas", "(tile.ctas - 1)"),
+          SENT_SUMS, SENT_SUMS.replace("tile.ctas", "(tile.ctas - 1)"),
           r"race on|has landed|deadlock", which="backward"),
     Fault("sums not waited for", "cluster", "sums.cuh", "sums.await(s);", "",
           r"race on shared memory|has landed|arrives when", which="backward"),
@@ -197,6 +200,24 @@ FAULTS = [
     Fault("exchange memory not prepared", "grid", "transport_grid.cuh",
           "cudaMemsetAsync(memory, 0xFF, exchange_bytes(plan, rows), stream)", "cudaSuccess",
           r"read of exchange\+\d+, which nothing has written", which="backward"),
+    Fault("operand of another part of K", "mesh", "transport_grid.cuh", "part().column(first_k())", "first_k()", WRONG,
+          which="backward"),
+    Fault("operand multiplied before it is whole", "mesh", "transport_grid.cuh", WHOLE, "return tile.operand;",
+          RACE_OR_UNWRITTEN, which="backward"),
+    Fault("barrier of one warp only", "mesh", "transport_grid.cuh", "block_sync();", "warp_sync();", RACE_OR_UNWRITTEN,
+          which="backward"),
+    Fault("rows of the first cluster", "mesh", "transport_mesh.cuh", "first_unit / kShape.rows() * kShape.rows()", "0",
+          WRONG, which="backward", layer="clusters"),
+    Fault("columns of another part taken too", "mesh", "transport_mesh.cuh", "std::min(most(), all() - first_column())",
+          "all() - first_column()", WRONG, which="backward"),
+    Fault("sums not waited for", "mesh", "sums.cuh", "sums.await(s);", "",
+          r"race on shared memory|has landed|arrives when", which="backward"),
+    Fault("sums of one CTA not expected", "mesh", "transport_mesh.cuh", "kSources * Owned::kUnits",
+          "(kSources - 1) * Owned::kUnits", r"race on|has landed|deadlock", which="backward"),
+    Fault("sums of all CTAs in one place", "mesh", "transport_mesh.cuh", SOURCE, "k_split", r"race on|has landed",
+          which="backward"),
+    Fault("sums of one CTA lost", "mesh", "transport_cluster.cuh", SENT, f"(i == 0 ? 0.0f : {SENT})",
+          WRONG, which="backward"),
     Fault("sums of one warp lost", "cluster", "sums.cuh", ADDED,
           ADDED.replace("q < kSums", "q < kSums && k_split > 0"), WRONG),
     Fault("three sums gathered as two", "cluster", "sums.cuh", GATHERED_SUMS,
@@ -243,19 +264,21 @@ SENT_SUMS_GO = "r * 8 >= units"
 COPIES_GO = "peer < ctas"
 
 
-def silent(transport, which, waiting, old, new):
+def silent(transport, which, waiting, old, new, file=None):
     kernel = rf"{waiting}<.*BFloat16Math.*k{transport.title()}.*"
-    return Fault("a CTA that never comes", transport, f"transport_{transport}.cuh", old, new,
+    return Fault("a CTA that never comes", transport, f"transport_{file or transport}.cuh", old, new,
                  kernel + r"waited 30 s in vain for another CTA.*FUSEDLSTM_PLAN=stream", which)  # fmt: skip
 
 
 SILENT = [
-    silent("grid", "forward", "GridTransport", VECTORS_GO, f"blockIdx.x == 1 || {VECTORS_GO}"),
-    silent("grid", "backward", "GridTransport", VECTORS_GO, f"blockIdx.x == 1 || {VECTORS_GO}"),
+    silent("grid", "forward", "OperandInMemory", VECTORS_GO, f"blockIdx.x == 1 || {VECTORS_GO}"),
+    silent("grid", "backward", "OperandInMemory", VECTORS_GO, f"blockIdx.x == 1 || {VECTORS_GO}"),
     silent("cluster", "forward", "OperandsInCluster", OPERANDS_GO, f"blockIdx.x != 1 && {OPERANDS_GO}"),
     silent("bulk", "forward", "OperandsInBulk", COPIES_GO, f"blockIdx.x != 1 && {COPIES_GO}"),
     silent("bulk", "backward", "SentSums", COPIES_GO, f"blockIdx.x != 1 && {COPIES_GO}"),
     silent("cluster", "backward", "SentSums", SENT_SUMS_GO, f"blockIdx.x == 1 || {SENT_SUMS_GO}"),
+    silent("mesh", "backward", "SentSums", SENT_SUMS_GO, f"blockIdx.x == 1 || {SENT_SUMS_GO}", "cluster"),
+    silent("mesh", "backward", "OperandInMemory", VECTORS_GO, f"blockIdx.x == 1 || {VECTORS_GO}", "grid"),
 ]
 
 # Tails in B and H, more than one tile, several CTAs a tile.
@@ -264,6 +287,7 @@ LAYERS = {
     "directions": {"directions": 2},
     "lengths": {"lengths": [5, 1, 3, 0, 2, 5, 4, 1, 2, 5, 3]},
     "resets": {"resets": True, "reset_states": True},
+    "clusters": {"T": 3, "B": 3, "H": 140},
     "long": {"T": 41, "B": 3, "H": 20},  # more positions than a ring has, and of them as many as lie between fences
 }
 
@@ -281,7 +305,7 @@ def expected(*of_layer):
 
 @functools.cache
 def forward_results(*of_layer):
-    return Emulated(emulator.module(), layer(*of_layer), "local").forward()
+    return Emulated(emulator.module(), layer(*of_layer), "stream").forward()
 
 
 @functools.cache
@@ -329,7 +353,7 @@ def test_control(case):
         assert verdicts == [None] * len(SEEDS), options
 
 
-@pytest.mark.parametrize("fault", SILENT, ids=lambda fault: f"{fault.transport}-{fault.which}")
+@pytest.mark.parametrize("fault", SILENT, ids=lambda fault: f"{fault.transport}-{fault.which}-{fault.file}")
 @pytest.mark.parametrize("seed", SEEDS[::3])
 def test_watchdog_ends_a_wait_for_a_cta_that_never_comes(seed, fault):
     """The wait gives up by itself after half a minute; without that time, the emulator sees that nobody will come."""

@@ -273,7 +273,10 @@ class TestPlanCommand:
             (["1", "1", "1", "--input-size", "-5"], "--input-size: expected an integer from 0 "),
             (["1", "1", "1", "--proj-size", "-1"], "--proj-size: expected an integer from 0 "),
             (["10", "16", "100000", "--force", "local"], "local"),
-            (["10", "16", "128", "--force", "everywhere"], "--force: expected stream, local, cluster, grid or bulk"),
+            (
+                ["10", "16", "128", "--force", "everywhere"],
+                "--force: expected stream, local, cluster, grid, mesh or bulk",
+            ),
             (["10", "16", "128", "--proj-size", "128"], "less than the hidden size 128, got 128"),
             (["10", "16", "128", "--cell", "gru", "--proj-size", "3"], "--proj-size: expected none for gru, got 3"),
             (["10", "16", "128", "--cell", "elman"], "--cell: invalid choice: 'elman'"),

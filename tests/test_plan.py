@@ -7,8 +7,11 @@ import pytest
 core = pytest.importorskip("fusedlstm._core", reason="built without pybind11")
 
 DEVICES = {device.name: device for device in core.known_devices()}
-RESIDENT = ("local", "cluster", "grid")
+RESIDENT = ("local", "cluster", "grid")  # which have kernels of both passes
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "tf32": 4, "float32": 4}
+
+
+LARGE = {"H": 1024, "B": 64, "dtype": "bfloat16", "backward": True}
 
 
 def plan(device="H200", T=512, B=16, H=512, **options):
@@ -28,6 +31,16 @@ def test_known_devices():
         ({"H": 256, "B": 64, "dtype": "bfloat16"}, "cluster"),
         ({"H": 1024, "B": 16, "dtype": "bfloat16"}, "grid"),
         ({"H": 1024, "B": 16, "dtype": "bfloat16", "backward": True}, "grid"),
+        # Backward, K is four times as large: clusters that share it hold more rows.
+        ({"H": 1024, "B": 64, "dtype": "bfloat16", "backward": True}, "mesh"),
+        ({"H": 640, "B": 33, "dtype": "float16", "backward": True}, "mesh"),
+        ({"H": 1024, "B": 65, "dtype": "bfloat16", "backward": True}, "stream"),
+        ({"H": 1024, "B": 32, "dtype": "float32", "backward": True}, "mesh"),
+        ({"H": 1024, "B": 33, "dtype": "float32", "backward": True}, "stream"),
+        ({"H": 1024, "B": 32, "dtype": "float32", "allow_tf32": False, "backward": True}, "stream"),
+        ({"device": "B200", "H": 1024, "B": 64, "dtype": "bfloat16", "backward": True}, "mesh"),
+        ({"device": "RTX 5090", "H": 512, "B": 64, "dtype": "float16", "backward": True}, "mesh"),
+        ({"device": "A100", "H": 1024, "B": 64, "dtype": "bfloat16", "backward": True}, "stream"),
         ({"H": 1150, "B": 16, "dtype": "bfloat16"}, "grid"),  # with a part of the weights in shared memory
         ({"H": 1150, "B": 8, "dtype": "bfloat16", "backward": True}, "grid"),
         ({"H": 1024, "B": 64, "dtype": "bfloat16"}, "grid"),
@@ -108,7 +121,8 @@ def test_plans_fit_the_device(device, cell, gates, backward):
             assert chosen.ctas_per_tile == chosen.smem_bytes == 0
             continue
         assert chosen.smem_bytes <= limits.smem_bytes, problem
-        assert (chosen.ctas_per_tile - 1) * chosen.units < H <= chosen.ctas_per_tile * chosen.units, problem
+        whole = 8 if chosen.transport == "mesh" else 1  # CTAs that there are only together
+        assert (chosen.ctas_per_tile - whole) * chosen.units < H <= chosen.ctas_per_tile * chosen.units, problem
         assert (chosen.tiles - 1) * chosen.batch_rows < B <= chosen.tiles * chosen.batch_rows, problem
         if chosen.transport == "local":
             assert chosen.ctas_per_tile == 1, problem
@@ -116,6 +130,9 @@ def test_plans_fit_the_device(device, cell, gates, backward):
             assert 2 <= chosen.ctas_per_tile <= 16 and limits.compute_capability >= 90, problem
         if chosen.transport == "grid":
             assert chosen.ctas_per_tile * chosen.tiles * directions <= limits.sm_count, problem
+        if chosen.transport == "mesh":
+            clusters = chosen.ctas_per_tile / 8 * chosen.tiles * directions
+            assert clusters == int(clusters) <= limits.max_clusters_of_8, problem
         shapes = core.kernel_shapes(cell=cell, dtype=dtype, backward=backward)
         vector = 16 // ELEMENT_BYTES[chosen.arithmetic]
         k = (gates if backward else 1) * -(-H // vector) * vector
@@ -146,9 +163,26 @@ def test_more_work_never_takes_less_time():
         ("grid", {"device": "T4", "dtype": "bfloat16"}, "expected sm_80 or later, got sm_75"),
         ("grid", {"dtype": "float64"}, "expected a 16-bit or 32-bit dtype, got float64"),
         ("local", {"proj_size": 3, "H": 200, "dtype": "bfloat16"}, "expected at most 128 of K on the chip, got 200"),
-        ("bulk", {"dtype": "float32"}, "bulk: expected a kernel of this cell and arithmetic, got none compiled"),
+        ("bulk", {"dtype": "float32"}, "bulk: expected a kernel of this cell, pass and arithmetic, got none compiled"),
         ("bulk", {"device": "A100", "dtype": "bfloat16"}, "bulk: expected sm_90 or later, got sm_80"),
         ("bulk", {"H": 513, "dtype": "bfloat16"}, "bulk: expected at most 512 of K on the chip, got 520"),
+        ("mesh", {"dtype": "bfloat16"}, "mesh: expected a kernel of this cell, pass and arithmetic, got none compiled"),
+        ("mesh", LARGE | {"cell": "gru"}, "mesh: expected a kernel of this cell, pass and arithmetic, got none"),
+        ("mesh", LARGE | {"B": 65}, "mesh: expected at most 16 clusters of 8 CTAs, which run at once, got 24"),
+        ("mesh", LARGE | {"directions": 2}, "mesh: expected at most 16 clusters of 8 CTAs, which run at once, got 32"),
+        (
+            "mesh",
+            LARGE | {"dtype": "float32"},
+            "mesh: expected at most 16 clusters of 8 CTAs, which run at once, got 32",
+        ),
+        ("mesh", LARGE | {"H": 1025}, "mesh: expected at most 4096 of K on the chip, got 4128"),
+        ("mesh", LARGE | {"T": 1}, "mesh: expected at least 2 time steps, got 1"),
+        ("mesh", LARGE | {"device": "A100"}, "mesh: expected sm_90 or later, got sm_80"),
+        (
+            "mesh",
+            LARGE | {"device": "RTX 5090", "dtype": "float32"},
+            "mesh: expected at most 101376 bytes of shared memory, got 102528",
+        ),
         ("grid:24x8", {}, "expected a shape of 24 units x 8 rows, got none compiled"),
         ("grid:8x8", {"cell": "gru"}, "expected a shape of 8 units x 8 rows, got none compiled"),
         ("grid:8x16", {"dtype": "bfloat16"}, "expected a shape of 8 units x 16 rows, got none compiled"),
@@ -188,7 +222,7 @@ def test_code_of_an_older_device():
     ["fast", "grid:", "grid:8", "grid:8x8x", "grid:8x8x0", "grid:8x8x64x1", "grid:0x8", "stream:8x8", "local,grid"],
 )
 def test_unknown_request(request_):
-    with pytest.raises(ValueError, match=f"expected stream, local, cluster, grid or bulk.*got '{request_}'"):
+    with pytest.raises(ValueError, match=f"expected stream, local, cluster, grid, mesh or bulk.*got '{request_}'"):
         plan(request=request_)
 
 
@@ -207,7 +241,10 @@ def test_members_side_by_side(backward):
     for transport, members in (("local", 100), ("cluster", 10), ("grid", 10)):
         one, many = (plan(members=n, request=transport, **options) for n in (1, members))
         assert many.microseconds < 2 * one.microseconds and many.members == members
-    for transport in ("stream", "grid"):
+    if backward:
+        one, few = (plan(members=n, request="mesh", **options) for n in (1, 16))
+        assert few.microseconds < 2 * one.microseconds and few.members == 16
+    for transport in ("stream", "grid", *(["mesh"] if backward else [])):
         one, many = (plan(members=n, request=transport, **options) for n in (1, 100))
         assert many.microseconds == pytest.approx(100 * one.microseconds) and many.members == 1
 
@@ -237,7 +274,7 @@ def test_bulk_only_where_it_is_asked_for(backward):
         assert str(forced).startswith(f"lstm bulk bfloat16, {-(-H // 32)} CTAs x 32 units, {-(-B // 8)} tiles of 8 ")
 
 
-@pytest.mark.parametrize("transport", ["cluster", "bulk", "grid"])
+@pytest.mark.parametrize("transport", ["cluster", "bulk", "grid", "mesh"])
 def test_no_two_ctas_that_wait_for_each_other_on_one_sm(transport):
     """However few registers they have: an SM has at most 1 KiB more shared memory than a CTA, which each CTA takes."""
     for device, backward in itertools.product(DEVICES, (False, True)):
@@ -257,7 +294,7 @@ def test_says_what_it_is():
     assert str(nothing_fits).startswith(expected)
     projected = str(plan(H=4096, dtype="bfloat16", proj_size=7))
     assert "two products and two pointwise kernels per step" in projected and "W_hr" not in projected
-    assert [reason.split(":")[0] for reason in nothing_fits.rejected] == list(RESIDENT)
+    assert [reason.split(":")[0] for reason in nothing_fits.rejected] == [*RESIDENT, "mesh"]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def test_planted_fault(resources, sass, fault):
     ("transport", "fence", "is_allowed"),
     [
         ("grid", "MEMBAR.ALL.GPU", True),
+        ("mesh", "MEMBAR.ALL.GPU", True),
         ("bulk", "MEMBAR.ALL.CTA", True),
         ("bulk", "MEMBAR.ALL.GPU", False),
         ("cluster", "MEMBAR.ALL.CTA", False),

@@ -161,13 +161,15 @@ def kernel_sizes(shape, precision, kind, transport, which, rows, chunks, splits,
     in_cluster = transport in ("cluster", "bulk")
     if in_cluster and which == "backward":  # a CTA multiplies its own operands
         units, k = k // operands, weight_rows * operands
-    most_ctas = {"local": 1, "cluster": 16, "bulk": 16, "grid": 128}[transport]
+    if transport == "mesh":  # a CTA has an eighth of the units and of the K of its cluster
+        units, k = units // 8, k * 8
+    most_ctas = {"local": 1, "cluster": 16, "bulk": 16, "grid": 128, "mesh": 128}[transport]
     full = min(most_ctas * units, k // operands)
     sizes = {full, max(1, full - units // 2 - 3)}
     if in_cluster:
         sizes.add(full - 3 * units - 5 if full > 8 * units else full - units - 5)
     for H, cell in zip(sorted(sizes), itertools.cycle(CELLS[kind])):
-        two_tiles = transport != "grid" or -(-H // units) * 2 <= 132
+        two_tiles = transport not in ("grid", "mesh") or -(-H // units) * 2 <= 132
         B = 8 * tiles + 3 if two_tiles else 8 * tiles - 1
         case = item(shape, precision, T=7, B=B, H=H)
         yield case | {"plan": f"{transport}:{units}x{8 * tiles}x{k}", "pass": which, "cell": cell, "gates": GATES[kind]}

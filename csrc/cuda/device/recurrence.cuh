@@ -6,7 +6,8 @@
 //   ensemble.
 //   Most CTAs hold the rows of W_hh that belong to their units, and multiply the operands of all units with them: these
 //   travel, and the sums are of the CTA's own units. In the backward pass of a cluster a CTA holds the columns that
-//   belong to its units, and multiplies its own operands: these stay, and the sums, of all units, travel.
+//   belong to its units, and multiplies its own operands: these stay, and the sums, of all units, travel. In that of a
+//   mesh it holds a part of the columns of the rows that belong to its cluster: operands and sums travel.
 //   One warp multiplies a share of the CTA's rows with a share of its K; one thread owns, for the whole sequence, the
 //   state of some cells (owned_cells.cuh).
 //   Synchronisation: the transport makes operand s readable before product s, and the sums readable after it, where a
@@ -21,15 +22,18 @@
 #include "transport_cluster.cuh"
 #include "transport_grid.cuh"
 #include "transport_local.cuh"
+#include "transport_mesh.cuh"
 
 namespace fusedlstm::cuda {
 
 template <class Math, KernelShape kShape>
 using TransportOf = std::conditional_t<
     kShape.transport == Transport::kLocal, LocalTransport<Math, kShape>,
-    std::conditional_t<kShape.transport == Transport::kCluster, ClusterTransport<Math, kShape>,
-                       std::conditional_t<kShape.transport == Transport::kBulk, BulkTransport<Math, kShape>,
-                                          GridTransport<Math, kShape>>>>;
+    std::conditional_t<
+        kShape.transport == Transport::kCluster, ClusterTransport<Math, kShape>,
+        std::conditional_t<kShape.transport == Transport::kBulk, BulkTransport<Math, kShape>,
+                           std::conditional_t<kShape.transport == Transport::kMesh, MeshTransport<Math, kShape>,
+                                              GridTransport<Math, kShape>>>>>;
 
 // Shared memory of a CTA, in bytes from its start.
 template <class Math, KernelShape kShape>

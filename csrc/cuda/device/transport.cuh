@@ -1,7 +1,8 @@
 // What a transport is, and what all or two of them share. A transport is how the operand of the next step (h forward,
 // d_from_hidden backward) gets from the threads that compute it into the shared memory of every CTA that multiplies
 // with it, and the sums of the product to the threads that own the cells. transport_local.cuh, transport_cluster.cuh,
-// transport_bulk.cuh and transport_grid.cuh have one each: the kernel differs there and nowhere else.
+// transport_bulk.cuh, transport_grid.cuh and transport_mesh.cuh have one each: the kernel differs there and nowhere
+// else.
 //
 // Positions count the steps in order of running; operand s is published before it is awaited for product s.
 // In shared memory an operand is [chunk][batch row][64 bytes], see arithmetic.cuh. An element is an operand already:
@@ -26,7 +27,7 @@ struct OperandTile {
   int gate_pitch;      // elements of K that belong to one operand of all units; a multiple of 16 bytes
   int ctas;            // that share the tile
   int steps;           // positions 0..steps-1 are published and awaited
-  void* memory;        // GRID, `exchange`: scalar_t [members, directions, slots, batch rows][operands][gate_pitch]
+  void* memory;        // `exchange`: scalar_t [members, directions, slots, batch rows][operands][gate_pitch]
   int64_t memory_row;  // the tile's first one, in slot 0
   int memory_rows;     // from one slot to the next
 };
@@ -138,23 +139,24 @@ class Patience {
 };
 
 // What CLUSTER and BULK forward and GRID have in common: a CTA multiplies the operands of all units with the rows of
-// W_hh that belong to its own.
+// W_hh that belong to its own. MESH has another part of W_hh, the rest is the same.
 template <class Math, KernelShape kShape>
 struct OperandOfAll : OperandLayout<Math, kShape, SpacedCells<Math, kShape>> {
   using Layout = OperandLayout<Math, kShape, SpacedCells<Math, kShape>>;
 
   struct WeightPart {
     int first_unit, gate_pitch;
+    __device__ __forceinline__ int columns() const { return Layout::kOperands * gate_pitch; }
     __device__ __forceinline__ int first_row() const { return first_unit; }
     __device__ __forceinline__ int column(int k) const { return k; }
-    __device__ __forceinline__ int columns_from(int k) const { return Layout::kOperands * gate_pitch - k; }
+    __device__ __forceinline__ int columns_from(int k) const { return columns() - k; }
     __device__ __forceinline__ int in_period(int k) const { return k; }
     __device__ __forceinline__ int distance(int k) const { return k; }
   };
 };
 
-// What CLUSTER forward and GRID have in common: elements travel in vectors of 16 bytes. The 32 elements of a warp, 32
-// units of one batch row or fewer of several, are 32 * kElementBytes / 16 of them: lane l sends number l % kVectors.
+// What CLUSTER forward, GRID and MESH have in common: elements travel in vectors of 16 bytes. The 32 elements of a
+// warp, of one batch row or of several, are 32 * kElementBytes / 16 of them: lane l sends number l % kVectors.
 template <class Math, KernelShape kShape>
 struct VectorTransport : OperandOfAll<Math, kShape> {
   using Layout = OperandOfAll<Math, kShape>;

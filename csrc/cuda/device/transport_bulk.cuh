@@ -67,8 +67,8 @@ struct OperandsInBulk : OperandOfAll<Math, kShape>, InCluster {
 
 // By one copy of all sums that a CTA has for a peer, itself included.
 template <class Math, KernelShape kShape>
-struct SumsByCopies : SumsLayout<Math, kShape, true> {
-  using Layout = SumsLayout<Math, kShape, true>;
+struct SumsByCopies : SumsLayout<Math, kShape, PairedCells<Math, kShape>, true> {
+  using Layout = SumsLayout<Math, kShape, PairedCells<Math, kShape>, true>;
   using Layout::Layout, Layout::tile, Layout::kUnits, Layout::kSourceBytes, Layout::kBufferBytes, Layout::place;
   static constexpr int kStageBytes = Layout::kBytes;
   static_assert(kShape.rows() == Layout::kSources * kUnits, "every sum has a place");

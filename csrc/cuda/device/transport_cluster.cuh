@@ -100,12 +100,12 @@ struct OperandsInCluster : VectorTransport<Math, kShape>, InCluster {
 template <class Math, KernelShape kShape>
 using PairedCells = SpacedCells<Math, kShape, 2>;
 
-// float [CTA that sent, or is sent to][batch row / 2][unit][2 batch rows], in two buffers. kSwizzled: the units of
+// float [source, or CTA that is sent to][batch row / 2][unit][2 batch rows], in two buffers. kSwizzled: the units of
 // neighbouring pairs of rows change places, so that the lanes of a warp, which have 8 units of 4 pairs, reach all
 // banks.
-template <class Math, KernelShape kShape, bool kSwizzled>
+template <class Math, KernelShape kShape, class OwnedCells, bool kSwizzled>
 struct SumsLayout {
-  using Owned = PairedCells<Math, kShape>;
+  using Owned = OwnedCells;
   static constexpr int kUnits = Owned::kUnits, kPairs = kShape.batch_rows() / 2;
   static constexpr int kSources = transport_shape(kShape, Math::kArithmetic).sources;
   static_assert(kUnits % (kSwizzled ? 16 : 8) == 0, "units that change places have one owner");
@@ -120,16 +120,30 @@ struct SumsLayout {
   }
 };
 
-// By stores of two sums each.
+// Who sends sums to whom in a cluster that is all CTAs of the tile: every CTA to all, of the units that exist.
 template <class Math, KernelShape kShape>
-struct SumsByStores : SumsLayout<Math, kShape, false> {
-  using Layout = SumsLayout<Math, kShape, false>;
+struct PeersOfTile {
+  using Owned = PairedCells<Math, kShape>;
+  // The number of the warp's sums among those of a unit.
+  static __device__ __forceinline__ int source(const OperandTile& tile) { return tile.first_unit / Owned::kUnits; }
+  // Units of the cluster that have sums, from its first one on.
+  static __device__ __forceinline__ int units(const OperandTile& tile) { return tile.hidden_size; }
+  // Sums that the CTA is sent of a batch row.
+  static __device__ __forceinline__ int sums(const OperandTile& tile) {
+    const int left = tile.hidden_size - tile.first_unit;
+    return tile.ctas * (left < Owned::kUnits ? left : Owned::kUnits);
+  }
+};
+
+// By stores of two sums each.
+template <class Math, KernelShape kShape, class Peers>
+struct SumsByStores : SumsLayout<Math, kShape, typename Peers::Owned, false> {
+  using Layout = SumsLayout<Math, kShape, typename Peers::Owned, false>;
   using Layout::Layout, Layout::tile, Layout::kUnits, Layout::kSourceBytes, Layout::kBufferBytes, Layout::place;
   static constexpr int kStageBytes = 0;
 
   static __device__ __forceinline__ int expected_bytes(const OperandTile& tile) {
-    const int left = tile.hidden_size - tile.first_unit, units = left < kUnits ? left : kUnits;
-    return tile.ctas * units * ((tile.batch_rows + 1) / 2) * 8;
+    return Peers::sums(tile) * ((tile.batch_rows + 1) / 2) * 8;
   }
   // Sends the lane's sums of 8 batch rows.
   __device__ __forceinline__ void store(int s, int first_row, const float (&acc)[kShape.rows_per_lane][2]) const {
@@ -137,9 +151,10 @@ struct SumsByStores : SumsLayout<Math, kShape, false> {
     if (row >= tile.batch_rows) return;
     // After tile.barriers, of this CTA or a peer.
     const uint32_t mine = in_register(static_cast<uint32_t>(tile.sums - tile.barriers) + s % 2 * kBufferBytes +
-                                      tile.first_unit / kUnits * kSourceBytes + place(g, row));
+                                      Peers::source(tile) * kSourceBytes + place(g, row));
     const uint32_t barrier = in_register(ArrivalBarriers::offset(s));
-    const int first_unit = unit_of_row<kShape>(0, warp, 0), units = tile.hidden_size - first_unit - g;
+    const int first_unit = unit_of_row<kShape>(0, warp / kShape.k_splits, 0);
+    const int units = Peers::units(tile) - first_unit - g;
 #pragma unroll
     for (int r = 0; r < kShape.rows_per_lane; ++r) {
       if (r * 8 >= units) continue;
@@ -197,7 +212,9 @@ struct SumsInCluster : OwnOperand<Math, kShape, PairedCells<Math, kShape>>, InCl
 };
 
 template <class Math, KernelShape kShape>
-using ClusterTransport = std::conditional_t<sends_sums(kShape), SumsInCluster<Math, kShape, SumsByStores<Math, kShape>>,
-                                            OperandsInCluster<Math, kShape>>;
+using ClusterTransport =
+    std::conditional_t<sends_sums(kShape),
+                       SumsInCluster<Math, kShape, SumsByStores<Math, kShape, PeersOfTile<Math, kShape>>>,
+                       OperandsInCluster<Math, kShape>>;
 
 }  // namespace fusedlstm::cuda

@@ -8,15 +8,16 @@
 
 namespace fusedlstm::cuda {
 
+// What GRID and MESH have in common. Part: the WeightPart, whose columns are those of the operand that a CTA fetches.
+//
 // A word of ones means "not written yet", so that the data is its own flag: no counter, no barrier between CTAs. Every
-// word is checked by itself, because only words are atomic. Published words are never all ones. Each warp fetches only
-// the chunks that it multiplies with, into a part of shared memory that is its own.
+// word is checked by itself, because only words are atomic. Published words are never all ones.
 //
 // Positions take turns in the slots of a ring, which is filled with ones before the launch. None is overwritten before
 // all have read it, and nobody takes an old operand for a new one:
-//   * Who publishes operand s has received all of s - 1, which every CTA sent only after it had read s - 2. So it fills
-//     its part of the slot of s - 2 with ones then. The next to write there is the same thread: all see operand, ones
-//     and next operand in this order.
+//   * Who publishes operand s has received all of s - 1 (in MESH, its cluster has), which every CTA sent only after it
+//     had read s - 2 (likewise). So it fills its part of the slot of s - 2 with ones then. The next to write there is
+//     the same thread: all see operand, ones and next operand in this order.
 //   * All threads have a fence every kPositionsPerFence. The writer's that follows its ones for operand s comes at
 //     position s + 1 + kPositionsPerFence at the latest. Of what it publishes after that, the reader has received some
 //     when it has its own next fence, at s + 1 + 2 * kPositionsPerFence at the latest and before it asks for the
@@ -25,19 +26,20 @@ namespace fusedlstm::cuda {
 inline constexpr int kPositionsPerFence = 8;
 static_assert(kRingPositions > 2 * kPositionsPerFence);
 
-template <class Math, KernelShape kShape>
-struct GridTransport : VectorTransport<Math, kShape> {
-  static_assert(kShape.k_splits == KernelShape::kWarps, "a warp must own its part of K");
+template <class Math, KernelShape kShape, class Part>
+struct OperandInMemory : VectorTransport<Math, kShape> {
   using Layout = VectorTransport<Math, kShape>;
   using Layout::tile;
-  using Sums = PartialSums<Math, kShape, typename Layout::Owned>;
+  using WeightPart = Part;
   using scalar_t = typename Math::scalar_t;
   static constexpr int kBuffers = 1, kClearedBytes = 0;  // await writes all of the operand
   static constexpr uint32_t kNotWritten = ~0u;
   static constexpr Vec4 kNothing{{kNotWritten, kNotWritten, kNotWritten, kNotWritten}};
+  // Each warp fetches as many chunks: where each has a part of K, those that it multiplies with itself.
+  static constexpr bool kFetchesForItself = kShape.k_splits == KernelShape::kWarps;
   // The vectors of a lane: vector t of every chunk of batch rows g, g + 8, ... As many loads in flight as registers
   // allow, since one round trip to L2 costs more than all of them.
-  static constexpr int kChunks = kShape.chunks_per_warp, kLoads = kChunks * kShape.batch_tiles;
+  static constexpr int kChunks = kShape.chunks() / KernelShape::kWarps, kLoads = kChunks * kShape.batch_tiles;
   static constexpr int kRounds = grid_rounds(kShape), kInFlight = (kLoads + kRounds - 1) / kRounds;
   // As the compiler does not see by itself: it keeps an address for every vector, in case the others are not there.
   static constexpr bool kRoundsAreWhole = kLoads % kInFlight == 0;
@@ -59,7 +61,7 @@ struct GridTransport : VectorTransport<Math, kShape> {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     auto* global = static_cast<scalar_t*>(tile.memory) + tile.memory_row * this->pitch();
     stride = tile.memory_rows * this->pitch() * Layout::kElementBytes;
-    fetched = in_register(static_cast<const scalar_t*>(global) + g * this->pitch() + first_k());
+    fetched = in_register(static_cast<const scalar_t*>(global) + g * this->pitch() + part().column(first_k()));
     published = in_register(global + this->row_of(0) * this->pitch() + this->k_of(0));
     arrival = in_register(tile.operand + warp * kChunks * kChunkStride<kShape> + g * kChunkBytes + t * kVectorBytes);
   }
@@ -80,7 +82,7 @@ struct GridTransport : VectorTransport<Math, kShape> {
     if (s % kPositionsPerFence == kPositionsPerFence - 1) gpu_fence();
     const int g = threadIdx.x % 32 / 4;
     const scalar_t* from = in_slot(fetched, s);
-    warp_sync();  // the product before this one has read what is overwritten now
+    meet_readers();  // the product before this one has read what is overwritten now
     const uint32_t rows_apart = 8 * this->pitch();
 #pragma unroll(kRoundsOverlap ? kRounds : 1)
     for (int first = 0; first < kLoads; first += kInFlight) {
@@ -105,7 +107,7 @@ struct GridTransport : VectorTransport<Math, kShape> {
         }
         return any;
       };
-      load([&](int i) { return row(i) + g < tile.batch_rows && first_k() + k(i) < this->pitch(); });
+      load([&](int i) { return row(i) + g < tile.batch_rows && first_k() + k(i) < part().columns(); });
       // Only what is missing, since all CTAs poll, and what they ask for shares the way from L2.
       const auto is_missing = [&](int i) {
         return std::max(std::max(v[i].w[0], v[i].w[1]), std::max(v[i].w[2], v[i].w[3])) == kNotWritten;
@@ -118,7 +120,7 @@ struct GridTransport : VectorTransport<Math, kShape> {
         store_shared128(
             arrival + (first + i) % kChunks * kChunkStride<kShape> + (first + i) / kChunks * 8 * kChunkBytes, v[i]);
     }
-    warp_sync();
+    meet_readers();
     return tile.operand;
   }
   __device__ __forceinline__ void close() {}
@@ -137,10 +139,25 @@ struct GridTransport : VectorTransport<Math, kShape> {
   static __device__ __forceinline__ uint32_t never_all_ones(uint32_t bits) {
     return bits == kNotWritten ? 0x7FFFFFFFu : bits;
   }
+  __device__ __forceinline__ Part part() const { return {tile.first_unit, tile.gate_pitch}; }
+  // All that multiply with what the warp has fetched.
+  static __device__ __forceinline__ void meet_readers() {
+    if constexpr (kFetchesForItself)
+      warp_sync();
+    else
+      block_sync();
+  }
+  // Of the columns that the CTA has, the first that the lane fetches.
   static __device__ __forceinline__ int first_k() {
     return static_cast<int>(threadIdx.x / 32) * kChunks * Layout::kChunkElements +
            static_cast<int>(threadIdx.x % 4) * Layout::kVectorElements;
   }
+};
+
+template <class Math, KernelShape kShape>
+struct GridTransport : OperandInMemory<Math, kShape, typename OperandOfAll<Math, kShape>::WeightPart> {
+  static_assert(kShape.k_splits == KernelShape::kWarps, "the layout of the sums is that of warps that share K");
+  using Sums = PartialSums<Math, kShape, SpacedCells<Math, kShape>>;
 };
 
 }  // namespace fusedlstm::cuda

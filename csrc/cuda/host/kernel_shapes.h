@@ -54,10 +54,12 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 16, 8, 2, 0},    //  16 units, H <= 1024
     {CellKind::kLstm, Transport::kGrid, Pass::kBackward, 2, 24, 8, 1, 8},    //  16 units, H <= 1536
     // What the planner may choose of CLUSTER for H > 256, in bulk.
-    {CellKind::kLstm, Transport::kBulk, Pass::kForward, 4, 8, 2, 1, 0},   //  32 units, H <= 512
-    {CellKind::kLstm, Transport::kBulk, Pass::kForward, 8, 8, 2, 1, 4},   //  64 units, H <= 512
-    {CellKind::kLstm, Transport::kBulk, Pass::kBackward, 8, 4, 1, 1, 0},  //  32 units, H <= 512
-    {CellKind::kLstm, Transport::kBulk, Pass::kBackward, 8, 8, 1, 1, 4},  //  64 units, H <= 512
+    {CellKind::kLstm, Transport::kBulk, Pass::kForward, 4, 8, 2, 1, 0},    //  32 units, H <= 512
+    {CellKind::kLstm, Transport::kBulk, Pass::kForward, 8, 8, 2, 1, 4},    //  64 units, H <= 512
+    {CellKind::kLstm, Transport::kBulk, Pass::kBackward, 8, 4, 1, 1, 0},   //  32 units, H <= 512
+    {CellKind::kLstm, Transport::kBulk, Pass::kBackward, 8, 8, 1, 1, 4},   //  64 units, H <= 512
+    {CellKind::kLstm, Transport::kMesh, Pass::kBackward, 2, 16, 1, 4, 0},  //  16 units, H <= 1024 (16-bit)
+    {CellKind::kLstm, Transport::kMesh, Pass::kBackward, 2, 16, 2, 4, 0},  //   8 units, H <= 1024 (TF32)
     // The GRU: rows in multiples of its 3 gates, and of 2. Of it and of the RNN few shapes: each costs time to compile,
     // and space, in every arithmetic and architecture.
     {CellKind::kGru, Transport::kLocal, Pass::kForward, 6, 4, 1, 1, 0},     // 128 units, H <= 128
@@ -101,7 +103,7 @@ constexpr int smem_bytes(const KernelShape& shape, Arithmetic arithmetic) {
 
 // Compute capability, times ten, from which on the kernels run: their code for older ones is empty.
 constexpr int needed_capability(Transport transport, Arithmetic arithmetic) {
-  if (is_in_cluster(transport)) return 90;
+  if (is_in_cluster(transport) || transport == Transport::kMesh) return 90;
   return arithmetic == Arithmetic::kBFloat16 || arithmetic == Arithmetic::kTf32 ? 80 : 75;
 }
 
@@ -132,14 +134,14 @@ constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   if (is_in_cluster(shape.transport) && !sends_sums(shape) &&
       k_capacity(shape, arithmetic) > kMaxClusterSize * units_per_cta(shape, arithmetic))
     return false;
-  // Nor has a grid more than a device has SMs. Shapes of one tile of batch rows stay even so: they take so little
-  // shared memory that on some devices nothing else holds as much K.
+  // Nor has a grid, or a mesh, more than a device has SMs. Shapes of one tile of batch rows stay even so: they take so
+  // little shared memory that on some devices nothing else holds as much K.
   constexpr int kMostSms = 192;  // of any device
-  if (shape.transport == Transport::kGrid && shape.batch_tiles > 1 &&
+  if (is_cooperative(shape.transport) && shape.batch_tiles > 1 &&
       k_capacity(shape, arithmetic) > kMostSms * units_per_cta(shape, arithmetic) * shape.operands())
     return false;
   // With few registers left it has none for what becomes of TF32 and float32 on their way, and spills.
-  if (shape.transport == Transport::kGrid && product_bytes(arithmetic) == 4 &&
+  if (is_cooperative(shape.transport) && product_bytes(arithmetic) == 4 &&
       leaves_few_registers(shape, units_per_cta(shape, arithmetic)))
     return false;
   constexpr int kMostSharedMemory = 227 << 10;  // of a CTA on any device

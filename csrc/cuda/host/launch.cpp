@@ -43,7 +43,7 @@ int64_t weight_pitch(Dtype dtype, int64_t H) {
 }
 
 int64_t exchange_bytes(const Plan& plan, const RowStates& rows) {
-  if (plan.shape.transport != Transport::kGrid) return 0;
+  if (!is_cooperative(plan.shape.transport)) return 0;
   return int64_t{plan.shape.operands()} * rows.M * rows.D * exchanged_positions(rows.steps()) * rows.B *
          round_up(rows.H * product_bytes(plan.arithmetic));
 }

@@ -62,8 +62,8 @@ struct ForwardArgs : LayerArgs {
   const void* bias_hh[kMaxDirections];  // scalar_t [GH], or null
   // Resident kernels only: scalar_t [G, H, weight_pitch], rows zero from H on, 16-byte aligned.
   const void* weight_hh[kMaxDirections];
-  // Resident kernels with the GRID transport only: at least exchange_bytes(plan, rows) bytes, 16-byte aligned. Holds
-  // nothing before and nothing of use afterwards.
+  // Resident kernels with the GRID or the MESH transport only: at least exchange_bytes(plan, rows) bytes, 16-byte
+  // aligned. Holds nothing before and nothing of use afterwards.
   void* exchange;
   void* output;            // scalar_t [N, D * R], one row per step and batch row
   void* last[kMaxStates];  // scalar_t, as the initial states
@@ -91,14 +91,14 @@ struct BackwardArgs : LayerArgs {
 };
 
 // Bytes of the exchange buffer that this plan needs for all directions and members; 0 for every transport but
-// GRID.
+// GRID and MESH.
 int64_t exchange_bytes(const Plan& plan, const RowStates& rows);
 
 // Elements of one padded row of W_hh: H rounded up to 16 bytes.
 int64_t weight_pitch(Dtype dtype, int64_t H);
 
-// The whole recurrence of one layer, all directions and members, in one launch (GRID: after a memset on the same
-// stream). Without projection (R = H). Deterministic: fixed order of sums, no atomics. T >= 1, B >= 1.
+// The whole recurrence of one layer, all directions and members, in one launch (GRID and MESH: after a memset on
+// the same stream). Without projection (R = H). Deterministic: fixed order of sums, no atomics. T >= 1, B >= 1.
 // cudaErrorInvalidConfiguration: this build has no kernel of the plan's shape.
 cudaError_t launch_forward(const Plan& plan, const ForwardArgs& args, cudaStream_t stream);
 cudaError_t launch_backward(const Plan& plan, const BackwardArgs& args, cudaStream_t stream);

@@ -15,7 +15,7 @@ namespace fusedlstm::cuda {
 namespace {
 
 // Among which the planner chooses. BULK waits for a measurement that says where it is faster than CLUSTER, if anywhere.
-constexpr std::array kResident{Transport::kLocal, Transport::kCluster, Transport::kGrid};
+constexpr std::array kResident{Transport::kLocal, Transport::kCluster, Transport::kGrid, Transport::kMesh};
 
 std::string text(const char* format, auto... values) {
   std::array<char, 256> buffer;
@@ -32,7 +32,7 @@ Misfit obstacle(Transport transport, const Problem& p, const Device& d) {
   if (arithmetic == Arithmetic::kFloat64) return {Reason::kFloat64};
   const int needed = needed_capability(transport, arithmetic);
   if (d.capability_of_code() < needed) return {Reason::kCapability, {needed, d.capability_of_code()}};
-  if (transport == Transport::kGrid) {
+  if (is_cooperative(transport)) {
     if (!d.cooperative_launch) return {Reason::kNoCooperativeLaunch};
     if (p.T < 2) return {Reason::kOneStep};
   }
@@ -62,6 +62,11 @@ Misfit misfit(const KernelShape& shape, const Problem& p, const Device& d) {
       break;
     case Transport::kGrid:  // all CTAs must run at once, since they wait for each other
       if (all > d.sm_count) return {Reason::kMoreCtasThanSms, {d.sm_count, all}};
+      break;
+    case Transport::kMesh:  // and so must all clusters
+      if (const int64_t most = resident_clusters(d, kMeshClusterSize), clusters = all / kMeshClusterSize;
+          clusters > most)
+        return {Reason::kMoreClustersThanRun, {most, kMeshClusterSize, clusters}};
       break;
     case Transport::kStream:
       break;
@@ -211,6 +216,8 @@ const char* transport_name(Transport transport) {
       return "grid";
     case Transport::kBulk:
       return "bulk";
+    case Transport::kMesh:
+      return "mesh";
   }
   return "unknown";
 }

@@ -21,12 +21,19 @@ enum class Transport : uint8_t {
   kCluster,  // the CTAs of a cluster share W_hh; the state is sent into each other's shared memory (sm_90 and later)
   kGrid,     // up to all SMs share W_hh; the state goes through global memory (cooperative launch)
   kBulk,     // as kCluster, but what goes to a peer goes in one piece; only where it is asked for
+  kMesh,  // as kGrid, but clusters share the rows of W_hh, and the CTAs of one its columns, and so the state to fetch
+          // of each step; sums are sent as by kCluster. Backward (cooperative launch of clusters, sm_90 and later)
 };
-inline constexpr int kTransports = 5;
+inline constexpr int kTransports = 6;
 
 // Whether the CTAs that share W_hh are a cluster.
 constexpr bool is_in_cluster(Transport transport) {
   return transport == Transport::kCluster || transport == Transport::kBulk;
+}
+
+// Whether all CTAs of a launch wait for each other, through global memory, and so must run at once.
+constexpr bool is_cooperative(Transport transport) {
+  return transport == Transport::kGrid || transport == Transport::kMesh;
 }
 
 // The arithmetic of the recurrent product. Cell and sums are float for all but kFloat64.
@@ -48,6 +55,7 @@ struct Problem {
 };
 
 inline constexpr int kMaxClusterSize = 16;
+inline constexpr int kMeshClusterSize = 8;  // the largest that every device with clusters has
 
 // The compile-time shape of a resident kernel; see recurrence.cuh, and transport_shape.h for what depends on the
 // transport. The planner and the kernels' table share the list.
@@ -118,9 +126,9 @@ struct Plan {
 };
 
 // The cheapest plan that fits, by the model; STREAM always fits. `request` forces the choice, as FUSEDLSTM_PLAN does:
-// empty, "stream", "local", "cluster", "grid" or "bulk", or one of these but the first with units and batch rows per
-// CTA, "grid:16x8", and the elements of K that it holds, "grid:16x8x2048". For stacks "/4x8" behind it, or alone,
-// forces 4 layers abreast, or as many as there are and fit on the device together, in 8 parts, "/1x1" one after
+// empty, "stream", "local", "cluster", "grid", "mesh" or "bulk", or one of these but the first with units and batch
+// rows per CTA, "grid:16x8", and the elements of K that it holds, "grid:16x8x2048". For stacks "/4x8" behind it, or
+// alone, forces 4 layers abreast, or as many as there are and fit on the device together, in 8 parts, "/1x1" one after
 // another: by the kernel that a layer has by itself. Throws std::invalid_argument with the reason if what is requested
 // does not fit or does not exist.
 Plan make_plan(const Problem& problem, const Device& device, const std::string& request = "");

@@ -91,6 +91,7 @@ double doubted_microseconds(const Plan& plan, const Device& d) {
     case Transport::kBulk:
       return plan.microseconds * cost.doubt_cluster;
     case Transport::kGrid:
+    case Transport::kMesh:
       return plan.microseconds * cost.doubt_grid;
     case Transport::kStream:
       break;

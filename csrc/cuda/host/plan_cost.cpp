@@ -50,28 +50,31 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
   const Arithmetic arithmetic = arithmetic_of(p);
   const int64_t ctas = ctas_per_tile(shape, p);
   const bool ffma = arithmetic == Arithmetic::kFloat32, forward = p.pass == Pass::kForward;
-  const double bytes = product_bytes(arithmetic), n = shape.batch_rows(), pairs = units_per_cta(shape, arithmetic) * n;
+  const double bytes = product_bytes(arithmetic), n = shape.batch_rows();
+  const double units = units_per_cta(shape, arithmetic), pairs = units * n;
   const double k = static_cast<double>(shape.chunks()) * 64 / bytes, rows = shape.rows();
   const double mma_k = bytes == 2 ? 16 : 8;
   const double product =
       ffma ? rows * k * n * cost.ffma : std::max(rows / 16 * k / mma_k * n / 8 * cost.mma / 4, cost.mma_latency * 4);
   const double pointwise = (arithmetic == Arithmetic::kBFloat16 ? cost.activations_fast : cost.activations) +
                            pairs * cost.pair_issue * (forward ? 1 : 1.3);
-  // The tensor cores wait for weights from shared memory, and those for each other.
+  // The tensor cores wait for weights from shared memory, and those for each other; or for the operand, which every
+  // warp reads its part of K of.
   const double weights = shape.shared_weight_bytes() / cost.shared_bytes * n / 8;
+  const double operand = KernelShape::kWarps * shape.chunks_per_warp * 64 * n / cost.shared_bytes;
   // Sums that the cells take from shared memory, each from so many warps, or CTAs.
   const int sources = transport_shape(shape, arithmetic).sources;
   const double partials = sources == 0 ? 0
                                        : cost.shared_store + cost.barrier + cost.shared_load +
                                              pairs * sums_of_unit(shape) * 4 * sources * 2 / cost.shared_bytes;
-  double cycles = cost.slack + cost.shared_load + std::max(product, weights) + cost.mma_latency + partials + pointwise +
-                  cost.shared_store;
+  double cycles = cost.slack + cost.shared_load + std::max({product, weights, operand}) + cost.mma_latency + partials +
+                  pointwise + cost.shared_store;
 
   const int64_t abreast = members_at_once(shape, p, d);  // the more there are, the less is gained by small tiles
   const int64_t tiles = batch_tiles(shape, p) * p.D * abreast;
-  const double incoming =
-      std::min<double>(n, p.B) *
-      (sends_sums(shape) ? static_cast<double>(p.H) * 4 : static_cast<double>(product_k(p, arithmetic)) * bytes);
+  const double rows_in = std::min<double>(n, p.B), k_bytes = static_cast<double>(product_k(p, arithmetic)) * bytes;
+  const double fetched = shape.transport == Transport::kMesh ? k_bytes / kMeshClusterSize : k_bytes;
+  const double incoming = rows_in * (sends_sums(shape) ? static_cast<double>(p.H) * 4 : fetched);
   int64_t resident = d.sm_count;
   double us = cost.launch_us;
   switch (shape.transport) {
@@ -82,11 +85,13 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
       cycles += cost.cluster_latency + incoming / cost.cluster_bytes;
       resident = resident_clusters(d, ctas);
       break;
+    case Transport::kMesh:
+      cycles += cost.cluster_latency + rows_in * units * sources * 4 / cost.cluster_bytes;
+      [[fallthrough]];
     case Transport::kGrid:
       cycles += cost.grid_latency + incoming / cost.grid_bytes + (grid_rounds(shape) - 1) * cost.grid_round;
       resident = tiles;
-      us += static_cast<double>(exchanged_positions(p.T) * p.B * p.D * abreast * product_k(p, arithmetic)) * bytes /
-            cost.memset_bytes_per_us;
+      us += static_cast<double>(exchanged_positions(p.T) * p.B * p.D * abreast) * k_bytes / cost.memset_bytes_per_us;
       break;
     default:
       cycles += cost.barrier;

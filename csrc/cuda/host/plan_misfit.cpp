@@ -19,7 +19,7 @@ const char* sentence(Reason reason) {
     case Reason::kOneStep:
       return "expected at least 2 time steps, got 1: there is nothing to exchange";
     case Reason::kNoneCompiled:
-      return "expected a kernel of this cell and arithmetic, got none compiled";
+      return "expected a kernel of this cell, pass and arithmetic, got none compiled";
     case Reason::kNotCompiled:
       return "expected a shape of %lld units x %lld rows, got none compiled";
     case Reason::kNotCompiledForK:
@@ -40,6 +40,8 @@ const char* sentence(Reason reason) {
       return "expected room for clusters of %lld CTAs, got none";
     case Reason::kMoreCtasThanSms:
       return "expected at most %lld CTAs, one per SM, got %lld";
+    case Reason::kMoreClustersThanRun:
+      return "expected at most %lld clusters of %lld CTAs, which run at once, got %lld";
   }
   return "";
 }

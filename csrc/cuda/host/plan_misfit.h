@@ -27,6 +27,7 @@ enum class Reason : uint8_t {
   kClusterTooLarge,
   kNoRoomForClusters,
   kMoreCtasThanSms,
+  kMoreClustersThanRun,
 };
 
 struct Misfit {

@@ -39,8 +39,8 @@ Request parse_request(const std::string& request) {
   if ((has_layers && !parse_layers(request.substr(slash), parsed)) ||
       (!(has_layers && kernel.empty()) && !parse_kernel(kernel, parsed)))
     throw std::invalid_argument(
-        "FUSEDLSTM_PLAN: expected stream, local, cluster, grid or bulk, all but stream perhaps with :UNITSxROWS or "
-        ":UNITSxROWSxK, and for stacks perhaps /LAYERSxPARTS, got '" +
+        "FUSEDLSTM_PLAN: expected stream, local, cluster, grid, mesh or bulk, all but stream perhaps with :UNITSxROWS "
+        "or :UNITSxROWSxK, and for stacks perhaps /LAYERSxPARTS, got '" +
         request + "'");
   return parsed;
 }

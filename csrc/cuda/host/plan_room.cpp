@@ -12,7 +12,8 @@ int64_t product_k(const Problem& p, Arithmetic arithmetic) {
 }
 
 int64_t ctas_per_tile(const KernelShape& shape, const Problem& p) {
-  return ceil_div(p.H, units_per_cta(shape, arithmetic_of(p)));
+  const int64_t ctas = ceil_div(p.H, units_per_cta(shape, arithmetic_of(p)));
+  return shape.transport == Transport::kMesh ? ceil_div(ctas, kMeshClusterSize) * kMeshClusterSize : ctas;
 }
 int64_t batch_tiles(const KernelShape& shape, const Problem& p) {
   return ceil_div(p.B, shape.batch_rows());
@@ -20,8 +21,7 @@ int64_t batch_tiles(const KernelShape& shape, const Problem& p) {
 
 int members_at_once(const KernelShape& shape, const Problem& p, const Device& d) {
   if (p.proj_size > 0) return 1;
-  const int64_t ctas = ctas_per_tile(shape, p) * batch_tiles(shape, p) * p.D * p.M;
-  return shape.transport == Transport::kGrid && ctas > d.sm_count ? 1 : p.M;
+  return is_cooperative(shape.transport) && layers_at_once(shape, p, d) < p.D * p.M ? 1 : p.M;
 }
 
 int64_t requested_smem_bytes(const KernelShape& shape, Arithmetic arithmetic, const Device& d) {
@@ -49,6 +49,8 @@ int layers_at_once(const KernelShape& shape, const Problem& p, const Device& d) 
       return static_cast<int>(resident_clusters(d, ctas) / tiles);
     case Transport::kGrid:
       return static_cast<int>(d.sm_count / (ctas * tiles));
+    case Transport::kMesh:
+      return static_cast<int>(resident_clusters(d, kMeshClusterSize) * kMeshClusterSize / (ctas * tiles));
     case Transport::kStream:
       break;
   }

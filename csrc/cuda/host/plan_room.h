@@ -18,7 +18,7 @@ int64_t ctas_per_tile(const KernelShape& shape, const Problem& p);
 int64_t batch_tiles(const KernelShape& shape, const Problem& p);
 
 // Members of an ensemble that one launch runs. Those of LOCAL and CLUSTER wait for nobody, so that any number can queue
-// for the SMs; all CTAs of GRID must run at once, and projections are products of one member.
+// for the SMs; all CTAs of GRID and MESH must run at once, and projections are products of one member.
 int members_at_once(const KernelShape& shape, const Problem& p, const Device& d);
 
 // Dynamic shared memory that a launch asks for, of each CTA: what the kernel uses, and where CTAs wait for each other
@@ -29,8 +29,8 @@ int64_t requested_smem_bytes(const KernelShape& shape, Arithmetic arithmetic, co
 // Clusters of so many CTAs that the device runs at once.
 int resident_clusters(const Device& d, int64_t size);
 
-// Layers whose recurrences, each a launch of its own, the device runs at once. Where those of GRID are more, some of
-// their CTAs could wait on the SMs for others that find none.
+// Layers whose recurrences, each a launch of its own, the device runs at once. Where those of GRID or MESH are more,
+// some of their CTAs could wait on the SMs for others that find none.
 int layers_at_once(const KernelShape& shape, const Problem& p, const Device& d);
 
 }  // namespace fusedlstm::cuda

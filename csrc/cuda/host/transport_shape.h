@@ -108,15 +108,26 @@ constexpr TransportShape grid_shape(const KernelShape& shape, int element_bytes)
   grid.stage_bytes = vector_stage_bytes(shape, grid.units, element_bytes);
   return grid;
 }
-// The positions of which GRID's exchange buffer has room for the operand at once, of T: with 16 bits, 4 MB forward and
-// 16 MB backward for H = 1024 and B = 64. transport_grid.cuh says why that is enough.
+// The positions of which GRID's and MESH's exchange buffer has room for the operand at once, of T: with 16 bits, 4 MB
+// forward and 16 MB backward for H = 1024 and B = 64. transport_grid.cuh says why that is enough.
 inline constexpr int kRingPositions = 32;
 constexpr int64_t exchanged_positions(int64_t T) {
   return std::min<int64_t>(T, kRingPositions);
 }
-// In how many rounds a lane of GRID fetches its vectors of the operand, at most 8 of them at once.
+// In how many rounds a lane of GRID or MESH fetches its vectors of the operand, at most 8 of them at once.
 constexpr int grid_rounds(const KernelShape& shape) {
-  return (shape.chunks_per_warp * shape.batch_tiles + 7) / 8;
+  return (shape.chunks() / KernelShape::kWarps * shape.batch_tiles + 7) / 8;
+}
+
+// Where a CTA has a part of K of the rows of its cluster.
+constexpr TransportShape mesh_shape(const KernelShape& shape, int element_bytes) {
+  const int units = shape.rows() / kMeshClusterSize, sources = kMeshClusterSize * shape.k_splits;
+  return {.units = units,
+          .k_capacity = kMeshClusterSize * shape.chunks() * 64 / element_bytes,
+          .operand_buffers = 1,
+          .sources = sources,
+          .sums_bytes = 2 * sources * units * shape.batch_rows() * 4,
+          .stage_bytes = vector_stage_bytes(shape, units, element_bytes)};
 }
 
 constexpr TransportShape transport_shape(const KernelShape& shape, Arithmetic arithmetic) {
@@ -131,6 +142,8 @@ constexpr TransportShape transport_shape(const KernelShape& shape, Arithmetic ar
       return bulk_shape(shape, element_bytes);
     case Transport::kGrid:
       return grid_shape(shape, element_bytes);
+    case Transport::kMesh:
+      return mesh_shape(shape, element_bytes);
     case Transport::kStream:
       break;
   }
