@@ -81,6 +81,15 @@ def test_refused_cluster_size_leaves_the_kernel_to_others():
     assert kernel(planner.choose(small, "")) == kernel(refused)
 
 
+def test_refused_clusters_of_a_mesh_are_refused_to_all():
+    """They have one size, however many there are."""
+    planner, large, small = fallback(), *(problem(H=H, B=64, T=64, backward=True) for H in (1024, 640))
+    refused = planner.choose(large, "")
+    assert refused.plan.transport == planner.choose(small, "").plan.transport == "mesh"
+    assert "in clusters of" not in planner.replace(refused, large, CLUSTER_SIZE)[1]
+    assert planner.choose(small, "").plan.transport != "mesh"
+
+
 @pytest.mark.parametrize(("request_", "error"), [("", e) for e in FINAL] + [("grid", 720)], ids=str)
 def test_errors_that_are_no_refusals(request_, error):
     """No kernel of the library could run, the program or the library is broken, or the plan was forced."""

@@ -29,9 +29,12 @@ def test_takes_the_kernel_on_the_chip_where_it_is_cheaper():
         ({"H": 129}, "expected at most 128 hidden units, got 129"),
         ({"H": 171, "cell": "gru"}, "expected at most 170 hidden units, got 171"),
         ({"dtype": "float64"}, "expected a 16-bit or 32-bit dtype, got float64"),
-        ({"backward": True}, "expected a kernel of this cell and arithmetic, got none compiled"),
-        ({"cell": "gru", "has_norm": False}, "expected a kernel of this cell and arithmetic, got none compiled"),
-        ({"cell": "rnn_tanh", "has_norm": False}, "expected a kernel of this cell and arithmetic, got none compiled"),
+        ({"backward": True}, "expected a kernel of this cell, pass and arithmetic, got none compiled"),
+        ({"cell": "gru", "has_norm": False}, "expected a kernel of this cell, pass and arithmetic, got none compiled"),
+        (
+            {"cell": "rnn_tanh", "has_norm": False},
+            "expected a kernel of this cell, pass and arithmetic, got none compiled",
+        ),
     ],
 )
 def test_says_why_it_is_not_on_the_chip(options, reason):

@@ -56,7 +56,8 @@ Fallback::Replacement Fallback::replace(const Choice& refused, const Problem& pr
   const Plan& plan = refused.plan;
   if (refused.is_forced || failure_of(error).kind != LaunchFailure::kRefusal)
     throw std::runtime_error(failure_text(to_string(plan), error));
-  const int cluster_size = error == cudaErrorInvalidClusterSize ? plan.ctas_per_tile : 0;
+  const bool is_of_size = error == cudaErrorInvalidClusterSize && is_in_cluster(plan.shape.transport);
+  const int cluster_size = is_of_size ? plan.ctas_per_tile : 0;
   const RefusedKernel kernel{plan.arithmetic, plan.shape, cluster_size};
 
   const std::lock_guard lock(mutex_);
