@@ -324,3 +324,14 @@ def test_writes_before_backward_are_refused(member, written):
         (output if written == "output" else getattr(module, written)).add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
+
+
+@every
+@pytest.mark.parametrize("grads", [False, True])
+def test_no_memory_is_said_in_pytorchs_words(member, grads):
+    """Programs that try again with less look for them."""
+    fused, plain = member.pair(1, 4)
+    words = "DefaultCPUAllocator: can't allocate memory"
+    for module, more in (plain, ""), (fused, r": fusedlstm: expected memory for a tensor of size \[\d+, \d+, 4\], got"):
+        with torch.set_grad_enabled(grads), pytest.raises(RuntimeError, match=words + more):
+            module(torch.zeros(1, 1, 1).expand(2**24, 2**24, 1))

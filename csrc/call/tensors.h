@@ -68,6 +68,20 @@ inline void check_memory(const Tensor& t, const char* name) {
                   " with memory, got one whose storage was freed");
 }
 
+// A new tensor, not initialized; dtype and device as PyTorch codes them. Without memory for it the error has PyTorch's
+// words: programs that try again with less look for them.
+inline AtenTensorHandle allocate(const Sizes& sizes, const int64_t* strides, int32_t dtype, int32_t device_type,
+                                 int32_t device_index) {
+  AtenTensorHandle handle = nullptr;
+  const auto status =
+      aoti_torch_empty_strided(sizes.size(), sizes.begin(), strides, dtype, device_type, device_index, &handle);
+  const bool is_cpu = device_type == aoti_torch_device_type_cpu();
+  STD_TORCH_CHECK(status == TORCH_SUCCESS,
+                  is_cpu ? "DefaultCPUAllocator: can't allocate memory: " : "CUDA out of memory. ",
+                  "fusedlstm: expected memory for a tensor of size ", to_string(sizes), ", got none");
+  return handle;
+}
+
 // A new contiguous tensor on the device of `like`, not initialized.
 inline Tensor new_tensor(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
   int64_t strides[5];
@@ -79,11 +93,8 @@ inline Tensor new_tensor(const Tensor& like, const Sizes& sizes, ScalarType dtyp
   int32_t device_type, device_index;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      sizes.size(), sizes.begin(), strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      device_type, device_index, &handle));
-  return Tensor(handle);
+  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  return Tensor(allocate(sizes, strides, code, device_type, device_index));
 }
 
 // The tensor itself if its last dimension has unit stride, else a contiguous copy.

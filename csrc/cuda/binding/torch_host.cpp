@@ -84,11 +84,8 @@ TorchHost::TorchHost(int ordinal)
 
 View TorchHost::allocate(const char*, Dtype dtype, const Sizes& sizes) {
   View view(nullptr, nullptr, dtype, sizes);
-  AtenTensorHandle tensor;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(view.dimensions, view.sizes, view.strides, torch_code(dtype),
-                                                  aoti_torch_device_type_cuda(), ordinal_, &tensor));
-  view.owner = tensor;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &view.data));
+  view.owner = fusedlstm::allocate(sizes, view.strides, torch_code(dtype), aoti_torch_device_type_cuda(), ordinal_);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(owner_of(view), &view.data));
   return view;
 }
 
