@@ -54,6 +54,14 @@ def test_long_sequences_go_round_the_ring():
     check(make("bfloat16", 70, 3, 20, lengths=[70, 0, 41]), "bfloat16", seed=3)
 
 
+def test_more_rows_with_tf32():
+    """A CTA has 8 units of 64 batch rows, two cells a thread."""
+    layer = make("tf32", 3, 70, 20, lengths=[t % 4 for t in range(70)])
+    expected = layer.reference()
+    for name, value in backward(layer, "mesh:8x64").items():
+        assert_near(value, expected[name], allowed(layer, "tf32", name), name)
+
+
 def test_projection_by_the_effective_weight():
     check(make("bfloat16", 3, len(LENGTHS), 40, proj_size=7, lengths=LENGTHS), "bfloat16")
 

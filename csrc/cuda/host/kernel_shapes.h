@@ -59,6 +59,7 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {CellKind::kLstm, Transport::kBulk, Pass::kBackward, 8, 4, 1, 1, 0},   //  32 units, H <= 512
     {CellKind::kLstm, Transport::kBulk, Pass::kBackward, 8, 8, 1, 1, 4},   //  64 units, H <= 512
     {CellKind::kLstm, Transport::kMesh, Pass::kBackward, 2, 16, 1, 4, 0},  //  16 units, H <= 1024 (16-bit)
+    {CellKind::kLstm, Transport::kMesh, Pass::kBackward, 2, 16, 2, 8, 0},  //   8 units, H <= 1024 (TF32), 64 rows
     {CellKind::kLstm, Transport::kMesh, Pass::kBackward, 2, 16, 2, 4, 0},  //   8 units, H <= 1024 (TF32)
     // The GRU: rows in multiples of its 3 gates, and of 2. Of it and of the RNN few shapes: each costs time to compile,
     // and space, in every arithmetic and architecture.
@@ -140,10 +141,12 @@ constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   if (is_cooperative(shape.transport) && shape.batch_tiles > 1 &&
       k_capacity(shape, arithmetic) > kMostSms * units_per_cta(shape, arithmetic) * shape.operands())
     return false;
-  // With few registers left it has none for what becomes of TF32 and float32 on their way, and spills.
-  if (is_cooperative(shape.transport) && product_bytes(arithmetic) == 4 &&
+  // With few registers left a grid has none for what becomes of TF32 and float32 on their way, and spills.
+  if (shape.transport == Transport::kGrid && product_bytes(arithmetic) == 4 &&
       leaves_few_registers(shape, units_per_cta(shape, arithmetic)))
     return false;
+  // What a mesh has less of K than four gates of 1024 units, clusters have too.
+  if (shape.transport == Transport::kMesh && k_capacity(shape, arithmetic) < 4 * 1024) return false;
   constexpr int kMostSharedMemory = 227 << 10;  // of a CTA on any device
   if (smem_bytes(shape, arithmetic) > kMostSharedMemory) return false;
   // FFMA keeps 8 sums a row, and spills where those of many rows, in one CTA beside what the cells start from, or the
