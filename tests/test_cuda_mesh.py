@@ -7,7 +7,7 @@ from emulated_layer import EVERYTHING, Emulated
 from test_cuda_emulated import LENGTHS, ROW_STATES, allowed, make
 from tolerance import assert_near
 
-# A cluster has 128 units with 16 bits and 64 with TF32; a tile has 32 batch rows.
+# A cluster has 128 units with 16 bits and 64 with TF32; a tile has 32 batch rows, or 64 with TF32.
 FEW = ("both directions", "packed", "resets and lengths")
 RUNS = [("bfloat16", states) for states in ROW_STATES]
 RUNS += [(arithmetic, states) for arithmetic in ("float16", "tf32") for states in FEW]
@@ -21,10 +21,10 @@ def backward(layer, request="mesh", seed=0):
         return Emulated(module, layer, request).backward(out, EVERYTHING)
 
 
-def check(layer, arithmetic, seed=0):
-    """Every gradient near the reference."""
+def check(layer, arithmetic, **options):
+    """Every gradient near the reference. options: as of `backward`."""
     expected = layer.reference()
-    for name, value in backward(layer, seed=seed).items():
+    for name, value in backward(layer, **options).items():
         assert_near(value, expected[name], allowed(layer, arithmetic, name), name)
 
 
@@ -56,10 +56,7 @@ def test_long_sequences_go_round_the_ring():
 
 def test_more_rows_with_tf32():
     """A CTA has 8 units of 64 batch rows, two cells a thread."""
-    layer = make("tf32", 3, 70, 20, lengths=[t % 4 for t in range(70)])
-    expected = layer.reference()
-    for name, value in backward(layer, "mesh:8x64").items():
-        assert_near(value, expected[name], allowed(layer, "tf32", name), name)
+    check(make("tf32", 3, 70, 20, lengths=[b % 4 for b in range(70)]), "tf32", request="mesh:8x64")
 
 
 def test_projection_by_the_effective_weight():

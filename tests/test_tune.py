@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import scripts
 import torch
 from contest_stand_in import contest  # noqa: F401  (a fixture)
 
@@ -64,10 +65,7 @@ def test_tune_a_model(contest, on_cpu, capsys):  # noqa: F811
 
 def test_the_rows_of_a_visit(contest, on_cpu, monkeypatch, capsys):  # noqa: F811
     """tools/gpu_visit/tune_rows.py: what each contender took is kept, and by nothing but the rows."""
-    tools = Path(__file__).resolve().parent.parent / "tools"
-    if not tools.is_dir():
-        pytest.skip("the tools are in the source tree only")
-    monkeypatch.syspath_prepend(tools)
+    monkeypatch.syspath_prepend(scripts.folder())
     monkeypatch.setenv("XDG_CACHE_HOME", "as it was")  # and is again after the test
     from gpu_visit import tune_rows
 
