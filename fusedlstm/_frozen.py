@@ -69,9 +69,9 @@ class Frozen:
 
     def run_usual(self, own, input, hx, others):
         """What the module returns for a usual call, see _usual.py; else None."""
-        if self._usual is None:
+        if self._usual is None or own["training"]:
             return None
-        states = states_of_usual(own, input, hx, others, torch.is_grad_enabled())
+        states = states_of_usual(input, hx, others, torch.is_grad_enabled())
         if states is None or not _are_unchanged(own["_parameters"], self._usual):
             return None
         return run_at_once(self._operator, input, states, own["batch_first"], self._whole, self._count)

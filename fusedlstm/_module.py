@@ -9,16 +9,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import _checks
-from fusedlstm._choice import is_plain
 from fusedlstm._frozen import Frozen
 from fusedlstm._layers import with_weight_dropout
-from fusedlstm._private_torch import count_of_dispatch_modes
 from fusedlstm._recognized import Recognized, refuse_gradients_by_hooks, warn_of_quantization
 from fusedlstm._run import run
 from fusedlstm._run_cell import run_cell
 from fusedlstm._sizes import Sizes
 from fusedlstm._stack import run_short
-from fusedlstm._usual import kept, run_plain, run_usual
+from fusedlstm._usual import draws_masks, kept, run_plain, run_usual, states_of_usual
 from fusedlstm._variants import Option, Variants, Varied, check_variants, parameters_of
 from fusedlstm.cells import CELLS
 
@@ -253,30 +251,29 @@ def _run_usual(module: FusedLayer, own, input, hx, others):
     if (frozen := own.get("_fused_frozen")) is not None:
         return frozen.run_usual(own, input, hx, others)
     if torch.is_grad_enabled():
-        return _run_short(module, own, input, hx, others)
+        return _run_short(own, input, hx, others)
     return run_plain(own, input, hx, others)
 
 
-def _run_short(module: FusedLayer, own, input, hx, others):
+def _run_short(own, input, hx, others):
     """What a module returns for a call that `run_short` serves, to which the way by `run` takes long; else None."""
-    weights = kept(own["_parameters"], own["_flat_weights_names"])
-    if CELLS[module.mode.lower()].run_step is None or weights is None:
+    name, weights = _SHORT.get(own["mode"]), kept(own["_parameters"], own["_flat_weights_names"])
+    if name is None or weights is None or draws_masks(own) or torch.is_inference_mode_enabled():
         return None
-    states = [] if hx is None else [hx]
-    if not is_plain((input, *states, *weights)) or count_of_dispatch_modes() > 0 or torch.is_inference_mode_enabled():
+    states = states_of_usual(input, hx, others, False, parameters=weights)
+    if states is None or states[1] is not None:
         return None
-    for other in others:
-        if other is not None:
-            return None
-    if module.training and (
-        module._fused_weight_dropout or module._fused_recurrent_dropout or (module.dropout and module.num_layers > 1)
-    ):
-        return None
-    x = input.transpose(0, 1) if module.batch_first and input.dim() == 3 else input
-    if (results := run_short(x, states, weights, _sizes_of(module))) is None:
+    x, hx = input.transpose(0, 1) if own["batch_first"] else input, [] if hx is None else [hx]
+    D = 2 if own["bidirectional"] else 1
+    sizes = Sizes(name, own["input_size"], own["hidden_size"], 0, own["num_layers"], D, own["bias"])
+    if (results := run_short(x, hx, weights, sizes)) is None:
         return None
     output, (last,) = results
-    return output.transpose(0, 1) if module.batch_first else output, last
+    return output.transpose(0, 1) if own["batch_first"] else output, last
+
+
+# By the mode of a layer: the cells that `run_short` serves.
+_SHORT = {name.upper(): name for name, cell in CELLS.items() if cell.run_step is not None}
 
 
 def _refuse_variants_of_frozen(module: FusedLayer | FusedCell) -> None:
@@ -307,9 +304,10 @@ def run_step(module: FusedCell, input: Tensor, hx):
     """The step of a module."""
     frozen, varied = module._fused_frozen, None
     if frozen is None:
+        own = module.__dict__
         if (
-            module._fused_recurrent_dropout or module._fused_zoneout or module._fused_layer_norm
-            or module._fused_peephole
+            "_fused_recurrent_dropout" in own or "_fused_zoneout" in own or "_fused_layer_norm" in own
+            or "_fused_peephole" in own
         ):  # fmt: skip
             varied = _varied_of(module, _sizes_of(module))
         return run_cell(module._fused_cell, input, hx, _parameters(module, _STEP_NAMES), varied=varied)
@@ -334,7 +332,7 @@ def freeze_one(module: FusedLayer | FusedCell) -> None:
     module._fused_frozen = frozen
 
 
-_STEP_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_STEP_NAMES = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
 
 
 def _sizes_of(module: FusedLayer | FusedCell) -> Sizes:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function
 
 from fusedlstm import _checks
 from fusedlstm._autograd_steps import UNROUNDED, run_step
 from fusedlstm._choice import is_plain
 from fusedlstm._layers import as_passed
-from fusedlstm._private_torch import is_intercepted
+from fusedlstm._private_torch import is_any_autocast_enabled, is_intercepted
 from fusedlstm._run import run
 from fusedlstm._sizes import Sizes
 from fusedlstm._varied import run_step as run_varied_step
@@ -66,24 +67,28 @@ def _by_torch(cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
     None for any other call, those of tensors that do not fit among them: our operators refuse these, while PyTorch's
     take a bias, say, that has one element.
     """
-    if type(input) is not Tensor or not is_plain((input, hx, weight_ih, weight_hh, bias_ih, bias_hh)):
+    if type(input) is not Tensor or is_intercepted() or is_any_autocast_enabled():
         return None
     if not input.is_cpu or input.dtype not in UNROUNDED:
         return None
+    others = hx, weight_ih, weight_hh, bias_ih, bias_hh
     try:
-        if input.dim() == 1:
+        if (dim := input.dim()) == 1:
             hx = None if hx is None else hx.unsqueeze(0)
-            h = _by_torch(cell, input.unsqueeze(0), hx, weight_ih, weight_hh, bias_ih, bias_hh)
+            h = _by_torch(cell, input.unsqueeze(0), hx, *others[1:])
             return None if h is None else h.squeeze(0)
-        H = weight_hh.size(0)
-        if input.dim() != 2 or not (bias_ih is bias_hh is None or bias_ih.shape == bias_hh.shape == (H,)):
+        if dim != 2 or has_torch_function(others):
+            return None
+        # PyTorch's step refuses any other number of elements but one.
+        if not (bias_ih is bias_hh is None) and (
+            (shape := bias_ih.shape) != bias_hh.shape or len(shape) != 1 or (shape[0] == 1 and len(weight_hh) != 1)
+        ):
             return None
         if hx is None:
-            hx = input.new_zeros(input.size(0), H)
-        others = input, hx, weight_hh, bias_ih, bias_hh
-        if weight_ih.requires_grad or any(tensor is not None and tensor.requires_grad for tensor in others):
+            hx = input.new_zeros(input.size(0), weight_hh.size(0))
+        if weight_ih.requires_grad or any(tensor is not None and tensor.requires_grad for tensor in (input, *others)):
             return cell.run_step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
-    except (AttributeError, RuntimeError, TypeError, ValueError):
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         pass
     return None
 

@@ -16,7 +16,7 @@ from fusedlstm._arguments import BackwardArguments, Incoming, LayerArguments
 from fusedlstm._autograd import asked_of, gradients_of_layer
 from fusedlstm._autograd_steps import UNROUNDED
 from fusedlstm._choice import choose
-from fusedlstm._layers import states_of_layers, weights_of_layers, zero_states
+from fusedlstm._layers import states_of_layers, weights_of_layers
 from fusedlstm._private_torch import below_autograd, count_of_dispatch_modes, plain_apply
 from fusedlstm._sizes import Sizes, weights_of
 from fusedlstm.cells import CELLS
@@ -73,37 +73,29 @@ def run_short(x, hx, weights, sizes):
     those of tensors that do not fit among them: our operators refuse these, while PyTorch's take a bias, say, that has
     one element.
     """
-    if not (x.is_cpu and x.dim() == 3 and 1 <= x.size(0) <= 2 and x.dtype in UNROUNDED and _fit(x, hx, weights, sizes)):
+    if not x.is_cpu or x.dtype not in UNROUNDED or x.dim() != 3 or x.layout is not torch.strided:
         return None
-    if not (weights[0].requires_grad or any(tensor.requires_grad for tensor in (x, *hx, *weights))):
-        return None
-    cell, D = CELLS[sizes.cell], sizes.directions
-    (state,) = hx or zero_states(cell, x, sizes, x.size(1))
-    # bias, levels, dropout, training, bidirectional, batch_first
-    output, last = cell.run_layer(x, state, weights, sizes.bias, sizes.num_layers, 0.0, True, D == 2, False)
-    return output, [last]
-
-
-def _fit(x, hx, weights, sizes) -> bool:
-    """Whether `_checks.check_tensors` would find nothing, told in a fraction of its time; of x on the CPU."""
-    shapes, dtype = _shapes_of(sizes), x.dtype
-    if len(weights) != len(shapes) or x.size(2) != sizes.input_size or x.layout is not torch.strided:
-        return False
+    _, input_size, H, _, L, D, bias = sizes
+    T, B, columns = x.shape
     try:
-        for tensor, shape in zip(weights, shapes):
-            if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
-                return False
+        # What else does not fit the operator refuses.
+        if T not in (1, 2) or columns != input_size or [weight.shape for weight in weights] != _shapes_of(sizes):
+            return None
         for state in hx:
-            shape = sizes.num_layers * sizes.directions, x.size(1), sizes.hidden_size
-            if state.shape != shape or state.dtype is not dtype or not state.is_cpu or state.layout is not x.layout:
-                return False
-    except AttributeError:  # of what is no tensor
-        return False
-    return True
+            if state.shape != (L * D, B, H) or state.dtype is not x.dtype or state.layout is not torch.strided:
+                return None
+        if weights[0].requires_grad or any(tensor.requires_grad for tensor in (x, *hx, *weights)):
+            (state,) = hx or (x.new_zeros(L * D, B, H),)
+            # dropout, training, bidirectional, batch_first
+            output, last = CELLS[sizes.cell].run_layer(x, state, weights, bias, L, 0.0, True, D == 2, False)
+            return output, [last]
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        pass
+    return None
 
 
 @functools.cache
-def _shapes_of(sizes) -> list:
+def _shapes_of(sizes) -> list[tuple[int, ...]]:
     """Those of all weights in a row."""
     return [shape for _, shape in weights_of(sizes)]
 

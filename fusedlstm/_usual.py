@@ -1,4 +1,4 @@
-"""The usual call of a module: inference on the CPU, with plain, frozen or int8 weights, by one call of an operator.
+"""The usual call of a module: without gradients, on the CPU, with plain, frozen or int8 weights, by one operator.
 
 Every microsecond counts here: single steps take a few. What does not fit in the operator it refuses, and the long way,
 by `run`, then says what is wrong.
@@ -37,14 +37,13 @@ def run_usual(run, module, input, hx, others):
         return None
 
 
-def states_of_usual(own, input, hx, others, grads, dim=3, parameters=()):
+def states_of_usual(input, hx, others, grads, dim=3, parameters=()):
     """The initial states (h, c) of a call that has one input of `dim` dimensions and states of the usual kinds and
-    nothing else, in evaluation mode and without gradients; else None. c is None where one state is given, both where
-    none is, for zeros.
+    nothing else, and no gradients; else None. c is None where one state is given, both where none is, for zeros.
 
     Args:
         others: the arguments beside these.
-        grads: torch.is_grad_enabled().
+        grads: torch.is_grad_enabled(), where the results would have none; else False.
         parameters: those that may be of other kinds than PyTorch's own tensors.
     """
     for other in others:
@@ -59,8 +58,7 @@ def states_of_usual(own, input, hx, others, grads, dim=3, parameters=()):
     else:
         return None
     if (
-        own["training"]
-        or input.ndim != dim
+        input.ndim != dim
         or has_torch_function(tensors)
         or is_any_autocast_enabled()
         or count_of_dispatch_modes() > 0
@@ -68,6 +66,14 @@ def states_of_usual(own, input, hx, others, grads, dim=3, parameters=()):
     ):
         return None
     return states
+
+
+def draws_masks(own) -> bool:
+    """Whether a call of the layer has dropout of any kind."""
+    if not own["training"]:
+        return False
+    between_layers = own["dropout"] and own["num_layers"] > 1
+    return bool(between_layers or own.get("_fused_weight_dropout") or own.get("_fused_recurrent_dropout"))
 
 
 def run_at_once(operator, input, states, batch_first, *weights_and_options):
@@ -84,9 +90,9 @@ def run_plain(own, input, hx, others):
     """What a layer with its plain recurrence and its parameters as weights returns for a usual call with gradients
     disabled; else None."""
     weights = kept(own["_parameters"], own["_flat_weights_names"])
-    if weights is None:
+    if weights is None or draws_masks(own):
         return None
-    states, (gates, operator) = states_of_usual(own, input, hx, others, False, parameters=weights), _PLAIN[own["mode"]]
+    states, (gates, operator) = states_of_usual(input, hx, others, False, parameters=weights), _PLAIN[own["mode"]]
     # The operator takes any sizes that fit together, and not only the module's.
     if (
         states is None

@@ -154,7 +154,9 @@ _STEPS = {name: (cell.gates, function_of(OPERATORS[name].cell_quantized)) for na
 
 def _run_usual_layers(module: QuantizedLayer, own, input, hx, rows):
     """What a module returns for a usual call, see `run_usual`; else None."""
-    states = states_of_usual(own, input, hx, rows, torch.is_grad_enabled())
+    if own["training"]:
+        return None
+    states = states_of_usual(input, hx, rows, torch.is_grad_enabled())
     gates, operator = _STACKS[own["mode"]]
     if states is None or (weights := _fitting_weights(own, gates, input)) is None:
         return None
@@ -163,7 +165,9 @@ def _run_usual_layers(module: QuantizedLayer, own, input, hx, rows):
 
 def _run_usual_step(module: QuantizedCell, own, input, hx, others):
     """The same of a cell."""
-    states = states_of_usual(own, input, hx, others, torch.is_grad_enabled(), dim=2)
+    if own["training"]:
+        return None
+    states = states_of_usual(input, hx, others, torch.is_grad_enabled(), dim=2)
     gates, operator = _STEPS[module._cell]
     if states is None or (weights := _fitting_weights(own, gates, input)) is None:
         return None

@@ -63,7 +63,19 @@ def test_leaves_the_rest_to_the_long_way(member, grad, short_way):
             layer(torch.randn(5, 3, 7))
         layer(torch.randn(5, 3, 4), lengths=torch.tensor([5, 2, 0]))
         member.layer(4, 6, num_layers=2, dropout=0.5)(torch.randn(5, 3, 4))
-    assert short_way == []
+        member.layer(4, 6, recurrent_dropout=0.5)(torch.randn(5, 3, 4))
+        assert short_way == []
+        member.layer(4, 6, weight_dropout=0.5)(torch.randn(5, 3, 4))
+    assert short_way == ["gradients"]
+
+
+@every
+def test_training_mode_without_gradients_is_usual_where_nothing_is_dropped(member, short_way):
+    layer = member.layer(4, 6, recurrent_dropout=0.5)
+    layer.recurrent_dropout, x = 0.0, torch.randn(5, 3, 4)
+    with torch.no_grad():
+        assert torch.equal(layer(x)[0], layer.eval()(x)[0])
+    assert short_way == ["inference"] * 2
 
 
 @every
