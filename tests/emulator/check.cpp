@@ -56,9 +56,18 @@ std::string source_lines(uint32_t offset) {
 }  // namespace
 
 uint32_t site_id(Site site) {
+  struct Known {
+    const void* file;
+    unsigned line;
+    uint32_t id;
+  };
   static std::map<std::pair<const void*, unsigned>, uint32_t> known;
+  static Known recent[64] = {};  // by line: most calls ask for the same few
+  Known& last = recent[site.line() % std::size(recent)];
+  if (last.file == site.file_name() && last.line == site.line()) return last.id;
   auto [found, added] = known.try_emplace({site.file_name(), site.line()}, static_cast<uint32_t>(sites.size()) << 1);
   if (added) sites.push_back(site);
+  last = {site.file_name(), site.line(), found->second};
   return found->second;
 }
 
@@ -211,7 +220,13 @@ void check_exit(Cta* cta) {
 
 namespace {
 
-// Constants of the program, and the kernel's parameters on the stack of launch(), may be read.
+// The kernel's parameters are on the stack of launch(), and may be read.
+bool is_parameter(uintptr_t address) {
+  constexpr uintptr_t kStackAbove = 1 << 20;
+  return address - machine->host_stack < kStackAbove;
+}
+
+// So may constants of the program.
 bool is_host_constant(uintptr_t address) {
   static const std::vector<std::pair<uintptr_t, uintptr_t>> images = [] {
     std::vector<std::pair<uintptr_t, uintptr_t>> found;
@@ -226,8 +241,6 @@ bool is_host_constant(uintptr_t address) {
         &found);
     return found;
   }();
-  constexpr uintptr_t kStackAbove = 1 << 20;
-  if (address - machine->host_stack < kStackAbove) return true;
   return std::any_of(images.begin(), images.end(),
                      [&](const auto& image) { return address >= image.first && address < image.second; });
 }
@@ -238,7 +251,7 @@ void on_access(void* p, size_t bytes, bool write, bool aligned, void* return_add
   const auto address = reinterpret_cast<uintptr_t>(p);
   if (is_own_stack(p)) return;
   RuntimeScope scope;
-  if (!write && !find_region(address) && is_host_constant(address)) return;
+  if (!write && (is_parameter(address) || (!find_region(address) && is_host_constant(address)))) return;
   const uint32_t site = callback_site(return_address);
   const Access access = write ? Access::kWrite : Access::kRead;
   if (aligned && address % bytes) fail_at(site, "misaligned access of " + std::to_string(bytes) + " bytes");

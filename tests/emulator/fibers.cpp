@@ -68,6 +68,7 @@ char* take_stack() {
     const size_t bytes = kAtOnce * kStackBytes;
     void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw Error("no memory for the stacks of the emulated threads");
+    madvise(p, bytes, MADV_HUGEPAGE);  // thousands of threads take turns: the TLB has no room for a page of each
     for (size_t i = 0; i < kAtOnce; ++i) free_stacks.push_back(static_cast<char*>(p) + i * kStackBytes);
   }
   char* stack = free_stacks.back();
