@@ -13,6 +13,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import forked_python
 import pytest
 
 from fusedlstm import _library
@@ -53,7 +54,7 @@ def compile_c(library, source):
     subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=source, text=True, check=True)
 
 
-def import_and_run(site, **environment) -> subprocess.CompletedProcess:
+def import_and_run(site, run_python=forked_python.run_python, **environment) -> subprocess.CompletedProcess:
     """With what passes for a CUDA build of torch; prints the size of a layer's output on the CPU."""
     return run_python(
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
@@ -67,7 +68,7 @@ def import_and_run(site, **environment) -> subprocess.CompletedProcess:
 def test_driver_470(site, tmp_path):
     compile_c(library_in(site, "libfusedlstm_cuda.so"), "")
     compile_c(tmp_path / "libcuda.so.1", (Path(__file__).parent / "stub_driver.c").read_text())
-    done = import_and_run(site, LD_LIBRARY_PATH=tmp_path, STUB_DRIVER=11040)
+    done = import_and_run(site, run_python, LD_LIBRARY_PATH=tmp_path, STUB_DRIVER=11040)
     assert done.stdout == "torch.Size([2, 1, 4])\n", done.stderr
     sentence = "expected a driver for CUDA 12 or newer, got one for CUDA 11.4; update the NVIDIA driver"
     assert f"RuntimeWarning: fusedlstm uses PyTorch's own layers on GPUs: {sentence}\n" in done.stderr

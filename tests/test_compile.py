@@ -3,13 +3,12 @@
 import io
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from cases import OPTIONS
+from forked_python import run_python
 from layers import differentiable, draw
 from tf32 import tf32
 from torch import nn
@@ -163,8 +162,8 @@ def test_aot_inductor_package_in_another_process(tmp_path):
         "run = torch._inductor.aoti_load_package(sys.argv[1])\n"
         "torch.testing.assert_close(run(x)[0], expected)\n"
     )
-    arguments = [sys.executable, "-c", code, package, str(tmp_path / "expected.pt")]
-    subprocess.run(arguments, check=True)
+    done = run_python(code, package, tmp_path / "expected.pt")
+    assert done.returncode == 0, done.stderr
 
 
 def _operator_arguments(case, requires_grad, **options):

@@ -3,13 +3,12 @@
 import copy
 import itertools
 import json
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 from family import EVERY, LSTM, every, tensors_of
+from forked_python import run_python
 from pairwise import pairwise
 from quantized_layers import weights_of
 from torch.nn.functional import pad
@@ -268,5 +267,5 @@ for _ in range(3):
     assert all(map(torch.equal, results(), expected))
 print("right")
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = run_python(code)
     assert result.stdout.split() == ["right"], result.stderr

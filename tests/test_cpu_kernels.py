@@ -1,14 +1,12 @@
 """The CPU kernels of every instruction set and plan of this machine, each forced by name."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
 
 import pytest
 import torch
 from cases import Case
+from forked_python import run_python
 from layers import draw
 from oracle import ReferenceLSTM, check, make_inputs, run
 from tolerance import assert_near, tolerance
@@ -185,9 +183,7 @@ def test_unknown_names_are_errors():
 
 def test_environment_names_the_instruction_set():
     code = "import torch, fusedlstm; print(torch.ops.fusedlstm._cpu_info())"
-    environment = {**os.environ, "FUSEDLSTM_CPU_ISA": "baseline"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    info = json.loads(done.stdout)
+    info = json.loads(run_python(code, FUSEDLSTM_CPU_ISA="baseline").stdout)
     assert info["isa"] == "baseline" and "FUSEDLSTM_CPU_ISA" in info["reason"]
 
 

@@ -3,14 +3,13 @@
 import copy
 import json
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 from cases import Case
 from family import every, tensors_of
+from forked_python import run_python
 from oracle import make_inputs, run
 
 import fusedlstm
@@ -28,7 +27,9 @@ def two_threads():
 
 
 def printed(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_no_more_threads_than_cpus():

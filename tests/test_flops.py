@@ -1,7 +1,5 @@
 """FLOPs as PyTorch's counter gives them: those of torch.nn's layer, which in float64 is counted product by product."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 from cases import OPTIONS
 from family import LSTM as LSTM_MEMBER
 from family import every, tensors_of
+from forked_python import run_python
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence
@@ -175,5 +174,6 @@ with FlopCounterMode(display=False) as counter:
     fusedlstm.FusedLSTM(3, 4)(torch.randn(5, 2, 3))
 print(counter.get_total_flops())
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [str("flop_counter" in first), str(2 * 5 * 2 * 16 * (3 + 4))]

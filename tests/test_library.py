@@ -4,10 +4,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
+import forked_python
 import pytest
 import torch
 
@@ -18,8 +18,7 @@ PACKAGE = _library.CPU_LIBRARY.parent.parent
 
 def run_python(code: str, *arguments) -> subprocess.CompletedProcess:
     """Runs `code` in a new process that imports the same copy of the package."""
-    code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n{code}"
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    return forked_python.run_python(f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n{code}", *arguments)
 
 
 @pytest.fixture

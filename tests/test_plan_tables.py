@@ -1,13 +1,11 @@
 """Files of what was measured on a GPU: shared by processes, brought along by programs, and damaged."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from contest_stand_in import contest  # noqa: F401  (a fixture)
+from forked_python import run_python
 
 from fusedlstm import FusedLSTM, _contest
 
@@ -102,20 +100,24 @@ def test_folder_that_cannot_be_read(contest, monkeypatch):  # noqa: F811
     monkeypatch.undo()
 
 
-PROCESS = """
-import sys
+PROCESSES = """
+import os
 from fusedlstm._plan_tables import Tables
-tables = Tables("NVIDIA H200", {"cuda": "13.0"})
-for i in range(20):
-    tables.add(f"{sys.argv[1]} {i}", {"plan": "stream"})
+for number in range(3):
+    if not os.fork():
+        tables = Tables("NVIDIA H200", {"cuda": "13.0"})
+        for i in range(20):
+            tables.add(f"{number} {i}", {"plan": "stream"})
+        os._exit(0)
+for _ in range(3):
+    assert os.wait()[1] == 0
 """
 
 
 def test_processes_share_a_table(contest):  # noqa: F811
     """Several that write at once lose nothing."""
-    environment = os.environ | {"XDG_CACHE_HOME": str(contest.tmp_path)}
-    processes = [subprocess.Popen([sys.executable, "-c", PROCESS, str(i)], env=environment) for i in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    done = run_python(PROCESSES, XDG_CACHE_HOME=contest.tmp_path)
+    assert done.returncode == 0, done.stderr
     (file,) = (contest.tmp_path / "fusedlstm/plans").glob("*.json")
     assert file.name == "nvidia-h200-cuda13.0.json"
     assert len(json.loads(file.read_text())["problems"]) == 60

@@ -1,12 +1,11 @@
 """What the package needs of each private name of PyTorch; and that fusedlstm/_private_torch.py has them all."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked_python import run_python
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -218,7 +217,7 @@ def test_constant_for_dynamo():
     compiled = torch.compile(lambda x: x + number(), backend="eager", fullgraph=True)
     assert [int(compiled(torch.tensor(0))) for _ in range(3)] == [2, 2, 2], calls
     """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent)
+    done = run_python(program, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,13 +1,12 @@
 """TorchScript: a trace holds the fused operators; a script, compiled from Python, PyTorch's own modules."""
 
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from family import every
+from forked_python import run_python
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -67,7 +66,7 @@ def test_a_trace_warns_of_converters_and_of_nothing_else():
         "import torch, fusedlstm\n"
         "torch.jit.trace(fusedlstm.FusedLSTM(3, 4), torch.randn(5, 2, 3))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("fusedlstm.revert(model)") == 1
     assert "TracerWarning" not in result.stderr
