@@ -40,10 +40,10 @@ def _layer_nodes(graph) -> int:
 class Classifier(nn.Module):
     """A model around the LSTM, as people compile them."""
 
-    def __init__(self, **options):
+    def __init__(self, num_layers=2, bidirectional=True, **options):
         super().__init__()
-        self.lstm = FusedLSTM(3, 4, 2, bidirectional=True, **options)
-        self.head = nn.Linear(8, 2)
+        self.lstm = FusedLSTM(3, 4, num_layers, bidirectional=bidirectional, **options)
+        self.head = nn.Linear(4 * (1 + bidirectional), 2)
 
     def forward(self, x, hx=None, lengths=None):
         output, (h_n, _) = self.lstm(x, hx, lengths=lengths)
@@ -103,7 +103,8 @@ def test_no_grad_and_autocast_compile(device):
 @pytest.mark.slow
 @pytest.mark.usefixtures("cheap_inductor")
 def test_inductor(device):
-    model = Classifier(device=device).to(device)
+    """To it a layer is a call; how many there are of them is no matter, but of the code around them to compile."""
+    model = Classifier(1, bidirectional=False, device=device).to(device)
     compiled = torch.compile(model, fullgraph=True)
     x = torch.randn(5, 2, 3, device=device)
     found = []
@@ -151,7 +152,7 @@ def test_export_with_lengths(device):
 @pytest.mark.usefixtures("cheap_inductor")
 def test_aot_inductor_package_in_another_process(tmp_path):
     """The package needs the library's operators only, not the model's code."""
-    model = Classifier().eval()
+    model = Classifier(1, bidirectional=False).eval()
     x = torch.randn(5, 2, 3)
     program = _exported(model, x)
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "m.pt2"))

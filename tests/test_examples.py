@@ -78,7 +78,7 @@ def test_dropouts_lower_the_validation_loss():
     example, courses = importlib.import_module("examples.language_model"), []
     for name in ("no dropout", "all dropouts"):
         torch.manual_seed(0)
-        courses.append(example.train(example.DROPOUTS[name], length=6000, epochs=20))
+        courses.append(example.train(example.DROPOUTS[name], length=5000, epochs=18))
     plain, every = courses
     assert plain.score > every.score + 0.06
     assert plain.validation[-1] > plain.score + 0.1, "it does not overfit"
@@ -126,11 +126,11 @@ def test_quantized_models_agree(cell, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_quantized_models_are_as_accurate(cell, monkeypatch):
+def test_quantized_models_are_as_accurate(monkeypatch):
+    """How far the scores of each cell are apart, test_quantized_models_agree says."""
     example = importlib.import_module("examples.quantize")
     monkeypatch.setattr(example, "_milliseconds", lambda *_: math.nan)  # which test_quantized_models_agree measures
-    for forms in example.main(["--cell", cell]).values():
+    for forms in example.main([]).values():
         assert forms["float32"].accuracy > 0.9
         assert forms["int8"].accuracy >= forms["float32"].accuracy - 0.005
 

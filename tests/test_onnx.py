@@ -73,9 +73,8 @@ SIZES = [(5, 2), (1, 1), (40, 7)]
         ({}, False, torch.enable_grad, False),
         ({"num_layers": 2, "bidirectional": True, "bias": False}, False, torch.no_grad, True),
         ({"num_layers": 2, "bidirectional": True}, True, torch.inference_mode, False),
-        ({"num_layers": 2, "bidirectional": True}, True, torch.inference_mode, True),
     ],
-    ids=["plain model", "stack program", "lengths model", "lengths program"],
+    ids=["plain model", "stack program", "lengths model"],
 )
 def test_one_node_per_layer(options, with_lengths, grad, of_program, tmp_path):
     model = Model(**options).eval()

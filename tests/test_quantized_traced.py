@@ -31,15 +31,23 @@ class TestTraced:
     def module(self):
         return quantized_of(LSTM, 5, 7, num_layers=2, bidirectional=True)[1]
 
-    # How a layer is called is no matter of its cell, nor are its options.
-    @pytest.mark.parametrize(("member", "options"), list(zip(EVERY, [DEEP, DEEP, {}, {}])), ids=str)
-    def test_compiled_in_one_graph(self, member, options):
-        _, module = quantized_of(member, 5, 7, **options)
+    @pytest.mark.parametrize("call", ["plain", "states", "one sequence", "lengths"])
+    def test_compiled_in_one_graph(self, call):
+        _, module = quantized_of(LSTM, 5, 7, **DEEP)
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
         for x in (torch.randn(9, 8, 5), torch.randn(3, 4, 5)):
-            hx, batch = module(x)[1], x.size(0 if module.batch_first else 1)
-            for call in ((x,), (x, hx), (x[0],), (x, None, torch.tensor([1, 0, 2] * 3)[:batch])):
-                assert_equal(flat(compiled(*call)), flat(module(*call)))
+            arguments = {
+                "plain": (x,), "states": (x, module(x)[1]), "one sequence": (x[0],),
+                "lengths": (x, None, torch.tensor([1, 0, 2] * 3)[: len(x)]),
+            }[call]  # fmt: skip
+            assert_equal(flat(compiled(*arguments)), flat(module(*arguments)))
+
+    @every
+    def test_compiled_layer_of_each_cell(self, member):
+        """How a layer is called is no matter of its cell."""
+        _, module = quantized_of(member, 5, 7)
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        assert_equal(flat(compiled(X)), flat(module(X)))
 
     @every
     def test_a_compiled_cell(self, member):
@@ -48,7 +56,8 @@ class TestTraced:
         assert_equal(tensors_of(found), tensors_of(cell(X[0])))
 
     @pytest.mark.usefixtures("cheap_inductor")
-    def test_compiled_for_real(self, module):
+    def test_compiled_for_real(self):
+        _, module = quantized_of(LSTM, 5, 7)
         compiled = torch.compile(module, fullgraph=True)
         assert_equal(flat(compiled(X)), flat(module(X)))
 
