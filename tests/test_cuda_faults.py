@@ -201,23 +201,23 @@ FAULTS = [
           "cudaMemsetAsync(memory, 0xFF, exchange_bytes(plan, rows), stream)", "cudaSuccess",
           r"read of exchange\+\d+, which nothing has written", which="backward"),
     Fault("operand of another part of K", "mesh", "transport_grid.cuh", "part().column(first_k())", "first_k()", WRONG,
-          which="backward"),
+          which="backward", layer="one cluster"),
     Fault("operand multiplied before it is whole", "mesh", "transport_grid.cuh", WHOLE, "return tile.operand;",
-          RACE_OR_UNWRITTEN, which="backward"),
+          RACE_OR_UNWRITTEN, which="backward", layer="one cluster"),
     Fault("barrier of one warp only", "mesh", "transport_grid.cuh", "block_sync();", "warp_sync();", RACE_OR_UNWRITTEN,
-          which="backward"),
+          which="backward", layer="one cluster"),
     Fault("rows of the first cluster", "mesh", "transport_mesh.cuh", "first_unit / kShape.rows() * kShape.rows()", "0",
           WRONG, which="backward", layer="clusters"),
     Fault("columns of another part taken too", "mesh", "transport_mesh.cuh", "std::min(most(), all() - first_column())",
-          "all() - first_column()", WRONG, which="backward"),
+          "all() - first_column()", WRONG, which="backward", layer="one cluster"),
     Fault("sums not waited for", "mesh", "sums.cuh", "sums.await(s);", "",
-          r"race on shared memory|has landed|arrives when", which="backward"),
+          r"race on shared memory|has landed|arrives when", which="backward", layer="one cluster"),
     Fault("sums of one CTA not expected", "mesh", "transport_mesh.cuh", "kSources * Owned::kUnits",
-          "(kSources - 1) * Owned::kUnits", r"race on|has landed|deadlock", which="backward"),
+          "(kSources - 1) * Owned::kUnits", r"race on|has landed|deadlock", which="backward", layer="one cluster"),
     Fault("sums of all CTAs in one place", "mesh", "transport_mesh.cuh", SOURCE, "k_split", r"race on|has landed",
-          which="backward"),
+          which="backward", layer="one cluster"),
     Fault("sums of one CTA lost", "mesh", "transport_cluster.cuh", SENT, f"(i == 0 ? 0.0f : {SENT})",
-          WRONG, which="backward"),
+          WRONG, which="backward", layer="one cluster"),
     Fault("sums of one warp lost", "cluster", "sums.cuh", ADDED,
           ADDED.replace("q < kSums", "q < kSums && k_split > 0"), WRONG),
     Fault("three sums gathered as two", "cluster", "sums.cuh", GATHERED_SUMS,
@@ -267,7 +267,8 @@ COPIES_GO = "peer < ctas"
 def silent(transport, which, waiting, old, new, file=None):
     kernel = rf"{waiting}<.*BFloat16Math.*k{transport.title()}.*"
     return Fault("a CTA that never comes", transport, f"transport_{file or transport}.cuh", old, new,
-                 kernel + r"waited 30 s in vain for another CTA.*FUSEDLSTM_PLAN=stream", which)  # fmt: skip
+                 kernel + r"waited 30 s in vain for another CTA.*FUSEDLSTM_PLAN=stream", which,
+                 layer="one cluster" if transport == "mesh" else "plain")  # fmt: skip
 
 
 SILENT = [
@@ -287,7 +288,8 @@ LAYERS = {
     "directions": {"directions": 2},
     "lengths": {"lengths": [5, 1, 3, 0, 2, 5, 4, 1, 2, 5, 3]},
     "resets": {"resets": True, "reset_states": True},
-    "clusters": {"T": 3, "B": 3, "H": 140},
+    "one cluster": {"T": 3, "B": 3},
+    "clusters": {"T": 2, "B": 1, "H": 140},
     "long": {"T": 41, "B": 3, "H": 20},  # more positions than a ring has, and of them as many as lie between fences
 }
 
