@@ -24,19 +24,17 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 ARITHMETICS = {"float32": (F32, False), "tf32": (F32, True), "bfloat16": (BF16, False), "float16": (F16, False)}
 EXACT = ("-fmad=false",)
 LENGTHS = [3, 1, 2, 0, 3, 3, 2, 1, 1, 3, 2]
-# Each of both passes, in more than one tile of the batch. Every transport, cell and arithmetic.
+# Each of both passes, in more than one tile of the batch. Every transport, cell and arithmetic; every
+# transport that all cells have with both widths of a value. More would be seconds of nvcc for each kernel.
 RUNS = [
     ("lstm", "float32", "stream"),
     ("lstm", "float32", "local"),
-    ("lstm", "tf32", "local"),
     ("lstm", "bfloat16", "cluster"),
     ("lstm", "float16", "grid"),
     ("lstm", "bfloat16", "bulk"),
     ("lstm", "bfloat16", "mesh"),
     ("gru", "float16", "local"),
     ("gru", "tf32", "cluster"),
-    ("gru", "bfloat16", "grid"),
-    ("rnn_tanh", "bfloat16", "local"),
     ("rnn_relu", "float32", "cluster"),
     ("rnn_tanh", "tf32", "grid"),
 ]
@@ -83,7 +81,7 @@ def test_every_bit_is_that_of_the_emulated_kernel(cell, arithmetic, transport):
         )
 
 
-@pytest.mark.parametrize(("cell", "arithmetic", "transport"), [RUNS[0], RUNS[1], RUNS[3]])
+@pytest.mark.parametrize(("cell", "arithmetic", "transport"), [RUNS[0], RUNS[2]])
 def test_as_the_library_is_compiled(cell, arithmetic, transport):
     layer = make(cell, arithmetic, transport)
     with kernels_of_ptx(emulator.module()):
