@@ -28,6 +28,7 @@ SHAPES = {
     ("lstm", "bulk", "backward"): "kBulk, Pass::kBackward, 8, 4, 1, 1, 0",
     ("lstm", "grid", "forward"): "kGrid, Pass::kForward, 4, 1, 8, 1, 0",
     ("lstm", "grid", "backward"): "kGrid, Pass::kBackward, 2, 4, 8, 1, 0",
+    ("lstm", "mesh", "forward"): "kMesh, Pass::kForward, 4, 8, 1, 4, 0",
     ("lstm", "mesh", "backward"): "kMesh, Pass::kBackward, 2, 16, 1, 4, 0",
     ("gru", "local", "forward"): "kLocal, Pass::kForward, 6, 4, 1, 1, 0",
     ("gru", "local", "backward"): "kLocal, Pass::kBackward, 2, 12, 1, 1, 3",
@@ -39,6 +40,8 @@ SHAPES = {
     ("rnn_tanh", "local", "backward"): "kLocal, Pass::kBackward, 2, 4, 1, 1, 0",
     ("rnn_tanh", "grid", "backward"): "kGrid, Pass::kBackward, 4, 8, 8, 1, 0",
 }
+# What is compiled; the others are of bfloat16.
+TF32 = {("lstm", "mesh", "forward")}
 KINDS = {"lstm": "kLstm", "gru": "kGru", "rnn_tanh": "kRnn"}
 ANY_SHAPE = "constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {\n"
 WRONG = "wrong numbers"
@@ -78,13 +81,14 @@ OWN_BUFFER = "s % 2 * Layout::kOperandBytes + Layout::offset(q * Layout::kUnits,
 SENT_SUMS = "tile.ctas * (left < Owned::kUnits ? left : Owned::kUnits)"
 OPERAND_BUFFER = "in_register(s % 2 * Layout::kOperandBytes)"
 SENT = "bits_float(load_shared32(from + i * Way::kSourceBytes))"
-ADDED = "for (int q = 0; q < kSums; ++q) sums[q] += bits_float(v.w[q]);"
+ADDED = "add_vector(from, sums);"
+ADDED_OF_CTA = "add_vector(from + i * Way::kSourceBytes, sums);"
 GATHERED_SUMS = "for (int q = 0; q < kSums; ++q) v.w[q] = float_bits(acc[r + q][e]);"
 ENTERS_CELL = "equations_of<Equations>(a).template forward<ActivationMath<scalar_t>>(sums, h_before, carried)"
 COPIED = "bulk_copy(map_cluster_address(chunk, peer), chunk, chunk_bytes(), barrier);"
 HIDDEN_BIAS = "sums.from_hidden[q - kSizes.joined] = bias_hh;"
 WHOLE = "meet_readers();\n    return tile.operand;"
-SOURCE = "PartOfColumns<Math, kShape>::rank(tile.first_unit) * kShape.k_splits + k_split"
+SOURCE = "cluster_rank() * kShape.k_splits + k_split"
 RACE_OR_UNWRITTEN = r"race on shared memory|which nothing has written"
 
 FAULTS = [
@@ -206,8 +210,16 @@ FAULTS = [
           RACE_OR_UNWRITTEN, which="backward", layer="one cluster"),
     Fault("barrier of one warp only", "mesh", "transport_grid.cuh", "block_sync();", "warp_sync();", RACE_OR_UNWRITTEN,
           which="backward", layer="one cluster"),
-    Fault("rows of the first cluster", "mesh", "transport_mesh.cuh", "first_unit / kShape.rows() * kShape.rows()", "0",
-          WRONG, which="backward", layer="clusters"),
+    *[Fault("rows of the first cluster", "mesh", "transport_mesh.cuh", "first_unit / kUnits * kUnits", "0",
+            WRONG, which=which, layer="clusters") for which in PASSES],
+    Fault("columns of another part", "mesh", "recurrence.cuh", "part.column(first_k)", "first_k", WRONG,
+          layer="one cluster"),
+    Fault("sums of two batch rows in one place", "mesh", "transport_cluster.cuh", "to + place(0, e)", "to",
+          r"race on|has landed", layer="one cluster"),
+    Fault("sums of one batch row expected", "mesh", "transport_cluster.cuh", "(2 / Layout::kPacketRows)", "1",
+          r"race on|has landed|deadlock", layer="one cluster"),
+    Fault("sums of one CTA lost", "mesh", "transport_cluster.cuh", ADDED_OF_CTA, f"if (i > 0) {ADDED_OF_CTA}", WRONG,
+          layer="one cluster"),
     Fault("columns of another part taken too", "mesh", "transport_mesh.cuh", "std::min(most(), all() - first_column())",
           "all() - first_column()", WRONG, which="backward", layer="one cluster"),
     Fault("sums not waited for", "mesh", "sums.cuh", "sums.await(s);", "",
@@ -219,7 +231,7 @@ FAULTS = [
     Fault("sums of one CTA lost", "mesh", "transport_cluster.cuh", SENT, f"(i == 0 ? 0.0f : {SENT})",
           WRONG, which="backward", layer="one cluster"),
     Fault("sums of one warp lost", "cluster", "sums.cuh", ADDED,
-          ADDED.replace("q < kSums", "q < kSums && k_split > 0"), WRONG),
+          f"if (k_split > 0) {ADDED}", WRONG),
     Fault("three sums gathered as two", "cluster", "sums.cuh", GATHERED_SUMS,
           GATHERED_SUMS.replace("q < kSums", "q + 1 < kSums"), WRONG, cell="gru"),
     Fault("rows of W_hh counted as of four gates", "local", "recurrence.cuh", "(r + i) % kShape.sums() * H",
@@ -260,12 +272,13 @@ FAULTS = [
 # What one CTA of a tile never does; "reported" is said by the wait itself.
 VECTORS_GO = "!this->exists(e) || threadIdx.x % 32 >= Layout::kVectors"
 OPERANDS_GO = "this->exists(e) && peer(i) < tile.ctas"
-SENT_SUMS_GO = "r * 8 >= units"
+SENT_SUMS_GO = "group >= units"
 COPIES_GO = "peer < ctas"
 
 
 def silent(transport, which, waiting, old, new, file=None):
-    kernel = rf"{waiting}<.*BFloat16Math.*k{transport.title()}.*"
+    math = "Tf32Math" if ("lstm", transport, which) in TF32 else "BFloat16Math"
+    kernel = rf"{waiting}<.*{math}.*k{transport.title()}.*"
     return Fault("a CTA that never comes", transport, f"transport_{file or transport}.cuh", old, new,
                  kernel + r"waited 30 s in vain for another CTA.*FUSEDLSTM_PLAN=stream", which,
                  layer="one cluster" if transport == "mesh" else "plain")  # fmt: skip
@@ -278,8 +291,11 @@ SILENT = [
     silent("bulk", "forward", "OperandsInBulk", COPIES_GO, f"blockIdx.x != 1 && {COPIES_GO}"),
     silent("bulk", "backward", "SentSums", COPIES_GO, f"blockIdx.x != 1 && {COPIES_GO}"),
     silent("cluster", "backward", "SentSums", SENT_SUMS_GO, f"blockIdx.x == 1 || {SENT_SUMS_GO}"),
-    silent("mesh", "backward", "SentSums", SENT_SUMS_GO, f"blockIdx.x == 1 || {SENT_SUMS_GO}", "cluster"),
-    silent("mesh", "backward", "OperandInMemory", VECTORS_GO, f"blockIdx.x == 1 || {VECTORS_GO}", "grid"),
+    *[
+        silent("mesh", which, waiting, old, f"blockIdx.x == 1 || {old}", file)
+        for which in PASSES
+        for waiting, old, file in (("SentSums", SENT_SUMS_GO, "cluster"), ("OperandInMemory", VECTORS_GO, "grid"))
+    ],
 ]
 
 # Tails in B and H, more than one tile, several CTAs a tile.
@@ -295,9 +311,10 @@ LAYERS = {
 
 
 @functools.cache
-def layer(cell, options):
-    sizes = {"T": 5, "B": 11, "H": 40}
-    return Layer(cell=CELLS[cell], dtype=torch.bfloat16, **(sizes | LAYERS[options]))
+def layer(case, options):
+    sizes, is_tf32 = {"T": 5, "B": 11, "H": 40}, case in TF32
+    dtype = torch.float32 if is_tf32 else torch.bfloat16
+    return Layer(cell=CELLS[case[0]], dtype=dtype, allow_tf32=is_tf32, **(sizes | LAYERS[options]))
 
 
 @functools.cache
@@ -312,10 +329,11 @@ def forward_results(*of_layer):
 
 @functools.cache
 def module_with_faults(case):
-    """The emulated module with one shape of the bfloat16 kernels and all faults of a case of SHAPES."""
+    """The emulated module with one shape of an arithmetic's kernels and all faults of a case of SHAPES."""
     only = f"KernelShape{{CellKind::{KINDS[case[0]]}, Transport::{SHAPES[case]}}}"
     shape = ("kernel_shapes.h", ANY_SHAPE, f"{ANY_SHAPE}  if (!(shape == {only})) return false;\n")
-    return planted_faults.module_with(faults_of(case), {("recurrence_bfloat16.cu",): [shape]})
+    arithmetic = "tf32" if case in TF32 else "bfloat16"
+    return planted_faults.module_with(faults_of(case), {(f"recurrence_{arithmetic}.cu",): [shape]})
 
 
 def faults_of(case):
@@ -325,17 +343,17 @@ def faults_of(case):
 @functools.cache
 def results(fault, case, seed, options):
     """With one fault of the case, or None."""
-    cell, transport, which = case
+    _, transport, which = case
     module = module_with_faults(case)
-    run = Emulated(module, layer(cell, options), transport)
+    run = Emulated(module, layer(case, options), transport)
     number = faults_of(case).index(fault) + 1 if fault else 0
     with emulator.options(module, seed=seed, fault=number):
-        return run.forward() if which == "forward" else run.backward(forward_results(cell, options))
+        return run.forward() if which == "forward" else run.backward(forward_results(case, options))
 
 
 def verdict(fault, case, seed, options):
     """What a test with this schedule would say: None, the error, or WRONG, also if other bits than with the first."""
-    exact = expected(case[0], options)
+    exact = expected(case, options)
     try:
         found, first = (results(fault, case, each, options) for each in (seed, SEEDS[0]))
     except module_with_faults(case).EmulationError as error:

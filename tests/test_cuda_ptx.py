@@ -33,6 +33,7 @@ RUNS = [
     ("lstm", "float16", "grid"),
     ("lstm", "bfloat16", "bulk"),
     ("lstm", "bfloat16", "mesh"),
+    ("lstm", "tf32", "mesh"),
     ("gru", "float16", "local"),
     ("gru", "tf32", "cluster"),
     ("rnn_relu", "float32", "cluster"),
@@ -58,8 +59,9 @@ def make(cell, arithmetic, transport):
 
 def run(layer, transport, seed=0):
     module = emulator.module()
+    forward = "stream" if transport == "mesh" and not layer.allow_tf32 else transport  # of MESH it is of TF32 alone
     with emulator.options(module, seed=seed):
-        out = Emulated(module, layer, "stream" if transport == "mesh" else transport).forward()  # MESH is backward only
+        out = Emulated(module, layer, forward).forward()
         return out | Emulated(module, layer, transport).backward(out, EVERYTHING)
 
 

@@ -7,7 +7,7 @@ import pytest
 core = pytest.importorskip("fusedlstm._core", reason="built without pybind11")
 
 DEVICES = {device.name: device for device in core.known_devices()}
-RESIDENT = ("local", "cluster", "grid")  # which have kernels of both passes
+RESIDENT = ("local", "cluster", "grid")  # which have kernels of both passes in every arithmetic
 ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "tf32": 4, "float32": 4}
 
 
@@ -53,10 +53,18 @@ def test_known_devices():
         ({"device": "A100", "H": 2048, "B": 8, "dtype": "float16"}, "stream"),
         ({"H": 512, "B": 16, "dtype": "float32", "backward": True}, "cluster"),
         # Of 32 bits, with all SMs for one tile of batch rows.
-        ({"H": 1024, "B": 16, "dtype": "float32"}, "grid"),
-        ({"H": 1024, "B": 32, "dtype": "float32"}, "grid"),
+        ({"H": 1024, "B": 8, "dtype": "float32"}, "grid"),
         ({"H": 1024, "B": 16, "dtype": "float32", "allow_tf32": False}, "grid"),
-        ({"H": 1024, "B": 33, "dtype": "float32"}, "stream"),
+        ({"H": 1024, "B": 32, "dtype": "float32"}, "mesh"),
+        ({"device": "RTX 5090", "H": 1024, "B": 32, "dtype": "float32"}, "mesh"),
+        ({"device": "RTX 5090", "H": 1024, "B": 33, "dtype": "float32"}, "stream"),  # has room for 32 rows in a block
+        ({"H": 1024, "B": 33, "dtype": "float32"}, "mesh"),
+        ({"H": 1000, "B": 64, "dtype": "float32"}, "mesh"),
+        ({"H": 640, "B": 64, "dtype": "float32"}, "mesh"),
+        ({"device": "B200", "H": 1024, "B": 64, "dtype": "float32"}, "mesh"),
+        ({"device": "B200", "H": 768, "B": 64, "dtype": "float32"}, "stream"),  # faster there
+        ({"H": 1024, "B": 65, "dtype": "float32"}, "stream"),
+        ({"H": 1024, "B": 33, "dtype": "float32", "allow_tf32": False}, "stream"),
         ({"device": "A100", "H": 864, "B": 16, "dtype": "float32"}, "grid"),
         ({"device": "A100", "H": 512, "B": 8, "dtype": "bfloat16"}, "grid"),
         ({"device": "RTX 5090", "H": 640, "B": 8, "dtype": "float16"}, "grid"),
@@ -178,6 +186,8 @@ def test_more_work_never_takes_less_time():
             "mesh: expected at most 16 clusters of 8 CTAs, which run at once, got 48",
         ),
         ("mesh", LARGE | {"H": 1025}, "mesh: expected at most 4096 of K on the chip, got 4128"),
+        ("mesh", {"H": 1025}, "mesh: expected at most 1024 of K on the chip, got 1028"),
+        ("mesh", {"allow_tf32": False}, "mesh: expected a kernel of this cell, pass and arithmetic, got none compiled"),
         ("mesh", LARGE | {"T": 1}, "mesh: expected at least 2 time steps, got 1"),
         ("mesh", LARGE | {"device": "A100"}, "mesh: expected sm_90 or later, got sm_80"),
         (

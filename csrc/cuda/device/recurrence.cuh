@@ -6,8 +6,8 @@
 //   ensemble.
 //   Most CTAs hold the rows of W_hh that belong to their units, and multiply the operands of all units with them: these
 //   travel, and the sums are of the CTA's own units. In the backward pass of a cluster a CTA holds the columns that
-//   belong to its units, and multiplies its own operands: these stay, and the sums, of all units, travel. In that of a
-//   mesh it holds a part of the columns of the rows that belong to its cluster: operands and sums travel.
+//   belong to its units, and multiplies its own operands: these stay, and the sums, of all units, travel. In a mesh it
+//   holds a part of the columns of the rows that belong to its cluster: operands and sums travel.
 //   One warp multiplies a share of the CTA's rows with a share of its K; one thread owns, for the whole sequence, the
 //   state of some cells (owned_cells.cuh).
 //   Synchronisation: the transport makes operand s readable before product s, and the sums readable after it, where a
@@ -115,17 +115,16 @@ __device__ __forceinline__ void run_steps(const Args& args, const typename Carri
   // Where few registers are left, the product cannot spare any for what is fetched beside what is ready: then one makes
   // room for the other after it. Not where it adds to what is ready.
   constexpr bool kFetchesLate = Carrier::kFewRegistersLeft && !Carrier::Sums::kStartsFromCells;
-  // Nor has GRID, beside its vectors in flight, any for where the data of each cell are. Others do, and spare
-  // themselves the arithmetic.
-  constexpr bool kFollows =
-      Carrier::kFewRegistersLeft && kShape.transport == Transport::kGrid && kPass == Pass::kForward;
+  // Nor have GRID and MESH, beside their vectors in flight, any for where the data of each cell are. Others do, and
+  // spare themselves the arithmetic.
+  constexpr bool kFollows = Carrier::kFewRegistersLeft && is_cooperative(kShape.transport) && kPass == Pass::kForward;
   const RowStates& rows = args.rows;
   const int d = blockIdx.y, m = blockIdx.z, first_unit = transport.tile.first_unit;
   const int batch_rows = transport.tile.batch_rows, steps = transport.tile.steps;
 
-  // All CTAs of GRID wait for the slowest load of any. What is fetched a step ahead comes from L2 if that has been
-  // asked for the lines a step earlier: whatever they were written by before the launch, they may have left it.
-  constexpr bool kAsksL2 = kShape.transport == Transport::kGrid && kPass == Pass::kForward;
+  // All CTAs of GRID and MESH wait for the slowest load of any. What is fetched a step ahead comes from L2 if that has
+  // been asked for the lines a step earlier: whatever they were written by before the launch, they may have left it.
+  constexpr bool kAsksL2 = is_cooperative(kShape.transport) && kPass == Pass::kForward;
 
   const Owned owned;
   const auto make_cell = [&](int e) {

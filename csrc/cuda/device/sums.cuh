@@ -30,6 +30,21 @@ __device__ __forceinline__ void add_through_memory(const Sums& sums, const Produ
     if (owned.exists(e)) sums.add(s, e, sum(e));
 }
 
+// The sums of a cell that has several, as they lie in shared memory: a vector. The lane's of row r and batch row e.
+template <int kSums, int kRows>
+__device__ __forceinline__ Vec4 vector_of_sums(const float (&acc)[kRows][2], int r, int e) {
+  Vec4 v{};
+#pragma unroll
+  for (int q = 0; q < kSums; ++q) v.w[q] = float_bits(acc[r + q][e]);
+  return v;
+}
+template <int kSums>
+__device__ __forceinline__ void add_vector(SharedAddress from, float (&sums)[kSums]) {
+  const Vec4 v = load_shared128(from);
+#pragma unroll
+  for (int q = 0; q < kSums; ++q) sums[q] += bits_float(v.w[q]);
+}
+
 // Sums of warps that share K, through shared memory of the CTA.
 //
 // One barrier of the CTA per position separates the writers of partial sums from their readers. There are two buffers,
@@ -75,14 +90,10 @@ struct PartialSums {
       for (int e = 0; e < 2; ++e) {
         const SharedAddress to =
             stored + buffer(s) + (first_row + e) * kRowBytes + unit_of_row<kShape>(r, 0, 0) * kUnitBytes;
-        if constexpr (kSums == 1) {
+        if constexpr (kSums == 1)
           store_shared32(to, float_bits(acc[r][e]));
-        } else {
-          Vec4 v{};
-#pragma unroll
-          for (int q = 0; q < kSums; ++q) v.w[q] = float_bits(acc[r + q][e]);
-          store_shared128(to, v);
-        }
+        else
+          store_shared128(to, vector_of_sums<kSums>(acc, r, e));
       }
   }
 
@@ -93,13 +104,10 @@ struct PartialSums {
 #pragma unroll
     for (int k_split = 0; k_split < kShape.k_splits; ++k_split) {
       const SharedAddress from = taken + buffer(s) + k_split * kSplitBytes + Owned::rows_on(e) * kRowBytes;
-      if constexpr (kSums > 1) {
-        const Vec4 v = load_shared128(from);
-#pragma unroll
-        for (int q = 0; q < kSums; ++q) sums[q] += bits_float(v.w[q]);
-      } else {
+      if constexpr (kSums > 1)
+        add_vector(from, sums);
+      else
         sums[0] += bits_float(load_shared32(from));
-      }
     }
   }
 };

@@ -100,23 +100,27 @@ struct OperandsInCluster : VectorTransport<Math, kShape>, InCluster {
 template <class Math, KernelShape kShape>
 using PairedCells = SpacedCells<Math, kShape, 2>;
 
-// float [source, or CTA that is sent to][batch row / 2][unit][2 batch rows], in two buffers. kSwizzled: the units of
-// neighbouring pairs of rows change places, so that the lanes of a warp, which have 8 units of 4 pairs, reach all
-// banks.
+// float [source, or CTA that is sent to][batch row / 2][unit][2 batch rows], in two buffers, or, where a cell has
+// several sums, [source][batch row][unit][sum], padded to a vector. kSwizzled: the units of neighbouring pairs of rows
+// change places, so that the lanes of a warp, which have 8 units of 4 pairs, reach all banks.
 template <class Math, KernelShape kShape, class OwnedCells, bool kSwizzled>
 struct SumsLayout {
   using Owned = OwnedCells;
-  static constexpr int kUnits = Owned::kUnits, kPairs = kShape.batch_rows() / 2;
+  static constexpr int kUnits = Owned::kUnits, kSums = kShape.sums();
   static constexpr int kSources = transport_shape(kShape, Math::kArithmetic).sources;
   static_assert(kUnits % (kSwizzled ? 16 : 8) == 0, "units that change places have one owner");
-  static constexpr int kSourceBytes = kPairs * kUnits * 8, kBufferBytes = kSources * kSourceBytes;
+  static constexpr int kPacketRows = kSums > 1 ? 1 : 2;  // sums of a unit that stand together, and are sent together
+  static constexpr int kPacketBytes = kPacketRows * sums_of_unit(kShape) * 4;
+  static constexpr int kSourceBytes = kShape.batch_rows() / kPacketRows * kUnits * kPacketBytes;
+  static constexpr int kBufferBytes = kSources * kSourceBytes;
   static constexpr int kBytes = 2 * kBufferBytes;
   const OperandTile& tile;
 
   explicit __device__ __forceinline__ SumsLayout(const OperandTile& tile) : tile(tile) {}
 
+  // Of a packet.
   static __device__ __forceinline__ int place(int unit, int row) {
-    return (row / 2 * kUnits + (kSwizzled ? unit ^ row / 2 % 4 * 4 : unit)) * 8;
+    return (row / kPacketRows * kUnits + (kSwizzled ? unit ^ row / 2 % 4 * 4 : unit)) * kPacketBytes;
   }
 };
 
@@ -133,17 +137,20 @@ struct PeersOfTile {
     const int left = tile.hidden_size - tile.first_unit;
     return tile.ctas * (left < Owned::kUnits ? left : Owned::kUnits);
   }
+  static __device__ __forceinline__ int batch_rows(const OperandTile& tile) { return tile.batch_rows; }
 };
 
-// By stores of two sums each.
+// By stores of a packet each.
 template <class Math, KernelShape kShape, class Peers>
 struct SumsByStores : SumsLayout<Math, kShape, typename Peers::Owned, false> {
   using Layout = SumsLayout<Math, kShape, typename Peers::Owned, false>;
-  using Layout::Layout, Layout::tile, Layout::kUnits, Layout::kSourceBytes, Layout::kBufferBytes, Layout::place;
+  using Layout::Layout, Layout::tile, Layout::kUnits, Layout::kSums, Layout::kSourceBytes, Layout::kBufferBytes,
+      Layout::place;
   static constexpr int kStageBytes = 0;
 
+  // Of batch rows in pairs, since that is what a lane has.
   static __device__ __forceinline__ int expected_bytes(const OperandTile& tile) {
-    return Peers::sums(tile) * ((tile.batch_rows + 1) / 2) * 8;
+    return Peers::sums(tile) * ((Peers::batch_rows(tile) + 1) / 2) * (2 / Layout::kPacketRows) * Layout::kPacketBytes;
   }
   // Sends the lane's sums of 8 batch rows.
   __device__ __forceinline__ void store(int s, int first_row, const float (&acc)[kShape.rows_per_lane][2]) const {
@@ -156,12 +163,17 @@ struct SumsByStores : SumsLayout<Math, kShape, typename Peers::Owned, false> {
     const int first_unit = unit_of_row<kShape>(0, warp / kShape.k_splits, 0);
     const int units = Peers::units(tile) - first_unit - g;
 #pragma unroll
-    for (int r = 0; r < kShape.rows_per_lane; ++r) {
-      if (r * 8 >= units) continue;
-      const int unit = first_unit + r * 8;  // the first of the group
+    for (int r = 0; r < kShape.rows_per_lane; r += kSums) {
+      const int group = r / kSums * 8, unit = first_unit + group;  // the first of the group
+      if (group >= units) continue;
       const SharedAddress peer = map_cluster_address(tile.barriers, unit / kUnits);
-      store_async64(peer + mine + place(unit % kUnits, 0), float_bits(acc[r][0]), float_bits(acc[r][1]),
-                    peer + barrier);
+      const SharedAddress to = peer + mine + place(unit % kUnits, 0);
+      if constexpr (kSums == 1) {
+        store_async64(to, float_bits(acc[r][0]), float_bits(acc[r][1]), peer + barrier);
+      } else {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) store_async128(to + place(0, e), vector_of_sums<kSums>(acc, r, e), peer + barrier);
+      }
     }
   }
   __device__ __forceinline__ void send(int) const {}
@@ -184,15 +196,21 @@ struct SentSums : Way {
   __device__ __forceinline__ void await(int s) const {
     ArrivalBarriers::await(tile.barriers, s, tile.steps, Way::expected_bytes(tile), __PRETTY_FUNCTION__);
   }
-  __device__ __forceinline__ void add(int s, int e, float (&sums)[1]) const {
+  __device__ __forceinline__ void add(int s, int e, float (&sums)[Way::kSums]) const {
     const Owned owned;
     const int unit = owned.unit(e), row = owned.row(e);
-    const SharedAddress from = tile.sums + s % 2 * Way::kBufferBytes + Way::place(unit, row) + row % 2 * 4;
-    float odd = 0;  // two chains of additions take half the time of one
+    const SharedAddress from =
+        tile.sums + s % 2 * Way::kBufferBytes + Way::place(unit, row) + row % Way::kPacketRows * 4;
+    if constexpr (Way::kSums > 1) {
 #pragma unroll
-    for (int i = 0; i < Way::kSources; ++i)
-      (i % 2 ? odd : sums[0]) += bits_float(load_shared32(from + i * Way::kSourceBytes));
-    sums[0] += odd;
+      for (int i = 0; i < Way::kSources; ++i) add_vector(from + i * Way::kSourceBytes, sums);
+    } else {
+      float odd = 0;  // two chains of additions take half the time of one
+#pragma unroll
+      for (int i = 0; i < Way::kSources; ++i)
+        (i % 2 ? odd : sums[0]) += bits_float(load_shared32(from + i * Way::kSourceBytes));
+      sums[0] += odd;
+    }
   }
 };
 

@@ -1,6 +1,6 @@
-// MESH, backward: clusters of CTAs share W_hh. A cluster has the rows of its units, and each of its CTAs a part of K:
+// MESH: clusters of CTAs share W_hh. A cluster has the rows of its units, and each of its CTAs a part of K:
 // so it fetches only that part of the operand, through global memory as GRID does, and the sums, of all units of the
-// cluster, go to the CTAs that own these as CLUSTER's do.
+// cluster, go to the CTAs that own these as those of CLUSTER's backward pass do.
 #pragma once
 #include <algorithm>
 
@@ -14,6 +14,7 @@ namespace fusedlstm::cuda {
 template <class Math, KernelShape kShape>
 struct PartOfColumns {
   using Layout = OperandLayout<Math, kShape, SpacedCells<Math, kShape>>;
+  static constexpr int kUnits = kMeshClusterSize * Layout::kUnits;  // of the cluster
   int first_unit, gate_pitch;
 
   // The CTA's number in its cluster.
@@ -25,7 +26,7 @@ struct PartOfColumns {
   }
   __device__ __forceinline__ int first_column() const { return rank(first_unit) * most(); }
   __device__ __forceinline__ int columns() const { return std::min(most(), all() - first_column()); }
-  __device__ __forceinline__ int first_row() const { return first_unit / kShape.rows() * kShape.rows(); }
+  __device__ __forceinline__ int first_row() const { return first_unit / kUnits * kUnits; }
   __device__ __forceinline__ int column(int k) const { return first_column() + k; }
   __device__ __forceinline__ int columns_from(int k) const { return columns() - k; }
   __device__ __forceinline__ int in_period(int k) const { return k; }
@@ -40,10 +41,12 @@ struct PeersOfCluster {
   static constexpr int kSources = transport_shape(kShape, Math::kArithmetic).sources;
   static __device__ __forceinline__ int source(const OperandTile& tile) {
     const int k_split = threadIdx.x / 32 % kShape.k_splits;
-    return PartOfColumns<Math, kShape>::rank(tile.first_unit) * kShape.k_splits + k_split;
+    return cluster_rank() * kShape.k_splits + k_split;
   }
-  static __device__ __forceinline__ int units(const OperandTile&) { return kShape.rows(); }
+  static __device__ __forceinline__ int units(const OperandTile&) { return PartOfColumns<Math, kShape>::kUnits; }
   static __device__ __forceinline__ int sums(const OperandTile&) { return kSources * Owned::kUnits; }
+  // Such that what is expected is counted anew at each position: the largest kernels have no register to keep it in.
+  static __device__ __forceinline__ int batch_rows(const OperandTile& tile) { return in_register(tile.batch_rows); }
 };
 
 template <class Math, KernelShape kShape>

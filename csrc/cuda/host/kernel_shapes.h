@@ -58,6 +58,8 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {CellKind::kLstm, Transport::kBulk, Pass::kForward, 8, 8, 2, 1, 4},    //  64 units, H <= 512
     {CellKind::kLstm, Transport::kBulk, Pass::kBackward, 8, 4, 1, 1, 0},   //  32 units, H <= 512
     {CellKind::kLstm, Transport::kBulk, Pass::kBackward, 8, 8, 1, 1, 4},   //  64 units, H <= 512
+    {CellKind::kLstm, Transport::kMesh, Pass::kForward, 4, 8, 1, 8, 1},    //   8 units, H <= 1024 (TF32), 64 rows
+    {CellKind::kLstm, Transport::kMesh, Pass::kForward, 4, 8, 1, 4, 0},    //   8 units, H <= 1024 (TF32)
     {CellKind::kLstm, Transport::kMesh, Pass::kBackward, 2, 16, 1, 4, 0},  //  16 units, H <= 1024 (16-bit)
     {CellKind::kLstm, Transport::kMesh, Pass::kBackward, 2, 16, 2, 8, 0},  //   8 units, H <= 1024 (TF32), 64 rows
     {CellKind::kLstm, Transport::kMesh, Pass::kBackward, 2, 16, 2, 4, 0},  //   8 units, H <= 1024 (TF32)
@@ -145,8 +147,8 @@ constexpr bool is_compiled(const KernelShape& shape, Arithmetic arithmetic) {
   if (shape.transport == Transport::kGrid && product_bytes(arithmetic) == 4 &&
       leaves_few_registers(shape, units_per_cta(shape, arithmetic)))
     return false;
-  // What a mesh has less of K than four gates of 1024 units, clusters have too.
-  if (shape.transport == Transport::kMesh && k_capacity(shape, arithmetic) < 4 * 1024) return false;
+  // What a mesh has less of K than that of 1024 units, clusters have too.
+  if (shape.transport == Transport::kMesh && k_capacity(shape, arithmetic) < 1024 * shape.operands()) return false;
   constexpr int kMostSharedMemory = 227 << 10;  // of a CTA on any device
   if (smem_bytes(shape, arithmetic) > kMostSharedMemory) return false;
   // FFMA keeps 8 sums a row, and spills where those of many rows, in one CTA beside what the cells start from, or the

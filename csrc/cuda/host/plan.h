@@ -22,7 +22,7 @@ enum class Transport : uint8_t {
   kGrid,     // up to all SMs share W_hh; the state goes through global memory (cooperative launch)
   kBulk,     // as kCluster, but what goes to a peer goes in one piece; only where it is asked for
   kMesh,  // as kGrid, but clusters share the rows of W_hh, and the CTAs of one its columns, and so the state to fetch
-          // of each step; sums are sent as by kCluster. Backward (cooperative launch of clusters, sm_90 and later)
+          // of each step; sums are sent as by kCluster backward (cooperative launch of clusters, sm_90 and later)
 };
 inline constexpr int kTransports = 6;
 

@@ -86,7 +86,7 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
       resident = resident_clusters(d, ctas);
       break;
     case Transport::kMesh:
-      cycles += cost.cluster_latency + rows_in * units * sources * 4 / cost.cluster_bytes;
+      cycles += cost.cluster_latency + rows_in * units * sources * sums_of_unit(shape) * 4 / cost.cluster_bytes;
       [[fallthrough]];
     case Transport::kGrid:
       cycles += cost.grid_latency + incoming / cost.grid_bytes + (grid_rounds(shape) - 1) * cost.grid_round;

@@ -121,12 +121,12 @@ constexpr int grid_rounds(const KernelShape& shape) {
 
 // Where a CTA has a part of K of the rows of its cluster.
 constexpr TransportShape mesh_shape(const KernelShape& shape, int element_bytes) {
-  const int units = shape.rows() / kMeshClusterSize, sources = kMeshClusterSize * shape.k_splits;
+  const int units = shape.rows() / shape.sums() / kMeshClusterSize, sources = kMeshClusterSize * shape.k_splits;
   return {.units = units,
           .k_capacity = kMeshClusterSize * shape.chunks() * 64 / element_bytes,
           .operand_buffers = 1,
           .sources = sources,
-          .sums_bytes = 2 * sources * units * shape.batch_rows() * 4,
+          .sums_bytes = 2 * sources * units * shape.batch_rows() * sums_of_unit(shape) * 4,
           .stage_bytes = vector_stage_bytes(shape, units, element_bytes)};
 }
 
