@@ -47,7 +47,13 @@ def test_known_devices():
         ({"H": 1150, "B": 8, "dtype": "bfloat16", "backward": True}, "grid"),
         ({"H": 1024, "B": 64, "dtype": "bfloat16"}, "grid"),
         ({"H": 640, "B": 96, "dtype": "float16"}, "grid"),
-        ({"device": "A100", "H": 1024, "B": 64, "dtype": "bfloat16"}, "stream"),  # has no room for those rows of h
+        ({"device": "A100", "H": 1024, "B": 32, "dtype": "bfloat16"}, "grid"),
+        ({"device": "A100", "H": 864, "B": 64, "dtype": "float16"}, "grid"),
+        ({"device": "A100", "H": 1024, "B": 64, "dtype": "bfloat16"}, "stream"),  # too few SMs for those rows of h
+        ({"device": "A10", "H": 1024, "B": 16, "dtype": "bfloat16"}, "grid"),
+        ({"device": "RTX 5090", "H": 1024, "B": 32, "dtype": "bfloat16"}, "grid"),
+        ({"device": "RTX 5090", "H": 672, "B": 64, "dtype": "float16"}, "grid"),
+        ({"device": "RTX 5090", "H": 1024, "B": 33, "dtype": "bfloat16"}, "stream"),  # has no room for 32 rows of h
         ({"H": 2048, "B": 8, "dtype": "float16"}, "grid"),
         ({"H": 2048, "B": 8, "dtype": "float16", "backward": True}, "stream"),
         ({"device": "A100", "H": 2048, "B": 8, "dtype": "float16"}, "stream"),

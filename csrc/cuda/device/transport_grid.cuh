@@ -156,7 +156,6 @@ struct OperandInMemory : VectorTransport<Math, kShape> {
 
 template <class Math, KernelShape kShape>
 struct GridTransport : OperandInMemory<Math, kShape, typename OperandOfAll<Math, kShape>::WeightPart> {
-  static_assert(kShape.k_splits == KernelShape::kWarps, "the layout of the sums is that of warps that share K");
   using Sums = PartialSums<Math, kShape, SpacedCells<Math, kShape>>;
 };
 

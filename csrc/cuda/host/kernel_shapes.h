@@ -32,8 +32,9 @@ inline constexpr auto kKernelShapes = std::to_array<KernelShape>({
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 4, 8, 8, 4, 0},      //   8 units, H <= 1024 (TF32)
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 2, 8, 2, 0},      //  16 units, H <= 512
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 4, 8, 1, 0},      //  16 units, H <= 1024
-    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 4, 8, 2, 0},      //  16 units, H <= 1024
-    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 4, 8, 4, 0},      //  16 units, H <= 1024 (16-bit)
+    // By 4 warps that share K: the sums of 8 take more shared memory than many devices have beside such operands.
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 4, 8, 4, 2, 0},      //  16 units, H <= 1024
+    {CellKind::kLstm, Transport::kGrid, Pass::kForward, 4, 8, 4, 4, 0},      //  16 units, H <= 1024 (16-bit)
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 6, 8, 1, 2},      //  16 units, H <= 1536
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 6, 8, 2, 2},      //  16 units, H <= 1536
     {CellKind::kLstm, Transport::kGrid, Pass::kForward, 8, 8, 8, 1, 5},      //  16 units, H <= 2048

@@ -90,6 +90,7 @@ double resident_microseconds(const KernelShape& shape, const Problem& p, const D
       [[fallthrough]];
     case Transport::kGrid:
       cycles += cost.grid_latency + incoming / cost.grid_bytes + (grid_rounds(shape) - 1) * cost.grid_round;
+      if (shape.k_splits < KernelShape::kWarps) cycles += 2 * cost.barrier;  // what a warp fetches is not for it alone
       resident = tiles;
       us += static_cast<double>(exchanged_positions(p.T) * p.B * p.D * abreast) * k_bytes / cost.memset_bytes_per_us;
       break;
