@@ -66,7 +66,9 @@ def run_recurrence(cell: Cell, arguments: RecurrenceArguments) -> tuple[Tensor, 
     given = (*arguments, *arguments.initial, *arguments.zoneout, *arguments.reset_state)
     if is_eager(given) and count_of_dispatch_modes() == 0:
         return run_kernels(cell, arguments)
-    return _OPERATORS[cell.name].recurrence(*arguments)[:2]
+    # What is recorded for later keeps what training needs, whether it will or not: the length of a list is recorded.
+    keeps = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return _OPERATORS[cell.name].recurrence(*arguments._replace(keeps=keeps))[:2]
 
 
 def run_kernels(cell: Cell, arguments: RecurrenceArguments) -> tuple[Tensor, list[Tensor]]:

@@ -1,6 +1,7 @@
 """Layers with variants of the recurrence, against the papers' formulas and in all that is around a call."""
 
 import copy
+import itertools
 import math
 import pickle
 
@@ -223,12 +224,16 @@ def test_compiled(options):
 
 
 def test_exported():
-    """With any number of steps."""
+    """With any number of steps, and whether gradients are on or off when it runs."""
     module, x = FusedGRU(4, 6, layer_norm=True, zoneout=0.1).eval(), torch.randn(7, 3, 4)
     steps = torch.export.Dim("steps", min=2, max=50)
-    exported = torch.export.export(module, (x,), dynamic_shapes=({0: steps},)).module()
-    for T in (7, 4):
-        torch.testing.assert_close(exported(x[:T])[0], module(x[:T])[0])
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: steps},))
+    traced = torch.jit.trace(module, (x,), check_trace=False)
+    recorded = program.module(), program.run_decompositions().module(), traced
+    for with_gradients, T in itertools.product((True, False), (7, 4)):
+        with torch.set_grad_enabled(with_gradients):
+            for run in recorded:
+                torch.testing.assert_close(run(x[:T]), module(x[:T]))
 
 
 def test_transforms_and_second_order():

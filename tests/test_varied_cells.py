@@ -205,7 +205,9 @@ def test_compiled_and_exported():
             found.append([h, c, *torch.autograd.grad(h.sum() + c.sum(), list(cell.parameters()))])
         torch.testing.assert_close(*found)
     exported = torch.export.export(cell, (x,)).module()
-    torch.testing.assert_close(exported(x), cell(x))
+    for with_gradients in (True, False):
+        with torch.set_grad_enabled(with_gradients):
+            torch.testing.assert_close(exported(x), cell(x))
 
 
 def test_autocast_meta_and_nothing_to_do():
