@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import signal
 import threading
 
 import pytest
@@ -112,6 +113,28 @@ def test_a_thread_for_each_direction_changes_no_bit(member, two_threads):
     together = results()
     torch.set_num_threads(1)
     assert all(map(torch.equal, results(), together))
+
+
+def test_a_forked_process_does_without_torchs_threads(two_threads):
+    """They stay with the process whose teams ran: a team in the other would wait for them for ever."""
+    module, x = fusedlstm.FusedLSTM(24, 64), torch.randn(20, 4, 24)
+    cpu_force("", "packed:units")
+
+    def results():
+        output = module(x)[0]
+        return [output.detach(), *torch.autograd.grad(output.sum(), list(module.parameters()))]
+
+    together = results()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)
+            status = 0 if all(map(torch.equal, results(), together)) else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -1,6 +1,7 @@
 #include "team.h"
 
 #include <torch/csrc/stable/ops.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -71,6 +72,15 @@ class Team {
   alignas(64) std::atomic<int> phase{0};
 };
 
+// Whether torch's pool can be used: its threads stay with the process whose teams ran first. In one that is forked from
+// that, the pool would wait for them for ever.
+bool is_pool_here() {
+  static std::atomic<pid_t> owner{0};
+  const pid_t own = getpid();
+  pid_t before = 0;
+  return owner.compare_exchange_strong(before, own, std::memory_order_relaxed) || before == own;
+}
+
 // The calls of this process that are under way. A team whose threads do not all run at once meets at the pace of the
 // scheduler: so the CPUs are divided by the calls that ran at the same time of late, and no call waits for another.
 class Callers {
@@ -78,7 +88,8 @@ class Callers {
   // How many threads a call may have that can use `wanted`.
   int enter(int wanted) {
     const int now = calls.fetch_add(1, std::memory_order_relaxed) + 1;
-    const int threads = wanted == 1 || (!insists && pause_of_teams.is_on(ticks())) ? 1 : free_cpus(now, wanted);
+    const bool is_alone = wanted == 1 || (!insists && pause_of_teams.is_on(ticks())) || !is_pool_here();
+    const int threads = is_alone ? 1 : free_cpus(now, wanted);
     this->threads.fetch_add(threads, std::memory_order_relaxed);
     return threads;
   }
