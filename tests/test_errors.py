@@ -327,6 +327,16 @@ def test_writes_before_backward_are_refused(member, written):
 
 
 @every
+def test_casts_before_backward_are_refused(member):
+    """In words alone, without the place in the sources that found it."""
+    module = member.layer(3, 4)
+    output = module(torch.randn(5, 2, 3))[0]
+    module.half()
+    with pytest.raises(RuntimeError, match=r"^fusedlstm: expected weight_ih of the input's dtype, Float, got Half$"):
+        output.sum().backward()
+
+
+@every
 @pytest.mark.parametrize("grads", [False, True])
 def test_no_memory_is_said_in_pytorchs_words(member, grads):
     """Programs that try again with less look for them."""

@@ -3,6 +3,9 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <cctype>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -45,6 +48,17 @@ std::string listed() {
   return text + ")";
 }
 
+// An error's text without what STD_TORCH_CHECK begins it with, "function, file:line, ": users are told what was
+// expected and what was got, and have no use for the place in these files.
+inline std::string without_place(const std::string& text) {
+  const size_t file = text.find(", "), end = file == text.npos ? file : text.find(", ", file + 2);
+  if (end == text.npos) return text;
+  const size_t line = text.rfind(':', end) + 1;  // 0 for none
+  const auto is_digit = [](unsigned char c) { return std::isdigit(c) != 0; };
+  const bool is_place = line > file && std::all_of(text.begin() + line, text.begin() + end, is_digit);
+  return is_place ? text.substr(end + 2) : text;
+}
+
 // A kernel for StableLibrary::impl: takes the members of Arguments from the stack, and leaves those of Results there.
 template <class Results, class Arguments, Results (*kFunction)(Arguments&)>
 void boxed(StableIValue* stack, uint64_t, uint64_t) {
@@ -52,8 +66,12 @@ void boxed(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments;
   const StableIValue* next = stack;
   arguments.visit([&](const char*, auto& member) { member = stable::to<std::decay_t<decltype(member)>>(*next++); });
-  Results results = kFunction(arguments);
-  results.visit([&](const char*, auto& member) { *stack++ = stable::from(member); });
+  try {
+    Results results = kFunction(arguments);
+    results.visit([&](const char*, auto& member) { *stack++ = stable::from(member); });
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(without_place(error.what()));
+  }
 }
 
 }  // namespace fusedlstm

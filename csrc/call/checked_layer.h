@@ -80,7 +80,7 @@ class CheckedLayer : public LayerArguments {
   void like_input(const Tensor& t, const Sizes& sizes, const char* name) const {
     check_sizes(t, each(sizes), name);
     const Facts facts = Facts::of(t);
-    STD_TORCH_CHECK(facts.dtype == input_facts_.dtype, "fusedlstm: expected ", name, " of the input's dtype");
+    check_dtype(facts.dtype, input_facts_.dtype, name);
     check_place(t, facts, name);
   }
   // Checks that t is on the input's device, and has memory.

@@ -151,7 +151,7 @@ class CheckedRecurrence : public RecurrenceArguments {
 
   void check(Tensor& t, const Sizes& sizes, const char* name) const {
     check_sizes(t, sizes, name);
-    STD_TORCH_CHECK(Facts::of(t).dtype == facts_.dtype, "fusedlstm: expected ", name, " of the input's dtype");
+    check_dtype(Facts::of(t).dtype, facts_.dtype, name);
     check_place(t, name);
     t = dense(t);
   }

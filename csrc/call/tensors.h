@@ -131,4 +131,13 @@ struct Facts {
   }
 };
 
+// Checks a dtype as PyTorch codes it.
+inline void check_dtype(int32_t dtype, int32_t of_input, const char* name) {
+  const auto type = [](int32_t code) {
+    return torch::stable::detail::to<ScalarType>(torch::stable::detail::from(code));
+  };
+  STD_TORCH_CHECK(dtype == of_input, "fusedlstm: expected ", name, " of the input's dtype, ", type(of_input), ", got ",
+                  type(dtype));
+}
+
 }  // namespace fusedlstm

@@ -82,8 +82,8 @@ class StepInputs {
   void check(const Tensor& t, const Sizes& sizes, const char* name) const {
     check_sizes(t, sizes, name);
     const Facts facts = Facts::of(t);
-    STD_TORCH_CHECK(facts.dtype == facts_.dtype && facts.device_type == facts_.device_type, "fusedlstm: expected ",
-                    name, " of the input's dtype and on its device");
+    check_dtype(facts.dtype, facts_.dtype, name);
+    STD_TORCH_CHECK(facts.device_type == facts_.device_type, "fusedlstm: expected ", name, " on the input's device");
     check_memory(t, name);
   }
 
