@@ -27,7 +27,7 @@ from fusedlstm._arguments import (
     list_sizes,
 )
 from fusedlstm._namespace import NAMESPACE
-from fusedlstm._private_torch import are_transforms_active, below_autograd, number_of_pass, plain_apply, will_run
+from fusedlstm._private_torch import below_autograd, number_of_pass, plain_apply, will_run
 from fusedlstm._second_order import second_order
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
@@ -159,7 +159,7 @@ def gradients_of_layer(name, arguments: BackwardArguments):
         return reference.layer_backward(CELLS[name], *arguments.in_a_row())
     if _transforms.is_differentiating():
         return _differentiable(_TransformedGradients.apply, name, arguments)
-    if are_transforms_active():  # vmap, whose rule comes first
+    if _transforms.are_active():  # vmap, whose rule comes first, or a compiler
         return OPERATORS[name].backward(*arguments.in_a_row())
     if torch.is_grad_enabled():  # double backward
         return _differentiable(_apply_gradients, name, arguments)

@@ -27,6 +27,7 @@ from fusedlstm._private_torch import (
     constant_for_dynamo,
     count_of_dispatch_modes,
     is_any_autocast_enabled,
+    is_dynamo_compiling,
     is_forward_mode_active,
     plain_apply,
     run_with_real_tensors,
@@ -120,7 +121,9 @@ class _Recurrence(torch.autograd.Function):
         kept, tensors = saved[: ctx.count_of_kept], saved[ctx.count_of_kept :]
         arguments, d_last = _rebuilt(tensors, ctx.list_sizes, *ctx.options), d_others[: len(cell.states)]
         asked = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled() or _transforms.are_active((d_output, *d_last)):
+        if is_dynamo_compiling():  # compiled autograd, to which the contexts below mean nothing
+            found = _by_kernels(ctx.name, arguments, asked, ctx.list_sizes, d_output, d_last, kept)
+        elif torch.is_grad_enabled() or _transforms.are_active((d_output, *d_last)):
             found = _by_reference(cell, arguments, tensors, asked, ctx.list_sizes, (d_output, *d_last))
         else:
             with below_autograd(), without_autocast(kept[0]):

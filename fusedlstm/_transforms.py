@@ -7,6 +7,7 @@ from fusedlstm._private_torch import (
     active_transforms,
     are_transforms_active,
     constant_for_dynamo,
+    is_dynamo_compiling,
     is_forward_mode_active,
     is_of_older_vmap,
 )
@@ -32,7 +33,9 @@ def is_differentiating() -> bool:
 
 def are_active(gradients=()) -> bool:
     """Whether any is, or one of these gradients, None among them, is of the older vmap: that of is_grads_batched=True
-    and jacobian(vectorize=True)."""
+    and jacobian(vectorize=True). Compiled autograd, whose Dynamo traces a backward pass, counts as one."""
+    if is_dynamo_compiling():  # which cannot look into the rest
+        return True
     return are_transforms_active() or is_forward_mode_active() or any(map(is_batched, gradients))
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
-from fusedlstm import FusedLSTM, FusedLSTMCell, functional, reference
+from fusedlstm import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, functional, reference
 from fusedlstm.cells import LSTM
 
 # PyTorch's own decompositions for forward mode.
@@ -343,3 +343,21 @@ def test_functional_under_vmap_of_weights(device):
     for k, output in enumerate(outputs):
         expected = functional.lstm(x, None, [[w[k] for w in weights]])[0]
         torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.slow
+def test_compiled_autograd():
+    """A backward pass of layers that ran eagerly becomes one graph: of stacks, steps, and layers with variants."""
+    torch._dynamo.reset()
+    lstm, gru, cell = FusedLSTM(3, 4, 2), FusedGRU(4, 4, layer_norm=True), FusedGRUCell(4, 4)
+    parameters = [*lstm.parameters(), *gru.parameters(), *cell.parameters()]
+    x = torch.randn(5, 2, 3, requires_grad=True)
+
+    def loss():
+        return cell(gru(lstm(x)[0])[0][-1]).square().sum()
+
+    expected = torch.autograd.grad(loss(), [x, *parameters])
+    whole = {"compiled_autograd": True, "compiled_autograd_kwargs_override": {"fullgraph": True}}
+    with torch._dynamo.config.patch(whole):
+        torch.compile(lambda loss: loss.backward(), backend="eager")(loss())
+    torch.testing.assert_close([tensor.grad for tensor in (x, *parameters)], [*expected])
