@@ -21,6 +21,7 @@ from fusedlstm._choice import is_eager
 from fusedlstm._namespace import NAMESPACE
 from fusedlstm._private_torch import (
     FakeTensorMode,
+    FunctionalTensorMode,
     OpOverload,
     are_transforms_active,
     below_autograd,
@@ -239,10 +240,28 @@ def _fake_backward(cell: Cell, d_output, d_last, *arguments):
     )
 
 
+def _functionalized(mode, operator, types, arguments, options):
+    """`<cell>_recurrence` in what traces programs after torch.export; torch.onnx.export is told that ONNX has none."""
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        from fusedlstm import onnx
+
+        a = RecurrenceArguments(*arguments)
+        onnx.refuse(
+            {
+                "recurrent_dropout": a.mask is not None,
+                "zoneout": bool(a.zoneout),
+                "layer_norm": a.gain is not None,
+                "peephole": a.weight_ch is not None,
+            }
+        )
+    return mode.__torch_dispatch__(operator, types, arguments, options)
+
+
 _rules = torch.library.Library(NAMESPACE, "IMPL")
 for _cell in CELLS.values():
     _own = _OPERATORS[_cell.name]
     _rules.impl(_own.recurrence, functools.partial(_at_autograd_keys, _cell.name), "Autograd")
+    torch.library.register_torch_dispatch(_own.recurrence.name(), FunctionalTensorMode, _functionalized)
     for _operator, _fake_kernel in ((_own.recurrence, _fake), (_own.backward, _fake_backward)):
         torch.library.register_fake(_operator.name(), functools.partial(_fake_kernel, _cell))
         torch.library.register_torch_dispatch(_operator.name(), FakeTensorMode, run_with_real_tensors)

@@ -175,3 +175,11 @@ def test_packing_in_a_model_is_refused_with_what_to_do():
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
         _export(Padded().eval(), (torch.ones(5, 2, 3), torch.tensor([5, 2])))
     assert "padded input and lengths=" in _cause(caught.value)
+
+
+def test_a_program_with_variants_is_refused_with_what_to_do():
+    """In words, as the model is, and not by the name of an operator that users never wrote."""
+    program = torch.export.export(FusedLSTM(3, 4, layer_norm=True).eval(), (torch.ones(5, 2, 3),))
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
+        _export(program, ())
+    assert "without layer_norm" in _cause(caught.value) and "with the plain cell" in _cause(caught.value)
