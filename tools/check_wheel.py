@@ -45,7 +45,14 @@ TEST_FILES = ("tests", "benchmarks", "examples", "pyproject.toml")
 # pages of the manual stay behind.
 SOURCE_TESTS = ("test_emulator.py", "test_primitives.py", "test_cuda_*.py", "test_*_faults.py", "test_docs.py")
 # The libraries in the wheel for every Python are those of the other wheel; what differs is how they are loaded.
-LOADING_TESTS = ("test_bad_boxes.py", "test_build.py", "test_library.py", "test_module.py", "test_verify.py")
+LOADING_TESTS = (
+    "test_bad_boxes.py",
+    "test_build.py",
+    "test_library.py",
+    "test_module.py",
+    "test_verify.py",
+    "test_weights.py",
+)
 
 IMPORT_SECONDS = """
 import time, torch
