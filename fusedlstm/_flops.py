@@ -11,6 +11,7 @@ import math
 import sys
 from importlib.abc import MetaPathFinder
 
+from fusedlstm import _int8
 from fusedlstm._arguments import (
     BackwardArguments,
     Differentiable,
@@ -86,12 +87,9 @@ def _cell_sums_backward(d_last, d_sums, input, states, weights, allow_tf32, kept
 
 def _quantized(cell, input, initial, weights, *rows_and_states, out_val=None) -> int:
     """Those of the float layer: the zeros around packed weights are not counted."""
-    D = 1 if len(weights) < 12 else 2
-    scale_ih, projection = weights[2], len(weights) // D in (9, 11)
-    GH, P = len(scale_ih), len(weights[-2]) if projection else 0
-    H = GH // cell.gates
+    D, H, P = _int8.sizes_of_layer(weights, cell)
     rows = math.prod(input.shape[:-1])
-    return 2 * rows * D * (GH * (input.size(-1) + (P or H)) + P * H)
+    return 2 * rows * D * (cell.gates * H * (input.size(-1) + (P or H)) + P * H)
 
 
 def _recurrence(*arguments, out_val=None) -> int:

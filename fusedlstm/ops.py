@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 import torch
 
-from fusedlstm import _library
+from fusedlstm import _int8, _library
 from fusedlstm._arguments import BackwardArguments, LayerArguments, differentiable, one_step
 from fusedlstm._namespace import REGISTERED
 from fusedlstm._private_torch import (
@@ -194,10 +194,8 @@ def _fake_quantized(cell: Cell, input, initial, weights, batch_sizes, lengths, r
     for tensor in chain(initial, weights, reset_state):  # as in _fake_inference
         if tensor.device != input.device:
             raise RuntimeError(f"fusedlstm: expected all tensors on {input.device}, got one on {tensor.device}")
-    D = 1 if len(weights) in (6, 8, 9, 11) else 2
-    of_direction = weights[: len(weights) // D]
-    H = len(of_direction[2]) // cell.gates
-    R = H if len(of_direction) % 2 == 0 else len(of_direction[-2])
+    D, H, P = _int8.sizes_of_layer(weights, cell)
+    R = P or H
     output = input.new_empty((*input.shape[:-1], D * R))
     if initial:
         return output, [input.new_empty(state.shape) for state in initial]

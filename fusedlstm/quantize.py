@@ -14,6 +14,7 @@ from fusedlstm._huge_pages import side_by_side
 from fusedlstm._module import FusedCell, FusedLayer
 from fusedlstm._namespace import REGISTERED
 from fusedlstm._variants import Variants
+from fusedlstm.cells import CELLS
 from fusedlstm.convert import swap, type_of, why_compiled, why_instance, why_varied
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from fusedlstm.quantized import (
@@ -114,7 +115,7 @@ def quantize(
 
 def dequantize(model: nn.Module) -> nn.Module:
     """Undo `quantize` as far as that goes: every quantized layer becomes a fused one with the rounded weights as
-    float32 parameters, in place.
+    float32 parameters, in place. Where gates add both biases, bias_ih is their sum, and bias_hh zero.
 
     Returns:
         `model`, or its replacement if it is such a layer itself.
@@ -167,13 +168,15 @@ def _quantized(module, path, reduce_range) -> Quantized:
         for kind, weight in weights.items():
             if not (weight.is_meta or weight.to(torch.float32).isfinite().all()):
                 raise ValueError(f"Expected finite values of float32 in {kind} of {name}, got NaN or infinite ones")
+        for kind, _, _ in new.tensors():
+            made_of = [weights[source].detach() for source in _sources(kind)]
             if kind.startswith("bias"):
-                setattr(new, kind, weight.detach().to(torch.float32, copy=True))
-                continue
-            of = kind.removeprefix("weight_")
-            units = sizes.proj_size if of.startswith("hr") else sizes.hidden_size
-            for part, tensor in zip(("weight", "scale", "sum"), _int8.quantized(weight.detach(), units, reduce_range)):
-                setattr(new, f"{part}_{of}", tensor)
+                setattr(new, kind, _int8.joined(*made_of, CELLS[sizes.cell]))
+            elif made_of:
+                of = kind.removeprefix("weight_")
+                units = sizes.proj_size if of.startswith("hr") else sizes.hidden_size
+                for part, tensor in zip(("weight", "scale", "sum"), _int8.quantized(*made_of, units, reduce_range)):
+                    setattr(new, f"{part}_{of}", tensor)
         # What state dicts are loaded into stays there; copies are wherever PyTorch makes them.
         for name, tensor in zip(new._flat_weights_names, side_by_side(new._weights())):
             setattr(new, name, tensor)
@@ -191,18 +194,28 @@ def _dequantized(module) -> FusedLayer | FusedCell:
     if isinstance(new, FusedLayer):
         new.dropout = module.dropout  # which the constructor warns of where there is one layer
     with torch.no_grad():
-        for name in _float_names(module):
+        values = {}
+        for name, _, _ in module.tensors():
             value = getattr(module, name)
-            if name.startswith("weight"):
-                of = name.removeprefix("weight_")
-                value = _int8.dequantized(value, getattr(module, f"scale_{of}"), new._parameters[name].size(1))
-            new._parameters[name] = nn.Parameter(value.clone())
+            if name.startswith("bias"):
+                values |= zip(_sources(name), _int8.parted(value, CELLS[module.sizes().cell]))
+            elif name.startswith("weight"):
+                scale = getattr(module, f"scale_{name.removeprefix('weight_')}")
+                values[name] = _int8.dequantized(value, scale, new._parameters[name].size(1))
+        new._parameters.update({name: nn.Parameter(value.clone()) for name, value in values.items()})
     return _taking_over(new, module, [name for name, _, _ in module.tensors()])
 
 
 def _float_names(module: Quantized) -> list[str]:
-    """Of its tensors those that the float layer has too, in the same order."""
-    return [name for name, _, _ in module.tensors() if name.startswith(("weight", "bias"))]
+    """The weights of the float layer, in its order."""
+    return [source for name, _, _ in module.tensors() for source in _sources(name)]
+
+
+def _sources(name) -> list[str]:
+    """The float layer's weights that a tensor of this name stands for."""
+    if name.startswith("bias"):
+        return [name.replace("gates", part) for part in ("ih", "hh")]
+    return [name] if name.startswith("weight") else []
 
 
 def _taking_over(new, module, weights):

@@ -12,6 +12,7 @@ import numpy as np
 
 UNITS, DEPTH = 16, 4  # of a block of packed weights
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+JOINED = {"lstm": 4, "gru": 2, "rnn_tanh": 1, "rnn_relu": 1}  # of these; a GRU's n takes both parts each for itself
 STATES = {"lstm": 2, "gru": 1, "rnn_tanh": 1, "rnn_relu": 1}
 ONE = np.float32(1)
 
@@ -54,9 +55,20 @@ def unpacked(weight, units, K):
 
 
 def sums(weight):
-    """Of each row of int8 [rows, K] its sum, then the largest element without its sign, int32 [rows + 1]."""
+    """Of each row of int8 [rows, K] its sum, then the largest element without its sign, [rows + 1]; int16 where K times
+    127 is not beyond that, else int32."""
     largest = np.abs(weight.astype(np.int32)).max()
-    return np.append(weight.sum(1, dtype=np.int32), largest).astype(np.int32)
+    found = np.append(weight.sum(1, dtype=np.int32), largest)
+    return found.astype(np.int16 if weight.shape[1] <= 258 else np.int32)
+
+
+def bias(cell, of_input, of_hidden):
+    """Two of [gates * H] as one: of joined gates the sum, of others the input's; then the others' of the hidden state.
+
+    Arrays of float32.
+    """
+    first = JOINED[cell] * (len(of_input) // GATES[cell])
+    return np.concatenate([of_input[:first] + of_hidden[:first], of_input[first:], of_hidden[first:]])
 
 
 class Direction(NamedTuple):
@@ -64,7 +76,7 @@ class Direction(NamedTuple):
 
     ih: tuple
     hh: tuple
-    bias: tuple | None  # of the input, of the hidden state
+    bias: np.ndarray | None  # as `bias` makes it
     hr: tuple | None
 
 
@@ -73,16 +85,16 @@ def directions(cell, weights, input_size):
     G = GATES[cell]
 
     def parts(own):
-        has_bias, projects = len(own) in (8, 11), len(own) in (9, 11)
-        assert len(own) == 6 + 2 * has_bias + 3 * projects
+        has_bias, projects = len(own) in (7, 10), len(own) in (9, 10)
+        assert len(own) == 6 + has_bias + 3 * projects
         w_ih, w_hh, scale_ih, scale_hh, sum_ih, sum_hh = own[:6]
         H = len(scale_ih) // G
         R = len(own[-2]) if projects else H
         hr = (unpacked(own[-3], R, H), *own[-2:]) if projects else None
         ih, hh = unpacked(w_ih, H, input_size), unpacked(w_hh, H, R)
-        return Direction((ih, scale_ih, sum_ih), (hh, scale_hh, sum_hh), own[6:8] if has_bias else None, hr)
+        return Direction((ih, scale_ih, sum_ih), (hh, scale_hh, sum_hh), own[6] if has_bias else None, hr)
 
-    # 6 to 11 tensors a direction: of 12 to 22 there are two.
+    # 6 to 10 tensors a direction: of 12 to 20 there are two.
     D = 1 if len(weights) < 12 else 2
     each = len(weights) // D
     return [parts(weights[d * each : (d + 1) * each]) for d in range(D)]
@@ -160,13 +172,12 @@ def step(cell, weights, from_input, states):
     """The states after a step, of rows [B, ...]; from_input: weight_ih by the input, without biases."""
     h = states[0]
     from_hidden = product(h, *weights.hh)
-    G = GATES[cell]
-    joined = {"gru": 2}.get(cell, G)
+    G, joined = GATES[cell], JOINED[cell]
     x, y = np.split(from_input, G, 1), np.split(from_hidden, G, 1)
     if weights.bias is not None:
-        of_input, of_hidden = (np.split(bias, G) for bias in weights.bias)
-        x = [part + (a + b if g < joined else a) for g, (part, a, b) in enumerate(zip(x, of_input, of_hidden))]
-        y = [part if g < joined else part + b for g, (part, b) in enumerate(zip(y, of_hidden))]
+        biases = np.split(weights.bias, G + G - joined)
+        x = [part + b for part, b in zip(x, biases[:G], strict=True)]
+        y[joined:] = [part + b for part, b in zip(y[joined:], biases[G:], strict=True)]
     sums = [b + a for a, b in zip(x[:joined], y[:joined])]
     if cell == "lstm":
         i, f, g, o = sigmoid(sums[0]), sigmoid(sums[1]), tanh(sums[2]), sigmoid(sums[3])

@@ -171,9 +171,16 @@ class TestCalls:
             ("weight_ih_l0", torch.zeros(28, 5), RuntimeError, r"weight_ih_l0 of shape \[1, 4, 2, 16, 4\], torch.int8"),
             ("scale_hh_l0", torch.zeros(28).double(), RuntimeError, "scale_hh_l0.*float32.*got.*float64"),
             ("sum_ih_l0", torch.zeros(28, dtype=torch.int32, device="meta"), RuntimeError, "sum_ih_l0.*got.*on meta"),
-            ("bias_ih_l0", None, TypeError, "bias_ih_l0 to be a Tensor, got NoneType"),
+            (
+                "sum_hh_l0",
+                torch.zeros(29, dtype=torch.int32),
+                RuntimeError,
+                r"sum_hh_l0 of shape \[29\], torch.int16, on cpu, got \[29\], torch.int32, on cpu",
+            ),
+            ("bias_gates_l0", torch.zeros(56), RuntimeError, r"bias_gates_l0 of shape \[28\].*, got \[56\]"),
+            ("bias_gates_l0", None, TypeError, "bias_gates_l0 to be a Tensor, got NoneType"),
             ("hidden_size", 8, RuntimeError, r"scale_ih_l0 of shape \[32\], torch.float32, on cpu, got \[28\]"),
-            ("num_layers", 2, RuntimeError, "Expected 16 tensors of quantized weights, got 8"),
+            ("num_layers", 2, RuntimeError, "Expected 14 tensors of quantized weights, got 7"),
             ("input_size", 6, RuntimeError, "Expected 6, got 5"),
         ],
     )

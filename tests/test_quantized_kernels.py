@@ -11,7 +11,7 @@ from cases import Case
 from layers import draw
 from pairwise import pairwise
 
-from fusedlstm.cells import CELLS, GRU, LSTM, RNN_TANH
+from fusedlstm.cells import CELLS, GRU, LSTM, RNN_RELU, RNN_TANH
 
 ISAS = json.loads(torch.ops.fusedlstm._cpu_info())["available"]
 
@@ -53,7 +53,9 @@ def quantized_arguments(layer, cell, limit=127):
             if kind
         )
         weights += [part for pair in zip(ih, hh) for part in pair]
-        weights += [kind[d] for kind in (layer.bias_ih, layer.bias_hh) if kind]
+        if layer.bias_ih:
+            biases = (kind[d].numpy() for kind in (layer.bias_ih, layer.bias_hh))
+            weights.append(torch.from_numpy(reference.bias(cell.name, *biases)).clone())
         weights += [part for parts in hr for part in parts]
     rows = layer.batch_sizes, layer.lengths, layer.reset
     return [layer.input, layer.initial, weights, *rows, layer.reset_state]
@@ -192,6 +194,39 @@ def test_extreme_weights(limit, isa, cell, forced):
     assert_equal(cell, quantized_arguments(layer, cell, limit))
 
 
+# The weight that has K columns, and alone has so many: the cell, and I, H and P of its layer.
+LONG = {
+    "ih": lambda K: (LSTM, K, 20, 0),
+    "hh": lambda K: (RNN_RELU, 5, K, 0),
+    "hr": lambda K: (LSTM, 5, K, 17),
+}
+PLACES_OF_SUMS = {"ih": 4, "hh": 5, "hr": 9}
+COLUMNS = {258: torch.int16, 259: torch.int32}  # 127 times each is below and above 2^15
+
+
+def of_columns(name, columns):
+    """The cell of a layer of two directions in which one weight has so many columns, and its arguments.
+
+    Rows of that weight are of the least or of the greatest integer alone; numbers are small: no gate saturates.
+    """
+    cell, I, H, P = LONG[name](columns)
+    layer = draw(Case("limits", 3, 2, I, H, proj_size=P, bidirectional=True), cell, dtype=torch.float32).layer
+    for weight in getattr(layer, f"weight_{name}"):
+        weight[:] = 1e-3
+        weight[1::2] = -1e-3
+    return cell, quantized_arguments(layer, cell)
+
+
+@pairwise(name=LONG, columns=COLUMNS, isa=ISAS)
+def test_sums_at_the_limits_of_16_bits(name, columns, isa, forced):
+    forced(isa, "")
+    cell, arguments = of_columns(name, columns)
+    limits = arguments[2][PLACES_OF_SUMS[name]]
+    assert limits.dtype is COLUMNS[columns]
+    assert limits[:2].tolist() == [127 * columns, -127 * columns] and limits[-1] == 127
+    assert_equal(cell, arguments)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_activations_over_all_magnitudes(isa, forced):
     """By layers whose biases are all that reaches the gates."""
@@ -210,6 +245,7 @@ def test_activations_over_all_magnitudes(isa, forced):
         )
         arguments = quantized_arguments(layer, cell)
         arguments[2][1] = torch.zeros(-(-H // 16), cell.gates, -(-H // 4), 16, 4, dtype=torch.int8)
+        arguments[2][5] = arguments[2][5].to(torch.int32)
         output, last = operator_of(cell)(*arguments)
         with np.errstate(all="ignore"):
             x = values.numpy()
@@ -242,7 +278,7 @@ class TestRefuses:
     def arguments(self):
         return quantized_arguments(draw(Case("small", 3, 2, 5, 18, proj_size=3), dtype=torch.float32).layer, LSTM)
 
-    @pytest.mark.parametrize("place", range(11))
+    @pytest.mark.parametrize("place", range(10))
     @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
     def test_other_weights(self, arguments, place, damage):
         torch.ops.fusedlstm.lstm_layer_quantized(*arguments)
@@ -250,7 +286,23 @@ class TestRefuses:
         with pytest.raises(RuntimeError):
             torch.ops.fusedlstm.lstm_layer_quantized(*arguments)
 
-    @pytest.mark.parametrize("count", [0, 1, 5, 7, 10, 12, 13])
+    @pytest.mark.parametrize("name", LONG)
+    @pytest.mark.parametrize("columns, other", [(258, torch.int32), (259, torch.int16)])
+    def test_sums_of_the_other_width(self, name, columns, other):
+        cell, arguments = of_columns(name, columns)
+        place, dtype = PLACES_OF_SUMS[name], str(COLUMNS[columns]).removeprefix("torch.")
+        arguments[2][place] = arguments[2][place].to(other)
+        with pytest.raises(RuntimeError, match=f"expected sum_{name} as fusedlstm.quantize .* of dtype {dtype}, got"):
+            operator_of(cell)(*arguments)
+
+    @pytest.mark.parametrize("cell, units", [(LSTM, 4), (GRU, 4), (RNN_TANH, 1)])
+    def test_biases_of_both_parts(self, cell, units):
+        arguments = quantized_arguments(draw(Case("bias", 3, 2, 5, 10), cell, dtype=torch.float32).layer, cell)
+        arguments[2][6] = torch.zeros(20 * cell.gates)
+        with pytest.raises(RuntimeError, match=rf"bias_gates of size \[{10 * units}\], got \[{20 * cell.gates}\]"):
+            operator_of(cell)(*arguments)
+
+    @pytest.mark.parametrize("count", [0, 1, 5, 6, 8, 11, 12, 13])
     def test_other_numbers_of_weights(self, arguments, count):
         arguments[2] = (arguments[2] * 2)[:count]
         with pytest.raises(RuntimeError, match=r"expected"):
@@ -282,7 +334,7 @@ class TestRefuses:
         with pytest.raises(RuntimeError, match="expected the quantized weights of a layer of gru"):
             torch.ops.fusedlstm.gru_layer_quantized(*arguments)
 
-    @pytest.mark.parametrize("place", range(11))
+    @pytest.mark.parametrize("place", range(10))
     def test_freed_memory(self, arguments, place):
         arguments[2][place].untyped_storage().resize_(0)
         with pytest.raises(RuntimeError):

@@ -147,8 +147,8 @@ struct PreparedArguments {
 
 // Bytes, a row of what <cell>_freeze makes.
 using FrozenArguments = PreparedArguments<Tensor>;
-// int8. Of each direction weight_ih, weight_hh, scale_ih, scale_hh, sum_ih, sum_hh, then bias_ih and bias_hh, or
-// neither, then weight_hr, scale_hr and sum_hr, or none: one list, since each one costs a call as much as a short step.
+// int8. Of each direction weight_ih, weight_hh, scale_ih, scale_hh, sum_ih, sum_hh, then bias_gates, or not, then
+// weight_hr, scale_hr and sum_hr, or none: one list, since each one costs a call as much as a short step.
 using QuantizedArguments = PreparedArguments<Tensors>;
 
 // Positions in `needs` of the backward operators, which are those of the members of LayerGradients.

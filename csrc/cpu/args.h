@@ -69,14 +69,22 @@ struct ForwardArgs : LayerArgs {
   void* carried;           // [D, N, carried * H], acc; null: inference
 };
 
-// int8 weights of one direction, in panels (kernel/quantized_product.h), contiguous; of each row of a weight its scale,
-// a real weight by its integer, and the sum of its integers; behind the sums lies the largest of all integers, without
-// its sign.
+// Of each row of an int8 weight the sum of its integers; behind them the largest of all integers, without its sign.
+struct RowSums {
+  const int16_t* narrow;  // of so few columns that they fit, and null otherwise
+  const int32_t* wide;    // of more
+
+  int32_t operator[](int64_t i) const { return narrow ? narrow[i] : wide[i]; }
+};
+
+// int8 weights of one direction, in panels (kernel/quantized_product.h), contiguous; a row's scale is a real weight by
+// its integer.
 struct QuantizedWeights {
   const int8_t *ih, *hh, *hr;                   // [blocks, G, ceil(k / 4), units of a panel, 4]; hr: null or G = 1
   const float *scale_ih, *scale_hh, *scale_hr;  // [GH], [GH], [P]
-  const int32_t *sum_ih, *sum_hh, *sum_hr;      // the same
-  const float *bias_ih, *bias_hh;               // [GH] or null
+  RowSums sum_ih, sum_hh, sum_hr;               // the same and one more
+  const float*
+      bias;  // [GH], of joined gates the sum of both, of others the input's; then theirs of h [apart H]; or null
 };
 
 struct QuantizedArgs : ForwardArgs {  // without `weights` and `frozen`; inference

@@ -74,7 +74,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
   struct Weight {
     const int8_t* panels;
     const float* scale;
-    const int32_t* sum;
+    RowSums sum;
     int64_t units, groups;  // units: of a gate; groups of k
   };
 
@@ -113,16 +113,21 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     Integers sum[kVectors];
     V scale[kVectors], bias[kVectors];
 
-    // biases: of joined gates both, of others the first are added; null, or of pointers that may be.
-    FUSEDLSTM_INLINE Terms(const Weight& weight, int gate, int64_t block, const float* const* biases) {
+    // biases: of every gate, or null.
+    FUSEDLSTM_INLINE Terms(const Weight& weight, int gate, int64_t block, const float* biases) {
       const bool is_whole = (block + 1) * kQuantizedUnits <= weight.units;
       for (int v = 0; v < kVectors; ++v) {
-        const int64_t u = block * kQuantizedUnits + v * K::kLanes, at = gate * weight.units + u;
-        sum[v] = is_whole ? load<Integers>(weight.sum + at) : of_units<Integers>(weight.sum, weight.units, gate, u);
-        scale[v] = is_whole ? load<V>(weight.scale + at) : of_units<V>(weight.scale, weight.units, gate, u);
-        bias[v] = V{};
-        for (int part = 0; biases && part < (gate < kSizes.joined ? 2 : 1); ++part)
-          bias[v] += of_units<V>(biases[part], weight.units, gate, u);
+        const int64_t u = block * kQuantizedUnits + v * K::kLanes;
+        const auto of = [&](auto zeros, const auto* array) FUSEDLSTM_LAMBDA {
+          using Lanes = decltype(zeros);
+          return is_whole ? load<Lanes>(array + gate * weight.units + u)
+                          : of_units<Lanes>(array, weight.units, gate, u);
+        };
+        sum[v] = weight.sum.narrow
+                     ? __builtin_convertvector(of(HalfVector<Isa, int16_t>{}, weight.sum.narrow), Integers)
+                     : of(Integers{}, weight.sum.wide);
+        scale[v] = of(V{}, weight.scale);
+        bias[v] = biases ? of(V{}, biases) : V{};
       }
     }
 
@@ -146,7 +151,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
   // `biases`, as Terms has them.
   template <int kGates, bool kHasBias = false>
   FUSEDLSTM_NOINLINE void multiply(float* to, const Rows& rows, int64_t first, int64_t count, const Weight& weight,
-                                   int64_t block, const float* const* biases = nullptr) {
+                                   int64_t block, const float* biases = nullptr) {
     constexpr int kPanels = kGates < Products::kMaxPanels ? kGates : Products::kMaxPanels;
     constexpr int kWidth = kGates * kQuantizedUnits;
     static_assert(kGates % kPanels == 0);
@@ -174,10 +179,9 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     for (int64_t s = s0, q = 0; s < s1; ++s)
       for (; q < first_row[s - s0 + 1]; ++q)
         input.quantize(first + q, Base::input_row(d, s, rows.begin + q - first_row[s - s0]), shape.input);
-    const float* const biases[] = {quantized[d].bias_ih, quantized[d].bias_hh};
     for (int64_t i = range.begin; i < range.end; ++i)
       multiply<kSizes.gates, true>(pre + (i - range_begin) * chunk_rows * Panel::kWidth, input, first,
-                                   first_row[s1 - s0], weight_ih(d), i % blocks, biases);
+                                   first_row[s1 - s0], weight_ih(d), i % blocks, quantized[d].bias);
   }
 
   void begin_step(Range range, Range rows, int64_t s) {
@@ -193,7 +197,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     for (int k = 0; k < kSizes.apart(); ++k)
       for (int u = 0; u < kQuantizedUnits; u += K::kLanes)
         store(bias_hidden + k * kQuantizedUnits + u,
-              of_units<V>(quantized[step.d].bias_hh, shape.hidden, kSizes.joined + k, unit + u));
+              of_units<V>(quantized[step.d].bias, shape.hidden, kSizes.gates + k, unit + u));
     for_each_tile<kRowsAtOnce>(count, [&](int64_t r0, int n) {
       alignas(64) float sums[kRowsAtOnce * Panel::kWidth];
       multiply<kSizes.gates>(sums, hidden, row_of(step.d, r0), n, weight_hh(step.d), block);
