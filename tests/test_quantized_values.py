@@ -53,6 +53,17 @@ class TestWeights:
         assert module.scale_ih_l0.tolist() == [1, 0] and module.sum_ih_l0.tolist() == [127 + 0 + 2 - 2, 0, 127]
         assert module.weight_ih_l0[0, 0, 0, :3].tolist() == [[127, 0, 2, -2], [0] * 4, [0] * 4]
 
+    @pytest.mark.parametrize("columns, dtype", [(258, torch.int16), (259, torch.int32)])
+    def test_rows_of_the_largest_integers(self, columns, dtype):
+        layer = nn.RNN(columns, 2).eval()
+        with torch.no_grad():
+            layer.weight_ih_l0.copy_(torch.tensor([[0.01], [-0.01]]))
+        module, x = quantize(layer, reduce_range=False), torch.randn(3, 2, columns)
+        assert module.sum_ih_l0.dtype is dtype
+        assert module.sum_ih_l0.tolist() == [127 * columns, -127 * columns, 127]
+        output, last = reference.layer("rnn_tanh", x.numpy(), [], [t.numpy() for t in module.buffers()])
+        assert_equal(flat(module(x)), list(map(torch.from_numpy, (output, *last))))
+
     @pytest.mark.parametrize("scale", [1e-38, 1e-42, 1e-44, 2.8e-45, 1e38])
     def test_at_the_ends_of_float32(self, scale):
         layer = nn.LSTM(4, 6).eval()
