@@ -217,7 +217,9 @@ def of_columns(name, columns):
     return cell, quantized_arguments(layer, cell)
 
 
-@pairwise(name=LONG, columns=COLUMNS, isa=ISAS)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("name", LONG)
 def test_sums_at_the_limits_of_16_bits(name, columns, isa, forced):
     forced(isa, "")
     cell, arguments = of_columns(name, columns)
