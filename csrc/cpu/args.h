@@ -71,10 +71,8 @@ struct ForwardArgs : LayerArgs {
 
 // Of each row of an int8 weight the sum of its integers; behind them the largest of all integers, without its sign.
 struct RowSums {
-  const int16_t* narrow;  // of so few columns that they fit, and null otherwise
-  const int32_t* wide;    // of more
-
-  int32_t operator[](int64_t i) const { return narrow ? narrow[i] : wide[i]; }
+  const void* data;
+  bool is_narrow;  // int16_t, of so few columns that they fit; else int32_t
 };
 
 // int8 weights of one direction, in panels (kernel/quantized_product.h), contiguous; a row's scale is a real weight by

@@ -56,10 +56,15 @@ struct Reader {
   const float* numbers(int64_t n, const char* name) { return take<float>({n}, name); }
   // Of `n` rows of `depth` elements.
   RowSums sums(int64_t n, int64_t depth, const char* name) {
-    if (depth <= kMostOfNarrow) return {take<int16_t>({n + 1}, name), nullptr};
-    return {nullptr, take<int32_t>({n + 1}, name)};
+    if (depth <= kMostOfNarrow) return {take<int16_t>({n + 1}, name), true};
+    return {take<int32_t>({n + 1}, name), false};
   }
 };
+
+// The largest integer of `n` rows, without its sign.
+int32_t largest(const RowSums& sums, int64_t n) {
+  return sums.is_narrow ? static_cast<const int16_t*>(sums.data)[n] : static_cast<const int32_t*>(sums.data)[n];
+}
 
 constexpr size_t kProducts = 6, kBias = 1, kProjection = 3;  // tensors of one direction
 
@@ -98,8 +103,8 @@ CheckedQuantized::CheckedQuantized(const Tensors& given, const NamedCell& cell, 
       w.scale_hr = reader.numbers(sizes.proj, "scale_hr");
       w.sum_hr = reader.sums(sizes.proj, sizes.hidden, "sum_hr");
     }
-    is_reduced = is_reduced && w.sum_ih[rows] <= kMostReduced && w.sum_hh[rows] <= kMostReduced &&
-                 (!projects || w.sum_hr[sizes.proj] <= kMostReduced);
+    is_reduced = is_reduced && largest(w.sum_ih, rows) <= kMostReduced && largest(w.sum_hh, rows) <= kMostReduced &&
+                 (!projects || largest(w.sum_hr, sizes.proj) <= kMostReduced);
   }
 }
 

@@ -113,8 +113,10 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     Integers sum[kVectors];
     V scale[kVectors], bias[kVectors];
 
-    // biases: of every gate, or null.
-    FUSEDLSTM_INLINE Terms(const Weight& weight, int gate, int64_t block, const float* biases) {
+    // row_sums: those of the weight; biases: of every gate, or null.
+    template <class Sum>
+    FUSEDLSTM_INLINE Terms(const Weight& weight, const Sum* row_sums, int gate, int64_t block, const float* biases) {
+      using Sums = typename VectorOf<Sum, K::kLanes* int(sizeof(Sum))>::type;
       const bool is_whole = (block + 1) * kQuantizedUnits <= weight.units;
       for (int v = 0; v < kVectors; ++v) {
         const int64_t u = block * kQuantizedUnits + v * K::kLanes;
@@ -123,9 +125,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
           return is_whole ? load<Lanes>(array + gate * weight.units + u)
                           : of_units<Lanes>(array, weight.units, gate, u);
         };
-        sum[v] = weight.sum.narrow
-                     ? __builtin_convertvector(of(HalfVector<Isa, int16_t>{}, weight.sum.narrow), Integers)
-                     : of(Integers{}, weight.sum.wide);
+        sum[v] = __builtin_convertvector(of(Sums{}, row_sums), Integers);
         scale[v] = of(V{}, weight.scale);
         bias[v] = biases ? of(V{}, biases) : V{};
       }
@@ -150,8 +150,17 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
   // to[r][gate][unit] of one block, for `count` rows from `first` on: its products as numbers. kHasBias: plus those of
   // `biases`, as Terms has them.
   template <int kGates, bool kHasBias = false>
-  FUSEDLSTM_NOINLINE void multiply(float* to, const Rows& rows, int64_t first, int64_t count, const Weight& weight,
-                                   int64_t block, const float* biases = nullptr) {
+  FUSEDLSTM_INLINE void multiply(float* to, const Rows& rows, int64_t first, int64_t count, const Weight& weight,
+                                 int64_t block, const float* biases = nullptr) {
+    weight.sum.is_narrow ? multiply_with<kGates, kHasBias, int16_t>(to, rows, first, count, weight, block, biases)
+                         : multiply_with<kGates, kHasBias, int32_t>(to, rows, first, count, weight, block, biases);
+  }
+
+  // The same where the weight's sums of rows are of type Sum: to ask for that in Terms takes longer than a step allows.
+  template <int kGates, bool kHasBias, class Sum>
+  FUSEDLSTM_NOINLINE void multiply_with(float* to, const Rows& rows, int64_t first, int64_t count, const Weight& weight,
+                                        int64_t block, const float* biases) {
+    const auto* row_sums = static_cast<const Sum*>(weight.sum.data);
     constexpr int kPanels = kGates < Products::kMaxPanels ? kGates : Products::kMaxPanels;
     constexpr int kWidth = kGates * kQuantizedUnits;
     static_assert(kGates % kPanels == 0);
@@ -163,7 +172,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
         products.template multiply<kPanels>(
             {sums[0], Products::kMaxRows, rows.bytes + row * rows.width, rows.width, panels, weight.groups}, tile_rows);
         for (int p = 0; p < kPanels; ++p) {
-          const Terms terms(weight, gate + p, block, kHasBias ? biases : nullptr);
+          const Terms terms(weight, row_sums, gate + p, block, kHasBias ? biases : nullptr);
           for (int r = 0; r < tile_rows; ++r)
             terms.template write<kHasBias>(to + (r0 + r) * kWidth + (gate + p) * kQuantizedUnits, sums[p][r],
                                            rows.scales[row + r]);

@@ -29,9 +29,9 @@ struct VectorOf {
 template <class Isa, class T>
 using Vector = typename VectorOf<T, Isa::kVectorBytes>::type;
 
-// As many 16-bit integers as a vector of 32-bit ones has lanes: it widens to one.
-template <class Isa, class T = uint16_t>
-using HalfVector = typename VectorOf<T, Isa::kVectorBytes / 2>::type;
+// As many 16-bit integers as a Vector<Isa, uint32_t> has lanes: it widens to one.
+template <class Isa>
+using HalfVector = typename VectorOf<uint16_t, Isa::kVectorBytes / 2>::type;
 
 // The sums of a tile of products (product.h) fill most of the registers: kTileRows rows by kStripVectors vectors, or
 // kTileRowsOfThree by three.
