@@ -87,28 +87,29 @@ def quantize(
         raise ValueError(f"Expected dtype torch.int8, got {dtype}")
     if reduce_range is None:
         reduce_range = json.loads(REGISTERED._cpu_info())["reduces_range"]
-    is_any = False
+    is_any = is_left = False
 
     def replacement(module, path):
-        nonlocal is_any
+        nonlocal is_any, is_left
         is_compiled = isinstance(module, torch.jit.ScriptModule)
         is_any = is_any or isinstance(module, Quantized)
         if not is_compiled and not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             return None
         if filter_fn is not None and not filter_fn(module, path):
             return None
-        if is_compiled:
-            return why_compiled(module, _QUANTIZED)
-        if reason := _why_left(module):
+        reason = why_compiled(module, _QUANTIZED) if is_compiled else _why_left(module)
+        if reason or is_compiled:
+            is_left = is_left or bool(reason)
             return reason
         is_any = True
         return _quantized(module, path, reduce_range)
 
     model = swap(model, "quantize", replacement)
     if not is_any:
+        got = "with none that can be: the warning says why" if is_left else "without any"
         raise ValueError(
             "Expected a model with nn.LSTM, nn.GRU, nn.RNN, their cells, or the fused ones to quantize, got "
-            f"{type(model).__name__} without any{'' if filter_fn is None else ' that filter_fn takes'}"
+            f"{type(model).__name__} {got}{'' if filter_fn is None or is_left else ' that filter_fn takes'}"
         )
     return model
 

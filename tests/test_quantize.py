@@ -142,8 +142,12 @@ class TestModels:
             "  sine (RNNCell): Unknown nonlinearity: sin",
         ]
         assert type(model["plain"]) is quantized.QuantizedLSTM
-        with pytest.warns(UserWarning, match="left"), pytest.raises(ValueError, match="got Own without any"):
-            quantize(Own(3, 4).eval())
+        for filter_fn in (None, lambda module, name: True):
+            with (
+                pytest.warns(UserWarning, match="left"),
+                pytest.raises(ValueError, match=r"got Own with none that can be: the warning says why$"),
+            ):
+                quantize(Own(3, 4).eval(), filter_fn=filter_fn)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             quantize(model, filter_fn=lambda module, name: False)
