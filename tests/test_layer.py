@@ -180,11 +180,13 @@ def test_more_steps_than_16_bits_count(device):
 
 
 # On a GPU it would compare with cuDNN, whose own errors vary: that is a measurement, not a test.
+# Of some 100 000 elements each: where both round the gradients of gates to bfloat16, for instructions that multiply it,
+# errors differ by few percent, and those of fewer elements by as much from draw to draw.
 @pytest.mark.parametrize("device", [torch.device("cpu")], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     "case",
-    [Case("long", 400, 2, 40, 64), Case("wide", 20, 16, 33, 200), Case("large", 10, 8, 512, 512)],
+    [Case("long", 400, 2, 400, 64), Case("wide", 20, 16, 333, 200), Case("large", 10, 8, 512, 512)],
     ids=lambda case: case.name,
 )
 def test_as_accurate_as_torch(case, dtype, device):
