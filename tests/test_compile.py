@@ -106,10 +106,10 @@ def test_inductor(device):
     """To it a layer is a call; how many there are of them is no matter, but of the code around them to compile."""
     model = Classifier(1, bidirectional=False, device=device).to(device)
     compiled = torch.compile(model, fullgraph=True)
-    x = torch.randn(5, 2, 3, device=device)
+    x, *hx = (torch.randn(*size, device=device) for size in ((5, 2, 3), (1, 2, 4), (1, 2, 4)))
     found = []
     for call in (model, compiled):
-        output = call(x)[0]
+        output = call(x, hx)[0]
         found.append([output, *torch.autograd.grad(output.sum(), list(model.parameters()))])
     for expected, actual in zip(*found):
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)

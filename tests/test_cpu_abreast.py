@@ -2,13 +2,13 @@
 
 import copy
 import itertools
-import json
 import threading
 
 import pytest
 import torch
 from family import EVERY, LSTM, every, tensors_of
 from forked_python import run_python
+from instruction_sets import ISAS
 from pairwise import pairwise
 from quantized_layers import weights_of
 from torch.nn.functional import pad
@@ -17,7 +17,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 import fusedlstm
 from fusedlstm import freeze, quantize
 
-ISAS = json.loads(torch.ops.fusedlstm._cpu_info())["available"]
 PREPARE = freeze, quantize
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 CASES = {  # of FusedLSTM's options, sizes T and B

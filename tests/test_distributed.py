@@ -1,13 +1,13 @@
 """Two processes with gloo: DDP and FSDP2 give the gradients of the whole batch."""
 
 import os
+import sys
 
-import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from family import EVERY
-from torch.distributed.fsdp import fully_shard
+from forked_python import run_python
 from torch.nn.parallel import DistributedDataParallel
 
 WORLD = 2
@@ -35,6 +35,8 @@ def _worker(rank, path):
 
 
 def _compare(rank, member):
+    from torch.distributed.fsdp import fully_shard
+
     whole = _model(member)
     x = torch.randn(5, 2 * WORLD, 3, dtype=torch.float64)
     _loss(whole, x).backward()
@@ -49,7 +51,15 @@ def _compare(rank, member):
             torch.testing.assert_close(gradient, e.grad, rtol=0, atol=1e-14, msg=lambda text: f"{member}: {text}")
 
 
-@pytest.mark.slow
+def run(path):
+    """Both processes are forked from this one, which has imported all that they need, and has run nothing of it."""
+    import torch.distributed.fsdp  # noqa: F401
+
+    mp.start_processes(_worker, (path,), WORLD, start_method="fork")
+
+
 def test_gradients_are_those_of_the_whole_batch(tmp_path):
     """Of every class in one pair of processes: to start these takes longer than all that they compare."""
-    mp.spawn(_worker, args=(tmp_path,), nprocs=WORLD)
+    program = "import sys; folder, *sys.path[:0] = sys.argv[1:]; import test_distributed; test_distributed.run(folder)"
+    done = run_python(program, tmp_path, *sys.path)
+    assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 The reference itself is held to torch.nn. What the modules make of them: test_family.py.
 """
 
-import json
 from functools import cache, partial
 from itertools import product
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from cases import Case
 from family import family
+from instruction_sets import FLOAT_ISAS
 from layers import differentiable, draw
 from pairwise import pairwise
 from tolerance import assert_near, tolerance
@@ -20,7 +20,6 @@ from fusedlstm._arguments import flat_tensors
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS
 
-ISAS = json.loads(torch.ops.fusedlstm._cpu_info())["available"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -59,7 +58,7 @@ def results_and_gradients(operator, layer, incoming):
 
 # A kernel is compiled for a cell and an instruction set; the plan and the row states are arguments of it.
 @pairwise(
-    kernel=list(product(["gru", "rnn_tanh", "rnn_relu"], ISAS)),
+    kernel=list(product(["gru", "rnn_tanh", "rnn_relu"], FLOAT_ISAS)),
     plan=["direct", "packed", "direct:units", "packed:units"],
     rows=ROWS,
 )
@@ -73,7 +72,7 @@ def test_every_kernel_near_the_reference(kernel, plan, rows, forced, two_threads
                 check_against_reference(CELLS[cell], case, dtype)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", FLOAT_ISAS)
 @pytest.mark.parametrize("cell", ["gru", "rnn_tanh"])
 def test_gradients_in_blocks(cell, isa, forced, two_threads):
     """More than 256 rows, over which gradients of weights are summed, and than 1024 gates, by which gradients go back.

@@ -1,4 +1,4 @@
-"""The fixtures of conftest.py that tests on a GPU rely on, with a stand-in for the GPU."""
+"""The fixtures of conftest.py that tests on a GPU rely on, with a stand-in for PyTorch and the GPU."""
 
 import os
 import subprocess
@@ -9,6 +9,16 @@ from types import SimpleNamespace
 import conftest
 import pytest
 
+# What conftest.py takes of it: to import PyTorch in every process would take seconds.
+TORCH = """
+from types import SimpleNamespace
+
+cuda = SimpleNamespace(is_available=lambda: False, is_initialized=lambda: False)
+switch = SimpleNamespace(allow_tf32=False)
+backends = SimpleNamespace(cudnn=switch, cuda=SimpleNamespace(matmul=switch))
+device = str
+manual_seed = set_num_threads = lambda number: None
+"""
 TESTS = """
 import torch
 
@@ -27,10 +37,11 @@ def test_after():
 
 def run_pytest(folder, *options):
     """pytest in a process of its own, with the fixtures of these tests. Returns its exit status and what it printed."""
+    (folder / "torch.py").write_text(TORCH)
     (folder / "test_gpu.py").write_text(TESTS)
     options = ["-v", "-p", "conftest", "-p", "no:cacheprovider", *options]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment = kept | {"PYTHONPATH": str(Path(conftest.__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
+    environment = kept | {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(conftest.__file__).parent)])}
     command = [sys.executable, "-m", "pytest", *options, "test_gpu.py"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr

@@ -1,18 +1,17 @@
 """Layers and cells with frozen weights: the numbers of every kernel, and what the operators make of other bytes."""
 
 import copy
-import json
 
 import family
 import pytest
 import torch
 from family import LSTM, every, tensors_of
 from frozen_layers import assert_same, pair
+from instruction_sets import ISAS
 from torch.nn.utils.rnn import pack_sequence
 
 from fusedlstm import freeze
 
-ISAS = json.loads(torch.ops.fusedlstm._cpu_info())["available"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MODELS = dict(family.MODELS)
 MODELS["lstm-projection"] = LSTM, {"proj_size": 3, "bidirectional": True}

@@ -1,6 +1,5 @@
 """The operators of layers with int8 weights, of every instruction set: bit by bit what the reference in numpy has."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +7,11 @@ import pytest
 import quantized_reference as reference
 import torch
 from cases import Case
+from instruction_sets import ISAS
 from layers import draw
 from pairwise import pairwise
 
 from fusedlstm.cells import CELLS, GRU, LSTM, RNN_RELU, RNN_TANH
-
-ISAS = json.loads(torch.ops.fusedlstm._cpu_info())["available"]
 
 # Below, on and above the borders of panels (16 units), of groups of columns (4; in tile registers 64), of vectors and
 # of tiles of rows.
