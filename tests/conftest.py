@@ -2,6 +2,7 @@
 tests first; the end of a process whose CUDA context is lost.
 """
 
+import functools
 import gc
 import os
 import sys
@@ -117,6 +118,16 @@ def cheap_inductor():
         "aot_inductor.compile_wrapper_opt_level": "O0",
     }
     with config.patch(settings):
+        yield
+
+
+@pytest.fixture(scope="session")
+def cheap_onnx():
+    """With translations of operators that are made once: at each export, the exporter reads the sources of them all."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield
 
 

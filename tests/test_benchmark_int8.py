@@ -35,7 +35,7 @@ from fusedlstm.cells import CELLS, LSTM
 from tests.cases import INT8_GRID, INT8_USERS, Case
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread", "cheap_ceilings"),
+    pytest.mark.usefixtures("one_thread", "cheap_ceilings", "cheap_onnx"),
     # Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
     pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN"),
 ]
@@ -57,8 +57,8 @@ def workload(case=PLAIN, cell="lstm", **options) -> Workload:
     return Workload(case, "inference", INT8, CPU, CELLS[cell], **options)
 
 
-# ONNX Runtime's float32 is exported, which takes seconds, and the same as beside float32: test_benchmark_peers.py has its
-# cells and cases.
+# To export ONNX Runtime's float32 takes seconds. It is the same beside float32, where test_benchmark_peers.py has it for
+# other cells and cases.
 COMPUTED = [
     (cell, case, name)
     for cell in CELLS

@@ -21,7 +21,7 @@ from fusedlstm.cells import CELLS, LSTM
 from tests.cases import ACCEPTANCE, BENCHMARK, USERS
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread", "cheap_ceilings"),
+    pytest.mark.usefixtures("one_thread", "cheap_ceilings", "cheap_onnx"),
     # Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
     pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN"),
     pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning"),

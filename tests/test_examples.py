@@ -135,6 +135,7 @@ def test_quantized_models_are_as_accurate(monkeypatch):
         assert forms["int8"].accuracy >= forms["float32"].accuracy - 0.005
 
 
+@pytest.mark.usefixtures("cheap_onnx")
 def test_onnx_export_agrees(capsys):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package)

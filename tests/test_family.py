@@ -351,6 +351,7 @@ def test_compiled_in_one_graph_and_exported(member, kind):
 
 
 @pytest.mark.parametrize(("member", "options"), list(zip(FAMILY, [{"bidirectional": True}, {}, {}])), ids=str)
+@pytest.mark.usefixtures("cheap_onnx")
 def test_onnx_is_one_node(member, options, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

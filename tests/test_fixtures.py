@@ -41,7 +41,7 @@ def run_pytest(folder, *options):
     (folder / "test_gpu.py").write_text(TESTS)
     options = ["-v", "-p", "conftest", "-p", "no:cacheprovider", *options]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment = kept | {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(conftest.__file__).parent)])}
+    environment = kept | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": os.pathsep.join([str(folder), str(Path(conftest.__file__).parent)])}
     command = [sys.executable, "-m", "pytest", *options, "test_gpu.py"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
@@ -61,7 +61,7 @@ LOST = "the CUDA context is lost after test_gpu.py::test_that_faults: CUDA error
 
 def test_a_lost_context_costs_one_test_under_xdist(tmp_path):
     pytest.importorskip("xdist")
-    status, printed = run_pytest(tmp_path, "-n", "1")
+    status, printed = run_pytest(tmp_path, "-p", "xdist", "-n", "1")
     assert LOST in printed and "crashed while running 'test_gpu.py::test_that_faults'" in printed
     assert status == 1 and "PASSED test_gpu.py::test_after" in printed, printed
 

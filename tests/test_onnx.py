@@ -13,8 +13,9 @@ from fusedlstm import FusedLSTM, FusedLSTMCell
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-# The exporter's own.
 pytestmark = [
+    pytest.mark.usefixtures("cheap_onnx"),
+    # The exporter's own.
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
     pytest.mark.filterwarnings("ignore:# The axis name:UserWarning"),
 ]

@@ -114,6 +114,7 @@ class TestTraced:
             torch.jit.script(nn.Sequential(module))
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*LeafSpec:FutureWarning", "ignore::UserWarning")
+    @pytest.mark.usefixtures("cheap_onnx")
     @pytest.mark.parametrize("way", ["model", "program", "trace"])
     def test_onnx(self, module, way, tmp_path):
         pytest.importorskip("onnxscript")
