@@ -41,7 +41,10 @@ def run_pytest(folder, *options):
     (folder / "test_gpu.py").write_text(TESTS)
     options = ["-v", "-p", "conftest", "-p", "no:cacheprovider", *options]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment = kept | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": os.pathsep.join([str(folder), str(Path(conftest.__file__).parent)])}
+    environment = kept | {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTHONPATH": os.pathsep.join([str(folder), str(Path(conftest.__file__).parent)]),
+    }
     command = [sys.executable, "-m", "pytest", *options, "test_gpu.py"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr

@@ -77,46 +77,78 @@ def _like(tensors):
     return [torch.randn_like(tensor) for tensor in tensors]
 
 
-def _second_order_of(operator, layer, incoming, cotangents, wanted):
-    """Gradients for `wanted` of the sum of <cotangent, gradient>; None among the first two: left out."""
-    inputs = leaves(layer)
+def _results(operator, layer):
+    """Those that may have gradients: output, last states and what is carried."""
     output, last, _, carried = operator(*layer)
-    arrive = zip((output, *last, carried), incoming)
-    arrive = [(result, d) for result, d in arrive if d is not None and result.requires_grad]
+    return output, *last, carried
+
+
+def _gradients_of(results, inputs, incoming):
+    """First order, to be differentiated again; None among the incoming: left out."""
+    arrive = [(result, d) for result, d in zip(results, incoming) if d is not None and result.requires_grad]
     results, gradients = zip(*arrive)
-    found = torch.autograd.grad(results, inputs, gradients, create_graph=True, materialize_grads=True)
-    moved = [(gradient, u) for gradient, u in zip(found, cotangents) if u is not None and gradient.requires_grad]
+    return torch.autograd.grad(results, inputs, gradients, create_graph=True, materialize_grads=True)
+
+
+def _differentiated(gradients, cotangents, wanted):
+    """Gradients for `wanted` of the sum of <cotangent, gradient>; None among the cotangents: left out."""
+    moved = [(gradient, u) for gradient, u in zip(gradients, cotangents) if u is not None and gradient.requires_grad]
     gradients, directions = zip(*moved)
-    return torch.autograd.grad(gradients, wanted, directions, materialize_grads=True)
+    return torch.autograd.grad(gradients, wanted, directions, retain_graph=True, materialize_grads=True)
+
+
+def _second_order_of(operator, layer, incoming, cotangents, wanted):
+    return _differentiated(_gradients_of(_results(operator, layer), leaves(layer), incoming), cotangents, wanted)
 
 
 def _assert_equal(kind, layer, incoming, cotangents, wanted):
     actual, expected = (
         _second_order_of(operator, layer, incoming, cotangents, wanted) for operator in _operators(kind)
     )
+    _assert_close(actual, expected)
+
+
+def _assert_close(actual, expected):
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_subset_of_results(kind, one_step_a_chunk, device):
-    layer, inputs, incoming = _layer(kind, device)
-    cotangents = _like(inputs)
+def _check_subsets_of_results(kind, layer, incoming):
+    """The reference runs once: what arrives at its results does not change them."""
+    inputs = leaves(layer)
+    fused, by_reference = _operators(kind)
+    cotangents, results = _like(inputs), _results(by_reference, layer)
     for size in range(1, len(incoming) + 1):
         for chosen in combinations(range(len(incoming)), size):
             some = [d if k in chosen else None for k, d in enumerate(incoming)]
-            _assert_equal(kind, layer, some, cotangents, [*inputs, *(incoming[k] for k in chosen)])
+            wanted = [*inputs, *(incoming[k] for k in chosen)]
+            expected = _differentiated(_gradients_of(results, inputs, some), cotangents, wanted)
+            _assert_close(_second_order_of(fused, layer, some, cotangents, wanted), expected)
+
+
+def _check_each_alone(kind, layer, incoming):
+    """Each cotangent and each gradient that is asked for. The reference's graph is that of all of them."""
+    inputs = leaves(layer)
+    fused, by_reference = _operators(kind)
+    cotangents, wanted = _like(inputs), [*inputs, *incoming]
+    gradients = _gradients_of(_results(by_reference, layer), inputs, incoming)
+    for alone in range(len(inputs)):
+        some = [u if k == alone else None for k, u in enumerate(cotangents)]
+        _assert_close(_second_order_of(fused, layer, incoming, some, wanted), _differentiated(gradients, some, wanted))
+    for one, expected in zip(wanted, _differentiated(gradients, cotangents, wanted), strict=True):
+        _assert_close(_second_order_of(fused, layer, incoming, cotangents, [one]), [expected])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_subset_of_results(kind, one_step_a_chunk, device):
+    layer, _, incoming = _layer(kind, device)
+    _check_subsets_of_results(kind, layer, incoming)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_cotangent_and_each_gradient_alone(kind, one_step_a_chunk, device):
-    layer, inputs, incoming = _layer(kind, device)
-    cotangents = _like(inputs)
-    for alone in range(len(inputs)):
-        some = [u if k == alone else None for k, u in enumerate(cotangents)]
-        _assert_equal(kind, layer, incoming, some, [*inputs, *incoming])
-    for wanted in [*inputs, *incoming]:
-        _assert_equal(kind, layer, incoming, cotangents, [wanted])
+    layer, _, incoming = _layer(kind, device)
+    _check_each_alone(kind, layer, incoming)
 
 
 @pytest.mark.parametrize("steps", [1, T])
@@ -131,23 +163,14 @@ def test_gradients_do_not_share_memory(steps, device):
     "kind", ["plain", "no-bias", "projection", "bidirectional", "packed-everything", "gru-packed", "rnn_tanh-packed"]
 )
 def test_each_part_of_one_step(kind, device):
-    layer, inputs, incoming = _layer(kind, device, T=3 if "packed" in kind else 1)
+    layer, _, incoming = _layer(kind, device, T=3 if "packed" in kind else 1)
     if "packed" in kind:
         layer = layer._replace(input=layer.input[:B].detach().requires_grad_(), batch_sizes=torch.tensor([B]))
-        inputs = leaves(layer)
         d_output, *d_last = incoming[: 1 + len(layer.initial)]
         d_carried = [d[:, :B] for d in incoming[1 + len(layer.initial) :]]
         incoming = [d.detach().requires_grad_() for d in (d_output[:B], *d_last, *d_carried)]
-    cotangents = _like(inputs)
-    for size in range(1, len(incoming) + 1):
-        for chosen in combinations(range(len(incoming)), size):
-            some = [d if k in chosen else None for k, d in enumerate(incoming)]
-            _assert_equal(kind, layer, some, cotangents, [*inputs, *(incoming[k] for k in chosen)])
-    for alone in range(len(inputs)):
-        some = [u if k == alone else None for k, u in enumerate(cotangents)]
-        _assert_equal(kind, layer, incoming, some, [*inputs, *incoming])
-    for wanted in [*inputs, *incoming]:
-        _assert_equal(kind, layer, incoming, cotangents, [wanted])
+    _check_subsets_of_results(kind, layer, incoming)
+    _check_each_alone(kind, layer, incoming)
 
 
 @pytest.mark.parametrize("steps_a_chunk", [1, 2, 3, T, T + 1])

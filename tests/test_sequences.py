@@ -231,8 +231,8 @@ def test_gradient_through_cell_states(device):
     def cells(x, *weights):
         return functional.lstm(x, None, [weights], return_cell_states=True)[2]
 
-    assert torch.autograd.gradcheck(cells, inputs)
-    assert torch.autograd.gradgradcheck(cells, inputs)
+    assert torch.autograd.gradcheck(cells, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(cells, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("kind", ["lengths", "reset", "packed"])
@@ -255,5 +255,5 @@ def test_gradcheck_of_row_states(kind, device):
             output, state = module(x, (h, c), reset=reset, reset_state=(c, h))
         return (output, *state)
 
-    assert torch.autograd.gradcheck(call, (x, h, c))
-    assert torch.autograd.gradgradcheck(call, (x, h, c))
+    assert torch.autograd.gradcheck(call, (x, h, c), fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, (x, h, c), fast_mode=True)
