@@ -89,7 +89,7 @@ def test_imagined_balls_beat_guesses():
     example = importlib.import_module("examples.world_model")
     torch.manual_seed(5)
     test = example.balls(60, 200)
-    imagined = example.train(example.GRUS["FusedGRU"], test, updates=400)
+    imagined = example.train(example.GRUS["FusedGRU"], test, updates=320)
     guesses = torch.stack([*example.baselines(test).values()])
     assert imagined.score < 0.3 * guesses.mean(1).min()
     assert (imagined.errors < guesses).all()
