@@ -13,6 +13,8 @@ import pytest
 import torch
 from tf32 import tf32
 
+gc.disable()  # until the tests run: next to nothing that is made before is garbage
+
 # `benchmarks` and `examples` for plain `pytest`. At the end, so that an installed fusedlstm comes before the sources.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -42,10 +44,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-def pytest_collection_finish():
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop():
     """Torch and the collected tests stay: the garbage collector need not go through their millions of objects again."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(params=DEVICES)
@@ -76,7 +79,10 @@ def _end_with_the_cuda_context(request):
 
 @pytest.fixture(autouse=True)
 def _seed():
-    torch.manual_seed(0)
+    """As torch.manual_seed, which for each kind of device that has not begun keeps the call and where it came from."""
+    torch.default_generator.manual_seed(0)
+    if "cuda" in DEVICES:
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import logging
 import threading
 import warnings
+from unittest import TestCase
 
 import pytest
 import torch
@@ -326,13 +327,13 @@ def test_threads_measure_once(contest):  # noqa: F811
     assert timed == len(contest.planner.timed)
 
 
-def test_log(contest, caplog):  # noqa: F811
+def test_log(contest):  # noqa: F811
     """One line for each problem, for those who ask."""
     module = FusedLSTM(4, 20)
-    with caplog.at_level(logging.INFO, logger="fusedlstm"), torch.no_grad():
+    with TestCase().assertLogs("fusedlstm", logging.INFO) as logged, torch.no_grad():
         for _ in range(3):
             module(torch.randn(6, 3, 4))
-    (record,) = caplog.records
+    (record,) = logged.records
     text = "lstm float32 T=8 B=8 H=20 P=0 D=1 I=4 L=1 inference: fusedlstm, the planner's choice (the model)"
     assert record.getMessage() == text
 

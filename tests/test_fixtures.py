@@ -17,7 +17,8 @@ cuda = SimpleNamespace(is_available=lambda: False, is_initialized=lambda: False)
 switch = SimpleNamespace(allow_tf32=False)
 backends = SimpleNamespace(cudnn=switch, cuda=SimpleNamespace(matmul=switch))
 device = str
-manual_seed = set_num_threads = lambda number: None
+set_num_threads = lambda number: None
+default_generator = SimpleNamespace(manual_seed=set_num_threads)
 """
 TESTS = """
 import torch

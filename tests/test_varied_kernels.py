@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from recurrences import FEATURES, cases, changed, check, draw, in_a_row, moved, results
+from pairwise import pairwise
+from recurrences import CASES, FEATURES, cases, changed, check, draw, in_a_row, moved, results
 
 from fusedlstm import _library, _recurrence
 from fusedlstm._recurrence import run_recurrence
@@ -20,11 +21,9 @@ PLANS = "direct:rows", "direct:units", "packed:rows", "packed:units", "packed:un
 SIZES = [(7, 3, 5), (5, 9, 70), (2, 2, 1), (1, 3, 70), (1, 9, 37)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@cases
-def test_values_and_gradients(cell, name, dtype, device):
-    for sizes in SIZES:
-        check(lambda cell, a: run_recurrence(cell, moved(a, device)), cell, name, *sizes, dtype, device.type)
+@pairwise(case=CASES, dtype=[torch.float32, torch.float64], sizes=SIZES)
+def test_values_and_gradients(case, dtype, sizes, device):
+    check(lambda cell, a: run_recurrence(cell, moved(a, device)), *case, *sizes, dtype, device.type)
 
 
 @pytest.mark.parametrize("isa", SETS)
