@@ -57,8 +57,8 @@ def workload(case=PLAIN, cell="lstm", **options) -> Workload:
     return Workload(case, "inference", INT8, CPU, CELLS[cell], **options)
 
 
-# To export for ONNX Runtime's float32 takes seconds, and it is the same beside our float32: test_benchmark_peers.py has it
-# with other cells and cases.
+# To export for ONNX Runtime's float32 takes seconds, and beside our float32 it is the same: other cells and cases of it
+# are in test_benchmark_peers.py.
 COMPUTED = [
     (cell, case, name)
     for cell in CELLS

@@ -59,7 +59,9 @@ def inputs_and_expected(case, dtype):
     ids=lambda value: getattr(value, "name", value),
 )
 def test_every_kernel_is_near_the_reference(case, isa, plan, forced):
-    for dtype in DTYPES:
+    """Every dtype of an instruction set meets every shape, under one of two plans."""
+    first = SHAPES.index(case) + PLANS.index(plan or PLANS[0])
+    for dtype in DTYPES[first % 2 :: 2] if plan else DTYPES:
         inputs, expected = inputs_and_expected(case, dtype)
         forced(isa, plan)
         check(run(fusedlstm.FusedLSTM, case, inputs.to("cpu", dtype)), expected, case, dtype)
