@@ -9,11 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
-import torch
-from tf32 import tf32
-
 gc.disable()  # until the tests run: next to nothing that is made before is garbage
+# By default PyTorch's threads spin while they wait, in time that other test processes would have. Read as it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tf32 import tf32  # noqa: E402
 
 # `benchmarks` and `examples` for plain `pytest`. At the end, so that an installed fusedlstm comes before the sources.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
