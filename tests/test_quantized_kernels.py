@@ -1,6 +1,7 @@
 """The operators of layers with int8 weights, of every instruction set: bit by bit what the reference in numpy has."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -68,10 +69,14 @@ def operator_of(cell):
     return getattr(torch.ops.fusedlstm, f"{cell.name}_layer_quantized")
 
 
-def assert_equal(cell, arguments):
-    """Whether operator and reference agree in every bit, NaN being equal to NaN."""
+def expected_of(cell, arguments):
+    return reference.layer(cell.name, *map(as_arrays, arguments))
+
+
+def assert_equal(cell, arguments, expected=None):
+    """Whether operator and reference agree in every bit, NaN being equal to NaN. `expected`: what the reference has."""
     output, last = operator_of(cell)(*arguments)
-    expected, expected_last = reference.layer(cell.name, *map(as_arrays, arguments))
+    expected, expected_last = expected or expected_of(cell, arguments)
     for found, array in zip((output, *last), (expected, *expected_last), strict=True):
         np.testing.assert_array_equal(found.numpy(), array, strict=True)
 
@@ -117,6 +122,7 @@ def test_options(name, isa, cell, forced):
 def test_every_number_of_threads_and_split(isa, cell, forced):
     threads = torch.get_num_threads()
     arguments = quantized_arguments(draw(Case("team", 4, 23, 12, 70), cell, dtype=torch.float32).layer, cell)
+    expected = expected_of(cell, arguments)
     try:
         for count, plan in (
             (1, ""),
@@ -127,7 +133,7 @@ def test_every_number_of_threads_and_split(isa, cell, forced):
         ):
             torch.set_num_threads(count)
             forced(isa, plan)
-            assert_equal(cell, arguments)
+            assert_equal(cell, arguments, expected)
     finally:
         torch.set_num_threads(threads)
 
@@ -177,9 +183,7 @@ def test_every_kind_of_row(rows, isa, cell, forced):
     assert_equal(cell, arguments)
 
 
-@cells
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("limit", [127, 64])
+@pairwise(limit=[127, 64], isa=ISAS, cell=CELLS.values())
 def test_extreme_weights(limit, isa, cell, forced):
     """All of the same sign and as large as they get, against an input of the same kind; scales of zero, and not."""
     forced(isa, "")
@@ -227,38 +231,41 @@ def test_sums_at_the_limits_of_16_bits(name, columns, isa, forced):
     assert_equal(cell, arguments)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_activations_over_all_magnitudes(isa, forced):
-    """By layers whose biases are all that reaches the gates."""
-    forced(isa, "")
+@cache
+def biases_alone(name):
+    """Arguments of a layer whose biases are all that reaches the gates, and its output and last states."""
+    cell = CELLS[name]
     values = torch.cat([torch.logspace(-40, 38, 500), torch.linspace(0, 100, 3000), torch.tensor([float("nan")])])
     values = torch.cat([values, -values, torch.tensor([float("inf"), -float("inf")])])
+    H = len(values)
+    layer = draw(Case("biases", 1, 1, 1, 1), cell, dtype=torch.float32).layer
+    layer = layer._replace(
+        initial=[torch.full((1, 1, H), 0.7) for _ in cell.states],
+        weight_ih=[torch.zeros(cell.gates * H, 1)],
+        weight_hh=[torch.zeros(cell.gates * H, 1)],  # stands in: of one of H columns, numpy would take long
+        bias_ih=[values.repeat(cell.gates)],
+        bias_hh=[torch.zeros(cell.gates * H)],
+    )
+    arguments = quantized_arguments(layer, cell)
+    arguments[2][1] = torch.zeros(-(-H // 16), cell.gates, -(-H // 4), 16, 4, dtype=torch.int8)
+    arguments[2][5] = arguments[2][5].to(torch.int32)
+    with np.errstate(all="ignore"):
+        x = values.numpy()
+        y, t, old = reference.sigmoid(x), reference.tanh(x), np.float32(0.7)
+        if cell is LSTM:
+            c = y * old + y * t
+            states = [y * reference.tanh(c), c]
+        else:
+            states = [t + y * (old - t) if cell is GRU else t]
+    states = [state.reshape(1, 1, H) for state in states]
+    return arguments, (states[0], states)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_activations_over_all_magnitudes(isa, forced):
+    forced(isa, "")
     for cell in (LSTM, GRU, RNN_TANH):
-        H = len(values)
-        layer = draw(Case("biases", 1, 1, 1, 1), cell, dtype=torch.float32).layer
-        layer = layer._replace(
-            initial=[torch.full((1, 1, H), 0.7) for _ in cell.states],
-            weight_ih=[torch.zeros(cell.gates * H, 1)],
-            weight_hh=[torch.zeros(cell.gates * H, 1)],  # stands in: of one of H columns, numpy would take long
-            bias_ih=[values.repeat(cell.gates)],
-            bias_hh=[torch.zeros(cell.gates * H)],
-        )
-        arguments = quantized_arguments(layer, cell)
-        arguments[2][1] = torch.zeros(-(-H // 16), cell.gates, -(-H // 4), 16, 4, dtype=torch.int8)
-        arguments[2][5] = arguments[2][5].to(torch.int32)
-        output, last = operator_of(cell)(*arguments)
-        with np.errstate(all="ignore"):
-            x = values.numpy()
-            y, t, old = reference.sigmoid(x), reference.tanh(x), np.float32(0.7)
-            if cell is LSTM:
-                c = y * old + y * t
-                np.testing.assert_array_equal(last[1].flatten().numpy(), c)
-                expected = y * reference.tanh(c)
-            elif cell is GRU:
-                expected = t + y * (old - t)
-            else:
-                expected = t
-        np.testing.assert_array_equal(output.flatten().numpy(), expected)
+        assert_equal(cell, *biases_alone(cell.name))
 
 
 DAMAGES = {
