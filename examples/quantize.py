@@ -98,7 +98,7 @@ def report(name: str, layer: str, results: dict[str, Measured]) -> None:
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Measured]]:
     arguments = quick_parser(__doc__, takes_cell=True).parse_args(argv)
     layer, make_layer = list(LAYERS[arguments.cell].items())[1]
-    calls = 3 if arguments.quick else 20
+    calls = 1 if arguments.quick else 20
     torch.manual_seed(0)
     model, data = trained_on_digits(make_layer, arguments.quick)
     digits = compare(model, digit_rows.accuracy, data, (data[0][:1],), calls)

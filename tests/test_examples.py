@@ -110,7 +110,7 @@ def test_three_layers_agree(capsys):
     assert all(name in printed for name in results)
 
 
-@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize("cell", [cell for cell in LAYERS if cell != "rnn"])  # which is rnn_tanh
 def test_quantized_models_agree(cell, capsys):
     results = importlib.import_module("examples.quantize").main(["--quick", "--cell", cell])
     for forms in results.values():
@@ -135,6 +135,7 @@ def test_quantized_models_are_as_accurate(monkeypatch):
         assert forms["int8"].accuracy >= forms["float32"].accuracy - 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cheap_onnx")
 def test_onnx_export_agrees(capsys):
     for package in ("onnx", "onnxruntime", "onnxscript"):

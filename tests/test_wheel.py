@@ -328,6 +328,7 @@ def test_a_command_ends_with_the_seconds_of_its_parts(monkeypatch, capsys):
     assert said == ["dev.py: build", "dev.py: benchmark", "dev.py: environment 41 s, build 0 s, benchmark 0 s"]
 
 
+@pytest.mark.slow
 def test_an_environment_whose_making_was_interrupted_is_completed(monkeypatch, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
     monkeypatch.setenv("FUSEDLSTM_VENV", str(tmp_path))
