@@ -5,12 +5,13 @@ same. As the library is compiled, numbers are near the reference.
 """
 
 import functools
+import re
+from dataclasses import dataclass
 
 import emulator
 import pytest
 import torch
 from emulated_layer import EVERYTHING, Emulated, Layer
-from planted_faults import Fault, change, copy_of_sources
 from ptx import kernels_of_ptx
 from ptx.build import find_nvcc
 from ptx.meaning import UnknownInstruction
@@ -112,52 +113,57 @@ def test_an_unknown_instruction_is_named(instruction):
         translate(entry_of(KERNEL.replace("INSTRUCTION", instruction), "kernel"))
 
 
-CLUSTER, BULK = ("lstm", "bfloat16", "cluster"), ("lstm", "bfloat16", "bulk")
 WRONG = "wrong numbers"
-# In the text of PTX, of which the emulator sees nothing.
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A pattern of PTX, which stands for the text of a primitive, and what is in its place."""
+
+    name: str
+    pattern: str
+    new: str  # as re.sub takes it
+    reported: str  # what the error says, or that numbers are wrong
+    transport: str = "cluster"
+
+    def __str__(self):
+        return self.name.replace(" ", "_")
+
+    def planted(self, ptx):
+        return re.sub(self.pattern, self.new, ptx)
+
+
 FAULTS = [
-    (CLUSTER, Fault("operands of an mma swapped", "primitives.cuh",
-        """{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ void mma_f16(""",
-        """{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a0), "r"(a2), "r"(a1), "r"(a3), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ void mma_f16(""", WRONG)),
-    (CLUSTER, Fault("high and low swapped", "primitives.cuh", '"f"(high), "f"(low)', '"f"(low), "f"(high)', WRONG)),
-    (CLUSTER, Fault("wrong rank in mapa", "primitives.cuh",
-        '"=r"(r) : "r"(a), "r"(rank)', '"=r"(r) : "r"(a), "r"(rank + 1)', "mapa to rank")),
-    (CLUSTER, Fault("too many bytes expected", "primitives.cuh",
-        'expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)',
-        'expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes + 16)', "only polling threads")),
-    (CLUSTER, Fault("words of a vector in another order", "primitives.cuh",
-        """[%0], {%1, %2, %3, %4}, [%5];" ::"r"(a),""", """[%0], {%1, %2, %4, %3}, [%5];" ::"r"(a),""", WRONG)),
-    (CLUSTER, Fault("an offset too much", "primitives.cuh",
-        '"ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"', '"ld.shared.v4.b32 {%0, %1, %2, %3}, [%4+16];"',
-        "which nothing has written")),
-    (BULK, Fault("source and destination swapped", "primitives.cuh",
-        """bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "r"(from)""", """bytes [%0], [%1], %2, [%3];" ::"r"(from),
-               "r"(to)""", "shared memory")),
+    Fault("operands of an mma swapped",
+          r"(mma\.sync[^{]+\{[^}]+\},\s*\{[^,]+), ([^,]+), ([^,]+),", r"\1, \3, \2,", WRONG),
+    Fault("high and low swapped", r"(cvt\.rn\.bf16x2\.f32 [^,]+), ([^,]+), ([^;]+);", r"\1, \3, \2;", WRONG),
+    Fault("wrong rank in mapa", r"(mapa\.shared::cluster\.u32 [^,]+, [^,]+), ([^;]+);",
+          r"{ .reg .b32 next; add.s32 next, \2, 1; \1, next; }", "mapa to rank"),
+    Fault("too many bytes expected", r"(mbarrier\.arrive\.expect_tx\.shared::cta\.b64 _, [^,]+), ([^;]+);",
+          r"{ .reg .b32 more; add.s32 more, \2, 16; \1, more; }", "only polling threads"),
+    Fault("words of a vector in another order", r"(st\.async\S+\.v4\.b32 [^{]+\{[^,]+, [^,]+), ([^,]+), ([^}]+)\}",
+          r"\1, \3, \2}", WRONG),
+    Fault("an offset too much", r"(ld\.shared\.v4\.b32 \{[^}]+\}, \[[^\]]+)\]", r"\1+16]", "which nothing has written"),
+    Fault("source and destination swapped", r"(cp\.async\.bulk\S+ )(\[[^\]]+\]), (\[[^\]]+\])", r"\1\3, \2",
+          "shared memory", "bulk"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("where", "fault"), FAULTS, ids=lambda v: str(v) if isinstance(v, Fault) else v[2])
-def test_faults_in_the_text_of_ptx_are_noticed(where, fault, tmp_path):
-    csrc, transport = copy_of_sources(tmp_path), where[2]
-    change(csrc, fault.file, fault.old, fault.new)
-    layer, module = make(*where), emulator.module()
-    with kernels_of_ptx(module, csrc=csrc):
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_faults_in_the_text_of_ptx_are_noticed(fault):
+    """Of which the emulator sees nothing."""
+    layer, module, changed = make("lstm", "bfloat16", fault.transport), emulator.module(), []
+
+    def change(ptx):
+        changed.append(fault.planted(ptx) != ptx)
+        return fault.planted(ptx)
+
+    with kernels_of_ptx(module, change, flags=EXACT):
         try:
-            found = Emulated(module, layer, transport).forward()["output"]
+            found = Emulated(module, layer, fault.transport).forward()["output"]
         except module.EmulationError as error:
-            assert fault.reported in str(error), error
+            assert any(changed) and fault.reported in str(error), error
             return
-    assert fault.reported == WRONG
+    assert any(changed) and fault.reported == WRONG
     with pytest.raises(AssertionError, match="times the allowed error"):
         assert_near(found, layer.reference()["output"], allowed(layer), fault.name)

@@ -16,11 +16,12 @@ def _symbols(library):
 
 
 @contextmanager
-def kernels_of_ptx(module, **options):
+def kernels_of_ptx(module, change=lambda ptx: ptx, **options):
     """For the time of a block every launch of a module of the emulator runs PTX.
 
     Args:
         module: of emulator.build.load().
+        change: what to run in place of a text of PTX.
         options: of build.ptx_of().
 
     Yields:
@@ -31,7 +32,7 @@ def kernels_of_ptx(module, **options):
     def find(offset, parameter_bytes):
         kernel = _symbols(module.__file__)[offset]
         launched.append(build.demangled(kernel))
-        return build.function_of(build.ptx_of(kernel, **options), kernel, parameter_bytes)
+        return build.function_of(change(build.ptx_of(kernel, **options)), kernel, parameter_bytes)
 
     build.find_nvcc()  # or skips
     module.substitute_kernels(find)

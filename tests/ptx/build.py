@@ -74,12 +74,11 @@ def _source_of_kernels():
     return found
 
 
-def ptx_of(kernel, csrc=build.CSRC, flags=(), arch=ARCH):
-    """What nvcc makes of one kernel, or of the source that it stands in: the path of the PTX.
+def ptx_of(kernel, flags=(), arch=ARCH):
+    """What nvcc makes of one kernel, or of the source that it stands in: the text of the PTX.
 
     Args:
         kernel: the name that g++ gives it.
-        csrc: the folder of the sources.
         flags: more of nvcc's.
         arch: "sm_90a".
     """
@@ -88,14 +87,15 @@ def ptx_of(kernel, csrc=build.CSRC, flags=(), arch=ARCH):
         name = demangled(kernel).removeprefix("void ").rpartition("(")[0]
         text = f'#include "cuda/device/recurrence.cuh"\nauto* const kernel = &{name};\n'
     else:
-        text = f'#include "{csrc / source.relative_to(build.CSRC) if source.is_relative_to(build.CSRC) else source}"\n'
-    included = sorted([*csrc.rglob("*.h"), *csrc.rglob("*.cuh"), source])
+        text = f'#include "{source}"\n'
+    included = sorted([*build.CSRC.rglob("*.h"), *build.CSRC.rglob("*.cuh"), source])
     contents = [file.name.encode() + b"\0" + file.read_bytes() for file in included]
     flags = [*NVCC_FLAGS, *flags, f"-arch={arch.replace('sm', 'compute')}"]
-    key = _key(nvcc_version(), text.replace(str(csrc), ""), *flags, *contents)
+    key = _key(nvcc_version(), text.replace(str(build.CSRC), ""), *flags, *contents)
     unit = build.CACHE / f"{source.stem}-{key}.cu"
     unit.write_text(text)
-    return build.made(unit.with_suffix(".ptx"), [find_nvcc(), *flags, "-ptx", f"-I{csrc}", unit])
+    command = [find_nvcc(), *flags, "-ptx", f"-I{build.CSRC}", unit]
+    return build.made(unit.with_suffix(".ptx"), command).read_text()
 
 
 @functools.cache
@@ -109,14 +109,14 @@ def _library(source):
 
 
 def function_of(ptx, kernel, parameter_bytes):
-    """The address of the function that a kernel in a PTX file is translated to.
+    """The address of the function that a kernel in a text of PTX is translated to.
 
     Args:
-        ptx: the file.
+        ptx: the text.
         kernel: the name that g++ gives the kernel.
         parameter_bytes: the sizes of its parameters, as the host passes them. Other sizes in PTX are an error.
     """
-    entry = entry_of(ptx.read_text(), kernel)
+    entry = entry_of(ptx, kernel)
     sizes = [parameter.bytes for parameter in entry.parameters]
     assert sizes == parameter_bytes, f"{kernel}: expected parameters of {sizes} bytes, got {parameter_bytes}"
     return ctypes.cast(getattr(_library(translate(entry)), SYMBOL), ctypes.c_void_p).value
