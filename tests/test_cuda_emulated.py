@@ -291,9 +291,10 @@ def test_schedules_agree_bitwise(transport, cell):
             assert torch.equal(first, other[name]), name
 
 
-# Of the ring a cell decides how many operands there are, and an arithmetic how many bytes they have.
+# Of the ring a cell decides how many operands there are, and an arithmetic how many bytes they have: TF32, which takes
+# a third of the time, as many as float32.
 @pytest.mark.parametrize(("cell", "arithmetic", "states", "seeds"), [
-    ("lstm", "bfloat16", "resets and lengths", (1, 3)), ("gru", "float32", "both directions", (0, 3)),
+    ("lstm", "bfloat16", "resets and lengths", (1, 3)), ("gru", "tf32", "both directions", (0, 3)),
 ])  # fmt: skip
 def test_long_sequences_go_round_the_ring(cell, arithmetic, states, seeds):
     """More than twice as many positions as GRID's exchange buffer has room for, under two kinds of schedule."""
