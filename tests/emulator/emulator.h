@@ -135,6 +135,7 @@ struct MmaOperands {
   uint32_t a[4], b[2];
 };
 enum class MmaKind { kBf16, kF16, kF16K8, kTf32 };
-void compute_mma(MmaKind kind, void* const* lanes);  // lanes: MmaOperands*
+template <MmaKind kKind>
+void compute_mma(void* const* lanes);  // MmaOperands*
 
 }  // namespace emulator

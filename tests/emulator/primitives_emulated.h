@@ -123,8 +123,7 @@ inline bool warp_any(bool predicate, Site site = Site::current()) {
 
 template <emulator::MmaKind kKind>
 void mma(emulator::MmaOperands operands, Site site) {
-  auto compute = [](void* const* lanes) { emulator::compute_mma(kKind, lanes); };
-  emulator::warp_collective("mma", &operands, compute, site);
+  emulator::warp_collective("mma", &operands, &emulator::compute_mma<kKind>, site);
 }
 inline void mma_bf16(float* d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1,
                      Site site = Site::current()) {
