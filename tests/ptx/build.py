@@ -18,7 +18,7 @@ from .translate import SYMBOL, translate
 ARCH = "sm_90a"  # whose kernels are all there
 NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
 # Not optimised: of seconds, compiling what runs once for milliseconds takes most.
-CXX_FLAGS = ["-std=c++20", "-O0", "-g0", "-fPIC", "-shared", "-ffp-contract=off"]
+CXX_FLAGS = ["-std=c++20", "-O0", "-g0", "-fPIC", "-ffp-contract=off"]
 HEADERS = [build.PTX / "instructions.h", build.PTX / "thread.h"]
 
 
@@ -104,8 +104,17 @@ def _library(source):
     key = _key(build.compiler(), source, *CXX_FLAGS, *(header.read_bytes() for header in HEADERS))
     file = build.CACHE / f"translated-{key}.cpp"
     file.write_text(source)
-    command = [build.compiler(), *CXX_FLAGS, f"-I{build.PTX}", file]
+    command = [build.compiler(), *CXX_FLAGS, "-shared", f"-I{build.PTX}", "-include", _compiled_header(), file]
     return ctypes.CDLL(str(build.made(file.with_suffix(".so"), command)))
+
+
+@functools.cache
+def _compiled_header():
+    """instructions.h as g++ includes it ahead of a kernel, of whose compilation it is the larger part."""
+    key = _key(build.compiler(), *CXX_FLAGS, *(header.read_bytes() for header in HEADERS))
+    command = [build.compiler(), *CXX_FLAGS, "-x", "c++-header", HEADERS[0]]
+    compiled = build.made(build.CACHE / f"instructions-{key}.h.gch", command)
+    return compiled.with_suffix("")  # g++ looks for .gch beside it
 
 
 def function_of(ptx, kernel, parameter_bytes):
