@@ -49,7 +49,7 @@ bool is_handed_over(const Event& write) {
 }
 
 void require_handed_over(uintptr_t address, size_t bytes, uint32_t site) {
-  const Region* region = find_region(address);
+  Region* region = find_region(address);
   if (!region) return;
   for (uintptr_t at = address; at < address + bytes; at += 4)
     for (const Event& w : region->shadow(at).writes)

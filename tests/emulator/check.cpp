@@ -109,8 +109,7 @@ std::string actor(const Event& event) {
 }
 
 Region& region_of(uintptr_t address, size_t bytes, bool write, uint32_t site) {
-  Region* region = current->cta->shared.get();
-  if (!region || !region->contains(address)) region = find_region(address);
+  Region* region = region_at(address);
   const auto what = [&] { return std::string(verb(write)) + " of " + std::to_string(bytes) + " bytes "; };
   if (!region) fail_outside(address, what(), site);
   if (address + bytes > region->end) fail_at(site, what() + "at " + place(*region, address) + " crosses its end");
@@ -204,7 +203,7 @@ void check_exit(Cta* cta) {
   for (const Fiber* fiber : cta->fibers) stamps.push_back(stamp(fiber));
   const ClockRef known = join(stamps);
   const uint32_t first = cta->first_thread, last = first + static_cast<uint32_t>(cta->fibers.size());
-  cta->shared->for_each_used([&](uintptr_t address, const ShadowWord& word) {
+  cta->shared->for_each_accessed([&](uintptr_t address, const ShadowWord& word) {
     auto require = [&](const Event& event) {
       if (!event.bytes || (event.thread >= first && event.thread < last)) return;
       if ((*known)[event.thread] >= event.epoch) return;
@@ -251,11 +250,11 @@ void on_access(void* p, size_t bytes, bool write, bool aligned, void* return_add
   const auto address = reinterpret_cast<uintptr_t>(p);
   if (is_own_stack(p)) return;
   RuntimeScope scope;
-  if (!write && (is_parameter(address) || (!find_region(address) && is_host_constant(address)))) return;
+  if (!write && (is_parameter(address) || (!region_at(address) && is_host_constant(address)))) return;
   const uint32_t site = callback_site(return_address);
   const Access access = write ? Access::kWrite : Access::kRead;
   if (aligned && address % bytes) fail_at(site, "misaligned access of " + std::to_string(bytes) + " bytes");
-  if (!machine->late_words.empty()) deliver_known_to(current, address, bytes);
+  deliver_known_to(current, address, bytes);
   check(address, bytes, access, site, Event{current->epoch, site, current->id, 0, 0});
   if (options().preempt > 0 && double(random_bits() & 0xFFFF) < options().preempt * 0x10000) give_way(State::kReady);
 }

@@ -16,10 +16,14 @@ void land(LateStore& store) {
   ++machine->progress;
   if (!store.mbarrier) {
     memcpy(reinterpret_cast<void*>(store.address), store.value, store.bytes);
-    find_region(store.address)->shadow(store.address).initialised = 0xF;
+    Region* region = find_region(store.address);
+    region->shadow(store.address).initialised = 0xF;
+    --region->late;
     machine->fences.erase(store.address);
     if (store.at_fence.known) machine->fences[store.address] = store.at_fence;
-    if (--machine->late_words[store.address] == 0) machine->late_words.erase(store.address);
+    const auto word = machine->late_words.find(store.address);
+    word->second.epoch = 0;
+    if (--word->second.count == 0) machine->late_words.erase(word);
     return;
   }
   Region* region = find_region(store.address);
@@ -41,7 +45,7 @@ void land(LateStore& store) {
 bool overtakes(size_t index) {
   const LateStore& store = machine->late[index];
   const auto words = machine->late_words.find(store.address);
-  if (store.mbarrier || words == machine->late_words.end() || words->second == 1) return false;
+  if (store.mbarrier || words == machine->late_words.end() || words->second.count == 1) return false;
   for (size_t i = 0; i < index; ++i)
     if (!machine->late[i].mbarrier && machine->late[i].address == store.address) return true;
   return false;
@@ -85,13 +89,19 @@ void deliver_all() {
 }
 
 void deliver_known_to(const Fiber* reader, uintptr_t address, size_t bytes) {
+  if (const Region* region = region_at(address); !region || !region->late) return;
+  const auto comes_after = [&](uint32_t thread, uint32_t epoch) {
+    return thread == reader->id || (*reader->known)[thread] >= epoch;
+  };
   bool any = false;
-  for (size_t i = 0; i < bytes && !any; i += 4) any = machine->late_words.contains((address + i) & ~uintptr_t(3));
-  if (!any) return;
+  for (size_t i = 0; i < bytes && !any; i += 4)
+    if (const auto word = machine->late_words.find((address + i) & ~uintptr_t(3)); word != machine->late_words.end())
+      any = comes_after(word->second.thread, word->second.epoch);
+  if (!any) return;  // most poll what others have sent: then there is no need to look through all that is late
   land_each([&](size_t i) {
     const LateStore& store = machine->late[i];
     const bool here = !store.mbarrier && store.address + 4 > address && store.address < address + bytes;
-    return here && (store.sender.thread == reader->id || (*reader->known)[store.sender.thread] >= store.sender.epoch);
+    return here && comes_after(store.sender.thread, store.sender.epoch);
   });
 }
 
@@ -137,7 +147,7 @@ void load(void* value, uintptr_t address, size_t bytes, Access access, Site site
     }
     polled.push_back(address);
   }
-  if (!machine->late_words.empty()) deliver_known_to(current, address, bytes);
+  deliver_known_to(current, address, bytes);
   check_access(address, bytes, access, site_id(site));
   if (access == Access::kRelaxedRead) see(address, bytes);
   memcpy(value, reinterpret_cast<const void*>(address), bytes);
@@ -145,8 +155,8 @@ void load(void* value, uintptr_t address, size_t bytes, Access access, Site site
 
 void store(uintptr_t address, const void* value, size_t bytes, Access access, Site site) {
   RuntimeScope scope;
-  if (!machine->late_words.empty()) deliver_known_to(current, address, bytes);
-  const Region* region = find_region(address);
+  deliver_known_to(current, address, bytes);
+  Region* region = region_at(address);
   const bool overwrites = region && region->shadow(address).written;
   check_access(address, bytes, access, site_id(site));
   if (access != Access::kRelaxedWrite) {
@@ -157,7 +167,9 @@ void store(uintptr_t address, const void* value, size_t bytes, Access access, Si
     LateStore late{address + i, {}, 4, stamp(current), 0, current->at_fence, overwrites};
     memcpy(late.value, static_cast<const char*>(value) + i, 4);
     machine->late.push_back(late);
-    ++machine->late_words[late.address];
+    LateWord& word = machine->late_words[late.address];
+    word = word.count ? LateWord{word.count + 1} : LateWord{1, late.sender.thread, late.sender.epoch};
+    ++region->late;
   }
 }
 

@@ -38,6 +38,7 @@ struct Event {  // an access remembered in shadow memory
 
 // Of 4 bytes; the masks have one bit per byte. What most accesses need is in front.
 struct ShadowWord {
+  uint32_t since;  // what it says is of this moment of its region; of an earlier one, only `initialised` counts
   uint8_t initialised, in_flight, written, copied;
   Event writes[2], reads[4];
   Event copies[2];  // reads by bulk copies; none unless `copied`
@@ -52,35 +53,43 @@ struct Region {
   bool contains(uintptr_t address) const { return address >= begin && address < end; }
   size_t index(uintptr_t address) const { return address / 4 - begin / 4; }
   size_t word_count() const { return (end + 3) / 4 - begin / 4; }
-  const ShadowWord& shadow(uintptr_t address) const { return words_[index(address)]; }
   ShadowWord& shadow(uintptr_t address) {
-    used_[index(address) / kBlock] = 1;
-    return words_[index(address)];
+    const size_t i = index(address);
+    used_[i / kBlock] = 1;
+    ShadowWord& word = words_[i];
+    if (word.since != since_)
+      word = {.since = since_, .initialised = word.since < born_ ? uint8_t{0} : word.initialised};
+    return word;
   }
-  // Calls visit(address, word) for all words that differ from those of new memory, and more.
+  // Calls visit(address, word) for all words that were accessed since accesses were forgotten.
   template <class Visit>
-  void for_each_used(const Visit& visit) {
+  void for_each_accessed(const Visit& visit) {
     for (size_t block = 0; block < used_.size(); ++block) {
       if (!used_[block]) continue;
       const size_t end = std::min(word_count(), (block + 1) * kBlock);
-      for (size_t i = block * kBlock; i < end; ++i) visit(4 * (begin / 4 + i), words_[i]);
+      for (size_t i = block * kBlock; i < end; ++i)
+        if (words_[i].since == since_) visit(4 * (begin / 4 + i), words_[i]);
     }
   }
+  void forget_accesses();
 
   uintptr_t begin, end;
   std::string name;
   Cta* owner;  // of shared memory
   bool track_initialised;
   bool dead = false;  // the CTA has exited
+  size_t late = 0;    // words of relaxed stores that others do not see yet
 
  private:
   static constexpr size_t kBlock = 32;  // words
 
-  ShadowWord* words_;
+  ShadowWord* words_;          // in which there may be what came before the region
   std::vector<uint8_t> used_;  // by block
+  uint32_t born_, since_;      // moments: of all regions, there are no two alike
 };
 
 Region* find_region(uintptr_t address);
+Region* region_at(uintptr_t address);         // as find_region, by the current thread
 void forget_accesses();                       // a launch is ordered after everything before it
 std::string regions_near(uintptr_t address);  // ", 4 bytes past the end of x", of each
 void add_region(Region* region);
@@ -168,6 +177,12 @@ struct LateStore {
   uintptr_t from = 0;       // a bulk copy: what is there when it lands
 };
 
+// The relaxed stores to one word that are late.
+struct LateWord {
+  int count = 0;
+  uint32_t thread = 0, epoch = 0;  // of whom it is; no epoch where there is or was more than one
+};
+
 struct Machine {
   LaunchConfig config;
   std::string kernel_name;
@@ -178,9 +193,9 @@ struct Machine {
   std::vector<std::unique_ptr<Cluster>> clusters;  // resident
   std::deque<Fiber*> ready;
   std::vector<Fiber*> spinning;
-  std::vector<LateStore> late;                    // in the order of issue
-  std::unordered_map<uintptr_t, int> late_words;  // how many relaxed stores to this word are late
-  std::unordered_map<uintptr_t, Stamp> fences;    // of the last relaxed store to this word: the sender's before it
+  std::vector<LateStore> late;  // in the order of issue
+  std::unordered_map<uintptr_t, LateWord> late_words;
+  std::unordered_map<uintptr_t, Stamp> fences;  // of the last relaxed store to this word: the sender's before it
   uint64_t progress = 0, random = 0;
   uint32_t timer = 1;  // units of 4.3 s
   int minutes = 0;     // that have passed

@@ -13,8 +13,10 @@ std::vector<Region*> regions;  // sorted by address
 std::map<uintptr_t, std::unique_ptr<Region>> buffers;
 Region* last_found = nullptr;
 
-// Shadow memory of regions that are gone, all zero, by its bytes: a launch makes and drops that of every CTA, and its
-// pages cost the system more than to clear what was used.
+uint32_t moments = 0;
+
+// Shadow memory of regions that are gone, by its bytes: a launch makes and drops that of every CTA, and pages are what
+// it costs.
 std::map<size_t, std::vector<ShadowWord*>> free_shadows;
 size_t free_bytes = 0;
 
@@ -45,7 +47,9 @@ Region::Region(uintptr_t begin, size_t bytes, std::string name, Cta* owner, bool
       owner(owner),
       track_initialised(track_initialised),
       words_(take_shadow(shadow_bytes(*this))),
-      used_((word_count() + kBlock - 1) / kBlock) {}
+      used_((word_count() + kBlock - 1) / kBlock),
+      born_(++moments),
+      since_(born_) {}
 Region::~Region() {
   constexpr size_t kKeptBytes = 256 << 20;
   const size_t bytes = shadow_bytes(*this);
@@ -53,9 +57,13 @@ Region::~Region() {
     munmap(words_, bytes);
     return;
   }
-  for_each_used([](uintptr_t, ShadowWord& word) { word = {}; });
   free_shadows[bytes].push_back(words_);
   free_bytes += bytes;
+}
+
+void Region::forget_accesses() {
+  since_ = ++moments;
+  late = 0;
 }
 
 void add_region(Region* region) {
@@ -73,6 +81,11 @@ Region* find_region(uintptr_t address) {
   auto next = std::upper_bound(regions.begin(), regions.end(), address, above);
   if (next == regions.begin() || address >= (*--next)->end) return nullptr;
   return last_found = *next;
+}
+
+Region* region_at(uintptr_t address) {
+  Region* own = current->cta->shared.get();
+  return own && own->contains(address) ? own : find_region(address);
 }
 
 std::string regions_near(uintptr_t address) {
@@ -102,10 +115,7 @@ void unregister_buffer(const void* p) {
 }
 
 void forget_accesses() {
-  for (auto& [begin, region] : buffers)
-    region->for_each_used([](uintptr_t, ShadowWord& word) {
-      if (word.written || word.reads[0].bytes) word = ShadowWord{.initialised = word.initialised};
-    });
+  for (auto& [begin, region] : buffers) region->forget_accesses();
 }
 
 }  // namespace emulator
