@@ -27,6 +27,7 @@ WRONG = {
     "read_past_the_end": r"read of 4 bytes outside every buffer, 0 bytes past the end of out",
     "write_past_the_end": r"write of 4 bytes outside every buffer, 0 bytes past the end of out",
     "local_array_overrun": r"index \d+ outside 'unsigned int \[8\]'",
+    "too_much_stack": r"block\(0,0,0\) thread\(\d+\) takes more stack than the emulator has for it, \d+ bytes",
     "divergent_barrier": r"divergent barrier: .* while \d+ threads wait at block_sync \(selftest.cu:\d+\)",
     "early_return": r"divergent barrier: .* (exits while|have exited)",
     "half_a_warp": r"divergent warp: .* lanes",

@@ -63,12 +63,16 @@ std::vector<char*> free_stacks;
 // Many stacks in one mapping, since a process may have some 65,000 of them only. There are no guard pages then: what
 // a kernel writes below its own stack is outside every buffer, and reported as such.
 char* take_stack() {
-  constexpr size_t kAtOnce = 256;
+  constexpr size_t kAtOnce = 256, kInHugePages = 8192;
+  static size_t mapped = 0;
   if (free_stacks.empty()) {
     const size_t bytes = kAtOnce * kStackBytes;
     void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw Error("no memory for the stacks of the emulated threads");
-    madvise(p, bytes, MADV_HUGEPAGE);  // thousands of threads take turns: the TLB has no room for a page of each
+    // Thousands of threads take turns: the TLB has no room for a page of each. Of tens of thousands, to clear all that
+    // nobody touches would cost more.
+    if (mapped < kInHugePages) madvise(p, bytes, MADV_HUGEPAGE);
+    mapped += kAtOnce;
     for (size_t i = 0; i < kAtOnce; ++i) free_stacks.push_back(static_cast<char*>(p) + i * kStackBytes);
   }
   char* stack = free_stacks.back();
@@ -120,6 +124,10 @@ void fiber_main() {
 }  // namespace
 
 void run_others() {
+  constexpr size_t kOfReport = 12 << 10;  // that the report of a fault may take
+  if (!is_own_stack(static_cast<char*>(__builtin_frame_address(0)) - kOfReport))
+    fail(name_of(current) + " takes more stack than the emulator has for it, " +
+         std::to_string(kStackBytes - kOfReport) + " bytes");
   const uint64_t kOneIn = 32;  // with a random schedule, stores may also land while others run
   if (options().seed >= 2 && !machine->late.empty() && random_bits() % kOneIn == 0) deliver_some();
   switch_to(next_ready());
@@ -246,9 +254,7 @@ Fiber* new_fiber(Cta* cta, uint32_t index, const ClockRef& known) {
   fiber->id = cta->first_thread + index;
   fiber->thread = uint3{index % block.x, index / block.x % block.y, index / block.x / block.y};
   fiber->known = known;
-  // Not all at the same place of a page: the ends of the stacks would share a few lines of the caches.
-  constexpr size_t kApart = 5 * 64, kPlaces = 101;
-  void** top = reinterpret_cast<void**>(fiber->stack + kStackBytes - index % kPlaces * kApart);
+  void** top = reinterpret_cast<void**>(fiber->stack + kStackBytes);
   *--top = nullptr;  // as if fiber_main had been called: its stack pointer is 8 modulo 16
   *--top = reinterpret_cast<void*>(&fiber_main);
   for (int i = 0; i < 6; ++i) *--top = nullptr;  // the registers emulator_switch restores

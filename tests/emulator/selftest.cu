@@ -46,6 +46,12 @@ __global__ void local_array_overrun(uint32_t* out) {
   block_sync();
   out[threadIdx.x] = a[threadIdx.x];
 }
+__global__ void too_much_stack(uint32_t* out) {
+  uint32_t a[8000];
+  for (uint32_t& each : a) each = out[threadIdx.x];
+  block_sync();
+  out[threadIdx.x] = a[out[threadIdx.x] % 8000];
+}
 __global__ void divergent_barrier(uint32_t* out) {
   if (threadIdx.x < 32) {
     block_sync();
@@ -278,6 +284,7 @@ static const std::map<std::string, Case> kCases = {
     {"read_past_the_end", {read_past_the_end, kWarp}},
     {"write_past_the_end", {write_past_the_end, kWarp}},
     {"local_array_overrun", {local_array_overrun, kWarp}},
+    {"too_much_stack", {too_much_stack, kWarp}},
     {"divergent_barrier", {divergent_barrier, kTwoWarps}},
     {"early_return", {early_return, kTwoWarps}},
     {"half_a_warp", {half_a_warp, kWarp}},
