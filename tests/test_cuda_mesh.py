@@ -83,7 +83,7 @@ def test_schedules_agree_bitwise(arithmetic, which):
 @pytest.mark.parametrize(("arithmetic", "which"), PASSES[:2])
 def test_ensemble_in_one_launch(arithmetic, which):
     """Each member bit for bit as alone."""
-    layers = [make(arithmetic, 3, 5, 20, seed=seed, directions=2) for seed in range(3)]
+    layers = [make(arithmetic, 3, 5, 20, seed=seed, directions=2) for seed in range(2)]
     found = run(layers, which)
     for m, layer in enumerate(layers):
         for name, expected in run(layer, which).items():
