@@ -222,6 +222,10 @@ class RuntimeScope {
 
 // ---- fibers.cpp
 uint64_t random_bits();
+// A thread of the launch in progress that has not started, with a stack; `known`: the events that come before it.
+Fiber* new_fiber(Cta* cta, uint32_t index, const ClockRef& known);
+void free_fiber(Fiber* fiber);
+void run_resident();  // until all threads are done, or the launch has failed
 void make_ready(Fiber* fiber);
 void wake(std::vector<Fiber*>& fibers);              // and empties the list
 void block(const char* waits_for, Site site);        // until somebody wakes it
