@@ -340,7 +340,7 @@ def faults_of(case):
     return [fault for fault in [*FAULTS, *SILENT] if fault.case == case]
 
 
-@functools.lru_cache(maxsize=len(SEEDS))  # the first schedule's are compared with those of each
+@functools.lru_cache(maxsize=len(SEEDS))  # of one case: the first schedule's are compared with each other's
 def results(fault, case, seed, options):
     """With one fault of the case, or None."""
     _, transport, which = case
