@@ -121,7 +121,7 @@ class _Stack(torch.autograd.Function):
             return (None,) * (1 + len(tensors))
         asked = asked_of(ctx, tensors)
         if torch.is_grad_enabled() or _transforms.are_active(d_results) or count_of_dispatch_modes() > 0:
-            of_layers = zip([*kept[2:], output], kept[0].chunk(L), kept[1].chunk(L))
+            of_layers = list(zip([*kept[2:], output], kept[0].chunk(L), kept[1].chunk(L)))
             return (None, *gradients_by_layers(call, tensors, d_results, asked, of_layers))
         d_output, *d_last = d_results
         with below_autograd():
@@ -141,7 +141,7 @@ def gradients_by_layers(call: Call, tensors, d_results, asked, kept=None):
     is_recorded = torch.is_grad_enabled() and not _transforms.are_active(d_results)
     if not is_recorded or (kept and call.sizes.num_layers == 1):
         # Transforms follow what comes in; to them all else, what was kept too, is constant.
-        found = _chain(call, tensors, d_results, asked, list(kept or _run(call, tensors)[2]))
+        found = _chain(call, tensors, d_results, asked, kept or _run(call, tensors)[2])
     else:
         found = _of_recorded_layers(call, tensors, d_results, asked)
     return [gradient if ask else None for gradient, ask in zip(found, asked)]
