@@ -58,12 +58,14 @@ def test_the_tests_reach_every_kernel_with_variants():
     core = pytest.importorskip("fusedlstm._core")
     assert "tests/test_varied_kernels.py" in agenda.TESTS
     assert {name for name in kernels_with_budget() if name.split()[1] in VARIED} == {
-        f"float32 {kernel} local forward" for kernel in VARIED
+        f"float32 {kernel} local {way}" for kernel in VARIED for way in ("forward", "backward")
     }
     device = next(d for d in core.known_devices() if "H200" in d.name)
     for cell in VARIED.values():
-        plans = [core.varied_plan(device=device, T=T, B=B, H=H, cell=cell) for T, B, H in SIZES if T > 1]
-        assert plans and all("local forward" in plan for plan in plans)  # a single step gains nothing by it
+        for way in ("forward", "backward"):
+            problem = {"device": device, "cell": cell, "backward": way == "backward"}
+            plans = [core.varied_plan(T=T, B=B, H=H, **problem) for T, B, H in SIZES if T > 1]
+            assert plans and all(f"local {way}" in plan for plan in plans)  # a single step gains nothing by it
 
 
 def test_shares_name_every_step():

@@ -1,6 +1,7 @@
 """The plans of recurrences with variants: on the chip where that fits and is cheaper, else with a reason."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -9,14 +10,19 @@ from fusedlstm.__main__ import main
 core = pytest.importorskip("fusedlstm._core", reason="built without pybind11")
 
 
+def known(device):
+    return next(d for d in core.known_devices() if device in d.name)
+
+
 def plan(device="H200", **options):
-    known = next(d for d in core.known_devices() if device in d.name)
-    return core.varied_plan(device=known, **{"T": 100, "B": 16, "H": 128} | options)
+    return core.varied_plan(device=known(device), **{"T": 100, "B": 16, "H": 128} | options)
 
 
 def test_takes_the_kernel_on_the_chip_where_it_is_cheaper():
     assert plan().startswith("lstm with variants, local forward, 16 CTAs of a row, ")
     assert plan(cell="gru", H=160).startswith("gru with variants, local forward")
+    assert plan(backward=True).startswith("lstm with variants, local backward, 16 CTAs of a row, ")
+    assert plan(cell="gru", H=160, backward=True).startswith("gru with variants, local backward")
     many = plan(B=100_000)
     assert ", stream forward" in many and "; local" not in many  # it fits, and would take longer
     assert ", local forward" in plan(B=100_000, request="local")
@@ -29,7 +35,7 @@ def test_takes_the_kernel_on_the_chip_where_it_is_cheaper():
         ({"H": 129}, "expected at most 128 hidden units, got 129"),
         ({"H": 171, "cell": "gru"}, "expected at most 170 hidden units, got 171"),
         ({"dtype": "float64"}, "expected a 16-bit or 32-bit dtype, got float64"),
-        ({"backward": True}, "expected a kernel of this cell, pass and arithmetic, got none compiled"),
+        ({"dtype": "float64", "backward": True}, "expected a 16-bit or 32-bit dtype, got float64"),
         ({"cell": "gru", "has_norm": False}, "expected a kernel of this cell, pass and arithmetic, got none compiled"),
         (
             {"cell": "rnn_tanh", "has_norm": False},
@@ -49,7 +55,7 @@ def test_says_why_it_is_not_on_the_chip(options, reason):
 
 def test_knows_the_shared_memory_of_a_device():
     assert "expected at most 166912 bytes of shared memory, got " in plan("A100", cell="gru", H=160)
-    assert ", local forward" in plan("A100", H=128)
+    assert ", local forward" in plan("A100", H=128) and ", local backward" in plan("A100", H=128, backward=True)
 
 
 def test_request_for_a_kernel_of_plain_layers_leaves_the_choice():
@@ -70,3 +76,21 @@ def test_program_refuses_what_no_such_layer_is(options, capsys):
     with pytest.raises(SystemExit):
         main(["plan", "100", "16", "128", "--layer-norm", *options.split()])
     assert re.search(r"--layer-norm: expected|--force=local does not fit", capsys.readouterr().err)
+
+
+def test_the_documented_estimates_are_the_planners():
+    """docs/regularised.md: microseconds of an H100, forward / backward."""
+    text = (Path(__file__).parent.parent / "docs/regularised.md").read_text()
+    rows = re.findall(r"^\| (LSTM|GRU), H = (\d+) \|(.*)\|$", text, re.MULTILINE)
+    assert rows
+    for cell, hidden, columns in rows:
+        problem = {"device": "H100", "cell": cell.lower(), "H": int(hidden)}
+        expected = [
+            [plan(**problem, backward=backward, request=request) for backward in (False, True)]
+            for request in ("local", "stream")
+        ]
+        layer = {"device": known("H100"), "cell": cell.lower(), "T": 100, "B": 16, "H": int(hidden), "dtype": "float32"}
+        expected.append([core.plan(**layer, backward=backward) for backward in (False, True)])
+        for column, plans in zip(columns.split("|"), expected, strict=True):
+            estimates = [re.search(r"estimated ([\d.]+) us", str(each))[1] for each in plans]
+            assert column.strip() == " / ".join(estimates)

@@ -34,11 +34,13 @@ class Fault(planted_faults.Fault):
     cell: str = "lstm"
 
 
-LEAVES_NORM = "leave_norm(a.d_from_hidden ? a.d_from_hidden : a.d_from_input, a.normed, totals.sums, t"
+LEAVES_NORM = "leave_norm(memory.d_sums, a.normed, totals[0], t"
 FAULTS = [
     Fault("sum read before all warps have theirs", "block_sums.cuh", "block_sync();", "", rf"{RACE}|{UNWRITTEN}",
           "norm"),
-    Fault("two sums in the same memory", "block_sums.cuh", "parts_ += warps;", "", RACE, "norm"),
+    Fault("two sums in the same memory", "block_sums.cuh", "parts_ += kCount * warps;", "", RACE, "norm"),
+    Fault("values at once in the same memory", "block_sums.cuh", "parts_[k * warps + threadIdx.x / 32] = values[k];",
+          "parts_[threadIdx.x / 32] = values[k];", rf"{WRONG}|{UNWRITTEN}", "norm"),
     Fault("sums of the first warp alone", "block_sums.cuh", "lane < warps", "lane < 1", WRONG, "norm"),
     Fault("units beyond a block forgotten", "varied_row.cuh", "u += static_cast<int>(blockDim.x)", "u += H",
           rf"{WRONG}|{UNWRITTEN}", "wide"),
@@ -55,9 +57,9 @@ FAULTS = [
     Fault("scale of the other norm", "varied_backward.cuh", f"{LEAVES_NORM}, kScale)", f"{LEAVES_NORM}, kScaleC)",
           WRONG, "*norm of c without bias"),
     Fault("gain left out on the way back", "varied_backward.cuh",
-          "d *= Base::parameter(gain, q * H + u);", "", WRONG, "norm", "gru"),
+          "d *= Base::parameter(gain, i);", "", WRONG, "norm", "gru"),
     Fault("norm of the input left out on the way back", "varied_backward.cuh",
-          "if (a.gain_ih) leave_norm(a.d_from_input, a.normed_ih, totals.input, t, kScaleIh);", "", WRONG, "norm"),
+          "if (a.gain_ih) leave_norm(memory.d_from_input, a.normed_ih, totals[1], t, kScaleIh);", "", WRONG, "norm"),
     Fault("input outside the GRU's norm", "varied_forward.cuh",
           "Cell::kNormsBoth ? memory.sums[i] + memory.from_input[i] : memory.sums[i]",
           "memory.sums[i]", WRONG, "norm", "gru"),
@@ -83,15 +85,16 @@ FAULTS = [
 ]  # fmt: skip
 
 
-# In the kernel that keeps weight_hh on the chip.
+# In the kernels that keep weight_hh on the chip.
+TAKES_PART = "parts[i] = product.of(shared_address(d_sums + gate * pitch));"
 TAKES_SUM = "sums[i] = product.of(shared_address(operand));"
 ADDS_VECTOR = "for (int j = 0; j < kWords; ++j) sums[j] += bits_float(w.w[j]) * bits_float(x.w[j]);"
 RESIDENT_FAULTS = [
     Fault("operand read before all have entered", "varied_resident.cu",
           f"    block_sync();\n    {TAKES_SUM}", TAKES_SUM, RACE, "mask"),
     Fault("sums read before all are there", "varied_resident.cu", "    block_sync();\n    row.step(t);",
-          "row.step(t);", UNWRITTEN, "norm"),
-    Fault("nothing behind the operand", "varied_resident.cu", "h[k] = 0;", "(void)h;", UNWRITTEN, "mask"),
+          "row.step(t);", rf"{RACE}|{UNWRITTEN}", "*peepholes"),
+    Fault("nothing behind the operand", "varied_resident.cu", "clear(h, 2 * sizes.operand());", "", UNWRITTEN, "mask"),
     Fault("h multiplied without its mask", "varied_resident.cu", "product.of(shared_address(operand))",
           "product.of(shared_address(h))", WRONG, "mask"),
     Fault("input of another step", "varied_resident.cu", "row_of(args.rows, t, b)",
@@ -102,6 +105,25 @@ RESIDENT_FAULTS = [
     Fault("vector of another row", "resident_product.cuh", "shared + threadIdx.x * kVectorBytes",
           "shared + threadIdx.x / 2 * 2 * kVectorBytes", RACE, "beyond registers"),
     Fault("sums of the step before overwritten", "varied_forward.cuh", "Base::sums = {};", "", RACE, "norm"),
+    Fault("gates read before all units have theirs", "varied_backward.cuh",
+          "block_sync();", "", rf"{RACE}|{UNWRITTEN}", "bias"),
+    Fault("gates multiplied before all are there", "varied_resident.cu", "row.keep(t);\n    block_sync();",
+          "row.keep(t);", RACE, "norm"),
+    Fault("parts added before all are there", "varied_resident.cu", f"{TAKES_PART}\n    block_sync();",
+          TAKES_PART, rf"{RACE}|{UNWRITTEN}", "norm"),
+    Fault("nothing behind a gate", "varied_resident.cu", "clear(d_sums, kGates * sizes.operand());", "", UNWRITTEN,
+          "norm"),
+    Fault("rows of another gate", "varied_resident.cu", "(gate * H + k) * H + column", "k * H + column", WRONG, "norm"),
+    Fault("operand of another gate", "varied_resident.cu", "d_sums + gate * pitch", "d_sums", WRONG, "norm", "gru"),
+    Fault("part of the last gate forgotten", "varied_resident.cu", "q < kGates", "q < kGates - 1", WRONG, "norm"),
+    Fault("gradients of steps not kept", "varied_resident.cu", "row.keep(t);", "", UNWRITTEN, "norm"),
+    Fault("gradients of the input's sums kept for both", "varied_backward.cuh",
+          "Base::of_step(a.d_from_hidden, t, kGates * H, i) = memory.d_sums[place_of(i)]",
+          "Base::of_step(a.d_from_hidden, t, kGates * H, i) = memory.d_from_input[place_of(i)]", WRONG, "norm"),
+    Fault("sums of parameters of the last step", "varied_backward.cuh", "held[place] += d;", "held[place] = d;", WRONG,
+          "*peepholes"),
+    Fault("gradients of the initial states forgotten", "varied_backward.cuh",
+          "Base::own(a.d_initial[k], H, u) = d_state(k, u);", "", WRONG, "norm", "gru"),
 ]  # fmt: skip
 
 

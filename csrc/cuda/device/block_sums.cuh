@@ -16,24 +16,28 @@ class BlockSums {
   // Uses shared memory from its beginning.
   __device__ __forceinline__ BlockSums() : parts_(reinterpret_cast<acc_t*>(shared_memory())) {}
 
-  // Of the values that the threads have; every thread gets the sum, and all must call it.
-  __device__ __forceinline__ acc_t of(acc_t value) {
+  // Turns the values that the threads have into their sums, of each one by itself; every thread gets them, and all must
+  // call it. Several at once take hardly longer than one: what takes long is that a sum waits for the one before it.
+  template <int kCount>
+  __device__ __forceinline__ void of(acc_t (&values)[kCount]) {
     const unsigned lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    const acc_t of_own_warp = of_warp(value);
-    if (lane == 0) parts_[threadIdx.x / 32] = of_own_warp;
+    of_warp(values);
+    if (lane == 0)
+      for (int k = 0; k < kCount; ++k) parts_[k * warps + threadIdx.x / 32] = values[k];
     block_sync();
-    const acc_t part = lane < warps ? parts_[lane] : acc_t(0);
-    parts_ += warps;
-    return of_warp(part);
+    for (int k = 0; k < kCount; ++k) values[k] = lane < warps ? parts_[k * warps + lane] : acc_t(0);
+    parts_ += kCount * warps;
+    of_warp(values);
   }
 
  private:
   acc_t* parts_;  // of the next sum: one of each warp
 
-  static __device__ __forceinline__ acc_t of_warp(acc_t value) {
+  template <int kCount>
+  static __device__ __forceinline__ void of_warp(acc_t (&values)[kCount]) {
 #pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) value += of_lane_xor(value, mask);
-    return value;
+    for (int mask = 16; mask > 0; mask /= 2)
+      for (acc_t& value : values) value += of_lane_xor(value, mask);
   }
   // The value of lane (own lane ^ mask).
   static __device__ __forceinline__ acc_t of_lane_xor(acc_t value, int mask) {

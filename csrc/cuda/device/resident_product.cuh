@@ -1,24 +1,23 @@
-// The product of one row with a weight that a block keeps on the chip, in float32: row i of the weight is thread i's.
+// The product of one row with a weight that a block keeps on the chip, in float32: a thread has so many of its elements
+// as W_hh has columns, of one row or, on the way back, of one column of a gate's rows.
 #pragma once
 #include "arithmetic.cuh"
 #include "cuda/host/varied_resident.h"
 
 namespace fusedlstm::cuda {
 
-// The first columns are in registers, the others in shared memory, where a vector of all rows lies together, so that a
-// warp reads consecutive vectors. Beyond the weight there are zeros, and so there have to be in the operand.
+// The first elements are in registers, the others in shared memory, where a vector of all threads lies together, so
+// that a warp reads consecutive vectors. Beyond the weight there are zeros, and so there have to be in the operand.
 class ResidentProduct {
  public:
-  // weight: [rows, columns]; shared: of ResidentSizes::weights_at(). All threads of the block have a row, of zeros
-  // where the weight has none.
-  __device__ __forceinline__ ResidentProduct(const void* weight, int rows, int columns, int vectors,
-                                             SharedAddress shared)
+  // value_of(k): element k of this thread, for k < count; shared: of the pass's weights_at(). All threads of the block
+  // have one, of zeros where the weight has nothing for them.
+  template <class ValueOf>
+  __device__ __forceinline__ ResidentProduct(int count, ValueOf value_of, int vectors, SharedAddress shared)
       : vectors_(vectors),
         pitch_(static_cast<int>(blockDim.x) * kVectorBytes),
         shared_(shared + threadIdx.x * kVectorBytes) {
-    const int row = static_cast<int>(threadIdx.x), count = row < rows ? columns : 0;
-    const float* const own = static_cast<const float*>(weight) + row * columns;
-    const auto load = [&](int k) { return k < count ? own[k] : 0.0f; };
+    const auto load = [&](int k) { return k < count ? value_of(k) : 0.0f; };
 #pragma unroll
     for (int k = 0; k < kHeldColumns; ++k) held_[k] = load(k);
 #pragma unroll 1
@@ -30,7 +29,7 @@ class ResidentProduct {
     }
   }
 
-  // This thread's row times an operand in shared memory.
+  // This thread's elements times an operand in shared memory.
   __device__ __forceinline__ float of(SharedAddress operand) const {
     float sums[kWords] = {};
 #pragma unroll

@@ -29,13 +29,22 @@ __global__ void __launch_bounds__(kMostThreads)
 template <class acc_t, class Cell>
 __global__ void __launch_bounds__(kMostThreads)
     varied_backward_kernel(const __grid_constant__ VariedBackwardArgs args, int step) {
-  VariedBackward<acc_t, Cell> row(args, static_cast<int>(blockIdx.x));
-  const int T = args.rows.T;
+  const int b = static_cast<int>(blockIdx.x), T = args.rows.T, H = args.rows.H, GH = Cell::kSizes.gates * H;
+  const int t = time_of(args.direction, step, T);
+  const auto own = [&](const void* rows) { return rows ? &at<acc_t>(rows, element(b, H, 0)) : nullptr; };
+  const auto of_step = [&](void* rows) {
+    return step < 0 ? nullptr : &at<acc_t>(rows, element(row_of(args.rows, t, b), GH, 0));
+  };
+  VariedBackward<acc_t, Cell, false> row(args, b,
+                                         {{own(args.d_initial[0]), own(args.d_initial[1])},
+                                          of_step(args.d_from_hidden ? args.d_from_hidden : args.d_from_input),
+                                          of_step(args.d_from_input),
+                                          H});
   if (step + 1 < T)
-    row.leave(time_of(args.direction, step + 1, T));
+    row.leave(time_of(args.direction, step + 1, T), [&](int u) { return own(args.product)[u]; });
   else
     row.start();
-  if (step >= 0) row.step(time_of(args.direction, step, T));
+  if (step >= 0) row.step(t);
 }
 
 // Calls f with a value of the accumulation dtype and one of the varied cell.

@@ -4,14 +4,27 @@
 
 namespace fusedlstm::cuda {
 
-template <class acc_t, class Cell>
+// Where the gradients of a row are between its steps and in a step: in global memory, or in the block's own.
+template <class acc_t>
+struct RowGradients {
+  acc_t* d_states[kMaxStates];  // [H]
+  // [gate][unit] of the step, gates `pitch` apart: what the product takes, and the other part of the gates' sums, which
+  // is the same memory where it is the same.
+  acc_t *d_sums, *d_from_input;
+  int pitch;
+};
+
+// kHoldsSums: a thread has one unit and one gate at most, and the sums of their parameters' gradients in registers
+// until `finish`; else they are in memory.
+template <class acc_t, class Cell, bool kHoldsSums>
 class VariedBackward : VariedRow<acc_t, Cell> {
   using Base = VariedRow<acc_t, Cell>;
   using Base::kSizes, Base::clock, Base::cell, Base::H;
   using typename Base::Math;
 
  public:
-  __device__ __forceinline__ VariedBackward(const VariedBackwardArgs& args, int b) : Base(args, b), a(args) {}
+  __device__ __forceinline__ VariedBackward(const VariedBackwardArgs& args, int b, const RowGradients<acc_t>& memory)
+      : Base(args, b), a(args), memory(memory) {}
 
   __device__ __forceinline__ void start() {
     Base::for_each_unit([&](int u) {
@@ -20,10 +33,12 @@ class VariedBackward : VariedRow<acc_t, Cell> {
   }
 
   // The gradients of the states that the step of time t began with become those of what the one before it left.
-  __device__ __forceinline__ void leave(int t) {
+  // product_of(u): what the gradients of the step's sums come to by weight_hh.
+  template <class ProductOf>
+  __device__ __forceinline__ void leave(int t, ProductOf product_of) {
     const bool runs = clock.runs(t), is_new = is_reset(a.rows, clock, t);
     Base::for_each_unit([&](int u) {
-      if (runs) d_state(0, u) += Base::own(a.product, H, u) * (a.mask.data ? Base::factor(a.mask, t, u) : acc_t(1));
+      if (runs) d_state(0, u) += product_of(u) * (a.mask.data ? Base::factor(a.mask, t, u) : acc_t(1));
       for (int k = 0; k < kSizes.states && is_new; ++k) {
         if (a.d_reset_state[k]) Base::own(a.d_reset_state[k], H, u) += d_state(k, u);
         d_state(k, u) = 0;
@@ -33,29 +48,81 @@ class VariedBackward : VariedRow<acc_t, Cell> {
 
   __device__ __forceinline__ void step(int t) {
     if (!clock.runs(t)) return;
+    Base::sums = {};
     Means of_c{};
-    Totals totals;
     // Twice where c is normalised: the gradient of a norm needs that of all units.
 #pragma unroll 1
     for (int pass = Base::norms_c() ? 0 : 1; pass < 2; ++pass) {
       const bool begins = pass == 1;
-      totals = {};
+      Total of_row[1];
       Base::for_each_unit([&](int u) {
         const Unit unit = end(t, u);
         if (begins)
-          begin(t, u, unit, of_c, totals);
+          begin(t, u, unit, of_c);
         else
-          totals.sums.add(unit.ended.seen * Base::parameter(a.gain_c, u), unit.normed_c);
+          of_row[0].add(unit.ended.seen * Base::parameter(a.gain_c, u), unit.normed_c);
       });
-      if (!begins) of_c = means(totals.sums, H, Base::of_step(a.scales, t, kVariedScales, kScaleC));
+      if (!begins) {
+        add_up(of_row);
+        of_c = means(of_row[0], H, t, kScaleC);
+      }
     }
-    if (a.gain) leave_norm(a.d_from_hidden ? a.d_from_hidden : a.d_from_input, a.normed, totals.sums, t, kScale);
-    if (a.gain_ih) leave_norm(a.d_from_input, a.normed_ih, totals.input, t, kScaleIh);
+    block_sync();  // a gate may be another thread's than its unit
+    Total totals[2];
+    Base::for_each_gate([&](int i) {
+      acc_t &d_sum = memory.d_sums[place_of(i)], &d_input = memory.d_from_input[place_of(i)];
+      add(kBias, a.d_parameters.bias, kGates * H, i, d_sum);
+      if (a.gain) enter_norm(d_sum, a.gain, kGain, a.d_parameters.gain, a.normed, totals[0], t, i);
+      if (a.gain_ih) enter_norm(d_input, a.gain_ih, kGainIh, a.d_parameters.gain_ih, a.normed_ih, totals[1], t, i);
+    });
+    if (!a.gain && !a.gain_ih) return;
+    add_up(totals);
+    if (a.gain) leave_norm(memory.d_sums, a.normed, totals[0], t, kScale);
+    if (a.gain_ih) leave_norm(memory.d_from_input, a.normed_ih, totals[1], t, kScaleIh);
+  }
+
+  // Of a step with memory of its own the gradients of the gates' sums go to where the products over all steps have
+  // them.
+  __device__ __forceinline__ void keep(int t) const {
+    if (!clock.runs(t)) return;
+    Base::for_each_gate([&](int i) {
+      Base::of_step(a.d_from_input, t, kGates * H, i) = memory.d_from_input[place_of(i)];
+      if (a.d_from_hidden) Base::of_step(a.d_from_hidden, t, kGates * H, i) = memory.d_sums[place_of(i)];
+    });
+  }
+
+  // What is not in its place yet: the gradients of the initial states, and of parameters.
+  __device__ __forceinline__ void finish() const {
+    static_assert(kHoldsSums);
+    const VariedSums& d = a.d_parameters;
+    const auto put = [&](Place place, void* sums, int n, int i, int offset = 0) {
+      if (sums) Base::own(sums, n, i) = held[place + offset];
+    };
+    Base::for_each_gate([&](int i) {
+      put(kBias, d.bias, kGates * H, i);
+      put(kGain, d.gain, kGates * H, i);
+      put(kGainIh, d.gain_ih, kGates * H, i);
+    });
+    Base::for_each_unit([&](int u) {
+      for (int k = 0; k < kSizes.states; ++k) Base::own(a.d_initial[k], H, u) = d_state(k, u);
+      for (int k = 0; k < kPeepholes; ++k) put(kWeightCh, d.weight_ch, kPeepholes * H, k * H + u, k);
+      put(kGainC, d.gain_c, H, u);
+      put(kBiasC, d.bias_c, H, u);
+    });
   }
 
  private:
   using Means = NormMeans<acc_t>;
+  static constexpr int kGates = kSizes.gates;
+  // Of a thread's sums in registers: those of its gate, and of its unit.
+  enum Place { kBias, kGain, kGainIh, kWeightCh, kGainC = kWeightCh + kPeepholes, kBiasC, kPlaces };
+
   const VariedBackwardArgs& a;
+  const RowGradients<acc_t> memory;
+  acc_t held[kHoldsSums ? kPlaces : 1] = {};
+
+  // Where value i of a row's gates is in the memory of a step.
+  __device__ __forceinline__ int place_of(int i) const { return i + i / H * (memory.pitch - H); }
 
   // What the way back through a norm needs of a row.
   struct Total {
@@ -65,36 +132,50 @@ class VariedBackward : VariedRow<acc_t, Cell> {
       d_times_normed += of * normed;
     }
   };
-  __device__ __forceinline__ Means means(const Total& own, int n, acc_t scale) {
+  // Makes those of the block of those of its threads.
+  template <int kCount>
+  __device__ __forceinline__ void add_up(Total (&totals)[kCount]) {
+    acc_t values[2 * kCount];
+    for (int k = 0; k < kCount; ++k) {
+      values[2 * k] = totals[k].d;
+      values[2 * k + 1] = totals[k].d_times_normed;
+    }
+    Base::sums.of(values);
+    for (int k = 0; k < kCount; ++k) totals[k] = {values[2 * k], values[2 * k + 1]};
+  }
+  // Of a norm of n values.
+  __device__ __forceinline__ Means means(const Total& all, int n, int t, VariedScale scale) const {
     const acc_t share = 1 / static_cast<acc_t>(n);
-    const acc_t d = Base::sums.of(own.d), d_times_normed = Base::sums.of(own.d_times_normed);
-    return {d * share, d_times_normed * share, scale};
+    return {all.d * share, all.d_times_normed * share, Base::of_step(a.scales, t, kVariedScales, scale)};
   }
 
-  // Of the norms of W_hh h, or of both sums, and of W_ih x.
-  struct Totals {
-    Total sums, input;
-  };
+  // The gradient of a gate's normalised value, by that of what its gain makes of it; `total` is its norm's.
+  __device__ __forceinline__ void enter_norm(acc_t& d, const void* gain, Place place, void* d_gain, const void* normed,
+                                             Total& total, int t, int i) {
+    const acc_t value = Base::of_step(normed, t, kGates * H, i);
+    add(place, d_gain, kGates * H, i, d * value);
+    d *= Base::parameter(gain, i);
+    total.add(d, value);
+  }
 
   // Turns the gradients of a row's normalised values into those of what its norm had.
-  __device__ __forceinline__ void leave_norm(void* d_rows, const void* normed, const Total& total, int t,
-                                             VariedScale scale) {
-    const Means of_row = means(total, kSizes.gates * H, Base::of_step(a.scales, t, kVariedScales, scale));
-    Base::for_each_unit([&](int u) {
-      for (int q = 0; q < kSizes.gates; ++q) {
-        acc_t& d = of_gate(d_rows, t, q, u);
-        d = of_row.template back<Math>(d, of_gate(normed, t, q, u));
-      }
+  __device__ __forceinline__ void leave_norm(acc_t* d_row, const void* normed, const Total& total, int t,
+                                             VariedScale scale) const {
+    const Means of_row = means(total, kGates * H, t, scale);
+    Base::for_each_gate([&](int i) {
+      acc_t& d = d_row[place_of(i)];
+      d = of_row.template back<Math>(d, Base::of_step(normed, t, kGates * H, i));
     });
   }
 
-  __device__ __forceinline__ acc_t& d_state(int k, int u) const { return Base::own(a.d_initial[k], H, u); }
-  __device__ __forceinline__ acc_t& of_gate(const void* rows, int t, int q, int u) const {
-    return Base::of_step(rows, t, kSizes.gates * H, q * H + u);
-  }
+  __device__ __forceinline__ acc_t& d_state(int k, int u) const { return memory.d_states[k][u]; }
   // Adds to the gradient of element i of a parameter of n elements.
-  __device__ __forceinline__ void add(void* sums, int n, int i, acc_t d) const {
-    if (sums) Base::own(sums, n, i) += d;
+  __device__ __forceinline__ void add(int place, void* sums, int n, int i, acc_t d) {
+    if constexpr (kHoldsSums) {
+      held[place] += d;
+    } else {
+      if (sums) Base::own(sums, n, i) += d;
+    }
   }
   // Of the gradient of a state that a step left, the part that goes to the state before it by zoneout.
   __device__ __forceinline__ acc_t part_kept(int k, int t, int u, acc_t d) const {
@@ -128,14 +209,14 @@ class VariedBackward : VariedRow<acc_t, Cell> {
     return unit;
   }
 
-  // From there to the gradients of its sums, which `totals` have for their norms, and of the states before.
-  __device__ __forceinline__ void begin(int t, int u, const Unit& unit, const Means& of_c, Totals& totals) const {
+  // From there to the gradients of its gates' sums, and of the states before.
+  __device__ __forceinline__ void begin(int t, int u, const Unit& unit, const Means& of_c) {
     const VariedSums& d = a.d_parameters;
     acc_t w[kPeepholes], d_c = unit.ended.seen, d_c_kept = 0;
     Base::peepholes(u, w);
     if (Base::norms_c()) {
-      add(d.gain_c, H, u, unit.ended.seen * unit.normed_c);
-      add(d.bias_c, H, u, unit.ended.seen);
+      add(kGainC, d.gain_c, H, u, unit.ended.seen * unit.normed_c);
+      add(kBiasC, d.bias_c, H, u, unit.ended.seen);
       d_c = of_c.template back<Math>(unit.ended.seen * Base::parameter(a.gain_c, u), unit.normed_c);
     }
     if constexpr (kSizes.carried > 0) {
@@ -150,26 +231,13 @@ class VariedBackward : VariedRow<acc_t, Cell> {
       d_state(1, u) = d_c_kept + gradients.carried_before[0];
       const acc_t of_peepholes[kPeepholes] = {gradients.from_input[0] * unit.c_before[0],
                                               gradients.from_input[1] * unit.c_before[0], unit.ended.o * unit.c};
-      for (int k = 0; k < kPeepholes; ++k) add(d.weight_ch, kPeepholes * H, k * H + u, of_peepholes[k]);
+      for (int k = 0; k < kPeepholes; ++k) add(kWeightCh + k, d.weight_ch, kPeepholes * H, k * H + u, of_peepholes[k]);
     }
-    for (int q = 0; q < kSizes.gates; ++q) {
-      acc_t from_input = gradients.from_input[q], from_hidden = gradients.from_hidden[q];
-      add(d.bias, kSizes.gates * H, q * H + u, from_hidden);
-      if (a.gain) from_hidden = enter_norm(a.gain, d.gain, a.normed, totals.sums, from_hidden, t, q, u);
-      if (a.gain_ih) from_input = enter_norm(a.gain_ih, d.gain_ih, a.normed_ih, totals.input, from_input, t, q, u);
-      of_gate(a.d_from_input, t, q, u) = Cell::kNormsBoth ? from_hidden : from_input;
-      if (a.d_from_hidden) of_gate(a.d_from_hidden, t, q, u) = from_hidden;
+    for (int q = 0; q < kGates; ++q) {
+      const int at = q * memory.pitch + u;
+      memory.d_from_input[at] = Cell::kNormsBoth ? gradients.from_hidden[q] : gradients.from_input[q];
+      if (a.d_from_hidden) memory.d_sums[at] = gradients.from_hidden[q];
     }
-  }
-
-  // The gradient of a gate's normalised value, by that of what its gain makes of it.
-  __device__ __forceinline__ acc_t enter_norm(const void* gain, void* d_gain, const void* normed, Total& total, acc_t d,
-                                              int t, int q, int u) const {
-    const acc_t value = of_gate(normed, t, q, u);
-    add(d_gain, kSizes.gates * H, q * H + u, d * value);
-    d *= Base::parameter(gain, q * H + u);
-    total.add(d, value);
-    return d;
   }
 };
 

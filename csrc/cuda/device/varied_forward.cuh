@@ -55,12 +55,15 @@ class VariedForward : VariedRow<acc_t, Cell> {
     Base::sums = {};
     Norms of_gates;
     Norm of_c{0, 1};
-    if (a.gain_ih) of_gates.input = norm_of_gates([&](int i) { return memory.from_input[i]; });
-    if (a.gain) of_gates.sums = norm_of_gates([&](int i) { return sum(i); });
+    if (a.gain || a.gain_ih) of_gates = norms_of_gates();
     if constexpr (kSizes.carried > 0) {
       // In halves also where c is not normalised: one copy of the code.
       Base::for_each_unit([&](int u) { put(u, begin(t, u, of_gates)); });
-      if (a.gain_c) of_c = norm(H, [&](auto take) { Base::for_each_unit([&](int u) { take(taken(u).carried[0]); }); });
+      if (a.gain_c) {
+        Norm found[1];
+        find(found, H, [&](auto take) { Base::for_each_unit([&](int u) { take({taken(u).carried[0]}); }); });
+        of_c = found[0];
+      }
       Base::for_each_unit([&](int u) { end(t, u, taken(u), of_c); });
     } else {
       Base::for_each_unit([&](int u) { end(t, u, begin(t, u, of_gates), of_c); });
@@ -81,30 +84,42 @@ class VariedForward : VariedRow<acc_t, Cell> {
 
   __device__ __forceinline__ acc_t& state(int k, int u) const { return memory.states[k][u]; }
 
-  // Of n values in all, those of a thread being what visit(take) calls take with.
-  template <class Visit>
-  __device__ __forceinline__ Norm norm(int n, Visit visit) {
-    acc_t sum = 0, squares = 0;
-    visit([&](acc_t x) { sum += x; });
-    const acc_t share = 1 / static_cast<acc_t>(n), mean = Base::sums.of(sum) * share;
-    visit([&](acc_t x) { squares += (x - mean) * (x - mean); });
-    return {mean, 1 / std::sqrt(Base::sums.of(squares) * share + static_cast<acc_t>(a.eps))};
-  }
-
-  // Of what gates have, element i of which is value_of(i).
-  template <class ValueOf>
-  __device__ __forceinline__ Norm norm_of_gates(ValueOf value_of) {
-    return norm(kSizes.gates * H, [&](auto take) {
-      Base::for_each_unit([&](int u) {
-        for (int q = 0; q < kSizes.gates; ++q) take(value_of(q * H + u));
-      });
+  // Of n values each, those of a thread being what visit(take) calls take with, one of each norm.
+  template <int kNorms, class Visit>
+  __device__ __forceinline__ void find(Norm (&norms)[kNorms], int n, Visit visit) {
+    using Values = acc_t[kNorms];
+    const acc_t share = 1 / static_cast<acc_t>(n);
+    Values sums{}, squares{};
+    visit([&](const Values& x) {
+      for (int k = 0; k < kNorms; ++k) sums[k] += x[k];
     });
+    Base::sums.of(sums);
+    for (int k = 0; k < kNorms; ++k) norms[k].mean = sums[k] * share;
+    visit([&](const Values& x) {
+      for (int k = 0; k < kNorms; ++k) squares[k] += (x[k] - norms[k].mean) * (x[k] - norms[k].mean);
+    });
+    Base::sums.of(squares);
+    for (int k = 0; k < kNorms; ++k) norms[k].scale = 1 / std::sqrt(squares[k] * share + static_cast<acc_t>(a.eps));
   }
 
   // Of what is made of W_hh h, or of both sums; and of W_ih x.
   struct Norms {
     Norm sums{0, 1}, input{0, 1};
   };
+  __device__ __forceinline__ Norms norms_of_gates() {
+    Norms all;
+    if constexpr (Cell::kNormsBoth) {
+      Norm one[1];
+      find(one, kSizes.gates * H, [&](auto take) { Base::for_each_gate([&](int i) { take({sum(i)}); }); });
+      all.sums = one[0];
+    } else {
+      Norm both[2];
+      find(both, kSizes.gates * H,
+           [&](auto take) { Base::for_each_gate([&](int i) { take({sum(i), memory.from_input[i]}); }); });
+      all = {both[0], both[1]};
+    }
+    return all;
+  }
 
   // What a gate's norm has, element i of the row.
   __device__ __forceinline__ acc_t sum(int i) const {

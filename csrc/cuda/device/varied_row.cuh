@@ -1,7 +1,8 @@
 // One batch row of a recurrence with variants, which is one block's: what both passes have in common.
 //
-// Unit u of the row belongs to thread u modulo the block's size in every phase of a launch: all that threads tell each
-// other are sums over the row.
+// Unit u of the row belongs to thread u modulo the block's size in every phase of a launch, and so does element i of
+// its gates' values where each is taken by itself: what threads tell each other are sums over the row, and those
+// values.
 #pragma once
 #include <cmath>
 
@@ -37,6 +38,13 @@ struct VariedRow {
   __device__ __forceinline__ void for_each_unit(Body body) const {
 #pragma unroll 1  // a thread has one unit, or few
     for (int u = static_cast<int>(threadIdx.x); u < H; u += static_cast<int>(blockDim.x)) body(u);
+  }
+
+  // Of all gates' values, gate by gate; not those of a thread's own units.
+  template <class Body>
+  __device__ __forceinline__ void for_each_gate(Body body) const {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < kSizes.gates * H; i += static_cast<int>(blockDim.x)) body(i);
   }
 
   // Element i of this row of an array [B, n].

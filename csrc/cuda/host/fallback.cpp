@@ -72,16 +72,20 @@ Fallback::Replacement Fallback::replace(const Choice& refused, const Problem& pr
   return replacement;
 }
 
+bool& Fallback::is_varied_refused(const VariedProblem& problem) {
+  return is_varied_refused_[static_cast<int>(problem.kind())][static_cast<int>(problem.layer.pass)];
+}
+
 VariedPlan Fallback::choose_varied(const VariedProblem& problem, const std::string& request) {
   const std::lock_guard lock(mutex_);
-  return make_varied_plan(problem, plans_.device(), request, is_varied_refused_[static_cast<int>(problem.kind())]);
+  return make_varied_plan(problem, plans_.device(), request, is_varied_refused(problem));
 }
 
 Fallback::VariedReplacement Fallback::replace_varied(const VariedPlan& refused, cudaError_t error) {
   if (refused.is_forced || failure_of(error).kind != LaunchFailure::kRefusal)
     throw std::runtime_error(failure_text(to_string(refused), error));
   const std::lock_guard lock(mutex_);
-  bool& is_refused = is_varied_refused_[static_cast<int>(refused.problem.kind())];
+  bool& is_refused = is_varied_refused(refused.problem);
   VariedReplacement replacement{make_varied_plan(refused.problem, plans_.device(), "", true), ""};
   if (!is_refused)
     replacement.warning =

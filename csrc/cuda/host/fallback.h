@@ -87,9 +87,10 @@ class Fallback {
   std::mutex mutex_;
   PlanMemo plans_;
   Plan last_resident_{};
-  std::optional<VariedKernel> last_varied_;  // since then
-  std::optional<Plan> last_plans_[2];        // of each pass
-  bool is_varied_refused_[kVariedKinds]{};
+  std::optional<VariedKernel> last_varied_;    // since then
+  std::optional<Plan> last_plans_[2];          // of each pass
+  bool is_varied_refused_[kVariedKinds][2]{};  // in each pass
+  bool& is_varied_refused(const VariedProblem& problem);
   const int ordinal_;
 };
 

@@ -19,8 +19,13 @@ ResidentSizes sizes_of(const VariedProblem& p) {
   return {fusedlstm::sizes_of(p.layer.cell).gates, p.layer.H};
 }
 
+int64_t bytes_of(const VariedProblem& p) {
+  const ResidentSizes sizes = sizes_of(p);
+  return p.layer.pass == Pass::kForward ? ResidentForward{sizes}.bytes() : ResidentBackward{sizes}.bytes();
+}
+
 bool has_kernel(const VariedProblem& p) {
-  return p.layer.pass == Pass::kForward && has_resident(p.kind());
+  return has_resident(p.kind());
 }
 
 Misfit misfit_of(const VariedProblem& p, const Device& d, bool is_refused) {
@@ -31,14 +36,16 @@ Misfit misfit_of(const VariedProblem& p, const Device& d, bool is_refused) {
   const ResidentSizes sizes = sizes_of(p);
   if (sizes.threads() > kResidentThreads) return {Reason::kUnits, {kResidentThreads / sizes.gates, p.layer.H}};
   const int64_t most = std::min<int64_t>(d.smem_bytes, most_shared_memory(d.capability_of_code()));
-  if (sizes.bytes() > most) return {Reason::kSharedMemory, {most, sizes.bytes()}};
+  if (bytes_of(p) > most) return {Reason::kSharedMemory, {most, bytes_of(p)}};
   if (is_refused) return {Reason::kRefused};
   return {};
 }
 
-// Of the sums over a row that its norms need, one after another: each goes twice through the lanes of a warp.
+// Of the sums over a row that its norms need, as far as one waits for another: each goes twice through the lanes of a
+// warp. Forward, deviations follow from means; those of gates' norms are found together, and then those of c.
 double norm_cycles(const VariedProblem& p, const Costs& cost) {
-  const int sums = !p.has_norm ? 0 : p.kind() == VariedKind::kNormedGru ? 2 : kResidentSums;
+  const int of_norms = !p.has_norm ? 0 : p.kind() == VariedKind::kNormedGru ? 1 : 2;
+  const int sums = of_norms * (p.layer.pass == Pass::kForward ? 2 : 1);
   return sums * (cost.barrier + cost.shared_store + (1 + 2 * 5) * cost.shared_load);
 }
 
@@ -49,9 +56,13 @@ double local_microseconds(const VariedProblem& p, const Device& d) {
   // Every warp reads the operand, a vector at a time, and its own share of the weight.
   const double operand = static_cast<double>(sizes.threads() / 32 * (sizes.operand() / 4));
   const double weights = static_cast<double>(sizes.shared_vectors() * 16 * sizes.threads()) / cost.shared_bytes;
+  // Backward, what forward kept is fetched when it is needed: before the norm of c, at the gates' norms and behind
+  // them; and a unit adds up the parts of its gates.
+  const bool forward = p.layer.pass == Pass::kForward;
+  const double pointwise = cost.activations + static_cast<double>(p.layer.H) * cost.pair_issue * (forward ? 1 : 1.3) +
+                           (forward ? 0 : 3 * cost.grid_round + static_cast<double>(sizes.gates) * cost.shared_load);
   const double cycles = cost.slack + 2 * cost.barrier + 2 * cost.shared_load + 2 * cost.shared_store +
-                        std::max(values * cost.ffma, operand + weights) + norm_cycles(p, cost) + cost.activations +
-                        static_cast<double>(p.layer.H) * cost.pair_issue;
+                        std::max(values * cost.ffma, operand + weights) + norm_cycles(p, cost) + pointwise;
   const double waves = static_cast<double>(ceil_div(p.layer.B, d.sm_count));
   return cost.launch_us + waves * static_cast<double>(p.layer.T) * cycles / d.clock_mhz;
 }
@@ -80,7 +91,7 @@ VariedPlan make_varied_plan(const VariedProblem& p, const Device& d, const std::
   const double local = local_microseconds(p, d);
   if (wants_stream || (!wants_local && local >= plan.microseconds)) return plan;
   plan.transport = Transport::kLocal;
-  plan.smem_bytes = sizes_of(p).bytes();
+  plan.smem_bytes = bytes_of(p);
   plan.microseconds = local;
   return plan;
 }

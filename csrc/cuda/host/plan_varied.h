@@ -1,5 +1,5 @@
-// Which kernels run a recurrence with variants (varied.h): those of single steps, between products of the library, or
-// one that keeps weight_hh on the chip.
+// Which kernels run a pass of a recurrence with variants (varied.h): those of single steps, between products of the
+// library, or one that keeps weight_hh on the chip.
 //
 // Plain C++. A value as plan.h has of a plain layer, and made likewise.
 #pragma once

@@ -111,6 +111,18 @@ void multiply_gradients(Host& host, const VariedRecurrence& r, const VariedIncom
   if (g.bias_ih.data) host.sum_rows(g.bias_ih, d_from_input);
 }
 
+// Whether one launch ran all steps, as the plan may say.
+template <class Args>
+bool run_on_chip(Host& host, const VariedRecurrence& r, Args& a, Pass pass) {
+  const VariedPlan plan = host.choose_varied(problem_of(r, pass));
+  if (plan.transport != Transport::kLocal) return false;
+  a.weight_hh = r.weight_hh.data;
+  host.launches_varied({r.cell.name, r.dtype, pass, plan.transport});
+  const cudaError_t error = launch_varied_resident(a, host.stream);
+  if (error != cudaSuccess) host.replace_varied(plan, error);
+  return error == cudaSuccess;
+}
+
 // Forward by products of the library and a kernel between them. last: the states h.
 void run_forward_steps(Host& host, const VariedRecurrence& r, VariedForwardArgs a, const View& last) {
   const Buffer sums(host, "sums", r.dtype, {r.batch, gates_of(r)});
@@ -124,6 +136,19 @@ void run_forward_steps(Host& host, const VariedRecurrence& r, VariedForwardArgs 
   for (int64_t step = -1; step < r.steps; ++step) {
     if (step >= 0) host.multiply(sums, h, weight_hh, false, r.allow_tf32);
     check(launch_varied_forward(a, step, host.stream), "varied forward step");
+  }
+}
+
+// Backward likewise. d_sums: of all steps, what the products take.
+void run_backward_steps(Host& host, const VariedRecurrence& r, VariedBackwardArgs a, const View& d_sums) {
+  const Buffer product(host, "product", r.dtype, {r.batch, r.hidden});
+  a.product = product.data;
+  host.launches_varied({r.cell.name, r.dtype, Pass::kBackward});
+  for (int64_t step = r.steps - 1; step >= -1; --step) {
+    check(launch_varied_backward(a, step, host.stream), "varied backward step");
+    if (step < 0) break;
+    const int64_t t = r.is_reverse ? r.steps - 1 - step : step;
+    host.multiply(product, d_sums.narrow(0, t * r.batch, r.batch), r.weight_hh, false, r.allow_tf32);
   }
 }
 
@@ -141,14 +166,7 @@ void run_varied_forward(Host& host, const VariedRecurrence& r, const VariedResul
   a.from_input = from_input.data;
   a.output = out.output.data;
   for (int k = 0; k < kMaxStates; ++k) a.last[k] = out.last[k].data;
-  const VariedPlan plan = host.choose_varied(problem_of(r, Pass::kForward));
-  if (plan.transport == Transport::kLocal) {
-    a.weight_hh = r.weight_hh.data;
-    host.launches_varied({r.cell.name, r.dtype, Pass::kForward, plan.transport});
-    const cudaError_t error = launch_varied_resident(a, host.stream);
-    if (error == cudaSuccess) return;
-    host.replace_varied(plan, error);
-  }
+  if (run_on_chip(host, r, a, Pass::kForward)) return;
   run_forward_steps(host, r, a, out.last[0]);
 }
 
@@ -168,12 +186,10 @@ void run_varied_backward(Host& host, const VariedRecurrence& r, const VariedInco
   if (r.gain_ih.data || (r.cell.sizes.apart() > 0 && !r.gain.data))
     d_from_hidden = Buffer(host, "d_from_hidden", r.dtype, {rows, gates_of(r)});
   clear(host, r, {d_from_input, d_from_hidden});
-  const Buffer product(host, "product", r.dtype, {r.batch, r.hidden});
   const ParameterSums bias(host, r, g.bias), weight_ch(host, r, g.weight_ch), gain_ih(host, r, g.gain_ih),
       gain(host, r, g.gain), gain_c(host, r, g.gain_c), bias_c(host, r, g.bias_c);
   a.d_parameters = {bias.rows(), weight_ch.rows(), gain_ih.rows(), gain.rows(), gain_c.rows(), bias_c.rows()};
   a.d_output = in.d_output.data;
-  a.product = product.data;
   a.d_from_input = d_from_input.data;
   a.d_from_hidden = d_from_hidden.data;
   for (int k = 0; k < kMaxStates; ++k) {
@@ -182,13 +198,7 @@ void run_varied_backward(Host& host, const VariedRecurrence& r, const VariedInco
     a.d_reset_state[k] = g.reset_state[k].data;
   }
   const View& d_sums = d_from_hidden.data ? d_from_hidden : d_from_input;
-  host.launches_varied({r.cell.name, r.dtype, Pass::kBackward});
-  for (int64_t step = r.steps - 1; step >= -1; --step) {
-    check(launch_varied_backward(a, step, host.stream), "varied backward step");
-    if (step < 0) break;
-    const int64_t t = r.is_reverse ? r.steps - 1 - step : step;
-    host.multiply(product, d_sums.narrow(0, t * r.batch, r.batch), r.weight_hh, false, r.allow_tf32);
-  }
+  if (!run_on_chip(host, r, a, Pass::kBackward)) run_backward_steps(host, r, a, d_sums);
   multiply_gradients(host, r, in, g, d_from_input, d_sums);
   for (const ParameterSums* each : {&bias, &weight_ch, &gain_ih, &gain, &gain_c, &bias_c}) each->finish();
 }

@@ -26,6 +26,7 @@ struct VariedArgs {
   bool is_relu;  // of the RNN: its activation
   int direction;
   double eps;
+  const void* weight_hh;  // [GH, H]; of launch_varied_resident alone
   Factors mask, zoneout[kMaxStates];
   // Null: none.
   const void *bias_ih, *bias;   // [GH]
@@ -41,7 +42,6 @@ struct VariedArgs {
 
 struct VariedForwardArgs : VariedArgs {
   const void* from_input;  // [N, GH]
-  const void* weight_hh;   // [GH, H]; of launch_varied_resident alone
   void* sums;              // [B, GH], what the product came to; the kernel has it for its own use then
   void* operand;           // [B, H], masked h, for the next product; null without a mask: then it takes last[0]
   void* output;            // [N, H]
@@ -49,7 +49,7 @@ struct VariedForwardArgs : VariedArgs {
 };
 
 // Gradients of the parameters, as one batch row adds them up over its steps: [B, size of the parameter], zero before
-// the first step; null: none.
+// the first of single steps; null: none.
 struct VariedSums {
   void *bias, *weight_ch, *gain_ih, *gain, *gain_c, *bias_c;
 };
@@ -57,7 +57,7 @@ struct VariedSums {
 struct VariedBackwardArgs : VariedArgs {
   const void* d_output;            // [N, H]; null for zeros
   const void* d_last[kMaxStates];  // [B, H]; null for zeros
-  const void* product;             // [B, H]: the gradients of a step's sums times weight_hh
+  const void* product;             // [B, H]: the gradients of a step's sums times weight_hh; of single steps alone
   void* d_from_input;              // [N, GH]
   void* d_from_hidden;             // [N, GH]; null where it equals the other
   // [B, H]: after every launch the gradients of the states before its step, but for what its product brings; at the end
@@ -71,12 +71,13 @@ struct VariedBackwardArgs : VariedArgs {
 // the operand that the next one starts from, resets applied. Rows whose sequence has ended write no results.
 cudaError_t launch_varied_forward(const VariedForwardArgs& args, int64_t step, cudaStream_t stream);
 
-// All steps with the weight on the chip: where a plan says so (plan_varied.h). Without `sums` and `operand`; leaves
-// `last`.
-cudaError_t launch_varied_resident(const VariedForwardArgs& args, cudaStream_t stream);
-
 // Step `step` in order of running, from the last to the first; args.product is that of the one before, which is
 // step + 1. -1: only takes that product.
 cudaError_t launch_varied_backward(const VariedBackwardArgs& args, int64_t step, cudaStream_t stream);
+
+// All steps with the weight on the chip: where a plan says so (plan_varied.h). Forward without `sums` and `operand`;
+// leaves `last`. Backward leaves `d_initial`.
+cudaError_t launch_varied_resident(const VariedForwardArgs& args, cudaStream_t stream);
+cudaError_t launch_varied_resident(const VariedBackwardArgs& args, cudaStream_t stream);
 
 }  // namespace fusedlstm::cuda
