@@ -132,20 +132,28 @@ FUSEDLSTM_INLINE void unfold(typename K::V from, typename K::V* to) {
   for (int j = 0; j < kFold; ++j) to[j] = v[j];
 }
 
+// Vectors of a panel of which `columns` are wanted.
+template <class K>
+constexpr int vectors_of(int64_t columns) {
+  if (columns > 2 * K::kLanes) return kPanelsOfThree<typename K::Isa> && columns <= 3 * K::kLanes ? 3 : 4;
+  return columns > K::kLanes ? 2 : 1;
+}
+
 // The elements `range` of k, whole groups of kDepth, of the panel of columns column .. of a matrix [depth, columns]:
 // those of element k are matrix[k][column + lane], zero beyond. row_of(k) is a row of the matrix, of which `rows`
 // exist.
 template <class K, class S = typename K::Storage, class RowOf>
 FUSEDLSTM_INLINE void pack_columns(typename K::operand* panel, RowOf row_of, Range range, int64_t rows, int64_t depth,
                                    int64_t columns, int64_t column) {
+  const int vectors = vectors_of<K>(columns - column);
   for (int64_t k = range.begin; k < range.end; k += K::kDepth) {
     const auto* row = row_of(k);
     const auto* next = K::kDepth == 2 && k + 1 < rows ? row_of(k + 1) : nullptr;
-    for (int q = 0; q < kPanelVectors; ++q) {
+    for (int q = 0; q < vectors; ++q) {
       const int64_t c = column + q * K::kLanes;
       typename K::V v{};
       if (c < columns) v = column_vector<K, S>(row + c, next ? next + c : nullptr, columns - c);
-      store(panel + K::panel_at(kPanelVectors, depth, k, q), v);
+      store(panel + K::panel_at(vectors, depth, k, q), v);
     }
   }
 }
@@ -201,12 +209,6 @@ FUSEDLSTM_INLINE void for_each_tile(int64_t rows, Body body) {
     const Range tile = part(rows, i, tiles);
     body(tile.begin, int(tile.end - tile.begin));
   }
-}
-
-// Vectors to compute of a panel of which `columns` are wanted.
-template <class K>
-constexpr int vectors_of(int64_t columns) {
-  return columns > 2 * K::kLanes ? 4 : columns > K::kLanes ? 2 : 1;
 }
 
 inline constexpr int64_t kDepthBlock = 1024;  // a panel of it fills a quarter of a usual L2 cache

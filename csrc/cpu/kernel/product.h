@@ -99,6 +99,10 @@ constexpr int tile_rows(int vectors) {
   return vectors == 3 ? Isa::kTileRowsOfThree : Isa::kTileRows;
 }
 
+// Whether columns that need three vectors have a panel of three: where its tiles have as many rows as those of four.
+template <class Isa>
+inline constexpr bool kPanelsOfThree = tile_rows<Isa>(3) >= tile_rows<Isa>(4);
+
 // Where element k of vector q begins in a panel of `vectors` and `depth` elements of k, a multiple of kDepth as k is.
 template <class Isa, class Product>
 constexpr int64_t panel_at(int vectors, int64_t depth, int64_t k, int q) {

@@ -86,12 +86,13 @@ class Straight {
   operand* kept_at(int64_t p) const { return kept + p * K::kPanel * depth; }
 
   FUSEDLSTM_NOINLINE void pack(operand* to, int64_t p) const {
-    for (int q = 0; q < kPanelVectors; ++q) {
+    const int vectors = vectors_of<K>(columns - p * K::kPanel);
+    for (int q = 0; q < vectors; ++q) {
       const int64_t first = p * K::kPanel + q * K::kLanes;
       const operand* from[K::kLanes];
       for (int l = 0; l < K::kLanes; ++l) from[l] = first + l < columns ? weight + (first + l) * depth : nullptr;
-      pack_rows<K>(to + K::panel_at(kPanelVectors, depth, 0, q), from, depth, K::kLanes * depth,
-                   K::panel_at(kPanelVectors, depth, K::kDepth, 0));
+      pack_rows<K>(to + K::panel_at(vectors, depth, 0, q), from, depth, K::kLanes * depth,
+                   K::panel_at(vectors, depth, K::kDepth, 0));
     }
   }
 

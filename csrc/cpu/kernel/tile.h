@@ -129,7 +129,7 @@ FUSEDLSTM_NOINLINE void multiply_tile(const Factors<Product>& f, int vectors, in
 template <class Isa, class Product, bool kInterleaved, int kRows>
 FUSEDLSTM_INLINE void multiply_rows(const Factors<Product>& f, int vectors) {
   constexpr int kStride = kInterleaved ? kRows : 1;
-  if constexpr (!kInterleaved && kRows <= tile_rows<Isa>(3)) {
+  if constexpr (kRows <= tile_rows<Isa>(3) && (!kInterleaved || kPanelsOfThree<Isa>)) {
     if (vectors == 3) return multiply_tile<Isa, Product, kRows, kStride, 3>(f, vectors, 0);
   }
   if constexpr (kRows <= 2) {  // at once: each element of a panel is used once or twice, whatever registers there are
