@@ -157,7 +157,7 @@ def _why_left(module) -> str:
 def _quantized(module, path, reduce_range) -> Quantized:
     """The module with int8 weights."""
     new = _QUANTIZED[type_of(module)].like(module)
-    name = path or "the model itself"
+    name = repr(path) if path else "the model itself"
     if module.training:
         raise RuntimeError(
             f"Expected a model in evaluation mode to quantize, got {name} in training mode; call model.eval() first"

@@ -90,7 +90,7 @@ class TestModels:
             quantize(nn.Linear(2, 2).eval())
         model = nn.Sequential(nn.LSTM(5, 7).eval(), nn.Sequential(nn.GRUCell(5, 7)))
         with pytest.raises(
-            RuntimeError, match=r"evaluation mode to quantize, got 1\.0 in training mode; call model\.eval"
+            RuntimeError, match=r"evaluation mode to quantize, got '1\.0' in training mode; call model\.eval"
         ):
             quantize(model)
         assert type(model[0]) is nn.LSTM

@@ -89,7 +89,9 @@ class TestWeights:
         model = nn.ModuleDict({"first": nn.LSTM(4, 6), "second": nn.LSTM(4, 6, 2, proj_size=2, dtype=torch.float64)})
         with torch.no_grad():
             getattr(model.second, name).view(-1)[3] = value
-        with pytest.raises(ValueError, match=f"finite values of float32 in {name} of second, got NaN or infinite ones"):
+        with pytest.raises(
+            ValueError, match=f"finite values of float32 in {name} of 'second', got NaN or infinite ones"
+        ):
             quantize(model.eval())
         assert type(model.first) is nn.LSTM
 

@@ -116,7 +116,10 @@ def test_refuse_what_does_not_fit():
         ((d_states, x, states, weights, False, kept, [x.t(), *cotangents[1:]]), r"cotangents of size \[3, 5\]"),
         ((d_states, x, states, weights, False, kept, [x.float(), *cotangents[1:]]), "cotangents of the input's dtype"),
         ((d_states, x, states, weights, False, kept[:2], cotangents), "3 tensors that a step kept"),
-        ((d_states, x.int(), states, weights, False, kept, cotangents), "float32, float64, bfloat16 or float16"),
+        (
+            (d_states, x.int(), states, weights, False, kept, cotangents),
+            "float32, float64, bfloat16 or float16, got int32",
+        ),
     ):
         with pytest.raises(RuntimeError, match=text):
             of.cell_second_order(*arguments, [True] * 9, False)

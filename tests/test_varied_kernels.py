@@ -86,7 +86,11 @@ BAD = {
     "initial": (lambda a: a._replace(initial=a.initial[:1]), "2 initial, got 1"),
     "mask": (lambda a: a._replace(mask=torch.ones(2, 3, 5)), r"mask of size \[7 or 1, 3 or 1, 5\], got \[2, 3, 5\]"),
     "dtype": (lambda a: a._replace(bias=torch.ones(20, dtype=torch.float32)), "bias of the input's dtype"),
-    "lengths": (lambda a: a._replace(lengths=torch.tensor([1, 2, 3], dtype=torch.int32)), "lengths of dtype int64"),
+    "lengths": (
+        lambda a: a._replace(lengths=torch.tensor([1, 2, 3], dtype=torch.int32)),
+        "lengths of dtype int64, got int32",
+    ),
+    "input": (lambda a: a._replace(input=a.input.half()), "input of dtype float32 or float64, got float16"),
     "zoneout": (lambda a: a._replace(zoneout=[torch.ones(1, 1, 5, dtype=torch.float64)]), "0 or 2 zoneout, got 1"),
 }
 

@@ -48,8 +48,8 @@ class CheckedLayer : public LayerArguments {
     STD_TORCH_CHECK(lead == 0, "fusedlstm: expected input of one layer with such weights, got one of an ensemble");
     derive_sizes_of_input();
     STD_TORCH_CHECK(features == frozen.features && dtype == frozen.dtype, "fusedlstm: expected input of ",
-                    dtype_name(dtype_of(frozen.dtype)), " with ", frozen.features,
-                    " features, as the weights have, got ", dtype_name(dtype_of(dtype)), " with ", features);
+                    name_of(frozen.dtype), " with ", frozen.features, " features, as the weights have, got ",
+                    name_of(dtype), " with ", features);
     if (!states().empty() || !reset_state.empty()) check_states();
     check_row_states();
     input = unit_stride(input);
@@ -115,7 +115,7 @@ inline void CheckedLayer::derive_place() {
   check_memory(input, "input");
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
                       dtype == ScalarType::Half,
-                  "fusedlstm: expected input of dtype float32, float64, bfloat16 or float16");
+                  "fusedlstm: expected input of dtype float32, float64, bfloat16 or float16, got ", name_of(dtype));
 }
 
 inline void CheckedLayer::derive_sizes_of_weights() {
@@ -202,13 +202,13 @@ inline void CheckedLayer::check_row_states() {
   if (lengths) {
     check_sizes(*lengths, each({batch}), "lengths");
     check_place(*lengths, "lengths");
-    STD_TORCH_CHECK(lengths->scalar_type() == ScalarType::Long, "fusedlstm: expected lengths of dtype int64");
+    check_dtype_is(*lengths, ScalarType::Long, "lengths of dtype int64");
     lengths = dense(*lengths);
   }
   if (reset) {
     check_sizes(*reset, each({steps, batch}), "reset");
     check_place(*reset, "reset");
-    STD_TORCH_CHECK(reset->scalar_type() == ScalarType::Bool, "fusedlstm: expected reset of dtype bool");
+    check_dtype_is(*reset, ScalarType::Bool, "reset of dtype bool");
     STD_TORCH_CHECK(directions == 1, "fusedlstm: expected one direction with reset, got ", directions);
   }
 }

@@ -28,7 +28,7 @@ class CheckedSteps : public StepsArguments {
     dtype = whole.scalar_type();
     facts_ = Facts::of(whole);
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                    "fusedlstm: expected steps of dtype float32 or float64");
+                    "fusedlstm: expected steps of dtype float32 or float64, got ", name_of(dtype));
     STD_TORCH_CHECK(cell.apart() > 0 || !hidden_sums, "fusedlstm: expected no hidden_sums for this cell, got some");
     for (size_t i = 0; i < states; ++i) {
       if (i > 0 || cell.takes_h) {

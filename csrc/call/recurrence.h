@@ -110,7 +110,7 @@ class CheckedRecurrence : public RecurrenceArguments {
     facts_ = Facts::of(input);
     dtype = input.scalar_type();
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                    "fusedlstm: expected input of dtype float32 or float64");
+                    "fusedlstm: expected input of dtype float32 or float64, got ", name_of(dtype));
     STD_TORCH_CHECK(input.dim() == 3 && weight_hh.dim() == 2,
                     "fusedlstm: expected input of size [T, B, I] and weight_hh of [", cell.gates,
                     " * hidden_size, hidden_size], got ", fusedlstm::sizes_of(input), " and ",
@@ -211,13 +211,13 @@ class CheckedRecurrence : public RecurrenceArguments {
   void check_rows() {
     if (lengths) {
       check_sizes(*lengths, {batch}, "lengths");
-      STD_TORCH_CHECK(lengths->scalar_type() == ScalarType::Long, "fusedlstm: expected lengths of dtype int64");
+      check_dtype_is(*lengths, ScalarType::Long, "lengths of dtype int64");
       check_place(*lengths, "lengths");
       lengths = dense(*lengths);
     }
     if (reset) {
       check_sizes(*reset, {steps, batch}, "reset");
-      STD_TORCH_CHECK(reset->scalar_type() == ScalarType::Bool, "fusedlstm: expected reset of dtype bool");
+      check_dtype_is(*reset, ScalarType::Bool, "reset of dtype bool");
       check_place(*reset, "reset");
     }
   }

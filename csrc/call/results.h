@@ -109,7 +109,7 @@ struct CheckedIncoming {
     const auto check_carried = [&](const Tensor& states, const char* name) {
       check_sizes(states, t.each(t.kept_sizes(t.cell.carried)), name);
       STD_TORCH_CHECK(states.scalar_type() == t.acc_dtype(), "fusedlstm: expected ", name,
-                      " of the accumulation dtype");
+                      " of the accumulation dtype, ", name_of(t.acc_dtype()), ", got ", name_of(states.scalar_type()));
       t.check_place(states, name);
     };
     check_output(output, "output");

@@ -37,6 +37,31 @@ inline Dtype dtype_of(ScalarType dtype) {
   return Dtype::kFloat32;
 }
 
+// As Python has it behind `torch.`; those that nothing here takes are told by one word.
+inline const char* name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+    case ScalarType::Double:
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+      return dtype_name(dtype_of(dtype));
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return "another";
+  }
+}
+
 inline std::string to_string(const Sizes& sizes) {
   std::string s = "[";
   for (const int64_t size : sizes) s += (s.size() > 1 ? ", " : "") + std::to_string(size);
@@ -131,10 +156,15 @@ struct Facts {
   }
 };
 
+// Checks the dtype of a tensor whose dtype does not follow from the input's; `expected` says which in words.
+inline void check_dtype_is(const Tensor& t, ScalarType dtype, const char* expected) {
+  STD_TORCH_CHECK(t.scalar_type() == dtype, "fusedlstm: expected ", expected, ", got ", name_of(t.scalar_type()));
+}
+
 // Checks a dtype as PyTorch codes it.
 inline void check_dtype(int32_t dtype, int32_t of_input, const char* name) {
   const auto type = [](int32_t code) {
-    return torch::stable::detail::to<ScalarType>(torch::stable::detail::from(code));
+    return name_of(torch::stable::detail::to<ScalarType>(torch::stable::detail::from(code)));
   };
   STD_TORCH_CHECK(dtype == of_input, "fusedlstm: expected ", name, " of the input's dtype, ", type(of_input), ", got ",
                   type(dtype));

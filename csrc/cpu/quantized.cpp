@@ -43,8 +43,10 @@ struct Reader {
     const Facts facts = Facts::of(t);
     const Element expected = element<T>();
     STD_TORCH_CHECK(facts.dtype == expected.code && facts.device_type == cpu && t.is_contiguous(),
-                    "fusedlstm: expected ", name, " as fusedlstm.quantize makes it, of dtype ", expected.name,
-                    ", got one of another dtype, device or layout");
+                    "fusedlstm: expected ", name,
+                    " as fusedlstm.quantize makes it, contiguous on the CPU and of dtype ", expected.name, ", got ",
+                    name_of(t.scalar_type()), facts.device_type == cpu ? "" : " on another device",
+                    t.is_contiguous() ? "" : " that is not contiguous");
     check_memory(t, name);
     return static_cast<const T*>(t.data_ptr());
   }

@@ -47,7 +47,7 @@ class StepInputs {
     dtype = x.scalar_type();
     STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
                         dtype == ScalarType::Half,
-                    "fusedlstm: expected input of dtype float32, float64, bfloat16 or float16");
+                    "fusedlstm: expected input of dtype float32, float64, bfloat16 or float16, got ", name_of(dtype));
     acc = dtype == ScalarType::Double ? dtype : ScalarType::Float;
     rows = x.size(0);
     hidden = weights[0].size(0) / cell.gates;
