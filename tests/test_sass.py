@@ -35,7 +35,9 @@ arch = sm_80
 @pytest.mark.skipif(not _library.CUDA_LIBRARY.is_file(), reason="built without the CUDA library")
 @pytest.mark.skipif(bool(check_sass.missing_tools()), reason="no cuobjdump and nvdisasm")
 def test_compiled_kernels():
-    done = subprocess.run([sys.executable, check_sass.__file__, _library.CUDA_LIBRARY], capture_output=True, text=True)
+    """Spills on all architectures, time loops on one: the tool reads those of all before a release."""
+    command = [sys.executable, check_sass.__file__, _library.CUDA_LIBRARY, "--arch", "newest"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, "\n".join(x for x in done.stdout.splitlines() if x.startswith("FAULT")) + done.stderr
 
 
@@ -100,6 +102,18 @@ def test_budget(length, outcome):
     assert len(faults) == len(outcome)
     for fault, pattern in zip(faults, outcome):
         assert re.search(pattern, fault)
+
+
+@pytest.mark.parametrize(
+    ("archs", "budgets", "newest"),
+    [
+        (["sm_75", "sm_90a", "sm_80"], ["sm_90a", "sm_75"], "sm_90a"),
+        (["sm_75", "sm_120"], ["sm_90a", "sm_75"], "sm_75"),
+        (["sm_120", "sm_100"], ["sm_90a"], "sm_120"),
+    ],
+)
+def test_newest_architecture(archs, budgets, newest):
+    assert check_sass.newest(archs, dict.fromkeys(budgets)) == newest
 
 
 def test_every_kernel_has_a_budget():
