@@ -6,11 +6,10 @@
 // fusedlstm/reference.py. Kernels are registered by cpu/operators.cpp and cuda/binding/operators.cpp, fake kernels and
 // autograd by fusedlstm/ops.py and _autograd.py.
 //
-// FUSEDLSTM_NAMESPACE is a word that the build defines (native_build.py), since torch's macros take no value:
-// `fusedlstm`, or what a package for Hugging Face's `kernels` has in its place.
-//
 // A second copy of the library in one process (the Python package refuses it) must not end the process: hence a
-// fragment, and hence the `catch`, since an exception that leaves a static constructor would.
+// fragment (cpu/registration.cpp), and hence the `catch`, since an exception that leaves a static constructor would.
+#include "library.h"
+
 #include <cstdio>
 #include <exception>
 
@@ -19,8 +18,9 @@
 #include "call/step_arguments.h"
 #include "cells/all.h"
 
-STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {
-  using namespace fusedlstm;
+namespace fusedlstm {
+
+void define_operators(torch::stable::detail::StableLibrary& m) {
   try {
     for (const NamedCell& named : kCells) {
       const std::string cell = named.name, arguments = listed<LayerArguments>();
@@ -66,3 +66,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {
                  error.what());
   }
 }
+
+}  // namespace fusedlstm

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import platform
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from family import EVERY, LSTM, every, tensors_of
+from forked_python import run_python
 from pairwise import pairwise
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -160,7 +160,7 @@ def test_compiles_in_a_full_graph(package, member):
 # The package.
 
 
-def run_python(code: str, tmp_path: Path, **variables) -> subprocess.CompletedProcess:
+def run_alone(code: str, tmp_path: Path, **variables) -> subprocess.CompletedProcess:
     """Runs a program that finds no fusedlstm and no pybind11, and may not connect to anything."""
     alone = (
         "import socket, sys\n"
@@ -168,17 +168,14 @@ def run_python(code: str, tmp_path: Path, **variables) -> subprocess.CompletedPr
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "sys.modules['fusedlstm'] = sys.modules['pybind11'] = None\n"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), **variables}
-    environment.pop("PYTHONPATH", None)
-    program = [sys.executable, "-c", alone + code]
-    return subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    return run_python(alone + code, cwd=tmp_path, HF_HUB_OFFLINE=1, HF_HOME=tmp_path, **variables)
 
 
 def test_the_manuals_example(package, tmp_path):
     """By LOCAL_KERNELS, without a network."""
     (example,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs/install.md").read_text(), re.DOTALL)
     code = f"{example}\nprint(model[0].forward.__func__.__module__, type(output.grad_fn).__name__)"
-    result = run_python(code, tmp_path, LOCAL_KERNELS=f"fusedlstm/fusedlstm={package}")
+    result = run_alone(code, tmp_path, LOCAL_KERNELS=f"fusedlstm/fusedlstm={package}")
     assert result.returncode == 0, result.stderr
     module, gradient = result.stdout.split()
     assert re.fullmatch(r"fusedlstm_cpu_[0-9a-f]{10}\.layers", module) and gradient == "_StackBackward"
@@ -213,7 +210,7 @@ def test_fusedlstm_can_come_second(package, tmp_path):
         "two.load_state_dict(one.state_dict())\n"
         "print(torch.equal(one(x)[0], two(x)[0]))"
     )
-    result = run_python(code, tmp_path)
+    result = run_alone(code, tmp_path)
     assert (result.stdout, result.returncode) == ("True\n", 0), result.stderr
 
 
@@ -221,7 +218,7 @@ def test_without_its_library_says_what_is_missing(package, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(package, broken, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     code = f"import kernels, pathlib\nkernels.get_local_kernel(pathlib.Path({str(broken)!r}))"
-    result = run_python(code, tmp_path)
+    result = run_alone(code, tmp_path)
     name = variant_of(broken) / "lib/libfusedlstm_cpu_[0-9a-f]{10}_cpu.so"
     assert re.search(rf"ImportError: fusedlstm expected its compiled library {name}, found none: ", result.stderr)
 

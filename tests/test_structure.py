@@ -69,3 +69,12 @@ def test_no_literal_number_of_gates():
         for file in sorted((CSRC / folder).glob("*.*")):
             found = literal.search(file.read_text())
             assert found is None, f"{file.name} has {found[0]!r}"
+
+
+def test_the_operators_namespace_is_compiled_into_short_files_alone():
+    """A package for `kernels` has one of its own, and compiles them anew."""
+    named = {file for file in CSRC.rglob("*.*") if "FUSEDLSTM_NAMESPACE" in file.read_text()}
+    assert {file.relative_to(CSRC).as_posix() for file in named} == {
+        "cpu/registration.cpp",
+        "cuda/binding/registration.cpp",
+    }

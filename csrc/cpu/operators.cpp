@@ -1,4 +1,6 @@
 // The layer operators on the CPU: tensors to plain argument structs, a plan, and a team that runs the kernels.
+#include "operators.h"
+
 #include <algorithm>
 #include <utility>
 
@@ -169,11 +171,11 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(FUSEDLSTM_NAMESPACE, CPU, m) {
+void implement_layers(torch::stable::detail::StableLibrary& m) {
   implement_from(m);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(FUSEDLSTM_NAMESPACE, CompositeExplicitAutograd, m) {
+void implement_planner(torch::stable::detail::StableLibrary& m) {
   m.impl("_cpu_info", TORCH_BOX(&describe));
   m.impl("_cpu_force", TORCH_BOX(&force));
   m.impl("_cpu_plan", TORCH_BOX(&describe_plan));

@@ -1,6 +1,7 @@
 // The operators of recurrences with variants on the CPU.
 #include "call/implement.h"
 #include "isa.h"
+#include "operators.h"
 #include "run_members.h"
 
 namespace fusedlstm::cpu {
@@ -124,7 +125,7 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(FUSEDLSTM_NAMESPACE, CPU, m) {
+void implement_recurrences(torch::stable::detail::StableLibrary& m) {
   implement_from(m);
 }
 

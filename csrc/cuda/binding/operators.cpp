@@ -1,4 +1,6 @@
 // The layer operators on CUDA: arguments checked, results allocated, and what torch is told of them.
+#include "operators.h"
+
 #include <iterator>
 #include <utility>
 #include <vector>
@@ -255,7 +257,7 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(FUSEDLSTM_NAMESPACE, CUDA, m) {
+void implement_layers(torch::stable::detail::StableLibrary& m) {
   implement_from(m);
 }
 

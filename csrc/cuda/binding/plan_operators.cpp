@@ -1,14 +1,13 @@
 // What Python asks and tells the planner of a CUDA device: operators without tensors.
 //
 // Defined here and not with the other schemas, since they exist only where this library is loaded.
-#include <torch/csrc/stable/library.h>
-
 #include <cstdio>
 #include <exception>
 
 #include "cuda/host/named_problem.h"
 #include "device_query.h"
 #include "on_device.h"
+#include "operators.h"
 
 namespace fusedlstm::cuda {
 namespace {
@@ -48,7 +47,7 @@ std::string last_plan(int64_t ordinal, bool backward) {
 }  // namespace
 
 // For the `catch` see csrc/library.cpp.
-STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {
+void define_planner(torch::stable::detail::StableLibrary& m) {
   try {
     m.def("_cuda_obstacle(int ordinal) -> str");
     m.def(
@@ -63,7 +62,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FUSEDLSTM_NAMESPACE, m) {
   }
 }
 
-STABLE_TORCH_LIBRARY_IMPL(FUSEDLSTM_NAMESPACE, CompositeExplicitAutograd, m) {
+void implement_planner(torch::stable::detail::StableLibrary& m) {
   m.impl("_cuda_obstacle", TORCH_BOX(&obstacle));
   m.impl("_cuda_contenders", TORCH_BOX(&contenders));
   m.impl("_cuda_prefer", TORCH_BOX(&prefer));

@@ -5,6 +5,7 @@
 
 #include "call/implement.h"
 #include "on_device.h"
+#include "operators.h"
 #include "torch_host.h"
 
 namespace fusedlstm::cuda {
@@ -118,7 +119,7 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(FUSEDLSTM_NAMESPACE, CUDA, m) {
+void implement_recurrences(torch::stable::detail::StableLibrary& m) {
   implement_from(m);
 }
 
