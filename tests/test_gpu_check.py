@@ -75,14 +75,31 @@ def kit(tmp_path_factory):
 
 
 @pytest.fixture
-def rehearsal(kit, tmp_path_factory):
+def environment(tmp_path):
+    """That of the rehearsal, with a process that has imported torch: what agenda.python starts is forked from it."""
+    folder = HERE / "gpu_visit_rehearsal"
+    variables = os.environ | {
+        "FORKED": str(tmp_path / "socket"), "OMP_NUM_THREADS": "2", "PYTHONPATH": str(folder), "COLUMNS": "90",
+    }  # fmt: skip
+    server = subprocess.Popen([sys.executable, "-u", folder / "forked.py"], env=variables, stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not Path(variables["FORKED"]).exists():
+        assert server.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    yield variables
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def rehearsal(kit, tmp_path_factory, environment):
     """(report.json, folder of the report, what each part printed): both parts, one after the other, without git."""
     pytest.importorskip("rich")  # the benchmark
     pytest.importorskip("xdist")
     out, programs = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("bin")
     program(programs / "nvidia-smi", "echo a stand-in GPU")
     program(programs / "compute-sanitizer", 'shift 4; exec "$@"')
-    environment = os.environ | {"PATH": str(programs), "PYTHONPATH": str(HERE / "gpu_visit_rehearsal"), "COLUMNS": "90"}
+    environment |= {"PATH": str(programs)}
     printed = {}
     for part in ("first", "second"):
         command = [sys.executable, TOOLS / "gpu_check", "--kit", kit, "--out", out, "--part", part]

@@ -31,6 +31,12 @@ def planted_tests(*options):
     return visits.pytest([HERE / "planted.py"], "--noconftest", *options, seconds=SECONDS)
 
 
+def forked(module, *options, started=visits.python):
+    """As agenda.python: the same words, for a process that finds torch imported."""
+    python, *words = started(module, *options)
+    return [python, "-S", HERE / "forked.py", *words]
+
+
 def with_plants():
     of_gpu = visits.of_gpu()
     few = [kernel("before"), kernel("planted hang"), kernel("planted fault"), kernel("planted wrong value"),
@@ -63,6 +69,7 @@ def with_plants():
     )  # fmt: skip
 
 
+visits.python = forked
 agenda = with_plants()
 
 
