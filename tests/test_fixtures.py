@@ -1,4 +1,4 @@
-"""The fixtures of conftest.py that tests on a GPU rely on, with a stand-in for PyTorch and the GPU."""
+"""The hooks of conftest.py, and the fixtures that tests on a GPU rely on, with a stand-in for PyTorch and the GPU."""
 
 import os
 import subprocess
@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import conftest
 import pytest
+import shared_fixtures
 
-# What conftest.py takes of it: to import PyTorch in every process would take seconds.
+# What shared_fixtures.py takes of it: to import PyTorch in every process would take seconds.
 TORCH = """
 from types import SimpleNamespace
 
@@ -60,6 +61,14 @@ def test_slow_tests_come_first(request):
     assert items == [slow, quick, other]
 
 
+@pytest.mark.parametrize("processes, has_torch", [(0, True), (1, False)])
+def test_who_only_starts_others_imports_no_torch(tmp_path, processes, has_torch):
+    pytest.importorskip("xdist")
+    (tmp_path / "says.py").write_text("import sys\ndef pytest_unconfigure(): print('torch' in sys.modules)")
+    status, printed = run_pytest(tmp_path, "-p", "xdist", "-p", "says", "-n", str(processes), "-k", "before")
+    assert status == 0 and printed.splitlines()[-1] == str(has_torch), printed
+
+
 LOST = "the CUDA context is lost after test_gpu.py::test_that_faults: CUDA error: an illegal memory access"
 
 
@@ -72,5 +81,5 @@ def test_a_lost_context_costs_one_test_under_xdist(tmp_path):
 
 def test_a_lost_context_ends_the_tests_without_xdist(tmp_path):
     status, printed = run_pytest(tmp_path)
-    assert status == conftest.CONTEXT_LOST and LOST in printed
+    assert status == shared_fixtures.CONTEXT_LOST and LOST in printed
     assert "test_before PASSED" in printed and "test_after PASSED" not in printed
