@@ -33,25 +33,19 @@ def packed(weight, gates):
     """int8 [gates * units, K] as [ceil(units / 16), gates, ceil(K / 4), 16, 4]."""
     rows, K = weight.shape
     units = rows // gates
+    row, k = np.indices(weight.shape)
+    (gate, unit), (step, j) = divmod(row, units), divmod(k, DEPTH)
+    block, u = divmod(unit, UNITS)
     result = np.zeros((-(-units // UNITS), gates, -(-K // DEPTH), UNITS, DEPTH), np.int8)
-    for gate in range(gates):
-        for unit in range(units):
-            for k in range(K):
-                block, u = divmod(unit, UNITS)
-                step, j = divmod(k, DEPTH)
-                result[block, gate, step, u, j] = weight[gate * units + unit, k]
+    result[block, gate, step, u, j] = weight
     return result
 
 
 def unpacked(weight, units, K):
     """What `packed` was given."""
-    gates = weight.shape[1]
-    result = np.empty((gates * units, K), np.int8)
-    for row in range(gates * units):
-        gate, unit = divmod(row, units)
-        for k in range(K):
-            result[row, k] = weight[unit // UNITS, gate, k // DEPTH, unit % UNITS, k % DEPTH]
-    return result
+    row, k = np.indices((weight.shape[1] * units, K))
+    gate, unit = divmod(row, units)
+    return weight[unit // UNITS, gate, k // DEPTH, unit % UNITS, k % DEPTH]
 
 
 def sums(weight):
