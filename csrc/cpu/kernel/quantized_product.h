@@ -80,7 +80,7 @@ struct QuantizedAvxVnni : Avx2 {
 #if defined(__AVX512VNNI__)
 struct QuantizedAvx512Vnni : Avx512 {
   static constexpr bool kIsUnsigned = true;
-  static constexpr int kMaxRows = 6, kMaxPanels = 4, kSumsInFlight = 8;
+  static constexpr int kMaxRows = 6, kMaxPanels = 4, kSumsInFlight = 16;
   using Sums = Vector<Avx512, int32_t>;
 
   static FUSEDLSTM_INLINE Sums dot(Sums sum, Sums x, Sums w) {
@@ -110,7 +110,7 @@ FUSEDLSTM_NOINLINE void multiply_byte_tile(const ByteFactors& f) {
   using Sums = typename Isa::Sums;
   constexpr int kLanesOfSums = Isa::kVectorBytes / int(sizeof(int32_t)), kVectors = kQuantizedUnits / kLanesOfSums;
   constexpr int kAtOnce = kRows * kPanels * kVectors;
-  constexpr int kParts = kAtOnce >= Isa::kSumsInFlight ? 1 : Isa::kSumsInFlight / kAtOnce;  // of k, summed apart
+  constexpr int kParts = (Isa::kSumsInFlight + kAtOnce - 1) / kAtOnce;  // of k, summed apart
   constexpr int kUnroll = kRows <= 2 && kParts < 4 ? 4 : kParts;
   constexpr int64_t kPitch = kQuantizedUnits * kByteDepth;
   const int8_t *rows[kRows], *panels[kPanels];
@@ -129,7 +129,11 @@ FUSEDLSTM_NOINLINE void multiply_byte_tile(const ByteFactors& f) {
     for (int p = 0; p < kPanels; ++p) {
       if constexpr (kRows == 1 && kPanels == 1) __builtin_prefetch(panels[p] + k * kPitch + kBytesAhead);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) w[p][v] = load<Sums>(panels[p] + k * kPitch + v * Isa::kVectorBytes);
+      for (int v = 0; v < kVectors; ++v) {
+        w[p][v] = load<Sums>(panels[p] + k * kPitch + v * Isa::kVectorBytes);
+        // Else GCC makes it an operand in memory of each row's product: as many loads.
+        if constexpr (kRows > 1) keep_in_register(w[p][v]);
+      }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -147,14 +151,17 @@ FUSEDLSTM_NOINLINE void multiply_byte_tile(const ByteFactors& f) {
 #pragma GCC unroll 8
     for (int u = 0; u < kUnroll; ++u) add(k + u, tiles[u % kParts]);
   for (; k < f.groups; ++k) add(k, tiles[0]);
+  // Unrolled, or all sums would go to memory and back before they are added and stored.
 #pragma GCC unroll 8
-  for (int part = 1; part < kParts; ++part)
-    for (int r = 0; r < kRows; ++r)
-      for (int p = 0; p < kPanels; ++p)
-        for (int v = 0; v < kVectors; ++v) tiles[0].sum[r][p][v] += tiles[part].sum[r][p][v];
   for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p)
-      for (int v = 0; v < kVectors; ++v) store(f.to[p * f.to_rows + r] + v * kLanesOfSums, tiles[0].sum[r][p][v]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 8
+        for (int part = 1; part < kParts; ++part) tiles[0].sum[r][p][v] += tiles[part].sum[r][p][v];
+        store(f.to[p * f.to_rows + r] + v * kLanesOfSums, tiles[0].sum[r][p][v]);
+      }
 }
 
 // For 1 .. kMaxRows `rows`.
