@@ -122,7 +122,7 @@ def product(values, weight, scale, total):
     return acc.astype(np.float32) * (scale_of_row[:, None] * scale)
 
 
-# csrc/cpu/kernel/short_math.h
+# csrc/cpu/kernel/short_math.h, quotients.h
 
 LOG2_E = np.float32(1.44269504088896340736)
 ROUND = np.float32(12582912.0 + 127.0)
@@ -148,15 +148,32 @@ def reduced(x):
     return scale, ((r * r * c[4] + high) * (r * r) + low) * r
 
 
-def sigmoid(x):
+def below_sigmoid(x):
+    """Of sigmoid as a quotient of 1."""
     scale, fraction = reduced(clamped(x, 87) * -LOG2_E)
-    return ONE / (scale * fraction + (scale + ONE))
+    return scale * fraction + (scale + ONE)
+
+
+def tanh_parts(x):
+    """tanh as a quotient: what is above and below the line."""
+    scale, fraction = reduced(clamped(x, 10) * (2 * LOG2_E))
+    expm1 = scale * fraction + (scale - ONE)
+    return expm1, expm1 + np.float32(2)
 
 
 def tanh(x):
-    scale, fraction = reduced(clamped(x, 10) * (2 * LOG2_E))
-    expm1 = scale * fraction + (scale - ONE)
-    return expm1 / (expm1 + np.float32(2))
+    above, below = tanh_parts(x)
+    return above / below
+
+
+def sigmoid_times_tanh(x, y):
+    """By one division."""
+    above, below = tanh_parts(y)
+    return above / (below_sigmoid(x) * below)
+
+
+def sigmoid_times(x, y):
+    return y / below_sigmoid(x)
 
 
 # Layers
@@ -174,14 +191,14 @@ def step(cell, weights, from_input, states):
         y[joined:] = [part + b for part, b in zip(y[joined:], biases[G:], strict=True)]
     sums = [b + a for a, b in zip(x[:joined], y[:joined])]
     if cell == "lstm":
-        i, f, g, o = sigmoid(sums[0]), sigmoid(sums[1]), tanh(sums[2]), sigmoid(sums[3])
-        c = f * states[1] + i * g
-        h = o * tanh(c)
+        i, f, g, o = sums
+        c = sigmoid_times(f, states[1]) + sigmoid_times_tanh(i, g)
+        h = sigmoid_times_tanh(o, c)
         return [h if weights.hr is None else product(h, *weights.hr), c]
     if cell == "gru":
-        r, z = sigmoid(sums[0]), sigmoid(sums[1])
-        n = tanh(x[2] + r * y[2])
-        return [n + z * (h - n)]
+        r, z = sums[:2]
+        n = tanh(x[2] + sigmoid_times(r, y[2]))
+        return [n + sigmoid_times(z, h - n)]
     if cell == "rnn_relu":
         return [np.where(sums[0] < 0, np.float32(0), sums[0])]
     return [tanh(sums[0])]

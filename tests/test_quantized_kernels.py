@@ -97,6 +97,16 @@ def test_every_cell_and_size(case, limit, isa, cell, forced):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_every_tile(isa, forced):
+    """Of every number of rows, and of columns that do not divide into the parts in which they are summed."""
+    forced(isa, "")
+    for B in range(1, 8):
+        for columns in (3, 17, 28, 36):
+            layer = draw(Case("tile", 1, B, columns, 18), dtype=torch.float32).layer
+            assert_equal(LSTM, quantized_arguments(layer, LSTM))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", PROJECTIONS, ids=lambda case: case.name)
 def test_projections(case, isa, forced):
     forced(isa, "")
@@ -251,12 +261,12 @@ def biases_alone(name):
     arguments[2][5] = arguments[2][5].to(torch.int32)
     with np.errstate(all="ignore"):
         x = values.numpy()
-        y, t, old = reference.sigmoid(x), reference.tanh(x), np.float32(0.7)
+        t, old = reference.tanh(x), np.float32(0.7)
         if cell is LSTM:
-            c = y * old + y * t
-            states = [y * reference.tanh(c), c]
+            c = reference.sigmoid_times(x, old) + reference.sigmoid_times_tanh(x, x)
+            states = [reference.sigmoid_times_tanh(x, c), c]
         else:
-            states = [t + y * (old - t) if cell is GRU else t]
+            states = [t + reference.sigmoid_times(x, old - t) if cell is GRU else t]
     states = [state.reshape(1, 1, H) for state in states]
     return arguments, (states[0], states)
 

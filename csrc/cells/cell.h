@@ -18,7 +18,8 @@
 //     constexpr V hidden(const V (&saved)[...], const V (&carried)[...]) const;   where kSizes.projects
 //
 // `Math` supplies `sigmoid(V)`, `tanh(V)`, `accurate_tanh(V)`, `rounded_product(V, V)` and the scalar `kOne` in the
-// precision of the caller. Everything is constexpr, so that CPU vector code (V = a vector of hidden units) and CUDA
+// precision of the caller; sigmoid and tanh may return what a product with it or a conversion to V divides
+// (cpu/kernel/quotients.h). Everything is constexpr, so that CPU vector code (V = a vector of hidden units) and CUDA
 // code (V = float or double, compiled with --expt-relaxed-constexpr) share it. A cell is a value: what it is told
 // beside its type, as the RNN's activation, are its members.
 //

@@ -25,8 +25,8 @@ struct Gru {
 
   template <class Math, class V>
   constexpr After<V, kSizes> forward(const Sums<V, kSizes>& sums, V h_before, const V (&)[1]) const {
-    const V r = Math::sigmoid(sums.joined[0]), z = Math::sigmoid(sums.joined[1]), h_n = sums.from_hidden[0];
-    const V n = Math::tanh(sums.from_input[0] + r * h_n);
+    const auto r = Math::sigmoid(sums.joined[0]), z = Math::sigmoid(sums.joined[1]);
+    const V h_n = sums.from_hidden[0], n = Math::tanh(sums.from_input[0] + r * h_n);
     return {n + z * (h_before - n), {}, {r, z, n, h_n}};
   }
 

@@ -27,7 +27,9 @@ struct Lstm {
   template <class Math, class V>
   constexpr After<V, kSizes> forward(const Sums<V, kSizes>& sums, V, const V (&c_before)[1]) const {
     const auto& pre = sums.joined;
-    const V i = Math::sigmoid(pre[0]), f = Math::sigmoid(pre[1]), g = Math::tanh(pre[2]), o = Math::sigmoid(pre[3]);
+    const auto i = Math::sigmoid(pre[0]), f = Math::sigmoid(pre[1]);
+    const auto g = Math::tanh(pre[2]);
+    const auto o = Math::sigmoid(pre[3]);
     // One of the products goes into a fused multiply-add: the one with the old state, whose roundings add up from step
     // to step where the forget gate is near 1. Left to the compilers, it would be either, differently from kernel to
     // kernel.

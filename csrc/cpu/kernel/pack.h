@@ -19,6 +19,7 @@ struct Kit {
   using acc = typename Product::acc;
   using V = Vector<Isa, acc>;
   using Math = std::conditional_t<sizeof(storage) == 2, ShortMath<Isa>, VectorMath<Isa, acc>>;
+  static constexpr bool kTrains = true;  // whether what backward needs is kept where it is asked for
   static constexpr int kLanes = cpu::kLanes<Isa, Product>;
   static constexpr int kDepth = Product::kDepth;
   static constexpr int kPanel = kPanelVectors * kLanes;  // columns of a panel; operands of a panel per element of k

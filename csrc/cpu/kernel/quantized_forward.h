@@ -107,16 +107,16 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     return {w.hr, w.scale_hr, w.sum_hr, shape.proj, groups_of(shape.hidden)};
   }
 
-  // What makes numbers of the sums of one gate of a block.
+  // What makes numbers of the sums of one gate of a block, where the weight's sums of rows are of type Sum.
+  template <class Sum>
   struct Terms {
     static constexpr int kVectors = kQuantizedUnits / K::kLanes;
     Integers sum[kVectors];
     V scale[kVectors], bias[kVectors];
 
     // row_sums: those of the weight; biases: of every gate, or null.
-    template <class Sum>
     FUSEDLSTM_INLINE Terms(const Weight& weight, const Sum* row_sums, int gate, int64_t block, const float* biases) {
-      using Sums = typename VectorOf<Sum, K::kLanes* int(sizeof(Sum))>::type;
+      using Sums = typename VectorOf<std::make_unsigned_t<Sum>, K::kLanes* int(sizeof(Sum))>::type;
       const bool is_whole = (block + 1) * kQuantizedUnits <= weight.units;
       for (int v = 0; v < kVectors; ++v) {
         const int64_t u = block * kQuantizedUnits + v * K::kLanes;
@@ -134,7 +134,8 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
     template <bool kHasBias>
     FUSEDLSTM_INLINE void write(float* to, const int32_t* sums, RowScale row) const {
       for (int v = 0; v < kVectors; ++v) {
-        const auto exact = load<Integers>(sums + v * K::kLanes) - sum[v] * row.zero;
+        const Integers of_zero = sizeof(Sum) == 2 ? low_product(sum[v], row.zero) : sum[v] * row.zero;
+        const Integers exact = load<Integers>(sums + v * K::kLanes) - of_zero;
         const V product = __builtin_convertvector(exact, V) * (scale[v] * row.scale);
         store(to + v * K::kLanes, kHasBias ? product + bias[v] : product);
       }
@@ -172,7 +173,7 @@ class QuantizedForward : Recurrence<QuantizedForward<K, Cell>, K, Cell, Quantize
         products.template multiply<kPanels>(
             {sums[0], Products::kMaxRows, rows.bytes + row * rows.width, rows.width, panels, weight.groups}, tile_rows);
         for (int p = 0; p < kPanels; ++p) {
-          const Terms terms(weight, row_sums, gate + p, block, kHasBias ? biases : nullptr);
+          const Terms<Sum> terms(weight, row_sums, gate + p, block, kHasBias ? biases : nullptr);
           for (int r = 0; r < tile_rows; ++r)
             terms.template write<kHasBias>(to + (r0 + r) * kWidth + (gate + p) * kQuantizedUnits, sums[p][r],
                                            rows.scales[row + r]);

@@ -151,9 +151,8 @@ FUSEDLSTM_NOINLINE void multiply_byte_tile(const ByteFactors& f) {
 #pragma GCC unroll 8
     for (int u = 0; u < kUnroll; ++u) add(k + u, tiles[u % kParts]);
   for (; k < f.groups; ++k) add(k, tiles[0]);
-  // Unrolled, or all sums would go to memory and back before they are added and stored.
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < kRows; ++r)  // unrolled: else all sums go to the stack and back before they are added
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 4

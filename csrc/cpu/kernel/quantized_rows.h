@@ -2,7 +2,7 @@
 #pragma once
 
 #include "quantized_product.h"
-#include "short_math.h"
+#include "quotients.h"
 
 namespace fusedlstm::cpu {
 
@@ -15,7 +15,8 @@ struct RowScale {
 // Float32 around the products.
 template <class Isa>
 struct QuantizedKit : Kit<Isa, Full<float>, FullProduct<float>> {
-  using Math = ShortMath<Isa>;
+  using Math = QuotientMath<Isa>;
+  static constexpr bool kTrains = false;
 };
 
 // Bytes of a row of so many elements: whole vectors of any set, and whole groups.
@@ -34,6 +35,23 @@ FUSEDLSTM_INLINE float across_lanes(typename K::V v, F f) {
     for (int l = 0; l < K::kLanes; ++l) other[l] = l ^ kStep;
     return across_lanes<K, kStep / 2>(f(v, __builtin_shuffle(v, other)), f);
   }
+}
+
+// a * b of integers of which the lower 16 bits count, as signed ones; the upper ones of `a` are zeros. One instruction
+// where there are vectors of pairs; a product of 32 bits takes two of twice its latency.
+template <class Integers>
+FUSEDLSTM_INLINE Integers low_product(Integers a, int32_t b) {
+  const Integers all = Integers{} + b;
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(Integers) == 64) return Integers(_mm512_madd_epi16(__m512i(a), __m512i(all)));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(Integers) == 32) return Integers(_mm256_madd_epi16(__m256i(a), __m256i(all)));
+#endif
+#if defined(__x86_64__)
+  if constexpr (sizeof(Integers) == 16) return Integers(_mm_madd_epi16(__m128i(a), __m128i(all)));
+#endif
+  return ((a << 16) >> 16) * all;
 }
 
 // The lowest byte of each of 16 integers, all of which fit into one. Compilers make it lane by lane.

@@ -29,15 +29,21 @@ struct ShortMath : VectorMath<Isa, float> {
     const V r2 = r * r, low = r * kPolynomial[1] + kPolynomial[0], high = r * kPolynomial[3] + kPolynomial[2];
     fraction = ((r2 * kPolynomial[4] + high) * r2 + low) * r;
   }
-  static FUSEDLSTM_INLINE V sigmoid(V x) {
+  // 1 + e^-x
+  static FUSEDLSTM_INLINE V below_sigmoid(V x) {
     V scale, fraction;
     reduce(Base::clamp(x, E::kMaxSigmoid) * -E::kLog2E, scale, fraction);
-    return 1.0f / (scale * fraction + (scale + 1.0f));
+    return scale * fraction + (scale + 1.0f);
   }
-  static FUSEDLSTM_INLINE V tanh(V x) {  // by 2^x - 1
+  // e^2x - 1
+  static FUSEDLSTM_INLINE V expm1_of_twice(V x) {
     V scale, fraction;
     reduce(Base::clamp(x, E::kMaxTanh) * (2 * E::kLog2E), scale, fraction);
-    const V expm1 = scale * fraction + (scale - 1.0f);
+    return scale * fraction + (scale - 1.0f);
+  }
+  static FUSEDLSTM_INLINE V sigmoid(V x) { return 1.0f / below_sigmoid(x); }
+  static FUSEDLSTM_INLINE V tanh(V x) {
+    const V expm1 = expm1_of_twice(x);
     return expm1 / (expm1 + 2.0f);
   }
   static FUSEDLSTM_INLINE V accurate_tanh(V x) { return tanh(x); }

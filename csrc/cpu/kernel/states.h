@@ -191,6 +191,7 @@ class States {
           carried_apart(o.shape.directions * o.shape.batch * o.units) {}
 
     FUSEDLSTM_INLINE bool is_plain() const { return !step.lengths && !step.reset_after && !m && n >= K::kLanes; }
+    FUSEDLSTM_INLINE bool keeps() const { return K::kTrains && saved; }
     FUSEDLSTM_INLINE acc* carried_of(int k, int r) const { return carried + k * carried_apart + r * units; }
   };
 
@@ -223,7 +224,7 @@ class States {
       unfold<K, kFold>(after.carried[k], of_rows);
       for (int j = 0; j < kFold; ++j) all_carried[j].of[k] = of_rows[j];
     }
-    if (lines.saved) {
+    if (lines.keeps()) {
       Saved all_saved[kFold];
       for (int k = 0; k < kSizes.saved; ++k) {
         V of_rows[kFold];
@@ -256,7 +257,7 @@ class States {
       for (int k = 0; k < kSizes.carried; ++k) store(lines.carried_of(k, r), after.carried[k]);
       K::store(lines.output + r * lines.output_width, h);
       K::store_operand(lines.h_after + r * lines.h_width, h);
-      if (!lines.saved) continue;
+      if (!lines.keeps()) continue;
       for (int k = 0; k < kSizes.saved; ++k)
         K::store(lines.saved + (r * kSizes.saved + k) * lines.hidden, after.saved[k]);
       for (int k = 0; k < kSizes.carried; ++k)
