@@ -186,7 +186,7 @@ def _fitting_weights(own, gates, input) -> list[Tensor | None] | None:
         or not input.is_cpu
         or input.shape[-1] != own["input_size"]
         or (scale := weights[2]) is None
-        or scale.shape[0] != gates * own["hidden_size"]
+        or scale.numel() != gates * own["hidden_size"]
     ):
         return None
     return weights
@@ -226,7 +226,8 @@ class QuantizedLSTM(QuantizedLayer):
         return_gates: bool | None = None,
     ):
         """Run the layers; arguments, results and errors are those of `fusedlstm.functional.lstm`."""
-        _refuse_kept(self, return_cell_states=return_cell_states, return_gates=return_gates)
+        if return_cell_states or return_gates:
+            _refuse_kept(self, return_cell_states=return_cell_states, return_gates=return_gates)
         return _run_layers(self, input, hx, lengths, reset, reset_state)
 
 
@@ -246,7 +247,8 @@ class QuantizedGRU(QuantizedLayer):
         return_gates: bool | None = None,
     ):
         """Run the layers; arguments, results and errors are those of `fusedlstm.functional.gru`."""
-        _refuse_kept(self, return_gates=return_gates)
+        if return_gates:
+            _refuse_kept(self, return_gates=return_gates)
         return _run_layers(self, input, hx, lengths, reset, reset_state)
 
 
