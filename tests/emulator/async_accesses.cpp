@@ -10,7 +10,7 @@ namespace {
 // The asynchronous accesses of the current thread, in a new epoch of them.
 Event next_access(uint32_t site) {
   const auto thread = static_cast<uint32_t>(machine->thread_count) + current->id;
-  return Event{++current->async_epoch, site, thread, 0, 0};
+  return Event(++current->async_epoch, site, thread);
 }
 
 // What will arrive at `address`, and be counted at `barrier`. what: the primitive.
@@ -26,7 +26,7 @@ LateStore sent(const char* what, uintptr_t address, size_t bytes, uintptr_t barr
   check(address, bytes, Access::kWrite, as.site, as);
   for (size_t i = 0; i < bytes; i += 4) region->shadow(address + i).in_flight = 1;
   LateStore late{address, {}, static_cast<uint32_t>(bytes), stamp(current), barrier};
-  late.sender.thread = as.thread;
+  late.sender.thread = as.thread();
   late.sender.epoch = as.epoch;
   return late;
 }
@@ -40,12 +40,12 @@ const Fiber* fiber_in_cluster(uint32_t id) {
 
 // Whether there is a fence of its thread after a store, as far as the current thread knows.
 bool is_handed_over(const Event& write) {
-  if (!write.bytes || write.thread >= machine->thread_count) return true;  // there is none, or a bulk copy wrote
-  const Fiber* writer = fiber_in_cluster(write.thread);
+  if (!write.bytes() || write.thread() >= machine->thread_count) return true;  // there is none, or a bulk copy wrote
+  const Fiber* writer = fiber_in_cluster(write.thread());
   if (!writer) return false;
   const auto& fences = writer->proxy_fences;
   const auto fence = std::lower_bound(fences.begin(), fences.end(), write.epoch);
-  return fence != fences.end() && knows(current, Event{*fence, 0, write.thread, 0, 0});
+  return fence != fences.end() && knows(current, Event(*fence, 0, write.thread()));
 }
 
 void require_handed_over(uintptr_t address, size_t bytes, uint32_t site) {
@@ -54,7 +54,7 @@ void require_handed_over(uintptr_t address, size_t bytes, uint32_t site) {
   for (uintptr_t at = address; at < address + bytes; at += 4)
     for (const Event& w : region->shadow(at).writes)
       if (!is_handed_over(w))
-        fail_at(site, "race of a bulk_copy on " + place(*region, at) + ", which " + thread_name(w.thread) +
+        fail_at(site, "race of a bulk_copy on " + place(*region, at) + ", which " + thread_name(w.thread()) +
                           " has stored at " + site_text(w.site) + " without a bulk_copy_fence after it,");
 }
 

@@ -93,9 +93,9 @@ const char* verb(bool write) {
 
 // The thread of an event, also where it stands for asynchronous accesses.
 std::string actor(const Event& event) {
-  const bool async = event.thread >= machine->thread_count;
+  const bool async = event.thread() >= machine->thread_count;
   return (async ? "asynchronous access of " : "") +
-         thread_name(async ? event.thread - static_cast<uint32_t>(machine->thread_count) : event.thread);
+         thread_name(async ? event.thread() - static_cast<uint32_t>(machine->thread_count) : event.thread());
 }
 
 [[noreturn]] void fail_race(const Region& region, uintptr_t address, const Event& old, bool old_write, bool write,
@@ -133,31 +133,29 @@ unsigned mask_within(uintptr_t at, uintptr_t begin, uintptr_t end) {
 Event* place_for(std::span<Event> readers, const Event& as) {
   Event *own = nullptr, *free = nullptr;
   for (Event& r : readers) {
-    if (!r.bytes)
+    if (!r.bytes())
       free = free ? free : &r;
-    else if (r.thread == as.thread && (r.bytes & ~as.bytes) == 0)
+    else if (r.thread() == as.thread() && (r.bytes() & ~as.bytes()) == 0)
       own = &r;
   }
   if (own || free) return own ? own : free;
   for (Event& r : readers)
-    if ((r.bytes & ~as.bytes) == 0 && knows(current, r)) return &r;
-  return &readers[((as.thread * 2654435761u + as.epoch) >> 30) % readers.size()];
+    if ((r.bytes() & ~as.bytes()) == 0 && knows(current, r)) return &r;
+  return &readers[((as.thread() * 2654435761u + as.epoch) >> 30) % readers.size()];
 }
 
 }  // namespace
 
-void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event as) {
+void check(uintptr_t address, size_t bytes, Access access, uint32_t site, const Event& as) {
   const bool write = access == Access::kWrite || access == Access::kRelaxedWrite;
   const bool relaxed = access == Access::kRelaxedRead || access == Access::kRelaxedWrite;
   Region& region = region_of(address, bytes, write, site);
-  as.relaxed = relaxed;
-  as.site = site;
   const auto races = [relaxed, fiber = current, known = current->known->data()](const Event& old, unsigned mask) {
-    return (old.bytes & mask) && !(old.relaxed && relaxed) && !knows(fiber, known, old);
+    return (old.bytes() & mask) && !(old.relaxed() && relaxed) && !knows(fiber, known, old);
   };
   for (uintptr_t at = address & ~uintptr_t(3); at < address + bytes; at += 4) {
     const unsigned mask = mask_within(at, address, address + bytes);
-    as.bytes = mask;
+    const Event event(as.epoch, site, as.thread(), mask, relaxed);
     ShadowWord& word = region.shadow(at);
     if (word.in_flight) fail_at(site, "access to " + place(region, at) + " before what is sent to it has landed,");
     if (access == Access::kConstantRead && word.written)
@@ -167,29 +165,29 @@ void check(uintptr_t address, size_t bytes, Access access, uint32_t site, Event 
     if (write) {
       const auto overwrite = [&](Event& r) {
         if (races(r, mask)) fail_race(region, at, r, false, write, site);
-        r.bytes &= ~mask;
+        r.forget(mask);
       };
       for (Event& r : word.reads) overwrite(r);
       if (word.copied)
         for (Event& r : word.copies) overwrite(r);
-      for (Event& w : word.writes) w.bytes &= ~mask;
+      for (Event& w : word.writes) w.forget(mask);
       if (!relaxed) word.initialised |= mask;  // a relaxed store counts when it lands
       word.written = 1;
       // A half-word neighbour may keep the first place; a third writer of one word replaces it.
-      (word.writes[0].bytes ? word.writes[1] : word.writes[0]) = as;
+      (word.writes[0].bytes() ? word.writes[1] : word.writes[0]) = event;
     } else {
       if (region.track_initialised && (~word.initialised & mask))
         fail_at(site, "read of " + place(region, at) + ", which nothing has written,");
-      const bool copies = as.thread >= machine->thread_count && !relaxed;
+      const bool copies = as.thread() >= machine->thread_count && !relaxed;
       if (copies) word.copied = 1;
-      *place_for(copies ? std::span<Event>(word.copies) : std::span<Event>(word.reads), as) = as;
+      *place_for(copies ? std::span<Event>(word.copies) : std::span<Event>(word.reads), event) = event;
     }
   }
 }
 
 void check_access(uintptr_t address, size_t bytes, Access access, uint32_t site) {
   if (address % bytes) fail_at(site, "misaligned access of " + std::to_string(bytes) + " bytes");
-  check(address, bytes, access, site, Event{current->epoch, site, current->id, 0, 0});
+  check(address, bytes, access, site, Event(current->epoch, site, current->id));
 }
 
 void prefetch(uintptr_t address, Site site) {
@@ -205,8 +203,8 @@ void check_exit(Cta* cta) {
   const uint32_t first = cta->first_thread, last = first + static_cast<uint32_t>(cta->fibers.size());
   cta->shared->for_each_accessed([&](uintptr_t address, const ShadowWord& word) {
     auto require = [&](const Event& event) {
-      if (!event.bytes || (event.thread >= first && event.thread < last)) return;
-      if ((*known)[event.thread] >= event.epoch) return;
+      if (!event.bytes() || (event.thread() >= first && event.thread() < last)) return;
+      if ((*known)[event.thread()] >= event.epoch) return;
       fail("a CTA may exit before a peer's access to its shared memory: access by " + actor(event) + " at " +
            site_text(event.site) + " to " + place(*cta->shared, address) + " is not ordered before the exit");
     };
@@ -255,7 +253,7 @@ void on_access(void* p, size_t bytes, bool write, bool aligned, void* return_add
   const Access access = write ? Access::kWrite : Access::kRead;
   if (aligned && address % bytes) fail_at(site, "misaligned access of " + std::to_string(bytes) + " bytes");
   deliver_known_to(current, address, bytes);
-  check(address, bytes, access, site, Event{current->epoch, site, current->id, 0, 0});
+  check(address, bytes, access, site, Event(current->epoch, site, current->id));
   if (options().preempt > 0 && double(random_bits() & 0xFFFF) < options().preempt * 0x10000) give_way(State::kReady);
 }
 
