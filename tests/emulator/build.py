@@ -47,7 +47,7 @@ COMMON_FLAGS = [
 KERNEL_FLAGS = [
     "-O2", "-x", "c++", "-fsanitize=thread,alignment,bounds", "--param", "tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
-RUNTIME_FLAGS = ["-O2", "-fno-semantic-interposition"]
+RUNTIME_FLAGS = ["-O3", "-fno-semantic-interposition"]
 BINDING_FLAGS = ["-O1", "-g0"]
 CHANGED_FLAGS = ["-O1"]  # for what is compiled to run once; without inlining, g++ misses accesses (to_acc)
 LINK_FLAGS = ["-shared", "-Wl,-Bsymbolic-functions"]

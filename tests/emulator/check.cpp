@@ -242,11 +242,8 @@ bool is_host_constant(uintptr_t address) {
                      [&](const auto& image) { return address >= image.first && address < image.second; });
 }
 
-// A load or store of instrumented code.
-void on_access(void* p, size_t bytes, bool write, bool aligned, void* return_address) {
-  if (!in_kernel_code) return;
+void check_instrumented(void* p, size_t bytes, bool write, bool aligned, void* return_address) {
   const auto address = reinterpret_cast<uintptr_t>(p);
-  if (is_own_stack(p)) return;
   RuntimeScope scope;
   if (!write && (is_parameter(address) || (!region_at(address) && is_host_constant(address)))) return;
   const uint32_t site = callback_site(return_address);
@@ -255,6 +252,11 @@ void on_access(void* p, size_t bytes, bool write, bool aligned, void* return_add
   deliver_known_to(current, address, bytes);
   check(address, bytes, access, site, Event(current->epoch, site, current->id));
   if (options().preempt > 0 && double(random_bits() & 0xFFFF) < options().preempt * 0x10000) give_way(State::kReady);
+}
+
+// A load or store of instrumented code: most are of the thread's own stack.
+inline void on_access(void* p, size_t bytes, bool write, bool aligned, void* return_address) {
+  if (in_kernel_code && !is_own_stack(p)) check_instrumented(p, bytes, write, aligned, return_address);
 }
 
 }  // namespace

@@ -31,8 +31,8 @@ ClockRef join(const std::vector<Stamp>& stamps, const ClockRef& also = nullptr);
 
 // ---- memory, regions.cpp --------------------------------------------------------------------------------------------
 
-// An access remembered in shadow memory. bytes: mask within the word; 0: none. What has few bits is one number by hand: a
-// processor that writes a byte of it and then reads all waits, which was a third of the time of a check.
+// An access remembered in shadow memory. bytes: mask within the word; 0: none. What has few bits is one number by hand:
+// a processor that writes a byte of it and then reads all waits, which was a third of the time of a check.
 class Event {
  public:
   Event() = default;

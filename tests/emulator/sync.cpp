@@ -104,7 +104,7 @@ void warp_collective(const char* what, void* operands, void (*compute)(void* con
   if (!op.what) {
     op.what = what;
     op.site = site;
-  } else if (strcmp(op.what, what) || op.site.line() != site.line()) {
+  } else if ((op.what != what && strcmp(op.what, what)) || op.site.line() != site.line()) {
     fail("divergent warp: " + name_of(current) + " is at " + what + " (" + text(site) + ") while other lanes are at " +
          op.what + " (" + text(op.site) + ")");
   }
