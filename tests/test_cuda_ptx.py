@@ -12,7 +12,7 @@ import emulator
 import pytest
 import torch
 from emulated_layer import EVERYTHING, Emulated, Layer
-from ptx import kernels_of_ptx
+from ptx import kernels_of_ptx, launched_kernels
 from ptx.build import find_nvcc
 from ptx.meaning import UnknownInstruction
 from ptx.text import entry_of
@@ -66,6 +66,19 @@ def run(layer, transport, seed=0):
         return out | Emulated(module, layer, transport).backward(out, EVERYTHING)
 
 
+@functools.cache
+def emulated(cell, arithmetic, transport):
+    """What the emulated kernels give, and the names of these kernels."""
+    with launched_kernels(emulator.module()) as kernels:
+        return run(make(cell, arithmetic, transport), transport), tuple(kernels)
+
+
+def exact_kernels(arithmetic, change=lambda ptx: ptx):
+    """kernels_of_ptx() without contraction; those of all RUNS in an arithmetic are compiled together."""
+    kernels = {kernel for one in RUNS if one[1] == arithmetic for kernel in emulated(*one)[1]}
+    return kernels_of_ptx(emulator.module(), change, together=kernels, flags=EXACT)
+
+
 def allowed(layer, name=""):
     terms = layer.cell.gates * layer.H + layer.rows * ("weight" in name or "bias" in name)
     return tolerance(layer.dtype, terms, layer.T, device_type="cuda")
@@ -74,8 +87,8 @@ def allowed(layer, name=""):
 @pytest.mark.parametrize(("cell", "arithmetic", "transport"), RUNS)
 def test_every_bit_is_that_of_the_emulated_kernel(cell, arithmetic, transport):
     layer = make(cell, arithmetic, transport)
-    expected = run(layer, transport)
-    with kernels_of_ptx(emulator.module(), flags=EXACT) as launched:
+    expected, _ = emulated(cell, arithmetic, transport)
+    with exact_kernels(arithmetic) as launched:
         found = run(layer, transport, seed=5)
     assert ("recurrence_kernel" in str(launched)) == (transport != "stream")
     for name, value in expected.items():
@@ -87,7 +100,7 @@ def test_every_bit_is_that_of_the_emulated_kernel(cell, arithmetic, transport):
 @pytest.mark.parametrize(("cell", "arithmetic", "transport"), [RUNS[0], RUNS[2]])
 def test_as_the_library_is_compiled(cell, arithmetic, transport):
     layer = make(cell, arithmetic, transport)
-    with kernels_of_ptx(emulator.module()):
+    with kernels_of_ptx(emulator.module(), together=emulated(cell, arithmetic, transport)[1]):
         found = run(layer, transport)
     expected = layer.reference()
     for name, value in found.items():
@@ -158,7 +171,7 @@ def test_faults_in_the_text_of_ptx_are_noticed(fault):
         changed.append(fault.planted(ptx) != ptx)
         return fault.planted(ptx)
 
-    with kernels_of_ptx(module, change, flags=EXACT):
+    with exact_kernels("bfloat16", change):
         try:
             found = Emulated(module, layer, fault.transport).forward()["output"]
         except module.EmulationError as error:

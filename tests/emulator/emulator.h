@@ -81,7 +81,7 @@ struct Parameter {
   const void* value;
   size_t bytes;
 };
-// What every thread of a launch runs in place of a kernel (tests/ptx), asked for at each launch. Empty: the kernel.
+// What every thread of a launch runs in place of a kernel (tests/ptx), asked for at each launch. Nothing: the kernel.
 using Substitute = std::function<std::function<void()>(const void* kernel, const std::vector<Parameter>& parameters)>;
 Substitute& substitute();
 

@@ -117,8 +117,8 @@ void run_launch(const void* kernel, const LaunchConfig& config, const std::vecto
   const std::string name = kernel_name(kernel);
   check_launch(kernel, config, name);
   std::function<void()> in_its_place;
-  if (substitute()) {
-    in_its_place = substitute()(kernel, parameters);
+  if (substitute()) in_its_place = substitute()(kernel, parameters);
+  if (in_its_place) {
     entry = [](void* f) { (*static_cast<std::function<void()>*>(f))(); };
     closure = &in_its_place;
   }

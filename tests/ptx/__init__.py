@@ -16,6 +16,22 @@ def _symbols(library):
 
 
 @contextmanager
+def launched_kernels(module):
+    """Yields a list of the names, as g++ gives them, of the kernels that a module launches in the time of a block."""
+    launched = []
+
+    def note(offset, _):
+        launched.append(_symbols(module.__file__)[offset])
+        return 0
+
+    module.substitute_kernels(note)
+    try:
+        yield launched
+    finally:
+        module.restore_kernels()
+
+
+@contextmanager
 def kernels_of_ptx(module, change=lambda ptx: ptx, **options):
     """For the time of a block every launch of a module of the emulator runs PTX.
 

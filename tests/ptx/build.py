@@ -74,18 +74,22 @@ def _source_of_kernels():
     return found
 
 
-def ptx_of(kernel, flags=(), arch=ARCH):
-    """What nvcc makes of one kernel, or of the source that it stands in: the text of the PTX.
+def ptx_of(kernel, together=(), flags=(), arch=ARCH):
+    """What nvcc makes of a kernel: the text of the PTX, which has that of others too.
 
     Args:
         kernel: the name that g++ gives it.
+        together: names of kernels that are compiled at once, those of one source: a second of each compilation is that
+            of headers, a third of one that of a kernel.
         flags: more of nvcc's.
         arch: "sm_90a".
     """
     source = _source_of_kernels()[kernel]
     if "recurrence_kernel" in kernel:  # of hundreds, which take minutes
-        name = demangled(kernel).removeprefix("void ").rpartition("(")[0]
-        text = f'#include "cuda/device/recurrence.cuh"\nauto* const kernel = &{name};\n'
+        kernels = sorted({kernel} | {name for name in together if _source_of_kernels()[name] == source})
+        names = (demangled(name).removeprefix("void ").rpartition("(")[0] for name in kernels)
+        lines = [f"auto* const kernel_{i} = &{name};\n" for i, name in enumerate(names)]
+        text = "".join(['#include "cuda/device/recurrence.cuh"\n', *lines])
     else:
         text = f'#include "{source}"\n'
     included = sorted([*build.CSRC.rglob("*.h"), *build.CSRC.rglob("*.cuh"), source])
