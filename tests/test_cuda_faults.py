@@ -1,7 +1,7 @@
 """Faults planted in the CUDA kernels, each of which the emulated tests must notice: they test the tests.
 
-A fault is a change to the text of a kernel header. One arithmetic is compiled with those of a case, in the one shape
-that it runs; the control of every case is the same with all of them asleep.
+A fault is a change to the text of a kernel header. Those of a cell in one arithmetic are compiled together, in the
+shapes that they run. The control of each is the same kernel, layer and schedule with all of them asleep.
 """
 
 import functools
@@ -327,17 +327,29 @@ def forward_results(*of_layer):
     return Emulated(emulator.module(), layer(*of_layer), "stream").forward()
 
 
-@functools.cache
+def compiled_with(case):
+    """The cases of SHAPES that are compiled together."""
+    return [other for other in SHAPES if other[0] == case[0] and (other in TF32) == (case in TF32)]
+
+
 def module_with_faults(case):
-    """The emulated module with one shape of an arithmetic's kernels and all faults of a case of SHAPES."""
-    only = f"KernelShape{{CellKind::{KINDS[case[0]]}, Transport::{SHAPES[case]}}}"
-    shape = ("kernel_shapes.h", ANY_SHAPE, f"{ANY_SHAPE}  if (!(shape == {only})) return false;\n")
-    arithmetic = "tf32" if case in TF32 else "bfloat16"
-    return planted_faults.module_with(faults_of(case), {(f"recurrence_{arithmetic}.cu",): [shape]})
+    """The emulated module with the kernels of a case of SHAPES and all their faults."""
+    return module_of(tuple(compiled_with(case)))
 
 
+@functools.cache
+def module_of(cases):
+    kernels = [f"KernelShape{{CellKind::{KINDS[case[0]]}, Transport::{SHAPES[case]}}}" for case in cases]
+    some = " || ".join(f"shape == {kernel}" for kernel in kernels)
+    shapes = ("kernel_shapes.h", ANY_SHAPE, f"{ANY_SHAPE}  if (!({some})) return false;\n")
+    arithmetic = "tf32" if cases[0] in TF32 else "bfloat16"
+    return planted_faults.module_with(faults_of(cases[0]), {(f"recurrence_{arithmetic}.cu",): [shapes]})
+
+
+@functools.cache
 def faults_of(case):
-    return [fault for fault in [*FAULTS, *SILENT] if fault.case == case]
+    """Those that are planted in the module of a case."""
+    return [fault for fault in [*FAULTS, *SILENT] if fault.case in compiled_with(case)]
 
 
 @functools.lru_cache(maxsize=len(SEEDS))  # of one case: the first schedule's are compared with each other's
@@ -366,11 +378,9 @@ def verdict(fault, case, seed, options):
     return None if right else WRONG
 
 
-@pytest.mark.parametrize("case", SHAPES, ids="-".join)
-def test_control(case):
-    for options in sorted({fault.layer for fault in faults_of(case)}):
-        verdicts = [verdict(None, case, seed, options) for seed in SEEDS]
-        assert verdicts == [None] * len(SEEDS), options
+@functools.cache
+def control(case, seed, options):
+    return verdict(None, case, seed, options)
 
 
 @pytest.mark.parametrize("fault", SILENT, ids=lambda fault: f"{fault.transport}-{fault.which}-{fault.file}")
@@ -381,10 +391,13 @@ def test_watchdog_ends_a_wait_for_a_cta_that_never_comes(seed, fault):
     with emulator.options(module_with_faults(fault.case), time_passes=True):
         message = verdict(fault, fault.case, seed, fault.layer)
     assert re.search(fault.reported, message)
+    assert control(fault.case, seed, fault.layer) is None, "the kernel as it is"
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: "-".join([*f.case, f.name.replace(" ", "_")]))
 def test_fault_is_noticed(fault):
-    message = next(filter(None, (verdict(fault, fault.case, seed, fault.layer) for seed in SEEDS)), None)
+    verdicts = ((seed, verdict(fault, fault.case, seed, fault.layer)) for seed in SEEDS)
+    seed, message = next((each for each in verdicts if each[1]), (None, None))
     assert message, f"{fault.name}: the kernels ran as if nothing were wrong, under all {len(SEEDS)} schedules"
     assert re.search(fault.reported, message), f"{fault.name}: expected {fault.reported!r}, got {message!r}"
+    assert control(fault.case, seed, fault.layer) is None, "the kernel as it is"
