@@ -46,7 +46,7 @@ WRONG = {
     "exchange_wait_within_block": r"race on shared memory.*; not ordered with write by asynchronous access of",
     "exchange_too_few_bytes": r"race|before what is sent to it has landed|which nothing has written",
     "exchange_too_many_bytes": r"deadlock\n(.*\n)*  waiting at mbarrier_try_wait",
-    "exchange_single_buffer": r"race on shared memory",
+    "exchange_single_buffer": r"race on shared memory|before what is sent to it has landed",
     "bulk_exchange_no_fence": r"race of a bulk_copy on .*block\(\d,0,0\).*without a bulk_copy_fence after it",
     "bulk_exchange_fence_before_stores": r"race of a bulk_copy on .*without a bulk_copy_fence after it",
     "bulk_exchange_fence_of_copier": r"race of a bulk_copy on .*without a bulk_copy_fence after it",

@@ -89,7 +89,8 @@ void switch_to(Fiber* to) {  // nullptr: the scheduler
 Fiber* next_ready() {
   auto& ready = machine->ready;
   if (machine->failed || ready.empty()) return nullptr;
-  if (options().seed >= 2) std::swap(ready.front(), ready[random_bits() % ready.size()]);
+  constexpr uint64_t kOneIn = 8;  // of the 32 lanes of a warp some wait for their turn
+  if (options().seed >= 2 && random_bits() % kOneIn == 0) std::swap(ready.front(), ready[random_bits() % ready.size()]);
   Fiber* fiber = ready.front();
   ready.pop_front();
   return fiber;
@@ -167,7 +168,13 @@ void make_ready(Fiber* fiber) {
 
 void wake(std::vector<Fiber*>& fibers) {
   if (options().seed == 1) std::reverse(fibers.begin(), fibers.end());
-  for (Fiber* fiber : fibers) make_ready(fiber);
+  for (Fiber* fiber : fibers) fiber->state = State::kReady;
+  // Before all others: a warp, and a CTA, goes on while its stacks are in the cache. Thousands that take turns would be
+  // fetched from memory at each switch. Now and then behind them: a warp may wait for others in a loop that is none of
+  // relaxed loads.
+  constexpr uint64_t kOneIn = 64;
+  auto& ready = machine->ready;
+  ready.insert(++machine->wakes % kOneIn ? ready.begin() : ready.end(), fibers.begin(), fibers.end());
   fibers.clear();
 }
 

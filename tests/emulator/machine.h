@@ -211,7 +211,7 @@ struct Machine {
   std::vector<LateStore> late;  // in the order of issue
   std::unordered_map<uintptr_t, LateWord> late_words;
   std::unordered_map<uintptr_t, Stamp> fences;  // of the last relaxed store to this word: the sender's before it
-  uint64_t progress = 0, random = 0;
+  uint64_t progress = 0, wakes = 0, random = 0;
   uint32_t timer = 1;  // units of 4.3 s
   int minutes = 0;     // that have passed
   void* scheduler_stack_pointer = nullptr;
