@@ -2,7 +2,6 @@
 // of tests/emulator/primitives_emulated.h: what an instruction does is written after the reference of PTX.
 #pragma once
 #include <map>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -99,8 +98,8 @@ class Launch final : public Thread {
   std::map<const emulator::Cluster*, Meeting> of_cluster_;
   std::map<const emulator::Fiber*, uint32_t> cluster_round_;  // that a thread has arrived at
   std::map<std::pair<const emulator::Cta*, uint32_t>, Gathering> of_warp_;
-  std::vector<Sent> sent_;       // and not landed
-  std::set<std::string> waits_;  // names of what threads wait for, which outlive them
+  std::vector<Sent> sent_;                                    // and not landed
+  std::map<std::pair<const char*, int>, std::string> waits_;  // names of what threads wait for, which outlive them
 };
 
 }  // namespace ptx

@@ -8,8 +8,9 @@ namespace ptx {
 using emulator::current;
 
 void Launch::wait_at(const char* what, int line) {
-  const std::string name = std::string(what) + " of line " + std::to_string(line);
-  emulator::block(waits_.insert(name).first->c_str(), emulator::Site::current());
+  std::string& name = waits_[{what, line}];
+  if (name.empty()) name = std::string(what) + " of line " + std::to_string(line);
+  emulator::block(name.c_str(), emulator::Site::current());
 }
 
 namespace {
