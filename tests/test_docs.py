@@ -1,4 +1,6 @@
-"""The Python examples in README.md and docs/ run, from top to bottom of each page; its numbers are those measured."""
+"""The Python examples in README.md and docs/ run, from top to bottom of each page; its numbers are those measured, or
+the planner's.
+"""
 
 import re
 from pathlib import Path
@@ -35,3 +37,24 @@ def test_the_table_of_the_readme_is_the_report():
 def test_tests_that_a_page_names_are_there(page):
     names = re.findall(r"\btest_\w+\.py\b", page.read_text())
     assert {name for name in names if not (ROOT / "tests" / name).is_file()} == set()
+
+
+def test_the_estimates_of_layer_norm_are_the_planners():
+    """docs/regularised.md: microseconds of an H100, forward / backward."""
+    core = pytest.importorskip("fusedlstm._core", reason="built without pybind11")
+    device = next(d for d in core.known_devices() if "H100" in d.name)
+    rows = re.findall(r"^\| (LSTM|GRU), H = (\d+) \|(.*)\|$", (ROOT / "docs/regularised.md").read_text(), re.MULTILINE)
+    assert rows
+    for cell, hidden, columns in rows:
+        problem = {"device": device, "cell": cell.lower(), "T": 100, "B": 16, "H": int(hidden)}
+        on_chip, by_steps, plain = (
+            [call(**problem, **of_column, backward=backward) for backward in (False, True)]
+            for call, of_column in (
+                (core.varied_plan, {"request": "local"}),
+                (core.varied_plan, {"request": "stream"}),
+                (core.plan, {"dtype": "float32"}),
+            )
+        )
+        for column, plans in zip(columns.split("|"), (on_chip, by_steps, plain), strict=True):
+            estimates = [re.search(r"estimated ([\d.]+) us", str(plan))[1] for plan in plans]
+            assert column.strip() == " / ".join(estimates)

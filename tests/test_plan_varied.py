@@ -1,7 +1,6 @@
 """The plans of recurrences with variants: on the chip where that fits and is cheaper, else with a reason."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -10,12 +9,9 @@ from fusedlstm.__main__ import main
 core = pytest.importorskip("fusedlstm._core", reason="built without pybind11")
 
 
-def known(device):
-    return next(d for d in core.known_devices() if device in d.name)
-
-
 def plan(device="H200", **options):
-    return core.varied_plan(device=known(device), **{"T": 100, "B": 16, "H": 128} | options)
+    known = next(d for d in core.known_devices() if device in d.name)
+    return core.varied_plan(device=known, **{"T": 100, "B": 16, "H": 128} | options)
 
 
 def test_takes_the_kernel_on_the_chip_where_it_is_cheaper():
@@ -76,21 +72,3 @@ def test_program_refuses_what_no_such_layer_is(options, capsys):
     with pytest.raises(SystemExit):
         main(["plan", "100", "16", "128", "--layer-norm", *options.split()])
     assert re.search(r"--layer-norm: expected|--force=local does not fit", capsys.readouterr().err)
-
-
-def test_the_documented_estimates_are_the_planners():
-    """docs/regularised.md: microseconds of an H100, forward / backward."""
-    text = (Path(__file__).parent.parent / "docs/regularised.md").read_text()
-    rows = re.findall(r"^\| (LSTM|GRU), H = (\d+) \|(.*)\|$", text, re.MULTILINE)
-    assert rows
-    for cell, hidden, columns in rows:
-        problem = {"device": "H100", "cell": cell.lower(), "H": int(hidden)}
-        expected = [
-            [plan(**problem, backward=backward, request=request) for backward in (False, True)]
-            for request in ("local", "stream")
-        ]
-        layer = {"device": known("H100"), "cell": cell.lower(), "T": 100, "B": 16, "H": int(hidden), "dtype": "float32"}
-        expected.append([core.plan(**layer, backward=backward) for backward in (False, True)])
-        for column, plans in zip(columns.split("|"), expected, strict=True):
-            estimates = [re.search(r"estimated ([\d.]+) us", str(each))[1] for each in plans]
-            assert column.strip() == " / ".join(estimates)
