@@ -3,8 +3,8 @@
 // One call is one layer with all its directions and time steps, so that compiled and exported graphs hold one node
 // per layer; or, called from Python alone, a stack of layers, or one step as a cell has it. Arguments and results are
 // the structs of call/arguments.h and its kin, for every cell the same; their meanings are written at `layer` in
-// fusedlstm/reference.py. Kernels are registered by cpu/operators.cpp and cuda/binding/operators.cpp, fake kernels and
-// autograd by fusedlstm/ops.py and _autograd.py.
+// fusedlstm/reference.py. Kernels are registered by cpu/registration.cpp and cuda/binding/registration.cpp, fake
+// kernels and autograd by fusedlstm/ops.py and _autograd.py.
 //
 // A second copy of the library in one process (the Python package refuses it) must not end the process: hence a
 // fragment (cpu/registration.cpp), and hence the `catch`, since an exception that leaves a static constructor would.
