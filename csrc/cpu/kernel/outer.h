@@ -282,14 +282,18 @@ class Outer {
     const int vectors = vectors_of<K>(width - m);
     const operand* x[K::kTileRows];
     for (int r = 0; r < rows; ++r) x[r] = tile + r * (kIsInterleaved ? K::kDepth : depth);
+    const auto sum_up = [&](acc* sums, int64_t apart) FUSEDLSTM_LAMBDA {
+      multiply<typename K::Isa, typename K::Product, kIsInterleaved>({sums, apart, x, panel, padded, kOuterStretch},
+                                                                     rows, vectors);
+    };
+    if (to.first && (kInPlace || !is_once) && width - m >= K::kPanel) return sum_up(to.sums.of[i] + first_sum, width);
     // Blocks are summed from zero and then added up: fewer roundings at the size of the whole sum. Sums of large
     // weights come from memory; they are on their way while the block is summed.
     if (!to.first)
       for (int r = 0; r < rows; ++r)
         for (int q = 0; q < vectors; ++q) __builtin_prefetch(to.sums.of[i] + first_sum + r * width + q * K::kLanes, 1);
     alignas(64) acc sums[K::kTileRows * K::kPanel];
-    multiply<typename K::Isa, typename K::Product, kIsInterleaved>({sums, K::kPanel, x, panel, padded, kOuterStretch},
-                                                                   rows, vectors);
+    sum_up(sums, K::kPanel);
     for (int r = 0; r < rows; ++r)
       for (int64_t q = 0; q < K::kPanel && m + q < width; q += K::kLanes)
         add_sum(to, i, first_sum + r * width + q, load<V>(sums + r * K::kPanel + q), width - m - q);
