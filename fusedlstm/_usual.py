@@ -51,10 +51,12 @@ def states_of_usual(input, hx, others, grads, dim=3, parameters=()):
             return None
     if hx is None:
         states, tensors = (None, None), (input, *parameters)
+    elif type(hx) is tuple:  # of which isinstance(hx, Tensor) would ask all that a tuple is
+        if len(hx) != 2 or not isinstance(hx[0], Tensor) or not isinstance(hx[1], Tensor):
+            return None
+        states, tensors = hx, (input, *hx, *parameters)
     elif isinstance(hx, Tensor):
         states, tensors = (hx, None), (input, hx, *parameters)
-    elif type(hx) is tuple and len(hx) == 2 and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
-        states, tensors = hx, (input, *hx, *parameters)
     else:
         return None
     if (

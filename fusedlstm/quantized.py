@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import has_torch_function
 
 from fusedlstm import _int8
 from fusedlstm._layers import as_passed
@@ -12,7 +15,7 @@ from fusedlstm._private_torch import function_of
 from fusedlstm._run import run
 from fusedlstm._run_cell import run_quantized_cell
 from fusedlstm._sizes import Sizes
-from fusedlstm._usual import kept, run_at_once, run_usual, states_of_usual
+from fusedlstm._usual import run_at_once, run_usual, states_of_usual
 from fusedlstm.cells import CELLS
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from fusedlstm.ops import OPERATORS
@@ -37,7 +40,8 @@ class Quantized(nn.Module):
             setattr(self, option, getattr(layer, option))
         for name, shape, dtype in self.tensors():
             self.register_buffer(name, torch.zeros(shape, dtype=dtype))
-        self._flat_weights_names = list(self._buffers)  # of nn.RNNBase too; made once, since calls ask for it
+        self._flat_weights_names = list(self._buffers)  # of nn.RNNBase too
+        self._weights_among = operator.itemgetter(*self._buffers)  # buffers: made once, since every usual call asks
 
     @classmethod
     def like(cls, layer: nn.Module) -> Quantized:
@@ -55,9 +59,8 @@ class Quantized(nn.Module):
         raise NotImplementedError
 
     def _weights(self) -> list[Tensor]:
-        """Read at each call, as those of the fused layers; most are where nn.Module keeps buffers."""
-        found = kept(self._buffers, self._flat_weights_names)
-        return [getattr(self, name) for name in self._flat_weights_names] if found is None else found
+        """Read at each call, as those of the fused layers."""
+        return [getattr(self, name) for name in self._flat_weights_names]
 
     def _apply(self, fn, recurse: bool = True):
         own = [self._buffers.get(name) for name in self._flat_weights_names]
@@ -157,10 +160,10 @@ def _run_usual_layers(module: QuantizedLayer, own, input, hx, rows):
     if own["training"]:
         return None
     states = states_of_usual(input, hx, rows, torch.is_grad_enabled())
-    gates, operator = _STACKS[own["mode"]]
+    gates, run_stack = _STACKS[own["mode"]]
     if states is None or (weights := _fitting_weights(own, gates, input)) is None:
         return None
-    return run_at_once(operator, input, states, own["batch_first"], weights, own["num_layers"])
+    return run_at_once(run_stack, input, states, own["batch_first"], weights, own["num_layers"])
 
 
 def _run_usual_step(module: QuantizedCell, own, input, hx, others):
@@ -168,25 +171,25 @@ def _run_usual_step(module: QuantizedCell, own, input, hx, others):
     if own["training"]:
         return None
     states = states_of_usual(input, hx, others, torch.is_grad_enabled(), dim=2)
-    gates, operator = _STEPS[module._cell]
+    gates, run_step = _STEPS[module._cell]
     if states is None or (weights := _fitting_weights(own, gates, input)) is None:
         return None
     try:
-        return as_passed(operator(input, [state for state in states if state is not None], weights))
+        return as_passed(run_step(input, [state for state in states if state is not None], weights))
     except (RuntimeError, TypeError):
         return None
 
 
-def _fitting_weights(own, gates, input) -> list[Tensor | None] | None:
+def _fitting_weights(own, gates, input) -> tuple[Tensor, ...] | None:
     """A module's weights, if they and the input have its sizes; else None. The operator takes any that fit together,
     and cannot tell inputs that go into as many groups of columns."""
-    weights = kept(own["_buffers"], own["_flat_weights_names"])
+    weights = own["_weights_among"](own["_buffers"])  # by whom a KeyError says that one is elsewhere
     if (
-        weights is None
-        or not input.is_cpu
+        not input.is_cpu
         or input.shape[-1] != own["input_size"]
         or (scale := weights[2]) is None
         or scale.numel() != gates * own["hidden_size"]
+        or has_torch_function(weights)
     ):
         return None
     return weights
