@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fusedlstm._choice import is_plain
 from fusedlstm._private_torch import count_of_dispatch_modes, function_of
 from fusedlstm._sizes import Sizes
-from fusedlstm._usual import run_at_once, states_of_usual
+from fusedlstm._usual import as_returned, states_of_usual, time_major
 from fusedlstm.ops import OPERATORS
 
 
@@ -74,7 +74,8 @@ class Frozen:
         states = states_of_usual(input, hx, others, torch.is_grad_enabled())
         if states is None or not _are_unchanged(own["_parameters"], self._usual):
             return None
-        return run_at_once(self._operator, input, states, own["batch_first"], self._whole, self._count)
+        h, c = states
+        return as_returned(own, self._operator(time_major(own, input), h, c, self._whole, self._count))
 
     def of_call(self, module: nn.Module, names, sizes: Sizes, input, *others):
         """The weights for a call on these arguments; and `layers`, or None where they do not serve it. The call is then

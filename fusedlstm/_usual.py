@@ -27,13 +27,14 @@ _PLAIN = {name.upper(): (cell.gates, function_of(OPERATORS[name].stack_inference
 
 
 def run_usual(run, module, input, hx, others):
-    """What a module returns for a usual call, by run(module, own, input, hx, others), if that gives anything; else
-    None. Compilers are sent away before anything else is asked: they cannot look into the rest."""
+    """What a module returns for a usual call, by run(module, own, input, hx, others), if that gives anything and no
+    operator refuses; else None. Compilers are sent away before anything else is asked: they cannot look into the rest.
+    """
     if type(input) is not Tensor or is_intercepted():
         return None
     try:
         return run(module, module.__dict__, input, hx, others)
-    except KeyError:
+    except (KeyError, RuntimeError, TypeError, ValueError):
         return None
 
 
@@ -54,7 +55,7 @@ def states_of_usual(input, hx, others, grads, dim=3, parameters=()):
     elif type(hx) is tuple:  # of which isinstance(hx, Tensor) would ask all that a tuple is
         if len(hx) != 2 or not isinstance(hx[0], Tensor) or not isinstance(hx[1], Tensor):
             return None
-        states, tensors = hx, (input, *hx, *parameters)
+        states, tensors = hx, (input, hx[0], hx[1], *parameters)
     elif isinstance(hx, Tensor):
         states, tensors = (hx, None), (input, hx, *parameters)
     else:
@@ -78,14 +79,15 @@ def draws_masks(own) -> bool:
     return bool(between_layers or own.get("_fused_weight_dropout") or own.get("_fused_recurrent_dropout"))
 
 
-def run_at_once(operator, input, states, batch_first, *weights_and_options):
-    """What a module returns for such a call, by an operator of a stack; None where that refuses."""
-    h, c = states
-    try:
-        output, h, c = operator(input.transpose(0, 1) if batch_first else input, h, c, *weights_and_options)
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    return output.transpose(0, 1) if batch_first else output, h if c is None else (h, c)
+def time_major(own, input):
+    """The input of a layer as operators take it."""
+    return input.transpose(0, 1) if own["batch_first"] else input
+
+
+def as_returned(own, results):
+    """What a layer returns, of output, h and c as the operator of a stack gives them."""
+    output, h, c = results
+    return output.transpose(0, 1) if own["batch_first"] else output, h if c is None else (h, c)
 
 
 def run_plain(own, input, hx, others):
@@ -104,10 +106,10 @@ def run_plain(own, input, hx, others):
         or weights[1].shape != (gates * own["hidden_size"], own["proj_size"] or own["hidden_size"])
     ):
         return None
-    return run_at_once(
-        operator, input, states, own["batch_first"],
-        weights, None, own["num_layers"], 2 if own["bidirectional"] else 1, False,
-    )  # fmt: skip
+    h, c = states
+    directions = 2 if own["bidirectional"] else 1
+    results = operator(time_major(own, input), h, c, weights, None, own["num_layers"], directions, False)
+    return as_returned(own, results)
 
 
 def kept(own, names) -> list[Tensor | None] | None:

@@ -15,7 +15,7 @@ from fusedlstm._private_torch import function_of
 from fusedlstm._run import run
 from fusedlstm._run_cell import run_quantized_cell
 from fusedlstm._sizes import Sizes
-from fusedlstm._usual import run_at_once, run_usual, states_of_usual
+from fusedlstm._usual import as_returned, run_usual, states_of_usual, time_major
 from fusedlstm.cells import CELLS
 from fusedlstm.modules import FusedGRU, FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from fusedlstm.ops import OPERATORS
@@ -163,7 +163,8 @@ def _run_usual_layers(module: QuantizedLayer, own, input, hx, rows):
     gates, run_stack = _STACKS[own["mode"]]
     if states is None or (weights := _fitting_weights(own, gates, input)) is None:
         return None
-    return run_at_once(run_stack, input, states, own["batch_first"], weights, own["num_layers"])
+    h, c = states
+    return as_returned(own, run_stack(time_major(own, input), h, c, weights, own["num_layers"]))
 
 
 def _run_usual_step(module: QuantizedCell, own, input, hx, others):
@@ -174,10 +175,7 @@ def _run_usual_step(module: QuantizedCell, own, input, hx, others):
     gates, run_step = _STEPS[module._cell]
     if states is None or (weights := _fitting_weights(own, gates, input)) is None:
         return None
-    try:
-        return as_passed(run_step(input, [state for state in states if state is not None], weights))
-    except (RuntimeError, TypeError):
-        return None
+    return as_passed(run_step(input, [state for state in states if state is not None], weights))
 
 
 def _fitting_weights(own, gates, input) -> tuple[Tensor, ...] | None:
