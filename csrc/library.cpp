@@ -28,7 +28,7 @@ void define_operators(torch::stable::detail::StableLibrary& m) {
       m.def((cell + "_layer_inference" + arguments + " -> " + listed<InferenceResults>()).c_str());
       m.def((cell + "_layer_frozen" + listed<FrozenArguments>() + " -> " + listed<InferenceResults>()).c_str());
       m.def((cell + "_layer_quantized" + listed<QuantizedArguments>() + " -> " + listed<InferenceResults>()).c_str());
-      m.def((cell + "_cell_quantized" + listed<PreparedStepArguments<Tensors>>() + " -> " +
+      m.def((cell + "_cell_quantized" + listed<PreparedStepArguments<OwnedTensors>>() + " -> " +
              listed<StepInferenceResults>())
                 .c_str());
       m.def((cell + "_layer_backward" + listed<BackwardArguments>() + " -> " + listed<LayerGradients>()).c_str());
@@ -38,7 +38,7 @@ void define_operators(torch::stable::detail::StableLibrary& m) {
       m.def((cell + "_stack_inference" + listed<StackInferenceArguments>() + inferred).c_str());
       m.def((cell + "_stack_backward" + listed<StackBackwardArguments>() + " -> " + listed<StackGradients>()).c_str());
       m.def((cell + "_stack_frozen" + listed<PreparedStackArguments<Tensor>>() + inferred).c_str());
-      m.def((cell + "_stack_quantized" + listed<PreparedStackArguments<Tensors>>() + inferred).c_str());
+      m.def((cell + "_stack_quantized" + listed<PreparedStackArguments<OwnedTensors>>() + inferred).c_str());
       const std::string step = listed<StepArguments>();
       m.def((cell + "_cell" + step + " -> " + listed<StepResults>()).c_str());
       m.def((cell + "_cell_inference" + step + " -> " + listed<StepInferenceResults>()).c_str());

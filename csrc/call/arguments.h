@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -20,6 +21,14 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
 using OptionalTensors = std::vector<OptionalTensor>;
+
+// Tensors that have one owner: a Tensor counts its owners in an allocation of its own, and many small ones at a time
+// are more than malloc has at hand.
+struct DeleteTensor {
+  void operator()(AtenTensorHandle t) const { aoti_torch_delete_tensor_object(t); }
+};
+using OwnedTensor = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
+using OwnedTensors = std::vector<OwnedTensor>;
 
 // What a tensor is that has not been set yet: the same one for all, since each of one's own is two allocations. Never
 // freed: threads may still run while the process exits.
@@ -149,7 +158,7 @@ struct PreparedArguments {
 using FrozenArguments = PreparedArguments<Tensor>;
 // int8. Of each direction weight_ih, weight_hh, scale_ih, scale_hh, sum_ih, sum_hh, then bias_gates, or not, then
 // weight_hr, scale_hr and sum_hr, or none: one list, since each one costs a call as much as a short step.
-using QuantizedArguments = PreparedArguments<Tensors>;
+using QuantizedArguments = PreparedArguments<OwnedTensors>;
 
 // Positions in `needs` of the backward operators, which are those of the members of LayerGradients.
 enum Need { kInput, kInitial, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kWeightHr, kResetState, kNeeds };

@@ -22,6 +22,9 @@ inline const char* type_name(const OptionalTensor&) {
 inline const char* type_name(const Tensors&) {
   return "Tensor[]";
 }
+inline const char* type_name(const OwnedTensors&) {
+  return "Tensor[]";
+}
 inline const char* type_name(const OptionalTensors&) {
   return "Tensor?[]";
 }
@@ -59,13 +62,24 @@ inline std::string without_place(const std::string& text) {
   return is_place ? text.substr(end + 2) : text;
 }
 
+// An argument out of PyTorch's stack.
+template <class Member>
+void take(StableIValue value, Member& member) {
+  member = torch::stable::detail::to<Member>(value);
+}
+inline void take(StableIValue value, OwnedTensors& member) {
+  const auto handles = torch::stable::detail::to<std::vector<AtenTensorHandle>>(value);
+  member.reserve(handles.size());
+  for (const AtenTensorHandle handle : handles) member.emplace_back(handle);
+}
+
 // A kernel for StableLibrary::impl: takes the members of Arguments from the stack, and leaves those of Results there.
 template <class Results, class Arguments, Results (*kFunction)(Arguments&)>
 void boxed(StableIValue* stack, uint64_t, uint64_t) {
   namespace stable = torch::stable::detail;
   Arguments arguments;
   const StableIValue* next = stack;
-  arguments.visit([&](const char*, auto& member) { member = stable::to<std::decay_t<decltype(member)>>(*next++); });
+  arguments.visit([&](const char*, auto& member) { take(*next++, member); });
   try {
     Results results = kFunction(arguments);
     results.visit([&](const char*, auto& member) { *stack++ = stable::from(member); });

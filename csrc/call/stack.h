@@ -136,7 +136,7 @@ inline size_t weights_of_each(const Tensor& frozen, int64_t layers) {
                   "fusedlstm: expected frozen weights of size [", layers, ", bytes], got ", sizes_of(frozen));
   return 1;
 }
-inline size_t weights_of_each(const Tensors& all, int64_t layers) {
+inline size_t weights_of_each(const OwnedTensors& all, int64_t layers) {
   const size_t each = layers < 1 ? 0 : all.size() / static_cast<size_t>(layers);
   STD_TORCH_CHECK(each > 0 && each * static_cast<size_t>(layers) == all.size(), "fusedlstm: expected weights for ",
                   layers, " layers, got ", all.size());
@@ -146,7 +146,8 @@ inline size_t weights_of_each(const Tensors& all, int64_t layers) {
 inline Tensor weights_of_layer(const Tensor& frozen, size_t, size_t) {
   return frozen;
 }
-inline Tensors weights_of_layer(Tensors& all, size_t layer, size_t each) {
+inline OwnedTensors weights_of_layer(OwnedTensors& all, size_t layer, size_t each) {
+  if (each == all.size()) return std::move(all);
   const auto first = std::make_move_iterator(all.begin() + static_cast<std::ptrdiff_t>(layer * each));
   return {first, first + static_cast<std::ptrdiff_t>(each)};
 }

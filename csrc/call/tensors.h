@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <string>
 
+#include "arguments.h"
 #include "dtypes.h"
 #include "sizes.h"
 
@@ -68,25 +69,47 @@ inline std::string to_string(const Sizes& sizes) {
   return s + "]";
 }
 
-inline std::string sizes_of(const Tensor& t) {
+// A tensor that is asked, whoever owns it.
+class TensorRef {
+ public:
+  TensorRef(const Tensor& t) : handle_(t.get()) {}
+  TensorRef(const OwnedTensor& t) : handle_(t.get()) {}
+
+  AtenTensorHandle get() const { return handle_; }
+  int64_t dim() const { return asked<int64_t>(aoti_torch_get_dim); }
+  int64_t numel() const { return asked<int64_t>(aoti_torch_get_numel); }
+  bool is_contiguous() const { return asked<bool>(aoti_torch_is_contiguous); }
+  void* data_ptr() const { return asked<void*>(aoti_torch_get_data_ptr); }
+  int64_t* sizes() const { return asked<int64_t*>(aoti_torch_get_sizes); }  // the tensor's own
+
+ private:
+  AtenTensorHandle handle_;
+
+  template <class T>
+  T asked(AOTITorchError (*question)(AtenTensorHandle, T*)) const {
+    T answer{};
+    TORCH_ERROR_CODE_CHECK(question(handle_, &answer));
+    return answer;
+  }
+};
+
+inline std::string sizes_of(TensorRef t) {
   std::string s = "[";
-  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
+  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.sizes()[i]);
   return s + "]";
 }
 
-inline bool has_sizes(const Tensor& t, const Sizes& expected) {
-  int64_t* sizes = nullptr;  // the tensor's own: to ask for each takes a call for each
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &sizes));
-  return t.dim() == expected.size() && std::equal(expected.begin(), expected.end(), sizes);
+inline bool has_sizes(TensorRef t, const Sizes& expected) {
+  return t.dim() == expected.size() && std::equal(expected.begin(), expected.end(), t.sizes());
 }
 
-inline void check_sizes(const Tensor& t, const Sizes& expected, const char* name) {
+inline void check_sizes(TensorRef t, const Sizes& expected, const char* name) {
   STD_TORCH_CHECK(has_sizes(t, expected), "fusedlstm: expected ", name, " of size ", to_string(expected), ", got ",
                   sizes_of(t));
 }
 
 // Storages can be freed below their tensors, as sharding does with parameters that are not in use.
-inline void check_memory(const Tensor& t, const char* name) {
+inline void check_memory(TensorRef t, const char* name) {
   int64_t bytes = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
   STD_TORCH_CHECK(bytes > 0 || t.numel() == 0, "fusedlstm: expected ", name,
@@ -147,7 +170,7 @@ inline Tensor dense_after(int64_t lead, const Tensor& t) {
 struct Facts {
   int32_t dtype = 0, device_type = 0, device_index = 0;
 
-  static Facts of(const Tensor& t) {
+  static Facts of(TensorRef t) {
     Facts facts;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &facts.dtype));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &facts.device_type));
@@ -161,13 +184,15 @@ inline void check_dtype_is(const Tensor& t, ScalarType dtype, const char* expect
   STD_TORCH_CHECK(t.scalar_type() == dtype, "fusedlstm: expected ", expected, ", got ", name_of(t.scalar_type()));
 }
 
+// The name of a dtype that PyTorch codes so.
+inline const char* name_of_code(int32_t dtype) {
+  return name_of(torch::stable::detail::to<ScalarType>(torch::stable::detail::from(dtype)));
+}
+
 // Checks a dtype as PyTorch codes it.
 inline void check_dtype(int32_t dtype, int32_t of_input, const char* name) {
-  const auto type = [](int32_t code) {
-    return name_of(torch::stable::detail::to<ScalarType>(torch::stable::detail::from(code)));
-  };
-  STD_TORCH_CHECK(dtype == of_input, "fusedlstm: expected ", name, " of the input's dtype, ", type(of_input), ", got ",
-                  type(dtype));
+  STD_TORCH_CHECK(dtype == of_input, "fusedlstm: expected ", name, " of the input's dtype, ", name_of_code(of_input),
+                  ", got ", name_of_code(dtype));
 }
 
 }  // namespace fusedlstm

@@ -158,13 +158,15 @@ void implement_from(torch::stable::detail::StableLibrary& m) {
     m.impl((cell + "_cell_frozen").c_str(), boxed<StepInferenceResults, PreparedStepArguments<Tensor>,
                                                   one_step_prepared<Tensor, layer_prepared<kCell, Tensor>>>);
     m.impl((cell + "_layer_quantized").c_str(),
-           boxed<InferenceResults, QuantizedArguments, layer_prepared<kCell, Tensors>>);
-    m.impl((cell + "_cell_quantized").c_str(), boxed<StepInferenceResults, PreparedStepArguments<Tensors>,
-                                                     one_step_prepared<Tensors, layer_prepared<kCell, Tensors>>>);
+           boxed<InferenceResults, QuantizedArguments, layer_prepared<kCell, OwnedTensors>>);
+    m.impl((cell + "_cell_quantized").c_str(),
+           boxed<StepInferenceResults, PreparedStepArguments<OwnedTensors>,
+                 one_step_prepared<OwnedTensors, layer_prepared<kCell, OwnedTensors>>>);
     m.impl((cell + "_stack_frozen").c_str(), boxed<StackInferenceResults, PreparedStackArguments<Tensor>,
                                                    run_stack_prepared<Tensor, layers_prepared<kCell, Tensor>>>);
-    m.impl((cell + "_stack_quantized").c_str(), boxed<StackInferenceResults, PreparedStackArguments<Tensors>,
-                                                      run_stack_prepared<Tensors, layers_prepared<kCell, Tensors>>>);
+    m.impl((cell + "_stack_quantized").c_str(),
+           boxed<StackInferenceResults, PreparedStackArguments<OwnedTensors>,
+                 run_stack_prepared<OwnedTensors, layers_prepared<kCell, OwnedTensors>>>);
     implement_from<kCell + 1>(m);
   }
 }

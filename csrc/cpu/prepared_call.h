@@ -68,7 +68,7 @@ struct PreparedCall<Tensor> : ForwardCall {
 };
 
 template <>
-struct PreparedCall<Tensors> : QuantizedCall {
+struct PreparedCall<OwnedTensors> : QuantizedCall {
   PreparedCall(int cell, QuantizedArguments& given)
       : QuantizedCall(kCells[cell], without_weights(given), checked(cell, given)) {}
 

@@ -32,20 +32,20 @@ Element element() {
 
 // The tensors of a list, one after another.
 struct Reader {
-  const Tensors& all;
+  const OwnedTensors& all;
   size_t next = 0;
   const int32_t cpu = aoti_torch_device_type_cpu();
 
   template <class T>
   const T* take(const Sizes& sizes, const char* name) {
-    const Tensor& t = all[next++];
+    const TensorRef t = all[next++];
     check_sizes(t, sizes, name);
     const Facts facts = Facts::of(t);
     const Element expected = element<T>();
     STD_TORCH_CHECK(facts.dtype == expected.code && facts.device_type == cpu && t.is_contiguous(),
                     "fusedlstm: expected ", name,
                     " as fusedlstm.quantize makes it, contiguous on the CPU and of dtype ", expected.name, ", got ",
-                    name_of(t.scalar_type()), facts.device_type == cpu ? "" : " on another device",
+                    name_of_code(facts.dtype), facts.device_type == cpu ? "" : " on another device",
                     t.is_contiguous() ? "" : " that is not contiguous");
     check_memory(t, name);
     return static_cast<const T*>(t.data_ptr());
@@ -72,7 +72,7 @@ constexpr size_t kProducts = 6, kBias = 1, kProjection = 3;  // tensors of one d
 
 }  // namespace
 
-CheckedQuantized::CheckedQuantized(const Tensors& given, const NamedCell& cell, int64_t features) {
+CheckedQuantized::CheckedQuantized(const OwnedTensors& given, const NamedCell& cell, int64_t features) {
   // 6 to 10 tensors a direction: from 12 on there are two.
   const size_t directions = given.size() < 2 * kProducts ? 1 : 2, of_direction = given.size() / directions;
   const bool projects = of_direction > kProducts + kBias;
@@ -82,12 +82,12 @@ CheckedQuantized::CheckedQuantized(const Tensors& given, const NamedCell& cell, 
                   "fusedlstm: expected the quantized weights of a layer of ", cell.name, ", got ", given.size(),
                   " tensors");
   sizes.directions = int64_t(directions);
-  const int64_t gates = cell.sizes.gates, rows = given[2].numel();
+  const int64_t gates = cell.sizes.gates, rows = TensorRef(given[2]).numel();
   STD_TORCH_CHECK(rows > 0 && rows % gates == 0, "fusedlstm: expected scale_ih of size [", gates,
                   " * hidden_size], got ", sizes_of(given[2]));
   sizes.features = features;
   sizes.hidden = rows / gates;
-  sizes.proj = projects ? given[of_direction - 2].numel() : 0;
+  sizes.proj = projects ? TensorRef(given[of_direction - 2]).numel() : 0;
   sizes.dtype = ScalarType::Float;
   const int64_t recurrent = projects ? sizes.proj : sizes.hidden;
   Reader reader{given};

@@ -13,7 +13,7 @@ struct CheckedQuantized {
   bool is_reduced = true;         // as the weights say of themselves: none is beyond -64 .. 64
 
   // Throws where these are not the weights of a layer of this cell that takes so many features.
-  CheckedQuantized(const Tensors& given, const NamedCell& cell, int64_t features);
+  CheckedQuantized(const OwnedTensors& given, const NamedCell& cell, int64_t features);
 };
 
 }  // namespace fusedlstm::cpu
