@@ -9,6 +9,7 @@ from quantized_layers import quantized_of
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from fusedlstm import FusedLSTM, FusedLSTMCell, quantize, quantized
+from fusedlstm.ops import OPERATORS
 
 X = torch.randn(3, 2, 5)
 STATE = torch.zeros(1, 2, 7)
@@ -195,3 +196,31 @@ class TestCalls:
         module.weight_hh_l0.untyped_storage().resize_(0)
         with pytest.raises(RuntimeError, match="with memory, got one whose storage was freed"):
             module(X)
+
+    @pytest.mark.parametrize("layers", [1, 2])
+    def test_calls_own_the_weights_no_longer_than_they_last(self, layers):
+        _, module = quantized_of(LSTM, 5, 7, num_layers=layers)
+        weights = module._weights()
+        owners = [weight._use_count() for weight in weights]
+        module(X)
+        with pytest.raises(RuntimeError, match="expected weight_hh of size"):
+            OPERATORS["lstm"].stack_quantized(X, None, None, [*weights[1:], weights[0]], layers)
+        with pytest.raises(RuntimeError, match="expected weights for 3 layers"):
+            OPERATORS["lstm"].stack_quantized(X, None, None, weights, 3)
+        assert [weight._use_count() for weight in weights] == owners
+
+    def test_weights_that_override_operators_are_asked(self):
+        asked = []
+
+        class Watched(torch.Tensor):
+            @classmethod
+            def __torch_function__(cls, function, types, args=(), kwargs=None):
+                asked.append(function)
+                return super().__torch_function__(function, types, args, kwargs or {})
+
+        _, module = quantized_of(LSTM, 5, 7)
+        expected = module(X)[0]
+        module.scale_hh_l0 = module.scale_hh_l0.as_subclass(Watched)
+        asked.clear()
+        assert torch.equal(module(X)[0].as_subclass(torch.Tensor), expected)
+        assert OPERATORS["lstm"].quantized in asked

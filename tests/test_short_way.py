@@ -7,7 +7,7 @@ import torch
 from family import EVERY, LSTM, every, tensors_of
 from torch import nn
 
-from fusedlstm import FusedLSTM, FusedRNN, FusedRNNCell, _module, _run, _run_cell, _usual
+from fusedlstm import FusedLSTM, FusedRNN, FusedRNNCell, _module, _run, _run_cell, _usual, quantize, quantized
 
 OPTIONS = {
     "plain": {},
@@ -298,3 +298,17 @@ def test_a_cell_s_misfits_are_refused_with_gradients_as_without(name, shape, dty
         cell(torch.randn(3, 4), hx)
     expected = {"hx": "hidden", None: "both bias_ih and bias_hh"}.get(name if shape else None, name)
     assert expected in str(refusal.value)
+
+
+@every
+@pytest.mark.parametrize("kind, x", [("layer", torch.randn(5, 3, 4)), ("one_step", torch.randn(3, 4))])
+def test_int8_weights_are_read_by_each_short_call(member, kind, x, monkeypatch):
+    module = quantize(getattr(member, kind)(4, 6).eval())
+    for long_way in ("run", "run_quantized_cell"):
+        monkeypatch.setattr(quantized, long_way, None)
+    name = next(name for name, _ in module.named_buffers() if name.startswith("scale_ih"))
+    first = tensors_of(module(x))[0]
+    getattr(module, name).mul_(2)
+    assert not torch.equal(tensors_of(module(x))[0], first)
+    setattr(module, name, getattr(module, name) / 2)
+    assert torch.equal(tensors_of(module(x))[0], first)
