@@ -118,8 +118,10 @@ def test_below_autograd():
 
 def test_function_of():
     run = _private_torch.function_of(torch.ops.aten.neg.default)
-    assert torch.equal(run(torch.ones(2)), -torch.ones(2))
-    assert type(run) is type(len), f"expected a function of C, got {run}"
+    with torch.profiler.profile() as profile, FlopCounterMode(display=False):
+        assert torch.equal(run(torch.ones(2)), -torch.ones(2))
+    assert "aten::neg" in {event.name for event in profile.events()}, "expected a call by the dispatcher"
+    assert type(run.func) is type(len), f"expected a function of C, got {run.func}"
 
 
 def test_is_forward_mode_active():
