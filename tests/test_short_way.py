@@ -1,5 +1,9 @@
 """The usual call of a layer takes the short way (fusedlstm/_usual.py): what fits is run once, the rest elsewhere."""
 
+import ctypes
+import sys
+import threading
+import time
 from unittest import mock
 
 import pytest
@@ -7,7 +11,7 @@ import torch
 from family import EVERY, LSTM, every, tensors_of
 from torch import nn
 
-from fusedlstm import FusedLSTM, FusedRNN, FusedRNNCell, _module, _run, _run_cell, _usual, quantize, quantized
+from fusedlstm import FusedLSTM, FusedRNN, FusedRNNCell, _module, _run, _run_cell, _usual, freeze, quantize, quantized
 
 OPTIONS = {
     "plain": {},
@@ -312,3 +316,44 @@ def test_int8_weights_are_read_by_each_short_call(member, kind, x, monkeypatch):
     assert not torch.equal(tensors_of(module(x))[0], first)
     setattr(module, name, getattr(module, name) / 2)
     assert torch.equal(tensors_of(module(x))[0], first)
+
+
+@pytest.fixture
+def lets_others_run():
+    """Whether a call of milliseconds lets other threads of Python run meanwhile, as a function of the call."""
+    interval, counted, ends = sys.getswitchinterval(), [0], threading.Event()
+
+    def count():
+        while not ends.is_set():
+            counted[0] += 1
+            time.sleep(1e-4)
+
+    def asked(call):
+        call()
+        before = counted[0]
+        for calls in range(1, 201):
+            call()
+            passed = counted[0] - before
+            if calls >= 20 and passed > 3 * calls:  # not only between calls
+                return True
+        return False
+
+    other = threading.Thread(target=count)
+    sys.setswitchinterval(1000)  # threads change hands only where one waits or lets the interpreter go
+    other.start()
+    yield asked
+    ends.set()
+    other.join()
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("prepare", [lambda layer: layer, freeze, quantize], ids=["plain", "frozen", "int8"])
+def test_calls_let_other_threads_run(prepare, lets_others_run):
+    """As in a server: calls that held the interpreter would run one after another."""
+    layer, x = prepare(FusedLSTM(128, 128).eval()), torch.randn(100, 16, 128)
+    with torch.no_grad():
+        assert lets_others_run(lambda: layer(x))
+
+
+def test_a_call_that_holds_the_interpreter_is_noticed(lets_others_run):
+    assert not lets_others_run(lambda: ctypes.PyDLL(None).usleep(2000))
