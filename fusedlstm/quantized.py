@@ -180,11 +180,10 @@ def _run_usual_step(module: QuantizedCell, own, input, hx, others):
 
 def _fitting_weights(own, gates, input) -> tuple[Tensor, ...] | None:
     """A module's weights, if they and the input have its sizes; else None. The operator takes any that fit together,
-    and cannot tell inputs that go into as many groups of columns."""
+    and cannot tell inputs that go into as many groups of columns; there is none but on the CPU."""
     weights = own["_weights_among"](own["_buffers"])  # by whom a KeyError says that one is elsewhere
     if (
-        not input.is_cpu
-        or input.shape[-1] != own["input_size"]
+        input.shape[-1] != own["input_size"]
         or (scale := weights[2]) is None
         or scale.numel() != gates * own["hidden_size"]
         or has_torch_function(weights)

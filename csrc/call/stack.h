@@ -162,11 +162,9 @@ class PreparedStack {
       : given_(given), each_(weights_of_each(given.weights, given.layers)) {
     shared.layers = given.layers;
     shared.initial = listed_states(given.h_0, given.c_0);
-    for (Tensor& state : shared.initial) {
+    for (const Tensor& state : shared.initial)
       STD_TORCH_CHECK(state.dim() == 3 && state.size(0) % given.layers == 0, "fusedlstm: expected states of ",
                       given.layers, " layers, got size ", sizes_of(state));
-      state = unit_stride(state);
-    }
   }
 
   int64_t layers() const { return given_.layers; }
