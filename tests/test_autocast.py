@@ -89,6 +89,13 @@ def test_cell(state, device):
             torch.testing.assert_close(actual, expected, rtol=0, atol=2**-7)
 
 
+def test_the_cell_state_of_a_projection(device):
+    """As without a projection; nn.LSTM leaves c in float32 on the CPU."""
+    with torch.autocast(device.type, torch.bfloat16):
+        output, (h, c) = FusedLSTM(3, 4, proj_size=2, device=device)(torch.randn(5, 2, 3, device=device))
+    assert {output.dtype, h.dtype, c.dtype} == {torch.bfloat16}
+
+
 def test_meta_module_under_autocast_of_another_device():
     with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
         assert FusedLSTM(3, 4)(torch.randn(5, 2, 3))[0].dtype == torch.float32

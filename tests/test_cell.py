@@ -210,6 +210,12 @@ def test_vmap_over_rows():
         (torch.ones(2, 3), (torch.ones(4),) * 2, RuntimeError, "For batched 2-D input"),
         (torch.ones(2, 3).double(), None, RuntimeError, "does not match weight dtype"),
         (torch.ones(2, 3), (torch.ones(2, 4).double(),) * 2, RuntimeError, "same dtype"),
+        (
+            torch.ones(2, 3),
+            (torch.ones(2, 4), torch.ones(2, 4).half()),
+            RuntimeError,
+            r"32, got torch.float16 for .*\[1\]",
+        ),
         (torch.ones(2, 3, device="meta"), None, RuntimeError, "not at the same device"),
     ],
 )

@@ -195,3 +195,23 @@ def test_pruned_weight(member):
     assert (module.weight_hh_l0_orig.grad[pruned] == 0).all()
     prune.remove(module, "weight_hh_l0")
     assert module(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
+
+
+class _Counted(nn.Module):
+    """A parametrization that counts how often it is computed."""
+
+    computed = 0
+
+    def forward(self, weight):
+        self.computed += 1
+        return weight.clone()
+
+
+@every
+def test_a_call_computes_a_parametrization_once(member):
+    """PyTorch's layers do it more often, which a spectral norm in training sees (docs/replacing.md)."""
+    module, counted = member.layer(3, 4), _Counted()
+    parametrize.register_parametrization(module, "weight_hh_l0", counted)
+    counted.computed = 0
+    module(torch.randn(5, 2, 3))
+    assert counted.computed == 1
