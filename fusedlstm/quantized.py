@@ -41,7 +41,7 @@ class Quantized(nn.Module):
         for name, shape, dtype in self.tensors():
             self.register_buffer(name, torch.zeros(shape, dtype=dtype))
         self._flat_weights_names = list(self._buffers)  # of nn.RNNBase too
-        self._weights_among = operator.itemgetter(*self._buffers)  # buffers: made once, since every usual call asks
+        self._weights_among = operator.itemgetter(*self._buffers)  # made once, since every usual call asks
 
     @classmethod
     def like(cls, layer: nn.Module) -> Quantized:

@@ -286,6 +286,7 @@ class Outer {
       multiply<typename K::Isa, typename K::Product, kIsInterleaved>({sums, apart, x, panel, padded, kOuterStretch},
                                                                      rows, vectors);
     };
+    // Sums that begin have nothing to be added to: tiles leave whole panels of them where they go.
     if (to.first && (kInPlace || !is_once) && width - m >= K::kPanel) return sum_up(to.sums.of[i] + first_sum, width);
     // Blocks are summed from zero and then added up: fewer roundings at the size of the whole sum. Sums of large
     // weights come from memory; they are on their way while the block is summed.
