@@ -20,9 +20,7 @@ arch = sm_80
  Function {SYMBOL}:
   REG:255 STACK:0 SHARED:0
 """
-SASS = f"""
-arch = sm_80
-\t\tFunction : {SYMBOL}
+SASS = """
         /*0000*/                   LDG.E R1, [R2.64] ;
         /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R1, R4 ;
         /*0020*/                   LDS R1, [R2] ;
@@ -41,15 +39,17 @@ def test_compiled_kernels():
     assert done.returncode == 0, "\n".join(x for x in done.stdout.splitlines() if x.startswith("FAULT")) + done.stderr
 
 
+def measure(resources, sass, symbol=SYMBOL):
+    return check_sass.measure(resources, {"sm_80": {symbol: check_sass.instructions(sass)}})
+
+
 def test_right_code():
-    assert check_sass.measure(RESOURCES, SASS) == ({"sm_80": {NAME: 4}}, [])
+    assert measure(RESOURCES, SASS) == ({"sm_80": {NAME: 4}}, [])
 
 
 def test_kernel_with_variants():
     symbol = "_ZN9fusedlstm4cuda9_GLOBAL__22varied_resident_kernelINS_9NormedGruENS0_18VariedBackwardArgsEEEvT0_"
-    lengths, faults = check_sass.measure(
-        RESOURCES.replace(SYMBOL, symbol).replace("STACK:0", "STACK:8"), SASS.replace(SYMBOL, symbol)
-    )
+    lengths, faults = measure(RESOURCES.replace(SYMBOL, symbol).replace("STACK:0", "STACK:8"), SASS, symbol)
     assert lengths == {"sm_80": {"float32 normedgru local backward": 4}}
     assert faults == ["sm_80 float32 normedgru local backward: expected no stack, got 8 bytes of spilled registers"]
 
@@ -62,7 +62,7 @@ def test_code_that_gives_up_is_not_of_the_loop():
         /*002c*/                   EXIT ;
         /*0030*/                   BAR.SYNC 0x0 ;"""
     sass = SASS.replace("LDS R1, [R2] ;\n        /*0030*/                   BAR.SYNC 0x0 ;", retry.strip())
-    assert check_sass.measure(RESOURCES, sass) == ({"sm_80": {NAME: 4}}, [])
+    assert measure(RESOURCES, sass) == ({"sm_80": {NAME: 4}}, [])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_code_that_gives_up_is_not_of_the_loop():
     ids=["spill", "local load", "local store", "fence", "no loop"],
 )
 def test_planted_fault(resources, sass, fault):
-    assert check_sass.measure(resources, sass)[1] == [f"sm_80 {NAME}: {fault}"]
+    assert measure(resources, sass)[1] == [f"sm_80 {NAME}: {fault}"]
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_planted_fault(resources, sass, fault):
 )
 def test_some_kernels_may_have_a_fence(transport, fence, is_allowed):
     index = next(i for i, name in enumerate(check_sass.shape_names()) if f" {transport} " in name)
-    sass = SASS.replace("MathELi2E", f"MathELi{index}E").replace("LDS R1, [R2]", fence)
-    assert (check_sass.measure(RESOURCES, sass)[1] == []) == is_allowed
+    symbol = SYMBOL.replace("MathELi2E", f"MathELi{index}E")
+    assert (measure(RESOURCES, SASS.replace("LDS R1, [R2]", fence), symbol)[1] == []) == is_allowed
 
 
 @pytest.mark.parametrize(("length", "outcome"), [(110, []), (111, ["expected at most 110 .*, got 111"])])
