@@ -73,9 +73,9 @@ def emulated(cell, arithmetic, transport):
         return run(make(cell, arithmetic, transport), transport), tuple(kernels)
 
 
-def exact_kernels(arithmetic, change=lambda ptx: ptx):
-    """kernels_of_ptx() without contraction; those of all RUNS in an arithmetic are compiled together."""
-    kernels = {kernel for one in RUNS if one[1] == arithmetic for kernel in emulated(*one)[1]}
+def exact_kernels(change=lambda ptx: ptx):
+    """kernels_of_ptx() without contraction; those of all RUNS are compiled together."""
+    kernels = {kernel for one in RUNS for kernel in emulated(*one)[1]}
     return kernels_of_ptx(emulator.module(), change, together=kernels, flags=EXACT)
 
 
@@ -88,7 +88,7 @@ def allowed(layer, name=""):
 def test_every_bit_is_that_of_the_emulated_kernel(cell, arithmetic, transport):
     layer = make(cell, arithmetic, transport)
     expected, _ = emulated(cell, arithmetic, transport)
-    with exact_kernels(arithmetic) as launched:
+    with exact_kernels() as launched:
         found = run(layer, transport, seed=5)
     assert ("recurrence_kernel" in str(launched)) == (transport != "stream")
     for name, value in expected.items():
@@ -171,7 +171,7 @@ def test_faults_in_the_text_of_ptx_are_noticed(fault):
         changed.append(fault.planted(ptx) != ptx)
         return fault.planted(ptx)
 
-    with exact_kernels("bfloat16", change):
+    with exact_kernels(change):
         try:
             found = Emulated(module, layer, fault.transport).forward()["output"]
         except module.EmulationError as error:

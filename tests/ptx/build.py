@@ -15,6 +15,7 @@ from emulator import build
 from .text import entry_of
 from .translate import SYMBOL, translate
 
+RESIDENT = "recurrence_kernel"  # in the name of those that recurrence.cuh has
 ARCH = "sm_90a"  # whose kernels are all there
 NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
 # Not optimised: of seconds, compiling what runs once for milliseconds takes most.
@@ -79,20 +80,20 @@ def ptx_of(kernel, together=(), flags=(), arch=ARCH):
 
     Args:
         kernel: the name that g++ gives it.
-        together: names of kernels that are compiled at once, those of one source: a second of each compilation is that
-            of headers, a third of one that of a kernel.
+        together: names of kernels that are compiled at once: a second of each compilation is that of headers, a third
+            of one that of a kernel.
         flags: more of nvcc's.
         arch: "sm_90a".
     """
-    source = _source_of_kernels()[kernel]
-    if "recurrence_kernel" in kernel:  # of hundreds, which take minutes
-        kernels = sorted({kernel} | {name for name in together if _source_of_kernels()[name] == source})
+    if RESIDENT in kernel:  # of hundreds, which take minutes
+        source = build.CSRC / "cuda/device/recurrence.cuh"
+        kernels = sorted({kernel} | {name for name in together if RESIDENT in name})
         names = (demangled(name).removeprefix("void ").rpartition("(")[0] for name in kernels)
         lines = [f"auto* const kernel_{i} = &{name};\n" for i, name in enumerate(names)]
-        text = "".join(['#include "cuda/device/recurrence.cuh"\n', *lines])
     else:
-        text = f'#include "{source}"\n'
-    included = sorted([*build.CSRC.rglob("*.h"), *build.CSRC.rglob("*.cuh"), source])
+        source, lines = _source_of_kernels()[kernel], []
+    text = "".join([f'#include "{source}"\n', *lines])
+    included = sorted({*build.CSRC.rglob("*.h"), *build.CSRC.rglob("*.cuh"), source})
     contents = [file.name.encode() + b"\0" + file.read_bytes() for file in included]
     flags = [*NVCC_FLAGS, *flags, f"-arch={arch.replace('sm', 'compute')}"]
     key = _key(nvcc_version(), text.replace(str(build.CSRC), ""), *flags, *contents)
