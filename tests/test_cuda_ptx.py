@@ -75,7 +75,7 @@ def emulated(cell, arithmetic, transport):
 
 def exact_kernels(change=lambda ptx: ptx):
     """kernels_of_ptx() without contraction; those of all RUNS are compiled together."""
-    kernels = {kernel for one in RUNS for kernel in emulated(*one)[1]}
+    kernels = frozenset(kernel for one in RUNS for kernel in emulated(*one)[1])
     return kernels_of_ptx(emulator.module(), change, together=kernels, flags=EXACT)
 
 

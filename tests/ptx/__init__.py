@@ -48,7 +48,7 @@ def kernels_of_ptx(module, change=lambda ptx: ptx, **options):
     def find(offset, parameter_bytes):
         kernel = _symbols(module.__file__)[offset]
         launched.append(build.demangled(kernel))
-        return build.function_of(change(build.ptx_of(kernel, **options)), kernel, parameter_bytes)
+        return build.function_of(change(build.ptx_of(kernel, **options)), kernel, tuple(parameter_bytes))
 
     build.find_nvcc()  # or skips
     module.substitute_kernels(find)

@@ -61,6 +61,7 @@ def _listed_symbols(file):
     return subprocess.run(["nm", file], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
+@functools.cache
 def demangled(name):
     return subprocess.run(["c++filt", name], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -75,6 +76,7 @@ def _source_of_kernels():
     return found
 
 
+@functools.cache
 def ptx_of(kernel, together=(), flags=(), arch=ARCH):
     """What nvcc makes of a kernel: the text of the PTX, which has that of others too.
 
@@ -122,8 +124,9 @@ def _compiled_header():
     return compiled.with_suffix("")  # g++ looks for .gch beside it
 
 
+@functools.cache
 def function_of(ptx, kernel, parameter_bytes):
-    """The address of the function that a kernel in a text of PTX is translated to.
+    """The address of the function that a kernel in a text of PTX is translated to. It is launched in every time step.
 
     Args:
         ptx: the text.
@@ -131,6 +134,6 @@ def function_of(ptx, kernel, parameter_bytes):
         parameter_bytes: the sizes of its parameters, as the host passes them. Other sizes in PTX are an error.
     """
     entry = entry_of(ptx, kernel)
-    sizes = [parameter.bytes for parameter in entry.parameters]
+    sizes = tuple(parameter.bytes for parameter in entry.parameters)
     assert sizes == parameter_bytes, f"{kernel}: expected parameters of {sizes} bytes, got {parameter_bytes}"
     return ctypes.cast(getattr(_library(translate(entry)), SYMBOL), ctypes.c_void_p).value
