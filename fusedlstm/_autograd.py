@@ -27,6 +27,7 @@ from fusedlstm._arguments import (
     list_sizes,
 )
 from fusedlstm._namespace import NAMESPACE
+from fusedlstm._out_of_memory import raises_out_of_memory
 from fusedlstm._private_torch import below_autograd, number_of_pass, plain_apply, will_run
 from fusedlstm._second_order import second_order
 from fusedlstm.cells import CELLS
@@ -55,6 +56,7 @@ class _Layer(torch.autograd.Function):
         ctx.save_for_backward(output, saved, carried, layer.batch_sizes, layer.lengths, layer.reset, *tensors)
 
     @staticmethod
+    @raises_out_of_memory
     def backward(ctx, d_output, *d_others):
         *d_last, _, d_carried = d_others
         saved = ctx.saved_tensors  # to be asked for once: checkpoints count
@@ -91,6 +93,7 @@ class _Gradients(torch.autograd.Function):
         ctx.save_for_backward(output, saved, carried, layer.batch_sizes, layer.lengths, layer.reset, *tensors)
 
     @staticmethod
+    @raises_out_of_memory
     def backward(ctx, *flat_cotangents):
         saved = ctx.saved_tensors
         *results, batch_sizes, lengths, reset = saved[:6]

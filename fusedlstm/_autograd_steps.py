@@ -25,6 +25,7 @@ from fusedlstm._arguments import (
 )
 from fusedlstm._autograd import any_of, asked_in_pass, asked_of, gradients_of_layer
 from fusedlstm._choice import is_tf32_on
+from fusedlstm._out_of_memory import raises_out_of_memory
 from fusedlstm._private_torch import below_autograd, plain_apply
 from fusedlstm._second_order import needs_graph, second_order
 from fusedlstm._second_order_cell import gradients_of_sums, second_order_of_cell
@@ -71,6 +72,7 @@ class _Cell(torch.autograd.Function):
         return (*last, kept[1]) if _takes_gradients_of_sums(CELLS[name], kept) else tuple(last)
 
     @staticmethod
+    @raises_out_of_memory
     def backward(ctx, *d_results):
         cell, saved = CELLS[ctx.name], ctx.saved_tensors
         states = len(cell.states)
@@ -115,6 +117,7 @@ class _CellGradients(torch.autograd.Function):
         return tuple(_cell_gradients(step.name, step.allow_tf32, d_states, of_cell, step.kept, step.asked))
 
     @staticmethod
+    @raises_out_of_memory
     def backward(ctx, *cotangents):
         cell = CELLS[ctx.name]
         states = len(cell.states)

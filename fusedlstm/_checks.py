@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fusedlstm import _int8
+from fusedlstm._out_of_memory import refuse_if_out_of_memory
 from fusedlstm._private_torch import are_transforms_active, is_any_autocast_enabled
 from fusedlstm._sizes import Sizes, weights_of
 from fusedlstm.cells import Cell
@@ -76,8 +77,9 @@ def check_tensors(x, hx, weights, sizes, B, is_int8=False):
         check_states(hx, sizes, B, x, "hidden")
 
 
-def refuse(*call):
-    """Raises what `check_tensors` does, in place of the exception that is being handled; or nothing."""
+def refuse(error, *call):
+    """Raises what PyTorch does, in place of the exception `error` that is being handled; or nothing."""
+    refuse_if_out_of_memory(error)
     try:
         check_tensors(*call)
     except Exception as refusal:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fusedlstm import _library, _transforms
 from fusedlstm._choice import is_eager
 from fusedlstm._namespace import NAMESPACE
+from fusedlstm._out_of_memory import raises_out_of_memory
 from fusedlstm._private_torch import (
     FakeTensorMode,
     FunctionalTensorMode,
@@ -116,6 +117,7 @@ class _Recurrence(torch.autograd.Function):
         return output, *last, *kept
 
     @staticmethod
+    @raises_out_of_memory
     def backward(ctx, d_output, *d_others):
         cell = CELLS[ctx.name]
         saved = ctx.saved_tensors

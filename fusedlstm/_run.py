@@ -136,8 +136,8 @@ def run(
         output, last, *kept = results
         if type(output) is not Tensor or output.is_meta:  # a fake kernel may have run, which checks little
             _checks.check_tensors(x, hx, weights, sizes, B, is_int8)
-    except Exception:
-        _checks.refuse(x, hx, weights, sizes, B, is_int8)
+    except Exception as error:
+        _checks.refuse(error, x, hx, weights, sizes, B, is_int8)
         raise
 
     if return_saved and cell.saved > cell.gates:  # the gates come first
@@ -178,8 +178,8 @@ def _run_plain(x, states, weights, sizes, batch_first):
     allow_tf32 = x.is_cuda and x.dtype is torch.float32 and is_tf32_on(False)
     try:
         output, last = _run_usual(x, states, weights, sizes, None, allow_tf32)
-    except Exception:
-        _checks.refuse(x, states or None, weights, sizes, x.size(1))
+    except Exception as error:
+        _checks.refuse(error, x, states or None, weights, sizes, x.size(1))
         raise
     return output.transpose(0, 1) if batch_first else output, as_passed(last)
 

@@ -14,6 +14,7 @@ from fusedlstm import _checks
 from fusedlstm._autograd_steps import UNROUNDED, run_step
 from fusedlstm._choice import is_plain
 from fusedlstm._layers import as_passed
+from fusedlstm._out_of_memory import refuse_if_out_of_memory
 from fusedlstm._private_torch import is_any_autocast_enabled, is_intercepted
 from fusedlstm._run import run
 from fusedlstm._sizes import Sizes
@@ -48,8 +49,8 @@ def run_cell(name, input, hx, weights, frozen=None, varied=None):
         try:
             last = run_step(cell, input, states, weights) if frozen is None else _frozen(cell, input, states, frozen)
             return last[0] if has_one_state else tuple(last)
-        except Exception:
-            _refuse(name, input, hx, weights)
+        except Exception as error:
+            _refuse(error, name, input, hx, weights)
             if weights[1].numel() > 0:  # no units, as PyTorch's cells allow, are left to the layer
                 raise
     return _as_layer(name, input, hx, weights)
@@ -102,8 +103,9 @@ def _frozen(cell, input, states, frozen):
     return [state.squeeze_(0) for state in last]
 
 
-def _refuse(*call):
-    """Raises what PyTorch's cell says of a call, in place of the exception that is being handled; or nothing."""
+def _refuse(error, *call):
+    """Raises what PyTorch's cell says of a call that raised `error`, in its place; or nothing."""
+    refuse_if_out_of_memory(error)
     try:
         x, hx, sizes = _checked(*call)
         states = None if hx is None else [hx] if isinstance(hx, Tensor) else hx

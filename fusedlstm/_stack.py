@@ -17,6 +17,7 @@ from fusedlstm._autograd import asked_of, gradients_of_layer
 from fusedlstm._autograd_steps import UNROUNDED
 from fusedlstm._choice import choose
 from fusedlstm._layers import states_of_layers, weights_of_layers
+from fusedlstm._out_of_memory import raises_out_of_memory
 from fusedlstm._private_torch import below_autograd, count_of_dispatch_modes, plain_apply
 from fusedlstm._sizes import Sizes, weights_of
 from fusedlstm.cells import CELLS
@@ -113,6 +114,7 @@ class _Stack(torch.autograd.Function):
         return output, *last
 
     @staticmethod
+    @raises_out_of_memory
     def backward(ctx, *d_results):
         call, saved = ctx.call, ctx.saved_tensors  # to be asked for once: checkpoints count
         L = call.sizes.num_layers

@@ -117,7 +117,7 @@ inline void check_memory(TensorRef t, const char* name) {
 }
 
 // A new tensor, not initialized; dtype and device as PyTorch codes them. Without memory for it the error has PyTorch's
-// words: programs that try again with less look for them.
+// words: programs that try again with less look for them, and the package gives it PyTorch's type by them.
 inline AtenTensorHandle allocate(const Sizes& sizes, const int64_t* strides, int32_t dtype, int32_t device_type,
                                  int32_t device_index) {
   AtenTensorHandle handle = nullptr;
