@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fusedlstm.cells import RNN_RELU
-from tests.cases import Case
 
+from .cases import Case
 from .contenders import build_torch
 from .workload import INT8, Model, Workload
 

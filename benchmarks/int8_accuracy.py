@@ -15,9 +15,9 @@ from dataclasses import replace
 import torch
 
 from fusedlstm.cells import CELLS, LSTM
-from tests.cases import Case
 
 from .accuracy import Reference
+from .cases import Case
 from .contenders import CONTENDERS, FUSED_INT8, FUSED_INT8_FULL, ONNXRUNTIME_INT8, TORCH_INT8
 from .options import cell_name, counts
 from .report import markdown_line, markdown_table

@@ -7,8 +7,8 @@ import math
 import torch
 
 from fusedlstm.cells import Cell
-from tests.cases import Case
 
+from .cases import Case
 from .contenders import CONTENDERS, baseline_name, fused_name
 from .machine import import_seconds
 from .memory import peak_mib

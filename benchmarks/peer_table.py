@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.cases import ACCEPTANCE, BENCHMARK, Case
-
+from .cases import ACCEPTANCE, BENCHMARK, Case
 from .contenders import FROZEN
 from .results import Results, geometric_mean
 from .rows import OK, SKIPPED, Row

@@ -10,8 +10,8 @@ from itertools import product
 import torch
 
 from fusedlstm.cells import CELLS, LSTM
-from tests.cases import ACCEPTANCE, BENCHMARK, BY_STEP, INT8_GRID, INT8_USERS, Case
 
+from .cases import ACCEPTANCE, BENCHMARK, BY_STEP, INT8_GRID, INT8_USERS, Case
 from .contenders import FROZEN, INT8_PEERS, RUNTIMES, baseline_name, peers_of
 from .machine import usable_cpus
 from .rows import Job

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from fusedlstm.cells import LSTM
-from tests.cases import Case
+
+from .cases import Case
 
 OK, SKIPPED = "ok", "skipped"
 LEFT_OUT = "left out"  # for want of time

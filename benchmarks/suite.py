@@ -11,10 +11,10 @@ import torch
 
 import fusedlstm
 from fusedlstm.cells import CELLS
-from tests.cases import Case
 
 from . import machine, memory
 from .accuracy import Reference
+from .cases import Case
 from .contenders import CONTENDERS, fused_name
 from .limit import Limit
 from .load import OtherWork

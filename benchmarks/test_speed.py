@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from benchmarks.accuracy import Reference
+from benchmarks.cases import ACCEPTANCE
 from benchmarks.contenders import CONTENDERS, baseline_name, fused_name
 from benchmarks.workload import Workload
 from fusedlstm.cells import CELLS
-from tests.cases import ACCEPTANCE
 
 
 @pytest.mark.parametrize("contender", [fused_name, baseline_name], ids=["fused", "torch"])

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import fusedlstm
 from fusedlstm.cells import LSTM, Cell
-from tests.cases import Case
 from tests.tf32 import tf32
 
+from .cases import Case
 from .timing import Program
 
 MODES = ("inference", "train-forward", "train", "second-order", "decode")

@@ -3,12 +3,12 @@
 import torch
 
 from benchmarks import contenders
+from benchmarks.cases import Case
 from benchmarks.contenders import Contender, baseline_name, fused_name
 from benchmarks.rows import Job
 from benchmarks.timing import Budget
 from benchmarks.workload import Model, Workload
 from fusedlstm.cells import CELLS, LSTM
-from tests.cases import Case
 
 CPU = torch.device("cpu")
 SMALL = Case("small", 6, 3, 4, 5, num_layers=2, bidirectional=True)

@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass, field, replace
 
 import torch
-from cases import Case
 from emulator import Memory
 from layers import draw, flat
 
+from benchmarks.cases import Case
 from fusedlstm import reference
 from fusedlstm.cells import LSTM, Cell
 

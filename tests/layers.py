@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from cases import Case
 from torch import Tensor, nn
 
 import fusedlstm
+from benchmarks.cases import Case
 from fusedlstm import reference
 from fusedlstm._arguments import Incoming, LayerArguments
 from fusedlstm.cells import LSTM, Cell

@@ -7,11 +7,11 @@ from functools import partial
 from unittest import mock
 
 import torch
-from cases import Case
 from tolerance import assert_near, tolerance
 from torch import Tensor, nn
 
 import fusedlstm
+from benchmarks.cases import Case
 from fusedlstm import _run, reference
 from fusedlstm.cells import LSTM
 

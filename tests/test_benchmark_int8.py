@@ -12,6 +12,7 @@ from benchmark_jobs import CPU, SMALL, job
 from benchmarks import __main__ as command
 from benchmarks import int8_accuracy, int8_peers, machine, profiles, report
 from benchmarks.accuracy import Reference
+from benchmarks.cases import INT8_GRID, INT8_USERS, Case
 from benchmarks.contenders import (
     CONTENDERS,
     FROZEN,
@@ -32,7 +33,6 @@ from benchmarks.table import losses
 from benchmarks.timing import Budget
 from benchmarks.workload import INT8, Workload
 from fusedlstm.cells import CELLS, LSTM
-from tests.cases import INT8_GRID, INT8_USERS, Case
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "cheap_ceilings", "cheap_onnx"),

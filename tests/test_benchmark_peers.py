@@ -9,6 +9,7 @@ from benchmark_jobs import BASELINE, BRIEF, CPU, SMALL, job
 
 from benchmarks import profiles, report
 from benchmarks.accuracy import Reference
+from benchmarks.cases import ACCEPTANCE, BENCHMARK, USERS
 from benchmarks.contenders import CONTENDERS, FROZEN, RUNTIMES, Contender, build_torch
 from benchmarks.onnx_peers import Request, forward_with
 from benchmarks.peer_table import MEAN, peer_table
@@ -18,7 +19,6 @@ from benchmarks.suite import run_jobs
 from benchmarks.table import losses
 from benchmarks.workload import Workload
 from fusedlstm.cells import CELLS, LSTM
-from tests.cases import ACCEPTANCE, BENCHMARK, USERS
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "cheap_ceilings", "cheap_onnx"),

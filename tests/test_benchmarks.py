@@ -17,6 +17,7 @@ from torch import nn
 
 from benchmarks import contenders, memory, profiles, suite, timing
 from benchmarks.accuracy import Reference
+from benchmarks.cases import BENCHMARK, Case
 from benchmarks.contenders import CONTENDERS, Contender, fused_name, peers_of
 from benchmarks.machine import import_seconds, usable_cpus
 from benchmarks.neighbours import busy_neighbours
@@ -27,7 +28,6 @@ from benchmarks.table import losses, summary
 from benchmarks.workload import MODES, Model, Workload, precision_switches
 from fusedlstm import FusedGRUCell, FusedLSTMCell
 from fusedlstm.cells import CELLS, GRU, LSTM
-from tests.cases import BENCHMARK, Case
 
 # Said by PyTorch whenever oneDNN is switched off for a peer, on machines without Intel GPUs.
 ignored = pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")

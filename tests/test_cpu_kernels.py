@@ -5,7 +5,6 @@ from functools import cache
 
 import pytest
 import torch
-from cases import Case
 from forked_python import run_python
 from instruction_sets import FLOAT_ISAS, ISAS
 from layers import draw
@@ -14,6 +13,7 @@ from tolerance import assert_near, tolerance
 from torch import nn
 
 import fusedlstm
+from benchmarks.cases import Case
 
 cpu_info = torch.ops.fusedlstm._cpu_info
 cpu_force = torch.ops.fusedlstm._cpu_force

@@ -8,12 +8,12 @@ import threading
 
 import pytest
 import torch
-from cases import Case
 from family import every, tensors_of
 from forked_python import run_python
 from oracle import make_inputs, run
 
 import fusedlstm
+from benchmarks.cases import Case
 
 cpu_force = torch.ops.fusedlstm._cpu_force
 

@@ -5,13 +5,13 @@ Without a GPU the same kernels run in test_cuda_emulated.py; here it is the hard
 
 import pytest
 import torch
-from cases import Case
 from layers import differentiable, draw, flat, leaves, mapped
 from tf32 import tf32
 from tolerance import assert_near, tolerance
 from torch import Tensor
 
 import fusedlstm
+from benchmarks.cases import Case
 from fusedlstm import reference
 from fusedlstm.cells import CELLS, LSTM
 from fusedlstm.ops import OPERATORS

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import ACCEPTANCE
 
+from benchmarks.cases import ACCEPTANCE
 from benchmarks.peer_table import peer_table
 from benchmarks.report import markdown_table
 from benchmarks.results import FOLDER, Results

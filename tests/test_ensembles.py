@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case
 from layers import draw, flat
 from tolerance import between_calls
 from torch.func import vmap
 
+from benchmarks.cases import Case
 from fusedlstm import reference
 from fusedlstm._arguments import Differentiable, Incoming, LayerArguments
 from fusedlstm.cells import LSTM

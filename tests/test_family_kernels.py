@@ -8,13 +8,13 @@ from itertools import product
 
 import pytest
 import torch
-from cases import Case
 from family import family
 from instruction_sets import FLOAT_ISAS
 from layers import differentiable, draw
 from pairwise import pairwise
 from tolerance import assert_near, tolerance
 
+from benchmarks.cases import Case
 from fusedlstm import reference
 from fusedlstm._arguments import flat_tensors
 from fusedlstm.cells import CELLS

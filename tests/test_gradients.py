@@ -5,13 +5,14 @@ from threading import Thread
 
 import pytest
 import torch
-from cases import OPTIONS, Case
+from cases import OPTIONS
 from family import every, tensors_of
 from torch import nn
 from torch.autograd.functional import hessian, jacobian
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.cases import Case
 from fusedlstm import FusedLSTM, functional
 from fusedlstm.cells import CELLS
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from cases import OPTIONS, TILES, Case
+from cases import OPTIONS, TILES
 from oracle import ReferenceLSTM, check, make_inputs, run
 from torch import nn
 
+from benchmarks.cases import Case
 from fusedlstm import FusedLSTM, reference
 from fusedlstm.cells import LSTM
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case
 from layers import differentiable, draw, flat, leaves
 
+from benchmarks.cases import Case
 from fusedlstm import reference
 from fusedlstm.cells import CELLS
 from fusedlstm.ops import OPERATORS

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import quantized_reference as reference
 import torch
-from cases import Case
 from instruction_sets import ISAS
 from layers import draw
 from pairwise import pairwise
 
+from benchmarks.cases import Case
 from fusedlstm.cells import CELLS, GRU, LSTM, RNN_RELU, RNN_TANH
 
 # Below, on and above the borders of panels (16 units), of groups of columns (4; in tile registers 64), of vectors and

@@ -8,12 +8,12 @@ from itertools import combinations
 
 import pytest
 import torch
-from cases import Case
 from layers import differentiable, draw, flat, leaves
 from tolerance import assert_near, tolerance
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.cases import Case
 from fusedlstm import _arguments, _second_order_chunks, reference
 from fusedlstm._arguments import Differentiable, Incoming
 from fusedlstm._second_order import second_order
