@@ -31,10 +31,15 @@ def planted_tests(*options):
     return visits.pytest([HERE / "planted.py"], "--noconftest", *options, seconds=SECONDS)
 
 
-def forked(module, *options, started=visits.python):
-    """As agenda.python: the same words, for a process that finds torch imported."""
-    python, *words = started(module, *options)
+def forked(command):
+    """The same words, of Python, for a process that finds torch imported."""
+    python, *words = command
     return [python, "-S", HERE / "forked.py", *words]
+
+
+def load(kit):
+    nvidia_smi, python = visits.of_gpu().commands["load"].lines(kit)
+    return [nvidia_smi, forked(python)]
 
 
 def with_plants():
@@ -58,6 +63,7 @@ def with_plants():
         },
         commands={
             **of_gpu.commands,
+            "load": replace(of_gpu.commands["load"], lines=load),
             "constants": replace(of_gpu.commands["constants"], seconds=2),  # the kit of the test has one that sleeps
             "tests": Commands(lambda kit: [planted_tests("-n", "2")], 120),
             "primitives": Commands(lambda kit: [planted_tests("-k", "nothing")], 60),
@@ -69,7 +75,7 @@ def with_plants():
     )  # fmt: skip
 
 
-visits.python = forked
+visits.python = lambda module, *options, started=visits.python: forked(started(module, *options))
 agenda = with_plants()
 
 
