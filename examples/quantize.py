@@ -49,17 +49,18 @@ def trained_on_sentences(make_layer: MakeLayer, quick: bool) -> tuple[nn.Module,
 
 def measure(model: nn.Module, accuracy: Callable[..., float], data: Data, first: Data, calls: int) -> Measured:
     """`data`: as the model and `accuracy` take it; `first`: the inputs of a call with one sequence."""
-    inputs = data[:-1]
+    *inputs, labels = data
     with torch.inference_mode():
+        scores = model(*inputs)
         return Measured(
             sum(value.nbytes for value in model.state_dict().values()) / 1000,
             (_milliseconds(model, inputs, calls), _milliseconds(model, first, 10 * calls)),
-            model(*inputs),
-            accuracy(model, *data),
+            scores,
+            accuracy(scores, labels),
         )
 
 
-def _milliseconds(model: nn.Module, inputs: Data, calls: int) -> float:
+def _milliseconds(model: nn.Module, inputs: Sequence[Tensor], calls: int) -> float:
     """The median of as many calls."""
     seconds = []
     for _ in range(calls):

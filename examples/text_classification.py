@@ -88,17 +88,18 @@ def fit(model: nn.Module, words: Tensor, lengths: Tensor, labels: Tensor, epochs
     return losses
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, words: Tensor, lengths: Tensor, labels: Tensor) -> float:
-    """The part of the sentences that the model takes for what they are."""
-    return ((model(words, lengths) > 0) == labels.bool()).float().mean().item()
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The part of the sentences that are taken for what they are."""
+    return ((logits > 0) == labels.bool()).float().mean().item()
 
 
 def train(make_layer: MakeLayer, epochs: int = 8, device: str = "cpu") -> Training:
     """The score is the accuracy on other sentences."""
     model = SentenceClassifier(make_layer).to(device)
     losses = fit(model, *(data.to(device) for data in sentences(2000, seed=1)), epochs)
-    return Training(losses, accuracy(model, *(data.to(device) for data in sentences(500, seed=2))))
+    words, lengths, labels = (data.to(device) for data in sentences(500, seed=2))
+    with torch.no_grad():
+        return Training(losses, accuracy(model(words, lengths), labels))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Training]:
