@@ -93,10 +93,10 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return ((logits > 0) == labels.bool()).float().mean().item()
 
 
-def train(make_layer: MakeLayer, epochs: int = 8, device: str = "cpu") -> Training:
+def train(make_layer: MakeLayer, count: int = 2000, epochs: int = 8, device: str = "cpu") -> Training:
     """The score is the accuracy on other sentences."""
     model = SentenceClassifier(make_layer).to(device)
-    losses = fit(model, *(data.to(device) for data in sentences(2000, seed=1)), epochs)
+    losses = fit(model, *(data.to(device) for data in sentences(count, seed=1)), epochs)
     words, lengths, labels = (data.to(device) for data in sentences(500, seed=2))
     with torch.no_grad():
         return Training(losses, accuracy(model(words, lengths), labels))
@@ -104,8 +104,8 @@ def train(make_layer: MakeLayer, epochs: int = 8, device: str = "cpu") -> Traini
 
 def main(argv: list[str] | None = None) -> dict[str, Training]:
     arguments = options(__doc__, argv, takes_cell=True)
-    epochs = 1 if arguments.quick else 8
-    results = run_each(LAYERS[arguments.cell], lambda layer: train(layer, epochs, arguments.device))
+    count, epochs = (400, 2) if arguments.quick else (2000, 8)
+    results = run_each(LAYERS[arguments.cell], lambda layer: train(layer, count, epochs, arguments.device))
     report(results, "test accuracy")
     if arguments.plot:
         plot_losses(results, arguments.plot, "Sentences of different lengths")
