@@ -31,7 +31,7 @@ SASS = """
 
 
 @pytest.mark.skipif(not _library.CUDA_LIBRARY.is_file(), reason="built without the CUDA library")
-@pytest.mark.skipif(bool(check_sass.missing_tools()), reason="no cuobjdump and nvdisasm")
+@pytest.mark.skipif(bool(check_sass.missing_tools()), reason="no cuobjdump, nvdisasm and pyelftools")
 def test_compiled_kernels():
     """Spills on all architectures, time loops on one: the tool reads those of all before a release."""
     command = [sys.executable, check_sass.__file__, _library.CUDA_LIBRARY, "--arch", "newest"]
