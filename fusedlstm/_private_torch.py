@@ -62,8 +62,8 @@ def is_forward_mode_active() -> bool:
 def plain_apply(function: type[torch.autograd.Function]):
     """`function.apply` of plain tensors, outside of transforms of torch.func.
 
-    Public: function.apply, which in every call asks for transforms, and looks through all arguments for what those
-    that ended have left.
+    Public: function.apply, which before PyTorch 2.14 is a function of Python around this one: in every call it asks for
+    transforms, and looks through all arguments for what those that ended have left.
     """
     return super(torch.autograd.Function, function).apply
 

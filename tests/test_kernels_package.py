@@ -34,13 +34,16 @@ NAMES = ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
-    """The folder with a variant for CPU builds of torch. Only what has the namespace in it is compiled and linked."""
+    """The folder with a variant for CPU builds of torch. With a CUDA build the variant itself: in a folder `kernels`
+    would look for one for that. Only what has the namespace in it is compiled and linked."""
     folder = tmp_path_factory.mktemp("kernels") / "package"
     subprocess.run([sys.executable, TOOL, "--cpu-only", "--folder", folder], check=True)
-    return folder
+    return folder if torch.version.cuda is None else variant_of(folder)
 
 
 def variant_of(package: Path) -> Path:
+    if (package / "metadata.json").exists():
+        return package
     (variant,) = (package / "build").iterdir()
     return variant
 

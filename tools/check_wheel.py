@@ -1,7 +1,6 @@
 """Checks the release files in dist/ as users will meet them: installed in clean environments, away from the sources.
 
-    python3 dev.py check-wheel [--torch torch==2.13.0 torch==2.11.0] [--python python3.11] [--environment FOLDER ...]
-                               [--cpu-only]
+    python3 dev.py check-wheel [--torch torch==2.14.1 ...] [--python python3.11] [--environment FOLDER ...] [--cpu-only]
 
 First the files themselves: metadata, size, contents, and their libraries (see check_libraries.py); those of the package
 for `kernels` too, where build/kernels-package has one. Then, for every torch, a new virtual environment with a wheel:
@@ -66,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "dev.py check-wheel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--torch", nargs="*", default=["torch==2.13.0", "torch==2.11.0"])
+    made.add_argument("--torch", nargs="*", default=["torch==2.14.1", "torch==2.13.0", "torch==2.11.0"])
     made.add_argument("--python", default=sys.executable, help="the Python of the new environments")
     made.add_argument("--environment", nargs="*", default=[], type=Path)
     made.add_argument("--cpu-only", action="store_true", help="expect no CUDA library")
