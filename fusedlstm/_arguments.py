@@ -5,8 +5,7 @@ The meanings are written at `fusedlstm.reference.layer`.
 
 from __future__ import annotations
 
-import functools
-from itertools import accumulate, chain
+from itertools import chain
 from typing import NamedTuple
 
 from torch import Tensor
@@ -109,10 +108,7 @@ def list_sizes(layer: LayerArguments) -> tuple[int, ...]:
 
 def by_kind(in_a_row, sizes: tuple[int, ...]) -> Differentiable:
     """The opposite of `flat`."""
-    return Differentiable(in_a_row[0], *[list(in_a_row[place]) for place in _places(sizes)])
-
-
-@functools.cache
-def _places(sizes) -> list[slice]:
-    ends = list(accumulate(sizes, initial=1))
-    return list(map(slice, ends, ends[1:]))
+    kinds, end = [in_a_row[0]], 1
+    for size in sizes:
+        kinds.append(list(in_a_row[end : (end := end + size)]))
+    return Differentiable(*kinds)

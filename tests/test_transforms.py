@@ -1,6 +1,7 @@
 """torch.func: ensembles and batches by vmap; per-sample gradients, forward mode, Hessians."""
 
 import copy
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -358,6 +359,7 @@ def test_compiled_autograd():
 
     expected = torch.autograd.grad(loss(), [x, *parameters])
     whole = {"compiled_autograd": True, "compiled_autograd_kwargs_override": {"fullgraph": True}}
-    with torch._dynamo.config.patch(whole):
+    with torch._dynamo.config.patch(whole), warnings.catch_warnings():
+        warnings.filterwarnings("error", "Dynamo detected")  # what it cannot look into
         torch.compile(lambda loss: loss.backward(), backend="eager")(loss())
     torch.testing.assert_close([tensor.grad for tensor in (x, *parameters)], [*expected])
