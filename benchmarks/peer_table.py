@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from .cases import ACCEPTANCE, BENCHMARK, Case
@@ -17,11 +18,14 @@ _MODES = {"inference": "inference", "train": "training step"}
 def peer_table(results: Results) -> list[list[str]]:
     """Head and lines: float32 ratios of every case with a row in a mode of the table, the acceptance cases first;
     losses bold; then the geometric means over the acceptance cases that have the number. Of frozen weights, how much
-    faster they make it. Lines of which nothing is
-    known are not there."""
+    faster they make it. Lines of which nothing is known are not there, nor are columns of one case beside others of
+    more: more threads than CPUs."""
     rows = [row for row in results.rows if row.setting in _MODES and row.precision == "float32"]
+    cases = Counter(_column(row) for row in rows if row.status != SKIPPED)
+    least = min(2, max(cases.values(), default=0))
     # A peer that computes nothing here has no column.
-    columns = [column for column in _columns(rows, results.baseline) if any(_column(r) == column for r in _timed(rows))]
+    timed = {_column(row) for row in _timed(rows) if cases[_column(row)] >= least}
+    columns = [column for column in _columns(rows, results.baseline) if column in timed]
     found = {(row.case, *_column(row)): row for row in rows}
     lines = []
     for case in BENCHMARK:
