@@ -26,9 +26,10 @@ from fusedlstm._arguments import (
 from fusedlstm._autograd import any_of, asked_in_pass, asked_of, gradients_of_layer
 from fusedlstm._choice import is_tf32_on
 from fusedlstm._out_of_memory import raises_out_of_memory
-from fusedlstm._private_torch import below_autograd, plain_apply
+from fusedlstm._private_torch import below_autograd, is_dynamo_compiling, plain_apply
 from fusedlstm._second_order import needs_graph, second_order
 from fusedlstm._second_order_cell import gradients_of_sums, second_order_of_cell
+from fusedlstm._steps_together import Step, gradients_of_weights, hand_on, handed_to, most_steps
 from fusedlstm.cells import CELLS, Cell
 from fusedlstm.ops import OPERATORS
 
@@ -79,17 +80,22 @@ class _Cell(torch.autograd.Function):
         d_states, kept, tensors = d_results[:states], saved[:3], saved[3:]
         is_transformed = _transforms.are_active(d_results)
         asked = ctx.needs_input_grad[2:] if is_transformed else asked_in_pass(ctx, tensors)
+        handed = [] if is_dynamo_compiling() else handed_to(ctx)
         if len(d_results) > states and d_results[states] is not None:
-            return (None, None, *gradients_of_sums(cell, d_states, d_results[states], kept, tensors, asked))
-        if all(d is None for d in d_states):  # as what comes after may say
-            return (None, None, *[None] * len(tensors))
-        if is_transformed:
-            return (None, None, *_gradients_by_layer(ctx.name, ctx.allow_tf32, d_states, tensors, kept, asked))
-        if not torch.is_grad_enabled():
-            return (None, None, *_cell_gradients(ctx.name, ctx.allow_tf32, d_states, tensors, kept, asked))
-        to_sums = kept[1] if len(d_results) > states else None
-        step = _Step(ctx.name, kept, asked, ctx.allow_tf32)
-        return (None, None, *_apply_cell_gradients(step, to_sums, *d_states, *tensors))
+            found = gradients_of_sums(cell, d_states, d_results[states], kept, tensors, asked)
+        elif all(d is None for d in d_states):  # as what comes after may say
+            found = [None] * len(tensors)
+        elif is_transformed:
+            found = _gradients_by_layer(ctx.name, ctx.allow_tf32, d_states, tensors, kept, asked)
+        elif torch.is_grad_enabled():
+            to_sums = kept[1] if len(d_results) > states else None
+            step = _Step(ctx.name, kept, asked, ctx.allow_tf32)
+            found = _apply_cell_gradients(step, to_sums, *d_states, *tensors)
+        else:
+            return (None, None, *_cell_gradients_together(ctx, d_states, tensors, kept, asked, handed))
+        if handed:  # by steps that came to this one by another way
+            found = _added(found, gradients_of_weights(ctx.name, handed, tensors[1 + states :], asked[1 + states :]))
+        return (None, None, *found)
 
 
 class _Step(NamedTuple):
@@ -159,6 +165,30 @@ def _cell_gradients(name, allow_tf32, d_states, tensors, kept, asked) -> list:
     with below_autograd():
         found = OPERATORS[name].cell_backward(d_states, *_of_step(name, tensors), allow_tf32, kept, asked)
     return found if all(asked) else [gradient if ask else None for gradient, ask in zip(found, asked)]
+
+
+def _cell_gradients_together(ctx, d_states, tensors, kept, asked, handed) -> list:
+    """`_cell_gradients` of a node; those of the weights with other steps', see _steps_together.py."""
+    cell, first = CELLS[ctx.name], 1 + len(d_states)
+    rows, weights = tensors[:first], tensors[first:]
+    most = most_steps(cell, rows) if True in asked[first:] else 0
+    if most or handed:
+        own = Step(d_states, rows, kept)
+        is_handed_on = len(handed) + 1 < most and hand_on(ctx, handed, own)
+        if is_handed_on or handed:
+            of_rows = [*asked[:first], *[False] * len(weights)]
+            found = _cell_gradients(ctx.name, ctx.allow_tf32, d_states, tensors, kept, of_rows)
+            if not is_handed_on:
+                found[first:] = gradients_of_weights(ctx.name, [*handed, own], weights, asked[first:])
+            return found
+    return _cell_gradients(ctx.name, ctx.allow_tf32, d_states, tensors, kept, asked)
+
+
+def _added(found, of_weights) -> list:
+    """Gradients of `_Cell`'s tensors, with more of the weights'."""
+    rows = len(found) - len(of_weights)
+    sums = [one if two is None else two if one is None else one + two for one, two in zip(found[rows:], of_weights)]
+    return [*found[:rows], *sums]
 
 
 def _gradients_by_layer(name, allow_tf32, d_states, tensors, kept, asked) -> list:
