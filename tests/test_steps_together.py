@@ -10,7 +10,7 @@ from family import GRU, LSTM, tensors_of
 from torch.autograd import grad
 from torch.utils.checkpoint import checkpoint
 
-from fusedlstm import _autograd_steps, _steps_together
+from fusedlstm import FusedRNNCell, _autograd_steps, _steps_together
 from fusedlstm.cells import CELLS
 
 # An RNN's step in training is PyTorch's own.
@@ -63,7 +63,11 @@ def assert_as_torchs(member, program, **options):
     """program(cell): what both cells make the same of, a list of tensors."""
     torch.manual_seed(0)
     fused, plain = member.pair_of_cells(I, H, dtype=torch.float64, **options)
-    found, expected = program(fused), program(plain)
+    assert_near(program(fused), program(plain))
+
+
+def assert_near(found, expected):
+    """In float64: the sums are those of other orders."""
     assert len(found) == len(expected) > 0
     for actual, wanted in zip(found, expected):
         assert (actual is None) == (wanted is None)
@@ -75,26 +79,19 @@ def all_gradients(loss, cell, *others):
     return grad(loss, [*others, *cell.parameters()], allow_unused=True)
 
 
+LOSSES = {
+    "last": lambda states: total(states[-1]),
+    "every": lambda states: sum(map(total, states)),
+    "h": lambda states: first_h(states[-1]).sum(),  # no gradient arrives at the last c
+}
+
+
 @members
+@pytest.mark.parametrize("of", LOSSES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_loop(member, bias, counted):
+def test_a_loop(member, bias, of, counted):
     xs = inputs()
-    assert_as_torchs(member, lambda cell: all_gradients(total(loop(cell, xs)[-1]), cell, *xs), bias=bias)
-    assert counted == [T]
-
-
-@members
-def test_losses_of_every_step(member, counted):
-    xs = inputs()
-    assert_as_torchs(member, lambda cell: all_gradients(sum(map(total, loop(cell, xs))), cell, *xs))
-    assert counted == [T]
-
-
-@members
-def test_loss_of_h_alone(member, counted):
-    """No gradient arrives at the last c."""
-    xs = inputs()
-    assert_as_torchs(member, lambda cell: all_gradients(first_h(loop(cell, xs)[-1]).sum(), cell, *xs))
+    assert_as_torchs(member, lambda cell: all_gradients(LOSSES[of](loop(cell, xs)), cell, *xs), bias=bias)
     assert counted == [T]
 
 
@@ -168,8 +165,7 @@ def test_h_that_is_an_input_too(member, counted):
             given = first_h(state)
         return all_gradients(total(state), cell, x)
 
-    for actual, wanted in zip(program(fused), program(plain)):
-        torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-11)
+    assert_near(program(fused), program(plain))
     assert counted == [T]
 
 
@@ -186,9 +182,35 @@ def test_two_cells_in_turn(member, counted):
             state = cells[k % 2](x, state)
         return grad(total(state), [p for cell in cells for p in cell.parameters()])
 
-    for actual, wanted in zip(program([fused for fused, _ in pairs]), program([plain for _, plain in pairs])):
-        torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-11)
+    assert_near(*map(program, zip(*pairs)))
     assert counted == []
+
+
+def test_two_kinds_of_cells_with_the_same_weights(counted):
+    """Those of RNNs, which are steps of ours in 16 bits."""
+    cells = [FusedRNNCell(I, H, nonlinearity=kind, dtype=torch.bfloat16) for kind in ("tanh", "relu")]
+    for name, parameter in cells[0].named_parameters():
+        setattr(cells[1], name, parameter)
+    xs = [x.detach() for x in inputs(torch.bfloat16)]
+    state = None
+    for k, x in enumerate(xs):
+        state = cells[k % 2](x, state)
+    state.sum().backward()
+    assert counted == []
+    loop(cells[1], xs)[-1].sum().backward()
+    assert counted == [T]
+
+
+@members
+def test_nothing_is_handed_to_where_the_pass_does_not_come(member):
+    """That a pass returns one parameter's gradient is taken to mean that it is for all."""
+    torch.manual_seed(0)
+    cell, above = (member.pair_of_cells(*sizes, dtype=torch.float64)[0] for sizes in ((I, H), (H, H)))
+    xs = [x.detach().requires_grad_() for x in inputs()]
+    states = loop(cell, xs)
+    loss = total(above(first_h(states[-1]), states[-1]))
+    grad(loss, [above.weight_ih, xs[3]], retain_graph=True)
+    assert not any(getattr(first_h(state).grad_fn, "handed", None) for state in states)
 
 
 @members
@@ -217,8 +239,7 @@ def test_weights_without_gradients(member, frozen, counted):
         for name, parameter in cell.named_parameters():
             parameter.requires_grad_((name == "bias_ih") if frozen.startswith("all") else name != frozen)
         total(loop(cell, xs)[-1]).backward()
-        found = [p.grad for p in cell.parameters()] + [xs[0].grad if xs[0].is_leaf else None]
-        return found
+        return [p.grad for p in cell.parameters()]
 
     assert_as_torchs(member, program)
     assert counted == [T]
@@ -311,8 +332,7 @@ def test_passes_of_one_graph_at_a_time(member):
     with ThreadPoolExecutor(4) as threads:
         all_found = threads.map(lambda _: grad(loss, [*fused.parameters()], retain_graph=True), range(16))
         for found in all_found:
-            for actual, wanted in zip(found, expected):
-                torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-11)
+            assert_near(found, expected)
 
 
 @members
@@ -324,8 +344,7 @@ def test_a_gradient_penalty(member):
         states = loop(cell, xs)
         (d_x,) = grad(total(states[3]), xs[1], create_graph=True)
         (d_x.square().sum() + total(states[-1])).backward()
-        found = [p.grad for p in cell.parameters()]
-        return found
+        return [p.grad for p in cell.parameters()]
 
     assert_as_torchs(member, program)
 
@@ -356,22 +375,26 @@ def test_checkpoints(member, counted):
     assert counted == [T]
 
 
-@members
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_other_dtypes(member, dtype):
-    """Not further from float64 than twice what step by step is."""
+@members
+def test_as_exact_as_step_by_step(member, dtype, monkeypatch):
+    """Rows are added up in another order, for a few percent more or less; gradients of 16 bits are rounded once."""
     torch.manual_seed(0)
-    fused, plain = member.pair_of_cells(I, H, dtype=dtype)
-    exact = member.pair_of_cells(I, H, dtype=torch.float64)[1]
-    exact.load_state_dict({name: value.double() for name, value in plain.state_dict().items()})
-    xs = [x.detach() for x in inputs(dtype)]
-
-    def error(cell):
-        found = grad(total(loop(cell, xs)[-1]), [*cell.parameters()])
-        return max((a - b).abs().max().item() for a, b in zip(found, expected))
-
+    size = 128
+    fused, _ = member.pair_of_cells(size, size, dtype=dtype)
+    exact, _ = member.pair_of_cells(size, size, dtype=torch.float64)
+    exact.load_state_dict({name: value.double() for name, value in fused.state_dict().items()})
+    xs = [torch.randn(2, size, dtype=dtype) for _ in range(20)]
     expected = grad(total(loop(exact, [x.double() for x in xs])[-1]), [*exact.parameters()])
-    assert error(fused) <= 2 * error(plain)
+
+    def errors():
+        found = grad(total(loop(fused, xs)[-1]), [*fused.parameters()])
+        return [(a - b).square().mean().sqrt().item() for a, b in zip(found, expected)]
+
+    together = errors()
+    monkeypatch.setattr(_autograd_steps, "most_steps", lambda cell, rows: 0)
+    for error, alone in zip(together, errors(), strict=True):
+        assert error <= (1.1 if dtype is torch.float32 else 1) * alone
 
 
 def most_steps(cell, rows, size, device="cpu"):
@@ -407,6 +430,5 @@ def test_as_it_comes(member, counted, monkeypatch):
     fused, plain = member.pair_of_cells(128, 128, dtype=torch.float64)
     x = torch.randn(2, 128, dtype=torch.float64, requires_grad=True)
     found, expected = (all_gradients(total(loop(cell, [x] * 50)[-1]), cell, x) for cell in (fused, plain))
-    for actual, wanted in zip(found, expected):
-        torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-10)
+    assert_near(found, expected)
     assert sum(counted) == 50 and max(counted) == most_steps(member.cell, 2, 128) < 50
